@@ -1,0 +1,532 @@
+//! Typed settings, one section per component: `kind: BastionConfiguration` of `kube-bastion.dev/v1alpha1`.
+//!
+//! A field is read once, checked where it is read, and handed on as the type that its component wants. What a field
+//! is for, its default and its unit stand in its doc comment, which is also its description in
+//! `config/bastionconfiguration.schema.json`.
+
+mod values;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::model::address::AddressType;
+
+pub use values::{parse_address, parse_duration};
+
+/// The only version so far.
+pub const API_VERSION: &str = "kube-bastion.dev/v1alpha1";
+pub const KIND: &str = "BastionConfiguration";
+
+/// The whole configuration of a bastion. Every field may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Config {
+    #[serde(deserialize_with = "values::api_version")]
+    #[schemars(extend("const" = API_VERSION))]
+    pub api_version: String,
+    #[serde(deserialize_with = "values::kind")]
+    #[schemars(extend("const" = KIND))]
+    pub kind: String,
+    #[serde(default)]
+    pub serving: Serving,
+    #[serde(default)]
+    pub admin: Admin,
+    #[serde(default)]
+    pub source: Source,
+    #[serde(default)]
+    pub authentication: Authentication,
+    #[serde(default)]
+    pub authorization: Authorization,
+    #[serde(default)]
+    pub targets: Targets,
+    #[serde(default)]
+    pub upstream: Upstream,
+    #[serde(default)]
+    pub log: Log,
+    #[serde(default)]
+    pub drain: Drain,
+}
+
+/// How callers reach the bastion.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Serving {
+    /// `IP:port` for HTTPS. Port 0 takes a free one.
+    #[serde(deserialize_with = "values::address")]
+    #[schemars(with = "String")]
+    pub secure_listen_address: SocketAddr,
+    /// `IP:port` for plain HTTP; none unless set. Tokens cross this port in clear text.
+    #[serde(deserialize_with = "values::optional_address")]
+    #[schemars(with = "Option<String>")]
+    pub insecure_listen_address: Option<SocketAddr>,
+    /// PEM file with the serving certificate and its intermediates, read again when it changes. Without one, a
+    /// self-signed certificate is made at start and its fingerprint logged.
+    pub tls_cert_file: Option<PathBuf>,
+    /// PEM file with the private key of `tlsCertFile`.
+    pub tls_private_key_file: Option<PathBuf>,
+    /// The oldest TLS version that is spoken: `VersionTLS12` or `VersionTLS13`.
+    pub tls_min_version: TlsVersion,
+    /// PEM file with the CAs of client certificates. Without one, the CAs that the cluster publishes in
+    /// `kube-system/extension-apiserver-authentication` are followed.
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: Option<PathBuf>,
+    /// Threads that serve requests; 0 takes one per core that the cgroup's CPU quota allows.
+    #[serde(deserialize_with = "values::count")]
+    pub workers: usize,
+    /// Connections served at once; further ones wait in the kernel's queue. 0 sets no limit.
+    #[serde(deserialize_with = "values::count")]
+    pub max_connections: usize,
+    /// How long a TLS handshake may take, as `10s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub handshake_timeout: Duration,
+    /// How long a connection may stay without a request, and how long the head of a request may take, as `90s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub idle_timeout: Duration,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self {
+            secure_listen_address: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            insecure_listen_address: None,
+            tls_cert_file: None,
+            tls_private_key_file: None,
+            tls_min_version: TlsVersion::default(),
+            client_ca_file: None,
+            workers: 0,
+            max_connections: 0,
+            handshake_timeout: Duration::from_secs(10),
+            // What kube-apiserver waits (CONFORMANCE C102).
+            idle_timeout: Duration::from_secs(90),
+        }
+    }
+}
+
+/// TLS versions, spelled as kube-apiserver's `--tls-min-version` spells them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
+pub enum TlsVersion {
+    #[default]
+    #[serde(rename = "VersionTLS12")]
+    #[value(name = "VersionTLS12")]
+    Tls12,
+    #[serde(rename = "VersionTLS13")]
+    #[value(name = "VersionTLS13")]
+    Tls13,
+}
+
+/// The port for probes and Prometheus.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Admin {
+    /// `IP:port` for `/livez`, `/readyz` and `/metrics`, plain HTTP. Port 0 takes a free one.
+    #[serde(deserialize_with = "values::address")]
+    #[schemars(with = "String")]
+    pub listen_address: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen_address: SocketAddr::from(([0, 0, 0, 0], 8080)) }
+    }
+}
+
+/// Where the facts come from: nodes, pods, services, endpoints, and who may do what.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Source {
+    /// `kubernetes` asks a Kubernetes API, `manifests` reads a folder of YAML.
+    #[serde(rename = "type")]
+    pub kind: SourceKind,
+    /// For type `kubernetes`.
+    pub kubernetes: KubernetesSource,
+    /// For type `manifests`.
+    pub manifests: ManifestsSource,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    #[default]
+    Kubernetes,
+    Manifests,
+}
+
+/// How the Kubernetes API is reached.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct KubernetesSource {
+    /// A kubeconfig file. Without one, the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig; its current one unless set.
+    pub context: Option<String>,
+}
+
+/// A folder of manifests instead of a Kubernetes API.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct ManifestsSource {
+    /// A folder whose `*.yaml`, `*.yml` and `*.json` files hold Node, Pod, Service, EndpointSlice, Role, ClusterRole,
+    /// RoleBinding and ClusterRoleBinding objects; read again when a file changes.
+    pub directory: Option<PathBuf>,
+    /// A file of bearer tokens in kube-apiserver's format: `token,user,uid,"group1,group2"`, a line each.
+    pub token_auth_file: Option<PathBuf>,
+}
+
+/// How callers prove who they are.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Authentication {
+    /// Lets callers without credentials in as `system:anonymous`; what they may do is the authorizer's to say.
+    pub anonymous: bool,
+    pub token_review: TokenReview,
+}
+
+/// Bearer tokens, asked of the API by TokenReview.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct TokenReview {
+    /// How long a good token is remembered, as `10s`; never past its own expiry.
+    #[serde(rename = "cacheTTL", with = "values::duration")]
+    #[schemars(with = "String")]
+    pub cache_ttl: Duration,
+    /// How long a bad token is remembered, as `2s`.
+    #[serde(rename = "failureCacheTTL", with = "values::duration")]
+    #[schemars(with = "String")]
+    pub failure_cache_ttl: Duration,
+    /// How many tokens are remembered at most.
+    #[serde(deserialize_with = "values::positive")]
+    pub cache_size: usize,
+    /// How long the API may take to answer, as `10s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub timeout: Duration,
+    /// Audiences that a token may be meant for; the API's own where empty.
+    pub audiences: Vec<String>,
+}
+
+impl Default for TokenReview {
+    fn default() -> Self {
+        Self {
+            cache_ttl: Duration::from_secs(10),
+            failure_cache_ttl: Duration::from_secs(2),
+            cache_size: 16_384,
+            timeout: Duration::from_secs(10),
+            audiences: Vec::new(),
+        }
+    }
+}
+
+/// What callers may do, asked of the API by SubjectAccessReview.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Authorization {
+    /// How long a yes is remembered, as `10s`.
+    #[serde(rename = "allowedCacheTTL", with = "values::duration")]
+    #[schemars(with = "String")]
+    pub allowed_cache_ttl: Duration,
+    /// How long a no is remembered, as `10s`.
+    #[serde(rename = "deniedCacheTTL", with = "values::duration")]
+    #[schemars(with = "String")]
+    pub denied_cache_ttl: Duration,
+    /// How many answers are remembered at most.
+    #[serde(deserialize_with = "values::positive")]
+    pub cache_size: usize,
+    /// How long the API may take to answer, as `10s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub timeout: Duration,
+    /// Asks a second time with the bare name where the id with its scheme and port is denied, so that a rule whose
+    /// `resourceNames` list `web` covers `http:web:80` too. kube-apiserver does not.
+    pub accept_bare_names: bool,
+}
+
+impl Default for Authorization {
+    fn default() -> Self {
+        Self {
+            allowed_cache_ttl: Duration::from_secs(10),
+            denied_cache_ttl: Duration::from_secs(10),
+            cache_size: 65_536,
+            timeout: Duration::from_secs(10),
+            accept_bare_names: false,
+        }
+    }
+}
+
+/// Which targets may be reached, and how nodes are.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Targets {
+    /// Which of a node's addresses is dialled: the first of these types that it has.
+    pub kubelet_preferred_address_types: Vec<AddressType>,
+    /// PEM file with the CAs of the kubelets' serving certificates; unverified without one, as with kube-apiserver.
+    pub kubelet_certificate_authority: Option<PathBuf>,
+    /// PEM file with the client certificate that is shown to kubelets.
+    pub kubelet_client_certificate: Option<PathBuf>,
+    /// PEM file with the private key of `kubeletClientCertificate`.
+    pub kubelet_client_key: Option<PathBuf>,
+    /// Serves endpoints that no pod of the service's namespace stands behind (services without a selector).
+    pub pod_less_endpoints: bool,
+    /// Lets loopback addresses be dialled: for a first look and for tests on one machine, never in a cluster.
+    pub allow_loopback: bool,
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        use AddressType::{ExternalDns, ExternalIp, Hostname, InternalDns, InternalIp};
+        Self {
+            // Node names rarely resolve outside a node, so the address comes before them (CONFORMANCE C34).
+            kubelet_preferred_address_types: vec![InternalIp, Hostname, InternalDns, ExternalDns, ExternalIp],
+            kubelet_certificate_authority: None,
+            kubelet_client_certificate: None,
+            kubelet_client_key: None,
+            pod_less_endpoints: false,
+            allow_loopback: false,
+        }
+    }
+}
+
+/// Connections towards targets.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Upstream {
+    /// How long a connect may take where no other endpoint is left, as `30s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub dial_timeout: Duration,
+    /// How long a connect may take while another endpoint could serve instead, as `2s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub failover_dial_timeout: Duration,
+    /// How long a TLS handshake may take, as `10s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub tls_handshake_timeout: Duration,
+    /// How long an idle connection is kept for reuse, as `90s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub idle_timeout: Duration,
+    /// Idle connections kept per endpoint and worker.
+    #[serde(deserialize_with = "values::positive")]
+    pub max_idle_per_endpoint: usize,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            dial_timeout: Duration::from_secs(30),
+            failover_dial_timeout: Duration::from_secs(2),
+            tls_handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(90),
+            max_idle_per_endpoint: 256,
+        }
+    }
+}
+
+/// What is written to standard error (events) and standard output (requests).
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives as `info,kube_bastion::watch=debug`.
+    #[serde(deserialize_with = "values::log_level")]
+    pub level: String,
+    pub format: LogFormat,
+    /// One line per request.
+    pub access: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text, access: true }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// How the bastion ends.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Drain {
+    /// How long requests and tunnels that run at SIGTERM may go on, as `30s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub timeout: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(30) }
+    }
+}
+
+/// Why there is no configuration to run with.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {path:?}")]
+    Read { path: PathBuf, source: std::io::Error },
+    /// The parser's own words: line, column, field, value and what would be right, with the lines around it.
+    #[error("the configuration file {path:?} is refused\n{report}")]
+    Parse { path: PathBuf, report: String },
+    /// Fields that are right by themselves and do not go together.
+    #[error("{field}: {fault}")]
+    Conflict { field: &'static str, fault: String },
+}
+
+impl Config {
+    /// The defaults, as a file that says nothing gives them.
+    pub fn new() -> Self {
+        Self { api_version: API_VERSION.into(), kind: KIND.into(), ..Self::default() }
+    }
+
+    /// # Errors
+    /// Where the file cannot be read, or a field is unknown or its value no good.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        Self::parse(&text).map_err(|report| ConfigError::Parse { path: path.into(), report })
+    }
+
+    /// # Errors
+    /// The parser's report, ready to be shown.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        serde_saphyr::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// Checks what no field can tell by itself. Called once flags and environment are in.
+    ///
+    /// # Errors
+    /// Names the field that is missing or does not go with another.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let Serving { tls_cert_file: cert, tls_private_key_file: key, .. } = &self.serving;
+        together("serving.tlsPrivateKeyFile", "serving.tlsCertFile", key.as_ref(), cert.as_ref())?;
+        let Targets { kubelet_client_certificate: cert, kubelet_client_key: key, .. } = &self.targets;
+        together("targets.kubeletClientKey", "targets.kubeletClientCertificate", key.as_ref(), cert.as_ref())?;
+        if self.targets.kubelet_preferred_address_types.is_empty() {
+            return Err(ConfigError::Conflict {
+                field: "targets.kubeletPreferredAddressTypes",
+                fault: "an empty list lets no node be reached; leave the field out for the default order".into(),
+            });
+        }
+        let manifests = &self.source.manifests;
+        match self.source.kind {
+            SourceKind::Manifests if manifests.directory.is_none() => Err(ConfigError::Conflict {
+                field: "source.manifests.directory",
+                fault: "not set, but source.type is \"manifests\": give a folder of YAML files, or use source.type \
+                        \"kubernetes\""
+                    .into(),
+            }),
+            SourceKind::Kubernetes if *manifests != ManifestsSource::default() => Err(ConfigError::Conflict {
+                field: "source.manifests",
+                fault: "set, but source.type is \"kubernetes\": set source.type to \"manifests\", or leave \
+                        source.manifests out"
+                    .into(),
+            }),
+            SourceKind::Kubernetes | SourceKind::Manifests => Ok(()),
+        }
+    }
+
+    /// The configuration as a file that would give it. It holds names of files, never what is in them.
+    pub fn to_yaml(&self) -> String {
+        serde_saphyr::to_string(self).expect("the configuration is plain data")
+    }
+}
+
+/// The JSON schema (draft 2020-12) of the file, made from the types.
+pub fn schema() -> String {
+    let schema = schemars::schema_for!(Config);
+    serde_json::to_string_pretty(&schema).expect("a schema is plain data") + "\n"
+}
+
+fn together(
+    first: &'static str,
+    second: &'static str,
+    a: Option<&PathBuf>,
+    b: Option<&PathBuf>,
+) -> Result<(), ConfigError> {
+    let (field, other, set) = match (a, b) {
+        (Some(set), None) => (second, first, set),
+        (None, Some(set)) => (first, second, set),
+        _ => return Ok(()),
+    };
+    Err(ConfigError::Conflict { field, fault: format!("not set, but {other} is {set:?}: give both or neither") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\n";
+
+    fn refused(body: &str) -> String {
+        Config::parse(&format!("{HEAD}{body}")).unwrap_err()
+    }
+
+    #[test]
+    fn a_file_that_says_nothing_gives_the_defaults() {
+        assert_eq!(Config::parse(HEAD).unwrap(), Config::new());
+    }
+
+    #[test]
+    fn the_effective_configuration_reads_back() {
+        let mut config = Config::new();
+        config.serving.insecure_listen_address = Some("127.0.0.1:0".parse().unwrap());
+        config.upstream.dial_timeout = Duration::from_millis(1500);
+        config.serving.tls_cert_file = Some("a.pem".into());
+        assert_eq!(Config::parse(&config.to_yaml()).unwrap(), config);
+    }
+
+    #[test]
+    fn bad_input_is_refused_with_line_field_value_and_what_would_be_right() {
+        let cases = [
+            ("servin: {}\n", &["line 3", "`servin`", "serving"][..]),
+            (
+                "serving:\n  secureListenAddress: localhost\n",
+                &["line 4", "secureListenAddress", "\"localhost\"", "0.0.0.0:8443"],
+            ),
+            ("serving:\n  workers: -1\n", &["line 4", "workers", "\"-1\"", "whole number"]),
+            ("serving:\n  tlsMinVersion: VersionTLS10\n", &["line 4", "VersionTLS10", "VersionTLS12"]),
+            ("upstream:\n  dialTimeout: 30\n", &["line 4", "dialTimeout", "\"30\"", "30s"]),
+            ("upstream:\n  maxIdlePerEndpoint: 0\n", &["line 4", "maxIdlePerEndpoint", "\"0\"", "1 or more"]),
+            ("log:\n  level: loud=much\n", &["line 4", "level", "loud", "info"]),
+            ("source:\n  type: etcd\n", &["line 4", "etcd", "kubernetes", "manifests"]),
+            ("targets:\n  kubeletPreferredAddressTypes: [Internal]\n", &["line 4", "Internal", "InternalIP"]),
+        ];
+        for (body, told) in cases {
+            let report = refused(body);
+            for word in told {
+                assert!(report.contains(word), "{body:?} should be told {word:?}:\n{report}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_kind_or_version_is_refused() {
+        let report = Config::parse("apiVersion: kube-bastion.dev/v1\nkind: BastionConfiguration\n").unwrap_err();
+        assert!(report.contains("line 1") && report.contains("kube-bastion.dev/v1alpha1"), "{report}");
+        let report = Config::parse("apiVersion: kube-bastion.dev/v1alpha1\nkind: Pod\n").unwrap_err();
+        assert!(report.contains("line 2") && report.contains("BastionConfiguration"), "{report}");
+    }
+
+    #[test]
+    fn fields_that_do_not_go_together_are_named() {
+        let mut config = Config::new();
+        config.serving.tls_cert_file = Some("tls.crt".into());
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.starts_with("serving.tlsPrivateKeyFile: not set") && error.contains("tls.crt"), "{error}");
+
+        let mut config = Config::new();
+        config.source.kind = SourceKind::Manifests;
+        assert!(config.validate().unwrap_err().to_string().starts_with("source.manifests.directory"));
+        assert!(Config::new().validate().is_ok());
+    }
+}

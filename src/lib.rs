@@ -1,0 +1,6 @@
+pub mod cluster;
+pub mod config;
+pub mod drain;
+pub mod metrics;
+pub mod model;
+pub mod ready;

@@ -1,0 +1,15 @@
+//! The words the house is built of: plain types and pure parsing, no I/O.
+
+pub mod address;
+pub mod attributes;
+pub mod endpoint;
+pub mod identity;
+pub mod quote;
+pub mod status;
+pub mod target;
+
+pub use attributes::{Attributes, Resource, Verb};
+pub use endpoint::{Endpoint, Scheme};
+pub use identity::Identity;
+pub use status::Status;
+pub use target::Target;

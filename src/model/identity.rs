@@ -1,0 +1,107 @@
+//! Who a caller is, in the terms of `authentication.k8s.io/v1` `UserInfo`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use aws_lc_rs::digest;
+
+/// The group of every caller who proved who they are.
+pub const AUTHENTICATED: &str = "system:authenticated";
+/// The user name of callers without credentials, where they are let in at all.
+pub const ANONYMOUS_USER: &str = "system:anonymous";
+/// The group of callers without credentials.
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+
+/// A caller: user name, uid, groups and extra attributes, as the authenticator told them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub user: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+    fingerprint: Fingerprint,
+}
+
+/// A SHA-256 over everything that an authorizer may look at: two identities with the same fingerprint
+/// get the same answers, so caches key on it instead of cloning names.
+pub type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
+
+impl Identity {
+    pub fn new(
+        user: impl Into<String>,
+        uid: impl Into<String>,
+        groups: Vec<String>,
+        extra: BTreeMap<String, Vec<String>>,
+    ) -> Self {
+        let (user, uid) = (user.into(), uid.into());
+        let fingerprint = fingerprint(&user, &uid, &groups, &extra);
+        Self { user, uid, groups, extra, fingerprint }
+    }
+
+    /// The caller who showed no credentials.
+    pub fn anonymous() -> Self {
+        Self::new(ANONYMOUS_USER, "", vec![UNAUTHENTICATED.into()], BTreeMap::new())
+    }
+
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("user", &self.user).field("groups", &self.groups).finish_non_exhaustive()
+    }
+}
+
+/// Every string is hashed with its length in front, so that no two different identities read the same.
+fn fingerprint(user: &str, uid: &str, groups: &[String], extra: &BTreeMap<String, Vec<String>>) -> Fingerprint {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    let mut put = |text: &str| {
+        hash.update(&(text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    };
+    put(user);
+    put(uid);
+    put(&groups.len().to_string());
+    groups.iter().for_each(|group| put(group));
+    for (key, values) in extra {
+        put(key);
+        put(&values.len().to_string());
+        values.iter().for_each(|value| put(value));
+    }
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(hash.finish().as_ref());
+    fingerprint
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(user: &str, groups: &[&str], extra: &[(&str, &[&str])]) -> Identity {
+        let extra = extra
+            .iter()
+            .map(|(key, values)| (key.to_string(), values.iter().map(ToString::to_string).collect()))
+            .collect();
+        Identity::new(user, "", groups.iter().map(ToString::to_string).collect(), extra)
+    }
+
+    #[test]
+    fn fingerprints_tell_apart_whatever_an_authorizer_can_tell_apart() {
+        let all = [
+            identity("a", &[], &[]),
+            identity("", &["a"], &[]),
+            identity("a", &["b", "c"], &[]),
+            identity("a", &["bc"], &[]),
+            identity("a", &["b"], &[("c", &[])]),
+            identity("a", &["b"], &[("c", &["d"])]),
+            identity("a", &["b"], &[("c", &[]), ("d", &[])]),
+        ];
+        for (i, left) in all.iter().enumerate() {
+            for (j, right) in all.iter().enumerate() {
+                assert_eq!(i == j, left.fingerprint() == right.fingerprint(), "{left:?} {right:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! `metav1.Status`, the shape of every answer that is the bastion's own (CONFORMANCE chapter 10).
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Serialize;
+
+use super::Resource;
+use super::quote::Quoted;
+
+/// The machine-readable reason, one of the API's `StatusReason`s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Reason {
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    BadRequest,
+    MethodNotAllowed,
+    InternalError,
+    ServiceUnavailable,
+}
+
+/// What the failure is about. Rendered as `{}` where the API sends empty details.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Details {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub kind: &'static str,
+}
+
+/// A failure as a Kubernetes client expects it: `code` is the HTTP status, `message` is for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub code: StatusCode,
+    /// Absent where the API leaves it out, as with the errors of its upgrade path.
+    pub reason: Option<Reason>,
+    pub message: String,
+    pub details: Option<Details>,
+}
+
+impl Status {
+    pub fn unauthorized() -> Self {
+        Self::of(StatusCode::UNAUTHORIZED, Reason::Unauthorized, "Unauthorized")
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::of(StatusCode::BAD_REQUEST, Reason::BadRequest, message)
+    }
+
+    pub fn forbidden(resource: Resource, name: &str, message: String) -> Self {
+        Self::of(StatusCode::FORBIDDEN, Reason::Forbidden, message).about(resource, name)
+    }
+
+    pub fn object_not_found(resource: Resource, name: &str) -> Self {
+        let message = format!("{resource} {} not found", Quoted(name));
+        Self::of(StatusCode::NOT_FOUND, Reason::NotFound, message).about(resource, name)
+    }
+
+    /// The path is none of ours.
+    pub fn route_not_found() -> Self {
+        Self {
+            details: Some(Details::default()),
+            ..Self::of(StatusCode::NOT_FOUND, Reason::NotFound, "the server could not find the requested resource")
+        }
+    }
+
+    pub fn method_not_allowed() -> Self {
+        Self {
+            details: Some(Details::default()),
+            ..Self::of(
+                StatusCode::METHOD_NOT_ALLOWED,
+                Reason::MethodNotAllowed,
+                "the server does not allow this method on the requested resource",
+            )
+        }
+    }
+
+    pub fn service_unavailable(message: impl Into<String>) -> Self {
+        Self::of(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, message)
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::of(StatusCode::INTERNAL_SERVER_ERROR, Reason::InternalError, message)
+    }
+
+    pub fn without_reason(self) -> Self {
+        Self { reason: None, ..self }
+    }
+
+    fn of(code: StatusCode, reason: Reason, message: impl Into<String>) -> Self {
+        Self { code, reason: Some(reason), message: message.into(), details: None }
+    }
+
+    fn about(self, resource: Resource, name: &str) -> Self {
+        Self { details: Some(Details { name: name.into(), kind: resource.plural() }), ..self }
+    }
+
+    /// The JSON of the wire, ended by a newline as Go's encoder does; indented for people at a terminal or a browser.
+    pub fn to_json(&self, pretty: bool) -> Bytes {
+        let wire = Wire {
+            kind: "Status",
+            api_version: "v1",
+            metadata: Empty {},
+            status: "Failure",
+            message: &self.message,
+            reason: self.reason,
+            details: self.details.as_ref(),
+            code: self.code.as_u16(),
+        };
+        let json = if pretty { serde_json::to_string_pretty(&wire) } else { serde_json::to_string(&wire) };
+        let mut json = json.expect("a Status is plain strings and numbers").replace('&', "\\u0026");
+        // `<`, `>` and `&` stand only inside strings; Go escapes them so that no browser reads JSON as HTML.
+        json = json.replace('<', "\\u003c").replace('>', "\\u003e");
+        json.push('\n');
+        Bytes::from(json)
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire<'a> {
+    kind: &'static str,
+    api_version: &'static str,
+    metadata: Empty,
+    status: &'static str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'a Details>,
+    code: u16,
+}
+
+#[derive(Serialize)]
+struct Empty {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(status: &Status) -> String {
+        String::from_utf8(status.to_json(false).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_wire_form_is_the_apiservers_to_the_byte() {
+        assert_eq!(
+            json(&Status::unauthorized()),
+            concat!(
+                r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#,
+                r#""message":"Unauthorized","reason":"Unauthorized","code":401}"#,
+                "\n"
+            )
+        );
+        assert_eq!(
+            json(&Status::object_not_found(Resource::Pods, "p")),
+            concat!(
+                r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#,
+                r#""message":"pods \"p\" not found","reason":"NotFound","#,
+                r#""details":{"name":"p","kind":"pods"},"code":404}"#,
+                "\n"
+            )
+        );
+        assert!(json(&Status::route_not_found()).contains(r#""details":{},"code":404"#));
+        assert!(!json(&Status::internal("x").without_reason()).contains("reason"));
+    }
+
+    #[test]
+    fn markup_never_leaves_unescaped() {
+        let json = json(&Status::bad_request("<script>&"));
+        assert!(json.contains(r"\u003cscript\u003e\u0026"), "{json}");
+    }
+}
