@@ -4,3 +4,5 @@ pub mod drain;
 pub mod metrics;
 pub mod model;
 pub mod ready;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,142 @@
+//! Files that change while the bastion runs.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+/// How often files are looked at. Mounted Secrets change by a symlink swap, which a watch on the file would miss.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tells when the content of any of some files, or of the files of some folders, has changed.
+#[derive(Debug)]
+pub struct FileWatch {
+    paths: Vec<PathBuf>,
+    seen: u64,
+}
+
+impl FileWatch {
+    /// Takes the content as it is now as seen.
+    pub fn new(paths: Vec<PathBuf>) -> Self {
+        let seen = digest(&paths);
+        Self { paths, seen }
+    }
+
+    /// Waits for the next change. A change that comes while nobody waits is found at the next call.
+    pub async fn changed(&mut self) {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let paths = self.paths.clone();
+            let now = tokio::task::spawn_blocking(move || digest(&paths)).await.unwrap_or(self.seen);
+            if now != self.seen {
+                self.seen = now;
+                return;
+            }
+        }
+    }
+}
+
+/// Content, not times: a symlink swap may keep them, and a copy may bring old ones.
+fn digest(paths: &[PathBuf]) -> u64 {
+    let mut hash = DefaultHasher::new();
+    for path in paths {
+        let Ok(folder) = std::fs::read_dir(path) else {
+            hash_file(path, &mut hash);
+            continue;
+        };
+        let mut files: Vec<_> = folder.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        files.sort();
+        files.iter().for_each(|file| hash_file(file, &mut hash));
+    }
+    hash.finish()
+}
+
+fn hash_file(path: &Path, hash: &mut DefaultHasher) {
+    path.hash(hash);
+    std::fs::read(path).ok().hash(hash);
+}
+
+/// The CAs that client certificates are verified against, as they are now. Clones share the state.
+#[derive(Clone, Debug, Default)]
+pub struct ClientCas(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    roots: ArcSwap<RootCertStore>,
+    generation: AtomicU64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { roots: ArcSwap::from_pointee(RootCertStore::empty()), generation: AtomicU64::new(0) }
+    }
+}
+
+impl ClientCas {
+    /// Replaces the CAs by those of a PEM bundle; certificates in it that cannot be used are skipped. Returns how
+    /// many are in force.
+    ///
+    /// # Errors
+    /// Where the text is not PEM: the CAs stay as they were.
+    pub fn replace(&self, pem: &[u8]) -> Result<usize, rustls::pki_types::pem::Error> {
+        let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
+        let mut roots = RootCertStore::empty();
+        let (used, _) = roots.add_parsable_certificates(certificates);
+        let unchanged = {
+            let before = self.0.roots.load();
+            before.roots == roots.roots
+        };
+        if !unchanged {
+            self.0.roots.store(Arc::new(roots));
+            self.0.generation.fetch_add(1, Ordering::Release);
+        }
+        Ok(used)
+    }
+
+    pub fn roots(&self) -> Arc<RootCertStore> {
+        self.0.roots.load_full()
+    }
+
+    /// Grows with every change: who keeps a verdict keeps the generation beside it.
+    pub fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_symlink_swap_is_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+        std::fs::write(&old, "1").unwrap();
+        std::fs::write(&new, "2").unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&old, &link).unwrap();
+        let mut watch = FileWatch::new(vec![link.clone()]);
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&new, &link).unwrap();
+        watch.changed().await;
+    }
+
+    #[test]
+    fn a_bundle_that_is_no_pem_keeps_the_old_cas() {
+        crate::tls::install_provider();
+        let cas = ClientCas::default();
+        let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
+        assert_eq!(cas.replace(ca.cert.pem().as_bytes()).unwrap(), 1);
+        let generation = cas.generation();
+        assert_eq!(cas.replace(ca.cert.pem().as_bytes()).unwrap(), 1);
+        assert_eq!(cas.generation(), generation, "the same bundle is no change");
+        assert!(cas.replace(b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n").is_err());
+        assert_eq!(cas.roots().len(), 1);
+    }
+}
