@@ -1,8 +1,10 @@
 pub mod cluster;
 pub mod config;
 pub mod drain;
+pub mod identify;
 pub mod metrics;
 pub mod model;
 pub mod ready;
+pub mod remember;
 pub mod telemetry;
 pub mod tls;

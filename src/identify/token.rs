@@ -1,0 +1,226 @@
+//! Bearer tokens: asked of the API by TokenReview and remembered for a while, or read from a file.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
+use kube::api::{Api, PostParams};
+use serde::Deserialize;
+use tokio::runtime::Handle;
+
+use super::IdentifyError;
+use crate::config;
+use crate::metrics::CacheCounters;
+use crate::model::Identity;
+use crate::model::identity::AUTHENTICATED;
+use crate::remember::Remembered;
+
+/// How long a failure to ask is the answer: a moment, so that those who wait in line are not each made to wait for a
+/// timeout of their own.
+const FAILURE_HOLDS: Duration = Duration::from_millis(500);
+
+/// SHA-256 of a token: the token itself is kept nowhere.
+type TokenHash = [u8; digest::SHA256_OUTPUT_LEN];
+type Verdict = Result<Arc<Identity>, IdentifyError>;
+
+/// Asks the API who a token belongs to.
+#[derive(Debug)]
+pub struct TokenReviews {
+    api: Api<TokenReview>,
+    /// Reviews run on the control runtime, where the client's connections live.
+    control: Handle,
+    settings: config::TokenReview,
+    verdicts: Remembered<TokenHash, Verdict>,
+}
+
+impl TokenReviews {
+    /// `client` must not retry by itself: a review has a deadline of its own.
+    pub fn new(client: kube::Client, control: Handle, settings: config::TokenReview, counters: CacheCounters) -> Self {
+        let verdicts = Remembered::new(settings.cache_size, counters);
+        Self { api: Api::all(client), control, settings, verdicts }
+    }
+
+    pub(super) async fn identity(&self, token: &str) -> Verdict {
+        let hash = hash(token);
+        if let Some(verdict) = self.verdicts.recall(&hash) {
+            return verdict;
+        }
+        self.verdicts.recall_or_ask(&hash, self.review(token)).await
+    }
+
+    async fn review(&self, token: &str) -> (Verdict, Duration) {
+        let audiences = (!self.settings.audiences.is_empty()).then(|| self.settings.audiences.clone());
+        let spec = TokenReviewSpec { audiences, token: token.to_owned() };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let (api, timeout) = (self.api.clone(), self.settings.timeout);
+        let asked = self
+            .control
+            .spawn(async move { tokio::time::timeout(timeout, api.create(&PostParams::default(), &review)).await });
+        let fault: Arc<str> = match asked.await {
+            Ok(Ok(Ok(TokenReview { status: Some(status), .. }))) => {
+                return match self.accept(status) {
+                    Ok(identity) => {
+                        let holds = until_expiry(token, SystemTime::now())
+                            .map_or(self.settings.cache_ttl, |left| left.min(self.settings.cache_ttl));
+                        (Ok(Arc::new(identity)), holds)
+                    }
+                    Err(fault) => (Err(IdentifyError::Unauthenticated(fault)), self.settings.failure_cache_ttl),
+                };
+            }
+            Ok(Ok(Ok(TokenReview { status: None, .. }))) => "the API answered without a status".into(),
+            Ok(Ok(Err(error))) => error.to_string().into(),
+            Ok(Err(_)) => format!("the API did not answer within {timeout:?}").into(),
+            Err(_) => "the bastion is shutting down".into(),
+        };
+        tracing::warn!(%fault, "a TokenReview failed");
+        (Err(IdentifyError::Unavailable(fault)), FAILURE_HOLDS)
+    }
+
+    /// Where audiences are configured the API must say that it checked one of them: an authenticator that does not
+    /// know of audiences would let tokens for others through (KEP-1205).
+    fn accept(&self, status: TokenReviewStatus) -> Result<Identity, String> {
+        if status.authenticated != Some(true) {
+            return Err(status.error.unwrap_or_else(|| "the API does not know the token".into()));
+        }
+        let wanted = &self.settings.audiences;
+        let checked = status.audiences.unwrap_or_default();
+        if !wanted.is_empty() && !wanted.iter().any(|audience| checked.contains(audience)) {
+            return Err(format!("the token is for the audiences {checked:?}, not for {wanted:?}"));
+        }
+        let user = status.user.unwrap_or_default();
+        let UserInfo { username, uid, groups, extra } = user;
+        Ok(Identity::new(
+            username.unwrap_or_default(),
+            uid.unwrap_or_default(),
+            groups.unwrap_or_default(),
+            extra.unwrap_or_default(),
+        ))
+    }
+}
+
+fn hash(token: &str) -> TokenHash {
+    let mut hash = TokenHash::default();
+    hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+    hash
+}
+
+/// How long a JWT (RFC 7519) is good for by its own word, which the API has verified. None for other tokens.
+fn until_expiry(token: &str, now: SystemTime) -> Option<Duration> {
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: f64,
+    }
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let Claims { exp } = serde_json::from_slice(&payload).ok()?;
+    let expires = UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(exp).ok()?)?;
+    Some(expires.duration_since(now).unwrap_or_default())
+}
+
+/// The tokens of a file in kube-apiserver's format, replaced as a whole when the file changes.
+#[derive(Debug, Default)]
+pub struct StaticTokens(ArcSwap<HashMap<TokenHash, Arc<Identity>>>);
+
+impl StaticTokens {
+    /// Reads `token,user,uid[,"group1,group2"]`, a line each.
+    ///
+    /// # Errors
+    /// Names the line and what is wrong with it, never the token.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let tokens = Self::default();
+        tokens.replace(text)?;
+        Ok(tokens)
+    }
+
+    /// # Errors
+    /// As [`Self::parse`]; the old tokens stay.
+    pub fn replace(&self, text: &str) -> Result<(), String> {
+        let mut tokens = HashMap::new();
+        let lines = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .comment(Some(b'#'))
+            .trim(csv::Trim::All)
+            .from_reader(text.as_bytes())
+            .into_records();
+        for record in lines {
+            let record = record.map_err(|error| format!("line {}: not CSV", line_of(error.position())))?;
+            let line = line_of(record.position());
+            let (Some(token), Some(user), Some(uid)) = (record.get(0), record.get(1), record.get(2)) else {
+                return Err(format!("line {line}: give token,user,uid and, in quotes, groups"));
+            };
+            if token.is_empty() || user.is_empty() {
+                return Err(format!("line {line}: the token and the user must not be empty"));
+            }
+            let groups = record.get(3).unwrap_or_default().split(',').map(str::trim).filter(|group| !group.is_empty());
+            let groups = groups.chain([AUTHENTICATED]).map(str::to_owned).collect();
+            let identity = Arc::new(Identity::new(user, uid, groups, Default::default()));
+            if tokens.insert(hash(token), identity).is_some() {
+                return Err(format!("line {line}: the token stands in an earlier line too"));
+            }
+        }
+        self.0.store(Arc::new(tokens));
+        Ok(())
+    }
+
+    pub(super) fn identity(&self, token: &str) -> Verdict {
+        let tokens = self.0.load();
+        let known = tokens.get(&hash(token)).cloned();
+        known.ok_or_else(|| IdentifyError::Unauthenticated("the token is not in the token file".into()))
+    }
+}
+
+fn line_of(position: Option<&csv::Position>) -> u64 {
+    position.map_or(0, csv::Position::line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jwt_says_itself_when_it_expires() {
+        let jwt = |payload: &str| format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(payload));
+        let now = UNIX_EPOCH + Duration::from_secs(1000);
+        let cases = [
+            (jwt(r#"{"exp":1060}"#), Some(60)),
+            (jwt(r#"{"exp":900}"#), Some(0)),
+            (jwt(r#"{"sub":"x"}"#), None),
+            (jwt(r#"{"exp":-1}"#), None),
+            (jwt(r#"{"exp":1e300}"#), None),
+            ("opaque".into(), None),
+            ("a.b.c".into(), None),
+        ];
+        for (token, seconds) in cases {
+            assert_eq!(until_expiry(&token, now), seconds.map(Duration::from_secs), "{token}");
+        }
+    }
+
+    #[test]
+    fn the_token_file_is_the_apiservers() {
+        let tokens = StaticTokens::parse("# who\nt1,jane,7,\"devs,ops\"\nt2,joe,8\n").unwrap();
+        let jane = tokens.identity("t1").unwrap();
+        assert_eq!((&*jane.user, &*jane.uid), ("jane", "7"));
+        assert_eq!(jane.groups, ["devs", "ops", "system:authenticated"]);
+        assert_eq!(tokens.identity("t2").unwrap().groups, ["system:authenticated"]);
+        assert!(tokens.identity("t3").is_err());
+    }
+
+    #[test]
+    fn a_broken_token_file_is_told_by_line_and_keeps_the_old_tokens() {
+        let tokens = StaticTokens::parse("t1,jane,7\n").unwrap();
+        for (text, told) in [
+            ("t1,jane\n", "line 1: give token,user,uid"),
+            ("t1,jane,7\nsecret,,\n", "line 2: the token and the user must not be empty"),
+            ("t1,jane,7\nt1,joe,8\n", "line 2: the token stands in an earlier line too"),
+        ] {
+            let error = tokens.replace(text).unwrap_err();
+            assert!(error.starts_with(told) && !error.contains("secret"), "{error}");
+        }
+        assert!(tokens.identity("t1").is_ok());
+    }
+}
