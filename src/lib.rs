@@ -1,3 +1,4 @@
+pub mod authorize;
 pub mod cluster;
 pub mod config;
 pub mod drain;
@@ -6,5 +7,6 @@ pub mod metrics;
 pub mod model;
 pub mod ready;
 pub mod remember;
+pub mod resolve;
 pub mod telemetry;
 pub mod tls;

@@ -4,7 +4,7 @@
 //! request costs more than all the rest of the log. Where standard output does not take them, lines are lost and
 //! counted; requests never wait for the log.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io::Write;
 use std::net::IpAddr;
@@ -95,7 +95,7 @@ impl Recorder {
 
     fn finish(&self, record: &Record) {
         let duration = record.started.elapsed();
-        let (received, sent) = (record.received, record.sent);
+        let (received, sent) = (record.received(), record.sent);
         self.metrics.requests.record(
             record.resource.into(),
             (&record.method).into(),
@@ -164,8 +164,8 @@ pub struct Record {
     pub code: StatusCode,
     /// Why the bastion itself refused or failed the request.
     pub error: Option<String>,
-    /// Bytes of the body, or of the tunnel, from the client.
-    pub received: u64,
+    /// Bytes of the body, or of the tunnel, from the client: counted where they pass. None where there is no body.
+    pub received: Option<Rc<Cell<u64>>>,
     /// Bytes of the body, or of the tunnel, to the client.
     pub sent: u64,
 }
@@ -196,9 +196,13 @@ impl Record {
             // What stands when the client goes away before there is an answer.
             code: StatusCode::from_u16(499).expect("499 is a code"),
             error: None,
-            received: 0,
+            received: None,
             sent: 0,
         }
+    }
+
+    fn received(&self) -> u64 {
+        self.received.as_deref().map_or(0, Cell::get)
     }
 }
 
@@ -252,7 +256,7 @@ impl<'a> Line<'a> {
             endpoint: record.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
             endpoint_name: record.endpoint.as_ref().map(|endpoint| &*endpoint.name),
             code: record.code.as_u16(),
-            received: record.received,
+            received: record.received(),
             sent: record.sent,
             duration: f64::from(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)) / 1e6,
             audit_id: record.audit_id.to_str().unwrap_or_default(),

@@ -1,0 +1,235 @@
+//! RBAC evaluated on objects of a folder, with the semantics of kube-apiserver's RBAC authorizer.
+
+use std::collections::HashMap;
+
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
+
+use super::Decision;
+use crate::model::{Attributes, Identity};
+
+/// The group that may do everything, before any rule is looked at.
+const MASTERS: &str = "system:masters";
+
+/// Who may do what, ready to be asked.
+#[derive(Debug, Default)]
+pub struct Rules {
+    /// Grants of ClusterRoleBindings.
+    everywhere: Vec<Grant>,
+    /// Grants of RoleBindings, by namespace.
+    within: HashMap<String, Vec<Grant>>,
+}
+
+#[derive(Debug)]
+struct Grant {
+    subjects: Vec<Who>,
+    rules: Vec<PolicyRule>,
+}
+
+#[derive(Debug)]
+enum Who {
+    User(String),
+    Group(String),
+}
+
+impl Rules {
+    /// Whether any rule allows it. A no has no reason, as with kube-apiserver's RBAC.
+    pub fn decide(&self, identity: &Identity, attributes: Attributes<'_>) -> Decision {
+        let here = self.within.get(attributes.namespace).into_iter().flatten();
+        let mut grants = self.everywhere.iter().chain(here);
+        let allowed = identity.groups.iter().any(|group| group == MASTERS)
+            || grants.any(|grant| grant.is_for(identity) && grant.rules.iter().any(|rule| covers(rule, attributes)));
+        if allowed { Decision::Allow } else { Decision::Deny("".into()) }
+    }
+}
+
+impl Grant {
+    fn is_for(&self, identity: &Identity) -> bool {
+        self.subjects.iter().any(|subject| match subject {
+            Who::User(name) => *name == identity.user,
+            Who::Group(name) => identity.groups.contains(name),
+        })
+    }
+}
+
+fn covers(rule: &PolicyRule, attributes: Attributes<'_>) -> bool {
+    let any = |list: &Option<Vec<String>>, matches: &dyn Fn(&str) -> bool| {
+        list.as_deref().unwrap_or_default().iter().any(|entry| matches(entry))
+    };
+    let verb = attributes.verb.as_str();
+    let named = rule.resource_names.as_deref().unwrap_or_default();
+    rule.verbs.iter().any(|granted| granted == "*" || granted == verb)
+        && any(&rule.api_groups, &|group| group.is_empty() || group == "*")
+        && any(&rule.resources, &|resource| match resource.split_once('/') {
+            Some((resource, "proxy")) => resource == "*" || resource == attributes.resource.plural(),
+            Some(_) => false,
+            None => resource == "*",
+        })
+        && (named.is_empty() || named.iter().any(|name| name == attributes.name))
+}
+
+/// Gathers objects of a folder in any order.
+#[derive(Debug, Default)]
+pub struct RulesBuilder {
+    pub roles: Vec<Role>,
+    pub cluster_roles: Vec<ClusterRole>,
+    pub role_bindings: Vec<RoleBinding>,
+    pub cluster_role_bindings: Vec<ClusterRoleBinding>,
+}
+
+impl RulesBuilder {
+    /// Joins bindings with the roles that they name. A binding whose role is missing grants nothing, as in a cluster.
+    pub fn build(self) -> Rules {
+        let cluster_roles: HashMap<_, _> = self
+            .cluster_roles
+            .into_iter()
+            .map(|role| (role.metadata.name.unwrap_or_default(), role.rules.unwrap_or_default()))
+            .collect();
+        let roles: HashMap<_, _> = self
+            .roles
+            .into_iter()
+            .map(|Role { metadata, rules }| {
+                ((metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default()), rules.unwrap_or_default())
+            })
+            .collect();
+        let mut rules = Rules::default();
+        for ClusterRoleBinding { metadata, role_ref, subjects } in self.cluster_role_bindings {
+            let found = (role_ref.kind == "ClusterRole").then(|| cluster_roles.get(&role_ref.name)).flatten();
+            match found {
+                Some(granted) => rules.everywhere.push(grant(subjects, granted, "")),
+                None => dangling("ClusterRoleBinding", metadata.name, &role_ref),
+            }
+        }
+        for RoleBinding { metadata, role_ref, subjects } in self.role_bindings {
+            let namespace = metadata.namespace.unwrap_or_default();
+            let found = match &*role_ref.kind {
+                "ClusterRole" => cluster_roles.get(&role_ref.name),
+                "Role" => roles.get(&(namespace.clone(), role_ref.name.clone())),
+                _ => None,
+            };
+            match found {
+                Some(granted) => {
+                    let grant = grant(subjects, granted, &namespace);
+                    rules.within.entry(namespace).or_default().push(grant);
+                }
+                None => dangling("RoleBinding", metadata.name, &role_ref),
+            }
+        }
+        rules
+    }
+}
+
+fn dangling(kind: &str, name: Option<String>, role: &RoleRef) {
+    let name = name.unwrap_or_default();
+    tracing::warn!("{kind} {name:?} grants nothing: there is no {} {:?}", role.kind, role.name);
+}
+
+fn grant(subjects: Option<Vec<Subject>>, rules: &[PolicyRule], namespace: &str) -> Grant {
+    let subjects = subjects.unwrap_or_default().into_iter();
+    let subjects = subjects.filter_map(|subject| match &*subject.kind {
+        "User" => Some(Who::User(subject.name)),
+        "Group" => Some(Who::Group(subject.name)),
+        "ServiceAccount" => {
+            let home = subject.namespace.as_deref().unwrap_or(namespace);
+            Some(Who::User(format!("system:serviceaccount:{home}:{}", subject.name)))
+        }
+        _ => None,
+    });
+    Grant { subjects: subjects.collect(), rules: rules.to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Resource, Verb};
+
+    fn rules(yaml: &str) -> Rules {
+        let mut builder = RulesBuilder::default();
+        for document in yaml.split("---\n") {
+            let kind = document.lines().find_map(|line| line.strip_prefix("kind: ")).unwrap();
+            match kind {
+                "Role" => builder.roles.push(serde_saphyr::from_str(document).unwrap()),
+                "ClusterRole" => builder.cluster_roles.push(serde_saphyr::from_str(document).unwrap()),
+                "RoleBinding" => builder.role_bindings.push(serde_saphyr::from_str(document).unwrap()),
+                "ClusterRoleBinding" => builder.cluster_role_bindings.push(serde_saphyr::from_str(document).unwrap()),
+                kind => panic!("{kind}"),
+            }
+        }
+        builder.build()
+    }
+
+    const FOLDER: &str = r#"
+kind: ClusterRole
+metadata: {name: reader}
+rules: [{apiGroups: [""], resources: [pods/proxy, services/proxy], verbs: [get]}]
+---
+kind: RoleBinding
+metadata: {name: devs-read, namespace: shop}
+roleRef: {kind: ClusterRole, name: reader}
+subjects: [{kind: Group, name: devs}, {kind: ServiceAccount, name: ci}]
+---
+kind: Role
+metadata: {name: one, namespace: shop}
+rules: [{apiGroups: ["*"], resources: ["*/proxy"], verbs: ["*"], resourceNames: ["http:web:80"]}]
+---
+kind: RoleBinding
+metadata: {name: joe-one, namespace: shop}
+roleRef: {kind: Role, name: one}
+subjects: [{kind: User, name: joe}]
+---
+kind: ClusterRole
+metadata: {name: nodes}
+rules:
+- {apiGroups: [apps], resources: [nodes/proxy], verbs: [get]}
+- {apiGroups: [""], resources: [nodes, pods/log], verbs: ["*"]}
+---
+kind: ClusterRoleBinding
+metadata: {name: joe-nodes}
+roleRef: {kind: ClusterRole, name: nodes}
+subjects: [{kind: User, name: joe}]
+---
+kind: ClusterRole
+metadata: {name: everything}
+rules: [{apiGroups: [""], resources: ["*"], verbs: ["*"]}]
+---
+kind: ClusterRoleBinding
+metadata: {name: root}
+roleRef: {kind: ClusterRole, name: everything}
+subjects: [{kind: User, name: root}]
+---
+kind: ClusterRoleBinding
+metadata: {name: dangling}
+roleRef: {kind: ClusterRole, name: missing}
+subjects: [{kind: Group, name: devs}]
+"#;
+
+    #[test]
+    fn rules_grant_what_the_apiservers_rbac_grants() {
+        use Resource::{Nodes, Pods, Services};
+        use Verb::{Create, Get, None};
+        let rules = rules(FOLDER.trim_start());
+        let devs = Identity::new("jane", "", vec!["devs".into()], Default::default());
+        let ci = Identity::new("system:serviceaccount:shop:ci", "", vec![], Default::default());
+        let joe = Identity::new("joe", "", vec![], Default::default());
+        let root = Identity::new("root", "", vec![], Default::default());
+        let master = Identity::new("x", "", vec![MASTERS.into()], Default::default());
+        let cases = [
+            ("a group reads", &devs, Get, Pods, "shop", "p", true),
+            ("in its namespace only", &devs, Get, Pods, "other", "p", false),
+            ("and not everywhere", &devs, Get, Pods, "", "p", false),
+            ("and does not write", &devs, Create, Services, "shop", "s", false),
+            ("the empty verb is none of its", &devs, None, Pods, "shop", "p", false),
+            ("a service account of the binding's namespace", &ci, Get, Services, "shop", "s", true),
+            ("names are whole ids", &joe, Get, Services, "shop", "http:web:80", true),
+            ("not their parts", &joe, Get, Services, "shop", "web", false),
+            ("a star grants the empty verb", &joe, None, Pods, "shop", "http:web:80", true),
+            ("other groups and subresources are none of ours", &joe, Get, Nodes, "", "n", false),
+            ("a star is every resource", &root, Create, Nodes, "", "n", true),
+            ("in every namespace", &root, None, Pods, "any", "p", true),
+            ("masters may all", &master, None, Nodes, "", "n", true),
+        ];
+        for (what, who, verb, resource, namespace, name, allowed) in cases {
+            let decision = rules.decide(who, Attributes { verb, resource, namespace, name });
+            assert_eq!(decision == Decision::Allow, allowed, "{what}");
+        }
+    }
+}
