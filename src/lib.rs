@@ -1,7 +1,9 @@
 pub mod authorize;
+pub mod balance;
 pub mod cluster;
 pub mod config;
 pub mod drain;
+pub mod forward;
 pub mod identify;
 pub mod metrics;
 pub mod model;

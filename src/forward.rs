@@ -1,0 +1,195 @@
+//! The upstream side: sends a request to the endpoints of its route in the order of the balancer, streams bodies both
+//! ways, and carries upgrades.
+
+mod body;
+mod dial;
+mod headers;
+mod pool;
+mod upgrade;
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+pub use body::Upstream;
+pub use dial::{DialError, Dialer, Itself};
+pub use headers::{Forwarded, clean_answer, is_upgrade};
+pub use pool::{MAX_HEADER_BYTES, MAX_HEADERS, Pool};
+pub use upgrade::{Tunnel, Upgraded};
+
+use crate::authorize::Permit;
+use crate::balance::Balance;
+use crate::model::Endpoint;
+use crate::resolve::{Route, Transport};
+use body::RequestBody;
+use pool::{Connection, Key};
+
+/// The stage. One per worker; what workers share of it stands behind `Arc`s.
+#[derive(Debug)]
+pub struct Forward {
+    pub pool: Rc<Pool>,
+    pub balance: Arc<Balance>,
+    /// `Bearer …` of the bastion's own account, shown to kubelets whose certificate was verified, where no client
+    /// certificate is configured (CONFORMANCE C32). Replaced when the token rotates.
+    pub kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
+}
+
+/// A request ready to be sent: headers rewritten, the URI in origin form.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub parts: Parts,
+    pub body: Incoming,
+    /// Counts the bytes of the body as they pass. None where there is no body.
+    pub received: Option<Rc<Cell<u64>>>,
+}
+
+/// Why no endpoint answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// No endpoint could be dialled; in the order in which they were tried.
+    #[error("{}", join(.0))]
+    Dial(Vec<DialError>),
+    /// The endpoint broke off before it answered. Part of the request may have reached it.
+    #[error("{address}: {source}")]
+    Broken { address: std::net::SocketAddr, source: hyper::Error },
+    /// The endpoint answered an upgrade with neither 101 nor an error (C88).
+    #[error("invalid upgrade response: status code {}", .0.as_u16())]
+    InvalidUpgrade(StatusCode),
+}
+
+fn join(errors: &[DialError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// One request and its answer, as they went over the connection.
+struct Exchange {
+    response: Response<Incoming>,
+    connection: Connection,
+    endpoint: Endpoint,
+}
+
+/// What an endpoint answered, and which it was.
+#[derive(Debug)]
+pub struct Answer {
+    pub response: Response<Upstream>,
+    pub endpoint: Endpoint,
+}
+
+impl Forward {
+    /// Sends the request to the first endpoint that takes it. The permit proves that the caller may.
+    ///
+    /// # Errors
+    /// [`ForwardError`] where no endpoint answered.
+    pub async fn send(
+        &self,
+        _: &Permit<'_>,
+        route: &Route,
+        outgoing: Outgoing,
+        client: IpAddr,
+    ) -> Result<Answer, ForwardError> {
+        let Exchange { response, connection, endpoint } = self.exchange(route, outgoing, client, true).await?;
+        let response = response.map(|body| Upstream::pooled(body, connection, &self.pool));
+        Ok(Answer { response, endpoint })
+    }
+
+    /// Asks an endpoint to upgrade, on a connection of its own. `client` is the upgrade of the client's connection.
+    ///
+    /// # Errors
+    /// [`ForwardError`] where no endpoint answered, or not as it should.
+    pub async fn upgrade(
+        &self,
+        _: &Permit<'_>,
+        route: &Route,
+        outgoing: Outgoing,
+        client: IpAddr,
+        on_client: OnUpgrade,
+    ) -> Result<Upgraded, ForwardError> {
+        let Exchange { response, endpoint, .. } = self.exchange(route, outgoing, client, false).await?;
+        Upgraded::of(response, endpoint, on_client)
+    }
+
+    /// Tries the endpoints in turn. A failed dial goes on to the next. A request that may be repeated is sent once
+    /// more where a connection breaks before the answer begins; any other is not, because the endpoint may have
+    /// acted on it. `reuse` lets idle connections serve.
+    async fn exchange(
+        &self,
+        route: &Route,
+        outgoing: Outgoing,
+        client: IpAddr,
+        reuse: bool,
+    ) -> Result<Exchange, ForwardError> {
+        let Outgoing { parts, body, received } = outgoing;
+        let mut repeatable = is_repeatable(&parts.method, received.is_some()).then(|| parts.clone());
+        let mut request = Request::from_parts(parts, RequestBody::new(body, received));
+        let mut order = self.balance.order(&route.candidates, client);
+        let mut failures = Vec::new();
+        let mut next = order.next();
+        while let Some(endpoint) = next {
+            let key = Key { address: endpoint.address, transport: route.transport };
+            self.show_kubelet_token(&mut request, route.transport);
+            let (mut connection, reused) = match self.connect(key, reuse, order.len() > 0).await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    self.balance.failed(endpoint);
+                    failures.push(error);
+                    next = order.next();
+                    continue;
+                }
+            };
+            let mut error = match connection.sender.try_send_request(request).await {
+                Ok(response) => {
+                    self.balance.succeeded(endpoint);
+                    return Ok(Exchange { response, connection, endpoint: endpoint.clone() });
+                }
+                Err(error) => error,
+            };
+            // An idle connection that breaks is stale, no fault of its endpoint: a new one is tried there. A new one
+            // that breaks is the endpoint's fault: the next is tried.
+            if !reused {
+                self.balance.failed(endpoint);
+                next = order.next();
+            }
+            request = match error.take_message() {
+                // Not a byte went out.
+                Some(unsent) => unsent,
+                None => match repeatable.take() {
+                    Some(parts) => Request::from_parts(parts, RequestBody::empty()),
+                    None => return Err(ForwardError::Broken { address: key.address, source: error.into_error() }),
+                },
+            };
+            if next.is_none() {
+                return Err(ForwardError::Broken { address: key.address, source: error.into_error() });
+            }
+        }
+        Err(ForwardError::Dial(failures))
+    }
+
+    /// An idle connection, else a new one. The flag tells which.
+    async fn connect(&self, key: Key, reuse: bool, others: bool) -> Result<(Connection, bool), DialError> {
+        match reuse.then(|| self.pool.take(key)).flatten() {
+            Some(connection) => Ok((connection, true)),
+            None => self.pool.dial(key, others).await.map(|connection| (connection, false)),
+        }
+    }
+
+    fn show_kubelet_token<B>(&self, request: &mut Request<B>, transport: Transport) {
+        if transport == Transport::Kubelet
+            && self.pool.shows_token_to_kubelets()
+            && let Some(token) = &*self.kubelet_token.load()
+        {
+            request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::clone(token));
+        }
+    }
+}
+
+/// Whether a request may be sent twice: its method is safe (RFC 9110 section 9.2.1) and it has no body to be lost.
+fn is_repeatable(method: &Method, has_body: bool) -> bool {
+    method.is_safe() && !has_body
+}

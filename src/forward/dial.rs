@@ -1,0 +1,174 @@
+//! New connections to endpoints.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::config;
+use crate::metrics::DialFailures;
+use crate::resolve::Transport;
+use crate::tls::{ClientTls, KubeletTls};
+
+/// Makes connections. One per process, shared by the workers.
+#[derive(Debug)]
+pub struct Dialer {
+    pub settings: config::Upstream,
+    pub tls: ClientTls,
+    pub itself: Itself,
+    pub failures: DialFailures,
+}
+
+/// A connection to an endpoint.
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Why an endpoint could not be dialled, in the words of Go's dialer, which clients of the apiserver know.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("dial tcp {address}: connect: {}", Reason(.source))]
+    Connect { address: SocketAddr, source: io::Error },
+    #[error("dial tcp {address}: i/o timeout")]
+    Timeout { address: SocketAddr },
+    #[error("dial tcp {address}: tls: {source}")]
+    Tls { address: SocketAddr, source: io::Error },
+    /// The endpoint is this very process: a loop (CONFORMANCE C110).
+    #[error("dial tcp {address}: refusing to proxy to the bastion itself")]
+    Itself { address: SocketAddr },
+}
+
+impl Dialer {
+    /// Connects, with TLS where the transport asks for it. `others` tells that another endpoint could serve instead,
+    /// so that a silent one is not waited for long.
+    pub(super) async fn dial(
+        &self,
+        address: SocketAddr,
+        transport: Transport,
+        others: bool,
+    ) -> Result<Stream, DialError> {
+        let dialled = self.connect(address, transport, others).await;
+        match &dialled {
+            Ok(_) => {}
+            Err(DialError::Timeout { .. }) => {
+                self.failures.timeout.inc();
+            }
+            Err(DialError::Tls { .. }) => {
+                self.failures.tls.inc();
+            }
+            Err(DialError::Connect { .. } | DialError::Itself { .. }) => {
+                self.failures.connect.inc();
+            }
+        }
+        dialled
+    }
+
+    async fn connect(&self, address: SocketAddr, transport: Transport, others: bool) -> Result<Stream, DialError> {
+        if self.itself.is_at(address) {
+            return Err(DialError::Itself { address });
+        }
+        let patience = if others { self.settings.failover_dial_timeout } else { self.settings.dial_timeout };
+        let stream = within(patience, address, TcpStream::connect(address))
+            .await?
+            .map_err(|source| DialError::Connect { address, source })?;
+        // Without it a small request waits for the acknowledgement of the one before (Nagle).
+        stream.set_nodelay(true).map_err(|source| DialError::Connect { address, source })?;
+        let Some(config) = self.tls_config(transport) else { return Ok(Stream::Plain(stream)) };
+        let name = ServerName::IpAddress(address.ip().into());
+        let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
+        let stream = within(self.settings.tls_handshake_timeout, address, handshake)
+            .await?
+            .map_err(|source| DialError::Tls { address, source })?;
+        Ok(Stream::Tls(Box::new(stream)))
+    }
+
+    fn tls_config(&self, transport: Transport) -> Option<&Arc<ClientConfig>> {
+        match transport {
+            Transport::Http => None,
+            Transport::Https => Some(&self.tls.target),
+            Transport::Kubelet => Some(&self.tls.kubelet.config),
+        }
+    }
+
+    pub(super) fn shows_token_to_kubelets(&self) -> bool {
+        matches!(self.tls.kubelet, KubeletTls { verified: true, certificate: false, .. })
+    }
+}
+
+async fn within<T>(limit: Duration, address: SocketAddr, work: impl Future<Output = T>) -> Result<T, DialError> {
+    timeout(limit, work).await.map_err(|_| DialError::Timeout { address })
+}
+
+/// The sockets that this process serves on.
+#[derive(Clone, Debug, Default)]
+pub struct Itself(Arc<[SocketAddr]>);
+
+impl Itself {
+    pub fn new(sockets: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self(sockets.into_iter().collect())
+    }
+
+    fn is_at(&self, address: SocketAddr) -> bool {
+        self.0.iter().any(|own| {
+            own.port() == address.port()
+                && (own.ip() == address.ip() || own.ip().is_unspecified() && is_local(address.ip()))
+        })
+    }
+}
+
+/// Only an address of this host can be bound to. Asked on dials alone, and only where the port is one of ours.
+fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// An operating system error in Go's words, without `(os error 111)`.
+struct Reason<'a>(&'a io::Error);
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.kind() {
+            io::ErrorKind::ConnectionRefused => f.write_str("connection refused"),
+            io::ErrorKind::ConnectionReset => f.write_str("connection reset by peer"),
+            io::ErrorKind::HostUnreachable => f.write_str("no route to host"),
+            io::ErrorKind::NetworkUnreachable => f.write_str("network is unreachable"),
+            io::ErrorKind::TimedOut => f.write_str("connection timed out"),
+            _ => self.0.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bastion_knows_itself_by_any_address_of_the_host() {
+        let own = |text: &str| Itself::new([text.parse().unwrap()]);
+        let cases = [
+            ("127.0.0.1:8443", "127.0.0.1:8443", true),
+            ("127.0.0.1:8443", "127.0.0.1:8444", false),
+            ("0.0.0.0:8443", "127.0.0.1:8443", true),
+            ("[::]:8443", "127.0.0.1:8443", true),
+            ("0.0.0.0:8443", "192.0.2.1:8443", false),
+        ];
+        for (listens, dialled, itself) in cases {
+            assert_eq!(own(listens).is_at(dialled.parse().unwrap()), itself, "{listens} {dialled}");
+        }
+    }
+
+    #[test]
+    fn errors_speak_as_gos_dialer_does() {
+        let source = io::Error::from_raw_os_error(111);
+        let error = DialError::Connect { address: "10.0.0.1:80".parse().unwrap(), source };
+        assert_eq!(error.to_string(), "dial tcp 10.0.0.1:80: connect: connection refused");
+    }
+}

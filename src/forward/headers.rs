@@ -1,0 +1,301 @@
+//! Headers on the way there and back (CONFORMANCE chapters 6 and 7).
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{PathAndQuery, Uri};
+use http::{Version, request};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+use crate::model::Target;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+const HTTP: HeaderValue = HeaderValue::from_static("http");
+const HTTPS: HeaderValue = HeaderValue::from_static("https");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+/// What the apiserver says of answers that say nothing themselves (C71).
+const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
+
+/// What a path may hold unescaped in `X-Forwarded-Uri`: whatever could end an attribute or begin a tag may not (C64).
+const ESCAPED: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'`').add(b'{').add(b'}').add(b'\\').add(b'^').add(b'|');
+
+/// Whether a request asks to upgrade its connection. The tokens are matched whole (C83).
+pub fn is_upgrade(parts: &request::Parts) -> bool {
+    parts.version == Version::HTTP_11
+        && parts.headers.contains_key(header::UPGRADE)
+        && parts.headers.get_all(header::CONNECTION).iter().any(|value| tokens(value).any(|token| is(token, "upgrade")))
+}
+
+/// What the backend is told of the way that a request came.
+#[derive(Debug)]
+pub struct Forwarded<'a> {
+    pub target: &'a Target<'a>,
+    pub client: IpAddr,
+    pub secure: bool,
+    pub upgrade: bool,
+}
+
+impl Forwarded<'_> {
+    /// Makes the head of a client's request the head of the backend's: URI in origin form, `Host` as the client sent
+    /// it, hop-by-hop headers off (an upgrade keeps them), forwarded headers on.
+    pub fn rewrite(&self, parts: &mut request::Parts) {
+        let path = self.target.backend_path();
+        let host = host(parts);
+        let headers = &mut parts.headers;
+        if !self.upgrade {
+            remove_hop_by_hop(headers);
+            let escaped: Cow<'_, str> = utf8_percent_encode(&path, ESCAPED).into();
+            if let Ok(value) = HeaderValue::try_from([self.target.prefix, &escaped].concat()) {
+                headers.insert(FORWARDED_URI, value);
+            }
+        }
+        if parts.version == Version::HTTP_2 {
+            join_cookies(headers);
+        }
+        append_client(headers, self.client);
+        headers.insert(FORWARDED_PROTO, if self.secure { HTTPS } else { HTTP });
+        match host {
+            Some(host) => {
+                headers.insert(FORWARDED_HOST, host.clone());
+                headers.insert(header::HOST, host);
+            }
+            None => {
+                headers.remove(FORWARDED_HOST);
+            }
+        }
+        parts.uri = origin_form(path, parts.uri.query());
+        parts.version = Version::HTTP_11;
+    }
+}
+
+/// Makes the head of a backend's answer the head of ours: hop-by-hop and CORS grants off (C70, C72); where the
+/// backend says nothing of caching, nothing is cached (C71).
+pub fn clean_answer(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+    headers.remove(header::ACCESS_CONTROL_ALLOW_CREDENTIALS);
+    headers.remove(header::ACCESS_CONTROL_ALLOW_HEADERS);
+    headers.remove(header::ACCESS_CONTROL_ALLOW_METHODS);
+    headers.remove(header::ACCESS_CONTROL_ALLOW_ORIGIN);
+    if let Entry::Vacant(vacant) = headers.entry(header::CACHE_CONTROL) {
+        vacant.insert(NOT_CACHED);
+    }
+}
+
+/// RFC 9110 section 7.6.1. `Trailer` is kept, because the trailers that it announces are passed (C72), and so is
+/// `TE: trailers`, by which gRPC asks for them (C66).
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .flat_map(tokens)
+            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .filter(|name| *name != header::TE && *name != header::TRAILER)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    if headers.contains_key(header::TE) {
+        let trailers = headers.get_all(header::TE).iter().flat_map(tokens).any(|token| is(token, "trailers"));
+        if trailers {
+            headers.insert(header::TE, TRAILERS);
+        } else {
+            headers.remove(header::TE);
+        }
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
+    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|token| !token.is_empty())
+}
+
+fn is(token: &str, expected: &str) -> bool {
+    token.eq_ignore_ascii_case(expected)
+}
+
+/// The client's `Host`, or what stands for it in HTTP/2 (C59).
+fn host(parts: &request::Parts) -> Option<HeaderValue> {
+    let authority = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    authority.or_else(|| parts.headers.get(header::HOST).cloned())
+}
+
+/// Appends the client to what proxies before us wrote, in one header (C63).
+fn append_client(headers: &mut HeaderMap, client: IpAddr) {
+    let before: Vec<&[u8]> = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+    let client = client.to_string();
+    let value = if before.is_empty() {
+        HeaderValue::try_from(client)
+    } else {
+        HeaderValue::from_bytes(&[&before.join(&b", "[..])[..], b", ", client.as_bytes()].concat())
+    };
+    headers.insert(FORWARDED_FOR, value.expect("header values and an address make a header value"));
+}
+
+/// HTTP/2 splits cookies into headers of their own, HTTP/1.1 knows only one (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1 {
+        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).expect("header values make a header value");
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// The path with the query as it came, byte for byte (C28).
+fn origin_form(path: Cow<'_, str>, query: Option<&str>) -> Uri {
+    let text = match query {
+        Some(query) => [&*path, "?", query].concat(),
+        None => path.into_owned(),
+    };
+    let path = PathAndQuery::try_from(text).expect("a part of a URI that was parsed");
+    Uri::from(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn rewritten(request: http::request::Builder, upgrade: bool) -> request::Parts {
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        let uri = parts.uri.clone();
+        let target = Target::parse(uri.path()).unwrap();
+        let client = "192.0.2.7".parse().unwrap();
+        Forwarded { target: &target, client, secure: true, upgrade }.rewrite(&mut parts);
+        parts
+    }
+
+    const PREFIX: &str = "/api/v1/namespaces/ns/pods/p/proxy";
+
+    #[test]
+    fn path_and_query_leave_as_they_came() {
+        let parts = rewritten(Request::get(format!("{PREFIX}/a%2Fb//(c)?q=%20&q=+;x=%zz")), false);
+        assert_eq!(parts.uri, "/a%2Fb//(c)?q=%20&q=+;x=%zz");
+        assert_eq!(parts.headers[FORWARDED_URI], format!("{PREFIX}/a%2Fb//(c)"));
+        assert_eq!(rewritten(Request::get(format!("{PREFIX}/?")), false).uri, "/?");
+        assert_eq!(rewritten(Request::post(PREFIX), false).uri, "/");
+    }
+
+    #[test]
+    fn the_forwarded_uri_cannot_break_out_of_markup() {
+        let parts = rewritten(Request::get(format!("{PREFIX}/logs/log.log%00\"x{{")), false);
+        assert_eq!(parts.headers[FORWARDED_URI], format!("{PREFIX}/logs/log.log%00%22x%7B"));
+    }
+
+    #[test]
+    fn hop_by_hop_headers_stay_on_their_hop() {
+        let request = Request::get(PREFIX)
+            .header("host", "bastion.example")
+            .header("connection", "keep-alive, X-Secret, te")
+            .header("x-secret", "1")
+            .header("te", "gzip, trailers;q=0.5")
+            .header("keep-alive", "1")
+            .header("proxy-connection", "keep-alive")
+            .header("proxy-authorization", "Basic x")
+            .header("upgrade", "h2c")
+            .header("transfer-encoding", "chunked")
+            .header("x-kept", "1");
+        let headers = rewritten(request, false).headers;
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        let forwarded = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-uri"];
+        assert_eq!(names, [&["host"][..], &forwarded, &["x-kept"]].concat());
+    }
+
+    #[test]
+    fn te_trailers_is_kept() {
+        let headers = rewritten(Request::get(PREFIX).header("te", "gzip, Trailers"), false).headers;
+        assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn an_upgrade_keeps_its_hop_by_hop_headers() {
+        let request = Request::get(PREFIX).header("connection", "Upgrade").header("upgrade", "websocket");
+        let parts = rewritten(request, true);
+        assert!(is_upgrade(&parts));
+        assert!(parts.headers.get(FORWARDED_URI).is_none(), "kubernetes#67878");
+        assert_eq!(parts.headers[FORWARDED_FOR], "192.0.2.7");
+    }
+
+    #[test]
+    fn upgrades_are_told_by_whole_tokens() {
+        for (connection, upgrade, expected) in [
+            (Some("Upgrade"), Some("websocket"), true),
+            (Some("keep-alive, uPgRaDe"), Some("SPDY/3.1"), true),
+            (Some("upgraded"), Some("websocket"), false),
+            (Some("upgrade"), None, false),
+            (None, Some("websocket"), false),
+        ] {
+            let mut request = Request::get("/");
+            request = connection.into_iter().fold(request, |request, value| request.header("connection", value));
+            request = upgrade.into_iter().fold(request, |request, value| request.header("upgrade", value));
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            assert_eq!(is_upgrade(&parts), expected, "{connection:?} {upgrade:?}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_appended_and_its_claims_of_host_and_scheme_are_dropped() {
+        let request = Request::get(PREFIX)
+            .header("host", "bastion.example")
+            .header("x-forwarded-for", "198.51.100.1")
+            .header("x-forwarded-for", "198.51.100.2")
+            .header("x-forwarded-host", "evil.example")
+            .header("x-forwarded-proto", "gopher")
+            .header("x-forwarded-uri", "/evil");
+        let headers = rewritten(request, false).headers;
+        assert_eq!(headers[FORWARDED_FOR], "198.51.100.1, 198.51.100.2, 192.0.2.7");
+        assert_eq!(headers.get_all(FORWARDED_FOR).iter().count(), 1);
+        assert_eq!(
+            (&headers[FORWARDED_HOST], &headers[FORWARDED_PROTO]),
+            (&"bastion.example".parse().unwrap(), &HTTPS)
+        );
+        assert_eq!(headers[FORWARDED_URI], format!("{PREFIX}/"));
+    }
+
+    #[test]
+    fn http2_becomes_http1() {
+        let request = Request::get(format!("https://bastion.example{PREFIX}/x"))
+            .version(Version::HTTP_2)
+            .header("cookie", "a=1")
+            .header("cookie", "b=2");
+        let parts = rewritten(request, false);
+        assert_eq!((parts.uri.to_string().as_str(), parts.version), ("/x", Version::HTTP_11));
+        assert_eq!(parts.headers["host"], "bastion.example");
+        assert_eq!(parts.headers["cookie"], "a=1; b=2");
+    }
+
+    #[test]
+    fn answers_lose_hops_and_cors_grants() {
+        let mut headers = HeaderMap::new();
+        for name in ["connection", "keep-alive", "access-control-allow-origin", "access-control-max-age", "trailer"] {
+            headers.insert(name, HeaderValue::from_static("1"));
+        }
+        clean_answer(&mut headers);
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["access-control-max-age", "cache-control", "trailer"]);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=9"));
+        clean_answer(&mut headers);
+        assert_eq!(headers[header::CACHE_CONTROL], "max-age=9", "the backend's own wins");
+    }
+}
