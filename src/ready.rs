@@ -2,11 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Knows what is pending and what is impaired.
 #[derive(Clone, Debug, Default)]
-pub struct Ready(Arc<Mutex<Conditions>>);
+pub struct Ready(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// The number of holds, so that a request learns with one load whether any is left.
+    holds: AtomicUsize,
+    conditions: Mutex<Conditions>,
+}
 
 #[derive(Debug, Default)]
 struct Conditions {
@@ -27,8 +35,14 @@ pub struct Hold {
 impl Ready {
     /// The bastion is not ready while the hold lives; `/readyz` names it.
     pub fn hold(&self, name: &'static str) -> Hold {
+        self.0.holds.fetch_add(1, Ordering::AcqRel);
         self.conditions(|conditions| conditions.pending.insert(name, true));
         Hold { ready: self.clone(), name }
+    }
+
+    /// Whether every hold has been released: the first full set of facts is in.
+    pub fn is_synced(&self) -> bool {
+        self.0.holds.load(Ordering::Acquire) == 0
     }
 
     /// Something that the bastion can serve without is not well. Told by `/readyz`, which stays 200: if it did not,
@@ -75,13 +89,14 @@ impl Ready {
     }
 
     fn conditions<T>(&self, look: impl FnOnce(&mut Conditions) -> T) -> T {
-        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut self.0.conditions.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         self.ready.conditions(|conditions| conditions.pending.insert(self.name, false));
+        self.ready.0.holds.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -96,8 +111,9 @@ mod tests {
         drop(nodes);
         let (is, report) = ready.report();
         assert!(!is && report.contains("[+]nodes ok") && report.contains("[-]pods pending"), "{report}");
+        assert!(!ready.is_synced());
         drop(pods);
-        assert!(ready.report().0);
+        assert!(ready.report().0 && ready.is_synced());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::config::LogFormat;
 use crate::metrics::Metrics;
-use crate::model::{Identity, Resource, Verb};
+use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 
 /// A piece is sent on when it has grown to this, or when [`Recorder::flush`] is called.
 const PIECE: usize = 32 * 1024;
@@ -160,7 +160,7 @@ pub struct Record {
     pub namespace: String,
     /// The id of the path, scheme and port included.
     pub id: String,
-    pub endpoint: Option<crate::model::Endpoint>,
+    pub endpoint: Option<Endpoint>,
     pub code: StatusCode,
     /// Why the bastion itself refused or failed the request.
     pub error: Option<String>,
@@ -199,6 +199,14 @@ impl Record {
             received: None,
             sent: 0,
         }
+    }
+
+    /// The path names a target.
+    pub fn name(&mut self, target: &Target<'_>, verb: Verb) {
+        self.verb = Some(verb);
+        self.resource = Some(target.resource);
+        self.namespace = target.namespace.clone().into_owned();
+        self.id = target.id.clone().into_owned();
     }
 
     fn received(&self) -> u64 {

@@ -1,0 +1,195 @@
+//! Accepts connections, shakes hands and serves HTTP/1.1 or HTTP/2 on them: one task per connection, on the worker
+//! that accepted it.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use crate::drain::Drain;
+use crate::forward::{MAX_HEADER_BYTES, MAX_HEADERS};
+use crate::identify::{ClientCertificate, Peer};
+use crate::metrics::Metrics;
+use crate::tls::ServerTls;
+
+/// What an HTTP/2 client may have open and in flight, as kube-apiserver lets it (CONFORMANCE C102).
+const H2_STREAMS: u32 = 100;
+const H2_WINDOW: u32 = 256 * 1024;
+/// An HTTP/2 client that is silent is asked whether it is there, and given this long to say so (C53).
+const H2_PING: Duration = Duration::from_secs(30);
+const H2_PONG: Duration = Duration::from_secs(15);
+/// How long accepting pauses when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a connection's requests are answered by.
+pub trait Handler: 'static {
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + 'static;
+
+    fn handle(&self, request: Request<Incoming>, peer: &Peer) -> impl Future<Output = Response<Self::Body>>;
+}
+
+/// How connections are served. One per worker.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub handshake_timeout: Duration,
+    /// Between requests, and for the head of a request: hyper has one clock for both.
+    pub idle_timeout: Duration,
+    /// Shared by the workers; none where there is no limit.
+    pub connections: Option<Arc<Semaphore>>,
+}
+
+/// One port, as one worker serves it.
+#[derive(Debug)]
+pub struct Listener<H> {
+    /// The workers listen on the same socket: whoever is free takes the next connection.
+    pub socket: TcpListener,
+    /// None for plain HTTP.
+    pub tls: Option<Arc<ServerTls>>,
+    pub handler: Rc<H>,
+    pub limits: Limits,
+    pub metrics: Metrics,
+    pub drain: Drain,
+    /// The worker's tasks.
+    pub tasks: TaskTracker,
+}
+
+impl<H: Handler> Listener<H> {
+    /// Accepts until the drain begins. Connections live on in their tasks.
+    pub async fn run(self) {
+        let listener = Rc::new(self);
+        let mut drained = pin!(listener.drain.begun());
+        loop {
+            let accepted = tokio::select! {
+                () = &mut drained => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, address, permit)) => {
+                    let serving = Rc::clone(&listener);
+                    listener.tasks.spawn_local(async move {
+                        serving.connection(stream, address).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
+        let permit = match &self.limits.connections {
+            Some(connections) => Arc::clone(connections).acquire_owned().await.ok(),
+            None => None,
+        };
+        let (stream, address) = self.socket.accept().await?;
+        Ok((stream, address, permit))
+    }
+
+    async fn connection(&self, stream: TcpStream, address: SocketAddr) {
+        let _open = self.metrics.connections.enter();
+        // A peer that reset already is found out by the first read.
+        let _ = stream.set_nodelay(true);
+        let served = match &self.tls {
+            None => self.http1(stream, Peer { address, secure: false, certificate: None }).await,
+            Some(tls) => {
+                let handshake = TlsAcceptor::from(tls.config()).accept(stream);
+                let stream = match tokio::time::timeout(self.limits.handshake_timeout, handshake).await {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(error)) => return tracing::debug!(%address, %error, "a TLS handshake failed"),
+                    Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
+                };
+                let session = stream.get_ref().1;
+                let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
+                let peer = Peer { address, secure: true, certificate: ClientCertificate::new(chain) };
+                if session.alpn_protocol() == Some(b"h2") {
+                    self.http2(stream, peer).await
+                } else {
+                    self.http1(stream, peer).await
+                }
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(%address, %error, "a connection ended with an error");
+        }
+    }
+
+    async fn http1<I>(&self, stream: I, peer: Peer) -> hyper::Result<()>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(async |request| Ok::<_, Infallible>(self.handler.handle(request, &peer).await));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.idle_timeout)
+            .title_case_headers(true)
+            .max_headers(MAX_HEADERS)
+            .max_header_size(MAX_HEADER_BYTES)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        self.until_drained(connection, |connection| connection.graceful_shutdown()).await
+    }
+
+    async fn http2<I>(&self, stream: I, peer: Peer) -> hyper::Result<()>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        // Streams run as tasks of their own, so each holds what it needs.
+        let (handler, peer) = (Rc::clone(&self.handler), Rc::new(peer));
+        let service = service_fn(move |request| {
+            let (handler, peer) = (Rc::clone(&handler), Rc::clone(&peer));
+            async move { Ok::<_, Infallible>(handler.handle(request, &peer).await) }
+        });
+        let connection = http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(H2_STREAMS)
+            .initial_stream_window_size(H2_WINDOW)
+            .initial_connection_window_size(H2_WINDOW * 4)
+            .max_header_list_size(MAX_HEADER_BYTES as u32)
+            .keep_alive_interval(H2_PING)
+            .keep_alive_timeout(H2_PONG)
+            .serve_connection(TokioIo::new(stream), service);
+        self.until_drained(connection, |connection| connection.graceful_shutdown()).await
+    }
+
+    /// Serves to the end; once the drain begins, to the end of the requests that run (HTTP/2 sends GOAWAY).
+    async fn until_drained<C: Future>(&self, connection: C, finish: impl FnOnce(Pin<&mut C>)) -> C::Output {
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = self.drain.begun() => finish(connection.as_mut()),
+        }
+        connection.await
+    }
+}
+
+/// Runs hyper's tasks of an HTTP/2 connection on the worker that serves it.
+#[derive(Clone, Copy, Debug)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(async move {
+            task.await;
+        });
+    }
+}

@@ -1,0 +1,208 @@
+//! The life of one request, top to bottom in [`Proxy::route`].
+
+mod body;
+mod respond;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio_util::task::TaskTracker;
+
+pub use body::Body;
+
+use crate::authorize::{Authorize, AuthorizeError};
+use crate::drain::Drain;
+use crate::forward::{Answer, Forward, ForwardError, Forwarded, Outgoing, Tunnel, Upgraded, clean_answer, is_upgrade};
+use crate::identify::{Identify, IdentifyError, Peer};
+use crate::metrics::Metrics;
+use crate::model::target::TargetError;
+use crate::model::{Target, Verb};
+use crate::ready::Ready;
+use crate::resolve::{Resolve, ResolveError};
+use crate::telemetry::{Record, Recorder};
+
+pub const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// The stages that all workers share.
+#[derive(Debug)]
+pub struct Stages {
+    pub identify: Identify,
+    pub authorize: Authorize,
+    pub resolve: Resolve,
+    pub ready: Ready,
+    pub metrics: Metrics,
+}
+
+/// How a request that was let through goes on.
+enum Outcome {
+    Answer(Response<Body>),
+    /// A 101 and the tunnel that opens behind it.
+    Switch(Response<()>, Tunnel),
+}
+
+/// Serves requests on one worker.
+#[derive(Debug)]
+pub struct Proxy {
+    pub stages: Arc<Stages>,
+    pub forward: Forward,
+    pub recorder: Rc<Recorder>,
+    pub drain: Drain,
+    /// The worker's tasks: a tunnel outlives the connection that it came from, and is waited for all the same.
+    pub tasks: TaskTracker,
+}
+
+/// Why a request got no answer from its target: one variant for each stage that can say no.
+#[derive(Debug, thiserror::Error)]
+enum ProxyError {
+    /// The first full set of facts is not in yet: what is not known may exist all the same.
+    #[error("the bastion is starting and does not know the cluster yet")]
+    NotReady,
+    #[error(transparent)]
+    Identify(#[from] IdentifyError),
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error(transparent)]
+    Authorize(#[from] AuthorizeError),
+    #[error("the server does not allow this method on the requested resource")]
+    Method,
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+}
+
+impl Proxy {
+    /// Answers a request: with what its target says, or with a `Status` that says why not.
+    pub async fn handle(&self, mut request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        let audit_id = audit_id(request.headers_mut());
+        let pretty = respond::is_for_people(request.headers());
+        let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
+        let client = peer.address.ip().to_canonical();
+        let mut record = Record::start(&self.recorder, method, uri, version, client, audit_id.clone());
+        let mut response = match self.route(request, peer, &mut record).await {
+            Ok(Outcome::Answer(response)) => response,
+            Ok(Outcome::Switch(mut response, tunnel)) => {
+                response.headers_mut().insert(AUDIT_ID, audit_id);
+                record.code = response.status();
+                self.tasks.spawn_local(run(tunnel, record, self.drain.clone(), self.stages.metrics.clone()));
+                return response.map(|()| Body::empty());
+            }
+            Err(error) => {
+                record.error = Some(error.to_string());
+                respond::refuse(&error, pretty)
+            }
+        };
+        response.headers_mut().insert(AUDIT_ID, audit_id);
+        record.code = response.status();
+        response.map(|body| body.recorded(record))
+    }
+
+    async fn route(
+        &self,
+        mut request: Request<Incoming>,
+        peer: &Peer,
+        record: &mut Record,
+    ) -> Result<Outcome, ProxyError> {
+        let Stages { identify, authorize, resolve, ready, .. } = &*self.stages;
+        if !ready.is_synced() {
+            return Err(ProxyError::NotReady);
+        }
+        let identity = identify.identify(request.headers_mut(), peer).await?;
+        record.identity = Some(Arc::clone(&identity));
+
+        let uri = record.uri.clone();
+        let target = Target::parse(uri.path())?;
+        let verb = Verb::of(request.method(), !target.id.is_empty());
+        record.name(&target, verb);
+        let permit = authorize.authorize(&identity, verb, &target).await?;
+        if !is_served(request.method()) {
+            return Err(ProxyError::Method);
+        }
+
+        let route = resolve.resolve(&permit).await?;
+        let on_client = hyper::upgrade::on(&mut request);
+        let (mut parts, body) = request.into_parts();
+        let upgrade = is_upgrade(&parts);
+        if !upgrade && target.rest.is_empty() && matches!(parts.method, Method::GET | Method::HEAD) {
+            return Ok(Outcome::Answer(respond::redirect(&target.with_trailing_slash(uri.query()))));
+        }
+
+        let client = record.client;
+        Forwarded { target: &target, client, secure: peer.secure, upgrade }.rewrite(&mut parts);
+        record.received = (!body.is_end_stream()).then(Rc::<Cell<u64>>::default);
+        let outgoing = Outgoing { parts, body, received: record.received.clone() };
+        let Answer { mut response, endpoint } = if upgrade {
+            match self.forward.upgrade(&permit, &route, outgoing, client, on_client).await? {
+                Upgraded::Switched { response, tunnel, endpoint } => {
+                    record.endpoint = Some(endpoint);
+                    return Ok(Outcome::Switch(response, tunnel));
+                }
+                Upgraded::Refused(answer) => answer,
+            }
+        } else {
+            self.forward.send(&permit, &route, outgoing, client).await?
+        };
+        record.endpoint = Some(endpoint);
+        clean_answer(response.headers_mut());
+        if upgrade {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(Outcome::Answer(response.map(Body::upstream)))
+    }
+}
+
+/// Joins the connections behind a 101, and ends the record of the request with them.
+async fn run(tunnel: Tunnel, mut record: Record, drain: Drain, metrics: Metrics) {
+    let _open = metrics.upgrades.enter();
+    let (received, sent) = (record.received.take().unwrap_or_default(), Cell::new(0));
+    let ended = tokio::select! {
+        ended = tunnel.run(&received, &sent) => ended.map_err(|error| error.to_string()),
+        () = drain.forced() => Err("the bastion is shutting down".to_owned()),
+    };
+    record.error = ended.err();
+    record.received = Some(received);
+    record.sent = sent.get();
+}
+
+/// The client's audit id as it is (CONFORMANCE C68), else a new one; forwarded and returned.
+fn audit_id(headers: &mut HeaderMap) -> HeaderValue {
+    headers.entry(AUDIT_ID).or_insert_with(new_audit_id).clone()
+}
+
+/// A random UUID (RFC 9562, version 4). It tells requests apart and protects nothing, so a fast generator will do.
+fn new_audit_id() -> HeaderValue {
+    let random = fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{random:032x}");
+    let id = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
+    HeaderValue::try_from(id).expect("hex digits and dashes make a header value")
+}
+
+/// The methods that the apiserver routes (C15).
+fn is_served(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::HEAD | Method::OPTIONS
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn audit_ids_are_random_uuids_unless_the_client_brings_one() {
+        let id = new_audit_id();
+        let id = id.to_str().unwrap();
+        assert_eq!((id.len(), &id[14..15]), (36, "4"));
+        assert!("89ab".contains(&id[19..20]), "{id}");
+        assert_ne!(new_audit_id(), new_audit_id());
+        let mut headers = HeaderMap::new();
+        headers.insert(AUDIT_ID, HeaderValue::from_static("mine"));
+        assert_eq!(audit_id(&mut headers), "mine");
+    }
+}

@@ -1,0 +1,82 @@
+//! The body of an answer, with the record of its request: the request ends when the body does.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::forward::Upstream;
+use crate::telemetry::Record;
+
+/// What is sent to the client.
+#[derive(Debug)]
+pub struct Body {
+    content: Content,
+    record: Option<Box<Record>>,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// Words of our own, in one piece; none once they are taken.
+    Whole(Option<Bytes>),
+    Upstream(Upstream),
+}
+
+impl Body {
+    pub fn empty() -> Self {
+        Self { content: Content::Whole(None), record: None }
+    }
+
+    pub fn whole(bytes: Bytes) -> Self {
+        Self { content: Content::Whole(Some(bytes)), record: None }
+    }
+
+    pub fn upstream(body: Upstream) -> Self {
+        Self { content: Content::Upstream(body), record: None }
+    }
+
+    /// Lets the record end with the body.
+    pub fn recorded(self, record: Record) -> Self {
+        Self { record: Some(Box::new(record)), ..self }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        let frame = match &mut this.content {
+            Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Content::Upstream(body) => std::task::ready!(Pin::new(body).poll_frame(context)),
+        };
+        if let Some(record) = &mut this.record {
+            match &frame {
+                Some(Ok(frame)) => record.sent += frame.data_ref().map_or(0, |data| data.len() as u64),
+                // Passed to hyper it cuts the stream: the client must not take a part for the whole (C99).
+                Some(Err(error)) => record.error = Some(format!("the target broke off its answer: {error}")),
+                None => {}
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Whole(bytes) => bytes.is_none(),
+            Content::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Content::Upstream(body) => body.size_hint(),
+        }
+    }
+}
