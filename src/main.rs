@@ -1,1 +1,21 @@
-fn main() {}
+//! The command: reads its line, builds what it asks for, runs it, and says why where it cannot.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kube_bastion::cli::Cli;
+use kube_bastion::tls;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    tls::install_provider();
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kube-bastion: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::sync::Notify;
 
 /// How often files are looked at. Mounted Secrets change by a symlink swap, which a watch on the file would miss.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -70,11 +71,16 @@ pub struct ClientCas(Arc<Shared>);
 struct Shared {
     roots: ArcSwap<RootCertStore>,
     generation: AtomicU64,
+    changed: Notify,
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { roots: ArcSwap::from_pointee(RootCertStore::empty()), generation: AtomicU64::new(0) }
+        Self {
+            roots: ArcSwap::from_pointee(RootCertStore::empty()),
+            generation: AtomicU64::new(0),
+            changed: Notify::new(),
+        }
     }
 }
 
@@ -95,12 +101,18 @@ impl ClientCas {
         if !unchanged {
             self.0.roots.store(Arc::new(roots));
             self.0.generation.fetch_add(1, Ordering::Release);
+            self.0.changed.notify_one();
         }
         Ok(used)
     }
 
     pub fn roots(&self) -> Arc<RootCertStore> {
         self.0.roots.load_full()
+    }
+
+    /// Waits for the next change. For one waiter; a change that comes while it does not wait is found at its next call.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
     }
 
     /// Grows with every change: who keeps a verdict keeps the generation beside it.

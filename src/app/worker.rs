@@ -1,0 +1,128 @@
+//! The threads that serve: each has a runtime of its own, so that no request wakes another thread or waits for its
+//! lock.
+
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwapOption;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio_util::task::TaskTracker;
+
+use crate::balance::Balance;
+use crate::drain::Drain;
+use crate::forward::{Dialer, Forward, Pool};
+use crate::identify::Peer;
+use crate::listen::{Handler, Limits, Listener};
+use crate::proxy::{Body, Proxy, Stages};
+use crate::telemetry::{AccessLog, Recorder};
+use crate::tls::ServerTls;
+
+/// How long a line of the access log may wait for company.
+const FLUSH: Duration = Duration::from_millis(100);
+/// How often idle connections are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// A bound port.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub socket: TcpListener,
+    /// None for plain HTTP.
+    pub tls: Option<Arc<ServerTls>>,
+}
+
+/// What the workers have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub ports: Vec<Port>,
+    pub stages: Arc<Stages>,
+    pub dialer: Arc<Dialer>,
+    pub balance: Arc<Balance>,
+    pub kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
+    pub limits: Limits,
+    pub access: Option<Arc<AccessLog>>,
+    pub drain: Drain,
+}
+
+/// Starts `count` workers. They end when the drain is over.
+pub(super) fn start(count: usize, shared: Shared) -> Result<Vec<JoinHandle<Result<()>>>> {
+    let shared = Arc::new(shared);
+    let worker = |index| {
+        let shared = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+        thread.spawn(move || run(&shared)).context("cannot start a worker thread")
+    };
+    (0..count).map(worker).collect()
+}
+
+fn run(shared: &Shared) -> Result<()> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .context("cannot start a worker's runtime")?;
+    let served = runtime.block_on(serve(shared));
+    // What was cut is dropped here, and its records with it, before the access log closes.
+    drop(runtime);
+    served
+}
+
+async fn serve(shared: &Shared) -> Result<()> {
+    let Shared { ports, stages, dialer, balance, kubelet_token, limits, access, drain } = shared;
+    let tasks = TaskTracker::new();
+    let recorder = Recorder::new(stages.metrics.clone(), access.as_deref());
+    let pool = Rc::new(Pool::new(Arc::clone(dialer)));
+    let proxy = Rc::new(Proxy {
+        stages: Arc::clone(stages),
+        forward: Forward {
+            pool: Rc::clone(&pool),
+            balance: Arc::clone(balance),
+            kubelet_token: Arc::clone(kubelet_token),
+        },
+        recorder: Rc::clone(&recorder),
+        drain: drain.clone(),
+        tasks: tasks.clone(),
+    });
+    for Port { socket, tls } in ports {
+        let socket = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
+        let listener = Listener {
+            socket,
+            tls: tls.clone(),
+            handler: Rc::clone(&proxy),
+            limits: limits.clone(),
+            metrics: stages.metrics.clone(),
+            drain: drain.clone(),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn_local(listener.run());
+    }
+    tokio::task::spawn_local(every(FLUSH, move || recorder.flush()));
+    tokio::task::spawn_local(every(SWEEP, move || pool.sweep()));
+
+    drain.begun().await;
+    tasks.close();
+    tokio::select! {
+        () = tasks.wait() => {}
+        () = drain.forced() => {}
+    }
+    Ok(())
+}
+
+async fn every(interval: Duration, mut work: impl FnMut()) {
+    loop {
+        tokio::time::sleep(interval).await;
+        work();
+    }
+}
+
+impl Handler for Proxy {
+    type Body = Body;
+
+    async fn handle(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        Self::handle(self, request, peer).await
+    }
+}

@@ -1,0 +1,96 @@
+//! What the pods and nodes of the demo serve.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use axum::Router;
+use axum::extract::Request;
+use axum::routing::get;
+use axum::serve::Listener;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// The loopback port of each backend.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    pub web: [u16; 3],
+    pub secure: u16,
+    pub whoami: u16,
+    pub kubelets: [u16; 2],
+}
+
+/// Starts all backends; they end with the process.
+pub(super) async fn start(certificate: &Path, key: &Path) -> Result<Ports> {
+    let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(key)?;
+    let config = Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?);
+    let hello = |name: &'static str| Router::new().fallback(async move || format!("hello from {name}\n"));
+    let kubelet = |name: &'static str| {
+        hello(name).route("/healthz", get(async move || format!("ok, says the kubelet of {name}\n")))
+    };
+    Ok(Ports {
+        web: [plain(hello("web-1")).await?, plain(hello("web-2")).await?, plain(hello("web-3")).await?],
+        secure: tls(hello("secure-1, over TLS"), &config).await?,
+        whoami: plain(Router::new().fallback(whoami)).await?,
+        kubelets: [tls(kubelet("node-a"), &config).await?, tls(kubelet("node-b"), &config).await?],
+    })
+}
+
+async fn whoami(request: Request) -> String {
+    let mut text = format!("{} {}\n", request.method(), request.uri());
+    for (name, value) in request.headers() {
+        text += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+    }
+    text
+}
+
+async fn bind() -> std::io::Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
+async fn plain(routes: Router) -> std::io::Result<u16> {
+    let (listener, port) = bind().await?;
+    tokio::spawn(axum::serve(listener, routes).into_future());
+    Ok(port)
+}
+
+async fn tls(routes: Router, config: &Arc<ServerConfig>) -> std::io::Result<u16> {
+    let (listener, port) = bind().await?;
+    let listener = TlsListener { listener, acceptor: TlsAcceptor::from(Arc::clone(config)) };
+    tokio::spawn(axum::serve(listener, routes).into_future());
+    Ok(port)
+}
+
+struct TlsListener {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            if let Ok((stream, address)) = self.listener.accept().await
+                && let Ok(stream) = self.acceptor.accept(stream).await
+            {
+                return (stream, address);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}

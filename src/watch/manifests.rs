@@ -1,0 +1,254 @@
+//! A folder of YAML as the source: the same objects that a cluster holds, without a cluster.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched};
+use crate::authorize::{Rules, RulesBuilder};
+use crate::cluster::{Kind, Object, Writer};
+use crate::identify::StaticTokens;
+use crate::metrics::Metrics;
+use crate::ready::Ready;
+use crate::tls::FileWatch;
+
+/// The name under which this source stands in `/readyz` and in the metrics.
+const MANIFESTS: &str = "manifests";
+const NAMESPACED: [&str; 5] = ["Pod", "Service", "EndpointSlice", "Role", "RoleBinding"];
+
+/// What is wrong with a folder, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("cannot read {path:?}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path:?} is not YAML\n{report}")]
+    Yaml { path: PathBuf, report: String },
+    #[error("{path:?}: {what} is malformed: {fault}")]
+    Malformed { path: PathBuf, what: String, fault: String },
+    #[error("the token file {path:?} is refused: {fault}")]
+    Tokens { path: PathBuf, fault: String },
+}
+
+/// The folder and the token file, and what was read from them.
+#[derive(Debug)]
+pub struct Manifests {
+    directory: PathBuf,
+    token_file: Option<PathBuf>,
+    pub tokens: Arc<StaticTokens>,
+    pub rules: Arc<ArcSwap<Rules>>,
+    objects: Vec<(Kind, Object)>,
+    /// Made before the first reading, so that no change is missed between the two.
+    changes: FileWatch,
+}
+
+impl Manifests {
+    /// Reads the folder and the token file.
+    ///
+    /// # Errors
+    /// Names the file, the object and what is wrong with it.
+    pub fn load(directory: PathBuf, token_file: Option<PathBuf>) -> Result<Self, ManifestError> {
+        let changes = FileWatch::new([Some(&directory), token_file.as_ref()].into_iter().flatten().cloned().collect());
+        let mut manifests =
+            Self { directory, token_file, tokens: Arc::default(), rules: Arc::default(), objects: Vec::new(), changes };
+        manifests.read()?;
+        Ok(manifests)
+    }
+
+    /// Tells `writer` what was read, and again whenever a file changes. A file that breaks changes nothing: the last
+    /// good state serves, and `/readyz`, the log and a metric say so.
+    pub async fn run(mut self, mut writer: Writer, ready: Ready, metrics: Metrics) {
+        loop {
+            for kind in Kind::ALL {
+                let objects = self.objects.extract_if(.., |(found, _)| *found == kind).map(|(_, object)| object);
+                writer.reset(kind, objects.collect());
+            }
+            metrics.watch_event(MANIFESTS);
+            metrics.watch_up(MANIFESTS, true);
+            ready.mend(MANIFESTS);
+            loop {
+                self.changes.changed().await;
+                match self.read() {
+                    Ok(()) => break tracing::info!(directory = ?self.directory, "the manifests changed and were read"),
+                    Err(error) => {
+                        tracing::error!(%error, "the manifests changed and cannot be used; the last good ones serve");
+                        metrics.watch_up(MANIFESTS, false);
+                        ready.impair(MANIFESTS, error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    /// All or nothing: what is read takes effect only when every file is good.
+    fn read(&mut self) -> Result<(), ManifestError> {
+        let mut found = Found::default();
+        for path in files(&self.directory)? {
+            let text = read(&path)?;
+            // `y`, `n`, `on` and the like are names, as kubectl's YAML has it.
+            let options = serde_saphyr::options! { strict_booleans: true };
+            let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(&text, options)
+                .map_err(|error| ManifestError::Yaml { path: path.clone(), report: error.to_string() })?;
+            for document in documents {
+                found.take(&path, document)?;
+            }
+        }
+        if let Some(path) = &self.token_file {
+            let tokens = |fault| ManifestError::Tokens { path: path.clone(), fault };
+            self.tokens.replace(&read(path)?).map_err(tokens)?;
+        }
+        self.rules.store(Arc::new(found.rules.build()));
+        self.objects = found.objects;
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<String, ManifestError> {
+    std::fs::read_to_string(path).map_err(|source| ManifestError::Read { path: path.into(), source })
+}
+
+/// The manifests of a folder, in the order of their names. Hidden files are left out, as mounted ConfigMaps have them.
+fn files(directory: &Path) -> Result<Vec<PathBuf>, ManifestError> {
+    let entries = std::fs::read_dir(directory);
+    let entries = entries.map_err(|source| ManifestError::Read { path: directory.into(), source })?;
+    let mut paths: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+            let wanted = path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
+            wanted && !hidden && path.is_file()
+        })
+        .collect();
+    paths.sort();
+    Ok(paths)
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    objects: Vec<(Kind, Object)>,
+    rules: RulesBuilder,
+}
+
+impl Found {
+    fn take(&mut self, path: &Path, mut document: Value) -> Result<(), ManifestError> {
+        // A file may end with `---`.
+        if document.is_null() {
+            return Ok(());
+        }
+        let kind = document["kind"].as_str().unwrap_or_default().to_owned();
+        let name = document["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let malformed =
+            |fault: String| ManifestError::Malformed { path: path.into(), what: format!("{kind} {name:?}"), fault };
+        if kind == "List" {
+            let items = document["items"].take();
+            let items: Vec<Value> = serde_json::from_value(items).map_err(|error| malformed(error.to_string()))?;
+            return items.into_iter().try_for_each(|item| self.take(path, item));
+        }
+        if kind.is_empty() || name.is_empty() {
+            return Err(malformed("kind and metadata.name are needed".into()));
+        }
+        if NAMESPACED.contains(&&*kind) && document["metadata"]["namespace"].is_null() {
+            document["metadata"]["namespace"] = "default".into();
+        }
+        match &*kind {
+            "Node" => self.object::<SlimNode>(document),
+            "Pod" => self.object::<SlimPod>(document),
+            "Service" => self.object::<SlimService>(document),
+            "EndpointSlice" => self.object::<SlimSlice>(document),
+            "Role" => parse::<Role>(document).map(|role| self.rules.roles.push(role)),
+            "ClusterRole" => parse::<ClusterRole>(document).map(|role| self.rules.cluster_roles.push(role)),
+            "RoleBinding" => parse::<RoleBinding>(document).map(|binding| self.rules.role_bindings.push(binding)),
+            "ClusterRoleBinding" => {
+                parse::<ClusterRoleBinding>(document).map(|binding| self.rules.cluster_role_bindings.push(binding))
+            }
+            _ => {
+                tracing::info!(?path, kind, name, "an object of a kind that is not used here is skipped");
+                Ok(())
+            }
+        }
+        .map_err(malformed)
+    }
+
+    fn object<K: Watched>(&mut self, document: Value) -> Result<(), String> {
+        let object = parse::<K>(document)?.object()?;
+        self.objects.extend(object.map(|object| (K::KIND, object)));
+        Ok(())
+    }
+}
+
+fn parse<T: DeserializeOwned>(document: Value) -> Result<T, String> {
+    serde_json::from_value(document).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Cluster;
+    use crate::model::address::AddressPolicy;
+    use prometheus_client::registry::Registry;
+
+    const POD: &str = "kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: 10.0.0.1}]}\n";
+
+    #[test]
+    fn a_broken_file_is_named_with_what_is_wrong() {
+        let cases = [
+            ("kind: Pod\nmetadata: [", "a.yaml", "is not YAML"),
+            ("kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: nope}]}", "Pod \"p\"", "IP address"),
+            ("kind: Role\nmetadata: {name: r}\nrules: {}", "Role \"r\"", "malformed"),
+            ("metadata: {name: p}", "", "kind and metadata.name"),
+        ];
+        for (text, place, fault) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("a.yaml"), text).unwrap();
+            let error = Manifests::load(folder.path().into(), None).unwrap_err().to_string();
+            assert!(error.contains(place) && error.contains(fault), "{error}");
+        }
+    }
+
+    #[test]
+    fn lists_and_several_documents_and_unknown_kinds_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "{POD}---\nkind: Deployment\nmetadata: {{name: d}}\n---\nkind: List\nitems: [{{kind: Node, metadata: {{name: n}}}}]\n---\n"
+        );
+        std::fs::write(folder.path().join("a.yml"), text).unwrap();
+        std::fs::write(folder.path().join("README.md"), "not YAML: [").unwrap();
+        std::fs::write(folder.path().join(".hidden.yaml"), "[").unwrap();
+        let manifests = Manifests::load(folder.path().into(), None).unwrap();
+        let kinds: Vec<_> = manifests.objects.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [Kind::Pod, Kind::Node]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_are_followed_and_a_broken_file_keeps_the_last_good_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.yaml");
+        std::fs::write(&file, POD).unwrap();
+        let (cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+        let (ready, metrics) = (Ready::default(), Metrics::new(&mut Registry::default()));
+        let manifests = Manifests::load(folder.path().into(), None).unwrap();
+        tokio::spawn(manifests.run(writer, ready.clone(), metrics));
+        eventually(|| cluster.pod("default", "p").is_some()).await;
+
+        std::fs::write(&file, "kind: [").unwrap();
+        eventually(|| ready.report().1.contains("[!]manifests")).await;
+        assert!(cluster.pod("default", "p").is_some(), "the last good state serves");
+
+        std::fs::write(&file, POD.replace("name: p", "name: q")).unwrap();
+        eventually(|| cluster.pod("default", "q").is_some()).await;
+        assert!(cluster.pod("default", "p").is_none() && !ready.report().1.contains("[!]"));
+    }
+
+    async fn eventually(mut is: impl FnMut() -> bool) {
+        let waited = async {
+            while !is() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), waited).await.unwrap();
+    }
+}
