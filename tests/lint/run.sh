@@ -44,7 +44,7 @@ fi
 
 check "Dockerfile, BuildKit's checks" "$bin/dockerfile" -context "$out/context" Dockerfile
 check "Dockerfile, hadolint" "$out/python/bin/hadolint" --config tests/lint/hadolint.yaml Dockerfile
-# Refuses a Cargo.toml that names files which .dockerignore leaves out. It reads the manifest and compiles nothing.
+# Refuses a context without the binary's source. It reads the manifest and compiles nothing.
 context_is_a_package() {
   cargo metadata --quiet --no-deps --offline --format-version 1 --manifest-path "$out/context/Cargo.toml" >/dev/null
 }

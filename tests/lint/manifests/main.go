@@ -1,7 +1,6 @@
 // Command manifests renders kustomizations as `kubectl kustomize` does and checks every object:
 //
-//   - it decodes strictly into the types that kube-apiserver has: no unknown, doubled or mistyped field, no API version
-//     that is gone;
+//   - it decodes strictly into the types that kube-apiserver has: no unknown, doubled or mistyped field;
 //   - a namespaced object names its namespace, as no kustomization here adds it;
 //   - a pod template passes the Pod Security Standard `restricted`, which kube-apiserver enforces on pods alone: a
 //     Deployment that breaks it is accepted, and never gets a pod.

@@ -1,0 +1,169 @@
+//! Round-robin, failover, and endpoints that come and go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::support::backend::Backend;
+use crate::world::{SHOP, World, path};
+
+pub async fn ten_thousand_requests_go_round(world: &mut World) -> Result<()> {
+    let mut client = world.client().await?;
+    let mut counts = BTreeMap::new();
+    for _ in 0..10_000 {
+        let answer = client.get(&path("services/web/proxy/name")).await?;
+        ensure!(answer.status == 200, "{answer:?}");
+        *counts.entry(answer.body).or_insert(0) += 1;
+    }
+    let mut shares: Vec<i32> = counts.values().copied().collect();
+    shares.sort_unstable();
+    println!("     10,000 requests from one connection: {counts:?}");
+    ensure!(shares == [3333, 3333, 3334], "{counts:?}");
+    Ok(())
+}
+
+pub async fn a_killed_backend_fails_no_request(world: &mut World) -> Result<()> {
+    let load = Load::start(world, 16).await?;
+    load.reach(2_000).await;
+    // Connections, listener and all: what a killed process leaves. The API still lists its endpoint.
+    let killed = world.backends.remove("web-2").context("web-2 runs")?;
+    let address = killed.address;
+    drop(killed);
+    load.reach(10_000).await;
+    let (requests, failed) = load.stop().await?;
+    println!("     {requests} requests over 16 connections, one of three backends killed on the way: {failed} failed");
+    ensure!(failed == 0);
+    let last = address.to_string().rsplit_once('.').map(|_| 12).context("an address")?;
+    world.backends.insert("web-2".into(), Backend::start(&world.namespace, last, 8080, "web-2", None)?);
+    world.endpoints("services/web", 3).await
+}
+
+pub async fn endpoints_come_and_go_under_load(world: &mut World) -> Result<()> {
+    let load = Load::start(world, 8).await?;
+    for round in 0..5 {
+        let name = format!("guest-{round}");
+        let last = 20 + round;
+        let backend = Backend::start(&world.namespace, last, 8080, &name, None)?;
+        let ports = json!([{"containerPort": 8080}]);
+        world.objects.pod(&name, json!({"app": "web"}), world.namespace.address(last), ports).await?;
+        while backend.served() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        world.objects.delete_pod(&name).await?;
+        // As a pod that ends does: it serves until everybody has heard, then goes.
+        let served = Served(&backend);
+        served.settle().await;
+        drop(backend);
+        let next = load.requests() + 500;
+        load.reach(next).await;
+    }
+    let (requests, failed) = load.stop().await?;
+    println!("     {requests} requests while five endpoints came and went: {failed} failed");
+    ensure!(failed == 0);
+    world.endpoints("services/web", 3).await
+}
+
+pub async fn a_new_endpoint_is_used_at_once(world: &mut World) -> Result<()> {
+    let backend = Backend::start(&world.namespace, 30, 8080, "late", None)?;
+    let slices = Api::<EndpointSlice>::namespaced(world.cluster.client.clone(), SHOP);
+    let web = watcher::Config::default().labels("kubernetes.io/service-name=web");
+    let mut told = watcher(slices, web).applied_objects().boxed();
+    let address = world.namespace.address(30);
+    let ports = json!([{"containerPort": 8080}]);
+    let mut client = world.client().await?;
+    let answered = tokio::spawn(async move {
+        while let Some(slice) = told.next().await {
+            let slice = slice?;
+            let mut addresses = slice.endpoints.iter().flatten().flat_map(|endpoint| &endpoint.addresses);
+            if addresses.any(|found| *found == address.to_string()) {
+                return Ok(Instant::now());
+            }
+        }
+        anyhow::bail!("the watch ended")
+    });
+    world.objects.pod("late", json!({"app": "web"}), address, ports).await?;
+    while backend.served() == 0 {
+        client.get(&path("services/web/proxy/name")).await?;
+    }
+    let used = Instant::now();
+    let answered = answered.await??;
+    let lag = used.saturating_duration_since(answered);
+    println!("     a new endpoint served {lag:?} after the API told this test of it");
+    world.objects.delete_pod("late").await?;
+    world.endpoints("services/web", 3).await
+}
+
+/// Waits until a backend is no longer asked.
+struct Served<'a>(&'a Backend);
+
+impl Served<'_> {
+    async fn settle(&self) {
+        loop {
+            let before = self.0.served();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if self.0.served() == before {
+                return;
+            }
+        }
+    }
+}
+
+/// Requests on some connections at once, until it is stopped.
+struct Load {
+    requests: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<Result<()>>,
+}
+
+impl Load {
+    async fn start(world: &World, connections: usize) -> Result<Self> {
+        let mut load =
+            Self { requests: Arc::default(), failed: Arc::default(), stop: Arc::default(), tasks: JoinSet::new() };
+        for _ in 0..connections {
+            let mut client = world.client().await?;
+            let (requests, failed, stop) =
+                (Arc::clone(&load.requests), Arc::clone(&load.failed), Arc::clone(&load.stop));
+            load.tasks.spawn(async move {
+                // Bounded, whatever the test waits for.
+                while !stop.load(Ordering::Relaxed) && requests.load(Ordering::Relaxed) < 500_000 {
+                    let answer = client.get(&path("services/web/proxy/name")).await?;
+                    requests.fetch_add(1, Ordering::Relaxed);
+                    if answer.status != 200 {
+                        println!("     failed: {answer:?}");
+                        failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(())
+            });
+        }
+        Ok(load)
+    }
+
+    fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    async fn reach(&self, requests: u64) {
+        while self.requests() < requests && !self.tasks.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn stop(mut self) -> Result<(u64, u64)> {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended??;
+        }
+        Ok((self.requests(), self.failed.load(Ordering::Relaxed)))
+    }
+}

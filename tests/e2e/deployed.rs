@@ -1,0 +1,125 @@
+//! As a pod runs it: the manifests, the mounted account, and the end by SIGTERM.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::authentication::v1::BoundObjectReference;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, DeleteParams};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::bastion::Bastion;
+use crate::support::client::{Client, tls};
+use crate::support::objects::Objects;
+use crate::world::{HOME, SHOP, World, bastion, kubectl, path, token, token_kubeconfig};
+
+pub async fn the_manifests_are_accepted_by_the_api(world: &mut World) -> Result<()> {
+    // The namespace is there already: a dry run makes none, and the API would miss it.
+    let said = kubectl(&world.cluster, &["apply", "-k", "deploy/", "--dry-run=server"])?;
+    for object in ["deployment.apps/kube-bastion", "networkpolicy", "poddisruptionbudget", "service/kube-bastion"] {
+        ensure!(said.contains(object), "{object} is missing:\n{said}");
+    }
+    kubectl(&world.cluster, &["apply", "-f", "deploy/examples/", "--dry-run=server", "--validate=true"])?;
+    Ok(())
+}
+
+pub async fn a_pod_finds_its_account_and_follows_its_token(world: &mut World) -> Result<()> {
+    let cluster = &world.cluster;
+    let account = tempfile::tempdir()?;
+    let write = |name: &str, text: &str| std::fs::write(account.path().join(name), text);
+    // A token that dies with the object it is bound to, as a pod's does.
+    let home = Objects { client: cluster.client.clone(), namespace: HOME.into() };
+    home.create::<Secret>(json!({"metadata": {"name": "bound"}})).await?;
+    let secrets = Api::<Secret>::namespaced(cluster.client.clone(), HOME);
+    let uid = secrets.get("bound").await?.metadata.uid;
+    let bound = BoundObjectReference {
+        kind: Some("Secret".into()),
+        api_version: Some("v1".into()),
+        name: Some("bound".into()),
+        uid,
+    };
+    write("token", &token(cluster, HOME, "kube-bastion", Some(bound)).await?)?;
+    write("ca.crt", &std::fs::read_to_string(&cluster.ca.file)?)?;
+    write("namespace", HOME)?;
+
+    let (host, port) = cluster.server.trim_start_matches("https://").split_once(':').context("host:port")?;
+    let script = "mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io/serviceaccount && \
+                  mount --bind \"$1\" /run/secrets/kubernetes.io/serviceaccount && shift && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        .arg(account.path())
+        .arg(env!("CARGO_BIN_EXE_kube-bastion"))
+        .arg("serve")
+        .arg(format!("--tls-cert-file={}", world.serving.certificate.display()))
+        .arg(format!("--tls-private-key-file={}", world.serving.key.display()))
+        .env("KUBERNETES_SERVICE_HOST", host)
+        .env("KUBERNETES_SERVICE_PORT", port);
+    let pod = Bastion::run(command)?;
+    pod.ready().await?;
+    let mut client = Client::connect(pod.secure, &cluster.ca.file, Some(&world.token), None).await?;
+    let answer = client.get(&path("services/web/proxy/name")).await?;
+    ensure!(answer.status == 200, "{answer:?}");
+
+    write("token", &token(cluster, HOME, "kube-bastion", None).await?)?;
+    secrets.delete("bound", &DeleteParams::default()).await?;
+    // A token that the bastion has not seen needs a review, and so the bastion's own token. The file is read again
+    // within the minute.
+    for attempt in 0.. {
+        let fresh = token(cluster, SHOP, "caller", None).await?;
+        let mut client = Client::connect(pod.secure, &cluster.ca.file, Some(&fresh), None).await?;
+        let answer = client.get(&path("services/web/proxy/name")).await?;
+        // The API remembers the old token for a while: only what comes after that tells.
+        if answer.status == 200 && attempt >= 15 {
+            break;
+        }
+        ensure!(attempt < 100, "the new token is not used: {answer:?}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(())
+}
+
+pub async fn sigterm_finishes_what_runs(world: &mut World) -> Result<()> {
+    let kubeconfig = token_kubeconfig(&world.cluster, "draining", &world.cluster.server).await?;
+    let mut draining = bastion(&kubeconfig, &world.serving, &["--drain-timeout=20s"])?;
+    draining.ready().await?;
+    // A request whose body is half sent, and a tunnel.
+    let mut half = tls(draining.secure, &world.cluster.ca.file, None).await?;
+    let head = |method: &str, target: &str, more: &str| {
+        format!("{method} {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{more}\r\n", path(target), world.token)
+    };
+    half.write_all(head("POST", "pods/web-1/proxy/echo", "Content-Length: 10\r\n").as_bytes()).await?;
+    half.write_all(b"01234").await?;
+    let mut tunnel = tls(draining.secure, &world.cluster.ca.file, None).await?;
+    tunnel.write_all(head("GET", "pods/web-1/proxy/ws", "Connection: Upgrade\r\nUpgrade: echo\r\n").as_bytes()).await?;
+    let mut buffer = [0; 1024];
+    let mut opened = String::new();
+    while !opened.contains("web-1 /ws") {
+        let read = tunnel.read(&mut buffer).await?;
+        ensure!(read > 0, "the tunnel closed: {opened}");
+        opened += &String::from_utf8_lossy(&buffer[..read]);
+    }
+
+    draining.signal(Signal::SIGTERM)?;
+    crate::support::eventually("the port to close", async || {
+        Ok(tokio::net::TcpStream::connect(draining.secure).await.is_err())
+    })
+    .await?;
+    let (code, report) = draining.readyz().await?;
+    ensure!(code == 503 && report.contains("[-]draining"), "{report}");
+    half.write_all(b"56789").await?;
+    let mut answer = String::new();
+    half.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("0123456789"), "{answer}");
+    tunnel.write_all(b"still here").await?;
+    tunnel.shutdown().await?;
+    let mut rest = String::new();
+    tunnel.read_to_string(&mut rest).await?;
+    ensure!(rest == "still heregoodbye\n", "{rest}");
+    let ended = tokio::task::spawn_blocking(move || draining.wait()).await??;
+    ensure!(ended.success(), "{ended}");
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! The bastion against a real etcd, kube-apiserver and kube-controller-manager. Pods and nodes are objects of that API
+//! whose addresses are backends in a network namespace of the test's own.
+//!
+//! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds NAME. It needs root
+//! (for the namespace) and Go (to build the control plane, unless KUBEBUILDER_ASSETS brings one).
+
+mod balance;
+mod callers;
+mod deployed;
+mod outages;
+#[path = "../support/mod.rs"]
+mod support;
+mod targets;
+mod world;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use world::World;
+
+macro_rules! scenarios {
+    ($world:ident, $filter:ident, $results:ident: $($module:ident::$name:ident),* $(,)?) => {
+        $(
+            let name = concat!(stringify!($module), "::", stringify!($name));
+            if name.contains(&*$filter) {
+                let outcome = $module::$name(&mut $world).await;
+                match &outcome {
+                    Ok(()) => println!("test {name} ... ok"),
+                    Err(error) => println!("test {name} ... FAILED\n{error:?}"),
+                }
+                $results.push((name, outcome.is_ok()));
+            }
+        )*
+    };
+}
+
+fn main() -> Result<ExitCode> {
+    kube_bastion::tls::install_provider();
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let results = runtime.block_on(run(filter))?;
+    let failed: Vec<_> = results.iter().filter(|(_, ok)| !ok).map(|(name, _)| *name).collect();
+    println!("\n{} passed, {} failed", results.len() - failed.len(), failed.len());
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    Ok(if failed.is_empty() && !results.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
+    let mut world = World::new().await?;
+    let mut results = Vec::new();
+    // In this order: the later ones stop the API.
+    scenarios!(world, filter, results:
+        targets::services_pods_and_nodes_are_reached,
+        targets::kubectl_prints_what_the_apiservers_own_proxy_prints,
+        targets::what_is_not_there_is_told_as_the_apiserver_tells_it,
+        targets::bodies_and_upgrades_stream_both_ways,
+        callers::rbac_decides_for_tokens_of_service_accounts,
+        callers::rbac_decides_for_client_certificates,
+        callers::who_is_nobody_gets_401,
+        balance::ten_thousand_requests_go_round,
+        balance::a_killed_backend_fails_no_request,
+        balance::endpoints_come_and_go_under_load,
+        balance::a_new_endpoint_is_used_at_once,
+        deployed::the_manifests_are_accepted_by_the_api,
+        deployed::a_pod_finds_its_account_and_follows_its_token,
+        deployed::sigterm_finishes_what_runs,
+        outages::a_broken_watch_is_resumed,
+        outages::the_last_known_state_serves_without_the_api,
+        outages::an_api_that_is_not_there_at_start_is_waited_for,
+    );
+    Ok(results)
+}

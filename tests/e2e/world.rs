@@ -1,0 +1,184 @@
+//! What all scenarios share: a cluster with some objects, their backends, and one bastion.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::{Api, PostParams};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::backend::Backend;
+use crate::support::bastion::Bastion;
+use crate::support::client::Client;
+use crate::support::cluster::{By, Cluster};
+use crate::support::eventually;
+use crate::support::net::Namespace;
+use crate::support::objects::Objects;
+use crate::support::pki::Pair;
+
+pub const SHOP: &str = "shop";
+/// The namespace and the account that deploy/ gives the bastion.
+pub const HOME: &str = "kube-bastion";
+
+pub struct World {
+    pub bastion: Bastion,
+    pub backends: HashMap<String, Backend>,
+    pub namespace: Namespace,
+    pub objects: Objects,
+    pub serving: Pair,
+    /// Of the account `caller`, which may get and create through services and pods of the shop.
+    pub token: String,
+    pub cluster: Cluster,
+}
+
+impl World {
+    pub async fn new() -> Result<Self> {
+        let namespace = Namespace::new()?;
+        let cluster = Cluster::start().await?;
+        // The bastion runs with the rights that deploy/ gives it, and no others.
+        kubectl(&cluster, &["apply", "-k", "deploy/"])?;
+        let objects = Objects::new(&cluster.client, SHOP).await?;
+        let serving = cluster.ca.server(cluster.folder.path(), "bastion", &["localhost", "127.0.0.1"])?;
+        let mut backends = HashMap::new();
+        let tls = acceptor(&serving)?;
+
+        objects.node("node-1", namespace.address(2)).await?;
+        backends.insert("node-1".into(), Backend::start(&namespace, 2, 9100, "node-1", None)?);
+        objects
+            .service(
+                "web",
+                json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}),
+            )
+            .await?;
+        for (last, name) in [(11, "web-1"), (12, "web-2"), (13, "web-3")] {
+            let ports = json!([{"name": "http", "containerPort": 8080}]);
+            objects.pod(name, json!({"app": "web"}), namespace.address(last), ports).await?;
+            backends.insert(name.into(), Backend::start(&namespace, last, 8080, name, None)?);
+        }
+        objects.service("safe", json!({"selector": {"app": "safe"}, "ports": [{"port": 443, "targetPort": 8443, "appProtocol": "https"}]})).await?;
+        objects.pod("safe-1", json!({"app": "safe"}), namespace.address(14), json!([])).await?;
+        backends.insert("safe-1".into(), Backend::start(&namespace, 14, 8443, "safe-1", Some(tls))?);
+        objects.service("empty", json!({"selector": {"app": "empty"}, "ports": [{"port": 80}]})).await?;
+        objects
+            .service(
+                "two",
+                json!({"selector": {"app": "web"}, "ports": [
+                    {"name": "a", "port": 80, "targetPort": 8080}, {"name": "b", "port": 81, "targetPort": 8080},
+                ]}),
+            )
+            .await?;
+        objects.service("outside", json!({"type": "ExternalName", "externalName": "example.com"})).await?;
+
+        objects.create::<ServiceAccount>(json!({"metadata": {"name": "caller"}})).await?;
+        let caller = json!({"kind": "ServiceAccount", "name": "caller", "namespace": SHOP});
+        objects.allow("caller", caller.clone(), &["services/proxy", "pods/proxy"], &["get", "create"]).await?;
+        objects.allow_everywhere("caller-nodes", caller, &["nodes/proxy"], &["get"]).await?;
+        let token = token(&cluster, SHOP, "caller", None).await?;
+
+        let own = token_kubeconfig(&cluster, "bastion", &cluster.server).await?;
+        let bastion = bastion(&own, &serving, &[])?;
+        bastion.ready().await?;
+        let world = Self { bastion, backends, namespace, objects, serving, token, cluster };
+        world.endpoints("services/web", 3).await?;
+        world.endpoints("services/safe", 1).await?;
+        Ok(world)
+    }
+
+    /// Waits until a target answers from `count` endpoints.
+    pub async fn endpoints(&self, target: &str, count: usize) -> Result<()> {
+        let mut client = self.client().await?;
+        eventually(&format!("{count} endpoints of {target}"), async || {
+            let mut names = std::collections::HashSet::new();
+            for _ in 0..count * 2 {
+                let answer = client.get(&path(&format!("{target}/proxy/name"))).await?;
+                if answer.status == 200 {
+                    names.insert(answer.body);
+                }
+            }
+            Ok(names.len() == count)
+        })
+        .await
+    }
+
+    /// A connection of the caller to the shared bastion.
+    pub async fn client(&self) -> Result<Client> {
+        Client::connect(self.bastion.secure, &self.cluster.ca.file, Some(&self.token), None).await
+    }
+
+    /// `kubectl` with the caller's token, through the shared bastion.
+    pub fn kubectl_through(&self, arguments: &[&str]) -> Result<(bool, String)> {
+        let server = format!("--server=https://{}", self.bastion.secure);
+        let (ca, token) =
+            (format!("--certificate-authority={}", self.cluster.ca.file.display()), format!("--token={}", self.token));
+        // An empty kubeconfig, so that none of this machine's is read.
+        let output = Command::new(&self.cluster.kubectl)
+            .args(["--kubeconfig=/dev/null", &server, &ca, &token])
+            .args(arguments)
+            .output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+    }
+}
+
+/// A bastion with the flags that all have in common.
+pub fn bastion(kubeconfig: &std::path::Path, serving: &Pair, more: &[&str]) -> Result<Bastion> {
+    let flags = [
+        format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--tls-cert-file={}", serving.certificate.display()),
+        format!("--tls-private-key-file={}", serving.key.display()),
+    ];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    Bastion::start(&flags)
+}
+
+/// A kubeconfig with a token of the bastion's own account.
+pub async fn token_kubeconfig(cluster: &Cluster, name: &str, server: &str) -> Result<PathBuf> {
+    let token = token(cluster, HOME, "kube-bastion", None).await?;
+    cluster.kubeconfig(name, server, &cluster.ca.file, &By::Token(&token))
+}
+
+/// A token of a service account by TokenRequest, as pods get theirs.
+pub async fn token(
+    cluster: &Cluster,
+    namespace: &str,
+    account: &str,
+    bound_to: Option<BoundObjectReference>,
+) -> Result<String> {
+    let accounts = Api::<ServiceAccount>::namespaced(cluster.client.clone(), namespace);
+    let spec = TokenRequestSpec { bound_object_ref: bound_to, expiration_seconds: Some(3600), ..Default::default() };
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+    let answer = accounts.create_token_request(account, &PostParams::default(), &request).await?;
+    answer.status.and_then(|status| status.token).context("a TokenRequest is answered with a token")
+}
+
+/// `kubectl` as the cluster's admin.
+pub fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(&cluster.kubectl)
+        .arg(format!("--kubeconfig={}", cluster.admin_kubeconfig().display()))
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "kubectl {}: {said}", arguments.join(" "));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A path in the shop.
+pub fn path(rest: &str) -> String {
+    format!("/api/v1/namespaces/{SHOP}/{rest}")
+}
+
+fn acceptor(pair: &Pair) -> Result<TlsAcceptor> {
+    let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(&pair.key)?;
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}

@@ -1,0 +1,129 @@
+//! Backends: each answers with its name and what reached it, and can be killed like a process, connections and all.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use super::net::Namespace;
+
+/// A server of one pod or node. Dropping it closes the listener and cuts its connections.
+#[derive(Debug)]
+pub struct Backend {
+    pub address: SocketAddr,
+    served: Arc<AtomicU64>,
+    task: AbortHandle,
+}
+
+impl Backend {
+    /// Serves `name` on an address of the namespace, over TLS where there is an acceptor.
+    ///
+    /// # Errors
+    /// Where the address is taken.
+    pub fn start(namespace: &Namespace, last: u8, port: u16, name: &str, tls: Option<TlsAcceptor>) -> Result<Self> {
+        let address = SocketAddr::from((namespace.address(last), port));
+        let listener = TcpListener::from_std(namespace.bind(address)?)?;
+        let served = Arc::new(AtomicU64::new(0));
+        let task = tokio::spawn(accept(listener, name.into(), Arc::clone(&served), tls)).abort_handle();
+        Ok(Self { address, served, task })
+    }
+
+    /// How many requests it has answered.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, name: Arc<str>, served: Arc<AtomicU64>, tls: Option<TlsAcceptor>) {
+    // Aborted with this task.
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let (name, served, tls) = (Arc::clone(&name), Arc::clone(&served), tls.clone());
+        connections.spawn(async move {
+            match tls {
+                None => serve(stream, name, served).await,
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, name, served).await;
+                    }
+                }
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: I, name: Arc<str>, served: Arc<AtomicU64>) {
+    let service = service_fn(|request| {
+        served.fetch_add(1, Ordering::Relaxed);
+        let name = Arc::clone(&name);
+        async move { Ok::<_, Infallible>(answer(request, &name).await) }
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await;
+}
+
+async fn answer(mut request: Request<Incoming>, name: &str) -> Response<Full<Bytes>> {
+    if request.headers().contains_key(header::UPGRADE) {
+        return upgrade(&mut request, name);
+    }
+    let path = request.uri().to_string();
+    let body = match request.uri().path() {
+        "/name" => name.to_owned(),
+        "/echo" => {
+            let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
+            return Response::new(Full::new(body.unwrap_or_default()));
+        }
+        _ => {
+            let mut text = format!("{name}\n{} {path}\n", request.method());
+            for (name, value) in request.headers() {
+                text += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+            }
+            text
+        }
+    };
+    Response::new(Full::new(body.into()))
+}
+
+/// Says its name and the query that reached it, then echoes until the client has ended its sending.
+fn upgrade(request: &mut Request<Incoming>, name: &str) -> Response<Full<Bytes>> {
+    let upgraded = hyper::upgrade::on(&mut *request);
+    let hello = format!("{name} {}\n", request.uri());
+    tokio::spawn(async move {
+        let Ok(upgraded) = upgraded.await else { return };
+        let mut stream = TokioIo::new(upgraded);
+        let mut buffer = [0; 1024];
+        let _ = stream.write_all(hello.as_bytes()).await;
+        while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+            let _ = stream.write_all(&buffer[..read]).await;
+        }
+        let _ = stream.write_all(b"goodbye\n").await;
+        let _ = stream.shutdown().await;
+    });
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("echo"));
+    response
+}

@@ -1,0 +1,102 @@
+//! The bastion as users run it: the binary, in a process of its own.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::client::get_plain;
+use super::eventually;
+
+/// A running bastion. Dropping it kills it.
+pub struct Bastion {
+    child: Child,
+    pub secure: SocketAddr,
+    pub admin: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Bastion {
+    /// Starts `serve` with free ports of loopback and waits until it serves; not until it is ready.
+    ///
+    /// # Errors
+    /// Where it ends instead, with what it said.
+    pub fn start(arguments: &[&str]) -> Result<Self> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
+        command.arg("serve").args(arguments);
+        Self::run(command)
+    }
+
+    /// The same for a command that ends in the bastion's own.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn run(mut command: Command) -> Result<Self> {
+        let mut child = command
+            .args(["--secure-listen-address=127.0.0.1:0", "--admin-listen-address=127.0.0.1:0"])
+            .args(["--logging-format=json", "--access-log=false"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(child.stderr.take().context("stderr is piped")?).lines();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        loop {
+            let Some(line) = lines.next().transpose()? else {
+                let said = log.lock().unwrap().join("\n");
+                bail!("the bastion ended ({}) and said:\n{said}", child.wait()?);
+            };
+            log.lock().unwrap().push(line.clone());
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            if event["message"] == "serving" {
+                let address =
+                    |key: &str| -> Result<SocketAddr> { Ok(event[key].as_str().unwrap_or_default().parse()?) };
+                let (secure, admin) = (address("secure")?, address("admin")?);
+                let kept = Arc::clone(&log);
+                std::thread::spawn(move || {
+                    lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line))
+                });
+                return Ok(Self { child, secure, admin, log });
+            }
+        }
+    }
+
+    pub async fn ready(&self) -> Result<()> {
+        eventually("the bastion to be ready", async || Ok(get_plain(self.admin, "/readyz").await?.0 == 200)).await
+    }
+
+    pub async fn readyz(&self) -> Result<(u16, String)> {
+        get_plain(self.admin, "/readyz").await
+    }
+
+    pub async fn metrics(&self) -> Result<String> {
+        Ok(get_plain(self.admin, "/metrics").await?.1)
+    }
+
+    pub fn said(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id().try_into()?), signal)?)
+    }
+
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.wait()?)
+    }
+}
+
+impl Drop for Bastion {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

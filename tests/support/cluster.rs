@@ -1,0 +1,212 @@
+//! A real etcd, kube-apiserver and kube-controller-manager on loopback.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use rcgen::KeyPair;
+use tempfile::TempDir;
+
+use super::eventually;
+use super::pki::{Ca, Pair};
+
+/// The control plane, in a folder of its own. Dropping it ends it.
+pub struct Cluster {
+    pub folder: TempDir,
+    pub ca: Ca,
+    pub client: Client,
+    pub server: String,
+    pub kubectl: PathBuf,
+    binaries: PathBuf,
+    apiserver_arguments: Vec<String>,
+    apiserver: Process,
+    _manager: Process,
+    _etcd: Process,
+}
+
+/// A child that ends with its owner.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Cluster {
+    /// # Errors
+    /// Where the binaries cannot be had (the message says what to install), or do not come up.
+    pub async fn start() -> Result<Self> {
+        let binaries = binaries()?;
+        let folder = tempfile::tempdir()?;
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let ca = Ca::new(folder.path(), "ca")?;
+        let front_proxy = Ca::new(folder.path(), "front-proxy-ca")?;
+        let serving = ca.server(folder.path(), "apiserver", &["127.0.0.1", "localhost", "kubernetes.default.svc"])?;
+        let admin = ca.client(folder.path(), "admin", "system:masters")?;
+        std::fs::write(at("sa.key"), KeyPair::generate()?.serialize_pem())?;
+        let (etcd_port, peer_port, api_port) = (free_port()?, free_port()?, free_port()?);
+
+        let etcd_url = format!("http://127.0.0.1:{etcd_port}");
+        let peer_url = format!("http://127.0.0.1:{peer_port}");
+        let etcd = spawn(
+            folder.path(),
+            &binaries.join("etcd"),
+            &[
+                format!("--data-dir={}", at("etcd")),
+                format!("--listen-client-urls={etcd_url}"),
+                format!("--advertise-client-urls={etcd_url}"),
+                format!("--listen-peer-urls={peer_url}"),
+                format!("--initial-advertise-peer-urls={peer_url}"),
+                format!("--initial-cluster=default={peer_url}"),
+                "--unsafe-no-fsync".into(),
+            ],
+        )?;
+        let apiserver_arguments = vec![
+            format!("--etcd-servers={etcd_url}"),
+            "--bind-address=127.0.0.1".into(),
+            format!("--secure-port={api_port}"),
+            format!("--tls-cert-file={}", serving.certificate.display()),
+            format!("--tls-private-key-file={}", serving.key.display()),
+            format!("--client-ca-file={}", ca.file.display()),
+            format!("--requestheader-client-ca-file={}", front_proxy.file.display()),
+            "--requestheader-allowed-names=front-proxy".into(),
+            "--requestheader-username-headers=X-Remote-User".into(),
+            "--requestheader-group-headers=X-Remote-Group".into(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+            format!("--service-account-key-file={}", at("sa.key")),
+            format!("--service-account-signing-key-file={}", at("sa.key")),
+            "--service-account-issuer=https://kubernetes.default.svc".into(),
+            "--service-cluster-ip-range=10.96.0.0/16".into(),
+            "--authorization-mode=RBAC".into(),
+            "--endpoint-reconciler-type=none".into(),
+        ];
+        let apiserver = spawn(folder.path(), &binaries.join("kube-apiserver"), &apiserver_arguments)?;
+        let server = format!("https://127.0.0.1:{api_port}");
+        let kubeconfig = kubeconfig(folder.path(), "admin", &server, &ca.file, &By::Certificate(&admin))?;
+        let client = client(&kubeconfig).await?;
+        up(&client).await?;
+        let manager = spawn(folder.path(), &binaries.join("kube-controller-manager"), &[
+            format!("--kubeconfig={}", kubeconfig.display()),
+            "--controllers=endpointslice-controller,serviceaccount-controller,root-ca-certificate-publisher-controller"
+                .into(),
+            format!("--root-ca-file={}", ca.file.display()),
+            "--leader-elect=false".into(),
+            "--secure-port=0".into(),
+            "--endpointslice-updates-batch-period=0s".into(),
+        ])?;
+        Ok(Self {
+            kubectl: binaries.join("kubectl"),
+            folder,
+            ca,
+            client,
+            server,
+            binaries,
+            apiserver_arguments,
+            apiserver,
+            _manager: manager,
+            _etcd: etcd,
+        })
+    }
+
+    /// A kubeconfig for this cluster, or for whatever stands at `server`.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn kubeconfig(&self, name: &str, server: &str, ca: &Path, by: &By<'_>) -> Result<PathBuf> {
+        kubeconfig(self.folder.path(), name, server, ca, by)
+    }
+
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("admin.kubeconfig")
+    }
+
+    /// Kills the apiserver.
+    pub fn stop_apiserver(&mut self) {
+        let _ = self.apiserver.0.kill();
+        let _ = self.apiserver.0.wait();
+    }
+
+    /// Starts it again, on its port.
+    ///
+    /// # Errors
+    /// Where it does not come up.
+    pub async fn start_apiserver(&mut self) -> Result<()> {
+        let binary = self.binaries.join("kube-apiserver");
+        self.apiserver = spawn(self.folder.path(), &binary, &self.apiserver_arguments)?;
+        up(&self.client).await
+    }
+}
+
+/// How a kubeconfig proves who its user is.
+pub enum By<'a> {
+    Certificate(&'a Pair),
+    Token(&'a str),
+}
+
+fn kubeconfig(folder: &Path, name: &str, server: &str, ca: &Path, by: &By<'_>) -> Result<PathBuf> {
+    let user = match by {
+        By::Certificate(Pair { certificate, key }) => {
+            format!("{{client-certificate: {}, client-key: {}}}", certificate.display(), key.display())
+        }
+        By::Token(token) => format!("{{token: {token}}}"),
+    };
+    let path = folder.join(format!("{name}.kubeconfig"));
+    let ca = ca.display();
+    let text = format!(
+        "apiVersion: v1
+kind: Config
+clusters: [{{name: c, cluster: {{server: \"{server}\", certificate-authority: {ca}}}}}]
+users: [{{name: u, user: {user}}}]
+contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
+current-context: c
+"
+    );
+    std::fs::write(&path, text)?;
+    Ok(path)
+}
+
+async fn client(kubeconfig: &Path) -> Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+async fn up(client: &Client) -> Result<()> {
+    eventually("the apiserver to be ready", async || {
+        let request = http::Request::get("/readyz").body(Vec::new())?;
+        Ok(client.request_text(request).await.is_ok())
+    })
+    .await
+}
+
+/// From `KUBEBUILDER_ASSETS`, else built.
+fn binaries() -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cluster");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/build.sh");
+    let built = Command::new("bash").arg(&script).arg(&folder).status().context("no bash")?;
+    ensure!(built.success(), "{} could not provide the control plane: see above", script.display());
+    Ok(folder)
+}
+
+fn spawn(folder: &Path, binary: &Path, arguments: &[String]) -> Result<Process> {
+    let name = binary.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let log = File::options().create(true).append(true).open(folder.join(format!("{name}.log")))?;
+    let child = Command::new(binary)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot start {}", binary.display()))?;
+    Ok(Process(child))
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}

@@ -1,0 +1,30 @@
+//! What the end-to-end tests and the benchmark stand on: a real control plane, a network namespace with backends, the
+//! bastion as a process, and small clients.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod backend;
+pub mod bastion;
+pub mod client;
+pub mod cluster;
+pub mod net;
+pub mod objects;
+pub mod pki;
+pub mod relay;
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+/// Asks again until the answer is yes, for at most half a minute.
+///
+/// # Errors
+/// Where it never is.
+pub async fn eventually(what: &str, mut is: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    for _ in 0..600 {
+        if is().await? {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    bail!("waited in vain for {what}")
+}

@@ -1,0 +1,93 @@
+//! A network namespace that the test makes and removes: where its pods and nodes live.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
+
+/// Addresses 10.254.240.0/24: the host is .1, the namespace has all others.
+const NETWORK: [u8; 3] = [10, 254, 240];
+
+/// The namespace, tied to the host by a pair of virtual cables. Dropping it removes both.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// # Errors
+    /// Where the process is not root, or has no `ip`: the message says what to do.
+    pub fn new() -> Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "the end-to-end tests make a network namespace for their pods: run them as root (sudo make e2e)"
+        );
+        let name = format!("kb-{}", std::process::id());
+        let [a, b, c] = NETWORK;
+        let (host, inside) = (format!("{name}-h"), format!("{name}-n"));
+        // A run that was killed leaves its own behind.
+        remove_leftovers()?;
+        ip(&["netns", "add", &name])?;
+        let namespace = Self { name };
+        let name = &namespace.name;
+        ip(&["link", "add", &host, "type", "veth", "peer", "name", &inside, "netns", name])?;
+        ip(&["addr", "add", &format!("{a}.{b}.{c}.1/24"), "dev", &host])?;
+        ip(&["link", "set", &host, "up"])?;
+        ip(&["-n", name, "link", "set", "lo", "up"])?;
+        ip(&["-n", name, "link", "set", &inside, "up"])?;
+        for last in 2..40 {
+            ip(&["-n", name, "addr", "add", &format!("{a}.{b}.{c}.{last}/24"), "dev", &inside])?;
+        }
+        Ok(namespace)
+    }
+
+    /// An address of the namespace.
+    pub fn address(&self, last: u8) -> Ipv4Addr {
+        let [a, b, c] = NETWORK;
+        Ipv4Addr::new(a, b, c, last)
+    }
+
+    /// A listener inside the namespace. A socket belongs to the namespace in which it was made, so it can be served
+    /// from any thread.
+    ///
+    /// # Errors
+    /// Where the address is taken.
+    pub fn bind(&self, address: SocketAddr) -> Result<TcpListener> {
+        let namespace = File::open(format!("/run/netns/{}", self.name))?;
+        let bound = std::thread::spawn(move || -> Result<TcpListener> {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        bound.join().map_err(|_| anyhow::anyhow!("the thread in the namespace panicked"))?
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // Takes its end of the cable with it, and so the other.
+        let _ = ip(&["netns", "delete", &self.name]);
+    }
+}
+
+fn remove_leftovers() -> Result<()> {
+    let list = Command::new("ip").args(["netns", "list"]).output().context("no `ip`: install iproute2")?;
+    for name in String::from_utf8_lossy(&list.stdout).lines().filter_map(|line| line.split_whitespace().next()) {
+        let owner = name.strip_prefix("kb-").and_then(|pid| pid.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            ip(&["netns", "delete", name])?;
+        }
+    }
+    Ok(())
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("ip").args(arguments).output().context("no `ip`: install iproute2")?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

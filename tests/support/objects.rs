@@ -1,0 +1,106 @@
+//! Objects of the tests, made through the API as users make them. Statuses are written as a kubelet writes them.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::eventually;
+
+/// Makes objects in one namespace.
+pub struct Objects {
+    pub client: Client,
+    pub namespace: String,
+}
+
+impl Objects {
+    /// Makes the namespace, and waits for the account that its pods need.
+    ///
+    /// # Errors
+    /// Where the API refuses.
+    pub async fn new(client: &Client, namespace: &str) -> Result<Self> {
+        let objects = Self { client: client.clone(), namespace: namespace.into() };
+        create_global::<Namespace>(client, json!({"metadata": {"name": namespace}})).await?;
+        let accounts = Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(client.clone(), namespace);
+        eventually("the default service account", async || Ok(accounts.get_opt("default").await?.is_some())).await?;
+        Ok(objects)
+    }
+
+    /// A running, ready pod at `ip`.
+    pub async fn pod(&self, name: &str, labels: Value, ip: Ipv4Addr, ports: Value) -> Result<()> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
+        let pod = json!({
+            "metadata": {"name": name, "labels": labels},
+            "spec": {"nodeName": "node-1", "containers": [{"name": "c", "image": "none", "ports": ports}]},
+        });
+        pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        let status = json!({"status": {
+            "phase": "Running",
+            "podIP": ip, "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }});
+        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        Ok(())
+    }
+
+    pub async fn delete_pod(&self, name: &str) -> Result<()> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
+        pods.delete(name, &DeleteParams::default().grace_period(0)).await?;
+        Ok(())
+    }
+
+    pub async fn service(&self, name: &str, spec: Value) -> Result<()> {
+        self.create::<Service>(json!({"metadata": {"name": name}, "spec": spec})).await
+    }
+
+    pub async fn node(&self, name: &str, ip: Ipv4Addr) -> Result<()> {
+        create_global::<Node>(&self.client, json!({"metadata": {"name": name}})).await?;
+        let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": ip}]}});
+        let nodes = Api::<Node>::all(self.client.clone());
+        nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        Ok(())
+    }
+
+    /// Lets a user or a service account do `verbs` on `resources` in the namespace.
+    pub async fn allow(&self, name: &str, subject: Value, resources: &[&str], verbs: &[&str]) -> Result<()> {
+        let rules = json!([{"apiGroups": [""], "resources": resources, "verbs": verbs}]);
+        self.create::<Role>(json!({"metadata": {"name": name}, "rules": rules})).await?;
+        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name});
+        self.create::<RoleBinding>(json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]})).await
+    }
+
+    /// The same in the whole cluster.
+    pub async fn allow_everywhere(&self, name: &str, subject: Value, resources: &[&str], verbs: &[&str]) -> Result<()> {
+        let rules = json!([{"apiGroups": [""], "resources": resources, "verbs": verbs}]);
+        create_global::<ClusterRole>(&self.client, json!({"metadata": {"name": name}, "rules": rules})).await?;
+        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name});
+        let binding = json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]});
+        create_global::<ClusterRoleBinding>(&self.client, binding).await
+    }
+
+    pub async fn create<K>(&self, object: Value) -> Result<()>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + serde::Serialize
+            + std::fmt::Debug,
+    {
+        let api = Api::<K>::namespaced(self.client.clone(), &self.namespace);
+        api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        Ok(())
+    }
+}
+
+async fn create_global<K>(client: &Client, object: Value) -> Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + serde::Serialize + std::fmt::Debug,
+{
+    Api::<K>::all(client.clone()).create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+    Ok(())
+}

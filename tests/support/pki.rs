@@ -1,0 +1,53 @@
+//! Certificates for a test's control plane and its callers.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+
+pub struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    pub file: PathBuf,
+}
+
+/// A certificate and its key, as files.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Ca {
+    pub fn new(folder: &Path, name: &str) -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate()?;
+        let file = folder.join(format!("{name}.crt"));
+        std::fs::write(&file, params.self_signed(&key)?.pem())?;
+        Ok(Self { issuer: Issuer::new(params, key), file })
+    }
+
+    pub fn server(&self, folder: &Path, name: &str, hosts: &[&str]) -> Result<Pair> {
+        let mut params = CertificateParams::new(hosts.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.issue(folder, name, params)
+    }
+
+    pub fn client(&self, folder: &Path, user: &str, group: &str) -> Result<Pair> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, user);
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(folder, user, params)
+    }
+
+    fn issue(&self, folder: &Path, name: &str, params: CertificateParams) -> Result<Pair> {
+        let key = KeyPair::generate()?;
+        let name = name.replace(':', "-");
+        let pair = Pair { certificate: folder.join(format!("{name}.crt")), key: folder.join(format!("{name}.key")) };
+        std::fs::write(&pair.certificate, params.signed_by(&key, &self.issuer)?.pem())?;
+        std::fs::write(&pair.key, key.serialize_pem())?;
+        Ok(pair)
+    }
+}
