@@ -147,7 +147,6 @@ impl Bound {
         let mut ports = vec![Port { socket: secure, tls: Some(server_tls) }];
         ports.extend(insecure.map(|socket| Port { socket, tls: None }));
         let shared = Shared {
-            ports,
             stages,
             dialer: Arc::new(dialer),
             balance: Arc::new(Balance::default()),
@@ -168,7 +167,8 @@ impl Bound {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        let workers = worker::start(workers, shared)?;
+        let workers = worker::start(workers, &ports, shared)?;
+        drop(ports);
         tracing::info!(secure = %addresses.secure, admin = %addresses.admin, workers = workers.len(), "serving");
 
         let registry = Arc::new(registry);

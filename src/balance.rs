@@ -32,6 +32,8 @@ pub struct Balance {
 struct Rest {
     failures: u32,
     until: Instant,
+    /// It had rested out, and one request is trying it.
+    tried: bool,
 }
 
 impl Balance {
@@ -52,15 +54,25 @@ impl Balance {
             order.indices[..among].rotate_left(turn);
             order.indices
         });
-        Order { endpoints, turn, indices, taken: 0 }
+        let order = Order { endpoints, turn, indices, taken: 0 };
+        if self.count.load(Ordering::Relaxed) > 0
+            && let Some(first) = order.clone().next()
+        {
+            self.tries(first.address);
+        }
+        order
     }
 
-    /// An endpoint could not be dialled, or broke before it answered: it rests, the longer the more often.
+    /// An endpoint could not be dialled, or broke before it answered: it rests, the longer the more often. Requests
+    /// that failed on it together are one failure.
     pub fn failed(&self, endpoint: &Endpoint) {
         let now = Instant::now();
-        let mut rest = self.unwell.entry(endpoint.address).or_insert(Rest { failures: 0, until: now });
-        rest.until = now + FIRST_REST.saturating_mul(1 << rest.failures.min(8)).min(LONGEST_REST);
-        rest.failures += 1;
+        let mut rest = self.unwell.entry(endpoint.address).or_insert(Rest { failures: 0, until: now, tried: true });
+        if rest.tried {
+            rest.until = now + FIRST_REST.saturating_mul(1 << rest.failures.min(8)).min(LONGEST_REST);
+            rest.failures += 1;
+            rest.tried = false;
+        }
         drop(rest);
         if self.unwell.len() > MANY {
             self.unwell.retain(|_, rest| rest.until + LONGEST_REST > now);
@@ -88,14 +100,19 @@ impl Balance {
         (1..endpoints.len()).contains(&awake).then_some(Awake { indices, awake })
     }
 
-    /// Whether an endpoint still rests. Who finds it rested out is the one to try it: the others wait a little longer.
     fn rests(&self, address: SocketAddr, now: Instant) -> bool {
-        let Some(mut rest) = self.unwell.get_mut(&address) else { return false };
-        let rests = rest.until > now;
-        if !rests {
-            rest.until = now + FIRST_REST;
+        self.unwell.get(&address).is_some_and(|rest| rest.until > now)
+    }
+
+    /// An endpoint that has rested out is tried by one request; the others keep away a little longer.
+    fn tries(&self, address: SocketAddr) {
+        if let Some(mut rest) = self.unwell.get_mut(&address) {
+            let now = Instant::now();
+            if rest.until <= now {
+                rest.until = now + FIRST_REST;
+                rest.tried = true;
+            }
         }
-        rests
     }
 
     /// Where a client of a service with `sessionAffinity: ClientIP` is at home: the endpoint with the highest hash of
@@ -113,7 +130,7 @@ struct Awake {
 }
 
 /// Endpoints in the order in which to try them, each once.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Order<'r> {
     endpoints: &'r [Endpoint],
     turn: usize,
@@ -195,19 +212,30 @@ mod tests {
     }
 
     #[test]
-    fn rests_grow_and_end_with_one_to_try() {
-        let balance = Balance::default();
+    fn rests_grow_and_failures_at_once_are_one() {
+        let (balance, address) = (Balance::default(), endpoint(1).address);
         let mut lengths = Vec::new();
         for _ in 0..7 {
             let before = Instant::now();
             balance.failed(&endpoint(1));
-            let until = balance.unwell.get(&endpoint(1).address).unwrap().until;
-            lengths.push((until - before).as_secs_f64().round() as u64);
+            balance.failed(&endpoint(1));
+            let mut rest = balance.unwell.get_mut(&address).unwrap();
+            lengths.push((rest.until - before).as_secs_f64().round() as u64);
+            // It rests out, and somebody tries it again.
+            rest.until = before;
+            drop(rest);
+            balance.tries(address);
         }
         assert_eq!(lengths, [1, 2, 4, 8, 16, 30, 30]);
-        let later = Instant::now() + LONGEST_REST * 2;
-        assert!(!balance.rests(endpoint(1).address, later), "rested out: the first who asks tries it");
-        assert!(balance.rests(endpoint(1).address, later), "the next keeps away meanwhile");
+    }
+
+    #[test]
+    fn who_has_rested_out_is_tried_by_one() {
+        let (balance, port) = (Balance::default(), port(2, Affinity::None));
+        balance.failed(&endpoint(1));
+        balance.unwell.get_mut(&endpoint(1).address).unwrap().until = Instant::now();
+        let firsts: String = (0..4).map(|_| names(balance.order(&port, client(1))).remove(0)).collect();
+        assert_eq!(firsts, "1222", "the first tries it, the next keep away until it is known to be well");
     }
 
     #[test]

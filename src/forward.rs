@@ -123,7 +123,7 @@ impl Forward {
         route: &Route,
         outgoing: Outgoing,
         client: IpAddr,
-        reuse: bool,
+        mut reuse: bool,
     ) -> Result<Exchange, ForwardError> {
         let Outgoing { parts, body, received } = outgoing;
         let mut repeatable = is_repeatable(&parts.method, received.is_some()).then(|| parts.clone());
@@ -160,7 +160,12 @@ impl Forward {
                 // Not a byte went out.
                 Some(unsent) => unsent,
                 None => match repeatable.take() {
-                    Some(parts) => Request::from_parts(parts, RequestBody::empty()),
+                    Some(parts) => {
+                        // Where one idle connection broke in use, the others are as old: the one repetition gets a
+                        // new one.
+                        reuse = false;
+                        Request::from_parts(parts, RequestBody::empty())
+                    }
                     None => return Err(ForwardError::Broken { address: key.address, source: error.into_error() }),
                 },
             };

@@ -58,8 +58,6 @@ pub struct Limits {
 /// One port, as one worker serves it.
 #[derive(Debug)]
 pub struct Listener<H> {
-    /// The workers listen on the same socket: whoever is free takes the next connection.
-    pub socket: TcpListener,
     /// None for plain HTTP.
     pub tls: Option<Arc<ServerTls>>,
     pub handler: Rc<H>,
@@ -71,14 +69,15 @@ pub struct Listener<H> {
 }
 
 impl<H: Handler> Listener<H> {
-    /// Accepts until the drain begins. Connections live on in their tasks.
-    pub async fn run(self) {
+    /// Accepts until the drain begins, then closes `socket`. Connections live on in their tasks. The workers listen on
+    /// clones of one socket: whoever is free takes the next connection.
+    pub async fn run(self, socket: TcpListener) {
         let listener = Rc::new(self);
         let mut drained = pin!(listener.drain.begun());
         loop {
             let accepted = tokio::select! {
                 () = &mut drained => return,
-                accepted = listener.accept() => accepted,
+                accepted = listener.accept(&socket) => accepted,
             };
             match accepted {
                 Ok((stream, address, permit)) => {
@@ -96,12 +95,15 @@ impl<H: Handler> Listener<H> {
         }
     }
 
-    async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
+    async fn accept(
+        &self,
+        socket: &TcpListener,
+    ) -> std::io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
         let permit = match &self.limits.connections {
             Some(connections) => Arc::clone(connections).acquire_owned().await.ok(),
             None => None,
         };
-        let (stream, address) = self.socket.accept().await?;
+        let (stream, address) = socket.accept().await?;
         Ok((stream, address, permit))
     }
 

@@ -36,10 +36,15 @@ pub(super) struct Port {
     pub tls: Option<Arc<ServerTls>>,
 }
 
+impl Port {
+    fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, tls: self.tls.clone() })
+    }
+}
+
 /// What the workers have in common.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub ports: Vec<Port>,
     pub stages: Arc<Stages>,
     pub dialer: Arc<Dialer>,
     pub balance: Arc<Balance>,
@@ -49,30 +54,32 @@ pub(super) struct Shared {
     pub drain: Drain,
 }
 
-/// Starts `count` workers. They end when the drain is over.
-pub(super) fn start(count: usize, shared: Shared) -> Result<Vec<JoinHandle<Result<()>>>> {
+/// Starts `count` workers on the ports. They end when the drain is over.
+pub(super) fn start(count: usize, ports: &[Port], shared: Shared) -> Result<Vec<JoinHandle<Result<()>>>> {
     let shared = Arc::new(shared);
     let worker = |index| {
+        // Clones of its own, which it closes when the drain begins: nobody else may hold a port open.
+        let ports = ports.iter().map(Port::try_clone).collect::<std::io::Result<_>>()?;
         let shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-        thread.spawn(move || run(&shared)).context("cannot start a worker thread")
+        thread.spawn(move || run(ports, &shared)).context("cannot start a worker thread")
     };
     (0..count).map(worker).collect()
 }
 
-fn run(shared: &Shared) -> Result<()> {
+fn run(ports: Vec<Port>, shared: &Shared) -> Result<()> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
         .context("cannot start a worker's runtime")?;
-    let served = runtime.block_on(serve(shared));
+    let served = runtime.block_on(serve(ports, shared));
     // What was cut is dropped here, and its records with it, before the access log closes.
     drop(runtime);
     served
 }
 
-async fn serve(shared: &Shared) -> Result<()> {
-    let Shared { ports, stages, dialer, balance, kubelet_token, limits, access, drain } = shared;
+async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
+    let Shared { stages, dialer, balance, kubelet_token, limits, access, drain } = shared;
     let tasks = TaskTracker::new();
     let recorder = Recorder::new(stages.metrics.clone(), access.as_deref());
     let pool = Rc::new(Pool::new(Arc::clone(dialer)));
@@ -88,17 +95,16 @@ async fn serve(shared: &Shared) -> Result<()> {
         tasks: tasks.clone(),
     });
     for Port { socket, tls } in ports {
-        let socket = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
+        let socket = tokio::net::TcpListener::from_std(socket)?;
         let listener = Listener {
-            socket,
-            tls: tls.clone(),
+            tls,
             handler: Rc::clone(&proxy),
             limits: limits.clone(),
             metrics: stages.metrics.clone(),
             drain: drain.clone(),
             tasks: tasks.clone(),
         };
-        tasks.spawn_local(listener.run());
+        tasks.spawn_local(listener.run(socket));
     }
     tokio::task::spawn_local(every(FLUSH, move || recorder.flush()));
     tokio::task::spawn_local(every(SWEEP, move || pool.sweep()));

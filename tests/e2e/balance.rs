@@ -36,14 +36,12 @@ pub async fn a_killed_backend_fails_no_request(world: &mut World) -> Result<()> 
     load.reach(2_000).await;
     // Connections, listener and all: what a killed process leaves. The API still lists its endpoint.
     let killed = world.backends.remove("web-2").context("web-2 runs")?;
-    let address = killed.address;
     drop(killed);
     load.reach(10_000).await;
     let (requests, failed) = load.stop().await?;
     println!("     {requests} requests over 16 connections, one of three backends killed on the way: {failed} failed");
     ensure!(failed == 0);
-    let last = address.to_string().rsplit_once('.').map(|_| 12).context("an address")?;
-    world.backends.insert("web-2".into(), Backend::start(&world.namespace, last, 8080, "web-2", None)?);
+    world.backends.insert("web-2".into(), Backend::start(&world.namespace, 12, 8080, "web-2", None)?);
     world.endpoints("services/web", 3).await
 }
 
@@ -96,8 +94,10 @@ pub async fn a_new_endpoint_is_used_at_once(world: &mut World) -> Result<()> {
     }
     let used = Instant::now();
     let answered = answered.await??;
-    let lag = used.saturating_duration_since(answered);
-    println!("     a new endpoint served {lag:?} after the API told this test of it");
+    match used.checked_duration_since(answered) {
+        Some(lag) => println!("     a new endpoint served {lag:?} after the API told this test of it"),
+        None => println!("     a new endpoint served {:?} before the API told this test of it", answered - used),
+    }
     world.objects.delete_pod("late").await?;
     world.endpoints("services/web", 3).await
 }

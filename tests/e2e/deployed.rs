@@ -22,7 +22,8 @@ pub async fn the_manifests_are_accepted_by_the_api(world: &mut World) -> Result<
     for object in ["deployment.apps/kube-bastion", "networkpolicy", "poddisruptionbudget", "service/kube-bastion"] {
         ensure!(said.contains(object), "{object} is missing:\n{said}");
     }
-    kubectl(&world.cluster, &["apply", "-f", "deploy/examples/", "--dry-run=server", "--validate=true"])?;
+    Objects::new(&world.cluster.client, "team-a").await?;
+    kubectl(&world.cluster, &["apply", "-f", "deploy/examples/", "--dry-run=server"])?;
     Ok(())
 }
 
@@ -108,7 +109,7 @@ pub async fn sigterm_finishes_what_runs(world: &mut World) -> Result<()> {
         Ok(tokio::net::TcpStream::connect(draining.secure).await.is_err())
     })
     .await?;
-    let (code, report) = draining.readyz().await?;
+    let (code, report) = draining.readyz().await.with_context(|| draining.said())?;
     ensure!(code == 503 && report.contains("[-]draining"), "{report}");
     half.write_all(b"56789").await?;
     let mut answer = String::new();

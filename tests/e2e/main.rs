@@ -26,7 +26,7 @@ macro_rules! scenarios {
                 let outcome = $module::$name(&mut $world).await;
                 match &outcome {
                     Ok(()) => println!("test {name} ... ok"),
-                    Err(error) => println!("test {name} ... FAILED\n{error:?}"),
+                    Err(error) => println!("test {name} ... FAILED\n{error:#}"),
                 }
                 $results.push((name, outcome.is_ok()));
             }
@@ -38,7 +38,13 @@ fn main() -> Result<ExitCode> {
     kube_bastion::tls::install_provider();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let results = runtime.block_on(run(filter))?;
+    let results = match runtime.block_on(run(filter)) {
+        Ok(results) => results,
+        Err(error) => {
+            eprintln!("the end-to-end tests could not begin: {error:#}");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     let failed: Vec<_> = results.iter().filter(|(_, ok)| !ok).map(|(name, _)| *name).collect();
     println!("\n{} passed, {} failed", results.len() - failed.len(), failed.len());
     for name in &failed {

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use rcgen::KeyPair;
+use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use tempfile::TempDir;
 
 use super::eventually;
@@ -49,7 +49,8 @@ impl Cluster {
         let front_proxy = Ca::new(folder.path(), "front-proxy-ca")?;
         let serving = ca.server(folder.path(), "apiserver", &["127.0.0.1", "localhost", "kubernetes.default.svc"])?;
         let admin = ca.client(folder.path(), "admin", "system:masters")?;
-        std::fs::write(at("sa.key"), KeyPair::generate()?.serialize_pem())?;
+        // RSA: the apiserver reads no PKCS#8 of elliptic curves for this.
+        std::fs::write(at("sa.key"), KeyPair::generate_for(&PKCS_RSA_SHA256)?.serialize_pem())?;
         let (etcd_port, peer_port, api_port) = (free_port()?, free_port()?, free_port()?);
 
         let etcd_url = format!("http://127.0.0.1:{etcd_port}");
@@ -90,10 +91,10 @@ impl Cluster {
         let server = format!("https://127.0.0.1:{api_port}");
         let kubeconfig = kubeconfig(folder.path(), "admin", &server, &ca.file, &By::Certificate(&admin))?;
         let client = client(&kubeconfig).await?;
-        up(&client).await?;
+        up(&client, folder.path()).await?;
         let manager = spawn(folder.path(), &binaries.join("kube-controller-manager"), &[
             format!("--kubeconfig={}", kubeconfig.display()),
-            "--controllers=endpointslice-controller,serviceaccount-controller,root-ca-certificate-publisher-controller"
+            "--controllers=endpointslice-controller,endpoints-controller,serviceaccount-controller,root-ca-certificate-publisher-controller"
                 .into(),
             format!("--root-ca-file={}", ca.file.display()),
             "--leader-elect=false".into(),
@@ -139,7 +140,7 @@ impl Cluster {
     pub async fn start_apiserver(&mut self) -> Result<()> {
         let binary = self.binaries.join("kube-apiserver");
         self.apiserver = spawn(self.folder.path(), &binary, &self.apiserver_arguments)?;
-        up(&self.client).await
+        up(&self.client, self.folder.path()).await
     }
 }
 
@@ -177,12 +178,16 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-async fn up(client: &Client) -> Result<()> {
-    eventually("the apiserver to be ready", async || {
+async fn up(client: &Client, folder: &Path) -> Result<()> {
+    let up = eventually("the apiserver to be ready", async || {
         let request = http::Request::get("/readyz").body(Vec::new())?;
         Ok(client.request_text(request).await.is_ok())
+    });
+    up.await.with_context(|| {
+        let said = std::fs::read_to_string(folder.join("kube-apiserver.log")).unwrap_or_default();
+        let last: Vec<_> = said.lines().rev().take(20).collect();
+        format!("the last that the apiserver said:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"))
     })
-    .await
 }
 
 /// From `KUBEBUILDER_ASSETS`, else built.
