@@ -28,13 +28,13 @@ use crate::proxy::Stages;
 use crate::ready::Ready;
 use crate::resolve::Resolve;
 use crate::telemetry::AccessLog;
-use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, fingerprint};
+use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
 use crate::watch::kubernetes::{self, KubernetesWatch};
 use crate::watch::manifests::Manifests;
 use worker::{Port, Shared};
 
 /// How often the bastion's own token is read again: it rotates within the hour.
-const TOKEN_INTERVAL: Duration = Duration::from_secs(60);
+const TOKEN_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Where a bastion listens, with the ports that port 0 became.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,7 @@ pub struct Addresses {
 }
 
 /// A bastion with its ports bound and its TLS loaded, ready to run.
+#[expect(missing_debug_implementations, reason = "it holds credentials of the Kubernetes API")]
 pub struct Bound {
     config: Config,
     pub addresses: Addresses,
@@ -116,12 +117,12 @@ impl Bound {
         let kubelet_token = Arc::new(ArcSwapOption::empty());
         let facts = Facts { config: &config, ready: &ready, metrics: &metrics, client_cas: &client_cas };
         let (tokens, authorizer) = match source {
-            Source::Kubernetes(api) => facts.from_kubernetes(&api, writer, &kubelet_token)?,
-            Source::Manifests(manifests) => facts.from_manifests(*manifests, writer),
+            Source::Kubernetes(api) => facts.kubernetes(&api, writer, &kubelet_token)?,
+            Source::Manifests(manifests) => facts.manifests(*manifests, writer),
         };
         tokio::spawn(keep_tls_current(Arc::clone(&server_tls), client_cas.clone(), config.serving.client_ca_file));
         if config.serving.tls_cert_file.is_none() {
-            let leaf = server_tls.chain().first().map(fingerprint).unwrap_or_default();
+            let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
             tracing::warn!(sha256 = leaf, "no certificate is configured: serving a self-signed one");
         }
 
@@ -205,7 +206,7 @@ struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    fn from_kubernetes(
+    fn kubernetes(
         &self,
         api: &kube::Config,
         writer: Writer,
@@ -229,14 +230,15 @@ impl Facts<'_> {
             metrics.tokens.clone(),
         );
         let reviews = Reviews::new(client, Handle::current(), config.authorization.clone(), metrics.reviews.clone());
-        Ok((Tokens::Review(tokens), Authorizer::Review(reviews)))
+        Ok((Tokens::Review(Box::new(tokens)), Authorizer::Review(Box::new(reviews))))
     }
 
-    fn from_manifests(&self, manifests: Manifests, writer: Writer) -> (Tokens, Authorizer) {
+    fn manifests(&self, manifests: Manifests, writer: Writer) -> (Tokens, Authorizer) {
         let Self { ready, metrics, config, .. } = self;
         tracing::info!(directory = ?config.source.manifests.directory, "the facts come from a folder of manifests");
         let (tokens, rules) = (Arc::clone(&manifests.tokens), Arc::clone(&manifests.rules));
-        tokio::spawn(manifests.run(writer, Ready::clone(ready), Metrics::clone(metrics)));
+        let hold = Manifests::hold(ready);
+        tokio::spawn(manifests.run(writer, hold, Ready::clone(ready), Metrics::clone(metrics)));
         (Tokens::Static(tokens), Authorizer::Rules(rules))
     }
 }
@@ -274,12 +276,11 @@ async fn keep_token_current(file: std::path::PathBuf, token: Arc<ArcSwapOption<H
     loop {
         let read = tokio::fs::read_to_string(&file).await;
         let bearer = read.ok().and_then(|token| HeaderValue::try_from(format!("Bearer {}", token.trim())).ok());
-        match bearer {
-            Some(mut bearer) => {
-                bearer.set_sensitive(true);
-                token.store(Some(Arc::new(bearer)));
-            }
-            None => tracing::warn!(?file, "the bastion's own token cannot be read; the old one stays"),
+        if let Some(mut bearer) = bearer {
+            bearer.set_sensitive(true);
+            token.store(Some(Arc::new(bearer)));
+        } else {
+            tracing::warn!(?file, "the bastion's own token cannot be read; the old one stays");
         }
         tokio::time::sleep(TOKEN_INTERVAL).await;
     }

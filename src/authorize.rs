@@ -20,7 +20,7 @@ use crate::model::{Attributes, Identity, Resource, Target, Verb};
 #[derive(Debug)]
 pub enum Authorizer {
     /// The API, by SubjectAccessReview.
-    Review(Reviews),
+    Review(Box<Reviews>),
     /// RBAC objects of a folder.
     Rules(Arc<ArcSwap<Rules>>),
 }

@@ -220,7 +220,7 @@ mod tests {
             balance.failed(&endpoint(1));
             balance.failed(&endpoint(1));
             let mut rest = balance.unwell.get_mut(&address).unwrap();
-            lengths.push((rest.until - before).as_secs_f64().round() as u64);
+            lengths.push((rest.until - before + Duration::from_millis(500)).as_secs());
             // It rests out, and somebody tries it again.
             rest.until = before;
             drop(rest);

@@ -47,7 +47,7 @@ enum Command {
 /// Settings that can be given on the command line. The file of --config knows some more.
 #[derive(Clone, Debug, Default, Args)]
 struct Settings {
-    /// Configuration file (kind: BastionConfiguration); config/ of the sources has commented examples
+    /// Configuration file (kind: `BastionConfiguration`); config/ of the sources has commented examples
     #[arg(long, value_name = "FILE", env = "KUBE_BASTION_CONFIG")]
     config: Option<PathBuf>,
 
@@ -83,7 +83,7 @@ struct Settings {
     /// PEM file with the private key of the serving certificate
     #[arg(long, value_name = "FILE", env = "KUBE_BASTION_TLS_PRIVATE_KEY_FILE", help_heading = "Serving")]
     tls_private_key_file: Option<PathBuf>,
-    /// Oldest TLS version that is spoken [default: VersionTLS12]
+    /// Oldest TLS version that is spoken [default: `VersionTLS12`]
     #[arg(long, value_name = "VERSION", env = "KUBE_BASTION_TLS_MIN_VERSION", help_heading = "Serving")]
     tls_min_version: Option<TlsVersion>,
     /// Threads that serve; 0 takes one per core of the CPU quota [default: 0]

@@ -171,8 +171,8 @@ pub struct KubernetesSource {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ManifestsSource {
-    /// A folder whose `*.yaml`, `*.yml` and `*.json` files hold Node, Pod, Service, EndpointSlice, Role, ClusterRole,
-    /// RoleBinding and ClusterRoleBinding objects; read again when a file changes.
+    /// A folder whose `*.yaml`, `*.yml` and `*.json` files hold Node, Pod, Service, EndpointSlice, Role, `ClusterRole`,
+    /// `RoleBinding` and `ClusterRoleBinding` objects; read again when a file changes.
     pub directory: Option<PathBuf>,
     /// A file of bearer tokens in kube-apiserver's format: `token,user,uid,"group1,group2"`, a line each.
     pub token_auth_file: Option<PathBuf>,

@@ -99,7 +99,7 @@ fn config(options: &Options, files: &Files) -> Config {
 fn guide(addresses: &Addresses, files: &Files) -> String {
     let curl = |token: &str, path: &str| {
         format!(
-            "curl --cacert {} -H 'Authorization: Bearer {token}' https://{}/api/v1/{path}",
+            "curl --cacert {} -H 'Authorization: Bearer {token}' 'https://{}/api/v1/{path}'",
             files.ca.display(),
             addresses.secure
         )

@@ -29,7 +29,7 @@ pub struct Peer {
 #[derive(Debug)]
 pub enum Tokens {
     /// The API, by TokenReview.
-    Review(TokenReviews),
+    Review(Box<TokenReviews>),
     /// A file.
     Static(Arc<StaticTokens>),
 }

@@ -145,10 +145,10 @@ impl<H: Handler> Listener<H> {
             .header_read_timeout(self.limits.idle_timeout)
             .title_case_headers(true)
             .max_headers(MAX_HEADERS)
-            .max_header_size(MAX_HEADER_BYTES)
+            .max_header_size(MAX_HEADER_BYTES as usize)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
-        self.until_drained(connection, |connection| connection.graceful_shutdown()).await
+        self.until_drained(connection, http1::UpgradeableConnection::graceful_shutdown).await
     }
 
     async fn http2<I>(&self, stream: I, peer: Peer) -> hyper::Result<()>
@@ -166,11 +166,11 @@ impl<H: Handler> Listener<H> {
             .max_concurrent_streams(H2_STREAMS)
             .initial_stream_window_size(H2_WINDOW)
             .initial_connection_window_size(H2_WINDOW * 4)
-            .max_header_list_size(MAX_HEADER_BYTES as u32)
+            .max_header_list_size(MAX_HEADER_BYTES)
             .keep_alive_interval(H2_PING)
             .keep_alive_timeout(H2_PONG)
             .serve_connection(TokioIo::new(stream), service);
-        self.until_drained(connection, |connection| connection.graceful_shutdown()).await
+        self.until_drained(connection, http2::Connection::graceful_shutdown).await
     }
 
     /// Serves to the end; once the drain begins, to the end of the requests that run (HTTP/2 sends GOAWAY).

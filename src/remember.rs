@@ -79,7 +79,7 @@ mod tests {
         let ask = || async {
             asked.set(asked.get() + 1);
             tokio::task::yield_now().await;
-            (7, Duration::from_secs(60))
+            (7, Duration::from_mins(1))
         };
         let answers = tokio::join!(
             memory.recall_or_ask(&key, ask()),
@@ -96,7 +96,7 @@ mod tests {
         let (memory, key) = (remembered(), "k".to_owned());
         memory.recall_or_ask(&key, async { (1, Duration::ZERO) }).await;
         assert_eq!(memory.recall("k"), None);
-        assert_eq!(memory.recall_or_ask(&key, async { (2, Duration::from_secs(60)) }).await, 2);
+        assert_eq!(memory.recall_or_ask(&key, async { (2, Duration::from_mins(1)) }).await, 2);
     }
 
     #[tokio::test]
@@ -107,6 +107,6 @@ mod tests {
             _ = memory.recall_or_ask(&key, std::future::pending()) => unreachable!("pending never ends"),
             () = tokio::task::yield_now() => {}
         }
-        assert_eq!(memory.recall_or_ask(&key, async { (3, Duration::from_secs(60)) }).await, 3);
+        assert_eq!(memory.recall_or_ask(&key, async { (3, Duration::from_mins(1)) }).await, 3);
     }
 }

@@ -13,7 +13,7 @@ use rustls::sign::CertifiedKey;
 
 pub use client::{ClientTls, KubeletTls};
 pub use reload::{ClientCas, FileWatch};
-pub use server::{ServerTls, fingerprint};
+pub use server::{ServerTls, sha256_hex};
 
 /// Why TLS cannot be set up. Every variant names the file to look at.
 #[derive(Debug, thiserror::Error)]

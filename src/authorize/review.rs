@@ -1,4 +1,4 @@
-//! SubjectAccessReviews, remembered for a while.
+//! `SubjectAccessReviews`, remembered for a while.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;

@@ -13,9 +13,9 @@ const MASTERS: &str = "system:masters";
 /// Who may do what, ready to be asked.
 #[derive(Debug, Default)]
 pub struct Rules {
-    /// Grants of ClusterRoleBindings.
+    /// Grants of `ClusterRoleBindings`.
     everywhere: Vec<Grant>,
-    /// Grants of RoleBindings, by namespace.
+    /// Grants of `RoleBindings`, by namespace.
     within: HashMap<String, Vec<Grant>>,
 }
 
@@ -91,30 +91,30 @@ impl RulesBuilder {
                 ((metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default()), rules.unwrap_or_default())
             })
             .collect();
-        let mut rules = Rules::default();
+        let mut granted = Rules::default();
         for ClusterRoleBinding { metadata, role_ref, subjects } in self.cluster_role_bindings {
-            let found = (role_ref.kind == "ClusterRole").then(|| cluster_roles.get(&role_ref.name)).flatten();
-            match found {
-                Some(granted) => rules.everywhere.push(grant(subjects, granted, "")),
+            let role = (role_ref.kind == "ClusterRole").then(|| cluster_roles.get(&role_ref.name)).flatten();
+            match role {
+                Some(found) => granted.everywhere.push(grant(subjects, found, "")),
                 None => dangling("ClusterRoleBinding", metadata.name, &role_ref),
             }
         }
         for RoleBinding { metadata, role_ref, subjects } in self.role_bindings {
             let namespace = metadata.namespace.unwrap_or_default();
-            let found = match &*role_ref.kind {
+            let role = match &*role_ref.kind {
                 "ClusterRole" => cluster_roles.get(&role_ref.name),
                 "Role" => roles.get(&(namespace.clone(), role_ref.name.clone())),
                 _ => None,
             };
-            match found {
-                Some(granted) => {
-                    let grant = grant(subjects, granted, &namespace);
-                    rules.within.entry(namespace).or_default().push(grant);
+            match role {
+                Some(found) => {
+                    let grant = grant(subjects, found, &namespace);
+                    granted.within.entry(namespace).or_default().push(grant);
                 }
                 None => dangling("RoleBinding", metadata.name, &role_ref),
             }
         }
-        rules
+        granted
     }
 }
 

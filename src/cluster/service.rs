@@ -81,6 +81,23 @@ pub struct ServicePort {
     pub rotation: Arc<Rotation>,
 }
 
+/// In which state endpoints are wanted.
+#[derive(Clone, Copy)]
+enum Serves {
+    Ready,
+    /// Serving while terminating.
+    Draining,
+}
+
+impl Serves {
+    fn holds(self, endpoint: &SliceEndpoint) -> bool {
+        match self {
+            Self::Ready => endpoint.ready,
+            Self::Draining => endpoint.serving && endpoint.terminating,
+        }
+    }
+}
+
 /// What joining a service needs from its surroundings.
 pub(super) struct Join<'a, P> {
     pub namespace: &'a str,
@@ -121,10 +138,8 @@ where
     fn endpoints(&self, spec: &ServiceSpec, port: &str) -> Arc<[Endpoint]> {
         let primary = spec.primary_family.unwrap_or(Family::V4);
         let other = if primary == Family::V4 { Family::V6 } else { Family::V4 };
-        let ready = |e: &SliceEndpoint| e.ready;
-        let draining = |e: &SliceEndpoint| e.serving && e.terminating;
-        let tries: [(Family, &dyn Fn(&SliceEndpoint) -> bool); 4] =
-            [(primary, &ready), (other, &ready), (primary, &draining), (other, &draining)];
+        let tries =
+            [(primary, Serves::Ready), (other, Serves::Ready), (primary, Serves::Draining), (other, Serves::Draining)];
         tries
             .into_iter()
             .map(|(family, serves)| self.select(family, port, serves))
@@ -133,11 +148,11 @@ where
             .into()
     }
 
-    fn select(&self, family: Family, port: &str, serves: &dyn Fn(&SliceEndpoint) -> bool) -> Vec<Endpoint> {
+    fn select(&self, family: Family, port: &str, serves: Serves) -> Vec<Endpoint> {
         let mut found = Vec::new();
         for slice in self.slices.iter().filter(|slice| slice.family == family) {
             let Some((_, number)) = slice.ports.iter().find(|(name, _)| **name == *port) else { continue };
-            let usable = slice.endpoints.iter().filter(|endpoint| serves(endpoint));
+            let usable = slice.endpoints.iter().filter(|endpoint| serves.holds(endpoint));
             found.extend(usable.filter_map(|endpoint| self.dialable(endpoint, *number)));
         }
         found.sort_unstable_by_key(|endpoint: &Endpoint| endpoint.address);

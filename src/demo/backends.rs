@@ -30,7 +30,9 @@ pub(super) struct Ports {
 pub(super) async fn start(certificate: &Path, key: &Path) -> Result<Ports> {
     let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(key)?;
-    let config = Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let config = Arc::new(builder.with_no_client_auth().with_single_cert(chain, key)?);
     let hello = |name: &'static str| Router::new().fallback(async move || format!("hello from {name}\n"));
     let kubelet = |name: &'static str| {
         hello(name).route("/healthz", get(async move || format!("ok, says the kubelet of {name}\n")))

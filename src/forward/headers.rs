@@ -175,7 +175,7 @@ mod tests {
     use super::*;
     use http::Request;
 
-    fn rewritten(request: http::request::Builder, upgrade: bool) -> request::Parts {
+    fn rewritten(request: request::Builder, upgrade: bool) -> request::Parts {
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
         let uri = parts.uri.clone();
         let target = Target::parse(uri.path()).unwrap();

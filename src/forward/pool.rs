@@ -103,7 +103,7 @@ impl Pool {
 /// Headers of one message: Go allows any number within 1 MiB, hyper wants a number (CONFORMANCE C102).
 pub const MAX_HEADERS: usize = 1024;
 /// Bytes of the head of a message.
-pub const MAX_HEADER_BYTES: usize = 1024 * 1024;
+pub const MAX_HEADER_BYTES: u32 = 1024 * 1024;
 
 async fn serve<I>(stream: I) -> hyper::Result<http1::SendRequest<RequestBody>>
 where
@@ -113,7 +113,7 @@ where
         // As Go writes them; there are backends that look for `Host` to the letter.
         .title_case_headers(true)
         .max_headers(MAX_HEADERS)
-        .max_header_size(MAX_HEADER_BYTES)
+        .max_header_size(MAX_HEADER_BYTES as usize)
         .handshake(TokioIo::new(stream))
         .await?;
     tokio::task::spawn_local(async move {

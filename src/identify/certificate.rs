@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::digest;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use x509_parser::asn1_rs::{Oid, oid};
@@ -89,7 +88,7 @@ fn identity(subject: &X509Name<'_>, leaf: &CertificateDer<'_>) -> Result<Identit
     let uid = subject.iter_by_oid(&UID).find_map(|uid| uid.as_str().ok()).unwrap_or_default();
     let organizations = subject.iter_organization().filter_map(|name| name.as_str().ok());
     let groups = organizations.chain([AUTHENTICATED]).map(str::to_owned).collect();
-    let digest: String = digest::digest(&digest::SHA256, leaf).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    let digest = crate::tls::sha256_hex(leaf, "").to_lowercase();
     let extra = BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={digest}")])]);
     Ok(Identity::new(user, uid, groups, extra))
 }

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 /// Displays as Go's `%q` does: in double quotes, with what cannot be printed as `\n`, `\x7f`, `\u200b`.
+#[derive(Clone, Copy, Debug)]
 pub struct Quoted<'a>(pub &'a str);
 
 impl fmt::Display for Quoted<'_> {

@@ -114,10 +114,11 @@ fn self_signed() -> Result<Arc<CertifiedKey>, TlsError> {
     Ok(Arc::new(CertifiedKey::from_der(vec![made.cert.der().clone()], key, &provider)?))
 }
 
-/// The SHA-256 of a certificate as `openssl x509 -fingerprint -sha256` prints it.
-pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+/// The SHA-256 of a certificate in upper-case hex digits, `separator` between the bytes: with a colon, it is what
+/// `openssl x509 -fingerprint -sha256` prints.
+pub fn sha256_hex(certificate: &CertificateDer<'_>, separator: &str) -> String {
     let digest = digest::digest(&digest::SHA256, certificate);
-    digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
+    digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(separator)
 }
 
 /// The one certificate that is served, whatever name is asked for.

@@ -73,6 +73,7 @@ pub fn review_client(config: &kube::Config) -> Result<Client, KubernetesError> {
 }
 
 /// Watches the API. Built before anything runs, so that bad credentials stop the start.
+#[expect(missing_debug_implementations, reason = "it is streams, about which there is nothing to tell")]
 pub struct KubernetesWatch {
     told: BoxStream<'static, (Kind, Told)>,
     holds: Vec<(Kind, Hold)>,

@@ -13,7 +13,7 @@ use crate::authorize::{Rules, RulesBuilder};
 use crate::cluster::{Kind, Object, Writer};
 use crate::identify::StaticTokens;
 use crate::metrics::Metrics;
-use crate::ready::Ready;
+use crate::ready::{Hold, Ready};
 use crate::tls::FileWatch;
 
 /// The name under which this source stands in `/readyz` and in the metrics.
@@ -58,9 +58,15 @@ impl Manifests {
         Ok(manifests)
     }
 
+    /// What keeps the bastion unready until the first facts are in.
+    pub fn hold(ready: &Ready) -> Hold {
+        ready.hold(MANIFESTS)
+    }
+
     /// Tells `writer` what was read, and again whenever a file changes. A file that breaks changes nothing: the last
     /// good state serves, and `/readyz`, the log and a metric say so.
-    pub async fn run(mut self, mut writer: Writer, ready: Ready, metrics: Metrics) {
+    pub async fn run(mut self, mut writer: Writer, hold: Hold, ready: Ready, metrics: Metrics) {
+        let mut hold = Some(hold);
         loop {
             for kind in Kind::ALL {
                 let objects = self.objects.extract_if(.., |(found, _)| *found == kind).map(|(_, object)| object);
@@ -69,6 +75,7 @@ impl Manifests {
             metrics.watch_event(MANIFESTS);
             metrics.watch_up(MANIFESTS, true);
             ready.mend(MANIFESTS);
+            drop(hold.take());
             loop {
                 self.changes.changed().await;
                 match self.read() {
@@ -110,7 +117,7 @@ fn read(path: &Path) -> Result<String, ManifestError> {
     std::fs::read_to_string(path).map_err(|source| ManifestError::Read { path: path.into(), source })
 }
 
-/// The manifests of a folder, in the order of their names. Hidden files are left out, as mounted ConfigMaps have them.
+/// The manifests of a folder, in the order of their names. Hidden files are left out, as mounted `ConfigMaps` have them.
 fn files(directory: &Path) -> Result<Vec<PathBuf>, ManifestError> {
     let entries = std::fs::read_dir(directory);
     let entries = entries.map_err(|source| ManifestError::Read { path: directory.into(), source })?;
@@ -231,7 +238,7 @@ mod tests {
         let (cluster, writer) = Cluster::new(AddressPolicy::default(), false);
         let (ready, metrics) = (Ready::default(), Metrics::new(&mut Registry::default()));
         let manifests = Manifests::load(folder.path().into(), None).unwrap();
-        tokio::spawn(manifests.run(writer, ready.clone(), metrics));
+        tokio::spawn(manifests.run(writer, Manifests::hold(&ready), ready.clone(), metrics));
         eventually(|| cluster.pod("default", "p").is_some()).await;
 
         std::fs::write(&file, "kind: [").unwrap();

@@ -349,14 +349,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn object<K: Watched>(json: serde_json::Value) -> Result<Option<Object>, String> {
+    fn object<K: Watched>(json: &serde_json::Value) -> Result<Option<Object>, String> {
         // As the API sends it: text, not values.
         serde_json::from_str::<K>(&json.to_string()).unwrap().object()
     }
 
     #[test]
     fn a_pod_gives_its_addresses_and_ports() {
-        let pod = object::<SlimPod>(json!({
+        let pod = object::<SlimPod>(&json!({
             "metadata": {"name": "p", "namespace": "ns", "managedFields": [{"x": 1}]},
             "spec": {"initContainers": [{"ports": [{"containerPort": 1}]}], "containers": [
                 {"name": "a"},
@@ -372,7 +372,8 @@ mod tests {
 
     #[test]
     fn a_node_gives_its_addresses_and_kubelet_port() {
-        let node = |status| object::<SlimNode>(json!({"metadata": {"name": "n"}, "status": status}));
+        let node =
+            |status: serde_json::Value| object::<SlimNode>(&json!({"metadata": {"name": "n"}, "status": status}));
         let known = node(json!({
             "addresses": [{"type": "Moon", "address": "x"}, {"type": "InternalIP", "address": "10.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 10255}},
@@ -388,7 +389,7 @@ mod tests {
 
     #[test]
     fn missing_conditions_mean_ready_and_ports_without_a_number_are_left_out() {
-        let slice = object::<SlimSlice>(json!({
+        let slice = object::<SlimSlice>(&json!({
             "metadata": {"name": "s-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "s", "x": "y"}},
             "addressType": "IPv4",
             "endpoints": [
@@ -407,7 +408,7 @@ mod tests {
 
     #[test]
     fn an_external_name_has_no_ports_to_reach_it_by() {
-        let service = object::<SlimService>(json!({
+        let service = object::<SlimService>(&json!({
             "metadata": {"name": "s", "namespace": "ns"},
             "spec": {"type": "ExternalName", "externalName": "metadata.internal", "ports": [{"port": 80}]},
         }));

@@ -2,7 +2,7 @@
 //! whose addresses are backends in a network namespace of the test's own.
 //!
 //! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds NAME. It needs root
-//! (for the namespace) and Go (to build the control plane, unless KUBEBUILDER_ASSETS brings one).
+//! (for the namespace) and Go (to build the control plane, unless `KUBEBUILDER_ASSETS` brings one).
 
 mod balance;
 mod callers;

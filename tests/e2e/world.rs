@@ -145,7 +145,7 @@ pub async fn token_kubeconfig(cluster: &Cluster, name: &str, server: &str) -> Re
     cluster.kubeconfig(name, server, &cluster.ca.file, &By::Token(&token))
 }
 
-/// A token of a service account by TokenRequest, as pods get theirs.
+/// A token of a service account by `TokenRequest`, as pods get theirs.
 pub async fn token(
     cluster: &Cluster,
     namespace: &str,
@@ -179,6 +179,8 @@ pub fn path(rest: &str) -> String {
 fn acceptor(pair: &Pair) -> Result<TlsAcceptor> {
     let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(&pair.key)?;
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let config = builder.with_no_client_auth().with_single_cert(chain, key)?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -47,10 +47,10 @@ impl Bastion {
         let log = Arc::new(Mutex::new(Vec::new()));
         loop {
             let Some(line) = lines.next().transpose()? else {
-                let said = log.lock().unwrap().join("\n");
+                let said = log.lock().expect("nobody panics with the log").join("\n");
                 bail!("the bastion ended ({}) and said:\n{said}", child.wait()?);
             };
-            log.lock().unwrap().push(line.clone());
+            log.lock().expect("nobody panics with the log").push(line.clone());
             let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if event["message"] == "serving" {
                 let address =
@@ -58,7 +58,9 @@ impl Bastion {
                 let (secure, admin) = (address("secure")?, address("admin")?);
                 let kept = Arc::clone(&log);
                 std::thread::spawn(move || {
-                    lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line))
+                    lines
+                        .map_while(Result::ok)
+                        .for_each(|line| kept.lock().expect("nobody panics with the log").push(line));
                 });
                 return Ok(Self { child, secure, admin, log });
             }
@@ -78,7 +80,7 @@ impl Bastion {
     }
 
     pub fn said(&self) -> String {
-        self.log.lock().unwrap().join("\n")
+        self.log.lock().expect("nobody panics with the log").join("\n")
     }
 
     pub fn pid(&self) -> u32 {

@@ -74,7 +74,9 @@ pub async fn tls(address: SocketAddr, ca: &Path, certificate: Option<&Pair>) -> 
     for root in CertificateDer::pem_file_iter(ca)? {
         roots.add(root?)?;
     }
-    let builder = ClientConfig::builder().with_root_certificates(roots);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = builder.with_root_certificates(roots);
     let config = match certificate {
         None => builder.with_no_client_auth(),
         Some(Pair { certificate, key }) => {

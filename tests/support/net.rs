@@ -44,6 +44,7 @@ impl Namespace {
     }
 
     /// An address of the namespace.
+    #[expect(clippy::unused_self, reason = "only who has the namespace has its addresses")]
     pub fn address(&self, last: u8) -> Ipv4Addr {
         let [a, b, c] = NETWORK;
         Ipv4Addr::new(a, b, c, last)

@@ -31,7 +31,7 @@ impl Ca {
     pub fn server(&self, folder: &Path, name: &str, hosts: &[&str]) -> Result<Pair> {
         let mut params = CertificateParams::new(hosts.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.issue(folder, name, params)
+        self.issue(folder, name, &params)
     }
 
     pub fn client(&self, folder: &Path, user: &str, group: &str) -> Result<Pair> {
@@ -39,10 +39,10 @@ impl Ca {
         params.distinguished_name.push(DnType::CommonName, user);
         params.distinguished_name.push(DnType::OrganizationName, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(folder, user, params)
+        self.issue(folder, user, &params)
     }
 
-    fn issue(&self, folder: &Path, name: &str, params: CertificateParams) -> Result<Pair> {
+    fn issue(&self, folder: &Path, name: &str, params: &CertificateParams) -> Result<Pair> {
         let key = KeyPair::generate()?;
         let name = name.replace(':', "-");
         let pair = Pair { certificate: folder.join(format!("{name}.crt")), key: folder.join(format!("{name}.key")) };
