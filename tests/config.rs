@@ -9,8 +9,9 @@ const SCHEMA: &str = "config/bastionconfiguration.schema.json";
 fn examples() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths: Vec<_> = std::fs::read_dir(root.join("config"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
+        .expect("config/ is a folder")
+        .flatten()
+        .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|end| end == "yaml"))
         .collect();
     paths.push(root.join("deploy/base/config.yaml"));

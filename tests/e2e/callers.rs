@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::client::Client;
 use crate::support::pki::Ca;
-use crate::world::{SHOP, World, path, token};
+use crate::world::{SHOP, World, path};
 
 pub async fn rbac_decides_for_tokens_of_service_accounts(world: &mut World) -> Result<()> {
     let mut caller = world.client().await?;
@@ -18,7 +18,7 @@ pub async fn rbac_decides_for_tokens_of_service_accounts(world: &mut World) -> R
     let answer = caller.get("/api/v1/namespaces/default/pods/x/proxy/").await?;
     ensure!(answer.status == 403, "no other namespace is: {answer:?}");
 
-    let nobody = token(&world.cluster, SHOP, "default", None).await?;
+    let nobody = world.cluster.token(SHOP, "default", None).await?;
     let mut nobody = Client::connect(world.bastion.secure, &world.cluster.ca.file, Some(&nobody), None).await?;
     let answer = nobody.get(&path("services/http:web:80/proxy/name")).await?;
     let message = r#"services \"http:web:80\" is forbidden: User \"system:serviceaccount:shop:default\" cannot get resource \"services/proxy\" in API group \"\" in the namespace \"shop\""#;

@@ -13,17 +13,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::bastion::Bastion;
 use crate::support::client::{Client, tls};
+use crate::support::cluster::HOME;
 use crate::support::objects::Objects;
-use crate::world::{HOME, SHOP, World, bastion, kubectl, path, token, token_kubeconfig};
+use crate::world::{SHOP, World, bastion, path};
 
 pub async fn the_manifests_are_accepted_by_the_api(world: &mut World) -> Result<()> {
     // The namespace is there already: a dry run makes none, and the API would miss it.
-    let said = kubectl(&world.cluster, &["apply", "-k", "deploy/", "--dry-run=server"])?;
+    let said = world.cluster.kubectl(&["apply", "-k", "deploy/", "--dry-run=server"])?;
     for object in ["deployment.apps/kube-bastion", "networkpolicy", "poddisruptionbudget", "service/kube-bastion"] {
         ensure!(said.contains(object), "{object} is missing:\n{said}");
     }
     Objects::new(&world.cluster.client, "team-a").await?;
-    kubectl(&world.cluster, &["apply", "-f", "deploy/examples/", "--dry-run=server"])?;
+    world.cluster.kubectl(&["apply", "-f", "deploy/examples/", "--dry-run=server"])?;
     Ok(())
 }
 
@@ -42,7 +43,7 @@ pub async fn a_pod_finds_its_account_and_follows_its_token(world: &mut World) ->
         name: Some("bound".into()),
         uid,
     };
-    write("token", &token(cluster, HOME, "kube-bastion", Some(bound)).await?)?;
+    write("token", &cluster.token(HOME, HOME, Some(bound)).await?)?;
     write("ca.crt", &std::fs::read_to_string(&cluster.ca.file)?)?;
     write("namespace", HOME)?;
 
@@ -65,12 +66,12 @@ pub async fn a_pod_finds_its_account_and_follows_its_token(world: &mut World) ->
     let answer = client.get(&path("services/web/proxy/name")).await?;
     ensure!(answer.status == 200, "{answer:?}");
 
-    write("token", &token(cluster, HOME, "kube-bastion", None).await?)?;
+    write("token", &cluster.token(HOME, HOME, None).await?)?;
     secrets.delete("bound", &DeleteParams::default()).await?;
     // A token that the bastion has not seen needs a review, and so the bastion's own token. The file is read again
     // within the minute.
     for attempt in 0.. {
-        let fresh = token(cluster, SHOP, "caller", None).await?;
+        let fresh = cluster.token(SHOP, "caller", None).await?;
         let mut client = Client::connect(pod.secure, &cluster.ca.file, Some(&fresh), None).await?;
         let answer = client.get(&path("services/web/proxy/name")).await?;
         // The API remembers the old token for a while: only what comes after that tells.
@@ -84,7 +85,7 @@ pub async fn a_pod_finds_its_account_and_follows_its_token(world: &mut World) ->
 }
 
 pub async fn sigterm_finishes_what_runs(world: &mut World) -> Result<()> {
-    let kubeconfig = token_kubeconfig(&world.cluster, "draining", &world.cluster.server).await?;
+    let kubeconfig = world.cluster.bastion_kubeconfig("draining", &world.cluster.server).await?;
     let mut draining = bastion(&kubeconfig, &world.serving, &["--drain-timeout=20s"])?;
     draining.ready().await?;
     // A request whose body is half sent, and a tunnel.

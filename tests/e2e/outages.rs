@@ -6,12 +6,12 @@ use serde_json::json;
 use crate::support::client::Client;
 use crate::support::eventually;
 use crate::support::relay::Relay;
-use crate::world::{World, bastion, path, token_kubeconfig};
+use crate::world::{World, bastion, path};
 
 pub async fn a_broken_watch_is_resumed(world: &mut World) -> Result<()> {
     let relay = Relay::start(world.cluster.server.trim_start_matches("https://").parse()?).await?;
     let server = format!("https://{}", relay.address);
-    let kubeconfig = token_kubeconfig(&world.cluster, "relayed", &server).await?;
+    let kubeconfig = world.cluster.bastion_kubeconfig("relayed", &server).await?;
     let relayed = bastion(&kubeconfig, &world.serving, &[])?;
     relayed.ready().await?;
     let mut client = Client::connect(relayed.secure, &world.cluster.ca.file, Some(&world.token), None).await?;
@@ -34,7 +34,7 @@ pub async fn a_broken_watch_is_resumed(world: &mut World) -> Result<()> {
 }
 
 pub async fn the_last_known_state_serves_without_the_api(world: &mut World) -> Result<()> {
-    let kubeconfig = token_kubeconfig(&world.cluster, "patient", &world.cluster.server).await?;
+    let kubeconfig = world.cluster.bastion_kubeconfig("patient", &world.cluster.server).await?;
     // Answers are remembered for longer than the outage lasts.
     let patient = bastion(
         &kubeconfig,
@@ -74,7 +74,7 @@ pub async fn the_last_known_state_serves_without_the_api(world: &mut World) -> R
 }
 
 pub async fn an_api_that_is_not_there_at_start_is_waited_for(world: &mut World) -> Result<()> {
-    let kubeconfig = token_kubeconfig(&world.cluster, "early", &world.cluster.server).await?;
+    let kubeconfig = world.cluster.bastion_kubeconfig("early", &world.cluster.server).await?;
     world.cluster.stop_apiserver();
     let early = bastion(&kubeconfig, &world.serving, &[])?;
     eventually("the API to be missed", async || Ok(early.readyz().await?.1.contains("refused"))).await?;

@@ -6,7 +6,7 @@ use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::client::tls;
-use crate::world::{World, kubectl, path};
+use crate::world::{World, path};
 
 pub async fn services_pods_and_nodes_are_reached(world: &mut World) -> Result<()> {
     let mut client = world.client().await?;
@@ -38,7 +38,7 @@ pub async fn kubectl_prints_what_the_apiservers_own_proxy_prints(world: &mut Wor
         "/api/v1/namespaces/shop/services/https:safe:443/proxy/name",
         "/api/v1/namespaces/shop/services/https:safe:/proxy/name",
     ] {
-        let theirs = kubectl(&world.cluster, &["get", "--raw", raw])?;
+        let theirs = world.cluster.kubectl(&["get", "--raw", raw])?;
         let (ok, ours) = world.kubectl_through(&["get", "--raw", raw])?;
         ensure!(ok && ours == theirs && !ours.is_empty(), "{raw}: ours {ours:?}, the apiserver's {theirs:?}");
     }

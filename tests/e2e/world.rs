@@ -1,14 +1,11 @@
 //! What all scenarios share: a cluster with some objects, their backends, and one bastion.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use anyhow::Result;
 use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::{Api, PostParams};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -18,15 +15,13 @@ use tokio_rustls::TlsAcceptor;
 use crate::support::backend::Backend;
 use crate::support::bastion::Bastion;
 use crate::support::client::Client;
-use crate::support::cluster::{By, Cluster};
+use crate::support::cluster::Cluster;
 use crate::support::eventually;
 use crate::support::net::Namespace;
 use crate::support::objects::Objects;
 use crate::support::pki::Pair;
 
 pub const SHOP: &str = "shop";
-/// The namespace and the account that deploy/ gives the bastion.
-pub const HOME: &str = "kube-bastion";
 
 pub struct World {
     pub bastion: Bastion,
@@ -44,7 +39,7 @@ impl World {
         let namespace = Namespace::new()?;
         let cluster = Cluster::start().await?;
         // The bastion runs with the rights that deploy/ gives it, and no others.
-        kubectl(&cluster, &["apply", "-k", "deploy/"])?;
+        cluster.kubectl(&["apply", "-k", "deploy/"])?;
         let objects = Objects::new(&cluster.client, SHOP).await?;
         let serving = cluster.ca.server(cluster.folder.path(), "bastion", &["localhost", "127.0.0.1"])?;
         let mut backends = HashMap::new();
@@ -81,9 +76,9 @@ impl World {
         let caller = json!({"kind": "ServiceAccount", "name": "caller", "namespace": SHOP});
         objects.allow("caller", caller.clone(), &["services/proxy", "pods/proxy"], &["get", "create"]).await?;
         objects.allow_everywhere("caller-nodes", caller, &["nodes/proxy"], &["get"]).await?;
-        let token = token(&cluster, SHOP, "caller", None).await?;
+        let token = cluster.token(SHOP, "caller", None).await?;
 
-        let own = token_kubeconfig(&cluster, "bastion", &cluster.server).await?;
+        let own = cluster.bastion_kubeconfig("bastion", &cluster.server).await?;
         let bastion = bastion(&own, &serving, &[])?;
         bastion.ready().await?;
         let world = Self { bastion, backends, namespace, objects, serving, token, cluster };
@@ -137,38 +132,6 @@ pub fn bastion(kubeconfig: &std::path::Path, serving: &Pair, more: &[&str]) -> R
     ];
     let flags: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
     Bastion::start(&flags)
-}
-
-/// A kubeconfig with a token of the bastion's own account.
-pub async fn token_kubeconfig(cluster: &Cluster, name: &str, server: &str) -> Result<PathBuf> {
-    let token = token(cluster, HOME, "kube-bastion", None).await?;
-    cluster.kubeconfig(name, server, &cluster.ca.file, &By::Token(&token))
-}
-
-/// A token of a service account by `TokenRequest`, as pods get theirs.
-pub async fn token(
-    cluster: &Cluster,
-    namespace: &str,
-    account: &str,
-    bound_to: Option<BoundObjectReference>,
-) -> Result<String> {
-    let accounts = Api::<ServiceAccount>::namespaced(cluster.client.clone(), namespace);
-    let spec = TokenRequestSpec { bound_object_ref: bound_to, expiration_seconds: Some(3600), ..Default::default() };
-    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
-    let answer = accounts.create_token_request(account, &PostParams::default(), &request).await?;
-    answer.status.and_then(|status| status.token).context("a TokenRequest is answered with a token")
-}
-
-/// `kubectl` as the cluster's admin.
-pub fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(&cluster.kubectl)
-        .arg(format!("--kubeconfig={}", cluster.admin_kubeconfig().display()))
-        .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "kubectl {}: {said}", arguments.join(" "));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A path in the shop.

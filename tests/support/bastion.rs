@@ -38,7 +38,7 @@ impl Bastion {
     pub fn run(mut command: Command) -> Result<Self> {
         let mut child = command
             .args(["--secure-listen-address=127.0.0.1:0", "--admin-listen-address=127.0.0.1:0"])
-            .args(["--logging-format=json", "--access-log=false"])
+            .arg("--logging-format=json")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

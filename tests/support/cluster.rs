@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Client;
+use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use tempfile::TempDir;
 
 use super::eventually;
 use super::pki::{Ca, Pair};
+
+/// The namespace and the account that deploy/ gives the bastion.
+pub const HOME: &str = "kube-bastion";
 
 /// The control plane, in a folder of its own. Dropping it ends it.
 pub struct Cluster {
@@ -125,6 +131,52 @@ impl Cluster {
 
     pub fn admin_kubeconfig(&self) -> PathBuf {
         self.folder.path().join("admin.kubeconfig")
+    }
+
+    pub fn apiserver_pid(&self) -> u32 {
+        self.apiserver.0.id()
+    }
+
+    /// A token of a service account by TokenRequest, as pods get theirs.
+    ///
+    /// # Errors
+    /// Where the API refuses.
+    pub async fn token(
+        &self,
+        namespace: &str,
+        account: &str,
+        bound_to: Option<BoundObjectReference>,
+    ) -> Result<String> {
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
+        let spec =
+            TokenRequestSpec { bound_object_ref: bound_to, expiration_seconds: Some(3600), ..Default::default() };
+        let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+        let answer = accounts.create_token_request(account, &PostParams::default(), &request).await?;
+        answer.status.and_then(|status| status.token).context("a TokenRequest is answered with a token")
+    }
+
+    /// A kubeconfig with a token of the account that deploy/ gives the bastion.
+    ///
+    /// # Errors
+    /// Where the API refuses.
+    pub async fn bastion_kubeconfig(&self, name: &str, server: &str) -> Result<PathBuf> {
+        let token = self.token(HOME, HOME, None).await?;
+        self.kubeconfig(name, server, &self.ca.file, &By::Token(&token))
+    }
+
+    /// `kubectl` as the cluster's admin.
+    ///
+    /// # Errors
+    /// Where it fails, with what it said.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(&self.kubectl)
+            .arg(format!("--kubeconfig={}", self.admin_kubeconfig().display()))
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "kubectl {}: {said}", arguments.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Kills the apiserver.

@@ -43,6 +43,11 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// As `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// An address of the namespace.
     #[expect(clippy::unused_self, reason = "only who has the namespace has its addresses")]
     pub fn address(&self, last: u8) -> Ipv4Addr {

@@ -1,0 +1,33 @@
+# What people and CI call. `make test` is everything; it needs Rust, Go, Python (a linter), and root for e2e.
+
+CARGO ?= cargo
+
+.PHONY: help run test unit e2e lint bench schema
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## The demo: a built-in cluster with backends on loopback, and curl lines to try
+	$(CARGO) run --quiet -- demo
+
+test: unit e2e ## All tests
+
+unit: ## Tests that need neither root nor Go
+	$(CARGO) test --locked --lib --bins --test config --test cli --test demo --test proxy
+
+e2e: ## Against a real etcd, kube-apiserver and kube-controller-manager (root; Go, or KUBEBUILDER_ASSETS)
+	$(CARGO) test --locked --test e2e
+
+lint: ## Formatting, clippy, documentation, licences, Dockerfile and manifests
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
+	$(CARGO) deny --log-level error --offline check bans licenses sources
+	shellcheck .ci/run tests/cluster/build.sh tests/lint/run.sh
+	tests/lint/run.sh
+
+bench: ## CPU per request beside HAProxy, nginx and kube-apiserver (root; Go, haproxy, nginx, wrk)
+	$(CARGO) bench --bench peers
+
+schema: ## Writes config/bastionconfiguration.schema.json from the types
+	UPDATE_SCHEMA=1 $(CARGO) test --quiet --test config the_schema_is_that_of_the_types
