@@ -4,6 +4,7 @@
 mod body;
 mod dial;
 mod headers;
+mod interim;
 mod pool;
 mod upgrade;
 
@@ -21,6 +22,7 @@ use hyper::upgrade::OnUpgrade;
 pub use body::Upstream;
 pub use dial::{DialError, Dialer, Itself};
 pub use headers::{Forwarded, clean_answer, is_upgrade};
+pub use interim::{Interim, WithInterim};
 pub use pool::{MAX_HEADER_BYTES, MAX_HEADERS, Pool};
 pub use upgrade::{Tunnel, Upgraded};
 
@@ -48,6 +50,8 @@ pub struct Outgoing {
     pub body: Incoming,
     /// Counts the bytes of the body as they pass. None where there is no body.
     pub received: Option<Rc<Cell<u64>>>,
+    /// Takes interim answers. None where the client cannot have them.
+    pub interim: Option<Interim>,
 }
 
 /// Why no endpoint answered.
@@ -125,7 +129,7 @@ impl Forward {
         client: IpAddr,
         mut reuse: bool,
     ) -> Result<Exchange, ForwardError> {
-        let Outgoing { parts, body, received } = outgoing;
+        let Outgoing { parts, body, received, interim } = outgoing;
         let mut repeatable = is_repeatable(&parts.method, received.is_some()).then(|| parts.clone());
         let mut request = Request::from_parts(parts, RequestBody::new(body, received));
         let mut order = self.balance.order(&route.candidates, client);
@@ -143,6 +147,9 @@ impl Forward {
                     continue;
                 }
             };
+            if let Some(interim) = &interim {
+                interim.listen(&mut request);
+            }
             let mut error = match connection.sender.try_send_request(request).await {
                 Ok(response) => {
                     self.balance.succeeded(endpoint);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::drain::Drain;
-use crate::forward::{MAX_HEADER_BYTES, MAX_HEADERS};
+use crate::forward::{Interim, MAX_HEADER_BYTES, MAX_HEADERS, WithInterim};
 use crate::identify::{ClientCertificate, Peer};
 use crate::metrics::Metrics;
 use crate::tls::ServerTls;
@@ -42,7 +42,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub trait Handler: 'static {
     type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + 'static;
 
-    fn handle(&self, request: Request<Incoming>, peer: &Peer) -> impl Future<Output = Response<Self::Body>>;
+    /// `interim` takes answers that go before the final one, where the client can have them.
+    fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: &Peer,
+        interim: Option<&Interim>,
+    ) -> impl Future<Output = Response<Self::Body>>;
 }
 
 /// How connections are served. One per worker.
@@ -139,7 +145,13 @@ impl<H: Handler> Listener<H> {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(async |request| Ok::<_, Infallible>(self.handler.handle(request, &peer).await));
+        let interim = Interim::default();
+        let stream = WithInterim::new(stream, interim.clone());
+        let service = service_fn(async |request: Request<Incoming>| {
+            // HTTP/1.0 knows no interim answers.
+            let interim = (request.version() == Version::HTTP_11).then_some(&interim);
+            Ok::<_, Infallible>(self.handler.handle(request, &peer, interim).await)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.idle_timeout)
@@ -159,7 +171,7 @@ impl<H: Handler> Listener<H> {
         let (handler, peer) = (Rc::clone(&self.handler), Rc::new(peer));
         let service = service_fn(move |request| {
             let (handler, peer) = (Rc::clone(&handler), Rc::clone(&peer));
-            async move { Ok::<_, Infallible>(handler.handle(request, &peer).await) }
+            async move { Ok::<_, Infallible>(handler.handle(request, &peer, None).await) }
         });
         let connection = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())

@@ -17,7 +17,9 @@ pub use body::Body;
 
 use crate::authorize::{Authorize, AuthorizeError};
 use crate::drain::Drain;
-use crate::forward::{Answer, Forward, ForwardError, Forwarded, Outgoing, Tunnel, Upgraded, clean_answer, is_upgrade};
+use crate::forward::{
+    Answer, Forward, ForwardError, Forwarded, Interim, Outgoing, Tunnel, Upgraded, clean_answer, is_upgrade,
+};
 use crate::identify::{Identify, IdentifyError, Peer};
 use crate::metrics::Metrics;
 use crate::model::target::TargetError;
@@ -78,13 +80,25 @@ enum ProxyError {
 
 impl Proxy {
     /// Answers a request: with what its target says, or with a `Status` that says why not.
-    pub async fn handle(&self, mut request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+    pub async fn handle(
+        &self,
+        mut request: Request<Incoming>,
+        peer: &Peer,
+        interim: Option<&Interim>,
+    ) -> Response<Body> {
         let audit_id = audit_id(request.headers_mut());
         let pretty = respond::is_for_people(request.headers());
         let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
         let client = peer.address.ip().to_canonical();
         let mut record = Record::start(&self.recorder, method, uri, version, client, audit_id.clone());
-        let mut response = match self.route(request, peer, &mut record).await {
+        if let Some(interim) = interim {
+            interim.begin().await;
+        }
+        let routed = self.route(request, peer, interim, &mut record).await;
+        if let Some(interim) = interim {
+            interim.end();
+        }
+        let mut response = match routed {
             Ok(Outcome::Answer(response)) => response,
             Ok(Outcome::Switch(mut response, tunnel)) => {
                 response.headers_mut().insert(AUDIT_ID, audit_id);
@@ -106,6 +120,7 @@ impl Proxy {
         &self,
         mut request: Request<Incoming>,
         peer: &Peer,
+        interim: Option<&Interim>,
         record: &mut Record,
     ) -> Result<Outcome, ProxyError> {
         let Stages { identify, authorize, resolve, ready, .. } = &*self.stages;
@@ -135,7 +150,7 @@ impl Proxy {
         let client = record.client;
         Forwarded { target: &target, client, secure: peer.secure, upgrade }.rewrite(&mut parts);
         record.received = (!body.is_end_stream()).then(Rc::<Cell<u64>>::default);
-        let outgoing = Outgoing { parts, body, received: record.received.clone() };
+        let outgoing = Outgoing { parts, body, received: record.received.clone(), interim: interim.cloned() };
         let Answer { mut response, endpoint } = if upgrade {
             match self.forward.upgrade(&permit, &route, outgoing, client, on_client).await? {
                 Upgraded::Switched { response, tunnel, endpoint } => {

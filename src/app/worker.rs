@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::balance::Balance;
 use crate::drain::Drain;
-use crate::forward::{Dialer, Forward, Pool};
+use crate::forward::{Dialer, Forward, Interim, Pool};
 use crate::identify::Peer;
 use crate::listen::{Handler, Limits, Listener};
 use crate::proxy::{Body, Proxy, Stages};
@@ -128,7 +128,7 @@ async fn every(interval: Duration, mut work: impl FnMut()) {
 impl Handler for Proxy {
     type Body = Body;
 
-    async fn handle(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
-        Self::handle(self, request, peer).await
+    async fn handle(&self, request: Request<Incoming>, peer: &Peer, interim: Option<&Interim>) -> Response<Body> {
+        Self::handle(self, request, peer, interim).await
     }
 }

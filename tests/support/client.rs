@@ -70,6 +70,16 @@ impl Client {
 
 /// A TLS connection for a test that writes its bytes itself.
 pub async fn tls(address: SocketAddr, ca: &Path, certificate: Option<&Pair>) -> Result<TlsStream<TcpStream>> {
+    tls_with_alpn(address, ca, certificate, &[]).await
+}
+
+/// The same, offering protocols.
+pub async fn tls_with_alpn(
+    address: SocketAddr,
+    ca: &Path,
+    certificate: Option<&Pair>,
+    alpn: &[&[u8]],
+) -> Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(ca)? {
         roots.add(root?)?;
@@ -77,13 +87,14 @@ pub async fn tls(address: SocketAddr, ca: &Path, certificate: Option<&Pair>) -> 
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let builder = builder.with_root_certificates(roots);
-    let config = match certificate {
+    let mut config = match certificate {
         None => builder.with_no_client_auth(),
         Some(Pair { certificate, key }) => {
             let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
             builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(key)?)?
         }
     };
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let name = ServerName::try_from("localhost")?;

@@ -1,0 +1,119 @@
+//! Bad input, each with its clear answer, as a person at the command line gets it.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kube-bastion"))
+        .args(arguments)
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .env("HOME", "/nonexistent")
+        .output()
+        .expect("the binary runs")
+}
+
+/// What the bastion says where it refuses to start.
+fn refused(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert!(!output.status.success(), "{arguments:?} was accepted");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).expect("the folder takes a file");
+    path.display().to_string()
+}
+
+fn assert_told(said: &str, told: &[&str]) {
+    for word in told {
+        assert!(said.contains(word), "{word:?} is missing in:\n{said}");
+    }
+}
+
+const HEAD: &str = "apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\n";
+
+#[test]
+fn without_a_cluster_it_says_what_to_give() {
+    assert_told(&refused(&["serve"]), &["no --kubeconfig is given", "--kubeconfig=FILE", "source.type: manifests"]);
+    assert_told(&refused(&["serve", "--kubeconfig=/nonexistent"]), &["the kubeconfig \"/nonexistent\" cannot be used"]);
+}
+
+#[test]
+fn a_bad_configuration_is_told_by_line_field_and_value() {
+    assert_told(
+        &refused(&["serve", "--config=/nonexistent"]),
+        &["cannot read the configuration file \"/nonexistent\""],
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = write(folder.path(), "bad.yaml", &format!("{HEAD}serving:\n  workers: many\n"));
+    let said = refused(&["check", "--config", &file]);
+    assert_told(&said, &[&file, "line 4", "workers: many", "\"many\" is not a count", "whole number"]);
+    let file = write(folder.path(), "typo.yaml", &format!("{HEAD}servign: {{}}\n"));
+    assert_told(&refused(&["check", "--config", &file]), &["line 3", "unknown field `servign`", "serving"]);
+}
+
+#[test]
+fn check_prints_what_would_be_in_effect() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = write(folder.path(), "good.yaml", &format!("{HEAD}serving: {{workers: 3}}\n"));
+    let output = run(&["check", "--config", &file, "--log-level=debug"]);
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success());
+    assert_told(&printed, &["workers: 3", "level: debug", "cacheTTL: 10s", "secureListenAddress: 0.0.0.0:8443"]);
+    // What it prints is a configuration itself.
+    let again = write(folder.path(), "again.yaml", &printed);
+    assert_eq!(String::from_utf8_lossy(&run(&["check", "--config", &again]).stdout), printed);
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let said = refused(&[
+        "serve",
+        "--manifests-dir",
+        &folder.path().display().to_string(),
+        "--secure-listen-address",
+        &address,
+        "--admin-listen-address=127.0.0.1:0",
+    ]);
+    assert_told(&said, &[&address, "secureListenAddress", "is another process there?", "in use"]);
+}
+
+#[test]
+fn a_key_that_is_not_the_certificates_is_told() {
+    kube_bastion::tls::install_provider();
+    let folder = tempfile::tempdir().expect("a folder");
+    let made = || rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let (one, other) = (made(), made());
+    let certificate = write(folder.path(), "tls.crt", &one.cert.pem());
+    let key = write(folder.path(), "tls.key", &other.signing_key.serialize_pem());
+    let with = |certificate: &str, key: &str| {
+        let (certificate, key) = (format!("--tls-cert-file={certificate}"), format!("--tls-private-key-file={key}"));
+        refused(&["serve", "--manifests-dir", &folder.path().display().to_string(), &certificate, &key])
+    };
+    assert_told(&with(&certificate, &key), &["does not belong to the certificate", &certificate, &key]);
+    assert_told(&with("/nonexistent", &key), &["cannot read certificates from \"/nonexistent\""]);
+    let empty = write(folder.path(), "empty.crt", "nothing\n");
+    assert_told(&with(&empty, &key), &["holds no certificate", &empty]);
+    assert_told(&with(&certificate, &empty), &["a private key", &empty]);
+}
+
+#[test]
+fn broken_manifests_stop_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = write(folder.path(), "pod.yaml", "kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: x}]}\n");
+    let said = refused(&["serve", "--manifests-dir", &folder.path().display().to_string()]);
+    assert_told(&said, &[&file, "Pod \"p\"", "malformed"]);
+}
+
+#[test]
+fn help_teaches() {
+    let help = String::from_utf8_lossy(&run(&["--help"]).stdout).into_owned();
+    assert_told(&help, &["serve", "demo", "check", "First look", "kubectl --server"]);
+    let help = String::from_utf8_lossy(&run(&["serve", "--help"]).stdout).into_owned();
+    assert_told(&help, &["--kubeconfig <FILE>", "[env: KUBE_BASTION_KUBECONFIG=]", "[default: 0.0.0.0:8443]"]);
+}

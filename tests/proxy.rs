@@ -1,0 +1,353 @@
+//! The wire, on both sides: a bastion with the manifests source before a backend that sends just the bytes that a case
+//! asks for and keeps just the bytes that it got.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use http_body_util::BodyExt;
+use support::bastion::Bastion;
+use support::client::tls;
+use support::pki::Ca;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
+
+/// A bastion with one pod, whose only port is a listener of the test.
+struct Bench {
+    bastion: Bastion,
+    backend: TcpListener,
+    folder: tempfile::TempDir,
+}
+
+const PREFIX: &str = "/api/v1/namespaces/default/pods/p/proxy";
+
+impl Bench {
+    async fn new() -> Result<Self> {
+        kube_bastion::tls::install_provider();
+        let folder = tempfile::tempdir()?;
+        let at = |name: &str| folder.path().join(name);
+        let backend = TcpListener::bind("127.0.0.1:0").await?;
+        let port = backend.local_addr()?.port();
+        let ca = Ca::new(folder.path(), "ca")?;
+        let serving = ca.server(folder.path(), "bastion", &["localhost"])?;
+        std::fs::create_dir(at("manifests"))?;
+        std::fs::write(
+            at("manifests/all.yaml"),
+            format!(
+                "kind: Pod
+metadata: {{name: p}}
+spec: {{containers: [{{ports: [{{containerPort: {port}}}]}}]}}
+status: {{podIPs: [{{ip: 127.0.0.1}}]}}
+---
+kind: Service
+metadata: {{name: s}}
+spec: {{ports: [{{port: 80}}]}}
+---
+kind: EndpointSlice
+metadata: {{name: s, labels: {{kubernetes.io/service-name: s}}}}
+addressType: IPv4
+ports: [{{name: '', port: {port}}}]
+endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default, name: p}}}}]
+"
+            ),
+        )?;
+        std::fs::write(at("tokens"), "t,jane,1,\"system:masters\"\n")?;
+        let config = format!(
+            "apiVersion: kube-bastion.dev/v1alpha1
+kind: BastionConfiguration
+serving: {{tlsCertFile: {}, tlsPrivateKeyFile: {}}}
+source: {{type: manifests, manifests: {{directory: {}, tokenAuthFile: {}}}}}
+targets: {{allowLoopback: true}}
+",
+            serving.certificate.display(),
+            serving.key.display(),
+            at("manifests").display(),
+            at("tokens").display()
+        );
+        std::fs::write(at("config.yaml"), config)?;
+        let bastion = Bastion::start(&["--config", &at("config.yaml").display().to_string()])?;
+        bastion.ready().await?;
+        Ok(Self { bastion, backend, folder })
+    }
+
+    async fn client(&self) -> Result<TlsStream<TcpStream>> {
+        tls(self.bastion.secure, &self.folder.path().join("ca.crt"), None).await
+    }
+
+    /// Sends a request to the pod; `rest` is what follows the request line and the usual headers.
+    async fn request(&self, line: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
+        let mut client = self.client().await?;
+        let (method, path) = line.split_once(' ').context("METHOD /path")?;
+        let head = format!("{method} {PREFIX}{path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n{rest}");
+        client.write_all(head.as_bytes()).await?;
+        Ok(client)
+    }
+
+    /// The backend's side of the next connection, once the head of a request is in.
+    async fn accept(&self) -> Result<(TcpStream, String)> {
+        let (mut stream, _) = self.backend.accept().await?;
+        let head = read_until(&mut stream, "\r\n\r\n").await?;
+        Ok((stream, head))
+    }
+}
+
+async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -> Result<String> {
+    let mut all = String::new();
+    let mut byte = [0];
+    while !all.ends_with(end) {
+        ensure!(stream.read(&mut byte).await? == 1, "ended before {end:?}: {all:?}");
+        all.push(byte[0].into());
+    }
+    Ok(all)
+}
+
+/// All that comes until the other side closes, cleanly or not.
+async fn read_all(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+    let mut all = Vec::new();
+    let _ = stream.read_to_end(&mut all).await;
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[tokio::test]
+async fn head_and_body_cross_as_they_are() -> Result<()> {
+    let bench = Bench::new().await?;
+    let rest = "X-Odd: a\r\nX-Odd: b\r\nCookie: c=d\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let mut client = bench.request("POST /a%2Fb//c;d?e=%20f&&g", rest).await?;
+    let (mut backend, head) = bench.accept().await?;
+    ensure!(head.starts_with("POST /a%2Fb//c;d?e=%20f&&g HTTP/1.1\r\n"), "{head}");
+    for line in
+        ["Host: h", "X-Odd: a", "X-Odd: b", "Cookie: c=d", "Transfer-Encoding: chunked", "X-Forwarded-Proto: https"]
+    {
+        ensure!(head.contains(&format!("\r\n{line}\r\n")), "{line} in {head}");
+    }
+    ensure!(!head.contains("Authorization") && !head.contains("Bearer"), "{head}");
+    ensure!(!head.to_lowercase().contains("user-agent"), "none is added: {head}");
+    ensure!(read_until(&mut backend, "0\r\n\r\n").await? == "3\r\nabc\r\n0\r\n\r\n");
+    backend
+        .write_all(b"HTTP/1.1 418 I'm odd\r\nContent-Length: 2\r\nSet-Cookie: a=b\r\nKeep-Alive: x\r\nAccess-Control-Allow-Origin: *\r\n\r\nhi")
+        .await?;
+    let head = read_until(&mut client, "\r\n\r\n").await?;
+    ensure!(head.starts_with("HTTP/1.1 418 "), "{head}");
+    ensure!(
+        head.contains("Set-Cookie: a=b") && head.contains("Audit-Id: ") && head.contains("Content-Length: 2"),
+        "{head}"
+    );
+    ensure!(!head.contains("Keep-Alive") && !head.contains("Access-Control"), "{head}");
+    ensure!(read_until(&mut client, "hi").await? == "hi");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_connection_serves_the_next_request_and_a_stale_one_is_replaced() -> Result<()> {
+    let bench = Bench::new().await?;
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    // The bastion has a pool per worker: one client connection stays on one worker.
+    let mut client = bench.request("GET /1", "\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    backend.write_all(ANSWER).await?;
+    read_until(&mut client, "ok").await?;
+    let request = |n: u8| format!("GET {PREFIX}/{n} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n");
+    client.write_all(request(2).as_bytes()).await?;
+    ensure!(read_until(&mut backend, "\r\n\r\n").await?.starts_with("GET /2 "), "the same connection serves");
+    backend.write_all(ANSWER).await?;
+    read_until(&mut client, "ok").await?;
+    // It breaks while the third request is on it: the request is sent again, on a new one.
+    client.write_all(request(3).as_bytes()).await?;
+    read_until(&mut backend, "\r\n\r\n").await?;
+    drop(backend);
+    let (mut backend, head) = bench.accept().await?;
+    ensure!(head.starts_with("GET /3 "), "{head}");
+    backend.write_all(ANSWER).await?;
+    ensure!(read_until(&mut client, "ok").await?.starts_with("HTTP/1.1 200 "));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_may_have_acted_is_not_repeated() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut client = bench.request("POST /", "Content-Length: 1\r\nConnection: close\r\n\r\nx").await?;
+    let (backend, _) = bench.accept().await?;
+    drop(backend);
+    let answer = read_all(&mut client).await;
+    ensure!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("error trying to reach service: "), "{answer}");
+    let again = tokio::time::timeout(Duration::from_millis(300), bench.accept()).await;
+    ensure!(again.is_err(), "the request came a second time");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broken_answer_is_cut_and_never_ends_cleanly() -> Result<()> {
+    let bench = Bench::new().await?;
+    for (head, part) in [("Transfer-Encoding: chunked", "5\r\nhello\r\n"), ("Content-Length: 10", "hello")] {
+        let mut client = bench.request("GET /", "\r\n").await?;
+        let (mut backend, _) = bench.accept().await?;
+        backend.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{part}").as_bytes()).await?;
+        read_until(&mut client, "hello").await?;
+        drop(backend);
+        let rest = read_all(&mut client).await;
+        ensure!(!rest.contains("0\r\n\r\n"), "a clean end: {rest:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_first_byte_does_not_wait_for_the_last() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut client = bench.request("GET /events", "\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    backend
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await?;
+    read_until(&mut client, "\r\n\r\n").await?;
+    for event in ["data: 1\n\n", "data: 2\n\n"] {
+        backend.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes()).await?;
+        read_until(&mut client, event).await?;
+    }
+    // The client goes: the backend is told by the end of its connection.
+    drop(client);
+    ensure!(backend.read(&mut [0]).await.unwrap_or(0) == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn back_pressure_reaches_the_backend() -> Result<()> {
+    let bench = Bench::new().await?;
+    let client = bench.request("GET /big", "\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    backend.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+    let chunk = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
+    let mut sent = 0;
+    // The client reads nothing: what the bastion and the kernel hold must have an end.
+    while let Ok(written) = tokio::time::timeout(Duration::from_secs(1), backend.write_all(&chunk)).await {
+        written?;
+        sent += chunk.len();
+        ensure!(sent < 64 << 20, "64 MiB were taken for a client that reads nothing");
+    }
+    drop(client);
+    Ok(())
+}
+
+#[tokio::test]
+async fn trailers_and_interim_answers_pass() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut client = bench.request("GET /", "TE: trailers\r\n\r\n").await?;
+    let (mut backend, head) = bench.accept().await?;
+    ensure!(head.contains("Te: trailers"), "{head}");
+    backend.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n").await?;
+    let hints = read_until(&mut client, "\r\n\r\n").await?;
+    ensure!(hints.starts_with("HTTP/1.1 103 ") && hints.to_lowercase().contains("link: </a.css>"), "{hints}");
+    // The next comes with the final answer in one piece, and still goes before it.
+    backend
+        .write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </b.css>\r\n\r\nHTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
+        .await?;
+    let hints = read_until(&mut client, "\r\n\r\n").await?;
+    ensure!(hints.starts_with("HTTP/1.1 103 ") && hints.contains("</b.css>"), "{hints}");
+    let head = read_until(&mut client, "\r\n\r\n").await?;
+    ensure!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("Trailer: X-Sum"), "{head}");
+    let body = read_until(&mut client, "\r\n\r\n").await?;
+    ensure!(body.to_lowercase().contains("x-sum: 7"), "{body}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_is_no_pipe() -> Result<()> {
+    // CVE-2018-1002105: bytes behind a refused upgrade must not reach the backend.
+    let bench = Bench::new().await?;
+    for code in ["400 Bad Request", "500 Oops"] {
+        let mut client = bench.request("GET /here", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await?;
+        let (mut backend, head) = bench.accept().await?;
+        ensure!(head.contains("Connection: Upgrade") && head.contains("Upgrade: websocket"), "{head}");
+        backend.write_all(format!("HTTP/1.1 {code}\r\nContent-Length: 4\r\n\r\nnope").as_bytes()).await?;
+        client.write_all(b"GET /there HTTP/1.1\r\nHost: h\r\n\r\n").await?;
+        let answer = read_all(&mut client).await;
+        ensure!(answer.starts_with(&format!("HTTP/1.1 {}", &code[..3])) && answer.ends_with("nope"), "{answer}");
+        ensure!(!read_all(&mut backend).await.contains("/there"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upgrade_is_answered_by_101_or_an_error_alone() -> Result<()> {
+    // CVE-2020-8559: a redirect in answer to an upgrade never leaves.
+    let bench = Bench::new().await?;
+    for code in ["200 OK", "302 Found", "307 Temporary Redirect"] {
+        let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+        let (mut backend, _) = bench.accept().await?;
+        backend
+            .write_all(format!("HTTP/1.1 {code}\r\nLocation: http://evil/\r\nContent-Length: 0\r\n\r\n").as_bytes())
+            .await?;
+        let head = read_until(&mut client, "\r\n\r\n").await?;
+        let body = read_until(&mut client, "\n").await?;
+        let told = format!("invalid upgrade response: status code {}", &code[..3]);
+        ensure!(head.starts_with("HTTP/1.1 500 ") && body.contains(&told) && !head.contains("evil"), "{head}{body}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn both_length_and_encoding_is_refused() -> Result<()> {
+    // Request smuggling: two lengths, two opinions.
+    let bench = Bench::new().await?;
+    let rest = "Content-Length: 5\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
+    let mut client = bench.request("POST /", rest).await?;
+    let accepted = tokio::time::timeout(Duration::from_millis(500), bench.accept()).await;
+    if let Ok(accepted) = accepted {
+        let (mut backend, head) = accepted?;
+        ensure!(!head.contains("Content-Length"), "both go on: {head}");
+        backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await?;
+        ensure!(!read_all(&mut backend).await.contains("smuggled"));
+    }
+    let answer = read_all(&mut client).await;
+    ensure!(answer.matches("HTTP/1.1 ").count() <= 1, "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_and_large_headers_pass() -> Result<()> {
+    let bench = Bench::new().await?;
+    let many: String = (0..300).map(|n| format!("X-{n}: {}\r\n", "v".repeat(1000))).collect();
+    let mut client = bench.request("GET /", &format!("{many}\r\n")).await?;
+    let (mut backend, head) = bench.accept().await?;
+    ensure!(head.matches("X-").count() >= 300, "{} arrived", head.matches("X-").count());
+    backend.write_all(format!("HTTP/1.1 200 OK\r\n{many}Content-Length: 0\r\n\r\n").as_bytes()).await?;
+    let head = read_until(&mut client, "\r\n\r\n").await?;
+    ensure!(head.starts_with("HTTP/1.1 200 ") && head.contains("X-299: v"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn http2_clients_reach_http1_backends() -> Result<()> {
+    let bench = Bench::new().await?;
+    let stream = http2(bench.bastion.secure, &bench.folder.path().join("ca.crt")).await?;
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await?;
+    tokio::spawn(connection);
+    let request = http::Request::get(format!("https://bastion.test{PREFIX}/x?y"))
+        .header("authorization", "Bearer t")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2")
+        .body(http_body_util::Empty::<bytes::Bytes>::new())?;
+    let answer = tokio::spawn(async move { sender.send_request(request).await });
+    let (mut backend, head) = bench.accept().await?;
+    ensure!(head.starts_with("GET /x?y HTTP/1.1\r\n") && head.contains("Host: bastion.test"), "{head}");
+    ensure!(head.contains("Cookie: a=1; b=2"), "{head}");
+    backend
+        .write_all(b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
+        .await?;
+    let answer = answer.await??;
+    ensure!(answer.status() == 200 && answer.headers().get("connection").is_none(), "{answer:?}");
+    let body = answer.into_body().collect().await?;
+    ensure!(body.trailers().is_some_and(|trailers| trailers["x-sum"] == "7"), "{body:?}");
+    ensure!(body.to_bytes() == "ok");
+    Ok(())
+}
+
+/// The same on HTTP/2.
+async fn http2(address: std::net::SocketAddr, ca: &Path) -> Result<TlsStream<TcpStream>> {
+    support::client::tls_with_alpn(address, ca, None, &[b"h2"]).await
+}
