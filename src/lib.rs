@@ -1,21 +1,48 @@
-pub mod admin;
+//! The `/proxy/` of the Kubernetes apiserver as a product of its own.
+//!
+//! ```text
+//!    requests                                          facts
+//!    listen                                            watch
+//!      │  TLS, HTTP/1.1 and HTTP/2                       │  kubernetes: list + watch   manifests: files, reloaded
+//!      ▼                                                 ▼
+//!    proxy ── the life of one request                  cluster ── the index: nodes, pods, services, endpoints
+//!      │                                                 ▲
+//!      ├─ identify   who calls?              → Identity  │  apply / delete / reset, one writer;
+//!      ├─ target     what does the path name? → Target   │  readers take immutable snapshots
+//!      ├─ authorize  may they?               → Permit    │
+//!      ├─ resolve    which addresses?        → Route ────┘
+//!      ├─ balance    which endpoint now?     → Order
+//!      └─ forward    send, stream, upgrade   → answer
+//! ```
+//!
+//! `ARCHITECTURE.md` tells the rest. The library is there for the binary and its tests; its API promises nothing.
+
+// The command, and what wires everything.
 pub mod app;
+pub mod cli;
+pub mod demo;
+
+// The way of a request.
+pub mod listen;
+pub mod proxy;
+
 pub mod authorize;
 pub mod balance;
-pub mod cli;
-pub mod cluster;
-pub mod config;
-pub mod demo;
-pub mod drain;
 pub mod forward;
 pub mod identify;
-pub mod listen;
+pub mod resolve;
+
+// The way of facts.
+pub mod cluster;
+pub mod watch;
+
+// What both stand on.
+pub mod admin;
+pub mod config;
+pub mod drain;
 pub mod metrics;
 pub mod model;
-pub mod proxy;
 pub mod ready;
 pub mod remember;
-pub mod resolve;
 pub mod telemetry;
 pub mod tls;
-pub mod watch;

@@ -216,3 +216,246 @@ fn not_found(target: &Target<'_>, id: Id<'_>) -> ResolveError {
 fn port_number(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| *port > 0 && text.bytes().all(|byte| byte.is_ascii_digit()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authorize::{Authorize, Authorizer, Rules};
+    use crate::cluster::facts::{Family, PortSpec, ServiceSpec, Slice, SliceEndpoint};
+    use crate::cluster::{AppProtocol, Kind, Object, ObjectKey, Pod, Writer};
+    use crate::model::{Identity, Verb};
+
+    fn pod(name: &str, ips: &[&str]) -> Object {
+        let pod = Pod {
+            name: name.into(),
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            first_port: Some(8080),
+            named_ports: [("web".into(), 8081)].into(),
+        };
+        Object::Pod(ObjectKey::new("ns", name), pod)
+    }
+
+    fn service(name: &str, ports: &[(&str, u16, AppProtocol)]) -> Object {
+        let ports = ports.iter().map(|(name, number, app_protocol)| PortSpec {
+            name: (*name).into(),
+            number: *number,
+            app_protocol: *app_protocol,
+        });
+        Object::Service(ObjectKey::new("ns", name), ServiceSpec { ports: ports.collect(), ..ServiceSpec::default() })
+    }
+
+    fn slice(name: &str, service: &str, ports: &[(&str, u16)], endpoints: Vec<SliceEndpoint>) -> Object {
+        let family = if endpoints.iter().all(|e| e.address.is_ipv4()) { Family::V4 } else { Family::V6 };
+        let ports = ports.iter().map(|(name, number)| ((*name).into(), *number)).collect();
+        Object::EndpointSlice(ObjectKey::new("ns", name), Slice { service: service.into(), family, ports, endpoints })
+    }
+
+    fn at(ip: &str, pod: &str) -> SliceEndpoint {
+        let pod = (!pod.is_empty()).then(|| match pod.split_once('/') {
+            Some((namespace, name)) => ObjectKey::new(namespace, name),
+            None => ObjectKey::new("ns", pod),
+        });
+        SliceEndpoint { address: ip.parse().unwrap(), ready: true, serving: true, terminating: false, pod }
+    }
+
+    fn resolver(pod_less: bool, objects: Vec<Object>) -> (Resolve, Writer) {
+        let (cluster, mut writer) = Cluster::new(AddressPolicy::default(), pod_less);
+        objects.into_iter().for_each(|object| writer.apply(object));
+        let preferred = vec![AddressType::InternalIp, AddressType::Hostname];
+        (Resolve { cluster, addresses: AddressPolicy::default(), preferred }, writer)
+    }
+
+    /// What a path resolves to: scheme and addresses, or the error.
+    async fn ask(resolve: &Resolve, path: &str) -> Result<String, String> {
+        let path = format!("/api/v1/{path}/proxy/");
+        let target = Target::parse(&path).unwrap();
+        let master = Arc::new(Identity::new("m", "", vec!["system:masters".into()], Default::default()));
+        let authorizer = Authorizer::Rules(Arc::new(arc_swap::ArcSwap::from_pointee(Rules::default())));
+        let authorize = Authorize { authorizer, accept_bare_names: false };
+        let permit = authorize.authorize(&master, Verb::Get, &target).await.unwrap();
+        let route = resolve.resolve(&permit).await.map_err(|error| error.to_string())?;
+        let addresses: Vec<_> = route.candidates.endpoints().iter().map(|e| e.address.to_string()).collect();
+        Ok(format!("{:?} {}", route.transport, addresses.join(",")))
+    }
+
+    async fn check(resolve: &Resolve, cases: &[(&str, Result<&str, &str>)]) {
+        for (path, expected) in cases {
+            let found = ask(resolve, path).await;
+            assert_eq!(found.as_deref().map_err(|error| &**error), *expected, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn services_are_found_by_number_name_or_the_only_port() {
+        use AppProtocol::{Https, Unspecified};
+        // The table of upstream's own test (CONFORMANCE C44), and ours behind it.
+        let (resolve, _writer) = resolver(
+            false,
+            vec![
+                pod("p", &["10.0.0.1"]),
+                service("unnamed", &[("", 93, Unspecified)]),
+                slice("unnamed", "unnamed", &[("", 80)], vec![at("10.0.0.1", "p")]),
+                service("named", &[("p", 93, Unspecified), ("q", 76, Https)]),
+                slice("named", "named", &[("p", 80), ("q", 81)], vec![at("10.0.0.1", "p")]),
+                service("no-endpoints", &[("", 80, Unspecified)]),
+                service("single", &[("web", 80, Https)]),
+                slice("single", "single", &[("web", 8443)], vec![at("10.0.0.1", "p")]),
+                service("bad", &[("", 80, Unspecified)]),
+                slice("bad", "bad", &[("", 80)], vec![at("10.0.0.9", "p"), at("10.0.0.1", "gone")]),
+                service("external", &[]),
+            ],
+        );
+        let none = r#"no endpoints available for service "named:bad": name one of its ports, p (93), q (76)"#;
+        check(
+            &resolve,
+            &[
+                ("namespaces/ns/services/unnamed", Ok("Http 10.0.0.1:80")),
+                ("namespaces/ns/services/unnamed:", Ok("Http 10.0.0.1:80")),
+                ("namespaces/ns/services/unnamed:93", Ok("Http 10.0.0.1:80")),
+                ("namespaces/ns/services/http:unnamed:", Ok("Http 10.0.0.1:80")),
+                ("namespaces/ns/services/https:unnamed:93", Ok("Https 10.0.0.1:80")),
+                ("namespaces/ns/services/unnamed:80", Err(r#"no service port 80 found for service "unnamed""#)),
+                ("namespaces/ns/services/unnamed:70000", Err(r#"no service port 70000 found for service "unnamed""#)),
+                ("namespaces/ns/services/named:p", Ok("Http 10.0.0.1:80")),
+                ("namespaces/ns/services/named:93", Ok("Http 10.0.0.1:80")),
+                ("namespaces/ns/services/named:q", Ok("Https 10.0.0.1:81")),
+                ("namespaces/ns/services/http:named:76", Ok("Http 10.0.0.1:81")),
+                ("namespaces/ns/services/named:bad", Err(none)),
+                ("namespaces/ns/services/single", Ok("Https 10.0.0.1:8443")),
+                ("namespaces/ns/services/single:nope", Err(r#"no endpoints available for service "single:nope""#)),
+                ("namespaces/ns/services/no-endpoints:80", Err(r#"no endpoints available for service "no-endpoints""#)),
+                ("namespaces/ns/services/bad:80", Err(r#"no endpoints available for service "bad:80""#)),
+                ("namespaces/ns/services/external:", Err(r#"no endpoints available for service "external:""#)),
+                ("namespaces/ns/services/non-existent:80", Err(r#"services "non-existent" not found"#)),
+            ],
+        )
+        .await;
+    }
+
+    #[tokio::test]
+    async fn endpoints_count_only_with_a_pod_of_the_namespace_behind_them() {
+        let facts = || {
+            vec![
+                pod("p", &["10.0.0.1", "fd00::1"]),
+                service("s", &[("", 80, AppProtocol::Unspecified)]),
+                slice(
+                    "s",
+                    "s",
+                    &[("", 80)],
+                    vec![
+                        at("10.0.0.1", "p"),
+                        at("10.0.0.2", "p"),
+                        at("10.0.0.3", ""),
+                        at("10.0.0.4", "other/p"),
+                        at("169.254.169.254", "p"),
+                        at("127.0.0.1", ""),
+                    ],
+                ),
+            ]
+        };
+        let (resolve, _writer) = resolver(false, facts());
+        assert_eq!(ask(&resolve, "namespaces/ns/services/s").await.unwrap(), "Http 10.0.0.1:80");
+        // Opted in, addresses without a pod serve; those that must not be dialled do not, whatever is opted in.
+        let (resolve, _writer) = resolver(true, facts());
+        assert_eq!(ask(&resolve, "namespaces/ns/services/s").await.unwrap(), "Http 10.0.0.1:80,10.0.0.3:80");
+    }
+
+    #[tokio::test]
+    async fn facts_join_in_whatever_order_they_come_and_the_turn_outlives_changes() {
+        let (resolve, mut writer) = resolver(
+            false,
+            vec![
+                slice("s", "s", &[("", 80)], vec![at("10.0.0.1", "p"), at("10.0.0.2", "q")]),
+                service("s", &[("", 80, AppProtocol::Unspecified)]),
+            ],
+        );
+        let path = "namespaces/ns/services/s";
+        assert!(ask(&resolve, path).await.is_err(), "no pod is known yet");
+        writer.apply(pod("p", &["10.0.0.1"]));
+        assert_eq!(ask(&resolve, path).await.unwrap(), "Http 10.0.0.1:80");
+        let rotation = Arc::clone(&resolve.cluster.service("ns", "s").unwrap().ports[0].rotation);
+        rotation.advance();
+        writer.reset(Kind::Pod, vec![pod("p", &["10.0.0.1"]), pod("q", &["10.0.0.2"])]);
+        assert_eq!(ask(&resolve, path).await.unwrap(), "Http 10.0.0.1:80,10.0.0.2:80");
+        assert!(Arc::ptr_eq(&rotation, &resolve.cluster.service("ns", "s").unwrap().ports[0].rotation));
+        writer.delete(Kind::Pod, &ObjectKey::new("ns", "p"));
+        assert_eq!(ask(&resolve, path).await.unwrap(), "Http 10.0.0.2:80");
+        // A second slice of the same pod, while the controller moves it.
+        writer.apply(slice("s-2", "s", &[("", 80)], vec![at("10.0.0.2", "q")]));
+        writer.delete(Kind::EndpointSlice, &ObjectKey::new("ns", "s"));
+        assert_eq!(ask(&resolve, path).await.unwrap(), "Http 10.0.0.2:80");
+        writer.apply(pod("q", &["10.0.0.9"]));
+        assert!(ask(&resolve, path).await.is_err(), "the pod no longer holds the address");
+        writer.reset(Kind::Service, vec![]);
+        assert_eq!(ask(&resolve, path).await.unwrap_err(), r#"services "s" not found"#);
+    }
+
+    #[tokio::test]
+    async fn ready_endpoints_go_before_draining_ones_and_the_primary_family_before_the_other() {
+        let draining = |endpoint| SliceEndpoint { ready: false, terminating: true, ..endpoint };
+        let (resolve, mut writer) = resolver(
+            false,
+            vec![
+                pod("p", &["10.0.0.1", "fd00::1"]),
+                pod("q", &["10.0.0.2"]),
+                service("s", &[("", 80, AppProtocol::Unspecified)]),
+                slice("v4", "s", &[("", 80)], vec![draining(at("10.0.0.1", "p")), at("10.0.0.2", "q")]),
+                slice("v6", "s", &[("", 80)], vec![at("fd00::1", "p")]),
+            ],
+        );
+        let path = "namespaces/ns/services/s";
+        assert_eq!(ask(&resolve, path).await.unwrap(), "Http 10.0.0.2:80");
+        writer.apply(slice("v4", "s", &[("", 80)], vec![draining(at("10.0.0.1", "p"))]));
+        assert_eq!(ask(&resolve, path).await.unwrap(), "Http [fd00::1]:80");
+        writer.delete(Kind::EndpointSlice, &ObjectKey::new("ns", "v6"));
+        assert_eq!(ask(&resolve, path).await.unwrap(), "Http 10.0.0.1:80");
+    }
+
+    #[tokio::test]
+    async fn pods_and_nodes_are_found_at_their_address_and_port() {
+        let node = |name: &str, addresses: &[(AddressType, &str)]| {
+            let addresses = addresses.iter().map(|(kind, host)| (*kind, (*host).into())).collect();
+            Object::Node(Node { name: name.into(), addresses, kubelet_port: 10250 })
+        };
+        let (resolve, _writer) = resolver(
+            false,
+            vec![
+                pod("p", &["10.0.0.1", "10.0.0.2"]),
+                pod("six", &["fd00::1"]),
+                pod("new", &[]),
+                pod("loop", &["127.0.0.1"]),
+                node("n", &[(AddressType::Hostname, "n"), (AddressType::InternalIp, "10.1.0.1")]),
+                node("far", &[(AddressType::ExternalIp, "10.1.0.2")]),
+                node("named", &[(AddressType::Hostname, "localhost")]),
+                node("meta", &[(AddressType::InternalIp, "169.254.169.254")]),
+            ],
+        );
+        check(
+            &resolve,
+            &[
+                ("namespaces/ns/pods/p", Ok("Http 10.0.0.1:8080")),
+                ("namespaces/ns/pods/https:p:", Ok("Https 10.0.0.1:8080")),
+                ("namespaces/ns/pods/p:9", Ok("Http 10.0.0.1:9")),
+                ("namespaces/ns/pods/p:web", Ok("Http 10.0.0.1:8081")),
+                ("namespaces/ns/pods/six", Ok("Http [fd00::1]:8080")),
+                ("namespaces/ns/pods/p:+80", Err(r#"invalid pod request "p:+80""#)),
+                ("namespaces/ns/pods/p:-1", Err(r#"invalid pod request "p:-1""#)),
+                ("namespaces/ns/pods/new", Err("address not allowed")),
+                ("namespaces/ns/pods/loop", Err("address not allowed")),
+                ("namespaces/ns/pods/gone", Err(r#"pods "gone" not found"#)),
+                ("namespaces//pods/p", Err("Namespace parameter required.")),
+                ("namespaces/ns/pods/", Err("name must be provided")),
+                ("nodes/n", Ok("Kubelet 10.1.0.1:10250")),
+                ("nodes/http:n:10250", Ok("Kubelet 10.1.0.1:10250")),
+                ("nodes/n:9100", Ok("Http 10.1.0.1:9100")),
+                ("nodes/https:n:9100", Ok("Https 10.1.0.1:9100")),
+                ("nodes/n:web", Err(r#"invalid node request "n:web""#)),
+                ("nodes/far", Err("no preferred addresses found; known addresses: [{ExternalIP 10.1.0.2}]")),
+                ("nodes/named", Err("address not allowed")),
+                ("nodes/meta:80", Err("address not allowed")),
+                ("nodes/gone", Err(r#"nodes "gone" not found"#)),
+            ],
+        )
+        .await;
+    }
+}

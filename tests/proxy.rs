@@ -141,10 +141,11 @@ async fn head_and_body_cross_as_they_are() -> Result<()> {
     Ok(())
 }
 
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
 #[tokio::test]
 async fn an_idle_connection_serves_the_next_request_and_a_stale_one_is_replaced() -> Result<()> {
     let bench = Bench::new().await?;
-    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     // The bastion has a pool per worker: one client connection stays on one worker.
     let mut client = bench.request("GET /1", "\r\n").await?;
     let (mut backend, _) = bench.accept().await?;
@@ -219,7 +220,7 @@ async fn back_pressure_reaches_the_backend() -> Result<()> {
     let client = bench.request("GET /big", "\r\n").await?;
     let (mut backend, _) = bench.accept().await?;
     backend.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
-    let chunk = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
+    let chunk = [b"10000\r\n", &vec![b'x'; 0x10000][..], b"\r\n"].concat();
     let mut sent = 0;
     // The client reads nothing: what the bastion and the kernel hold must have an end.
     while let Ok(written) = tokio::time::timeout(Duration::from_secs(1), backend.write_all(&chunk)).await {

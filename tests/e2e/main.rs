@@ -60,6 +60,7 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
     scenarios!(world, filter, results:
         targets::services_pods_and_nodes_are_reached,
         targets::kubectl_prints_what_the_apiservers_own_proxy_prints,
+        targets::kubectl_proxy_stands_in_front,
         targets::what_is_not_there_is_told_as_the_apiserver_tells_it,
         targets::bodies_and_upgrades_stream_both_ways,
         callers::rbac_decides_for_tokens_of_service_accounts,

@@ -1,11 +1,15 @@
 //! Nodes, pods and services are reached, and what cannot be is told.
 
-use anyhow::{Result, ensure};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::client::tls;
+use crate::support::client::{get_plain, tls};
+use crate::support::cluster::By;
 use crate::world::{World, path};
 
 pub async fn services_pods_and_nodes_are_reached(world: &mut World) -> Result<()> {
@@ -42,6 +46,26 @@ pub async fn kubectl_prints_what_the_apiservers_own_proxy_prints(world: &mut Wor
         let (ok, ours) = world.kubectl_through(&["get", "--raw", raw])?;
         ensure!(ok && ours == theirs && !ours.is_empty(), "{raw}: ours {ours:?}, the apiserver's {theirs:?}");
     }
+    Ok(())
+}
+
+pub async fn kubectl_proxy_stands_in_front(world: &mut World) -> Result<()> {
+    // What a browser uses: kubectl shows the token.
+    let server = format!("https://{}", world.bastion.secure);
+    let by = By::Token(&world.token);
+    let kubeconfig = world.cluster.kubeconfig("browser", &server, &world.cluster.ca.file, &by)?;
+    let mut proxy = Command::new(&world.cluster.kubectl)
+        .args(["proxy", "--port=0", &format!("--kubeconfig={}", kubeconfig.display())])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(proxy.stdout.take().context("stdout is piped")?).read_line(&mut line)?;
+    let address = line.trim().strip_prefix("Starting to serve on ").context("kubectl proxy says where")?.parse()?;
+    let answer = get_plain(address, &path("services/web/proxy/name")).await;
+    proxy.kill()?;
+    proxy.wait()?;
+    let (code, body) = answer?;
+    ensure!(code == 200 && body.starts_with("web-"), "{code} {body}");
     Ok(())
 }
 
