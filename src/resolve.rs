@@ -187,6 +187,10 @@ impl Resolve {
 
 /// The service port that the id means: by number, by name, or the only one (C42, C43).
 fn service_port<'s>(service: &'s Service, target: &Target<'_>, id: Id<'_>) -> Result<&'s ServicePort, ResolveError> {
+    // An ExternalName service is there and leads nowhere, whatever port is asked for (C49).
+    if service.ports.is_empty() {
+        return Err(ResolveError::NoEndpoints { which: target.id.clone().into_owned() });
+    }
     if let Ok(number) = id.port.parse::<i64>() {
         let found = service.ports.iter().find(|port| i64::from(port.number) == number);
         return found.ok_or_else(|| ResolveError::NoServicePort { port: number, service: id.name.to_owned() });
@@ -203,9 +207,7 @@ fn service_port<'s>(service: &'s Service, target: &Target<'_>, id: Id<'_>) -> Re
 }
 
 fn no_endpoints(service: &Service, target: &Target<'_>, id: Id<'_>) -> ResolveError {
-    // An ExternalName service has neither ports nor endpoints, and is told by its id (C49).
-    let bare = !service.has_endpoints && !service.ports.is_empty();
-    ResolveError::NoEndpoints { which: if bare { id.name } else { &target.id }.to_owned() }
+    ResolveError::NoEndpoints { which: if service.has_endpoints { &target.id } else { id.name }.to_owned() }
 }
 
 fn not_found(target: &Target<'_>, id: Id<'_>) -> ResolveError {
@@ -326,6 +328,7 @@ mod tests {
                 ("namespaces/ns/services/no-endpoints:80", Err(r#"no endpoints available for service "no-endpoints""#)),
                 ("namespaces/ns/services/bad:80", Err(r#"no endpoints available for service "bad:80""#)),
                 ("namespaces/ns/services/external:", Err(r#"no endpoints available for service "external:""#)),
+                ("namespaces/ns/services/external:80", Err(r#"no endpoints available for service "external:80""#)),
                 ("namespaces/ns/services/non-existent:80", Err(r#"services "non-existent" not found"#)),
             ],
         )
