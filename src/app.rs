@@ -170,6 +170,9 @@ impl Bound {
         };
         let workers = worker::start(workers, &ports, shared)?;
         drop(ports);
+        if let Some(insecure) = addresses.insecure {
+            tracing::warn!(%insecure, "serving plain HTTP: tokens cross it in clear text");
+        }
         tracing::info!(secure = %addresses.secure, admin = %addresses.admin, workers = workers.len(), "serving");
 
         let registry = Arc::new(registry);

@@ -154,4 +154,37 @@ mod tests {
             r#"nodes is forbidden: User "&lt;b&gt;&amp;" cannot  resource "nodes/proxy" in API group "" at the cluster scope: why"#
         );
     }
+
+    #[tokio::test]
+    async fn bare_names_are_a_setting() {
+        let named = |name: &str| {
+            let yaml = format!(
+                "kind: ClusterRole\nmetadata: {{name: r}}\nrules: [{{apiGroups: [''], resources: [services/proxy], \
+                 verbs: [get], resourceNames: ['{name}']}}]\n"
+            );
+            let binding = "kind: ClusterRoleBinding\nmetadata: {name: b}\nroleRef: {kind: ClusterRole, name: r}\n\
+                           subjects: [{kind: User, name: jane}]\n";
+            let builder = RulesBuilder {
+                cluster_roles: vec![serde_saphyr::from_str(&yaml).unwrap()],
+                cluster_role_bindings: vec![serde_saphyr::from_str(binding).unwrap()],
+                ..RulesBuilder::default()
+            };
+            Authorizer::Rules(Arc::new(ArcSwap::from_pointee(builder.build())))
+        };
+        let jane = Arc::new(Identity::new("jane", "", vec![], Default::default()));
+        for (granted, accept_bare_names, id, allowed) in [
+            ("web", false, "web", true),
+            ("web", false, "http:web:80", false),
+            ("web", true, "http:web:80", true),
+            ("http:web:80", true, "http:web:80", true),
+            ("http:web:80", true, "web", false),
+            ("web", true, "a:web:80", false),
+        ] {
+            let authorize = Authorize { authorizer: named(granted), accept_bare_names };
+            let path = format!("/api/v1/namespaces/ns/services/{id}/proxy/");
+            let target = Target::parse(&path).unwrap();
+            let permit = authorize.authorize(&jane, Verb::Get, &target).await;
+            assert_eq!(permit.is_ok(), allowed, "{granted} {accept_bare_names} {id}");
+        }
+    }
 }

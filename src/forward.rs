@@ -1,11 +1,12 @@
 //! The upstream side: sends a request to the endpoints of its route in the order of the balancer, streams bodies both
 //! ways, and carries upgrades.
 
-mod body;
 mod dial;
 mod headers;
 mod interim;
 mod pool;
+mod request;
+mod response;
 mod upgrade;
 
 use std::cell::Cell;
@@ -19,19 +20,19 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-pub use body::Upstream;
 pub use dial::{DialError, Dialer, Itself};
 pub use headers::{Forwarded, clean_answer, is_upgrade};
 pub use interim::{Interim, WithInterim};
 pub use pool::{MAX_HEADER_BYTES, MAX_HEADERS, Pool};
+pub use response::Upstream;
 pub use upgrade::{Tunnel, Upgraded};
 
 use crate::authorize::Permit;
 use crate::balance::Balance;
 use crate::model::Endpoint;
 use crate::resolve::{Route, Transport};
-use body::RequestBody;
 use pool::{Connection, Key};
+use request::RequestBody;
 
 /// The stage. One per worker; what workers share of it stands behind `Arc`s.
 #[derive(Debug)]

@@ -44,5 +44,6 @@ pub mod metrics;
 pub mod model;
 pub mod ready;
 pub mod remember;
+pub mod review;
 pub mod telemetry;
 pub mod tls;

@@ -5,12 +5,15 @@
 mod support;
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use http_body_util::BodyExt;
+use nix::sys::signal::Signal;
 use support::bastion::Bastion;
 use support::client::tls;
+use support::eventually;
 use support::pki::Ca;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,12 +24,17 @@ struct Bench {
     bastion: Bastion,
     backend: TcpListener,
     folder: tempfile::TempDir,
+    ca: Ca,
 }
 
 const PREFIX: &str = "/api/v1/namespaces/default/pods/p/proxy";
 
 impl Bench {
     async fn new() -> Result<Self> {
+        Self::with(&[]).await
+    }
+
+    async fn with(flags: &[&str]) -> Result<Self> {
         kube_bastion::tls::install_provider();
         let folder = tempfile::tempdir()?;
         let at = |name: &str| folder.path().join(name);
@@ -69,9 +77,10 @@ targets: {{allowLoopback: true}}
             at("tokens").display()
         );
         std::fs::write(at("config.yaml"), config)?;
-        let bastion = Bastion::start(&["--config", &at("config.yaml").display().to_string()])?;
+        let file = at("config.yaml").display().to_string();
+        let bastion = Bastion::start(&[&["--config", &*file], flags].concat())?;
         bastion.ready().await?;
-        Ok(Self { bastion, backend, folder })
+        Ok(Self { bastion, backend, folder, ca })
     }
 
     async fn client(&self) -> Result<TlsStream<TcpStream>> {
@@ -345,6 +354,81 @@ async fn http2_clients_reach_http1_backends() -> Result<()> {
     let body = answer.into_body().collect().await?;
     ensure!(body.trailers().is_some_and(|trailers| trailers["x-sum"] == "7"), "{body:?}");
     ensure!(body.to_bytes() == "ok");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_certificate_is_served_and_a_broken_one_is_not() -> Result<()> {
+    let bench = Bench::new().await?;
+    let served = async || -> Result<Vec<u8>> {
+        let stream = bench.client().await?;
+        Ok(stream.get_ref().1.peer_certificates().context("a certificate")?[0].to_vec())
+    };
+    let before = served().await?;
+    let (certificate, key) = (bench.folder.path().join("bastion.crt"), bench.folder.path().join("bastion.key"));
+    std::fs::write(&key, "not a key")?;
+    eventually("the broken key to be told", async || Ok(bench.bastion.said().contains("the old one stays"))).await?;
+    ensure!(served().await? == before);
+    // Of the same CA, so that the client still trusts it.
+    let renewed = bench.ca.server(bench.folder.path(), "renewed", &["localhost"])?;
+    std::fs::copy(&renewed.key, &key)?;
+    std::fs::copy(&renewed.certificate, &certificate)?;
+    eventually("the new certificate", async || Ok(served().await? != before)).await
+}
+
+#[tokio::test]
+async fn without_certificates_a_self_signed_one_is_made_and_its_fingerprint_told() -> Result<()> {
+    kube_bastion::tls::install_provider();
+    let folder = tempfile::tempdir()?;
+    let bastion = Bastion::start(&[&format!("--manifests-dir={}", folder.path().display())])?;
+    let told = bastion.said();
+    let (_, rest) = told.split_once(r#""sha256":""#).context("the fingerprint is told")?;
+    let (fingerprint, _) = rest.split_once('"').context("a JSON string")?;
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            &format!(
+                "openssl s_client -connect {} </dev/null 2>/dev/null | openssl x509 -noout -fingerprint -sha256",
+                bastion.secure
+            ),
+        ])
+        .output()?;
+    let seen = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(seen.trim().ends_with(fingerprint) && fingerprint.len() == 95, "told {fingerprint}, seen {seen}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn plain_http_is_served_where_it_is_asked_for() -> Result<()> {
+    let bench = Bench::with(&["--insecure-listen-address=127.0.0.1:0"]).await?;
+    let said = bench.bastion.said();
+    let (_, rest) = said.split_once(r#""insecure":""#).context("the port is told")?;
+    let (address, _) = rest.split_once('"').context("a JSON string")?;
+    let mut client = TcpStream::connect(address).await?;
+    client
+        .write_all(format!("GET {PREFIX}/ HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n").as_bytes())
+        .await?;
+    let (mut backend, head) = bench.accept().await?;
+    ensure!(head.contains("X-Forwarded-Proto: http\r\n"), "{head}");
+    backend.write_all(ANSWER).await?;
+    ensure!(read_until(&mut client, "ok").await?.starts_with("HTTP/1.1 200 "));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() -> Result<()> {
+    let mut bench = Bench::new().await?;
+    let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    read_until(&mut client, "\r\n\r\n").await?;
+    bench.bastion.signal(Signal::SIGTERM)?;
+    eventually("the drain", async || Ok(bench.bastion.said().contains("draining"))).await?;
+    client.write_all(b"x").await?;
+    ensure!(backend.read(&mut [0]).await? == 1, "the tunnel goes on");
+    bench.bastion.signal(Signal::SIGTERM)?;
+    ensure!(backend.read(&mut [0]).await.unwrap_or(0) == 0, "the tunnel is cut");
+    ensure!(tokio::task::spawn_blocking(move || bench.bastion.wait()).await??.success());
     Ok(())
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::api::{Api, PostParams};
 use quick_cache::Equivalent;
 use tokio::runtime::Handle;
 
@@ -15,24 +14,19 @@ use crate::metrics::CacheCounters;
 use crate::model::identity::Fingerprint;
 use crate::model::{Attributes, Identity, Resource, Verb};
 use crate::remember::Remembered;
-
-/// How long a failure to ask is the answer, as with tokens.
-const FAILURE_HOLDS: Duration = Duration::from_millis(500);
+use crate::review::{FAILURE_HOLDS, Reviewer};
 
 type Verdict = Result<Decision, AuthorizeError>;
 
 /// Asks the API what a caller may do.
 #[derive(Debug)]
 pub struct Reviews {
-    api: Api<SubjectAccessReview>,
-    /// Reviews run on the control runtime, where the client's connections live.
-    control: Handle,
+    reviewer: Reviewer<SubjectAccessReview>,
     settings: config::Authorization,
     verdicts: Remembered<Question, Verdict>,
 }
 
 impl Reviews {
-    /// `client` must not retry by itself: a review has a deadline of its own.
     pub fn new(
         client: kube::Client,
         control: Handle,
@@ -40,7 +34,7 @@ impl Reviews {
         counters: CacheCounters,
     ) -> Self {
         let verdicts = Remembered::new(settings.cache_size, counters);
-        Self { api: Api::all(client), control, settings, verdicts }
+        Self { reviewer: Reviewer::new(client, control, settings.timeout), settings, verdicts }
     }
 
     pub(super) async fn decide(&self, identity: &Arc<Identity>, attributes: Attributes<'_>) -> Verdict {
@@ -53,29 +47,18 @@ impl Reviews {
 
     async fn review(&self, identity: &Arc<Identity>, attributes: Attributes<'_>) -> (Verdict, Duration) {
         let review = SubjectAccessReview { spec: spec(identity, attributes), ..SubjectAccessReview::default() };
-        let (api, timeout) = (self.api.clone(), self.settings.timeout);
-        let asked = self
-            .control
-            .spawn(async move { tokio::time::timeout(timeout, api.create(&PostParams::default(), &review)).await });
-        let fault: Arc<str> = match asked.await {
-            Ok(Ok(Ok(SubjectAccessReview { status: Some(status), .. }))) => {
-                if let Some(error) = &status.evaluation_error {
-                    tracing::debug!(user = identity.user, error, "the authorizer evaluated with an error");
-                }
-                return if status.allowed && status.denied != Some(true) {
-                    (Ok(Decision::Allow), self.settings.allowed_cache_ttl)
-                } else {
-                    let reason = status.reason.unwrap_or_default();
-                    (Ok(Decision::Deny(reason.into())), self.settings.denied_cache_ttl)
-                };
-            }
-            Ok(Ok(Ok(SubjectAccessReview { status: None, .. }))) => "the API answered without a status".into(),
-            Ok(Ok(Err(error))) => error.to_string().into(),
-            Ok(Err(_)) => format!("the API did not answer within {timeout:?}").into(),
-            Err(_) => "the bastion is shutting down".into(),
+        let status = match self.reviewer.ask(review, |review| review.status).await {
+            Ok(status) => status,
+            Err(fault) => return (Err(AuthorizeError::Unavailable(fault)), FAILURE_HOLDS),
         };
-        tracing::warn!(%fault, "a SubjectAccessReview failed");
-        (Err(AuthorizeError::Unavailable(fault)), FAILURE_HOLDS)
+        if let Some(error) = &status.evaluation_error {
+            tracing::debug!(user = identity.user, error, "the authorizer evaluated with an error");
+        }
+        if status.allowed && status.denied != Some(true) {
+            (Ok(Decision::Allow), self.settings.allowed_cache_ttl)
+        } else {
+            (Ok(Decision::Deny(status.reason.unwrap_or_default().into())), self.settings.denied_cache_ttl)
+        }
     }
 }
 

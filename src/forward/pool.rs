@@ -9,8 +9,8 @@ use std::time::Instant;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::body::RequestBody;
 use super::dial::{DialError, Dialer, Stream};
+use super::request::RequestBody;
 use crate::resolve::Transport;
 
 /// What a connection can be used again for.

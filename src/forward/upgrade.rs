@@ -10,7 +10,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 
-use super::body::Upstream;
+use super::response::Upstream;
 use super::{Answer, ForwardError};
 use crate::model::Endpoint;
 

@@ -9,7 +9,6 @@ use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
-use kube::api::{Api, PostParams};
 use serde::Deserialize;
 use tokio::runtime::Handle;
 
@@ -19,10 +18,7 @@ use crate::metrics::CacheCounters;
 use crate::model::Identity;
 use crate::model::identity::AUTHENTICATED;
 use crate::remember::Remembered;
-
-/// How long a failure to ask is the answer: a moment, so that those who wait in line are not each made to wait for a
-/// timeout of their own.
-const FAILURE_HOLDS: Duration = Duration::from_millis(500);
+use crate::review::{FAILURE_HOLDS, Reviewer};
 
 /// SHA-256 of a token: the token itself is kept nowhere.
 type TokenHash = [u8; digest::SHA256_OUTPUT_LEN];
@@ -31,18 +27,15 @@ type Verdict = Result<Arc<Identity>, IdentifyError>;
 /// Asks the API who a token belongs to.
 #[derive(Debug)]
 pub struct TokenReviews {
-    api: Api<TokenReview>,
-    /// Reviews run on the control runtime, where the client's connections live.
-    control: Handle,
+    reviewer: Reviewer<TokenReview>,
     settings: config::TokenReview,
     verdicts: Remembered<TokenHash, Verdict>,
 }
 
 impl TokenReviews {
-    /// `client` must not retry by itself: a review has a deadline of its own.
     pub fn new(client: kube::Client, control: Handle, settings: config::TokenReview, counters: CacheCounters) -> Self {
         let verdicts = Remembered::new(settings.cache_size, counters);
-        Self { api: Api::all(client), control, settings, verdicts }
+        Self { reviewer: Reviewer::new(client, control, settings.timeout), settings, verdicts }
     }
 
     pub(super) async fn identity(&self, token: &str) -> Verdict {
@@ -57,28 +50,15 @@ impl TokenReviews {
         let audiences = (!self.settings.audiences.is_empty()).then(|| self.settings.audiences.clone());
         let spec = TokenReviewSpec { audiences, token: token.to_owned() };
         let review = TokenReview { spec, ..TokenReview::default() };
-        let (api, timeout) = (self.api.clone(), self.settings.timeout);
-        let asked = self
-            .control
-            .spawn(async move { tokio::time::timeout(timeout, api.create(&PostParams::default(), &review)).await });
-        let fault: Arc<str> = match asked.await {
-            Ok(Ok(Ok(TokenReview { status: Some(status), .. }))) => {
-                return match self.accept(status) {
-                    Ok(identity) => {
-                        let holds = until_expiry(token, SystemTime::now())
-                            .map_or(self.settings.cache_ttl, |left| left.min(self.settings.cache_ttl));
-                        (Ok(Arc::new(identity)), holds)
-                    }
-                    Err(fault) => (Err(IdentifyError::Unauthenticated(fault)), self.settings.failure_cache_ttl),
-                };
+        match self.reviewer.ask(review, |review| review.status).await.map(|status| self.accept(status)) {
+            Ok(Ok(identity)) => {
+                let holds = until_expiry(token, SystemTime::now())
+                    .map_or(self.settings.cache_ttl, |left| left.min(self.settings.cache_ttl));
+                (Ok(Arc::new(identity)), holds)
             }
-            Ok(Ok(Ok(TokenReview { status: None, .. }))) => "the API answered without a status".into(),
-            Ok(Ok(Err(error))) => error.to_string().into(),
-            Ok(Err(_)) => format!("the API did not answer within {timeout:?}").into(),
-            Err(_) => "the bastion is shutting down".into(),
-        };
-        tracing::warn!(%fault, "a TokenReview failed");
-        (Err(IdentifyError::Unavailable(fault)), FAILURE_HOLDS)
+            Ok(Err(fault)) => (Err(IdentifyError::Unauthenticated(fault)), self.settings.failure_cache_ttl),
+            Err(fault) => (Err(IdentifyError::Unavailable(fault)), FAILURE_HOLDS),
+        }
     }
 
     /// Where audiences are configured the API must say that it checked one of them: an authenticator that does not
