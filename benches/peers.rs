@@ -56,6 +56,8 @@ async fn bench() -> Result<()> {
     let serving = cluster.ca.server(folder, "bench", &["localhost", "127.0.0.1"])?;
     cluster.kubectl(&["apply", "-k", "deploy/"])?;
     let objects = Objects::new(&cluster.client, "bench").await?;
+    // The endpointslice controller passes over pods whose node it does not know.
+    objects.node("node-1", namespace.address(2)).await?;
     objects.service("web", json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]})).await?;
     let backends: Vec<SocketAddr> = (11..14).map(|last| (namespace.address(last), 8080).into()).collect();
     for (index, backend) in backends.iter().enumerate() {

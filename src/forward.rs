@@ -23,7 +23,7 @@ use hyper::upgrade::OnUpgrade;
 pub use dial::{DialError, Dialer, Itself};
 pub use headers::{Forwarded, clean_answer, is_upgrade};
 pub use interim::{Interim, WithInterim};
-pub use pool::{MAX_HEADER_BYTES, MAX_HEADERS, Pool};
+pub use pool::{MAX_HEADER_BYTES, Pool};
 pub use response::Upstream;
 pub use upgrade::{Tunnel, Upgraded};
 

@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::drain::Drain;
-use crate::forward::{Interim, MAX_HEADER_BYTES, MAX_HEADERS, WithInterim};
+use crate::forward::{Interim, MAX_HEADER_BYTES, WithInterim};
 use crate::identify::{ClientCertificate, Peer};
 use crate::metrics::Metrics;
 use crate::tls::ServerTls;
@@ -156,7 +156,6 @@ impl<H: Handler> Listener<H> {
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.idle_timeout)
             .title_case_headers(true)
-            .max_headers(MAX_HEADERS)
             .max_header_size(MAX_HEADER_BYTES as usize)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();

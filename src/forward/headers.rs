@@ -14,8 +14,6 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 const HTTP: HeaderValue = HeaderValue::from_static("http");
 const HTTPS: HeaderValue = HeaderValue::from_static("https");
@@ -51,7 +49,7 @@ impl Forwarded<'_> {
         let host = host(parts);
         let headers = &mut parts.headers;
         if !self.upgrade {
-            remove_hop_by_hop(headers);
+            remove_hop_by_hop(headers, |_| false);
             let escaped: Cow<'_, str> = utf8_percent_encode(&path, ESCAPED).into();
             if let Ok(value) = HeaderValue::try_from([self.target.prefix, &escaped].concat()) {
                 headers.insert(FORWARDED_URI, value);
@@ -79,20 +77,20 @@ impl Forwarded<'_> {
 /// Makes the head of a backend's answer the head of ours: hop-by-hop and CORS grants off (C70, C72); where the
 /// backend says nothing of caching, nothing is cached (C71).
 pub fn clean_answer(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
-    headers.remove(header::ACCESS_CONTROL_ALLOW_CREDENTIALS);
-    headers.remove(header::ACCESS_CONTROL_ALLOW_HEADERS);
-    headers.remove(header::ACCESS_CONTROL_ALLOW_METHODS);
-    headers.remove(header::ACCESS_CONTROL_ALLOW_ORIGIN);
+    remove_hop_by_hop(headers, is_cors_grant);
     if let Entry::Vacant(vacant) = headers.entry(header::CACHE_CONTROL) {
         vacant.insert(NOT_CACHED);
     }
 }
 
-/// RFC 9110 section 7.6.1. `Trailer` is kept, because the trailers that it announces are passed (C72), and so is
-/// `TE: trailers`, by which gRPC asks for them (C66).
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
+/// RFC 9110 section 7.6.1, and what `also` names. `Trailer` is kept, because the trailers that it announces are passed
+/// (C72), and so is `TE: trailers`, by which gRPC asks for them (C66).
+///
+/// Most messages have none of them: one look at the names that are there is cheaper than a look-up for each that might.
+fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
+    let listed = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || also(name.as_str());
+    let present: Vec<HeaderName> = headers.keys().filter(listed).cloned().collect();
+    if present.contains(&header::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
@@ -103,26 +101,40 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         for name in named {
             headers.remove(name);
         }
-        headers.remove(header::CONNECTION);
     }
-    if headers.contains_key(header::TE) {
-        let trailers = headers.get_all(header::TE).iter().flat_map(tokens).any(|token| is(token, "trailers"));
-        if trailers {
+    for name in present {
+        let values = headers.get_all(&name);
+        if name == header::TE && values.iter().flat_map(tokens).any(|token| is(token, "trailers")) {
             headers.insert(header::TE, TRAILERS);
         } else {
-            headers.remove(header::TE);
+            headers.remove(name);
         }
     }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
-        headers.remove(name);
-    }
+}
+
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+/// What would let pages of other origins read through the bastion, which is one origin for all apps (C70).
+fn is_cors_grant(name: &str) -> bool {
+    matches!(
+        name,
+        "access-control-allow-credentials"
+            | "access-control-allow-headers"
+            | "access-control-allow-methods"
+            | "access-control-allow-origin"
+    )
 }
 
 fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
@@ -141,13 +153,10 @@ fn host(parts: &request::Parts) -> Option<HeaderValue> {
 
 /// Appends the client to what proxies before us wrote, in one header (C63).
 fn append_client(headers: &mut HeaderMap, client: IpAddr) {
-    let before: Vec<&[u8]> = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
     let client = client.to_string();
-    let value = if before.is_empty() {
-        HeaderValue::try_from(client)
-    } else {
-        HeaderValue::from_bytes(&[&before.join(&b", "[..])[..], b", ", client.as_bytes()].concat())
-    };
+    let mut parts: Vec<&[u8]> = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+    parts.push(client.as_bytes());
+    let value = HeaderValue::from_bytes(&parts.join(&b", "[..]));
     headers.insert(FORWARDED_FOR, value.expect("header values and an address make a header value"));
 }
 
