@@ -21,7 +21,7 @@ e2e: ## Against a real etcd, kube-apiserver and kube-controller-manager (root; G
 lint: ## Formatting, clippy, documentation, licences, Dockerfile and manifests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items --locked --quiet
 	$(CARGO) deny --log-level error --offline check bans licenses sources
 	shellcheck .ci/run tests/cluster/build.sh tests/lint/run.sh
 	tests/lint/run.sh

@@ -1,4 +1,4 @@
-//! The life of one request, top to bottom in [`Proxy::route`].
+//! The life of one request, top to bottom in `Proxy::route`.
 
 mod body;
 mod respond;
