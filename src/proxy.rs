@@ -23,7 +23,7 @@ use crate::forward::{
 use crate::identify::{Identify, IdentifyError, Peer};
 use crate::metrics::Metrics;
 use crate::model::target::TargetError;
-use crate::model::{Target, Verb};
+use crate::model::{Resource, Target, Verb};
 use crate::ready::Ready;
 use crate::resolve::{Resolve, ResolveError};
 use crate::telemetry::{Record, Recorder};
@@ -135,6 +135,11 @@ impl Proxy {
         let verb = Verb::of(request.method(), !target.id.is_empty());
         record.name(&target, verb);
         let permit = authorize.authorize(&identity, verb, &target).await?;
+        let upgrade = is_upgrade(&request);
+        if upgrade && target.resource == Resource::Nodes {
+            // A WebSocket to a kubelet can be an exec: more than `get` was ever meant to grant (C111).
+            authorize.authorize(&identity, Verb::Create, &target).await?;
+        }
         if !is_served(request.method()) {
             return Err(ProxyError::Method);
         }
@@ -142,7 +147,6 @@ impl Proxy {
         let route = resolve.resolve(&permit).await?;
         let on_client = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
-        let upgrade = is_upgrade(&parts);
         if !upgrade && target.rest.is_empty() && matches!(parts.method, Method::GET | Method::HEAD) {
             return Ok(Outcome::Answer(respond::redirect(&target.with_trailing_slash(uri.query()))));
         }
@@ -172,7 +176,7 @@ impl Proxy {
 }
 
 /// Joins the connections behind a 101, and ends the record of the request with them.
-async fn run(tunnel: Tunnel, mut record: Record, drain: Drain, metrics: Metrics) {
+async fn run(tunnel: Tunnel, mut record: Box<Record>, drain: Drain, metrics: Metrics) {
     let _open = metrics.upgrades.enter();
     let (received, sent) = (record.received.take().unwrap_or_default(), Cell::new(0));
     let ended = tokio::select! {

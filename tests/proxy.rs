@@ -60,10 +60,23 @@ metadata: {{name: s, labels: {{kubernetes.io/service-name: s}}}}
 addressType: IPv4
 ports: [{{name: '', port: {port}}}]
 endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default, name: p}}}}]
+---
+kind: Node
+metadata: {{name: n}}
+status: {{addresses: [{{type: InternalIP, address: 127.0.0.1}}]}}
+---
+kind: ClusterRole
+metadata: {{name: reader}}
+rules: [{{apiGroups: [''], resources: [nodes/proxy, pods/proxy], verbs: [get]}}]
+---
+kind: ClusterRoleBinding
+metadata: {{name: readers}}
+roleRef: {{kind: ClusterRole, name: reader}}
+subjects: [{{kind: User, name: reader}}]
 "
             ),
         )?;
-        std::fs::write(at("tokens"), "t,jane,1,\"system:masters\"\n")?;
+        std::fs::write(at("tokens"), "t,jane,1,\"system:masters\"\nr,reader,2\n")?;
         let config = format!(
             "apiVersion: kube-bastion.dev/v1alpha1
 kind: BastionConfiguration
@@ -294,6 +307,40 @@ async fn an_upgrade_is_answered_by_101_or_an_error_alone() -> Result<()> {
         let body = read_until(&mut client, "\n").await?;
         let told = format!("invalid upgrade response: status code {}", &code[..3]);
         ensure!(head.starts_with("HTTP/1.1 500 ") && body.contains(&told) && !head.contains("evil"), "{head}{body}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upgrade_to_a_node_takes_more_than_get() -> Result<()> {
+    let bench = Bench::new().await?;
+    let node = format!("/api/v1/nodes/n:{}/proxy/exec", bench.backend.local_addr()?.port());
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    for (token, target, upgrade, code) in [
+        ("r", &*node, "", "200"),
+        ("r", &*node, upgrade, "403"),
+        ("t", &*node, upgrade, "101"),
+        ("r", PREFIX, upgrade, "101"),
+    ] {
+        let mut client = bench.client().await?;
+        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{upgrade}\r\n");
+        client.write_all(head.as_bytes()).await?;
+        let answered = read_until(&mut client, "\r\n\r\n");
+        let serve = async {
+            let (mut backend, _) = bench.accept().await?;
+            let head = if upgrade.is_empty() {
+                "200 OK\r\nContent-Length: 0"
+            } else {
+                "101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket"
+            };
+            backend.write_all(format!("HTTP/1.1 {head}\r\n\r\n").as_bytes()).await?;
+            anyhow::Ok(backend)
+        };
+        let answer = tokio::select! {
+            answer = answered => answer?,
+            answer = async { let _backend = serve.await; std::future::pending::<String>().await } => answer,
+        };
+        ensure!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{token} {target}: {answer}");
     }
     Ok(())
 }

@@ -37,8 +37,8 @@ impl Body {
     }
 
     /// Lets the record end with the body.
-    pub fn recorded(self, record: Record) -> Self {
-        Self { record: Some(Box::new(record)), ..self }
+    pub fn recorded(self, record: Box<Record>) -> Self {
+        Self { record: Some(record), ..self }
     }
 }
 

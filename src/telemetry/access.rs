@@ -169,6 +169,7 @@ pub struct Record {
 }
 
 impl Record {
+    /// On the heap from the first, because it goes from hand to hand and is large.
     pub fn start(
         recorder: &Rc<Recorder>,
         method: Method,
@@ -176,8 +177,8 @@ impl Record {
         version: Version,
         client: IpAddr,
         audit_id: http::HeaderValue,
-    ) -> Self {
-        Self {
+    ) -> Box<Self> {
+        Box::new(Self {
             recorder: Rc::clone(recorder),
             started: Instant::now(),
             method,
@@ -196,7 +197,7 @@ impl Record {
             error: None,
             received: None,
             sent: 0,
-        }
+        })
     }
 
     /// The path names a target.

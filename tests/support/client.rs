@@ -106,7 +106,7 @@ pub async fn get_plain(address: SocketAddr, path: &str) -> Result<(u16, String)>
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get(path).header(header::HOST, "admin.test").body(Full::<Bytes>::default())?;
+    let request = Request::get(path).header(header::HOST, address.to_string()).body(Full::<Bytes>::default())?;
     let response = sender.send_request(request).await?;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await?.to_bytes();
