@@ -2,7 +2,8 @@
 //! whose addresses are backends in a network namespace of the test's own.
 //!
 //! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds NAME. It needs root
-//! (for the namespace) and Go (to build the control plane, unless `KUBEBUILDER_ASSETS` brings one).
+//! (for the namespace) and Go (to build the control plane, unless `KUBEBUILDER_ASSETS` brings one, and clients); the
+//! scenarios of the clients need Node with npm, curl and Chromium, and say so where one is missing.
 
 mod balance;
 mod callers;
