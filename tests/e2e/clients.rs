@@ -13,7 +13,7 @@ pub use curl::{curl_speaks_both_versions_of_http, curl_streams_what_comes};
 pub use go::client_go_asks_by_proxy_get;
 pub use grpc::{
     grpc_cancellations_reach_the_server, grpc_interoperates, grpc_refusals_are_grpc_statuses,
-    grpc_servers_go_away_and_no_call_fails,
+    grpc_servers_go_away_and_no_call_fails, grpc_streams_outlive_the_beginning_of_a_drain,
 };
 pub use kubectl::KubectlProxy;
 pub use websocket::{websockets_open_over_http1, websockets_open_over_http2};

@@ -89,6 +89,7 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         clients::grpc_refusals_are_grpc_statuses,
         clients::grpc_cancellations_reach_the_server,
         clients::grpc_servers_go_away_and_no_call_fails,
+        clients::grpc_streams_outlive_the_beginning_of_a_drain,
         deployed::the_manifests_are_accepted_by_the_api,
         deployed::a_pod_finds_its_account_and_follows_its_token,
         deployed::sigterm_finishes_what_runs,

@@ -24,6 +24,8 @@ pub async fn a_browser_is_at_home(world: &mut World) -> Result<()> {
 /// As people do it: `kubectl proxy` shows the token, and the browser has none.
 pub async fn a_browser_is_at_home_behind_kubectl_proxy(world: &mut World) -> Result<()> {
     let _app = serve(world, "site-too", 8082).await?;
+    // At home in truth: what the browser does not find here, no proxy can give it.
+    visit(&format!("http://{}:8082", world.namespace.address(LAST)), None).await.context("without any proxy")?;
     let proxy = KubectlProxy::by_port(world, &format!("https://{}", world.bastion.secure)).await?;
     visit(&format!("http://{}{}", proxy.address()?, path("services/site-too/proxy")), None).await
 }

@@ -6,11 +6,12 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::net::TcpStream;
 
 use super::go::program;
 use crate::support::eventually;
 use crate::support::program::{Program, inside};
-use crate::world::{World, path};
+use crate::world::{World, bastion, path};
 
 /// The last byte of the addresses of the two pods.
 const PODS: [u8; 2] = [38, 39];
@@ -58,8 +59,8 @@ pub async fn grpc_cancellations_reach_the_server(world: &mut World) -> Result<()
             heard += 1;
             servers.hear_of_cancellations(heard).await.with_context(|| format!("{how} over {kind}"))?;
         }
-        let mut client = Program::start(call(world, &server, &prefix)?.arg("hold"))?;
-        client.says("holding").await?;
+        let mut client = Program::start(call(world, &server, &prefix)?.arg("paced"))?;
+        client.says("said 1").await?;
         // It dies without a word.
         drop(client);
         heard += 1;
@@ -93,6 +94,35 @@ pub async fn grpc_servers_go_away_and_no_call_fails(world: &mut World) -> Result
         println!("     {kind}, two servers replaced: {}", calls.says("calls,").await?);
     }
     servers.have_seen_no_credential()
+}
+
+pub async fn grpc_streams_outlive_the_beginning_of_a_drain(world: &mut World) -> Result<()> {
+    let _servers = Servers::start(world, "drained", "0s").await?;
+    let kubeconfig = world.cluster.bastion_kubeconfig("drained", &world.cluster.server).await?;
+    let mut draining = bastion(&kubeconfig, &world.serving, &["--drain-timeout=20s"])?;
+    draining.ready().await?;
+    let server = draining.secure.to_string();
+    let mut clients = Vec::new();
+    for kind in ["tls", "cleartext"] {
+        let prefix = path(&format!("services/drained-{kind}/proxy"));
+        let mut client = Program::start(call(world, &server, &prefix)?.arg("paced"))?;
+        client.says("said 1").await?;
+        clients.push(client);
+    }
+    draining.signal(Signal::SIGTERM)?;
+    eventually("the port to close", async || Ok(TcpStream::connect(draining.secure).await.is_err())).await?;
+    // The GOAWAY is behind them, and they go on.
+    for client in &mut clients {
+        for words in ["said 2", "said 3"] {
+            client.write(b"\n")?;
+            client.says(words).await?;
+        }
+        client.finish().await?;
+    }
+    // Nothing is left to wait for.
+    let ended = tokio::task::spawn_blocking(move || draining.wait()).await??;
+    ensure!(ended.success(), "{ended}");
+    Ok(())
 }
 
 /// Two pods, each with a server of either kind, and a service for each kind.

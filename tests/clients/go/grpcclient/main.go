@@ -58,7 +58,7 @@ func main() {
 		"large":     large,
 		"cancel":    cancel,
 		"deadline":  deadline,
-		"hold":      hold,
+		"paced":     paced,
 		"calls":     calls,
 		"forbidden": forbidden,
 		"gone":      gone,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -101,15 +102,29 @@ func deadline(ctx context.Context, client testgrpc.TestServiceClient) error {
 	return nil
 }
 
-// hold opens a call and waits in it until the process is killed, or the call breaks.
-func hold(ctx context.Context, client testgrpc.TestServiceClient) error {
+// paced opens a call, and says something in it for every line of standard input, until that ends.
+func paced(ctx context.Context, client testgrpc.TestServiceClient) error {
 	stream, err := conversation(ctx, client)
 	if err != nil {
 		return err
 	}
-	fmt.Println("holding")
-	_, err = stream.Recv()
-	return fmt.Errorf("a call that waits ended with %w", err)
+	lines := bufio.NewScanner(os.Stdin)
+	for said := 1; ; said++ {
+		fmt.Println("said", said)
+		if !lines.Scan() {
+			break
+		}
+		if err := exchange(stream, 1); err != nil {
+			return err
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	if _, err := stream.Recv(); err != io.EOF {
+		return fmt.Errorf("the call ended with %w", err)
+	}
+	return nil
 }
 
 // calls makes calls of all kinds, several at once, until standard input ends. All must succeed.
