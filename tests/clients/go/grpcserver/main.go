@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -84,8 +83,9 @@ func stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, h
 	arrived(stream.Context())
 	began := time.Now()
 	err := handler(server, stream)
-	if cause := stream.Context().Err(); errors.Is(cause, context.Canceled) {
-		fmt.Println("cancelled", info.FullMethod, "after", time.Since(began))
+	// Where a call has a deadline the server knows it too, and may be first to end it.
+	if cause := stream.Context().Err(); cause != nil {
+		fmt.Println("cancelled", info.FullMethod, "after", time.Since(began), cause)
 	}
 	return err
 }
