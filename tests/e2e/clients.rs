@@ -15,5 +15,5 @@ pub use grpc::{
     grpc_cancellations_reach_the_server, grpc_interoperates, grpc_refusals_are_grpc_statuses,
     grpc_servers_go_away_and_no_call_fails, grpc_streams_outlive_the_beginning_of_a_drain,
 };
-pub use kubectl::KubectlProxy;
+pub use kubectl::{KubectlProxy, kubectl_works_by_a_kubeconfig_of_its_own};
 pub use websocket::{websockets_open_over_http1, websockets_open_over_http2};

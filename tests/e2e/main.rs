@@ -78,6 +78,7 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         conformance::five_methods_reach_the_bare_proxy_and_two_are_redirected,
         conformance::node_logs_are_read_through_the_kubelet,
         conformance::kubectl_proxy_serves_by_port_and_by_socket,
+        clients::kubectl_works_by_a_kubeconfig_of_its_own,
         clients::curl_speaks_both_versions_of_http,
         clients::curl_streams_what_comes,
         clients::client_go_asks_by_proxy_get,

@@ -142,6 +142,14 @@ const steps = {
     await page.waitForURL(`${base}/`);
   },
 
+  async "an upload of the script"() {
+    assert.equal(await page.evaluate(() => window.upload(3_000_000)), 3_000_000);
+  },
+
+  async "events as they come"() {
+    assert.deepEqual(await page.evaluate(() => window.listen()), ["event 1", "event 2", "event 3"]);
+  },
+
   async "a WebSocket"() {
     // A page cannot set headers on a WebSocket: its token is a subprotocol, as Kubernetes knows it.
     const bearer = token && `base64url.bearer.authorization.k8s.io.${Buffer.from(token).toString("base64url")}`;

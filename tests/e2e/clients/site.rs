@@ -1,8 +1,14 @@
 //! A small site of several pages, as an app writes them that believes it lives at the root of its host.
 
+use std::io::Write;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures::StreamExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
 
 use super::websocket::echo;
 use crate::support::app::{Body, answer, status};
@@ -15,7 +21,7 @@ pub async fn site(request: Request<Incoming>) -> Response<Body> {
     let query = request.uri().query().unwrap_or_default().to_owned();
     match (method, path.as_str()) {
         (Method::GET, "/") => answer(HTML, include_str!("../../clients/site/front.html")),
-        (Method::GET, "/second") => answer(HTML, page("Second page", "", &format!("you came by {query}"))),
+        (Method::GET, "/second") => packed(&request, page("Second page", "", &format!("you came by {query}"))),
         (Method::GET, "/framed") => answer(HTML, page("Framed", "", "you see a frame")),
         (Method::GET, "/search") => answer(HTML, page("Found", "", &format!("you searched for {query}"))),
         (Method::GET, "/refreshed") => {
@@ -44,6 +50,18 @@ pub async fn site(request: Request<Incoming>) -> Response<Body> {
             response.headers_mut().insert(header::SET_COOKIE, cookie.expect("a form's value is encoded"));
             response
         }
+        (Method::POST, "/upload") => {
+            let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
+            answer("text/plain", body.to_string())
+        }
+        (Method::GET, "/events") => {
+            // One after the other, and no end: the page must see each as it comes.
+            let events = (1..=3).map(|count| Ok(Frame::data(Bytes::from(format!("data: event {count}\n\n")))));
+            let events = futures::stream::iter(events).chain(futures::stream::pending());
+            let mut response = Response::new(StreamBody::new(events).boxed_unsync());
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+            response
+        }
         (Method::GET, "/socket") => echo(request),
         (Method::GET, "/assets/style.css") => answer("text/css", include_str!("../../clients/site/style.css")),
         (Method::GET, "/assets/app.js") => answer("text/javascript", include_str!("../../clients/site/app.js")),
@@ -57,6 +75,21 @@ pub async fn site(request: Request<Incoming>) -> Response<Body> {
 
 fn image(text: &'static str) -> Response<Body> {
     answer("image/svg+xml", text)
+}
+
+/// A page as most servers send theirs: compressed, and in pieces that end anywhere.
+fn packed(request: &Request<Incoming>, page: String) -> Response<Body> {
+    let accepted = request.headers().get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+    if !accepted.unwrap_or_default().contains("gzip") {
+        return answer(HTML, page);
+    }
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    let packed = gzip.write_all(page.as_bytes()).and_then(|()| gzip.finish()).expect("memory takes what is written");
+    let pieces: Vec<_> = packed.chunks(7).map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect();
+    let mut response = Response::new(StreamBody::new(futures::stream::iter(pieces)).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(HTML));
+    response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response
 }
 
 fn page(title: &str, head: &str, told: &str) -> String {

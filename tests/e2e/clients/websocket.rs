@@ -48,6 +48,9 @@ pub async fn websockets_open_over_http1(world: &mut World) -> Result<()> {
         let url = "/api/v1/namespaces/default/pods/sockets/proxy/socket";
         let refused = over_http1(world, address, url, By::Header(&world.token), &[]).await;
         ensure!(refused_with(&refused, 403), "{who}, another namespace: {:?}", refused.map(|_| ()));
+        let url = path("pods/sockets:8081/proxy/refused");
+        let refused = over_http1(world, address, &url, By::Header(&world.token), &[]).await;
+        ensure!(refused_with(&refused, 418), "{who}, an app that will not: {:?}", refused.map(|_| ()));
     }
     Ok(())
 }
