@@ -33,22 +33,16 @@ pub enum Upgrade {
 impl Upgrade {
     /// None where the request asks for no upgrade, or by a CONNECT that opens no WebSocket.
     pub fn asked<B>(request: &Request<B>) -> Option<Self> {
-        match request.version() {
-            Version::HTTP_11 => {
-                let headers = request.headers();
-                // The tokens are matched whole (C83).
-                let upgrade = headers.contains_key(header::UPGRADE)
-                    && headers
-                        .get_all(header::CONNECTION)
-                        .iter()
-                        .any(|value| tokens(value).any(|it| is(it, "upgrade")));
-                upgrade.then_some(Self::Http1)
-            }
-            _ => {
-                let protocol = request.extensions().get::<Protocol>()?;
-                let websocket = request.method() == Method::CONNECT && protocol.as_str() == WEBSOCKET;
-                websocket.then(|| Self::Connect { key: new_key() })
-            }
+        if request.version() == Version::HTTP_11 {
+            let headers = request.headers();
+            // The tokens are matched whole (C83).
+            let upgrade = headers.contains_key(header::UPGRADE)
+                && headers.get_all(header::CONNECTION).iter().any(|value| tokens(value).any(|it| is(it, "upgrade")));
+            upgrade.then_some(Self::Http1)
+        } else {
+            let protocol = request.extensions().get::<Protocol>()?;
+            let websocket = request.method() == Method::CONNECT && protocol.as_str() == WEBSOCKET;
+            websocket.then(|| Self::Connect { key: new_key() })
         }
     }
 

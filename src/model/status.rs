@@ -150,7 +150,6 @@ impl Status {
             details: self.details.as_ref(),
             code: self.code.as_u16(),
         };
-        const PLAIN: &str = "a Status is plain strings and numbers";
         let json = match form {
             Form::Json => serde_json::to_string(&wire).expect(PLAIN),
             Form::PrettyJson => serde_json::to_string_pretty(&wire).expect(PLAIN),
@@ -167,6 +166,8 @@ impl Status {
         Bytes::from(json)
     }
 }
+
+const PLAIN: &str = "a Status is plain strings and numbers";
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -256,7 +256,7 @@ mod tests {
     fn pages_are_rewritten_wherever_they_are_cut() {
         for (page, expected) in [
             (r#"<a href="/x">/x</a>"#, r#"<a href="/p/x">/x</a>"#),
-            (r#"<A HREF=http://10.0.0.1/x?a=1&amp;b=2>"#, r#"<A HREF="/p/x?a=1&amp;b=2">"#),
+            ("<A HREF=http://10.0.0.1/x?a=1&amp;b=2>", r#"<A HREF="/p/x?a=1&amp;b=2">"#),
             (r#"<a href="&#x2F;x&#47;y">"#, r#"<a href="/p/x/y">"#),
             (r#"<a href=" /x ">"#, r#"<a href="/p/x">"#),
             (r#"<img srcset="/a 1x,/b,c.png 2x, /d,e 3x">"#, r#"<img srcset="/p/a 1x,/p/b,c.png 2x, /p/d,e 3x">"#),
@@ -267,8 +267,8 @@ mod tests {
             ),
             (r#"<meta http-equiv=refresh content="0;/x">"#, r#"<meta http-equiv=refresh content="0;/p/x">"#),
             (
-                r##"<svg><use xlink:href="/s.svg#i"/><image href="/i"/></svg><use href="/x">"##,
-                r##"<svg><use xlink:href="/p/s.svg#i" /><image href="/p/i" /></svg><use href="/x">"##,
+                r#"<svg><use xlink:href="/s.svg#i"/><image href="/i"/></svg><use href="/x">"#,
+                r#"<svg><use xlink:href="/p/s.svg#i" /><image href="/p/i" /></svg><use href="/x">"#,
             ),
             (r#"<a href="/ü?q=é">é</a>"#, r#"<a href="/p/ü?q=é">é</a>"#),
         ] {
