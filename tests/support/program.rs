@@ -129,12 +129,10 @@ pub fn inside(namespace: &super::net::Namespace, program: &Path) -> Command {
 ///
 /// # Errors
 /// Where it is not there, with what to install.
-pub fn installed(names: &[&str], package: &str) -> Result<PathBuf> {
+pub fn installed(names: &[&str], help: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-    places
-        .find(|place| place.is_file())
-        .with_context(|| format!("no {} on the PATH: on Debian, apt-get install {package}", names.join(" or ")))
+    places.find(|place| place.is_file()).with_context(|| format!("no {} on the PATH: {help}", names.join(" or ")))
 }
 
 fn gather(pipe: impl std::io::Read + Send + 'static, said: &Arc<Mutex<Vec<String>>>) {

@@ -40,10 +40,11 @@ async fn serve(world: &World, name: &str, port: u16) -> Result<App> {
 }
 
 async fn visit(base: &str, token: Option<&str>) -> Result<()> {
-    let chromium = installed(&["chromium", "chromium-browser", "google-chrome"], "chromium")?;
+    let chromium =
+        installed(&["chromium", "chromium-browser", "google-chrome"], "on Debian, apt-get install chromium")?;
     let folder = installation()?;
     let setting = json!({"chromium": chromium, "base": base, "token": token});
-    let node = installed(&["node"], "nodejs, 18 or later")?;
+    let node = installed(&["node"], "install Node 18 or later; on Debian, apt-get install nodejs")?;
     let mut command = Command::new(node);
     let mut browser = Program::start(command.arg(folder.join("visit.mjs")))?;
     browser.write(setting.to_string().as_bytes())?;
@@ -65,7 +66,7 @@ fn installation() -> Result<PathBuf> {
     for name in ["package.json", "package-lock.json"] {
         std::fs::copy(source.join(name), folder.join(name))?;
     }
-    let npm = installed(&["npm"], "npm")?;
+    let npm = installed(&["npm"], "on Debian, apt-get install npm")?;
     let mut command = Command::new(npm);
     command.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder);
     let output = command.output().context("npm did not start")?;

@@ -105,7 +105,7 @@ pub async fn curl_streams_what_comes(world: &mut World) -> Result<()> {
 
 /// curl with the caller's token, which stands in a file, as arguments can be seen by everybody on a machine.
 fn curl(world: &World) -> Result<Command> {
-    let curl = installed(&["curl"], "curl")?;
+    let curl = installed(&["curl"], "on Debian, apt-get install curl")?;
     let header = world.cluster.folder.path().join("authorization");
     std::fs::write(&header, format!("Authorization: Bearer {}\n", world.token))?;
     let mut command = Command::new(curl);

@@ -28,7 +28,7 @@ pub async fn client_go_asks_by_proxy_get(world: &mut World) -> Result<()> {
 pub fn program(name: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (source, programs) = (root.join("tests/clients/go"), root.join("target/clients"));
-    let go = installed(&["go"], "golang, 1.26 or later, or install Go from go.dev")?;
+    let go = installed(&["go"], "install Go 1.26 or later")?;
     std::fs::create_dir_all(&programs)?;
     let mut command = Command::new(go);
     command.args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o"]).arg(&programs).arg("./...");
