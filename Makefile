@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test unit e2e lint bench schema
+.PHONY: help run test unit e2e lint bench fuzz schema
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,3 +32,9 @@ bench: ## CPU per request beside HAProxy, nginx and kube-apiserver (root; Go, ha
 
 schema: ## Writes config/bastionconfiguration.schema.json from the types
 	UPDATE_SCHEMA=1 $(CARGO) test --quiet --test config the_schema_is_that_of_the_types
+
+FUZZ_SECONDS ?= 600
+fuzz: ## Ten minutes of each fuzz target (cargo-fuzz, a nightly compiler)
+	set -e; for target in target location html; do \
+	  $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -dict=fuzz/dictionaries/$$target.dict; \
+	done
