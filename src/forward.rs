@@ -5,6 +5,7 @@ mod dial;
 mod executor;
 mod headers;
 mod interim;
+mod list;
 mod pool;
 mod request;
 mod response;
