@@ -109,7 +109,8 @@ impl KubernetesWatch {
     pub async fn run(mut self, mut writer: Writer) {
         let mut lists: [Vec<Object>; Kind::ALL.len()] = Default::default();
         while let Some((kind, told)) = self.told.next().await {
-            if !matches!(told, Told::Lost(_)) {
+            // That a list begins is no word of the API: it has not even been asked.
+            if !matches!(told, Told::Begin | Told::Lost(_)) {
                 self.metrics.watch_event(kind.plural());
             }
             let list = &mut lists[kind as usize];

@@ -184,3 +184,17 @@ fn a_slice_that_is_taken_off_its_service_serves_it_no_more() {
     assert_eq!(key, ObjectKey::new("ns", "s-1"));
     assert!(matches!(told(Event::InitApply(read(&slice(json!({}))))), Told::Skipped));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_api_that_says_nothing_is_not_counted_as_having_told_something() {
+    let bench = Bench::of::<SlimPod>();
+    for _ in 0..3 {
+        bench.answer(whole(500, &status(500)));
+    }
+    eventually(|| bench.asked.lock().unwrap().len() == 4).await;
+    let metrics = bench.metrics();
+    assert!(!metrics.contains("watch_events_total{") && !metrics.contains("timestamp_seconds{"), "{metrics}");
+    bench.answer(page(&[], ""));
+    eventually(|| bench.ready.is_synced()).await;
+    assert!(bench.metrics().contains(r#"watch_events_total{resource="pods"} 1"#), "{}", bench.metrics());
+}
