@@ -23,6 +23,12 @@ use crate::config::KubernetesSource;
 use crate::metrics::Metrics;
 use crate::ready::{Hold, Ready};
 
+/// The rights that the watches of facts need, as deploy/ gives them.
+const RIGHTS: &str = "list and watch on nodes, pods, services and endpointslices (ClusterRole kube-bastion)";
+/// What becomes of requests while a watch is broken: once it has told all, and before.
+const SERVES: &str = "the last known state serves";
+const UNREADY: &str = "nothing is known of these yet, and the bastion is not ready until the API answers";
+
 /// Why the API cannot even be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
@@ -130,7 +136,11 @@ impl KubernetesWatch {
                 }
                 Told::Gone(key) => writer.delete(kind, &key),
                 Told::Skipped => {}
-                Told::Lost(fault) => lost(&self.ready, &self.metrics, kind.plural(), &fault),
+                Told::Lost(fault) => {
+                    let synced = self.holds.iter().all(|(held, _)| *held != kind);
+                    let meanwhile = if synced { SERVES } else { UNREADY };
+                    lost(&self.ready, &self.metrics, kind.plural(), &fault, meanwhile);
+                }
             }
         }
     }
@@ -161,7 +171,7 @@ fn translate<K: Watched>(event: watcher::Result<Event<K>>, metrics: &Metrics) ->
             }
         }
         Ok(Event::Delete(item)) => Told::Gone(key(item.meta())),
-        Err(error) => Told::Lost(with_sources(&error)),
+        Err(error) => Told::Lost(fault(&error, RIGHTS)),
     }
 }
 
@@ -197,10 +207,31 @@ fn watch_client(
     Ok(ClientBuilder::try_from(config.clone())?.with_layer(&observe).build::<Box<DynBody>>())
 }
 
-fn lost(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str) {
-    tracing::warn!(resource = what, fault, "the watch is broken; the last known state serves, trying again");
+/// `meanwhile` tells what becomes of requests.
+fn lost(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str, meanwhile: &str) {
+    tracing::warn!(resource = what, fault, "the watch is broken: {meanwhile}; trying again");
     ready.impair(what, fault.to_owned());
     metrics.watch_up(what, false);
+}
+
+/// What failed and, where the API refused, what to look at. `rights` are those that the watch needs.
+fn fault(error: &watcher::Error, rights: &str) -> String {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    let text = with_sources(error);
+    let code = match error {
+        WatchError(status)
+        | InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => status.code,
+        _ => return text,
+    };
+    match code {
+        401 => {
+            format!("{text}; the API does not know the bastion's own credentials: look at its account or kubeconfig")
+        }
+        403 => format!("{text}; the bastion's account needs {rights}"),
+        _ => text,
+    }
 }
 
 /// An error with what it came from: the cause of a failed watch stands at the end of the chain.

@@ -198,3 +198,15 @@ async fn an_api_that_says_nothing_is_not_counted_as_having_told_something() {
     eventually(|| bench.ready.is_synced()).await;
     assert!(bench.metrics().contains(r#"watch_events_total{resource="pods"} 1"#), "{}", bench.metrics());
 }
+
+#[tokio::test(start_paused = true)]
+async fn only_where_the_api_refuses_rights_are_asked_for() {
+    for (code, hint) in [(401, "its account or kubeconfig"), (403, "the bastion's account needs"), (500, "")] {
+        let bench = Bench::of::<SlimPod>();
+        bench.answer(whole(code, &status(code)));
+        eventually(|| bench.ready.report().1.contains("not well")).await;
+        let (_, report) = bench.ready.report();
+        assert!(report.contains("[-]pods pending") && report.contains(hint), "{code}: {report}");
+        assert!(!hint.is_empty() || !report.contains("bastion's"), "{code}: {report}");
+    }
+}

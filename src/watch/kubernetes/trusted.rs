@@ -9,7 +9,7 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 
-use super::{KubernetesError, lost, watch_client, with_sources};
+use super::{KubernetesError, SERVES, UNREADY, fault, lost, watch_client};
 use crate::identify::{FrontProxy, Names};
 use crate::metrics::Metrics;
 use crate::ready::Ready;
@@ -20,6 +20,7 @@ const AUTHENTICATION_NAMESPACE: &str = "kube-system";
 const AUTHENTICATION_NAME: &str = "extension-apiserver-authentication";
 /// The name under which it stands in `/readyz` and in the metrics.
 const AUTHENTICATION: &str = "authentication";
+const RIGHTS: &str = "the Role extension-apiserver-authentication-reader in kube-system";
 
 /// Whose word counts, as the cluster publishes it for those to whom it delegates.
 #[derive(Debug)]
@@ -55,17 +56,17 @@ impl Trusted {
                     Ok(Some(Event::Init | Event::Delete(_))) => {}
                     Ok(None) => return,
                     Err(error) => {
-                        let fault = format!(
-                            "{}; the bastion's account needs the Role extension-apiserver-authentication-reader in \
-                             kube-system",
-                            with_sources(&error)
-                        );
-                        lost(&ready, &metrics, AUTHENTICATION, &fault);
                         // With CAs of its own the bastion can do without: only front proxies are then not known.
-                        if self.client_cas.is_some() {
-                            continue;
+                        let optional = self.client_cas.is_none();
+                        let meanwhile = match &hold {
+                            None => SERVES,
+                            Some(_) if optional => "front proxies identify nobody until the API answers",
+                            Some(_) => UNREADY,
+                        };
+                        lost(&ready, &metrics, AUTHENTICATION, &fault(&error, RIGHTS), meanwhile);
+                        if optional {
+                            drop(hold.take());
                         }
-                        drop(hold.take());
                     }
                 }
             }
@@ -84,13 +85,16 @@ impl Trusted {
     }
 }
 
+/// As kube-apiserver's own readers of this map do, what lacks or cannot be read takes nothing away: the old CAs stay.
 fn take_cas(cas: &ClientCas, pem: Option<&String>, of: &str) {
-    let Some(pem) = pem else {
-        return tracing::info!("the cluster publishes no CA of {of}: they identify nobody");
-    };
-    match cas.replace(pem.as_bytes()) {
-        Ok(count) => tracing::info!(count, "the CAs of {of} are those that the cluster publishes"),
-        Err(error) => tracing::warn!(%error, "the published CAs of {of} cannot be read; the old ones stay"),
+    let old = cas.roots().len();
+    match (pem, old) {
+        (None, 0) => tracing::info!("the cluster publishes no CA of {of}: they identify nobody"),
+        (None, _) => tracing::warn!(old, "the cluster publishes no CA of {of} any more; the old ones stay"),
+        (Some(pem), _) => match cas.replace(pem.as_bytes()) {
+            Ok(count) => tracing::info!(count, "the CAs of {of} are those that the cluster publishes"),
+            Err(error) => tracing::warn!(%error, old, "the published CAs of {of} cannot be used; the old ones stay"),
+        },
     }
 }
 
@@ -122,6 +126,7 @@ fn names(published: &BTreeMap<String, String>) -> Result<Names, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::install_provider;
 
     #[test]
     fn what_is_published_of_front_proxies_is_read() {
@@ -143,5 +148,18 @@ mod tests {
         assert_eq!(names(&published(&[])).unwrap(), Names::default());
         let fault = names(&published(&[("requestheader-allowed-names", "front-proxy")])).unwrap_err();
         assert!(fault.starts_with("requestheader-allowed-names: "), "{fault}");
+    }
+    #[test]
+    fn what_is_no_longer_published_takes_no_ca_away() {
+        install_provider();
+        let cas = ClientCas::default();
+        let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap().cert.pem();
+        take_cas(&cas, None, "client certificates");
+        assert_eq!(cas.roots().len(), 0);
+        take_cas(&cas, Some(&ca), "client certificates");
+        for published in [None, Some(String::new()), Some("no PEM".to_owned())] {
+            take_cas(&cas, published.as_ref(), "client certificates");
+            assert_eq!(cas.roots().len(), 1, "{published:?}");
+        }
     }
 }
