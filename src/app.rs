@@ -140,6 +140,7 @@ impl Bound {
         };
         let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
         tokio::spawn(keep_tls_current(Arc::clone(&server_tls), asked_for, config.serving.client_ca_file));
+        tokio::spawn(Arc::clone(&client_tls.kubelet).follow());
         if config.serving.tls_cert_file.is_none() {
             let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
             tracing::warn!(sha256 = leaf, "no certificate is configured: serving a self-signed one");

@@ -1,6 +1,8 @@
 //! The wire, on both sides: a bastion with the manifests source before a backend that sends just the bytes that a case
 //! asks for and keeps just the bytes that it got.
 
+#[path = "proxy/kubelet.rs"]
+mod kubelet;
 #[path = "support/mod.rs"]
 mod support;
 

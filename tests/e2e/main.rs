@@ -10,6 +10,7 @@ mod callers;
 mod clients;
 mod conformance;
 mod deployed;
+mod kubelet;
 mod outages;
 #[path = "../support/mod.rs"]
 mod support;
@@ -81,6 +82,7 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         conformance::five_methods_reach_the_bare_proxy_and_two_are_redirected,
         conformance::node_logs_are_read_through_the_kubelet,
         conformance::kubectl_proxy_serves_by_port_and_by_socket,
+        kubelet::credentials_are_for_a_kubelet_that_is_verified,
         clients::kubectl_works_by_a_kubeconfig_of_its_own,
         clients::curl_speaks_both_versions_of_http,
         clients::curl_streams_what_comes,
