@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use prometheus_client::registry::Registry;
@@ -77,10 +77,7 @@ impl Bound {
         let client_cas = ClientCas::default();
         if let Some(path) = &config.serving.client_ca_file {
             let pem = std::fs::read(path).with_context(|| format!("cannot read the client CA file {path:?}"))?;
-            let count = client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} is no PEM"))?;
-            if count == 0 {
-                bail!("the client CA file {path:?} holds no certificate: a PEM file with BEGIN CERTIFICATE is wanted");
-            }
+            client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} cannot be used"))?;
         }
         let front_proxy = FrontProxy::default();
         let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
@@ -144,6 +141,7 @@ impl Bound {
         };
         let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
         tokio::spawn(keep_tls_current(Arc::clone(&server_tls), asked_for, config.serving.client_ca_file));
+        tokio::spawn(Arc::clone(&client_tls.kubelet).follow());
         if config.serving.tls_cert_file.is_none() {
             let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
             tracing::warn!(sha256 = leaf, "no certificate is configured: serving a self-signed one");

@@ -10,10 +10,13 @@ pub use access::{AccessLog, Record, Recorder};
 
 use crate::config::{Log, LogFormat};
 
+/// What the client of the API logs of failed requests, each of which is logged where it was sent, with what it means.
+const ONCE: &str = "kube_client::client::builder=off,kube_runtime::watcher=error";
+
 /// Sends events to standard error. Called once, by `main`; later calls change nothing, as tests need it.
 pub fn init(log: &Log) {
-    // The level was parsed when the configuration was read.
-    let filter = EnvFilter::builder().parse_lossy(&log.level);
+    // The level was parsed when the configuration was read. Its directives may overrule what stands before them.
+    let filter = EnvFilter::builder().parse_lossy(format!("{ONCE},{}", log.level));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match log.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),

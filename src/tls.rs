@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 pub use client::{ClientTls, KubeletTls, Offers};
-pub use reload::{ClientCas, FileWatch};
+pub use reload::{CaError, ClientCas, FileWatch};
 pub use server::{ServerTls, sha256_hex};
 
 /// Why TLS cannot be set up. Every variant names the file to look at.

@@ -1,6 +1,8 @@
 //! The wire, on both sides: a bastion with the manifests source before a backend that sends just the bytes that a case
 //! asks for and keeps just the bytes that it got.
 
+#[path = "proxy/kubelet.rs"]
+mod kubelet;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -11,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use http_body_util::BodyExt;
 use nix::sys::signal::Signal;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use support::bastion::Bastion;
 use support::client::tls;
 use support::eventually;
@@ -297,7 +301,7 @@ async fn a_refused_upgrade_is_no_pipe() -> Result<()> {
 async fn an_upgrade_is_answered_by_101_or_an_error_alone() -> Result<()> {
     // CVE-2020-8559: a redirect in answer to an upgrade never leaves.
     let bench = Bench::new().await?;
-    for code in ["200 OK", "302 Found", "307 Temporary Redirect"] {
+    for code in ["200 OK", "300 Multiple Choices", "302 Found", "307 Temporary Redirect"] {
         let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
         let (mut backend, _) = bench.accept().await?;
         backend
@@ -476,6 +480,97 @@ async fn a_second_signal_ends_at_once() -> Result<()> {
     bench.bastion.signal(Signal::SIGTERM)?;
     ensure!(backend.read(&mut [0]).await.unwrap_or(0) == 0, "the tunnel is cut");
     ensure!(tokio::task::spawn_blocking(move || bench.bastion.wait()).await??.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_deadline_of_the_drain_cuts_a_tunnel() -> Result<()> {
+    let mut bench = Bench::with(&["--drain-timeout=1s"]).await?;
+    let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    read_until(&mut client, "\r\n\r\n").await?;
+    bench.bastion.signal(Signal::SIGTERM)?;
+    // Both sides are held open here: nothing but the deadline ends them.
+    let cut = tokio::time::timeout(Duration::from_secs(30), backend.read(&mut [0])).await;
+    ensure!(cut.context("the tunnel outlived the drain")?.unwrap_or(0) == 0);
+    read_all(&mut client).await;
+    let said = tokio::task::spawn_blocking(move || bench.bastion.wait().map(|ended| (ended, bench.bastion.said())));
+    let (ended, said) = said.await??;
+    ensure!(ended.success() && said.contains("the drain's deadline is over"), "{ended}: {said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn old_versions_of_tls_are_refused() -> Result<()> {
+    let with_tls12 = async |bench: &Bench| {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(CertificateDer::pem_file_iter(&bench.ca.file)?.flatten());
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS12])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(bench.bastion.secure).await?;
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        anyhow::Ok(connector.connect("localhost".try_into()?, stream).await?)
+    };
+    let bench = Bench::new().await?;
+    with_tls12(&bench).await.context("TLS 1.2 is served")?;
+    // A ClientHello of TLS 1.1 (RFC 4346): version, random, no session, one suite, no compression.
+    let hello = [&[3, 2][..], &[7; 32], &[0], &[0, 2, 0, 0x2f], &[1, 0]].concat();
+    let length = u8::try_from(hello.len())?;
+    let record = [&[22, 3, 1, 0, length + 4, 1, 0, 0, length][..], &hello].concat();
+    let mut client = TcpStream::connect(bench.bastion.secure).await?;
+    client.write_all(&record).await?;
+    let mut alert = [0; 7];
+    client.read_exact(&mut alert).await?;
+    ensure!((alert[0], alert[5]) == (21, 2), "no fatal alert: {alert:?}");
+
+    let strict = Bench::with(&["--tls-min-version=VersionTLS13"]).await?;
+    let refused = with_tls12(&strict).await.err().context("TLS 1.2 was served")?;
+    ensure!(refused.to_string().contains("ProtocolVersion"), "{refused:#}");
+    strict.client().await.context("TLS 1.3 is served")?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broken_answer_resets_the_stream_of_http2() -> Result<()> {
+    // CONFORMANCE C99: a clean end would make a whole of a part.
+    let bench = Bench::new().await?;
+    for (head, part) in [("Transfer-Encoding: chunked", "5\r\nhello\r\n"), ("Content-Length: 10", "hello")] {
+        let stream = http2(bench.bastion.secure, &bench.folder.path().join("ca.crt")).await?;
+        let (mut sender, connection) = h2::client::handshake(stream).await?;
+        tokio::spawn(connection);
+        let uri = format!("https://bastion.test{PREFIX}/");
+        let request = http::Request::get(uri).header("authorization", "Bearer t").body(())?;
+        let (answer, _) = sender.send_request(request, true)?;
+        let (mut backend, _) = bench.accept().await?;
+        backend.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{part}").as_bytes()).await?;
+        let mut body = answer.await?.into_body();
+        let first = body.data().await.context("a first part")??;
+        ensure!(first == "hello", "{first:?}");
+        drop(backend);
+        let end = body.data().await.context("a clean end")?;
+        let error = end.err().context("more of it")?;
+        ensure!(error.is_reset() && error.is_remote(), "{error}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_bastion_is_no_target() -> Result<()> {
+    // CONFORMANCE C110: it would ask itself until nothing is left.
+    let bench = Bench::new().await?;
+    for address in [bench.bastion.secure, bench.bastion.admin] {
+        let mut client = bench.client().await?;
+        let path = format!("/api/v1/namespaces/default/pods/https:p:{}/proxy/", address.port());
+        let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nConnection: close\r\n\r\n");
+        client.write_all(head.as_bytes()).await?;
+        let answer = read_all(&mut client).await;
+        let told = "refusing to proxy to the bastion itself";
+        ensure!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(told), "{address}: {answer}");
+    }
     Ok(())
 }
 

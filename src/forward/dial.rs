@@ -100,27 +100,27 @@ impl Dialer {
         stream.set_nodelay(true).map_err(|source| DialError::Connect { address, source })?;
         let Some(config) = self.tls_config(transport, protocol) else { return Ok(Stream::Plain(stream)) };
         let name = ServerName::IpAddress(address.ip().into());
-        let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
+        let handshake = TlsConnector::from(config).connect(name, stream);
         let stream = within(self.settings.tls_handshake_timeout, address, handshake)
             .await?
             .map_err(|source| DialError::Tls { address, source })?;
         Ok(Stream::Tls(Box::new(stream)))
     }
 
-    fn tls_config(&self, transport: Transport, protocol: Protocol) -> Option<&Arc<ClientConfig>> {
+    fn tls_config(&self, transport: Transport, protocol: Protocol) -> Option<Arc<ClientConfig>> {
         let offers = match transport {
             Transport::Http | Transport::H2c => return None,
-            Transport::Https => &self.tls.target,
-            Transport::Kubelet => &self.tls.kubelet.offers,
+            Transport::Https => Arc::clone(&self.tls.target),
+            Transport::Kubelet => self.tls.kubelet.offers(),
         };
-        Some(match protocol {
+        Some(Arc::clone(match protocol {
             Protocol::Any => &offers.any,
             Protocol::Http1 => &offers.http1,
-        })
+        }))
     }
 
     pub(super) fn shows_token_to_kubelets(&self) -> bool {
-        matches!(self.tls.kubelet, KubeletTls { verified: true, certificate: false, .. })
+        matches!(*self.tls.kubelet, KubeletTls { verified: true, certificate: false, .. })
     }
 }
 

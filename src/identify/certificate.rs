@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
@@ -18,6 +18,10 @@ const UID: Oid<'static> = oid!(1.3.6.1.4.1.57683.2);
 /// The extra attribute that tells which credential identified the caller.
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
+/// How long a no is kept, in seconds: a certificate that is not good yet, by a clock that is a little behind, must not
+/// cost its client the connection.
+const NO_HOLDS: u64 = 10;
+
 /// The chain that a client showed. What is made of it is kept for the connection, until the CAs change or it expires.
 #[derive(Debug)]
 pub struct ClientCertificate {
@@ -32,7 +36,7 @@ struct Kept<T>(Mutex<Option<Judged<T>>>);
 #[derive(Clone, Debug)]
 struct Judged<T> {
     generation: u64,
-    /// Unix seconds after which the certificate is no longer good.
+    /// Unix seconds after which it must be judged again.
     expires: u64,
     verdict: Result<T, String>,
 }
@@ -50,7 +54,11 @@ impl ClientCertificate {
     /// # Errors
     /// Why it is no good, for the log.
     pub(super) fn identity(&self, cas: &ClientCas) -> Result<Arc<Identity>, String> {
-        self.kept(&self.caller, cas, |certificate, leaf| identity(certificate.subject(), leaf).map(Arc::new))
+        self.identity_at(unix_now(), cas)
+    }
+
+    fn identity_at(&self, now: Duration, cas: &ClientCas) -> Result<Arc<Identity>, String> {
+        self.kept(&self.caller, now, cas, |certificate, leaf| identity(certificate.subject(), leaf).map(Arc::new))
     }
 
     /// The common name of the certificate, where the CAs vouch for it now.
@@ -58,16 +66,17 @@ impl ClientCertificate {
     /// # Errors
     /// As [`Self::identity`].
     pub(super) fn common_name(&self, cas: &ClientCas) -> Result<Arc<str>, String> {
-        self.kept(&self.front_proxy, cas, |certificate, _| Ok(common_name(certificate.subject()).into()))
+        self.kept(&self.front_proxy, unix_now(), cas, |certificate, _| Ok(common_name(certificate.subject()).into()))
     }
 
     fn kept<T: Clone>(
         &self,
         kept: &Kept<T>,
+        now: Duration,
         cas: &ClientCas,
         read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, String>,
     ) -> Result<T, String> {
-        let (now, generation) = (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), cas.generation());
+        let generation = cas.generation();
         let mut judged = kept.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(judged) = &*judged
             && judged.generation == generation
@@ -77,7 +86,7 @@ impl ClientCertificate {
         }
         let (expires, verdict) = match self.judge(cas, UnixTime::since_unix_epoch(now), read) {
             Ok((told, expires)) => (expires, Ok(told)),
-            Err(fault) => (u64::MAX, Err(fault)),
+            Err(fault) => (now.as_secs() + NO_HOLDS, Err(fault)),
         };
         *judged = Some(Judged { generation, expires, verdict: verdict.clone() });
         verdict
@@ -98,9 +107,20 @@ impl ClientCertificate {
             .map_err(|error| format!("the client certificate is no good: {error}"))?;
         let (_, certificate) = X509Certificate::from_der(leaf)
             .map_err(|error| format!("the client certificate cannot be read: {error}"))?;
-        let expires = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
-        Ok((read(&certificate, leaf)?, expires))
+        let expires = self.chain.iter().filter_map(|link| not_after(link)).filter(|expires| *expires >= now.as_secs());
+        Ok((read(&certificate, leaf)?, expires.min().unwrap_or_default()))
     }
+}
+
+/// In Unix seconds. An intermediate that has expired already, or that cannot be read, vouches for nobody: it is not
+/// among those that made the verdict.
+fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    certificate.validity().not_after.timestamp().try_into().ok()
+}
+
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Of several CNs Go's pkix.Name keeps the last, and so does kube-apiserver.
@@ -191,5 +211,46 @@ mod tests {
         assert!(certificate.identity(&cas).is_ok());
         cas.replace(new.pem.as_bytes()).unwrap();
         assert!(certificate.identity(&cas).is_err());
+    }
+
+    /// Midnight of a day of January 2040, which rcgen and the clock of the test mean alike.
+    fn day(day: u8) -> (u64, impl Fn(&mut CertificateParams), impl Fn(&mut CertificateParams)) {
+        let date = rcgen::date_time_ymd(2040, 1, day);
+        let seconds = u64::try_from(date.unix_timestamp()).unwrap();
+        (seconds, move |params| params.not_before = date, move |params| params.not_after = date)
+    }
+
+    #[test]
+    fn a_certificate_that_becomes_good_is_good_on_a_connection_that_is_open() {
+        let ca = ca();
+        let (begins, from, _) = day(2);
+        let certificate = client(&ca, from);
+        let cas = trusting(&ca);
+        let at = |seconds: u64| certificate.identity_at(Duration::from_secs(seconds), &cas);
+        assert!(at(begins - 5).unwrap_err().contains("no good"));
+        assert!(at(begins + 1).is_err(), "a no is kept for a moment");
+        assert_eq!(at(begins + 6).unwrap().user, "jane");
+    }
+
+    #[test]
+    fn a_yes_ends_with_the_first_of_the_chain_that_expires() {
+        let root = ca();
+        let (ends, _, until) = day(2);
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "intermediate");
+        until(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let intermediate = params.signed_by(&key, &root.issuer).unwrap();
+        let below = Ca { issuer: Issuer::new(params, key), pem: String::new() };
+        // Another that has expired long ago, and that nothing depends on.
+        let expired = client(&root, |params| params.not_after = rcgen::date_time_ymd(2001, 1, 1));
+        let chain = [&client(&below, |_| ()).chain[0], intermediate.der(), &expired.chain[0]].map(Clone::clone);
+        let certificate = ClientCertificate::new(&chain).unwrap();
+        let cas = trusting(&root);
+        let at = |seconds: u64| certificate.identity_at(Duration::from_secs(seconds), &cas);
+        assert!(at(ends - 1).is_ok());
+        assert_eq!(certificate.caller.0.lock().unwrap().as_ref().unwrap().expires, ends);
+        assert!(at(ends + 1).is_err());
     }
 }

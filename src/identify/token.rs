@@ -147,7 +147,7 @@ impl StaticTokens {
         Ok(())
     }
 
-    pub(super) fn identity(&self, token: &str) -> Verdict {
+    pub(crate) fn identity(&self, token: &str) -> Verdict {
         let tokens = self.0.load();
         let known = tokens.get(&hash(token)).cloned();
         known.ok_or_else(|| IdentifyError::Unauthenticated("the token is not in the token file".into()))

@@ -1,21 +1,22 @@
 //! The client sides: targets, whose certificates are not verified (CONFORMANCE C51), and kubelets (C52).
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::{TlsError, load_certificates, load_pair};
+use super::{FileWatch, TlsError, load_certificates, load_pair};
 use crate::config::Targets;
 
 /// TLS setups towards targets, shared by the workers.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     /// Towards pods, services and the other ports of nodes.
-    pub target: Offers,
-    pub kubelet: KubeletTls,
+    pub target: Arc<Offers>,
+    pub kubelet: Arc<KubeletTls>,
 }
 
 /// One setup with two offers (ALPN, RFC 7301).
@@ -39,34 +40,91 @@ impl Offers {
 }
 
 /// TLS towards kubelets, and whether the bastion may show its own token there.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KubeletTls {
-    pub offers: Offers,
     /// The kubelet's certificate is verified. A token is shown to nobody else.
     pub verified: bool,
     /// A client certificate is shown, so that no token is needed.
     pub certificate: bool,
+    files: KubeletFiles,
+    offers: ArcSwap<Offers>,
+}
+
+#[derive(Clone, Debug)]
+struct KubeletFiles {
+    authority: Option<PathBuf>,
+    /// Certificate and key.
+    pair: Option<(PathBuf, PathBuf)>,
 }
 
 impl ClientTls {
     /// # Errors
     /// Where a file of the configuration cannot be read, or key and certificate do not match.
     pub fn new(targets: &Targets) -> Result<Self, TlsError> {
-        let Targets {
-            kubelet_certificate_authority: ca,
-            kubelet_client_certificate: certificate,
-            kubelet_client_key: key,
-            ..
-        } = targets;
-        let kubelet = kubelet_config(ca.as_deref(), certificate.as_deref().zip(key.as_deref()))?;
+        let pair = targets.kubelet_client_certificate.clone().zip(targets.kubelet_client_key.clone());
+        let files = KubeletFiles { authority: targets.kubelet_certificate_authority.clone(), pair };
         Ok(Self {
-            target: Offers::new(&unverified()?.with_no_client_auth()),
-            kubelet: KubeletTls {
-                offers: Offers::new(&kubelet),
-                verified: ca.is_some(),
-                certificate: certificate.is_some(),
-            },
+            target: Arc::new(Offers::new(&unverified()?.with_no_client_auth())),
+            kubelet: Arc::new(KubeletTls {
+                verified: files.authority.is_some(),
+                certificate: files.pair.is_some(),
+                offers: ArcSwap::from_pointee(files.load()?),
+                files,
+            }),
         })
+    }
+}
+
+impl KubeletTls {
+    /// The setup for the next handshake.
+    pub fn offers(&self) -> Arc<Offers> {
+        self.offers.load_full()
+    }
+
+    /// Takes changed files into use for the next handshakes, for ever. What is no good changes nothing and is logged.
+    pub async fn follow(self: Arc<Self>) {
+        let KubeletFiles { authority, pair } = self.files.clone();
+        let pair = pair.map(|(certificate, key)| [certificate, key]);
+        let files: Vec<_> = authority.into_iter().chain(pair.into_iter().flatten()).collect();
+        if files.is_empty() {
+            return;
+        }
+        let mut files = FileWatch::new(files);
+        loop {
+            files.changed().await;
+            match self.files.load() {
+                Ok(offers) => {
+                    self.offers.store(Arc::new(offers));
+                    tracing::info!("the CA or the client certificate for kubelets changed and is in use");
+                }
+                Err(error) => tracing::error!(
+                    %error,
+                    "the CA or the client certificate for kubelets changed and cannot be used; the old one stays"
+                ),
+            }
+        }
+    }
+}
+
+impl KubeletFiles {
+    fn load(&self) -> Result<Offers, TlsError> {
+        let builder = match &self.authority {
+            Some(path) => {
+                let mut roots = RootCertStore::empty();
+                for certificate in load_certificates(path)? {
+                    roots.add(certificate).map_err(|source| TlsError::BadCa { path: path.clone(), source })?;
+                }
+                builder()?.with_root_certificates(roots)
+            }
+            None => unverified()?,
+        };
+        Ok(Offers::new(&match &self.pair {
+            Some((certificate, key)) => {
+                let pair = load_pair(certificate, key)?;
+                builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from((*pair).clone())))
+            }
+            None => builder.with_no_client_auth(),
+        }))
     }
 }
 
@@ -79,26 +137,6 @@ fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier
 
 fn unverified() -> Result<WantsClientCert, rustls::Error> {
     Ok(builder()?.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny)))
-}
-
-fn kubelet_config(ca: Option<&Path>, pair: Option<(&Path, &Path)>) -> Result<ClientConfig, TlsError> {
-    let builder = match ca {
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in load_certificates(path)? {
-                roots.add(certificate).map_err(|source| TlsError::BadCa { path: path.into(), source })?;
-            }
-            builder()?.with_root_certificates(roots)
-        }
-        None => unverified()?,
-    };
-    Ok(match pair {
-        Some((certificate, key)) => {
-            let pair = load_pair(certificate, key)?;
-            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from((*pair).clone())))
-        }
-        None => builder.with_no_client_auth(),
-    })
 }
 
 /// Accepts whatever a target shows, as the apiserver's proxy does: targets are dialled by addresses that no

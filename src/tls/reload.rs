@@ -63,6 +63,15 @@ fn hash_file(path: &Path, hash: &mut DefaultHasher) {
     std::fs::read(path).ok().hash(hash);
 }
 
+/// Why a bundle of CAs cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    #[error("it is no PEM: {0}")]
+    Pem(#[from] rustls::pki_types::pem::Error),
+    #[error("it holds no certificate that can be used: PEM with BEGIN CERTIFICATE is wanted")]
+    None,
+}
+
 /// The CAs that client certificates are verified against, as they are now. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct ClientCas(Arc<Shared>);
@@ -89,11 +98,15 @@ impl ClientCas {
     /// many are in force.
     ///
     /// # Errors
-    /// Where the text is not PEM: the CAs stay as they were.
-    pub fn replace(&self, pem: &[u8]) -> Result<usize, rustls::pki_types::pem::Error> {
+    /// Where the text is not PEM or holds no CA: the CAs stay as they were, as with kube-apiserver. A file that is being
+    /// written is empty for a moment.
+    pub fn replace(&self, pem: &[u8]) -> Result<usize, CaError> {
         let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
         let mut roots = RootCertStore::empty();
         let (used, _) = roots.add_parsable_certificates(certificates);
+        if used == 0 {
+            return Err(CaError::None);
+        }
         let unchanged = {
             let before = self.0.roots.load();
             before.roots == roots.roots
@@ -149,6 +162,7 @@ mod tests {
         assert_eq!(cas.replace(ca.cert.pem().as_bytes()).unwrap(), 1);
         assert_eq!(cas.generation(), generation, "the same bundle is no change");
         assert!(cas.replace(b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n").is_err());
+        assert!(matches!(cas.replace(b""), Err(CaError::None)), "a file that is being written");
         assert_eq!(cas.roots().len(), 1);
     }
 }

@@ -1,14 +1,13 @@
 //! A Kubernetes API as the source: nodes, pods, services and EndpointSlices by list and watch, and the CAs of client
 //! certificates that the cluster publishes.
 
-use std::collections::BTreeMap;
+mod trusted;
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
-use futures::{StreamExt, TryStreamExt};
 use http::Response;
-use http::header::HeaderName;
-use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use kube::api::Api;
 use kube::client::{ClientBuilder, DynBody};
@@ -16,20 +15,19 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use tower::util::MapResultLayer;
+pub use trusted::Trusted;
 
 use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
 use crate::cluster::{Kind, Object, ObjectKey, Writer};
 use crate::config::KubernetesSource;
-use crate::identify::{FrontProxy, Names};
 use crate::metrics::Metrics;
 use crate::ready::{Hold, Ready};
-use crate::tls::ClientCas;
 
-/// Where every cluster publishes how it authenticates, for those to whom it delegates.
-const AUTHENTICATION_NAMESPACE: &str = "kube-system";
-const AUTHENTICATION_NAME: &str = "extension-apiserver-authentication";
-/// The name under which it stands in `/readyz` and in the metrics.
-const AUTHENTICATION: &str = "authentication";
+/// The rights that the watches of facts need, as deploy/ gives them.
+const RIGHTS: &str = "list and watch on nodes, pods, services and endpointslices (ClusterRole kube-bastion)";
+/// What becomes of requests while a watch is broken: once it has told all, and before.
+const SERVES: &str = "the last known state serves";
+const UNREADY: &str = "nothing is known of these yet, and the bastion is not ready until the API answers";
 
 /// Why the API cannot even be asked.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +90,8 @@ enum Told {
     /// Changed, and when that happened, where the object tells.
     Changed(Object, Option<f64>),
     Gone(ObjectKey),
-    /// An object that is none of ours, or malformed (and then logged): what was known of it stays.
+    /// Listed, and none of ours; or malformed, which has been logged. Where a change is malformed, what was known of the
+    /// object before stays.
     Skipped,
     Lost(String),
 }
@@ -101,11 +100,12 @@ impl KubernetesWatch {
     /// # Errors
     /// Where the credentials of the configuration cannot be loaded.
     pub fn new(config: &kube::Config, ready: &Ready, metrics: &Metrics) -> Result<Self, KubernetesError> {
+        let client = |kind: Kind| watch_client(config, kind.plural(), ready, metrics);
         let told = select_all([
-            told::<SlimNode>(config, ready, metrics)?,
-            told::<SlimPod>(config, ready, metrics)?,
-            told::<SlimService>(config, ready, metrics)?,
-            told::<SlimSlice>(config, ready, metrics)?,
+            told::<SlimNode>(client(Kind::Node)?, metrics),
+            told::<SlimPod>(client(Kind::Pod)?, metrics),
+            told::<SlimService>(client(Kind::Service)?, metrics),
+            told::<SlimSlice>(client(Kind::EndpointSlice)?, metrics),
         ]);
         let holds = Kind::ALL.into_iter().map(|kind| (kind, ready.hold(kind.plural()))).collect();
         Ok(Self { told: told.boxed(), holds, ready: ready.clone(), metrics: metrics.clone() })
@@ -115,7 +115,8 @@ impl KubernetesWatch {
     pub async fn run(mut self, mut writer: Writer) {
         let mut lists: [Vec<Object>; Kind::ALL.len()] = Default::default();
         while let Some((kind, told)) = self.told.next().await {
-            if !matches!(told, Told::Lost(_)) {
+            // That a list begins is no word of the API: it has not even been asked.
+            if !matches!(told, Told::Begin | Told::Lost(_)) {
                 self.metrics.watch_event(kind.plural());
             }
             let list = &mut lists[kind as usize];
@@ -135,46 +136,56 @@ impl KubernetesWatch {
                 }
                 Told::Gone(key) => writer.delete(kind, &key),
                 Told::Skipped => {}
-                Told::Lost(fault) => lost(&self.ready, &self.metrics, kind.plural(), &fault),
+                Told::Lost(fault) => {
+                    let synced = self.holds.iter().all(|(held, _)| *held != kind);
+                    let meanwhile = if synced { SERVES } else { UNREADY };
+                    lost(&self.ready, &self.metrics, kind.plural(), &fault, meanwhile);
+                }
             }
         }
     }
 }
 
 /// One watch, which picks itself up with growing, jittered pauses.
-fn told<K: Watched>(
-    config: &kube::Config,
-    ready: &Ready,
-    metrics: &Metrics,
-) -> Result<BoxStream<'static, (Kind, Told)>, KubernetesError> {
-    let client = watch_client(config, K::KIND.plural(), ready, metrics)?;
+fn told<K: Watched>(client: Client, metrics: &Metrics) -> BoxStream<'static, (Kind, Told)> {
     let metrics = metrics.clone();
     let events = watcher::watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
-    Ok(events.map(move |event| (K::KIND, translate::<K>(event, &metrics))).boxed())
+    events.map(move |event| (K::KIND, translate::<K>(event, &metrics))).boxed()
 }
 
 fn translate<K: Watched>(event: watcher::Result<Event<K>>, metrics: &Metrics) -> Told {
-    let object = |item: K| {
-        let (name, trigger) = (key(item.meta()), trigger_time(item.meta()));
-        match item.object() {
-            Ok(object) => object.map(|object| (object, trigger)),
-            Err(fault) => {
-                tracing::warn!(resource = K::KIND.plural(), %name, fault, "a malformed object is skipped");
-                metrics.watch_malformed(K::KIND.plural());
-                None
-            }
-        }
-    };
     match event {
         Ok(Event::Init) => Told::Begin,
-        Ok(Event::InitApply(item)) => object(item).map_or(Told::Skipped, |(object, _)| Told::Listed(object)),
+        Ok(Event::InitApply(item)) => match read(item, metrics) {
+            Ok(Some(object)) => Told::Listed(object),
+            Ok(None) | Err(Malformed) => Told::Skipped,
+        },
         Ok(Event::InitDone) => Told::Whole,
         Ok(Event::Apply(item)) => {
-            object(item).map_or(Told::Skipped, |(object, trigger)| Told::Changed(object, trigger))
+            let (key, trigger) = (key(item.meta()), trigger_time(item.meta()));
+            match read(item, metrics) {
+                Ok(Some(object)) => Told::Changed(object, trigger),
+                // It may have been ours before the change: a slice can be taken off its service.
+                Ok(None) => Told::Gone(key),
+                Err(Malformed) => Told::Skipped,
+            }
         }
         Ok(Event::Delete(item)) => Told::Gone(key(item.meta())),
-        Err(error) => Told::Lost(with_sources(&error)),
+        Err(error) => Told::Lost(fault(&error, RIGHTS)),
     }
+}
+
+/// It has been logged and counted.
+struct Malformed;
+
+/// None where the object is none of ours.
+fn read<K: Watched>(item: K, metrics: &Metrics) -> Result<Option<Object>, Malformed> {
+    let name = key(item.meta());
+    item.object().map_err(|fault| {
+        tracing::warn!(resource = K::KIND.plural(), %name, fault, "a malformed object is skipped");
+        metrics.watch_malformed(K::KIND.plural());
+        Malformed
+    })
 }
 
 /// A client of its own for each watch: what it is answered tells whether that watch is connected, which the watcher
@@ -196,108 +207,31 @@ fn watch_client(
     Ok(ClientBuilder::try_from(config.clone())?.with_layer(&observe).build::<Box<DynBody>>())
 }
 
-fn lost(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str) {
-    tracing::warn!(resource = what, fault, "the watch is broken; the last known state serves, trying again");
+/// `meanwhile` tells what becomes of requests.
+fn lost(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str, meanwhile: &str) {
+    tracing::warn!(resource = what, fault, "the watch is broken: {meanwhile}; trying again");
     ready.impair(what, fault.to_owned());
     metrics.watch_up(what, false);
 }
 
-/// Whose word counts, as the cluster publishes it for those to whom it delegates.
-#[derive(Debug)]
-pub struct Trusted {
-    /// None where the configuration says which CAs count.
-    pub client_cas: Option<ClientCas>,
-    pub front_proxy: FrontProxy,
-}
-
-impl Trusted {
-    /// Follows what is published.
-    ///
-    /// # Errors
-    /// Where the credentials of the configuration cannot be loaded.
-    pub fn follow(
-        self,
-        config: &kube::Config,
-        ready: &Ready,
-        metrics: &Metrics,
-    ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, KubernetesError> {
-        let client = watch_client(config, AUTHENTICATION, ready, metrics)?;
-        let api = Api::<ConfigMap>::namespaced(client, AUTHENTICATION_NAMESPACE);
-        let only = watcher::Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
-        let mut hold = Some(ready.hold(AUTHENTICATION));
-        let (ready, metrics) = (ready.clone(), metrics.clone());
-        Ok(async move {
-            let mut events = watcher::watcher(api, only).default_backoff().boxed();
-            loop {
-                match events.try_next().await {
-                    Ok(Some(Event::Apply(map) | Event::InitApply(map))) => self.take(&map.data.unwrap_or_default()),
-                    Ok(Some(Event::InitDone)) => drop(hold.take()),
-                    // Without the map no new CA is trusted, and the old ones are: the cluster lost a piece, not its CA.
-                    Ok(Some(Event::Init | Event::Delete(_))) => {}
-                    Ok(None) => return,
-                    Err(error) => {
-                        let fault = format!(
-                            "{}; the bastion's account needs the Role extension-apiserver-authentication-reader in \
-                             kube-system",
-                            with_sources(&error)
-                        );
-                        lost(&ready, &metrics, AUTHENTICATION, &fault);
-                        // With CAs of its own the bastion can do without: only front proxies are then not known.
-                        if self.client_cas.is_some() {
-                            continue;
-                        }
-                        drop(hold.take());
-                    }
-                }
-            }
-        })
-    }
-
-    fn take(&self, published: &BTreeMap<String, String>) {
-        if let Some(cas) = &self.client_cas {
-            take_cas(cas, published.get("client-ca-file"), "client certificates");
+/// What failed and, where the API refused, what to look at. `rights` are those that the watch needs.
+fn fault(error: &watcher::Error, rights: &str) -> String {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    let text = with_sources(error);
+    let code = match error {
+        WatchError(status)
+        | InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => status.code,
+        _ => return text,
+    };
+    match code {
+        401 => {
+            format!("{text}; the API does not know the bastion's own credentials: look at its account or kubeconfig")
         }
-        take_cas(&self.front_proxy.cas, published.get("requestheader-client-ca-file"), "front proxies");
-        match names(published) {
-            Ok(names) => self.front_proxy.replace(names),
-            Err(fault) => tracing::warn!(fault, "what is published of front proxies cannot be read; the old stays"),
-        }
+        403 => format!("{text}; the bastion's account needs {rights}"),
+        _ => text,
     }
-}
-
-fn take_cas(cas: &ClientCas, pem: Option<&String>, of: &str) {
-    let Some(pem) = pem else {
-        return tracing::info!("the cluster publishes no CA of {of}: they identify nobody");
-    };
-    match cas.replace(pem.as_bytes()) {
-        Ok(count) => tracing::info!(count, "the CAs of {of} are those that the cluster publishes"),
-        Err(error) => tracing::warn!(%error, "the published CAs of {of} cannot be read; the old ones stay"),
-    }
-}
-
-/// The lists stand as JSON in strings.
-fn names(published: &BTreeMap<String, String>) -> Result<Names, String> {
-    let list = |key: &str| -> Result<Vec<String>, String> {
-        let text = published.get(key).map(|text| text.trim()).filter(|text| !text.is_empty());
-        text.map_or(Ok(Vec::new()), |text| serde_json::from_str(text).map_err(|error| format!("{key}: {error}")))
-    };
-    let headers = |key: &str| -> Result<Vec<HeaderName>, String> {
-        let names =
-            list(key)?.into_iter().map(|name| name.parse().map_err(|error| format!("{key}: {name:?}: {error}")));
-        names.collect()
-    };
-    Ok(Names {
-        allowed: list("requestheader-allowed-names")?,
-        user: headers("requestheader-username-headers")?,
-        uid: headers("requestheader-uid-headers")?,
-        group: headers("requestheader-group-headers")?,
-        extra: list("requestheader-extra-headers-prefix")?
-            .into_iter()
-            .map(|prefix| prefix.to_ascii_lowercase())
-            // An empty prefix would make an identity of every header.
-            .filter(|prefix| !prefix.is_empty())
-            .collect(),
-    })
 }
 
 /// An error with what it came from: the cause of a failed watch stands at the end of the chain.
@@ -319,28 +253,4 @@ fn unix_now() -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_published_of_front_proxies_is_read() {
-        let published = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
-            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-        };
-        let read = names(&published(&[
-            ("requestheader-allowed-names", r#"["front-proxy"]"#),
-            ("requestheader-username-headers", r#"["X-Remote-User"]"#),
-            ("requestheader-group-headers", r#"["X-Remote-Group"]"#),
-            ("requestheader-extra-headers-prefix", r#"["X-Remote-Extra-",""]"#),
-        ]));
-        let read = read.unwrap();
-        assert_eq!(
-            (&read.allowed[..], &read.extra[..]),
-            (&["front-proxy".into()][..], &["x-remote-extra-".into()][..])
-        );
-        assert_eq!((&read.user[0], read.uid.len()), (&HeaderName::from_static("x-remote-user"), 0));
-        assert_eq!(names(&published(&[])).unwrap(), Names::default());
-        let fault = names(&published(&[("requestheader-allowed-names", "front-proxy")])).unwrap_err();
-        assert!(fault.starts_with("requestheader-allowed-names: "), "{fault}");
-    }
-}
+mod tests;

@@ -20,6 +20,15 @@ use crate::tls::FileWatch;
 const MANIFESTS: &str = "manifests";
 const NAMESPACED: [&str; 5] = ["Pod", "Service", "EndpointSlice", "Role", "RoleBinding"];
 
+/// The API of the kinds that are used here. Others have kinds of the same name, as Knative has a `Service`.
+fn api_version(kind: &str) -> &'static str {
+    match kind {
+        "EndpointSlice" => "discovery.k8s.io/v1",
+        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => "rbac.authorization.k8s.io/v1",
+        _ => "v1",
+    }
+}
+
 /// What is wrong with a folder, and where.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
@@ -150,13 +159,19 @@ impl Found {
         let name = document["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let malformed =
             |fault: String| ManifestError::Malformed { path: path.into(), what: format!("{kind} {name:?}"), fault };
-        if kind == "List" {
+        let of_ours = document.get("apiVersion").is_none_or(|version| *version == api_version(&kind));
+        if kind == "List" && of_ours {
             let items = document["items"].take();
             let items: Vec<Value> = serde_json::from_value(items).map_err(|error| malformed(error.to_string()))?;
             return items.into_iter().try_for_each(|item| self.take(path, item));
         }
         if kind.is_empty() || name.is_empty() {
             return Err(malformed("kind and metadata.name are needed".into()));
+        }
+        if !of_ours {
+            let version = document["apiVersion"].as_str().unwrap_or_default();
+            tracing::info!(?path, kind, version, name, "an object of an API that is not used here is skipped");
+            return Ok(());
         }
         if NAMESPACED.contains(&&*kind) && document["metadata"]["namespace"].is_null() {
             document["metadata"]["namespace"] = "default".into();
@@ -194,8 +209,10 @@ fn parse<T: DeserializeOwned>(document: Value) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authorize::Decision;
     use crate::cluster::Cluster;
     use crate::model::address::AddressPolicy;
+    use crate::model::{Attributes, Identity, Verb};
     use prometheus_client::registry::Registry;
 
     const POD: &str = "kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: 10.0.0.1}]}\n";
@@ -230,6 +247,25 @@ mod tests {
         assert_eq!(kinds, [Kind::Pod, Kind::Node]);
     }
 
+    #[test]
+    fn kinds_of_other_apis_are_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "{kind: Service, apiVersion: serving.knative.dev/v1, metadata: {name: knative}, spec: {ports: none}}
+---
+{kind: Role, apiVersion: iam.example.com/v1, metadata: {name: r}, rules: {}}
+---
+{kind: Service, apiVersion: v1, metadata: {name: core}}
+---
+{kind: EndpointSlice, apiVersion: discovery.k8s.io/v1, addressType: IPv4, metadata: {name: s, labels: {kubernetes.io/service-name: core}}}
+---
+{kind: Node, metadata: {name: without}}
+";
+        std::fs::write(folder.path().join("a.yaml"), text).unwrap();
+        let manifests = Manifests::load(folder.path().into(), None).unwrap();
+        let kinds: Vec<_> = manifests.objects.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [Kind::Service, Kind::EndpointSlice, Kind::Node]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn changes_are_followed_and_a_broken_file_keeps_the_last_good_state() {
         let folder = tempfile::tempdir().unwrap();
@@ -248,6 +284,55 @@ mod tests {
         std::fs::write(&file, POD.replace("name: p", "name: q")).unwrap();
         eventually(|| cluster.pod("default", "q").is_some()).await;
         assert!(cluster.pod("default", "p").is_none() && !ready.report().1.contains("[!]"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rights_and_tokens_are_followed_and_a_broken_token_file_keeps_the_old() {
+        const BINDING: &str = "kind: ClusterRoleBinding
+metadata: {name: b}
+roleRef: {kind: ClusterRole, name: r}
+subjects: [{kind: User, name: jane}]
+";
+        let folder = tempfile::tempdir().unwrap();
+        let (binding, file) = (folder.path().join("m/binding.yaml"), folder.path().join("tokens"));
+        std::fs::create_dir(folder.path().join("m")).unwrap();
+        let role = "kind: ClusterRole\nmetadata: {name: r}\nrules: [{apiGroups: [''], resources: [pods/proxy], verbs: [get]}]\n";
+        std::fs::write(folder.path().join("m/role.yaml"), role).unwrap();
+        std::fs::write(&file, "t,jane,1\n").unwrap();
+
+        let (_cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+        let (ready, metrics) = (Ready::default(), Metrics::new(&mut Registry::default()));
+        let manifests = Manifests::load(folder.path().join("m"), Some(file.clone())).unwrap();
+        let (tokens, rules) = (Arc::clone(&manifests.tokens), Arc::clone(&manifests.rules));
+        tokio::spawn(manifests.run(writer, Manifests::hold(&ready), ready.clone(), metrics));
+        let may = || {
+            let jane = Identity::new("jane", "1", Vec::new(), Default::default());
+            let attributes = Attributes {
+                verb: Verb::Get,
+                group: "",
+                resource: "pods",
+                subresource: "proxy",
+                namespace: "default",
+                name: "p",
+            };
+            matches!(rules.load().decide(&jane, attributes), Decision::Allow)
+        };
+        let knows = |token: &str| tokens.identity(token).is_ok();
+        assert!(!may() && knows("t"));
+
+        std::fs::write(&binding, BINDING).unwrap();
+        eventually(may).await;
+        std::fs::write(&binding, BINDING.replace("jane", "joe")).unwrap();
+        eventually(|| !may()).await;
+
+        std::fs::write(&file, "new,jane,1\n").unwrap();
+        eventually(|| knows("new") && !knows("t")).await;
+        std::fs::write(&file, "newer,jane\n").unwrap();
+        eventually(|| ready.report().1.contains("[!]manifests")).await;
+        assert!(knows("new") && !knows("newer") && ready.report().0, "the old tokens stay");
+        std::fs::write(&file, "newer,jane,1\n").unwrap();
+        eventually(|| knows("newer")).await;
+        assert!(!ready.report().1.contains("[!]"));
     }
 
     async fn eventually(mut is: impl FnMut() -> bool) {

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::Api;
+use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::support::backend::Backend;
+use crate::support::eventually;
 use crate::world::{SHOP, World, path};
 
 pub async fn ten_thousand_requests_go_round(world: &mut World) -> Result<()> {
@@ -70,7 +71,24 @@ pub async fn endpoints_come_and_go_under_load(world: &mut World) -> Result<()> {
     world.endpoints("services/web", 3).await
 }
 
+/// The product's word is 100 ms. On a machine that does something else at the moment any single figure may be worse:
+/// the best of some tries must keep it, and none may be so late that it was not the watch that told of it.
 pub async fn a_new_endpoint_is_used_at_once(world: &mut World) -> Result<()> {
+    const TRIES: usize = 5;
+    const WORD: Duration = Duration::from_millis(100);
+    const LATE: Duration = Duration::from_secs(2);
+    let mut lags = Vec::new();
+    while lags.len() < TRIES && lags.iter().min().is_none_or(|best| *best > WORD) {
+        lags.push(lag(world).await?);
+    }
+    println!("     a new endpoint served {lags:?} after the API told this test of it");
+    ensure!(lags.iter().all(|lag| *lag < LATE), "{lags:?}");
+    ensure!(lags.iter().any(|lag| *lag <= WORD), "not once within {WORD:?}: {lags:?}");
+    Ok(())
+}
+
+/// From the API's word to the first request; none where the bastion heard it first.
+async fn lag(world: &World) -> Result<Duration> {
     let backend = Backend::start(&world.namespace, 30, 8080, "late", None)?;
     let slices = Api::<EndpointSlice>::namespaced(world.cluster.client.clone(), SHOP);
     let web = watcher::Config::default().labels("kubernetes.io/service-name=web");
@@ -89,17 +107,38 @@ pub async fn a_new_endpoint_is_used_at_once(world: &mut World) -> Result<()> {
         anyhow::bail!("the watch ended")
     });
     world.objects.pod("late", json!({"app": "web"}), address, ports).await?;
-    while backend.served() == 0 {
-        client.get(&path("services/web/proxy/name")).await?;
-    }
-    let used = Instant::now();
+    let used = async {
+        while backend.served() == 0 {
+            client.get(&path("services/web/proxy/name")).await?;
+        }
+        anyhow::Ok(Instant::now())
+    };
+    let used = tokio::time::timeout(Duration::from_secs(30), used).await.context("it is never used")??;
     let answered = answered.await??;
-    match used.checked_duration_since(answered) {
-        Some(lag) => println!("     a new endpoint served {lag:?} after the API told this test of it"),
-        None => println!("     a new endpoint served {:?} before the API told this test of it", answered - used),
-    }
     world.objects.delete_pod("late").await?;
-    world.endpoints("services/web", 3).await
+    world.endpoints("services/web", 3).await?;
+    Ok(used.saturating_duration_since(answered))
+}
+
+pub async fn a_slice_that_leaves_its_service_serves_no_more(world: &mut World) -> Result<()> {
+    world.objects.service("left", json!({"ports": [{"port": 80}]})).await?;
+    let pod = json!({"kind": "Pod", "namespace": SHOP, "name": "web-1"});
+    let slice = json!({
+        "metadata": {"name": "left-1", "labels": {"kubernetes.io/service-name": "left"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "", "port": 8080}],
+        "endpoints": [{"addresses": [world.namespace.address(11)], "targetRef": pod}],
+    });
+    world.objects.create::<EndpointSlice>(slice).await?;
+    world.endpoints("services/left", 1).await?;
+    let slices = Api::<EndpointSlice>::namespaced(world.cluster.client.clone(), SHOP);
+    let unlabelled = json!({"metadata": {"labels": {"kubernetes.io/service-name": null}}});
+    slices.patch("left-1", &PatchParams::default(), &Patch::Merge(unlabelled)).await?;
+    let mut client = world.client().await?;
+    eventually("the service to be without endpoints", async || {
+        Ok(client.get(&path("services/left/proxy/name")).await?.status == 503)
+    })
+    .await
 }
 
 /// Waits until a backend is no longer asked.

@@ -3,8 +3,9 @@
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use http::Method;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use crate::support::client::Client;
@@ -102,4 +103,30 @@ pub async fn who_is_nobody_gets_401(world: &mut World) -> Result<()> {
     let said = world.bastion.said();
     ensure!(!said.contains(&world.token) && !said.contains("eyJ"), "a token stands in the log");
     Ok(())
+}
+
+/// What is trusted is what `kube-system/extension-apiserver-authentication` says now. The apiserver adds its own CA to
+/// the map every minute, and leaves others there.
+pub async fn published_cas_are_followed_on_an_open_connection(world: &mut World) -> Result<()> {
+    let folder = world.cluster.folder.path();
+    let maps = Api::<ConfigMap>::namespaced(world.cluster.client.clone(), "kube-system");
+    let publish = async |pem: &str| -> Result<()> {
+        let patch = json!({"data": {"client-ca-file": pem}});
+        maps.patch("extension-apiserver-authentication", &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    };
+    let guests = Ca::new(folder, "guests-ca")?;
+    world.objects.allow("guests", json!({"kind": "Group", "name": "guests"}), &["pods/proxy"], &["get"]).await?;
+    let guest = guests.client(folder, "guest", "guests")?;
+    let mut client = Client::connect(world.bastion.secure, &world.cluster.ca.file, None, Some(&guest)).await?;
+    let target = path("pods/web-1/proxy/name");
+    let answer = client.get(&target).await?;
+    ensure!(answer.status == 401, "not yet: {answer:?}");
+
+    let own = std::fs::read_to_string(&world.cluster.ca.file)?;
+    publish(&format!("{own}{}", std::fs::read_to_string(&guests.file)?)).await?;
+    let added = eventually("the added CA", async || Ok(client.get(&target).await?.status == 200)).await;
+    publish(&own).await?;
+    added?;
+    eventually("the removed CA", async || Ok(client.get(&target).await?.status == 401)).await
 }

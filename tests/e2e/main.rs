@@ -10,6 +10,7 @@ mod callers;
 mod clients;
 mod conformance;
 mod deployed;
+mod kubelet;
 mod outages;
 #[path = "../support/mod.rs"]
 mod support;
@@ -70,15 +71,18 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         callers::rbac_decides_for_client_certificates,
         callers::failures_say_more_to_who_may_see_the_target,
         callers::who_is_nobody_gets_401,
+        callers::published_cas_are_followed_on_an_open_connection,
         balance::ten_thousand_requests_go_round,
         balance::a_killed_backend_fails_no_request,
         balance::endpoints_come_and_go_under_load,
         balance::a_new_endpoint_is_used_at_once,
+        balance::a_slice_that_leaves_its_service_serves_no_more,
         conformance::sixteen_urls_answer_twenty_times_at_once,
         conformance::seven_methods_reach_a_path,
         conformance::five_methods_reach_the_bare_proxy_and_two_are_redirected,
         conformance::node_logs_are_read_through_the_kubelet,
         conformance::kubectl_proxy_serves_by_port_and_by_socket,
+        kubelet::credentials_are_for_a_kubelet_that_is_verified,
         clients::kubectl_works_by_a_kubeconfig_of_its_own,
         clients::curl_speaks_both_versions_of_http,
         clients::curl_streams_what_comes,

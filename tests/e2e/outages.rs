@@ -52,6 +52,7 @@ pub async fn the_last_known_state_serves_without_the_api(world: &mut World) -> R
     ensure!(code == 200, "an outage of the API takes no replica out of service: {report}");
     let metrics = patient.metrics().await?;
     ensure!(metrics.contains(r#"kube_bastion_watch_up{resource="pods"} 0"#), "{metrics}");
+    ensure!(patient.said().contains("the last known state serves"), "{}", patient.said());
     for _ in 0..100 {
         let answer = client.get(&target).await?;
         ensure!(answer.status == 200, "the last known state serves: {answer:?}");
@@ -80,6 +81,13 @@ pub async fn an_api_that_is_not_there_at_start_is_waited_for(world: &mut World) 
     eventually("the API to be missed", async || Ok(early.readyz().await?.1.contains("refused"))).await?;
     let (code, report) = early.readyz().await?;
     ensure!(code == 503 && report.contains("[-]pods pending"), "{report}");
+    // The log says what is so: there is no last known state, nobody refused a right, and a failure is one line.
+    let said = early.said();
+    let unready = "the bastion is not ready until the API answers";
+    ensure!(said.contains(unready) && !said.contains("the last known state serves"), "{said}");
+    ensure!(!said.contains("extension-apiserver-authentication-reader") && !said.contains("kube_client"), "{said}");
+    let metrics = early.metrics().await?;
+    ensure!(!metrics.contains("watch_events_total{"), "the API told nothing yet: {metrics}");
     let mut client = Client::connect(early.secure, &world.cluster.ca.file, Some(&world.token), None).await?;
     let answer = client.get(&path("services/web/proxy/name")).await?;
     ensure!(answer.status == 503 && answer.body.contains("does not know the cluster yet"), "{answer:?}");

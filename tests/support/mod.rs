@@ -7,6 +7,7 @@ pub mod backend;
 pub mod bastion;
 pub mod client;
 pub mod cluster;
+pub mod kubelet;
 pub mod net;
 pub mod objects;
 pub mod pki;

@@ -1,0 +1,212 @@
+//! Watches before an API that is not well. One that is well is asked in `tests/e2e`.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, StreamBody};
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::*;
+use crate::cluster::Cluster;
+use crate::model::address::AddressPolicy;
+
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// A watch of one kind, before an API that gives each request the next of the answers that the test has for it.
+struct Bench {
+    cluster: Arc<Cluster>,
+    ready: Ready,
+    registry: Registry,
+    answers: UnboundedSender<Answer>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Bench {
+    fn of<K: Watched>() -> Self {
+        let (answers, mut prepared) = unbounded_channel();
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let heard = Arc::clone(&asked);
+        let (hand_on, mut waiting) = unbounded_channel::<tokio::sync::oneshot::Sender<Answer>>();
+        tokio::spawn(async move {
+            while let Some(request) = waiting.recv().await {
+                let Some(answer) = prepared.recv().await else { return };
+                let _ = request.send(answer);
+            }
+        });
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            heard.lock().unwrap().push(request.uri().to_string());
+            let (sender, answer) = tokio::sync::oneshot::channel();
+            hand_on.send(sender).unwrap();
+            async move { answer.await.map_err(|_| "the test is over") }
+        });
+
+        let (cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+        let (ready, mut registry) = (Ready::default(), Registry::default());
+        let metrics = Metrics::new(&mut registry);
+        let told = told::<K>(Client::new(service, "default"), &metrics);
+        let holds = vec![(K::KIND, ready.hold(K::KIND.plural()))];
+        tokio::spawn(KubernetesWatch { told, holds, ready: ready.clone(), metrics }.run(writer));
+        Self { cluster, ready, registry, answers, asked }
+    }
+
+    fn answer(&self, answer: Answer) {
+        self.answers.send(answer).unwrap();
+    }
+
+    /// Waits until a request comes that holds all of `parts`.
+    async fn asks(&self, parts: &[&str]) {
+        let fits = |uri: &String| parts.iter().all(|part| uri.contains(part));
+        eventually(|| self.asked.lock().unwrap().iter().any(fits)).await;
+    }
+
+    /// Which of the pods `a`, `b`, `c` are known.
+    fn pods(&self) -> String {
+        ["a", "b", "c"].into_iter().filter(|name| self.cluster.pod("ns", name).is_some()).collect()
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+}
+
+async fn eventually(mut is: impl FnMut() -> bool) {
+    let waited = async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(5), waited).await.unwrap();
+}
+
+fn pod(name: &str) -> Value {
+    json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": "ns", "resourceVersion": "7"},
+        "status": {"podIPs": [{"ip": "10.0.0.1"}]}})
+}
+
+/// One that says what cannot be.
+fn malformed(name: &str) -> Value {
+    let mut pod = pod(name);
+    pod["status"]["podIPs"][0]["ip"] = "nowhere".into();
+    pod
+}
+
+/// A page; more follow where there is `more`.
+fn page(items: &[Value], more: &str) -> Answer {
+    let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "7", "continue": more},
+        "items": items});
+    whole(200, &list)
+}
+
+fn whole(code: u16, body: &Value) -> Answer {
+    let body = http_body_util::Full::new(Bytes::from(body.to_string()));
+    Response::builder().status(code).body(body.boxed_unsync()).unwrap()
+}
+
+fn status(code: u16) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Oops", "message": "not well",
+        "code": code})
+}
+
+/// A watch that tells of `events`, and stays open.
+fn watch(events: &[(&str, Value)]) -> Answer {
+    // The type stands first, as the API writes it.
+    let lines = events.iter().map(|(kind, object)| format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n"));
+    let lines: Vec<_> = lines.map(|line| Ok(Frame::data(Bytes::from(line)))).collect();
+    let body = StreamBody::new(futures::stream::iter(lines).chain(futures::stream::pending()));
+    Response::new(BodyExt::boxed_unsync(body))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_several_pages_is_known_once_the_last_is_in() {
+    let bench = Bench::of::<SlimPod>();
+    bench.answer(page(&[pod("a"), pod("b")], "next"));
+    bench.asks(&["limit=500", "continue=next"]).await;
+    assert!(bench.pods().is_empty() && !bench.ready.is_synced(), "a part is no set");
+    bench.answer(page(&[pod("c")], ""));
+    bench.asks(&["watch=true", "resourceVersion=7"]).await;
+    assert!(bench.pods() == "abc" && bench.ready.is_synced());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_too_old_lists_again_while_the_old_set_serves() {
+    let bench = Bench::of::<SlimPod>();
+    bench.answer(page(&[pod("a")], ""));
+    bench.answer(watch(&[("ADDED", pod("b")), ("ERROR", status(410))]));
+    eventually(|| bench.asked.lock().unwrap().len() == 3).await;
+    assert_eq!(bench.pods(), "ab");
+    assert!(!bench.asked.lock().unwrap()[2].contains("watch=true"), "it lists");
+    // Half-way through, the list breaks, and with it what has been read of it.
+    bench.answer(page(&[pod("c")], "next"));
+    bench.asks(&["continue=next"]).await;
+    bench.answer(whole(500, &status(500)));
+    eventually(|| bench.asked.lock().unwrap().len() == 5).await;
+    assert_eq!(bench.pods(), "ab", "the old set serves");
+    let (is_ready, report) = bench.ready.report();
+    assert!(is_ready && report.contains("[!]pods impaired"), "{report}");
+    assert!(bench.metrics().contains(r#"watch_up{resource="pods"} 0"#), "{}", bench.metrics());
+    assert!(!bench.asked.lock().unwrap()[4].contains("continue"), "it begins anew");
+    bench.answer(page(&[pod("b")], ""));
+    eventually(|| bench.pods() == "b").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_malformed_object_is_counted_and_stalls_nothing() {
+    let bench = Bench::of::<SlimPod>();
+    bench.answer(page(&[malformed("a"), pod("b")], ""));
+    eventually(|| bench.pods() == "b").await;
+    assert!(bench.metrics().contains(r#"watch_malformed_objects_total{resource="pods"} 1"#), "{}", bench.metrics());
+    bench.answer(watch(&[("MODIFIED", malformed("b")), ("ADDED", pod("c"))]));
+    eventually(|| bench.pods().contains('c')).await;
+    assert_eq!(bench.pods(), "bc", "what was known of it stays");
+    assert!(bench.metrics().contains(r#"watch_malformed_objects_total{resource="pods"} 2"#), "{}", bench.metrics());
+}
+
+#[test]
+fn a_slice_that_is_taken_off_its_service_serves_it_no_more() {
+    let slice = |labels: Value| {
+        json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "addressType": "IPv4",
+            "metadata": {"name": "s-1", "namespace": "ns", "labels": labels, "resourceVersion": "8"}})
+    };
+    let labelled = slice(json!({"kubernetes.io/service-name": "s"}));
+    let told = |event| translate::<SlimSlice>(Ok(event), &Metrics::new(&mut Registry::default()));
+    let read = |slice: &Value| serde_json::from_str::<SlimSlice>(&slice.to_string()).unwrap();
+    assert!(matches!(told(Event::Apply(read(&labelled))), Told::Changed(Object::EndpointSlice(..), _)));
+    let Told::Gone(key) = told(Event::Apply(read(&slice(json!({}))))) else { panic!("it would go on serving") };
+    assert_eq!(key, ObjectKey::new("ns", "s-1"));
+    assert!(matches!(told(Event::InitApply(read(&slice(json!({}))))), Told::Skipped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_that_says_nothing_is_not_counted_as_having_told_something() {
+    let bench = Bench::of::<SlimPod>();
+    for _ in 0..3 {
+        bench.answer(whole(500, &status(500)));
+    }
+    eventually(|| bench.asked.lock().unwrap().len() == 4).await;
+    let metrics = bench.metrics();
+    assert!(!metrics.contains("watch_events_total{") && !metrics.contains("timestamp_seconds{"), "{metrics}");
+    bench.answer(page(&[], ""));
+    eventually(|| bench.ready.is_synced()).await;
+    assert!(bench.metrics().contains(r#"watch_events_total{resource="pods"} 1"#), "{}", bench.metrics());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_where_the_api_refuses_rights_are_asked_for() {
+    for (code, hint) in [(401, "its account or kubeconfig"), (403, "the bastion's account needs"), (500, "")] {
+        let bench = Bench::of::<SlimPod>();
+        bench.answer(whole(code, &status(code)));
+        eventually(|| bench.ready.report().1.contains("not well")).await;
+        let (_, report) = bench.ready.report();
+        assert!(report.contains("[-]pods pending") && report.contains(hint), "{code}: {report}");
+        assert!(!hint.is_empty() || !report.contains("bastion's"), "{code}: {report}");
+    }
+}
