@@ -194,7 +194,10 @@ impl Forward {
                 next = order.next();
             }
             let unsent = error.take_message();
-            let broken = ForwardError::Broken { address: key.address, source: error.into_error() };
+            let error = error.into_error();
+            // What is no HTTP is an answer all the same: the endpoint looked at the request.
+            let repeatable = repeatable && !error.is_parse();
+            let broken = ForwardError::Broken { address: key.address, source: error };
             request = match (unsent, again.take()) {
                 // Not a byte went out.
                 (Some(unsent), parts) => {

@@ -170,7 +170,7 @@ impl<H: Handler> Listener<H> {
     {
         // Streams run as tasks of their own, so each holds what it needs.
         let (handler, peer) = (Rc::clone(&self.handler), Rc::new(peer));
-        let held = peer.held.clone();
+        let holder = Rc::clone(&peer);
         let service = service_fn(move |request| {
             let (handler, peer) = (Rc::clone(&handler), Rc::clone(&peer));
             async move { Ok::<_, Infallible>(handler.handle(request, &peer, None).await) }
@@ -186,7 +186,7 @@ impl<H: Handler> Listener<H> {
             .keep_alive_interval(H2_PING)
             .keep_alive_timeout(H2_PONG)
             .serve_connection(TokioIo::new(stream), service);
-        self.until_drained(connection, http2::Connection::graceful_shutdown, Some(&held)).await
+        self.until_drained(connection, http2::Connection::graceful_shutdown, Some(&holder.held)).await
     }
 
     /// Serves to the end; once the drain begins, or what is `held` was idle too long, to the end of the requests that run

@@ -39,6 +39,11 @@ impl Bench {
     }
 
     async fn with(flags: &[&str]) -> Result<Self> {
+        Self::serving("", flags).await
+    }
+
+    /// With more settings of `serving`.
+    async fn serving(settings: &str, flags: &[&str]) -> Result<Self> {
         kube_bastion::tls::install_provider();
         let folder = tempfile::tempdir()?;
         let at = |name: &str| folder.path().join(name);
@@ -84,7 +89,7 @@ subjects: [{{kind: User, name: reader}}]
         let config = format!(
             "apiVersion: kube-bastion.dev/v1alpha1
 kind: BastionConfiguration
-serving: {{tlsCertFile: {}, tlsPrivateKeyFile: {}}}
+serving: {{tlsCertFile: {}, tlsPrivateKeyFile: {}, {settings}}}
 source: {{type: manifests, manifests: {{directory: {}, tokenAuthFile: {}}}}}
 targets: {{allowLoopback: true}}
 ",
@@ -370,13 +375,80 @@ async fn both_length_and_encoding_is_refused() -> Result<()> {
 #[tokio::test]
 async fn large_headers_pass() -> Result<()> {
     let bench = Bench::new().await?;
-    let many: String = (0..80).map(|n| format!("X-{n}: {}\r\n", "v".repeat(4000))).collect();
+    let many: String = (0..80).map(|n| format!("X-{n}: {}\r\n", "v".repeat(12_000))).collect();
     let mut client = bench.request("GET /", &format!("{many}\r\n")).await?;
     let (mut backend, head) = bench.accept().await?;
     ensure!(head.contains("\r\nX-79: v"), "{} bytes arrived", head.len());
     backend.write_all(format!("HTTP/1.1 200 OK\r\n{many}Content-Length: 0\r\n\r\n").as_bytes()).await?;
     let head = read_until(&mut client, "\r\n\r\n").await?;
     ensure!(head.starts_with("HTTP/1.1 200 ") && head.contains("X-79: v"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_breaks_off_an_upload_is_told_so_and_blames_nobody() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut client = bench.request("POST /up", "Content-Length: 9\r\n\r\nhalf").await?;
+    let _backend = bench.accept().await?;
+    client.shutdown().await?;
+    let answer = read_all(&mut client).await;
+    ensure!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("the request's body broke off"), "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn silent_clients_of_http2_are_shown_the_door() -> Result<()> {
+    let bench = Bench::serving("idleTimeout: 200ms", &[]).await?;
+    let ca = bench.folder.path().join("ca.crt");
+    let mut mute = http2(bench.bastion.secure, &ca).await?;
+    read_all(&mut mute).await;
+    let io = hyper_util::rt::TokioIo::new(http2(bench.bastion.secure, &ca).await?);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await?;
+    let ended = tokio::spawn(connection);
+    let request = http::Request::get(format!("https://bastion.test{PREFIX}/slow"))
+        .header("authorization", "Bearer t")
+        .body(http_body_util::Empty::<bytes::Bytes>::new())?;
+    let answer = tokio::spawn(async move { (sender.send_request(request).await, sender) });
+    let (mut backend, _) = bench.accept().await?;
+    // Long enough for an idle connection, and this one is none.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+    let (answer, _sender) = answer.await?;
+    ensure!(answer?.into_body().collect().await?.to_bytes() == "ok");
+    // Now it is.
+    ended.await??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn tunnels_count_among_the_connections() -> Result<()> {
+    let bench = Bench::serving("maxConnections: 1, workers: 1", &["--insecure-listen-address=127.0.0.1:0"]).await?;
+    let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    read_until(&mut client, "\r\n\r\n").await?;
+    let open = "kube_bastion_connections_open 1\n";
+    eventually("the tunnel to be counted", async || Ok(bench.bastion.metrics().await?.contains(open))).await?;
+    let second = bench.client();
+    ensure!(tokio::time::timeout(Duration::from_millis(300), second).await.is_err(), "a second one must wait");
+    drop((client, backend));
+    bench.client().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn early_answers_that_nobody_reads_fill_no_memory() -> Result<()> {
+    let bench = Bench::new().await?;
+    let _client = bench.request("GET /", "\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(8000)).repeat(100);
+    let before = bench.bastion.resident()?;
+    for _ in 0..64 {
+        backend.write_all(hint.as_bytes()).await?;
+    }
+    let grown = bench.bastion.resident()?.saturating_sub(before);
+    ensure!(grown < 16 << 20, "of 51 MB of early answers {grown} bytes stay");
     Ok(())
 }
 

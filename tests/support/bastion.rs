@@ -83,6 +83,13 @@ impl Bastion {
         self.log.lock().expect("nobody panics with the log").join("\n")
     }
 
+    /// Bytes of memory that it holds.
+    pub fn resident(&self) -> Result<usize> {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id()))?;
+        let pages: usize = statm.split_whitespace().nth(1).context("statm has seven fields")?.parse()?;
+        Ok(pages * 4096)
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
