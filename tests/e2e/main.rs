@@ -7,6 +7,7 @@
 mod balance;
 mod callers;
 mod deployed;
+mod differential;
 mod outages;
 #[path = "../support/mod.rs"]
 mod support;
@@ -66,6 +67,7 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         callers::rbac_decides_for_tokens_of_service_accounts,
         callers::rbac_decides_for_client_certificates,
         callers::who_is_nobody_gets_401,
+        differential::the_table_holds,
         balance::ten_thousand_requests_go_round,
         balance::a_killed_backend_fails_no_request,
         balance::endpoints_come_and_go_under_load,

@@ -24,6 +24,10 @@ pub const HOME: &str = "kube-bastion";
 pub struct Cluster {
     pub folder: TempDir,
     pub ca: Ca,
+    /// Of the certificates by which front proxies prove that they may say who calls.
+    pub front_proxy: Ca,
+    /// What the apiserver shows to kubelets.
+    pub kubelet_client: Pair,
     pub client: Client,
     pub server: String,
     pub kubectl: PathBuf,
@@ -55,6 +59,7 @@ impl Cluster {
         let front_proxy = Ca::new(folder.path(), "front-proxy-ca")?;
         let serving = ca.server(folder.path(), "apiserver", &["127.0.0.1", "localhost", "kubernetes.default.svc"])?;
         let admin = ca.client(folder.path(), "admin", "system:masters")?;
+        let kubelet_client = ca.client(folder.path(), "kubelet-client", "kubelet-clients")?;
         // RSA: the apiserver reads no PKCS#8 of elliptic curves for this.
         std::fs::write(at("sa.key"), KeyPair::generate_for(&PKCS_RSA_SHA256)?.serialize_pem())?;
         let (etcd_port, peer_port, api_port) = (free_port()?, free_port()?, free_port()?);
@@ -77,6 +82,8 @@ impl Cluster {
         let apiserver_arguments = vec![
             format!("--etcd-servers={etcd_url}"),
             "--bind-address=127.0.0.1".into(),
+            // Else it looks for a default route, which a machine without a network has not. Nobody is told of it.
+            "--advertise-address=192.0.2.1".into(),
             format!("--secure-port={api_port}"),
             format!("--tls-cert-file={}", serving.certificate.display()),
             format!("--tls-private-key-file={}", serving.key.display()),
@@ -92,6 +99,9 @@ impl Cluster {
             "--service-cluster-ip-range=10.96.0.0/16".into(),
             "--authorization-mode=RBAC".into(),
             "--endpoint-reconciler-type=none".into(),
+            format!("--kubelet-client-certificate={}", kubelet_client.certificate.display()),
+            format!("--kubelet-client-key={}", kubelet_client.key.display()),
+            format!("--kubelet-certificate-authority={}", ca.file.display()),
         ];
         let apiserver = spawn(folder.path(), &binaries.join("kube-apiserver"), &apiserver_arguments)?;
         let server = format!("https://127.0.0.1:{api_port}");
@@ -111,6 +121,8 @@ impl Cluster {
             kubectl: binaries.join("kubectl"),
             folder,
             ca,
+            front_proxy,
+            kubelet_client,
             client,
             server,
             binaries,

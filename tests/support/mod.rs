@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod net;
 pub mod objects;
 pub mod pki;
+pub mod raw;
 pub mod relay;
 
 use std::time::Duration;

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-/// Addresses 10.254.240.0/24: the host is .1, the namespace has all others.
+/// Addresses 10.254.240.0/24: the host is .1, the namespace has .2 to .57. Of IPv6 it has fd00:10:254:240::44 alone.
 const NETWORK: [u8; 3] = [10, 254, 240];
 
 /// The namespace, tied to the host by a pair of virtual cables. Dropping it removes both.
@@ -37,7 +37,10 @@ impl Namespace {
         ip(&["link", "set", &host, "up"])?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         ip(&["-n", name, "link", "set", &inside, "up"])?;
-        for last in 2..40 {
+        // Without `nodad` an IPv6 address cannot be used at once.
+        ip(&["-6", "addr", "add", "fd00:10:254:240::1/64", "dev", &host, "nodad"])?;
+        ip(&["-6", "-n", name, "addr", "add", "fd00:10:254:240::44/64", "dev", &inside, "nodad"])?;
+        for last in 2..58 {
             ip(&["-n", name, "addr", "add", &format!("{a}.{b}.{c}.{last}/24"), "dev", &inside])?;
         }
         Ok(namespace)

@@ -1,0 +1,201 @@
+//! Differences that stand on every row, declared once. Each is checked, not only overlooked; each has a row of its own
+//! that names it under `exact` and so sees it.
+
+use super::super::ask::HOST;
+use super::super::observe::Observation;
+use super::super::table::Row;
+
+/// A difference between the sides that every row has.
+pub struct Standing {
+    /// What a row says under `exact` to see it.
+    pub name: &'static str,
+    /// The line of the contract.
+    pub because: &'static str,
+    /// In a sentence for users.
+    pub told: &'static str,
+    /// Checks it and takes it out of both observations.
+    pub overlook: fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>,
+}
+
+pub const STANDING: [Standing; 8] = [
+    Standing {
+        name: "forwarded",
+        because: "C65",
+        told: "X-Forwarded-Host and X-Forwarded-Proto reach the backend through the bastion only.",
+        overlook: forwarded,
+    },
+    Standing {
+        name: "gzip",
+        because: "C56",
+        told: "The apiserver asks the backend for gzip where the client did not; the bastion asks for what the client asks for.",
+        overlook: gzip,
+    },
+    Standing {
+        name: "order",
+        because: "C66",
+        told: "Headers reach the backend in the client's order; the apiserver sorts them. Neither means anything to HTTP.",
+        overlook: order,
+    },
+    Standing {
+        name: "audit-id",
+        because: "C71",
+        told: "Each answer has an Audit-Id of its own, and so has each request.",
+        overlook: audit_id,
+    },
+    Standing { name: "date", because: "C71", told: "Each answer has its own Date.", overlook: date },
+    Standing {
+        name: "causes",
+        because: "C93",
+        told: "A 403 or 503 of the bastion says under details.causes what would help.",
+        overlook: causes,
+    },
+    Standing {
+        name: "challenge",
+        because: "C94",
+        told: "A 401 of the bastion names the way to authenticate.",
+        overlook: challenge,
+    },
+    Standing {
+        name: "credentials",
+        because: "C92",
+        told: "No credential ever reaches a backend (the same on both sides, checked on every row).",
+        overlook: credentials,
+    },
+];
+
+/// The prefixes of what each request that a backend saw is told by.
+fn saws(observation: &Observation) -> Vec<String> {
+    let count = observation.get("saw").and_then(|count| count.parse().ok()).unwrap_or(0);
+    (1..=count).map(|index: usize| if index == 1 { "saw".into() } else { format!("saw {index}") }).collect()
+}
+
+fn client_sends(row: &Row, name: &str) -> bool {
+    let is = |line: &str| line.split(':').next().is_some_and(|found| found.trim().eq_ignore_ascii_case(name));
+    row.headers.iter().any(|line| is(line)) || row.raw.as_deref().is_some_and(|raw| raw.lines().any(is))
+}
+
+fn forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    let host = row.host.as_deref().unwrap_or(HOST);
+    for saw in saws(ours) {
+        for (name, expected) in [("x-forwarded-host", host), ("x-forwarded-proto", "https")] {
+            let found = ours.remove(&format!("{saw} header {name}"));
+            if found.as_deref() != Some(expected) && row.raw.is_none() {
+                return Err(format!("ours should send {name}: {expected}, and sends {found:?}"));
+            }
+            if !client_sends(row, name) && theirs.contains_key(&format!("{saw} header {name}")) {
+                return Err(format!("theirs sends {name} of its own"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn gzip(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if client_sends(row, "accept-encoding") {
+        return Ok(());
+    }
+    let bare = row.method() == "HEAD" || client_sends(row, "range") || client_sends(row, "upgrade");
+    for saw in saws(theirs) {
+        let name = format!("{saw} header accept-encoding");
+        match theirs.remove(&name) {
+            Some(value) if value == "gzip" && !bare => {}
+            None if bare || client_sends(row, "connection") => {}
+            found => return Err(format!("theirs should ask for gzip, and asks for {found:?}")),
+        }
+        if let Some(value) = ours.get(&name) {
+            return Err(format!("ours asks for {value}, which the client did not"));
+        }
+    }
+    Ok(())
+}
+
+fn order(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    for side in [ours, theirs] {
+        side.retain(|name, _| !(name.starts_with("saw") && (name.ends_with(" order") || name.ends_with(" case"))));
+    }
+    Ok(())
+}
+
+fn audit_id(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if client_sends(row, "audit-id") {
+        return Ok(());
+    }
+    for (side, found) in [("ours", ours), ("theirs", theirs)] {
+        let is_uuid = |value: &str| value.len() == 36 && value.split('-').count() == 5;
+        for (name, value) in found.iter_mut().filter(|(name, _)| name.ends_with("header audit-id")) {
+            if !is_uuid(value) {
+                return Err(format!("{side} has {name}: {value}"));
+            }
+            *value = "a UUID".into();
+        }
+    }
+    Ok(())
+}
+
+fn date(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    for found in [ours, theirs] {
+        for name in ["header date", "trailer date"] {
+            if let Some(value) = found.get_mut(name).filter(|value| value.ends_with(" GMT") && !value.contains("1999")) {
+                *value = "now".into();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// With the causes the body and its length differ; all else of the Status is compared.
+fn causes(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if theirs.contains_key("causes") {
+        return Err("theirs has causes too".into());
+    }
+    if ours.remove("causes").is_none() {
+        return Ok(());
+    }
+    let refused = ours.get("status").is_some_and(|status| ["403", "503"].contains(&&**status));
+    if !refused {
+        return Err(format!("ours has causes with a {:?}", ours.get("status")));
+    }
+    for found in [ours, theirs] {
+        found.remove("body");
+        found.remove("header content-length");
+        if let Some(details) = found.remove("details") {
+            let mut details: serde_json::Value = serde_json::from_str(&details).unwrap_or_default();
+            if let Some(details) = details.as_object_mut() {
+                details.remove("causes");
+                if !details.is_empty() {
+                    found.insert("details".into(), serde_json::to_string(details).unwrap_or_default());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn challenge(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if ours.get("status").map(String::as_str) != Some("401") {
+        return Ok(());
+    }
+    if theirs.contains_key("header www-authenticate") {
+        return Err("theirs names a way too".into());
+    }
+    match ours.remove("header www-authenticate").as_deref() {
+        Some("Bearer") => Ok(()),
+        found => Err(format!("ours should say Bearer, and says {found:?}")),
+    }
+}
+
+fn credentials(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    for (side, found) in [("ours", ours), ("theirs", theirs)] {
+        // A node's kubelet is shown the server's own.
+        let leaked = |name: &str, value: &str| name.starts_with("saw") && value.contains("eyJ") && !is_own(value);
+        if let Some((name, _)) = found.iter().find(|(name, value)| leaked(name, value)) {
+            return Err(format!("{side} shows the backend the caller's token: {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// The bastion's own token has been given a name by then.
+fn is_own(value: &str) -> bool {
+    value == "Bearer {own token}"
+}

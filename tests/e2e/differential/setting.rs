@@ -1,0 +1,241 @@
+//! Where the questions are asked: the apiserver, some bastions, the objects that both know, and raw backends.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod};
+use kube::Resource;
+use kube::api::{Api, Patch, PatchParams};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use serde_json::Value;
+use tokio_rustls::TlsAcceptor;
+
+use super::ask::Side;
+use super::callers::Callers;
+use crate::support::bastion::Bastion;
+use crate::support::cluster::HOME;
+use crate::support::eventually;
+use crate::support::objects::Objects;
+use crate::support::pki::{Ca, Pair};
+use crate::support::raw::Stage;
+use crate::world::{World, bastion};
+
+/// Everything that a row needs to be asked.
+pub struct Setting<'w> {
+    pub world: &'w World,
+    pub stage: Stage,
+    pub callers: Callers,
+    bastions: BTreeMap<&'static str, (Bastion, String)>,
+}
+
+/// The bastions that rows name, with what they have in their configuration beside the defaults.
+const BASTIONS: [(&str, &str); 5] = [
+    ("default", ""),
+    ("anonymous", "authentication: {anonymous: true}"),
+    ("bare-names", "authorization: {acceptBareNames: true}"),
+    ("pod-less", "targets: {podLessEndpoints: true, KUBELET}"),
+    ("own-token", "targets: {kubeletCertificateAuthority: CA}"),
+];
+
+/// Listeners: pod or node, the last part of its address, port, and how it speaks.
+const LISTENERS: [(&str, u8, u16, Speaks); 22] = [
+    ("p", 41, 8080, Speaks::Plain),
+    ("p", 41, 8081, Speaks::Plain),
+    ("p", 41, 9090, Speaks::Plain),
+    ("p", 41, 8443, Speaks::Tls),
+    ("p", 41, 8444, Speaks::TlsH2),
+    ("bare", 42, 80, Speaks::Plain),
+    ("bare", 42, 443, Speaks::Tls),
+    ("bare", 42, 8080, Speaks::Plain),
+    ("udp", 43, 5353, Speaks::Plain),
+    ("udp", 43, 8080, Speaks::Plain),
+    ("node-a", 45, 10250, Speaks::Kubelet),
+    ("node-a", 45, 9100, Speaks::Plain),
+    ("node-a", 45, 9443, Speaks::Tls),
+    ("t1", 46, 8080, Speaks::Plain),
+    ("t2", 47, 8080, Speaks::Plain),
+    ("t3", 48, 8080, Speaks::Plain),
+    ("unready", 49, 8080, Speaks::Plain),
+    ("k", 50, 10250, Speaks::Plain),
+    ("k", 50, 10251, Speaks::Kubelet),
+    ("untrusted", 51, 10250, Speaks::Untrusted),
+    ("six", 0, 8080, Speaks::Plain),
+    ("six", 0, 80, Speaks::Plain),
+];
+
+/// Of the pod `six`.
+const SIX: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x254, 0x240, 0, 0, 0, 0x44);
+
+#[derive(Clone, Copy)]
+enum Speaks {
+    Plain,
+    Tls,
+    TlsH2,
+    Kubelet,
+    Untrusted,
+}
+
+impl<'w> Setting<'w> {
+    pub async fn new(world: &'w World) -> Result<Self> {
+        let stage = Stage::default();
+        listen(world, &stage)?;
+        let objects = objects(world).await?;
+        let callers = Callers::new(world).await?;
+        let mut bastions = BTreeMap::new();
+        for (name, configuration) in BASTIONS {
+            bastions.insert(name, start(world, name, configuration).await?);
+        }
+        let setting = Self { world, stage, callers, bastions };
+        setting.settle(&objects).await?;
+        Ok(setting)
+    }
+
+    /// Ours under the name that a row gives.
+    pub fn ours(&self, name: &str) -> Result<Side> {
+        let (bastion, _) = self.bastions.get(name).with_context(|| format!("no bastion is called {name:?}"))?;
+        Ok(Side { name: "ours", address: bastion.secure, ca: self.world.cluster.ca.file.clone() })
+    }
+
+    pub fn theirs(&self) -> Result<Side> {
+        let address = self.world.cluster.server.trim_start_matches("https://").parse()?;
+        Ok(Side { name: "theirs", address, ca: self.world.cluster.ca.file.clone() })
+    }
+
+    /// Gives the tokens that bastions themselves have a name.
+    pub fn name_own_tokens(&self, text: &str) -> String {
+        self.bastions.values().fold(text.to_owned(), |text, (_, token)| text.replace(token, "{own token}"))
+    }
+
+    pub fn said(&self, name: &str) -> String {
+        self.bastions.get(name).map(|(bastion, _)| bastion.said()).unwrap_or_default()
+    }
+
+    /// Waits until both sides know the endpoints, so that no row depends on the controllers' pace.
+    async fn settle(&self, objects: &Objects) -> Result<()> {
+        let endpoints = Api::<Endpoints>::namespaced(objects.client.clone(), &objects.namespace);
+        let mut client = self.world.client().await?;
+        drop(client.get("/api/v1/nodes/none/proxy/").await?);
+        for (service, count) in [("unnamed", 1), ("named", 1), ("trio", 3), ("sticky", 3), ("half-dead", 2)] {
+            eventually(&format!("the endpoints of {service}"), async || {
+                let found = endpoints.get_opt(service).await?.and_then(|found| found.subsets).unwrap_or_default();
+                Ok(found.iter().flat_map(|subset| subset.addresses.iter().flatten()).count() == count)
+            })
+            .await?;
+        }
+        for name in self.bastions.keys() {
+            let ours = self.ours(name)?;
+            let by = self.callers.get("operator")?;
+            let token = by.token.as_deref();
+            let mut client = crate::support::client::Client::connect(ours.address, &ours.ca, token, None).await?;
+            for (path, expected) in [("unnamed", 200), ("named:q", 200), ("trio", 200), ("proto-h2c", 0), ("slices-only", 200)] {
+                eventually(&format!("{path} to be known to the bastion {name}"), async || {
+                    let answer = client.get(&format!("/api/v1/namespaces/table/services/{path}/proxy/")).await?;
+                    Ok(answer.status == expected || (expected == 0 && answer.status != 404))
+                })
+                .await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastion, String)> {
+    let folder = world.cluster.folder.path();
+    let ca = world.cluster.ca.file.display();
+    let kubelet = &world.cluster.kubelet_client;
+    let kubelet = format!(
+        "kubeletCertificateAuthority: {ca}, kubeletClientCertificate: {}, kubeletClientKey: {}",
+        kubelet.certificate.display(),
+        kubelet.key.display()
+    );
+    let configuration = configuration.replace("KUBELET", &kubelet).replace("CA}", &format!("{ca}}}"));
+    let mut text =
+        format!("apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\n{configuration}\n");
+    if !configuration.contains("targets") {
+        text += &format!("targets: {{{kubelet}}}\n");
+    }
+    let file = folder.join(format!("table-{name}.yaml"));
+    std::fs::write(&file, text)?;
+    // A name of its own, because the file's name is made of it.
+    let token = world.cluster.token(HOME, HOME, None).await?;
+    let by = crate::support::cluster::By::Token(&token);
+    let kubeconfig = world.cluster.kubeconfig(&format!("table-{name}"), &world.cluster.server, &world.cluster.ca.file, &by)?;
+    let bastion = bastion(&kubeconfig, &world.serving, &[&format!("--config={}", file.display())])?;
+    bastion.ready().await?;
+    Ok((bastion, token))
+}
+
+fn listen(world: &World, stage: &Stage) -> Result<()> {
+    let folder = world.cluster.folder.path();
+    let addresses = ["10.254.240.41", "10.254.240.42", "10.254.240.45", "10.254.240.50", "10.254.240.51"];
+    let trusted = world.cluster.ca.server(folder, "table-backend", &addresses)?;
+    let untrusted = Ca::new(folder, "table-untrusted-ca")?.server(folder, "table-untrusted", &addresses)?;
+    let ca = &world.cluster.ca.file;
+    for (name, last, port, speaks) in LISTENERS {
+        let tls = match speaks {
+            Speaks::Plain => None,
+            Speaks::Tls => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
+            Speaks::TlsH2 => Some(acceptor(&untrusted, ca, &[b"h2", b"http/1.1"])?),
+            Speaks::Kubelet => Some(acceptor(&trusted, ca, &[b"http/1.1"])?),
+            Speaks::Untrusted => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
+        };
+        let ip = if last == 0 { IpAddr::from(SIX) } else { IpAddr::from(Ipv4Addr::new(10, 254, 240, last)) };
+        stage.listen(&world.namespace, &format!("{name}:{port}"), SocketAddr::new(ip, port), tls)?;
+    }
+    Ok(())
+}
+
+/// Asks for a client certificate, and takes it if it is shown one.
+fn acceptor(pair: &Pair, ca: &Path, alpn: &[&[u8]]) -> Result<TlsAcceptor> {
+    let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(&pair.key)?;
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(ca)? {
+        roots.add(root?)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build()?;
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Makes what `objects.yaml` has, statuses and all.
+async fn objects(world: &World) -> Result<Objects> {
+    let objects = Objects::new(&world.cluster.client, "table").await?;
+    world.cluster.kubectl(&["apply", "-f", "tests/e2e/differential/objects.yaml"])?;
+    let text = include_str!("objects.yaml");
+    for object in text.split("\n---\n") {
+        let object: Value = serde_saphyr::from_str(object)?;
+        let Some(status) = object.get("status") else { continue };
+        let name = object["metadata"]["name"].as_str().context("every object has a name")?;
+        let mut status = status.clone();
+        if let Some(ip) = status["podIPs"][0]["ip"].as_str().map(str::to_owned) {
+            status["podIP"] = ip.into();
+        }
+        let patched = match object["kind"].as_str() {
+            Some("Pod") => patch(Api::<Pod>::namespaced(objects.client.clone(), "table"), name, &status).await,
+            _ => patch(Api::<Node>::all(objects.client.clone()), name, &status).await,
+        };
+        patched.with_context(|| format!("the status of {name}"))?;
+    }
+    Ok(objects)
+}
+
+async fn patch<K>(api: Api<K>, name: &str, status: &Value) -> Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let patch = serde_json::json!({ "status": status });
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}
