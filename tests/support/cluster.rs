@@ -15,6 +15,7 @@ use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use tempfile::TempDir;
 
 use super::eventually;
+use super::net::PROXY_ENVIRONMENT;
 use super::pki::{Ca, Pair};
 
 /// The namespace and the account that deploy/ gives the bastion.
@@ -268,6 +269,7 @@ fn spawn(folder: &Path, binary: &Path, arguments: &[String]) -> Result<Process> 
     let log = File::options().create(true).append(true).open(folder.join(format!("{name}.log")))?;
     let child = Command::new(binary)
         .args(arguments)
+        .envs(PROXY_ENVIRONMENT)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

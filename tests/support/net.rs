@@ -7,8 +7,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-/// Addresses 10.254.240.0/24: the host is .1, the namespace has .2 to .57. Of IPv6 it has fd00:10:254:240::44 alone.
+/// Addresses 10.254.240.0/24: the host is .1, the namespace has .2 to .57, and .70. Of IPv6 it has fd00:10:254:240::44 alone.
 const NETWORK: [u8; 3] = [10, 254, 240];
+
+/// A proxy in the environment of servers, which only requests to addresses beyond the first 64 could take.
+pub const PROXY_ENVIRONMENT: [(&str, &str); 2] =
+    [("HTTP_PROXY", "http://10.254.240.42:3128"), ("NO_PROXY", "localhost,127.0.0.0/8,10.254.240.0/26,fd00::/8")];
 
 /// The namespace, tied to the host by a pair of virtual cables. Dropping it removes both.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ impl Namespace {
         // Without `nodad` an IPv6 address cannot be used at once.
         ip(&["-6", "addr", "add", "fd00:10:254:240::1/64", "dev", &host, "nodad"])?;
         ip(&["-6", "-n", name, "addr", "add", "fd00:10:254:240::44/64", "dev", &inside, "nodad"])?;
-        for last in 2..58 {
+        for last in (2..58).chain([70]) {
             ip(&["-n", name, "addr", "add", &format!("{a}.{b}.{c}.{last}/24"), "dev", &inside])?;
         }
         Ok(namespace)

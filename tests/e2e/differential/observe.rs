@@ -1,7 +1,9 @@
 //! What was observed of an answer and of what the backend saw, as named aspects that can be compared one by one.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 
+use flate2::read::{DeflateDecoder, GzDecoder, ZlibDecoder};
 use serde_json::Value;
 
 use super::ask::Answer;
@@ -60,7 +62,29 @@ fn body(answer: &Answer, set: &mut impl FnMut(String, String)) {
             set("causes".into(), causes.to_string());
         }
     }
-    set("body".into(), text(&answer.body));
+    // Two compressors write the same text in different bytes.
+    match decoded(answer) {
+        Some(decoded) => set("body decoded".into(), text(&decoded)),
+        None => set("body".into(), text(&answer.body)),
+    }
+}
+
+fn decoded(answer: &Answer) -> Option<Vec<u8>> {
+    let body = &*answer.body;
+    let mut decoded = Vec::new();
+    match answer.head.as_ref()?.value("content-encoding")? {
+        "gzip" => GzDecoder::new(body).read_to_end(&mut decoded).ok()?,
+        "deflate" => {
+            let zlib = ZlibDecoder::new(body).read_to_end(&mut decoded);
+            zlib.or_else(|_| {
+                decoded.clear();
+                DeflateDecoder::new(body).read_to_end(&mut decoded)
+            })
+            .ok()?
+        }
+        _ => return None,
+    };
+    Some(decoded)
 }
 
 /// The body read as a `metav1.Status`, JSON or YAML.

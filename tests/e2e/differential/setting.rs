@@ -44,7 +44,7 @@ const BASTIONS: [(&str, &str); 5] = [
 ];
 
 /// Listeners: pod or node, the last part of its address, port, and how it speaks.
-const LISTENERS: [(&str, u8, u16, Speaks); 22] = [
+const LISTENERS: [(&str, u8, u16, Speaks); 24] = [
     ("p", 41, 8080, Speaks::Plain),
     ("p", 41, 8081, Speaks::Plain),
     ("p", 41, 9090, Speaks::Plain),
@@ -65,6 +65,8 @@ const LISTENERS: [(&str, u8, u16, Speaks); 22] = [
     ("k", 50, 10250, Speaks::Plain),
     ("k", 50, 10251, Speaks::Kubelet),
     ("untrusted", 51, 10250, Speaks::Untrusted),
+    ("proxy", 42, 3128, Speaks::Plain),
+    ("proxied", 70, 8080, Speaks::Plain),
     ("six", 0, 8080, Speaks::Plain),
     ("six", 0, 80, Speaks::Plain),
 ];

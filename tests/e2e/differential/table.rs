@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::raw::Script;
 
 /// One question.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Row {
     /// Unique; reads as a sentence.

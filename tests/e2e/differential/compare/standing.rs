@@ -17,7 +17,7 @@ pub struct Standing {
     pub overlook: fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>,
 }
 
-pub const STANDING: [Standing; 8] = [
+pub const STANDING: [Standing; 12] = [
     Standing {
         name: "forwarded",
         because: "C65",
@@ -37,12 +37,36 @@ pub const STANDING: [Standing; 8] = [
         overlook: order,
     },
     Standing {
+        name: "audit-forwarded",
+        because: "C68",
+        told: "The backend is told the Audit-Id of every request; the apiserver passes only one that the client brought.",
+        overlook: audit_forwarded,
+    },
+    Standing {
+        name: "switched",
+        because: "C86",
+        told: "A 101 of the bastion has an Audit-Id and a Date as every answer has; the apiserver's request for it names Go's HTTP client where the client names none.",
+        overlook: switched,
+    },
+    Standing {
         name: "audit-id",
         because: "C71",
         told: "Each answer has an Audit-Id of its own, and so has each request.",
         overlook: audit_id,
     },
+    Standing {
+        name: "flow",
+        because: "C23",
+        told: "The apiserver names its flow schema on what is not the proxy's; the bastion has none.",
+        overlook: flow,
+    },
     Standing { name: "date", because: "C71", told: "Each answer has its own Date.", overlook: date },
+    Standing {
+        name: "transport-words",
+        because: "C98",
+        told: "What an operating system or a TLS library says of a failure is told in other words.",
+        overlook: transport_words,
+    },
     Standing {
         name: "causes",
         because: "C93",
@@ -116,6 +140,49 @@ fn order(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<()
     Ok(())
 }
 
+fn flow(_: &Row, _: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    theirs.retain(|name, _| !name.starts_with("header x-kubernetes-pf-"));
+    Ok(())
+}
+
+fn audit_forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if client_sends(row, "audit-id") {
+        return Ok(());
+    }
+    for saw in saws(ours) {
+        let name = format!("{saw} header audit-id");
+        if ours.remove(&name).as_ref() != ours.get("header audit-id") && ours.contains_key("header audit-id") {
+            return Err("ours tells the backend another Audit-Id than the client".into());
+        }
+        if theirs.contains_key(&name) {
+            return Err("theirs tells the backend an Audit-Id too".into());
+        }
+    }
+    Ok(())
+}
+
+fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if !client_sends(row, "upgrade") {
+        return Ok(());
+    }
+    if !client_sends(row, "user-agent") {
+        for saw in saws(theirs) {
+            if let Some(agent) = theirs.remove(&format!("{saw} header user-agent")).filter(|agent| !agent.starts_with("Go-http-client/")) {
+                return Err(format!("theirs sends the User-Agent {agent}"));
+            }
+        }
+    }
+    if ours.get("status").map(String::as_str) != Some("101") {
+        return Ok(());
+    }
+    for name in ["header audit-id", "header date"] {
+        if !theirs.contains_key(name) && ours.remove(name).is_none() {
+            return Err(format!("ours has no {name}"));
+        }
+    }
+    Ok(())
+}
+
 fn audit_id(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
     if client_sends(row, "audit-id") {
         return Ok(());
@@ -138,6 +205,20 @@ fn date(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(),
             if let Some(value) = found.get_mut(name).filter(|value| value.ends_with(" GMT") && !value.contains("1999")) {
                 *value = "now".into();
             }
+        }
+    }
+    Ok(())
+}
+
+/// What was tried is compared to the letter; what came of it is words of Go or of Rust.
+fn transport_words(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    for tried in ["error trying to reach service: ", "error dialing backend: ", "lookup no..such.host: "] {
+        let begins = |found: &Observation| found.get("message").is_some_and(|message| message.starts_with(tried));
+        if begins(ours) && begins(theirs) {
+            for found in [&mut *ours, theirs] {
+                found.insert("message".into(), format!("{tried}…"));
+            }
+            return Ok(());
         }
     }
     Ok(())
