@@ -2,6 +2,7 @@
 //! ways, and carries upgrades.
 
 mod dial;
+mod executor;
 mod headers;
 mod interim;
 mod pool;
@@ -16,11 +17,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 pub use dial::{DialError, Dialer, Itself};
+pub use executor::LocalExecutor;
 pub use headers::{Forwarded, clean_answer, is_upgrade};
 pub use interim::{Interim, WithInterim};
 pub use pool::{MAX_HEADER_BYTES, Pool};
@@ -31,8 +33,9 @@ use crate::authorize::Permit;
 use crate::balance::Balance;
 use crate::model::Endpoint;
 use crate::resolve::{Route, Transport};
+use dial::Protocol;
 use pool::{Connection, Key};
-use request::RequestBody;
+use request::{Replay, RequestBody};
 
 /// The stage. One per worker; what workers share of it stands behind `Arc`s.
 #[derive(Debug)]
@@ -99,7 +102,7 @@ impl Forward {
         outgoing: Outgoing,
         client: IpAddr,
     ) -> Result<Answer, ForwardError> {
-        let Exchange { response, connection, endpoint } = self.exchange(route, outgoing, client, true).await?;
+        let Exchange { response, connection, endpoint } = self.exchange(route, outgoing, client, Protocol::Any).await?;
         let response = response.map(|body| Upstream::pooled(body, connection, &self.pool));
         Ok(Answer { response, endpoint })
     }
@@ -116,30 +119,34 @@ impl Forward {
         client: IpAddr,
         on_client: OnUpgrade,
     ) -> Result<Upgraded, ForwardError> {
-        let Exchange { response, endpoint, .. } = self.exchange(route, outgoing, client, false).await?;
+        let Exchange { response, endpoint, .. } = self.exchange(route, outgoing, client, Protocol::Http1).await?;
         Upgraded::of(response, endpoint, on_client)
     }
 
     /// Tries the endpoints in turn. A failed dial goes on to the next. A request that may be repeated is sent once
-    /// more where a connection breaks before the answer begins; any other is not, because the endpoint may have
-    /// acted on it. `reuse` lets idle connections serve.
+    /// more where a connection breaks before the answer begins, and any request where the endpoint says that it did
+    /// not look at it; else it is not, because the endpoint may have acted on it. Where `protocol` is not any, the
+    /// connection is a new one: it will not come back.
     async fn exchange(
         &self,
         route: &Route,
         outgoing: Outgoing,
         client: IpAddr,
-        mut reuse: bool,
+        protocol: Protocol,
     ) -> Result<Exchange, ForwardError> {
         let Outgoing { parts, body, received, interim } = outgoing;
-        let mut repeatable = is_repeatable(&parts.method, received.is_some()).then(|| parts.clone());
-        let mut request = Request::from_parts(parts, RequestBody::new(body, received));
+        let mut reuse = protocol == Protocol::Any;
+        let body = received.map(|received| Replay::new(body, received, reuse && route.transport.may_be_http2()));
+        let repeatable = parts.method.is_safe() && body.is_none();
+        let mut again = (repeatable || body.as_ref().is_some_and(Replay::keeps)).then(|| parts.clone());
+        let mut request = Request::from_parts(parts, RequestBody::new(body.clone()));
         let mut order = self.balance.order(&route.candidates, client);
         let mut failures = Vec::new();
         let mut next = order.next();
         while let Some(endpoint) = next {
             let key = Key { address: endpoint.address, transport: route.transport };
             self.show_kubelet_token(&mut request, route.transport);
-            let (mut connection, reused) = match self.connect(key, reuse, order.len() > 0).await {
+            let (mut connection, reused) = match self.connect(key, protocol, reuse, order.len() > 0).await {
                 Ok(connection) => connection,
                 Err(error) => {
                     self.balance.failed(endpoint);
@@ -151,44 +158,58 @@ impl Forward {
             if let Some(interim) = &interim {
                 interim.listen(&mut request);
             }
-            let mut error = match connection.sender.try_send_request(request).await {
+            let mut error = match connection.send(request).await {
                 Ok(response) => {
                     self.balance.succeeded(endpoint);
+                    if let Some(body) = &body {
+                        body.forget();
+                    }
                     return Ok(Exchange { response, connection, endpoint: endpoint.clone() });
                 }
                 Err(error) => error,
             };
-            // An idle connection that breaks is stale, no fault of its endpoint: a new one is tried there. A new one
-            // that breaks is the endpoint's fault: the next is tried.
+            // A connection that was open already and breaks is stale, no fault of its endpoint: a new one is tried
+            // there. A new one that breaks is the endpoint's fault: the next is tried.
             if !reused {
                 self.balance.failed(endpoint);
                 next = order.next();
             }
-            request = match error.take_message() {
+            let unsent = error.take_message();
+            let broken = ForwardError::Broken { address: key.address, source: error.into_error() };
+            request = match (unsent, again.take()) {
                 // Not a byte went out.
-                Some(unsent) => unsent,
-                None => match repeatable.take() {
-                    Some(parts) => {
-                        // Where one idle connection broke in use, the others are as old: the one repetition gets a
-                        // new one.
-                        reuse = false;
-                        Request::from_parts(parts, RequestBody::empty())
+                (Some(unsent), parts) => {
+                    again = parts;
+                    unsent
+                }
+                (None, Some(parts)) if repeatable || is_refused(&broken) => {
+                    // Where one connection broke in use, the others are as old: the one repetition gets a new one.
+                    reuse = false;
+                    match body.as_ref().map(Replay::rewind) {
+                        Some(false) => return Err(broken),
+                        Some(true) | None => Request::from_parts(parts, RequestBody::new(body.clone())),
                     }
-                    None => return Err(ForwardError::Broken { address: key.address, source: error.into_error() }),
-                },
+                }
+                (None, _) => return Err(broken),
             };
             if next.is_none() {
-                return Err(ForwardError::Broken { address: key.address, source: error.into_error() });
+                return Err(broken);
             }
         }
         Err(ForwardError::Dial(failures))
     }
 
-    /// An idle connection, else a new one. The flag tells which.
-    async fn connect(&self, key: Key, reuse: bool, others: bool) -> Result<(Connection, bool), DialError> {
+    /// A connection that is open, else a new one. The flag tells which.
+    async fn connect(
+        &self,
+        key: Key,
+        protocol: Protocol,
+        reuse: bool,
+        others: bool,
+    ) -> Result<(Connection, bool), DialError> {
         match reuse.then(|| self.pool.take(key)).flatten() {
             Some(connection) => Ok((connection, true)),
-            None => self.pool.dial(key, others).await.map(|connection| (connection, false)),
+            None => self.pool.dial(key, protocol, others).await.map(|connection| (connection, false)),
         }
     }
 
@@ -202,7 +223,15 @@ impl Forward {
     }
 }
 
-/// Whether a request may be sent twice: its method is safe (RFC 9110 section 9.2.1) and it has no body to be lost.
-fn is_repeatable(method: &Method, has_body: bool) -> bool {
-    method.is_safe() && !has_body
+/// Whether the endpoint says that it did not look at the request (RFC 9113 section 8.7): it refused the stream, or went
+/// away before it.
+fn is_refused(error: &ForwardError) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM));
+        }
+        cause = error.source();
+    }
+    false
 }

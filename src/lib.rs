@@ -32,6 +32,7 @@ pub mod forward;
 pub mod identify;
 pub mod resolve;
 
+
 // The way of facts.
 pub mod cluster;
 pub mod watch;

@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::drain::Drain;
-use crate::forward::{Interim, MAX_HEADER_BYTES, WithInterim};
+use crate::forward::{Interim, LocalExecutor, MAX_HEADER_BYTES, WithInterim};
 use crate::identify::{ClientCertificate, Peer};
 use crate::metrics::Metrics;
 use crate::tls::ServerTls;
@@ -178,6 +178,8 @@ impl<H: Handler> Listener<H> {
             .initial_stream_window_size(H2_WINDOW)
             .initial_connection_window_size(H2_WINDOW * 4)
             .max_header_list_size(MAX_HEADER_BYTES)
+            // WebSockets over HTTP/2 (RFC 8441).
+            .enable_connect_protocol()
             .keep_alive_interval(H2_PING)
             .keep_alive_timeout(H2_PONG)
             .serve_connection(TokioIo::new(stream), service);
@@ -192,17 +194,5 @@ impl<H: Handler> Listener<H> {
             () = self.drain.begun() => finish(connection.as_mut()),
         }
         connection.await
-    }
-}
-
-/// Runs hyper's tasks of an HTTP/2 connection on the worker that serves it.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(async move {
-            task.await;
-        });
     }
 }

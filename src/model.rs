@@ -4,12 +4,13 @@ pub mod address;
 pub mod attributes;
 pub mod endpoint;
 pub mod identity;
+pub mod path;
 pub mod quote;
 pub mod status;
 pub mod target;
 
 pub use attributes::{Attributes, Resource, Verb};
-pub use endpoint::{Endpoint, Scheme};
+pub use endpoint::{Endpoint, Scheme, ServiceAddress};
 pub use identity::Identity;
 pub use status::Status;
 pub use target::Target;

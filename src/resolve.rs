@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::authorize::Permit;
-use crate::cluster::{Affinity, Cluster, Node, Rotation, Service, ServicePort};
+use crate::cluster::{Affinity, AppProtocol, Cluster, Node, Rotation, Service, ServicePort};
 use crate::model::address::{AddressPolicy, AddressType};
 use crate::model::quote::Quoted;
 use crate::model::target::{Id, InvalidId};
@@ -24,6 +24,8 @@ pub struct Resolve {
 pub struct Route {
     pub candidates: Candidates,
     pub transport: Transport,
+    /// The service port that was asked for, as DNS spells it. None for nodes and pods.
+    pub service_port: Option<u16>,
 }
 
 /// Who can serve the request. Never empty.
@@ -48,6 +50,8 @@ impl Candidates {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     Http,
+    /// HTTP/2 in clear text, with prior knowledge (RFC 9113 section 3.3); upgrades go by HTTP/1.1.
+    H2c,
     /// The certificate is not verified (C51).
     Https,
     /// A kubelet's own port: verified where a CA is configured, with the bastion's credentials for kubelets (C32, C52).
@@ -60,6 +64,29 @@ impl From<Scheme> for Transport {
             Scheme::Http => Self::Http,
             Scheme::Https => Self::Https,
         }
+    }
+}
+
+impl Transport {
+    /// What a URL of the target begins with.
+    pub fn scheme(self) -> Scheme {
+        match self {
+            Self::Http | Self::H2c => Scheme::Http,
+            Self::Https | Self::Kubelet => Scheme::Https,
+        }
+    }
+
+    /// Whether the target may turn out to speak HTTP/2.
+    pub fn may_be_http2(self) -> bool {
+        self != Self::Http
+    }
+}
+
+/// The scheme of the id; else what the service port says of itself (C47, C53).
+fn service_transport(id: Id<'_>, port: &ServicePort) -> Transport {
+    match (id.scheme.unwrap_or(port.app_protocol.scheme()), port.app_protocol) {
+        (Scheme::Http, AppProtocol::H2c) => Transport::H2c,
+        (scheme, _) => scheme.into(),
     }
 }
 
@@ -128,7 +155,8 @@ impl Resolve {
         let transport =
             if port == node.kubelet_port { Transport::Kubelet } else { id.scheme.unwrap_or(Scheme::Http).into() };
         let address = SocketAddr::new(self.node_address(&node).await?, port);
-        Ok(Route { candidates: Candidates::One(Endpoint { address, name: Arc::clone(&node.name) }), transport })
+        let candidates = Candidates::One(Endpoint { address, name: Arc::clone(&node.name) });
+        Ok(Route { candidates, transport, service_port: None })
     }
 
     /// Every address that a host name resolves to must be one that may be dialled (C35), and the one that was
@@ -166,7 +194,7 @@ impl Resolve {
         let address = pod.ips.first().copied().filter(|address| self.addresses.permits(*address));
         let address = SocketAddr::new(address.ok_or(ResolveError::AddressNotAllowed)?, port);
         let endpoint = Endpoint { address, name: Arc::clone(&pod.name) };
-        Ok(Route { candidates: Candidates::One(endpoint), transport: scheme.into() })
+        Ok(Route { candidates: Candidates::One(endpoint), transport: scheme.into(), service_port: None })
     }
 
     fn service(&self, target: &Target<'_>, id: Id<'_>) -> Result<Route, ResolveError> {
@@ -175,13 +203,12 @@ impl Resolve {
         if port.endpoints.is_empty() {
             return Err(no_endpoints(&service, target, id));
         }
-        let scheme = id.scheme.unwrap_or(port.app_protocol.scheme());
         let candidates = Candidates::Port {
             endpoints: Arc::clone(&port.endpoints),
             rotation: Arc::clone(&port.rotation),
             affinity: service.affinity,
         };
-        Ok(Route { candidates, transport: scheme.into() })
+        Ok(Route { candidates, transport: service_transport(id, port), service_port: Some(port.number) })
     }
 }
 

@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-pub use client::{ClientTls, KubeletTls};
+pub use client::{ClientTls, KubeletTls, Offers};
 pub use reload::{ClientCas, FileWatch};
 pub use server::{ServerTls, sha256_hex};
 

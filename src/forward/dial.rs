@@ -33,6 +33,15 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// What is to be spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// HTTP/2 where the endpoint has it.
+    Any,
+    /// HTTP/1.1, which alone can be upgraded.
+    Http1,
+}
+
 /// Why an endpoint could not be dialled, in the words of Go's dialer, which clients of the apiserver know.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -54,9 +63,10 @@ impl Dialer {
         &self,
         address: SocketAddr,
         transport: Transport,
+        protocol: Protocol,
         others: bool,
     ) -> Result<Stream, DialError> {
-        let dialled = self.connect(address, transport, others).await;
+        let dialled = self.connect(address, transport, protocol, others).await;
         match &dialled {
             Ok(_) => {}
             Err(DialError::Timeout { .. }) => {
@@ -72,7 +82,13 @@ impl Dialer {
         dialled
     }
 
-    async fn connect(&self, address: SocketAddr, transport: Transport, others: bool) -> Result<Stream, DialError> {
+    async fn connect(
+        &self,
+        address: SocketAddr,
+        transport: Transport,
+        protocol: Protocol,
+        others: bool,
+    ) -> Result<Stream, DialError> {
         if self.itself.is_at(address) {
             return Err(DialError::Itself { address });
         }
@@ -82,7 +98,7 @@ impl Dialer {
             .map_err(|source| DialError::Connect { address, source })?;
         // Without it a small request waits for the acknowledgement of the one before (Nagle).
         stream.set_nodelay(true).map_err(|source| DialError::Connect { address, source })?;
-        let Some(config) = self.tls_config(transport) else { return Ok(Stream::Plain(stream)) };
+        let Some(config) = self.tls_config(transport, protocol) else { return Ok(Stream::Plain(stream)) };
         let name = ServerName::IpAddress(address.ip().into());
         let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
         let stream = within(self.settings.tls_handshake_timeout, address, handshake)
@@ -91,12 +107,16 @@ impl Dialer {
         Ok(Stream::Tls(Box::new(stream)))
     }
 
-    fn tls_config(&self, transport: Transport) -> Option<&Arc<ClientConfig>> {
-        match transport {
-            Transport::Http => None,
-            Transport::Https => Some(&self.tls.target),
-            Transport::Kubelet => Some(&self.tls.kubelet.config),
-        }
+    fn tls_config(&self, transport: Transport, protocol: Protocol) -> Option<&Arc<ClientConfig>> {
+        let offers = match transport {
+            Transport::Http | Transport::H2c => return None,
+            Transport::Https => &self.tls.target,
+            Transport::Kubelet => &self.tls.kubelet.offers,
+        };
+        Some(match protocol {
+            Protocol::Any => &offers.any,
+            Protocol::Http1 => &offers.http1,
+        })
     }
 
     pub(super) fn shows_token_to_kubelets(&self) -> bool {

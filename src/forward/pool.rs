@@ -1,17 +1,36 @@
-//! Idle connections, per endpoint and worker: last in, first out, so that those not needed grow old and go.
+//! Open connections, per endpoint and worker. Of HTTP/1.1 the idle ones, last in, first out, so that those not needed
+//! grow old and go; of HTTP/2 all, each shared by many requests.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::uri::{Authority, Uri};
+use http::{HeaderValue, Request, Response, Version, header};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::dial::{DialError, Dialer, Stream};
+use super::dial::{DialError, Dialer, Protocol, Stream};
+use super::executor::LocalExecutor;
 use super::request::RequestBody;
 use crate::resolve::Transport;
+
+/// Requests on one HTTP/2 connection at once, where its endpoint does not set a lower limit; more open another. It is
+/// the usual limit of servers.
+const STREAMS: usize = 100;
+/// What one stream may have in flight, and a connection, so that slow streams do not hold up the others.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 100;
+/// A silent HTTP/2 connection is asked whether it is there, and given this long to say so (CONFORMANCE C53).
+const PING: Duration = Duration::from_secs(30);
+const PONG: Duration = Duration::from_secs(15);
 
 /// What a connection can be used again for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,68 +42,172 @@ pub(super) struct Key {
 /// A connection to an endpoint, ready for a request. Its I/O runs in a task of its own, which ends with it.
 #[derive(Debug)]
 pub struct Connection {
-    pub(super) key: Key,
-    pub(super) sender: http1::SendRequest<RequestBody>,
+    key: Key,
+    sender: Sender,
+}
+
+#[derive(Debug)]
+enum Sender {
+    /// This request has it for itself.
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2::SendRequest<RequestBody>, #[expect(dead_code, reason = "counts while it lives")] Stream2),
+}
+
+/// A request on a shared connection, counted as long as it lives.
+#[derive(Debug)]
+struct Stream2(Rc<Cell<usize>>);
+
+impl Stream2 {
+    fn new(streams: &Rc<Cell<usize>>) -> Self {
+        streams.set(streams.get() + 1);
+        Self(Rc::clone(streams))
+    }
+}
+
+impl Drop for Stream2 {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Connection {
+    /// Sends a request, in the form that the connection's protocol wants.
+    pub(super) async fn send(
+        &mut self,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match &mut self.sender {
+            Sender::Http1(sender) => {
+                as_http1(&mut request);
+                sender.try_send_request(request).await
+            }
+            Sender::Http2(sender, _) => {
+                as_http2(&mut request, self.key);
+                sender.try_send_request(request).await
+            }
+        }
+    }
+}
+
+/// A URI in origin form, and `Host`. The pipeline makes requests so; only one that an HTTP/2 connection gave back is not.
+fn as_http1<B>(request: &mut Request<B>) {
+    if request.version() == Version::HTTP_2 {
+        let parts = std::mem::take(request.uri_mut()).into_parts();
+        let host = parts.authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+        request.headers_mut().extend(host.map(|host| (header::HOST, host)));
+        *request.uri_mut() = parts.path_and_query.map(Uri::from).unwrap_or_default();
+        *request.version_mut() = Version::HTTP_11;
+    }
+}
+
+/// A URI with scheme and authority instead of `Host` (RFC 9113 section 8.3.1).
+fn as_http2<B>(request: &mut Request<B>, key: Key) {
+    let host = request.headers_mut().remove(header::HOST);
+    if request.version() == Version::HTTP_2 {
+        return;
+    }
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = key.transport.scheme().as_str().parse().ok();
+    parts.authority = authority.or_else(|| key.address.to_string().parse().ok());
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    *request.version_mut() = Version::HTTP_2;
 }
 
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    sender: http1::SendRequest<RequestBody>,
     since: Instant,
 }
 
-/// The idle connections of one worker. Nothing here is shared: no lock, no wake-up of another thread.
+#[derive(Debug)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    streams: Rc<Cell<usize>>,
+    /// How many the endpoint takes at once, as it last said.
+    limit: Rc<Cell<usize>>,
+    used: Instant,
+}
+
+impl Shared {
+    fn has_room(&self) -> bool {
+        !self.sender.is_closed() && self.streams.get() < self.limit.get().min(STREAMS)
+    }
+}
+
+/// What is open to one endpoint.
+#[derive(Debug, Default)]
+struct Open {
+    idle: Vec<Idle>,
+    shared: Vec<Shared>,
+}
+
+/// The connections of one worker. Nothing here is shared with another: no lock, no wake-up of another thread.
 #[derive(Debug)]
 pub struct Pool {
     dialer: Arc<Dialer>,
-    idle: RefCell<HashMap<Key, Vec<Idle>>>,
+    open: RefCell<HashMap<Key, Open>>,
 }
 
 impl Pool {
     pub fn new(dialer: Arc<Dialer>) -> Self {
-        Self { dialer, idle: RefCell::default() }
+        Self { dialer, open: RefCell::default() }
     }
 
-    /// The youngest idle connection that can take a request now.
+    /// A connection that can take a request now: a shared one with room, else the youngest idle one.
     pub(super) fn take(&self, key: Key) -> Option<Connection> {
-        let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&key)?;
+        let mut open = self.open.borrow_mut();
+        let Open { idle, shared } = open.get_mut(&key)?;
         let now = Instant::now();
-        connections.retain(|idle| self.is_worth_keeping(idle, now));
+        if let Some(shared) = shared.iter_mut().find(|shared| shared.has_room()) {
+            shared.used = now;
+            let sender = Sender::Http2(shared.sender.clone(), Stream2::new(&shared.streams));
+            return Some(Connection { key, sender });
+        }
+        idle.retain(|idle| self.is_worth_keeping(idle, now));
         // One that is not ready yet still sends the body of a request that was answered early.
-        let ready = connections.iter().rposition(|idle| idle.connection.sender.is_ready())?;
-        Some(connections.remove(ready).connection)
+        let ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
+        Some(Connection { key, sender: Sender::Http1(idle.remove(ready).sender) })
     }
 
-    /// Keeps a connection whose answer has been read to its end.
+    /// Keeps a connection whose answer has been read to its end. A shared one is kept already.
     pub(super) fn keep(&self, connection: Connection) {
-        if connection.sender.is_closed() {
+        let Connection { key, sender: Sender::Http1(sender) } = connection else { return };
+        if sender.is_closed() {
             return;
         }
-        let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(connection.key).or_default();
-        if connections.len() < self.dialer.settings.max_idle_per_endpoint {
-            connections.push(Idle { connection, since: Instant::now() });
+        let mut open = self.open.borrow_mut();
+        let idle = &mut open.entry(key).or_default().idle;
+        if idle.len() < self.dialer.settings.max_idle_per_endpoint {
+            idle.push(Idle { sender, since: Instant::now() });
         }
     }
 
     /// Drops what is closed or has been idle too long. Each worker calls it every few seconds.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.idle.borrow_mut().retain(|_, connections| {
-            connections.retain(|idle| self.is_worth_keeping(idle, now));
-            !connections.is_empty()
+        self.open.borrow_mut().retain(|_, Open { idle, shared }| {
+            idle.retain(|idle| self.is_worth_keeping(idle, now));
+            shared.retain(|shared| {
+                let idle = shared.streams.get() == 0 && self.is_old(shared.used, now);
+                !shared.sender.is_closed() && !idle
+            });
+            !(idle.is_empty() && shared.is_empty())
         });
     }
 
-    /// Connects and shakes hands, for a request or an upgrade.
-    pub(super) async fn dial(&self, key: Key, others: bool) -> Result<Connection, DialError> {
-        let stream = self.dialer.dial(key.address, key.transport, others).await?;
+    /// Connects and shakes hands.
+    pub(super) async fn dial(&self, key: Key, protocol: Protocol, others: bool) -> Result<Connection, DialError> {
+        let stream = self.dialer.dial(key.address, key.transport, protocol, others).await?;
         let handshake = match stream {
-            Stream::Plain(stream) => serve(stream).await,
-            Stream::Tls(stream) => serve(stream).await,
+            Stream::Plain(stream) if key.transport == Transport::H2c && protocol == Protocol::Any => {
+                self.http2(key, stream).await
+            }
+            Stream::Plain(stream) => serve(stream).await.map(Sender::Http1),
+            Stream::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => self.http2(key, stream).await,
+            Stream::Tls(stream) => serve(stream).await.map(Sender::Http1),
         };
-        // Nothing is read or written in a handshake of HTTP/1.1: it fails only where the runtime is ending.
+        // Nothing is waited for in a handshake of HTTP: it fails only where the connection broke at once.
         let sender = handshake
             .map_err(|error| DialError::Connect { address: key.address, source: std::io::Error::other(error) })?;
         Ok(Connection { key, sender })
@@ -94,9 +217,45 @@ impl Pool {
         self.dialer.shows_token_to_kubelets()
     }
 
+    /// Makes a shared connection of a stream, and takes the first place on it.
+    async fn http2<I>(&self, key: Key, stream: I) -> hyper::Result<Sender>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let (sender, connection) = http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PONG)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        let (streams, limit) = (Rc::default(), Rc::new(Cell::new(STREAMS)));
+        let told = Rc::clone(&limit);
+        tokio::task::spawn_local(async move {
+            let mut connection = pin!(connection);
+            let ended = poll_fn(|context| {
+                let polled = connection.as_mut().poll(context);
+                told.set(connection.current_max_send_streams());
+                polled
+            });
+            if let Err(error) = ended.await {
+                tracing::debug!(%error, "a connection to an endpoint ended with an error");
+            }
+        });
+        let stream = Stream2::new(&streams);
+        let shared = Shared { sender: sender.clone(), streams, limit, used: Instant::now() };
+        self.open.borrow_mut().entry(key).or_default().shared.push(shared);
+        Ok(Sender::Http2(sender, stream))
+    }
+
     fn is_worth_keeping(&self, idle: &Idle, now: Instant) -> bool {
-        !idle.connection.sender.is_closed()
-            && now.saturating_duration_since(idle.since) < self.dialer.settings.idle_timeout
+        !idle.sender.is_closed() && !self.is_old(idle.since, now)
+    }
+
+    fn is_old(&self, since: Instant, now: Instant) -> bool {
+        now.saturating_duration_since(since) >= self.dialer.settings.idle_timeout
     }
 }
 
@@ -107,7 +266,7 @@ pub const MAX_HEADER_BYTES: u32 = 1024 * 1024;
 
 async fn serve<I>(stream: I) -> hyper::Result<http1::SendRequest<RequestBody>>
 where
-    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, connection) = http1::Builder::new()
         // As Go writes them; there are backends that look for `Host` to the letter.
@@ -121,4 +280,24 @@ where
         }
     });
     Ok(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_takes_the_form_of_its_connection_and_back() {
+        let key = Key { address: "10.0.0.1:80".parse().unwrap(), transport: Transport::H2c };
+        let mut request = Request::get("/a?b").header("host", "bastion.example").body(()).unwrap();
+        as_http2(&mut request, key);
+        assert_eq!((request.uri(), request.version()), (&"http://bastion.example/a?b".parse().unwrap(), Version::HTTP_2));
+        assert!(request.headers().is_empty());
+        as_http1(&mut request);
+        assert_eq!((request.uri().to_string(), request.version()), ("/a?b".into(), Version::HTTP_11));
+        assert_eq!(request.headers()["host"], "bastion.example");
+        let mut request = Request::get("/").body(()).unwrap();
+        as_http2(&mut request, Key { transport: Transport::Https, ..key });
+        assert_eq!(request.uri(), "https://10.0.0.1:80/");
+    }
 }

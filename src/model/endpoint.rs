@@ -32,3 +32,11 @@ pub struct Endpoint {
     pub address: SocketAddr,
     pub name: Arc<str>,
 }
+
+/// A service port as the cluster's DNS spells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAddress {
+    pub namespace: String,
+    pub name: String,
+    pub port: u16,
+}

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
+use super::path::without_dot_segments;
 use super::quote::Quoted;
 use super::{Resource, Scheme};
 
@@ -88,11 +89,7 @@ impl<'a> Target<'a> {
     /// The path for the backend: the bytes right of `/proxy` as they came, save that dot segments, `%2e` spelled or
     /// not, are resolved and never climb above the root (C25 to C27).
     pub fn backend_path(&self) -> Cow<'a, str> {
-        match self.rest {
-            "" => Cow::Borrowed("/"),
-            rest if has_dot_segment(rest) => Cow::Owned(remove_dot_segments(rest)),
-            rest => Cow::Borrowed(rest),
-        }
+        if self.rest.is_empty() { Cow::Borrowed("/") } else { without_dot_segments(self.rest) }
     }
 }
 
@@ -178,51 +175,6 @@ impl<'a> Segments<'a> {
     fn literal(&mut self, expected: &str) -> Result<(), TargetError> {
         if self.decoded()? == expected { Ok(()) } else { Err(TargetError::NoRoute) }
     }
-}
-
-fn has_dot_segment(path: &str) -> bool {
-    path.contains("/.") || path.contains("/%2")
-}
-
-/// RFC 3986 section 5.2.4 with `%2e` counted as a dot. Empty segments are segments: `//` stays.
-fn remove_dot_segments(path: &str) -> String {
-    let mut kept: Vec<&str> = Vec::new();
-    let mut segments = path.split('/').skip(1).peekable();
-    while let Some(segment) = segments.next() {
-        let last = segments.peek().is_none();
-        match dots(segment) {
-            0 => kept.push(segment),
-            dots => {
-                if dots == 2 {
-                    kept.pop();
-                }
-                // `/a/..` names the folder: its slash stays.
-                if last {
-                    kept.push("");
-                }
-            }
-        }
-    }
-    let mut resolved = String::with_capacity(path.len());
-    for segment in kept {
-        resolved.push('/');
-        resolved.push_str(segment);
-    }
-    if resolved.is_empty() { "/".into() } else { resolved }
-}
-
-/// 1 for `.`, 2 for `..`, with `%2e` for any dot; 0 for anything else.
-fn dots(segment: &str) -> u8 {
-    let mut rest = segment.as_bytes();
-    let mut count = 0;
-    while !rest.is_empty() {
-        rest = match rest {
-            [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] => rest,
-            _ => return 0,
-        };
-        count += 1;
-    }
-    if count > 2 { 0 } else { count }
 }
 
 #[cfg(test)]

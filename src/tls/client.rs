@@ -14,14 +14,34 @@ use crate::config::Targets;
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     /// Towards pods, services and the other ports of nodes.
-    pub target: Arc<ClientConfig>,
+    pub target: Offers,
     pub kubelet: KubeletTls,
+}
+
+/// One setup with two offers (ALPN, RFC 7301).
+#[derive(Clone, Debug)]
+pub struct Offers {
+    /// HTTP/2, and HTTP/1.1 where the target does not have it (CONFORMANCE C53).
+    pub any: Arc<ClientConfig>,
+    /// HTTP/1.1 alone, for upgrades (C84).
+    pub http1: Arc<ClientConfig>,
+}
+
+impl Offers {
+    fn new(config: ClientConfig) -> Self {
+        let offering = |protocols: &[&str]| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+            Arc::new(config)
+        };
+        Self { any: offering(&["h2", "http/1.1"]), http1: offering(&["http/1.1"]) }
+    }
 }
 
 /// TLS towards kubelets, and whether the bastion may show its own token there.
 #[derive(Clone, Debug)]
 pub struct KubeletTls {
-    pub config: Arc<ClientConfig>,
+    pub offers: Offers,
     /// The kubelet's certificate is verified. A token is shown to nobody else.
     pub verified: bool,
     /// A client certificate is shown, so that no token is needed.
@@ -40,9 +60,9 @@ impl ClientTls {
         } = targets;
         let kubelet = kubelet_config(ca.as_deref(), certificate.as_deref().zip(key.as_deref()))?;
         Ok(Self {
-            target: Arc::new(unverified()?.with_no_client_auth()),
+            target: Offers::new(unverified()?.with_no_client_auth()),
             kubelet: KubeletTls {
-                config: Arc::new(kubelet),
+                offers: Offers::new(kubelet),
                 verified: ca.is_some(),
                 certificate: certificate.is_some(),
             },
