@@ -12,7 +12,7 @@ mod scenarios;
 mod setting;
 pub mod table;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -25,6 +25,9 @@ use table::{Row, Table};
 
 use crate::support::raw;
 use crate::world::World;
+
+/// A row that takes longer is named in the report.
+const SLOW: Duration = Duration::from_secs(1);
 
 pub async fn the_table_holds(world: &mut World) -> Result<()> {
     let table = Table::load()?;
@@ -61,6 +64,9 @@ async fn judge(setting: &Setting<'_>, row: &Row) -> Result<Verdict> {
         println!("     {} ({:?})", row.name, began.elapsed());
         theirs.iter().for_each(|(name, value)| println!("          theirs {name}: {value:?}"));
         ours.iter().for_each(|(name, value)| println!("          ours   {name}: {value:?}"));
+    }
+    if began.elapsed() > SLOW {
+        println!("     slow: {} took {:?}", row.name, began.elapsed());
     }
     Ok(compare(row, ours, theirs))
 }

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 pub use script::{Script, Step, page};
@@ -24,6 +25,9 @@ use super::net::Namespace;
 
 /// How long anything may take: whoever waits longer waits in vain.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a script looks whether something has come through at once.
+pub const MOMENT: Duration = Duration::from_millis(300);
 
 /// One request as it arrived.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +42,8 @@ pub struct Seen {
     pub trailers: Vec<Field>,
     /// What came behind an upgrade's head.
     pub tunnel: Vec<u8>,
+    /// Whether the client had a text when the script looked.
+    pub glance: Option<bool>,
     /// How the playing ended, where that tells anything.
     pub end: Option<String>,
 }
@@ -127,7 +133,7 @@ impl Stage {
 
     async fn wait_for(&self, is: impl FnMut(&Play) -> bool) -> Result<()> {
         let mut changes = self.0.subscribe();
-        tokio::time::timeout(PATIENCE, changes.wait_for(is)).await.context("waited in vain")?.map(|_| ())?;
+        timeout(PATIENCE, changes.wait_for(is)).await.context("waited in vain")?.map(|_| ())?;
         Ok(())
     }
 
@@ -217,6 +223,11 @@ impl Part {
             match step {
                 Step::Body => self.body(wire, head).await?,
                 Step::ClientHas(text) => self.stage.client_has(text).await?,
+                Step::Glance(text) | Step::Blink(text) => {
+                    let moment = if matches!(step, Step::Blink(_)) { MOMENT / 10 } else { MOMENT };
+                    let got = timeout(moment, self.stage.client_has(text)).await.is_ok_and(|has| has.is_ok());
+                    self.seen(|seen| seen.glance = Some(got));
+                }
                 Step::Read(text) => {
                     while !self.tunnel_has(text) {
                         anyhow::ensure!(self.tunnel(wire).await?, "the tunnel ended before {text:?}");

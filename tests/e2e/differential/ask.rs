@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::callers::Credentials;
 use super::table::{Act, Row};
 use crate::support::client::tls_with_alpn;
-use crate::support::raw::{Field, Head, PATIENCE, Stage, contains};
+use crate::support::raw::{Field, Head, MOMENT, PATIENCE, Stage, contains};
 
 pub use h2::ask as ask_h2;
 
@@ -76,7 +76,8 @@ pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Res
                 Act::BackendHas(text) => outcome = stage.backend_has(text).await,
                 Act::Has(text) => outcome = wait(&received, |received| contains(&received.bytes, text)).await,
                 Act::EndSending => drop(writer.shutdown().await),
-                Act::ToEnd => closed = Some(wait(&received, |received| received.ended.is_some()).await.is_ok()),
+                Act::ToEnd => closed = Some(is_closed(&received, &method).await),
+                Act::Moment => tokio::time::sleep(MOMENT).await,
                 Act::HangUp => return,
             }
             if outcome.is_err() {
@@ -128,6 +129,13 @@ async fn read(mut reader: impl AsyncRead + Unpin, received: &watch::Sender<Recei
     };
     received.send_modify(|received| received.ended = Some(how.into()));
     std::future::pending().await
+}
+
+/// Whether the connection ends; behind a whole answer that is waited for only a moment.
+async fn is_closed(received: &watch::Sender<Received>, method: &str) -> bool {
+    let over = |received: &Received| received.ended.is_some() || parse::answer(&received.bytes, method, false).complete;
+    let _ = wait(received, over).await;
+    timeout(MOMENT, wait(received, |received| received.ended.is_some())).await.is_ok_and(|ended| ended.is_ok())
 }
 
 async fn wait(received: &watch::Sender<Received>, is: impl FnMut(&Received) -> bool) -> Result<()> {

@@ -20,7 +20,8 @@ pub fn observe(answer: &Answer, seen: &[Seen]) -> Observation {
     let mut set = |name: String, value: String| drop(aspects.insert(name, value));
     if let Some(head) = &answer.head {
         let mut parts = head.line.splitn(3, ' ');
-        set("status".into(), parts.nth(1).unwrap_or_default().into());
+        set("version".into(), parts.next().unwrap_or_default().into());
+        set("status".into(), parts.next().unwrap_or_default().into());
         if let Some(phrase) = parts.next() {
             set("reason phrase".into(), phrase.into());
         }
@@ -114,6 +115,9 @@ fn saw_one(saw: &str, seen: &Seen, set: &mut impl FnMut(String, String)) {
         if !bytes.is_empty() {
             set(format!("{saw} {part}"), text(bytes));
         }
+    }
+    if let Some(got) = seen.glance {
+        set(format!("{saw} glance"), if got { "yes" } else { "no" }.into());
     }
     if let Some(end) = &seen.end {
         set(format!("{saw} end"), end.clone());

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use super::ask::{Side, ask, ask_h2};
 use super::observe::{Observation, observe};
 use super::setting::Setting;
-use super::table::Row;
+use super::table::{Act, Row};
+use crate::support::raw::{Script, Step};
 
 /// Runs the scenario that a row names.
 ///
@@ -19,6 +20,7 @@ pub async fn run(name: &str, setting: &Setting<'_>, side: &Side, row: &Row) -> R
     match name {
         "round_robin" => round_robin(setting, side).await,
         "failover" => failover(setting, side).await,
+        "upgrade_failover" => upgrade_failover(setting, side).await,
         "affinity" => affinity(setting, side).await,
         "long_query" => long_query(setting, side).await,
         "long_header" => long_header(setting, side).await,
@@ -67,6 +69,19 @@ async fn failover(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     for _ in 0..24 {
         let found = asked(setting, side, &get("services/half-dead/proxy/x")).await?;
         answered += usize::from(found.get("status").is_some_and(|status| status == "200"));
+    }
+    Ok([("all answered", yes(answered == 24))].map(owned).into())
+}
+
+async fn upgrade_failover(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let page = "HTTP/1.1 101 Switching Protocols\nConnection: Upgrade\nUpgrade: websocket";
+    let backend = Script { steps: vec![Step::Page(page.into()), Step::Close] };
+    let headers = vec!["Connection: Upgrade".into(), "Upgrade: websocket".into()];
+    let row = Row { headers, backend, then: vec![Act::ToEnd], ..get("services/half-dead/proxy/x") };
+    let mut answered = 0;
+    for _ in 0..24 {
+        let found = asked(setting, side, &row).await?;
+        answered += usize::from(found.get("status").is_some_and(|status| status == "101"));
     }
     Ok([("all answered", yes(answered == 24))].map(owned).into())
 }

@@ -74,6 +74,8 @@ pub enum Act {
     EndSending,
     /// Waits until the other side ends the connection.
     ToEnd,
+    /// Lets a moment pass, for what should not happen.
+    Moment,
     /// Hangs up.
     HangUp,
 }
@@ -187,6 +189,11 @@ impl Table {
 }
 
 impl Row {
+    /// What the backend says, as text.
+    pub fn backend_text(&self) -> String {
+        format!("{:?}", self.backend)
+    }
+
     pub fn is_scenario(&self) -> bool {
         self.scenario.is_some()
     }

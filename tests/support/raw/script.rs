@@ -42,6 +42,10 @@ pub enum Step {
     Trailers(String),
     /// Waits until the client has received a text.
     ClientHas(String),
+    /// Looks whether the client gets a text within a moment, and goes on.
+    Glance(String),
+    /// The same for a tenth of the moment.
+    Blink(String),
     /// Reads the tunnel until it has brought a text.
     Read(String),
     ReadToEnd,
