@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use prometheus_client::registry::Registry;
+use secrecy::ExposeSecret;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
@@ -20,7 +21,7 @@ use crate::cluster::{Cluster, Writer};
 use crate::config::{Config, SourceKind};
 use crate::drain::Drain;
 use crate::forward::{Dialer, Itself};
-use crate::identify::{Identify, TokenReviews, Tokens};
+use crate::identify::{FrontProxy, Identify, TokenReviews, Tokens};
 use crate::listen::Limits;
 use crate::metrics::Metrics;
 use crate::model::address::AddressPolicy;
@@ -29,7 +30,7 @@ use crate::ready::Ready;
 use crate::resolve::Resolve;
 use crate::telemetry::AccessLog;
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
-use crate::watch::kubernetes::{self, KubernetesWatch};
+use crate::watch::kubernetes::{self, KubernetesWatch, Trusted};
 use crate::watch::manifests::Manifests;
 use worker::{Port, Shared};
 
@@ -55,6 +56,7 @@ pub struct Bound {
     server_tls: Arc<ServerTls>,
     client_tls: ClientTls,
     client_cas: ClientCas,
+    front_proxy: FrontProxy,
     source: Source,
 }
 
@@ -79,7 +81,9 @@ impl Bound {
                 bail!("the client CA file {path:?} holds no certificate: a PEM file with BEGIN CERTIFICATE is wanted");
             }
         }
-        let server_tls = Arc::new(ServerTls::new(&config.serving, client_cas.clone())?);
+        let front_proxy = FrontProxy::default();
+        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
+        let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
         let client_tls = ClientTls::new(&config.targets)?;
         let source = match config.source.kind {
             SourceKind::Kubernetes => {
@@ -100,7 +104,7 @@ impl Bound {
             insecure: insecure.as_ref().map(TcpListener::local_addr).transpose()?,
             admin: admin.local_addr()?,
         };
-        Ok(Self { config, addresses, secure, insecure, admin, server_tls, client_tls, client_cas, source })
+        Ok(Self { config, addresses, secure, insecure, admin, server_tls, client_tls, client_cas, front_proxy, source })
     }
 
     /// Serves until the drain is over: what runs when it begins is finished, or cut at the deadline.
@@ -108,26 +112,44 @@ impl Bound {
     /// # Errors
     /// Where something that cannot fail did: the process had better be started again.
     pub async fn run(self, drain: Drain) -> Result<()> {
-        let Self { config, addresses, secure, insecure, admin, server_tls, client_tls, client_cas, source } = self;
+        let Self {
+            config,
+            addresses,
+            secure,
+            insecure,
+            admin,
+            server_tls,
+            client_tls,
+            client_cas,
+            front_proxy,
+            source,
+        } = self;
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let ready = Ready::default();
         let addresses_allowed = AddressPolicy { allow_loopback: config.targets.allow_loopback };
         let (cluster, writer) = Cluster::new(addresses_allowed, config.targets.pod_less_endpoints);
         let kubelet_token = Arc::new(ArcSwapOption::empty());
-        let facts = Facts { config: &config, ready: &ready, metrics: &metrics, client_cas: &client_cas };
+        let facts = Facts {
+            config: &config,
+            ready: &ready,
+            metrics: &metrics,
+            client_cas: &client_cas,
+            front_proxy: &front_proxy,
+        };
         let (tokens, authorizer) = match source {
             Source::Kubernetes(api) => facts.kubernetes(&api, writer, &kubelet_token)?,
             Source::Manifests(manifests) => facts.manifests(*manifests, writer),
         };
-        tokio::spawn(keep_tls_current(Arc::clone(&server_tls), client_cas.clone(), config.serving.client_ca_file));
+        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
+        tokio::spawn(keep_tls_current(Arc::clone(&server_tls), asked_for, config.serving.client_ca_file));
         if config.serving.tls_cert_file.is_none() {
             let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
             tracing::warn!(sha256 = leaf, "no certificate is configured: serving a self-signed one");
         }
 
         let stages = Arc::new(Stages {
-            identify: Identify { tokens, client_cas, anonymous: config.authentication.anonymous },
+            identify: Identify { tokens, client_cas, front_proxy, anonymous: config.authentication.anonymous },
             authorize: Authorize { authorizer, accept_bare_names: config.authorization.accept_bare_names },
             resolve: Resolve {
                 cluster,
@@ -136,6 +158,7 @@ impl Bound {
             },
             ready: ready.clone(),
             metrics: metrics.clone(),
+            cluster_domain: config.targets.cluster_domain.into(),
         });
         let own = [Some(addresses.secure), addresses.insecure, Some(addresses.admin)];
         let dialer = Dialer {
@@ -206,6 +229,7 @@ struct Facts<'a> {
     ready: &'a Ready,
     metrics: &'a Metrics,
     client_cas: &'a ClientCas,
+    front_proxy: &'a FrontProxy,
 }
 
 impl Facts<'_> {
@@ -215,15 +239,20 @@ impl Facts<'_> {
         writer: Writer,
         kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
     ) -> Result<(Tokens, Authorizer)> {
-        let Self { config, ready, metrics, client_cas } = self;
+        let Self { config, ready, metrics, client_cas, front_proxy } = self;
         tracing::info!(api = %api.cluster_url, "the facts come from a Kubernetes API");
         tokio::spawn(KubernetesWatch::new(api, ready, metrics)?.run(writer));
-        if config.serving.client_ca_file.is_none() {
-            let cas = ClientCas::clone(client_cas);
-            tokio::spawn(kubernetes::follow_client_cas(api, ready, metrics, cas)?);
-        }
-        if let Some(file) = api.auth_info.token_file.clone() {
-            tokio::spawn(keep_token_current(file.into(), Arc::clone(kubelet_token)));
+        let trusted = Trusted {
+            client_cas: config.serving.client_ca_file.is_none().then(|| ClientCas::clone(client_cas)),
+            front_proxy: FrontProxy::clone(front_proxy),
+        };
+        tokio::spawn(trusted.follow(api, ready, metrics)?);
+        match (&api.auth_info.token_file, &api.auth_info.token) {
+            (Some(file), _) => {
+                tokio::spawn(keep_token_current(file.into(), Arc::clone(kubelet_token)));
+            }
+            (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
+            (None, None) => {}
         }
         let client = kubernetes::review_client(api)?;
         let tokens = TokenReviews::new(
@@ -255,16 +284,17 @@ fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
 }
 
 /// Takes changed certificates and client CAs into use. What is no good changes nothing and is logged.
-async fn keep_tls_current(tls: Arc<ServerTls>, cas: ClientCas, client_ca_file: Option<std::path::PathBuf>) {
+async fn keep_tls_current(tls: Arc<ServerTls>, cas: [ClientCas; 2], client_ca_file: Option<std::path::PathBuf>) {
     let mut files = FileWatch::new(tls.files().into_iter().chain(client_ca_file.clone()).collect());
     loop {
         tokio::select! {
             () = files.changed() => {}
-            () = cas.changed() => {}
+            () = cas[0].changed() => {}
+            () = cas[1].changed() => {}
         }
         if let Some(path) = &client_ca_file {
             let read = std::fs::read(path).map_err(anyhow::Error::from);
-            if let Err(error) = read.and_then(|pem| Ok(cas.replace(&pem)?)) {
+            if let Err(error) = read.and_then(|pem| Ok(cas[0].replace(&pem)?)) {
                 tracing::error!(%error, ?path, "the client CA file changed and cannot be used; the old CAs stay");
             }
         }
@@ -275,12 +305,16 @@ async fn keep_tls_current(tls: Arc<ServerTls>, cas: ClientCas, client_ca_file: O
     }
 }
 
+fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.trim())).ok()?;
+    bearer.set_sensitive(true);
+    Some(bearer)
+}
+
 async fn keep_token_current(file: std::path::PathBuf, token: Arc<ArcSwapOption<HeaderValue>>) {
     loop {
         let read = tokio::fs::read_to_string(&file).await;
-        let bearer = read.ok().and_then(|token| HeaderValue::try_from(format!("Bearer {}", token.trim())).ok());
-        if let Some(mut bearer) = bearer {
-            bearer.set_sensitive(true);
+        if let Some(bearer) = read.ok().and_then(|token| bearer(&token)) {
             token.store(Some(Arc::new(bearer)));
         } else {
             tracing::warn!(?file, "the bastion's own token cannot be read; the old one stays");

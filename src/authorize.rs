@@ -1,6 +1,7 @@
 //! May they? `(Identity, Attributes)` in, [`Permit`] out. A permit can be made here alone, and the later stages ask
 //! for one: to forward without authorization does not compile.
 
+mod impersonate;
 mod review;
 mod rules;
 
@@ -14,7 +15,7 @@ pub use rules::{Rules, RulesBuilder};
 
 use crate::model::quote::Quoted;
 use crate::model::target::Id;
-use crate::model::{Attributes, Identity, Resource, Target, Verb};
+use crate::model::{Attributes, Identity, Target, Verb};
 
 /// Who decides.
 #[derive(Debug)]
@@ -74,19 +75,34 @@ impl Authorize {
         verb: Verb,
         target: &'t Target<'t>,
     ) -> Result<Permit<'t>, AuthorizeError> {
-        let attributes = Attributes { verb, resource: target.resource, namespace: &target.namespace, name: &target.id };
-        let reason = match self.decide(identity, attributes).await? {
-            Decision::Allow => return Ok(Permit { target }),
-            Decision::Deny(reason) => reason,
+        let attributes = Attributes::of_proxy(verb, target);
+        let denied = match self.require(identity, attributes).await {
+            Ok(()) => return Ok(Permit { target }),
+            Err(denied) => denied,
         };
         if self.accept_bare_names
+            && matches!(denied, AuthorizeError::Forbidden(_))
             && let Ok(Id { name, .. }) = target.id()
             && name != target.id
             && self.decide(identity, Attributes { name, ..attributes }).await? == Decision::Allow
         {
             return Ok(Permit { target });
         }
-        Err(AuthorizeError::Forbidden(Forbidden::new(identity, attributes, &reason)))
+        Err(denied)
+    }
+
+    /// Whether `identity` may look at the object behind the target (`get` on the node, pod or service itself): then it
+    /// may be told more of it than yes or no. An error is a no.
+    pub async fn sees(&self, identity: &Arc<Identity>, target: &Target<'_>) -> bool {
+        let Ok(Id { name, .. }) = target.id() else { return false };
+        matches!(self.decide(identity, Attributes::of_object(target, name)).await, Ok(Decision::Allow))
+    }
+
+    async fn require(&self, identity: &Arc<Identity>, attributes: Attributes<'_>) -> Result<(), AuthorizeError> {
+        match self.decide(identity, attributes).await? {
+            Decision::Allow => Ok(()),
+            Decision::Deny(reason) => Err(AuthorizeError::Forbidden(Forbidden::new(identity, attributes, &reason))),
+        }
     }
 
     async fn decide(&self, identity: &Arc<Identity>, attributes: Attributes<'_>) -> Result<Decision, AuthorizeError> {
@@ -100,27 +116,40 @@ impl Authorize {
 /// A no, in the apiserver's words (CONFORMANCE C96).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forbidden {
-    pub resource: Resource,
+    pub group: &'static str,
+    pub resource: &'static str,
     pub name: String,
     /// `User "u" cannot get resource …`, with the reason where there is one.
     pub message: String,
+    /// The review that was asked, for those who may know.
+    pub review: String,
 }
 
 impl Forbidden {
     fn new(identity: &Identity, attributes: Attributes<'_>, reason: &str) -> Self {
-        let Attributes { verb, resource, namespace, name } = attributes;
+        let Attributes { verb, group, resource, subresource, namespace, name } = attributes;
         let scope = match namespace {
             "" => "at the cluster scope".to_owned(),
             namespace => format!("in the namespace {}", Quoted(namespace)),
         };
         let who = Quoted(&identity.user);
         let verb = verb.as_str();
-        let message = format!(r#"User {who} cannot {verb} resource "{resource}/proxy" in API group "" {scope}"#);
+        let slash = if subresource.is_empty() { "" } else { "/" };
+        let what = format!("{resource}{slash}{subresource}");
+        let message = format!(r#"User {who} cannot {verb} resource "{what}" in API group "{group}" {scope}"#);
         let mut message = message.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         if !reason.is_empty() {
             message = format!("{message}: {reason}");
         }
-        Self { resource, name: name.to_owned(), message }
+        let review = format!(
+            "SubjectAccessReview denied: verb={} group={} resource={} namespace={} name={}",
+            Quoted(verb),
+            Quoted(group),
+            Quoted(&what),
+            Quoted(namespace),
+            Quoted(name)
+        );
+        Self { group, resource, name: name.to_owned(), message, review }
     }
 }
 
@@ -128,9 +157,14 @@ impl std::error::Error for Forbidden {}
 
 impl fmt::Display for Forbidden {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.name {
-            "" => write!(f, "{} is forbidden: {}", self.resource, self.message),
-            name => write!(f, "{} {} is forbidden: {}", self.resource, Quoted(name), self.message),
+        let Self { group, resource, name, message, .. } = self;
+        f.write_str(resource)?;
+        if !group.is_empty() {
+            write!(f, ".{group}")?;
+        }
+        match &**name {
+            "" => write!(f, " is forbidden: {message}"),
+            name => write!(f, " {} is forbidden: {message}", Quoted(name)),
         }
     }
 }
@@ -142,16 +176,28 @@ mod tests {
     #[test]
     fn a_no_is_said_in_the_apiservers_words() {
         let jane = Identity::new("jane", "", vec![], Default::default());
-        let attributes = Attributes { verb: Verb::Get, resource: Resource::Pods, namespace: "ns", name: "https:p:1" };
+        let pods = Target::parse("/api/v1/namespaces/ns/pods/https:p:1/proxy").unwrap();
         assert_eq!(
-            Forbidden::new(&jane, attributes, "").to_string(),
+            Forbidden::new(&jane, Attributes::of_proxy(Verb::Get, &pods), "").to_string(),
             r#"pods "https:p:1" is forbidden: User "jane" cannot get resource "pods/proxy" in API group "" in the namespace "ns""#
         );
         let mallory = Identity::new("<b>&", "", vec![], Default::default());
-        let attributes = Attributes { verb: Verb::None, resource: Resource::Nodes, namespace: "", name: "" };
+        let nodes = Target::parse("/api/v1/nodes//proxy").unwrap();
         assert_eq!(
-            Forbidden::new(&mallory, attributes, "why").to_string(),
+            Forbidden::new(&mallory, Attributes::of_proxy(Verb::None, &nodes), "why").to_string(),
             r#"nodes is forbidden: User "&lt;b&gt;&amp;" cannot  resource "nodes/proxy" in API group "" at the cluster scope: why"#
+        );
+        let scopes = Attributes {
+            verb: Verb::Impersonate,
+            group: "authentication.k8s.io",
+            resource: "userextras",
+            subresource: "scopes",
+            namespace: "",
+            name: "all",
+        };
+        assert_eq!(
+            Forbidden::new(&jane, scopes, "").to_string(),
+            r#"userextras.authentication.k8s.io "all" is forbidden: User "jane" cannot impersonate resource "userextras/scopes" in API group "authentication.k8s.io" at the cluster scope"#
         );
     }
 

@@ -16,18 +16,18 @@ use dashmap::DashMap;
 
 pub use facts::{Family, Kind, Object};
 pub use key::ObjectKey;
-pub use service::{Affinity, AppProtocol, Rotation, Service, ServicePort};
+pub use service::{Affinity, AppProtocol, Refusal, Refused, Rotation, Service, ServicePort};
 pub use writer::Writer;
 
-use crate::model::address::{AddressPolicy, AddressType};
+use crate::model::address::AddressPolicy;
 use key::BorrowedKey;
 
 /// A node as `/proxy/` needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub name: Arc<str>,
-    /// `status.addresses`, in the order of the object. A value may be an IP address or a host name.
-    pub addresses: Box<[(AddressType, Box<str>)]>,
+    /// `status.addresses` by type, in the order of the object. A value may be an IP address or a host name.
+    pub addresses: Box<[(Box<str>, Box<str>)]>,
     /// `status.daemonEndpoints.kubeletEndpoint.Port`, else 10250 (C32).
     pub kubelet_port: u16,
 }

@@ -270,6 +270,9 @@ pub struct Targets {
     pub kubelet_client_certificate: Option<PathBuf>,
     /// PEM file with the private key of `kubeletClientCertificate`.
     pub kubelet_client_key: Option<PathBuf>,
+    /// The cluster's DNS domain: links to the service that was asked for are rewritten in this spelling of its name too.
+    #[serde(deserialize_with = "values::dns_domain")]
+    pub cluster_domain: String,
     /// Serves endpoints that no pod of the service's namespace stands behind (services without a selector).
     pub pod_less_endpoints: bool,
     /// Lets loopback addresses be dialled: for a first look and for tests on one machine, never in a cluster.
@@ -285,6 +288,7 @@ impl Default for Targets {
             kubelet_certificate_authority: None,
             kubelet_client_certificate: None,
             kubelet_client_key: None,
+            cluster_domain: "cluster.local".into(),
             pod_less_endpoints: false,
             allow_loopback: false,
         }
@@ -497,6 +501,7 @@ mod tests {
             ("serving:\n  tlsMinVersion: VersionTLS10\n", &["line 4", "VersionTLS10", "VersionTLS12"]),
             ("upstream:\n  dialTimeout: 30\n", &["line 4", "dialTimeout", "\"30\"", "30s"]),
             ("upstream:\n  maxIdlePerEndpoint: 0\n", &["line 4", "maxIdlePerEndpoint", "\"0\"", "1 or more"]),
+            ("targets:\n  clusterDomain: .local.\n", &["line 4", "clusterDomain", "\".local.\"", "cluster.local"]),
             ("log:\n  level: loud=much\n", &["line 4", "level", "loud", "info"]),
             ("source:\n  type: etcd\n", &["line 4", "etcd", "kubernetes", "manifests"]),
             ("targets:\n  kubeletPreferredAddressTypes: [Internal]\n", &["line 4", "Internal", "InternalIP"]),

@@ -23,11 +23,11 @@ use hyper::upgrade::OnUpgrade;
 
 pub use dial::{DialError, Dialer, Itself};
 pub use executor::LocalExecutor;
-pub use headers::{Forwarded, clean_answer, is_upgrade};
+pub use headers::{Forwarded, clean_answer};
 pub use interim::{Interim, WithInterim};
 pub use pool::{MAX_HEADER_BYTES, Pool};
 pub use response::Upstream;
-pub use upgrade::{Tunnel, Upgraded};
+pub use upgrade::{Tunnel, Upgrade, Upgraded};
 
 use crate::authorize::Permit;
 use crate::balance::Balance;
@@ -70,6 +70,9 @@ pub enum ForwardError {
     /// The endpoint answered an upgrade with neither 101 nor an error (C88).
     #[error("invalid upgrade response: status code {}", .0.as_u16())]
     InvalidUpgrade(StatusCode),
+    /// The endpoint said 101 and did not prove that it speaks WebSocket (RFC 6455 section 4.2.2).
+    #[error("invalid upgrade response: Sec-WebSocket-Accept does not answer the key")]
+    InvalidAccept,
 }
 
 fn join(errors: &[DialError]) -> String {
@@ -118,9 +121,10 @@ impl Forward {
         outgoing: Outgoing,
         client: IpAddr,
         on_client: OnUpgrade,
+        asked: &Upgrade,
     ) -> Result<Upgraded, ForwardError> {
         let Exchange { response, endpoint, .. } = self.exchange(route, outgoing, client, Protocol::Http1).await?;
-        Upgraded::of(response, endpoint, on_client)
+        Upgraded::of(response, endpoint, on_client, asked)
     }
 
     /// Tries the endpoints in turn. A failed dial goes on to the next. A request that may be repeated is sent once

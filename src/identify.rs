@@ -2,6 +2,9 @@
 //! later stage can pass it on.
 
 mod certificate;
+mod front_proxy;
+mod impersonate;
+mod subprotocol;
 mod token;
 
 use std::net::SocketAddr;
@@ -10,6 +13,8 @@ use std::sync::Arc;
 use http::{HeaderMap, header};
 
 pub use certificate::ClientCertificate;
+pub use front_proxy::{FrontProxy, Names};
+pub use impersonate::Impersonation;
 pub use token::{StaticTokens, TokenReviews};
 
 use crate::model::Identity;
@@ -39,6 +44,7 @@ pub enum Tokens {
 pub struct Identify {
     pub tokens: Tokens,
     pub client_cas: ClientCas,
+    pub front_proxy: FrontProxy,
     /// Lets callers without credentials through as `system:anonymous`.
     pub anonymous: bool,
 }
@@ -49,31 +55,74 @@ pub enum IdentifyError {
     /// The caller's fault: no credentials, or none that are good. The text is for the log, never for the caller.
     #[error("unauthenticated: {0}")]
     Unauthenticated(String),
-    /// `Impersonate-*` headers: whoever sends them wants to be somebody else, and must not be taken for themselves.
-    #[error("impersonation is not supported here: send the request without Impersonate-* headers")]
-    Impersonation,
+    /// `Impersonate-*` headers that mean nobody: whoever sends them must not be taken for themselves.
+    #[error("{0}")]
+    Impersonation(String),
     /// Not the caller's fault; asking again may help.
     #[error("the token could not be reviewed: {0}")]
     Unavailable(Arc<str>),
 }
 
+/// Who calls, and whom they want to act as.
+#[derive(Debug)]
+pub struct Caller {
+    pub identity: Arc<Identity>,
+    pub impersonates: Option<Impersonation>,
+}
+
 impl Identify {
-    /// Finds out who calls, by client certificate, else by bearer token, as kube-apiserver orders them. Takes
-    /// `Authorization` and the identity headers of a front proxy off `headers` (CONFORMANCE C60).
+    /// Finds out who calls, in kube-apiserver's order: by what a front proxy says, by client certificate, by bearer
+    /// token, by the token in the subprotocols of a `websocket`. The first that is good counts. Takes all of them off
+    /// `headers` (CONFORMANCE C60 to C62).
     ///
     /// # Errors
     /// [`IdentifyError`]; the caller is then nobody, not even anonymous, unless they showed nothing at all.
-    pub async fn identify(&self, headers: &mut HeaderMap, peer: &Peer) -> Result<Arc<Identity>, IdentifyError> {
+    pub async fn identify(
+        &self,
+        headers: &mut HeaderMap,
+        peer: &Peer,
+        websocket: bool,
+    ) -> Result<Caller, IdentifyError> {
         let authorization = headers.remove(header::AUTHORIZATION);
-        strip_identity_headers(headers)?;
-        let by_certificate = peer.certificate.as_ref().map(|certificate| certificate.identity(&self.client_cas));
-        let token = authorization.as_ref().and_then(|value| bearer(value.to_str().ok()?));
-        match (by_certificate, token) {
-            (Some(Ok(identity)), _) => Ok(identity),
-            (_, Some(token)) => self.by_token(token).await,
-            (Some(Err(fault)), None) => Err(IdentifyError::Unauthenticated(fault)),
-            (None, None) if self.anonymous => Ok(Arc::new(Identity::anonymous())),
-            (None, None) => Err(IdentifyError::Unauthenticated("no credentials".into())),
+        let claim = self.front_proxy.take(headers);
+        let impersonates = Impersonation::take(headers);
+        let subprotocol = match subprotocol::take_token(headers) {
+            Ok(token) if websocket => token.map(Ok),
+            Err(fault) if websocket => Some(Err(fault)),
+            _ => None,
+        };
+        let bearer = authorization.as_ref().and_then(|value| bearer(value.to_str().ok()?));
+        let certificate = peer.certificate.as_ref();
+
+        let mut fault = None;
+        if let (Some(claim), Some(certificate)) = (claim, certificate) {
+            match self.front_proxy.accept(claim, certificate) {
+                Ok(identity) => return Ok(Caller { identity, impersonates: impersonates? }),
+                Err(why) => fault = Some(IdentifyError::Unauthenticated(why)),
+            }
+        }
+        if let Some(certificate) = certificate {
+            match certificate.identity(&self.client_cas) {
+                Ok(identity) => return Ok(Caller { identity, impersonates: impersonates? }),
+                Err(why) => fault = Some(IdentifyError::Unauthenticated(why)),
+            }
+        }
+        for token in [bearer.map(Ok), subprotocol.as_ref().map(|token| token.as_deref())].into_iter().flatten() {
+            let identity = match token {
+                Ok(token) => self.by_token(token).await,
+                Err(why) => Err(IdentifyError::Unauthenticated((*why).to_owned())),
+            };
+            match identity {
+                Ok(identity) => return Ok(Caller { identity, impersonates: impersonates? }),
+                Err(why) => fault = Some(why),
+            }
+        }
+        match fault {
+            Some(fault) => Err(fault),
+            None if self.anonymous => {
+                Ok(Caller { identity: Arc::new(Identity::anonymous()), impersonates: impersonates? })
+            }
+            None => Err(IdentifyError::Unauthenticated("no credentials".into())),
         }
     }
 
@@ -92,19 +141,6 @@ fn bearer(authorization: &str) -> Option<&str> {
     parts.next().filter(|token| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
 }
 
-/// Headers by which a front proxy would tell who calls: from anybody else they are a lie.
-fn strip_identity_headers(headers: &mut HeaderMap) -> Result<(), IdentifyError> {
-    let is = |name: &header::HeaderName, prefix: &str| name.as_str().starts_with(prefix);
-    if headers.keys().any(|name| is(name, "impersonate-")) {
-        return Err(IdentifyError::Impersonation);
-    }
-    let lies: Vec<_> = headers.keys().filter(|name| is(name, "x-remote-")).cloned().collect();
-    for name in lies {
-        headers.remove(name);
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,7 +148,8 @@ mod tests {
 
     fn identify(anonymous: bool) -> Identify {
         let tokens = Arc::new(StaticTokens::parse("good,jane,1,\"devs,ops\"\n").unwrap());
-        Identify { tokens: Tokens::Static(tokens), client_cas: ClientCas::default(), anonymous }
+        let (client_cas, front_proxy) = (ClientCas::default(), FrontProxy::default());
+        Identify { tokens: Tokens::Static(tokens), client_cas, front_proxy, anonymous }
     }
 
     fn peer() -> Peer {
@@ -126,9 +163,9 @@ mod tests {
         }
         headers.insert("x-remote-user", HeaderValue::from_static("admin"));
         headers.insert("x-remote-extra-scopes", HeaderValue::from_static("all"));
-        let answer = identify(anonymous).identify(&mut headers, &peer()).await;
+        let answer = identify(anonymous).identify(&mut headers, &peer(), false).await;
         assert!(headers.is_empty(), "no credential stays on the request: {headers:?}");
-        answer.map(|identity| identity.user.clone())
+        answer.map(|caller| caller.identity.user.clone())
     }
 
     #[tokio::test]
@@ -150,11 +187,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_asks_to_be_somebody_else_is_refused() {
+    async fn a_websocket_may_bring_its_token_in_a_subprotocol() {
+        for (authorization, websocket, user) in
+            [(None, true, Some("jane")), (Some("Bearer bad"), true, Some("jane")), (None, false, None)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.extend(authorization.map(|value| (header::AUTHORIZATION, HeaderValue::from_static(value))));
+            let offered = HeaderValue::from_static("chat, base64url.bearer.authorization.k8s.io.Z29vZA");
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
+            let answer = identify(false).identify(&mut headers, &peer(), websocket).await;
+            assert_eq!(answer.ok().map(|caller| caller.identity.user.clone()).as_deref(), user);
+            assert_eq!(headers[header::SEC_WEBSOCKET_PROTOCOL], "chat", "the token goes no further");
+        }
+    }
+
+    #[tokio::test]
+    async fn whom_a_caller_wants_to_be_is_told_only_of_callers_who_are_known() {
+        for (authorization, wanted) in [("Bearer good", "impersonate-user"), ("Bearer bad", "impersonate-user")] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_static(authorization));
+            headers.insert(wanted, HeaderValue::from_static("jane"));
+            let answer = identify(true).identify(&mut headers, &peer(), false).await;
+            match answer {
+                Ok(caller) => assert_eq!(caller.impersonates.unwrap().user, "jane"),
+                Err(error) => assert!(matches!(error, IdentifyError::Unauthenticated(_)), "{error}"),
+            }
+            assert!(headers.is_empty());
+        }
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer good"));
-        headers.insert("impersonate-user", HeaderValue::from_static("jane"));
-        let answer = identify(false).identify(&mut headers, &peer()).await;
-        assert!(matches!(answer, Err(IdentifyError::Impersonation)));
+        headers.insert("impersonate-group", HeaderValue::from_static("system:masters"));
+        let answer = identify(false).identify(&mut headers, &peer(), false).await;
+        assert!(matches!(answer, Err(IdentifyError::Impersonation(_))));
     }
 }

@@ -12,7 +12,8 @@
 //!      ├─ authorize  may they?               → Permit    │
 //!      ├─ resolve    which addresses?        → Route ────┘
 //!      ├─ balance    which endpoint now?     → Order
-//!      └─ forward    send, stream, upgrade   → answer
+//!      ├─ forward    send, stream, upgrade   → answer
+//!      └─ rewrite    Location, pages         → what the client can follow
 //! ```
 //!
 //! `ARCHITECTURE.md` tells the rest. The library is there for the binary and its tests; its API promises nothing.
@@ -31,7 +32,7 @@ pub mod balance;
 pub mod forward;
 pub mod identify;
 pub mod resolve;
-
+pub mod rewrite;
 
 // The way of facts.
 pub mod cluster;

@@ -18,14 +18,16 @@ pub use body::Body;
 use crate::authorize::{Authorize, AuthorizeError};
 use crate::drain::Drain;
 use crate::forward::{
-    Answer, Forward, ForwardError, Forwarded, Interim, Outgoing, Tunnel, Upgraded, clean_answer, is_upgrade,
+    Answer, Forward, ForwardError, Forwarded, Interim, Outgoing, Tunnel, Upgrade, Upgraded, clean_answer,
 };
 use crate::identify::{Identify, IdentifyError, Peer};
 use crate::metrics::Metrics;
+use crate::model::status::Cause;
 use crate::model::target::TargetError;
-use crate::model::{Resource, Target, Verb};
+use crate::model::{Endpoint, Resource, ServiceAddress, Target, Verb};
 use crate::ready::Ready;
-use crate::resolve::{Resolve, ResolveError};
+use crate::resolve::{Resolve, ResolveError, Route};
+use crate::rewrite::{self, BadLink, Links};
 use crate::telemetry::{Record, Recorder};
 
 pub const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
@@ -38,12 +40,13 @@ pub struct Stages {
     pub resolve: Resolve,
     pub ready: Ready,
     pub metrics: Metrics,
+    pub cluster_domain: Arc<str>,
 }
 
 /// How a request that was let through goes on.
 enum Outcome {
     Answer(Response<Body>),
-    /// A 101 and the tunnel that opens behind it.
+    /// The head of the answer and the tunnel that opens behind it.
     Switch(Response<()>, Tunnel),
 }
 
@@ -76,6 +79,8 @@ enum ProxyError {
     Resolve(#[from] ResolveError),
     #[error(transparent)]
     Forward(#[from] ForwardError),
+    #[error("failed to parse Location header: {0}")]
+    Location(#[from] BadLink),
 }
 
 impl Proxy {
@@ -87,7 +92,7 @@ impl Proxy {
         interim: Option<&Interim>,
     ) -> Response<Body> {
         let audit_id = audit_id(request.headers_mut());
-        let pretty = respond::is_for_people(request.headers());
+        let form = respond::form(request.headers(), request.uri().query());
         let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
         let client = peer.address.ip().to_canonical();
         let mut record = Record::start(&self.recorder, method, uri, version, client, audit_id.clone());
@@ -108,7 +113,7 @@ impl Proxy {
             }
             Err(error) => {
                 record.error = Some(error.to_string());
-                respond::refuse(&error, pretty)
+                respond::refuse(&error, self.causes(&error, &record).await, form)
             }
         };
         response.headers_mut().insert(AUDIT_ID, audit_id);
@@ -127,51 +132,109 @@ impl Proxy {
         if !ready.is_synced() {
             return Err(ProxyError::NotReady);
         }
-        let identity = identify.identify(request.headers_mut(), peer).await?;
-        record.identity = Some(Arc::clone(&identity));
+        let upgrade = Upgrade::asked(&request);
+        let websocket = upgrade.as_ref().is_some_and(|upgrade| upgrade.is_websocket(request.headers()));
+        let caller = identify.identify(request.headers_mut(), peer, websocket).await?;
+        record.identity = Some(Arc::clone(&caller.identity));
+        let identity = match caller.impersonates {
+            None => caller.identity,
+            Some(wanted) => {
+                let identity = authorize.impersonate(&caller.identity, wanted).await?;
+                record.acts_as = Some(Arc::clone(&identity));
+                identity
+            }
+        };
 
         let uri = record.uri.clone();
         let target = Target::parse(uri.path())?;
-        let verb = Verb::of(request.method(), !target.id.is_empty());
+        // A WebSocket is a GET, however HTTP/2 spells it (C21, RFC 8441).
+        let method = if websocket { Method::GET } else { request.method().clone() };
+        let verb = Verb::of(&method, !target.id.is_empty());
         record.name(&target, verb);
         let permit = authorize.authorize(&identity, verb, &target).await?;
-        let upgrade = is_upgrade(&request);
-        if upgrade && target.resource == Resource::Nodes {
+        if upgrade.is_some() && target.resource == Resource::Nodes {
             // A WebSocket to a kubelet can be an exec: more than `get` was ever meant to grant (C111).
             authorize.authorize(&identity, Verb::Create, &target).await?;
         }
-        if !is_served(request.method()) {
+        if !is_served(&method) {
             return Err(ProxyError::Method);
         }
 
         let route = resolve.resolve(&permit).await?;
         let on_client = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
-        if !upgrade && target.rest.is_empty() && matches!(parts.method, Method::GET | Method::HEAD) {
+        if upgrade.is_none() && target.rest.is_empty() && matches!(method, Method::GET | Method::HEAD) {
             return Ok(Outcome::Answer(respond::redirect(&target.with_trailing_slash(uri.query()))));
         }
 
         let client = record.client;
-        Forwarded { target: &target, client, secure: peer.secure, upgrade }.rewrite(&mut parts);
-        record.received = (!body.is_end_stream()).then(Rc::<Cell<u64>>::default);
+        let has_body = !body.is_end_stream();
+        let (secure, asked) = (peer.secure, upgrade.as_ref());
+        Forwarded { target: &target, client, secure, upgrade: asked, has_body }.rewrite(&mut parts);
+        rewrite::narrow_accept_encoding(&method, &mut parts.headers);
+        let client_host = parts.headers.get(header::HOST).cloned();
+        record.received = has_body.then(Rc::<Cell<u64>>::default);
         let outgoing = Outgoing { parts, body, received: record.received.clone(), interim: interim.cloned() };
-        let Answer { mut response, endpoint } = if upgrade {
-            match self.forward.upgrade(&permit, &route, outgoing, client, on_client).await? {
+        let Answer { mut response, endpoint } = match &upgrade {
+            None => self.forward.send(&permit, &route, outgoing, client).await?,
+            Some(asked) => match self.forward.upgrade(&permit, &route, outgoing, client, on_client, asked).await? {
                 Upgraded::Switched { response, tunnel, endpoint } => {
                     record.endpoint = Some(endpoint);
                     return Ok(Outcome::Switch(response, tunnel));
                 }
                 Upgraded::Refused(answer) => answer,
-            }
-        } else {
-            self.forward.send(&permit, &route, outgoing, client).await?
+            },
         };
-        record.endpoint = Some(endpoint);
+        record.endpoint = Some(endpoint.clone());
         clean_answer(response.headers_mut());
-        if upgrade {
+        if upgrade.is_some() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return Ok(Outcome::Answer(response.map(Body::upstream)));
         }
-        Ok(Outcome::Answer(response.map(Body::upstream)))
+        let links = || self.links(&target, &route, &endpoint, client_host.as_ref());
+        rewrite::rewrite_location(response.headers_mut(), links)?;
+        Ok(Outcome::Answer(match rewrite::page(&method, &response) {
+            None => response.map(Body::upstream),
+            Some(reading) => {
+                // The length is that of the page as it came.
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+                response.map(|body| Body::page(body, reading, links()))
+            }
+        }))
+    }
+
+    /// How an answer of the endpoint may spell where it comes from.
+    fn links(
+        &self,
+        target: &Target<'_>,
+        route: &Route,
+        endpoint: &Endpoint,
+        client_host: Option<&HeaderValue>,
+    ) -> Links {
+        let name = target.id().map(|id| id.name.to_owned()).unwrap_or_default();
+        let namespace = target.namespace.clone().into_owned();
+        Links {
+            prefix: target.plain_prefix().into_owned(),
+            client_host: client_host.and_then(|host| host.to_str().ok()).map(str::to_owned),
+            endpoint: endpoint.address,
+            scheme: route.transport.scheme(),
+            service: route.service_port.map(|port| ServiceAddress { namespace, name, port }),
+            cluster_domain: Arc::clone(&self.stages.cluster_domain),
+        }
+    }
+
+    /// What helps a caller to see why, where they may see the target.
+    async fn causes(&self, error: &ProxyError, record: &Record) -> Vec<Cause> {
+        let causes = respond::causes(error);
+        let identity = record.acts_as.as_ref().or(record.identity.as_ref());
+        match (identity, Target::parse(record.uri.path())) {
+            (Some(identity), Ok(target))
+                if !causes.is_empty() && self.stages.authorize.sees(identity, &target).await =>
+            {
+                causes
+            }
+            _ => Vec::new(),
+        }
     }
 }
 

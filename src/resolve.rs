@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::authorize::Permit;
-use crate::cluster::{Affinity, AppProtocol, Cluster, Node, Rotation, Service, ServicePort};
+use crate::cluster::{Affinity, AppProtocol, Cluster, Node, Refused, Rotation, Service, ServicePort};
 use crate::model::address::{AddressPolicy, AddressType};
 use crate::model::quote::Quoted;
 use crate::model::target::{Id, InvalidId};
@@ -112,14 +112,16 @@ pub enum ResolveError {
     Lookup(String),
     #[error("no preferred addresses found; known addresses: [{0}]")]
     NoPreferredAddress(String),
+    /// `offered` are the ports that could have been named.
     #[error("no service port {port} found for service {}", Quoted(service))]
-    NoServicePort { port: i64, service: String },
-    /// `which` is the id, or the bare name where the service has no endpoint at all (C48).
+    NoServicePort { port: i64, service: String, offered: Vec<String> },
+    /// No port has the name that the id gives, or gives none where there are several (C43). `which` is the id, or the
+    /// bare name where the service has no endpoint at all (C48).
     #[error("no endpoints available for service {}", Quoted(which))]
-    NoEndpoints { which: String },
-    /// The id must name one of several ports and does not (C43).
-    #[error("no endpoints available for service {}: name one of its ports, {offered}", Quoted(which))]
-    AmbiguousPort { which: String, offered: String },
+    NoPort { which: String, offered: Vec<String> },
+    /// Nobody serves the port. `refused` are endpoints that are there, and why they do not.
+    #[error("no endpoints available for service {}", Quoted(which))]
+    NoEndpoints { which: String, refused: Vec<Refused> },
 }
 
 impl Resolve {
@@ -162,7 +164,8 @@ impl Resolve {
     /// Every address that a host name resolves to must be one that may be dialled (C35), and the one that was
     /// checked is the one that is dialled (C36).
     async fn node_address(&self, node: &Node) -> Result<IpAddr, ResolveError> {
-        let preferred = self.preferred.iter().find_map(|kind| node.addresses.iter().find(|(found, _)| found == kind));
+        let of_type = |wanted: &AddressType| node.addresses.iter().find(|(kind, _)| **kind == *wanted.as_str());
+        let preferred = self.preferred.iter().find_map(of_type);
         let Some((_, host)) = preferred else {
             let known: Vec<_> = node.addresses.iter().map(|(kind, host)| format!("{{{kind} {host}}}")).collect();
             return Err(ResolveError::NoPreferredAddress(known.join(" ")));
@@ -201,7 +204,10 @@ impl Resolve {
         let service = self.cluster.service(&target.namespace, id.name).ok_or_else(|| not_found(target, id))?;
         let port = service_port(&service, target, id)?;
         if port.endpoints.is_empty() {
-            return Err(no_endpoints(&service, target, id));
+            return Err(ResolveError::NoEndpoints {
+                which: which(&service, target, id),
+                refused: port.refused.to_vec(),
+            });
         }
         let candidates = Candidates::Port {
             endpoints: Arc::clone(&port.endpoints),
@@ -216,25 +222,27 @@ impl Resolve {
 fn service_port<'s>(service: &'s Service, target: &Target<'_>, id: Id<'_>) -> Result<&'s ServicePort, ResolveError> {
     // An ExternalName service is there and leads nowhere, whatever port is asked for (C49).
     if service.ports.is_empty() {
-        return Err(ResolveError::NoEndpoints { which: target.id.clone().into_owned() });
+        return Err(ResolveError::NoEndpoints { which: target.id.clone().into_owned(), refused: Vec::new() });
     }
+    let offered = || service.ports.iter().map(|port| format!("{:?} ({})", port.name, port.number)).collect();
     if let Ok(number) = id.port.parse::<i64>() {
         let found = service.ports.iter().find(|port| i64::from(port.number) == number);
-        return found.ok_or_else(|| ResolveError::NoServicePort { port: number, service: id.name.to_owned() });
+        return found.ok_or_else(|| ResolveError::NoServicePort {
+            port: number,
+            service: id.name.to_owned(),
+            offered: offered(),
+        });
     }
     match (service.ports.iter().find(|port| *port.name == *id.port), &*service.ports) {
         (Some(port), _) => Ok(port),
         (None, [only]) if id.port.is_empty() => Ok(only),
-        (None, ports) if ports.len() > 1 => {
-            let offered: Vec<_> = ports.iter().map(|port| format!("{} ({})", port.name, port.number)).collect();
-            Err(ResolveError::AmbiguousPort { which: target.id.clone().into_owned(), offered: offered.join(", ") })
-        }
-        (None, _) => Err(no_endpoints(service, target, id)),
+        (None, _) => Err(ResolveError::NoPort { which: which(service, target, id), offered: offered() }),
     }
 }
 
-fn no_endpoints(service: &Service, target: &Target<'_>, id: Id<'_>) -> ResolveError {
-    ResolveError::NoEndpoints { which: if service.has_endpoints { &target.id } else { id.name }.to_owned() }
+/// What a service without an endpoint is called in the error: its id, or the bare name where it has none at all (C48).
+fn which(service: &Service, target: &Target<'_>, id: Id<'_>) -> String {
+    if service.has_endpoints { target.id.clone().into_owned() } else { id.name.to_owned() }
 }
 
 fn not_found(target: &Target<'_>, id: Id<'_>) -> ResolveError {
@@ -334,7 +342,7 @@ mod tests {
                 service("external", &[]),
             ],
         );
-        let none = r#"no endpoints available for service "named:bad": name one of its ports, p (93), q (76)"#;
+        let none = r#"no endpoints available for service "named:bad""#;
         check(
             &resolve,
             &[
@@ -443,8 +451,8 @@ mod tests {
 
     #[tokio::test]
     async fn pods_and_nodes_are_found_at_their_address_and_port() {
-        let node = |name: &str, addresses: &[(AddressType, &str)]| {
-            let addresses = addresses.iter().map(|(kind, host)| (*kind, (*host).into())).collect();
+        let node = |name: &str, addresses: &[(&str, &str)]| {
+            let addresses = addresses.iter().map(|(kind, host)| ((*kind).into(), (*host).into())).collect();
             Object::Node(Node { name: name.into(), addresses, kubelet_port: 10250 })
         };
         let (resolve, _writer) = resolver(
@@ -454,10 +462,10 @@ mod tests {
                 pod("six", &["fd00::1"]),
                 pod("new", &[]),
                 pod("loop", &["127.0.0.1"]),
-                node("n", &[(AddressType::Hostname, "n"), (AddressType::InternalIp, "10.1.0.1")]),
-                node("far", &[(AddressType::ExternalIp, "10.1.0.2")]),
-                node("named", &[(AddressType::Hostname, "localhost")]),
-                node("meta", &[(AddressType::InternalIp, "169.254.169.254")]),
+                node("n", &[("Hostname", "n"), ("InternalIP", "10.1.0.1")]),
+                node("far", &[("ExternalIP", "10.1.0.2")]),
+                node("named", &[("Hostname", "localhost")]),
+                node("meta", &[("InternalIP", "169.254.169.254")]),
             ],
         );
         check(

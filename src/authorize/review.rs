@@ -12,7 +12,7 @@ use super::{AuthorizeError, Decision};
 use crate::config;
 use crate::metrics::CacheCounters;
 use crate::model::identity::Fingerprint;
-use crate::model::{Attributes, Identity, Resource, Verb};
+use crate::model::{Attributes, Identity, Verb};
 use crate::remember::Remembered;
 use crate::review::{FAILURE_HOLDS, Reviewer};
 
@@ -71,9 +71,10 @@ fn spec(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReviewS
         extra: Some(identity.extra.clone()),
         resource_attributes: Some(ResourceAttributes {
             verb: Some(attributes.verb.as_str().to_owned()),
+            group: text(attributes.group),
             version: Some("v1".to_owned()),
-            resource: Some(attributes.resource.plural().to_owned()),
-            subresource: Some("proxy".to_owned()),
+            resource: Some(attributes.resource.to_owned()),
+            subresource: text(attributes.subresource),
             namespace: text(attributes.namespace),
             name: text(attributes.name),
             ..ResourceAttributes::default()
@@ -87,7 +88,9 @@ fn spec(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReviewS
 struct Question {
     who: Fingerprint,
     verb: Verb,
-    resource: Resource,
+    group: &'static str,
+    resource: &'static str,
+    subresource: Box<str>,
     namespace: Box<str>,
     name: Box<str>,
 }
@@ -100,14 +103,16 @@ struct Asked<'a> {
 
 impl From<Asked<'_>> for Question {
     fn from(Asked { who, attributes }: Asked<'_>) -> Self {
-        let Attributes { verb, resource, namespace, name } = attributes;
-        Self { who, verb, resource, namespace: namespace.into(), name: name.into() }
+        let Attributes { verb, group, resource, subresource, namespace, name } = attributes;
+        let (subresource, namespace, name) = (subresource.into(), namespace.into(), name.into());
+        Self { who, verb, group, resource, subresource, namespace, name }
     }
 }
 
 impl Question {
     fn attributes(&self) -> Attributes<'_> {
-        Attributes { verb: self.verb, resource: self.resource, namespace: &self.namespace, name: &self.name }
+        let Self { verb, group, resource, subresource, namespace, name, .. } = self;
+        Attributes { verb: *verb, group, resource, subresource, namespace, name }
     }
 }
 

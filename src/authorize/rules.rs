@@ -55,16 +55,15 @@ fn covers(rule: &PolicyRule, attributes: Attributes<'_>) -> bool {
     let any = |list: &Option<Vec<String>>, matches: &dyn Fn(&str) -> bool| {
         list.as_deref().unwrap_or_default().iter().any(|entry| matches(entry))
     };
-    let verb = attributes.verb.as_str();
+    let Attributes { verb, group, resource, subresource, name, .. } = attributes;
     let named = rule.resource_names.as_deref().unwrap_or_default();
-    rule.verbs.iter().any(|granted| granted == "*" || granted == verb)
-        && any(&rule.api_groups, &|group| group.is_empty() || group == "*")
-        && any(&rule.resources, &|resource| match resource.split_once('/') {
-            Some((resource, "proxy")) => resource == "*" || resource == attributes.resource.plural(),
-            Some(_) => false,
-            None => resource == "*",
+    rule.verbs.iter().any(|granted| granted == "*" || granted == verb.as_str())
+        && any(&rule.api_groups, &|granted| granted == group || granted == "*")
+        && any(&rule.resources, &|granted| match granted.split_once('/') {
+            Some((of, sub)) => sub == subresource && (of == "*" || of == resource),
+            None => granted == "*" || (granted == resource && subresource.is_empty()),
         })
-        && (named.is_empty() || named.iter().any(|name| name == attributes.name))
+        && (named.is_empty() || named.iter().any(|granted| granted == name))
 }
 
 /// Gathers objects of a folder in any order.
@@ -228,8 +227,38 @@ subjects: [{kind: Group, name: devs}]
             ("masters may all", &master, None, Nodes, "", "n", true),
         ];
         for (what, who, verb, resource, namespace, name, allowed) in cases {
-            let decision = rules.decide(who, Attributes { verb, resource, namespace, name });
-            assert_eq!(decision == Decision::Allow, allowed, "{what}");
+            let resource = resource.plural();
+            let proxy = Attributes { verb, group: "", resource, subresource: "proxy", namespace, name };
+            assert_eq!(rules.decide(who, proxy) == Decision::Allow, allowed, "{what}");
+        }
+    }
+
+    #[test]
+    fn other_resources_are_asked_for_by_group_and_subresource() {
+        let rules = rules(
+            "kind: ClusterRole
+metadata: {name: impersonator}
+rules:
+- {apiGroups: [''], resources: [users], verbs: [impersonate], resourceNames: [jane]}
+- {apiGroups: [authentication.k8s.io], resources: [userextras/scopes], verbs: [impersonate]}
+---
+kind: ClusterRoleBinding
+metadata: {name: joe}
+roleRef: {kind: ClusterRole, name: impersonator}
+subjects: [{kind: User, name: joe}]
+",
+        );
+        let joe = Identity::new("joe", "", vec![], Default::default());
+        for (group, resource, subresource, name, allowed) in [
+            ("", "users", "", "jane", true),
+            ("", "users", "", "admin", false),
+            ("", "users", "proxy", "jane", false),
+            ("authentication.k8s.io", "userextras", "scopes", "all", true),
+            ("authentication.k8s.io", "userextras", "other", "all", false),
+            ("", "userextras", "scopes", "all", false),
+        ] {
+            let asked = Attributes { verb: Verb::Impersonate, group, resource, subresource, namespace: "", name };
+            assert_eq!(rules.decide(&joe, asked) == Decision::Allow, allowed, "{asked:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A service with its endpoints joined in, as readers see it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -78,8 +78,37 @@ pub struct ServicePort {
     /// Those that may be dialled, ordered by address: the ready ones, or where none is, those that still serve while
     /// they terminate.
     pub endpoints: Arc<[Endpoint]>,
+    /// Where nobody serves: some of the endpoints that are there, and why they do not.
+    pub refused: Box<[Refused]>,
     pub rotation: Arc<Rotation>,
 }
+
+/// An endpoint that does not serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub address: IpAddr,
+    pub why: Refusal,
+}
+
+/// Why an endpoint does not serve (C46, C110).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("not ready")]
+    NotReady,
+    #[error("its address must not be dialled: only global unicast ones may be")]
+    Address,
+    #[error("no pod stands behind it (no targetRef), and targets.podLessEndpoints is off")]
+    NoPod,
+    #[error("its targetRef names a pod of another namespace")]
+    OtherNamespace,
+    #[error("the pod that its targetRef names is not there")]
+    PodGone,
+    #[error("the pod that its targetRef names has another address")]
+    NotItsAddress,
+}
+
+/// How many refused endpoints are remembered: enough to see why.
+const REFUSED: usize = 8;
 
 /// In which state endpoints are wanted.
 #[derive(Clone, Copy)]
@@ -124,11 +153,13 @@ where
 
     fn port(&self, spec: &ServiceSpec, port: &PortSpec) -> ServicePort {
         let before = self.before.and_then(|service| service.ports.iter().find(|p| p.name == port.name));
+        let endpoints = self.endpoints(spec, &port.name);
         ServicePort {
+            refused: if endpoints.is_empty() { self.refused(&port.name) } else { Box::default() },
+            endpoints,
             name: port.name.clone(),
             number: port.number,
             app_protocol: port.app_protocol,
-            endpoints: self.endpoints(spec, &port.name),
             rotation: before.map(|port| Arc::clone(&port.rotation)).unwrap_or_default(),
         }
     }
@@ -153,7 +184,7 @@ where
         for slice in self.slices.iter().filter(|slice| slice.family == family) {
             let Some((_, number)) = slice.ports.iter().find(|(name, _)| **name == *port) else { continue };
             let usable = slice.endpoints.iter().filter(|endpoint| serves.holds(endpoint));
-            found.extend(usable.filter_map(|endpoint| self.dialable(endpoint, *number)));
+            found.extend(usable.filter_map(|endpoint| self.judge(endpoint, *number).ok()));
         }
         found.sort_unstable_by_key(|endpoint: &Endpoint| endpoint.address);
         // A pod may stand in two slices for a moment while the controller moves it (KEP-752).
@@ -161,19 +192,36 @@ where
         found
     }
 
+    /// Why those that are there do not serve.
+    fn refused(&self, port: &str) -> Box<[Refused]> {
+        let slices = self.slices.iter().filter_map(|slice| {
+            let (_, number) = slice.ports.iter().find(|(name, _)| **name == *port)?;
+            Some(slice.endpoints.iter().map(|endpoint| Refused {
+                address: endpoint.address,
+                why: self.judge(endpoint, *number).err().unwrap_or(Refusal::NotReady),
+            }))
+        });
+        slices.flatten().take(REFUSED).collect()
+    }
+
     /// An endpoint counts only where a pod of this namespace stands behind it and holds that very address (C46).
-    fn dialable(&self, endpoint: &SliceEndpoint, port: u16) -> Option<Endpoint> {
+    fn judge(&self, endpoint: &SliceEndpoint, port: u16) -> Result<Endpoint, Refusal> {
         if !self.addresses.permits(endpoint.address) {
-            return None;
+            return Err(Refusal::Address);
         }
         let address = SocketAddr::new(endpoint.address, port);
         let Some(key) = &endpoint.pod else {
-            return self.pod_less.then(|| Endpoint { address, name: endpoint.address.to_string().into() });
+            let name = || endpoint.address.to_string().into();
+            return if self.pod_less { Ok(Endpoint { address, name: name() }) } else { Err(Refusal::NoPod) };
         };
         if *key.namespace != *self.namespace {
-            return None;
+            return Err(Refusal::OtherNamespace);
         }
-        let pod = (self.pod)(&key.namespace, &key.name)?;
-        pod.ips.contains(&endpoint.address).then(|| Endpoint { address, name: Arc::clone(&pod.name) })
+        let pod = (self.pod)(&key.namespace, &key.name).ok_or(Refusal::PodGone)?;
+        if pod.ips.contains(&endpoint.address) {
+            Ok(Endpoint { address, name: Arc::clone(&pod.name) })
+        } else {
+            Err(Refusal::NotItsAddress)
+        }
     }
 }

@@ -55,6 +55,19 @@ pub(super) mod duration {
     }
 }
 
+/// Labels of letters, digits and dashes (RFC 1123), joined by dots.
+pub(super) fn dns_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    scalar(deserializer, |text| {
+        let label = |label: &str| {
+            let inner = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            inner && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
+        };
+        let good = text.split('.').all(label);
+        let fault = || format!("{text:?} is not a DNS domain: give it without a dot at its ends, as cluster.local");
+        good.then(|| text.to_ascii_lowercase()).ok_or_else(fault)
+    })
+}
+
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     scalar(deserializer, parse_address)
 }

@@ -291,7 +291,10 @@ mod tests {
         let key = Key { address: "10.0.0.1:80".parse().unwrap(), transport: Transport::H2c };
         let mut request = Request::get("/a?b").header("host", "bastion.example").body(()).unwrap();
         as_http2(&mut request, key);
-        assert_eq!((request.uri(), request.version()), (&"http://bastion.example/a?b".parse().unwrap(), Version::HTTP_2));
+        assert_eq!(
+            (request.uri(), request.version()),
+            (&"http://bastion.example/a?b".parse().unwrap(), Version::HTTP_2)
+        );
         assert!(request.headers().is_empty());
         as_http1(&mut request);
         assert_eq!((request.uri().to_string(), request.version()), ("/a?b".into(), Version::HTTP_11));

@@ -4,20 +4,103 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use http::{Response, StatusCode};
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request};
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 
+use super::headers::{is, tokens};
 use super::response::Upstream;
 use super::{Answer, ForwardError};
 use crate::model::Endpoint;
 
+const WEBSOCKET: &str = "websocket";
+
+/// How a client asks to leave HTTP.
+#[derive(Clone, Debug)]
+pub enum Upgrade {
+    /// By `Connection: Upgrade` (RFC 9110 section 7.8), for WebSocket, SPDY, or anything.
+    Http1,
+    /// For a WebSocket by extended CONNECT (RFC 8441). The endpoint is asked by HTTP/1.1, with this key.
+    Connect { key: HeaderValue },
+}
+
+impl Upgrade {
+    /// None where the request asks for no upgrade, or by a CONNECT that opens no WebSocket.
+    pub fn asked<B>(request: &Request<B>) -> Option<Self> {
+        if request.version() == Version::HTTP_11 {
+            let headers = request.headers();
+            // The tokens are matched whole (C83).
+            let upgrade = headers.contains_key(header::UPGRADE)
+                && headers.get_all(header::CONNECTION).iter().any(|value| tokens(value).any(|it| is(it, "upgrade")));
+            upgrade.then_some(Self::Http1)
+        } else {
+            let protocol = request.extensions().get::<Protocol>()?;
+            let websocket = request.method() == Method::CONNECT && protocol.as_str() == WEBSOCKET;
+            websocket.then(|| Self::Connect { key: new_key() })
+        }
+    }
+
+    /// What is to be opened is a WebSocket.
+    pub fn is_websocket(&self, headers: &HeaderMap) -> bool {
+        match self {
+            Self::Http1 => {
+                headers.get(header::UPGRADE).is_some_and(|to| is(to.to_str().unwrap_or_default(), WEBSOCKET))
+            }
+            Self::Connect { .. } => true,
+        }
+    }
+
+    /// Makes an extended CONNECT the request that an HTTP/1.1 endpoint knows (RFC 6455 section 4.1).
+    pub(super) fn ask_by_http1(&self, parts: &mut request::Parts) {
+        let Self::Connect { key } = self else { return };
+        parts.method = Method::GET;
+        let headers = &mut parts.headers;
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
+        headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
+        headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+    }
+
+    /// Makes a 101 the answer that the client waits for.
+    fn answer(&self, response: &mut Response<()>) -> Result<(), ForwardError> {
+        let Self::Connect { key } = self else { return Ok(()) };
+        let headers = response.headers_mut();
+        let accept = headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+        if accept.is_none_or(|accept| accept != accept_of(key)) {
+            return Err(ForwardError::InvalidAccept);
+        }
+        for name in [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING, header::CONTENT_LENGTH] {
+            headers.remove(name);
+        }
+        *response.status_mut() = StatusCode::OK;
+        Ok(())
+    }
+}
+
+/// A nonce (RFC 6455 section 4.1). It only has to differ from what caches may hold.
+fn new_key() -> HeaderValue {
+    let key = STANDARD.encode(fastrand::u128(..).to_le_bytes());
+    HeaderValue::try_from(key).expect("base64 makes a header value")
+}
+
+/// What proves that an endpoint understood the key (RFC 6455 section 4.2.2).
+fn accept_of(key: &HeaderValue) -> String {
+    let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(key.as_bytes());
+    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    STANDARD.encode(hash.finish())
+}
+
 /// What an endpoint answered to an upgrade.
 #[derive(Debug)]
 pub enum Upgraded {
-    /// 101: the head for the client, and the tunnel that opens behind it.
+    /// The head for the client, and the tunnel that opens behind it.
     Switched { response: Response<()>, tunnel: Tunnel, endpoint: Endpoint },
     /// An error, to be passed on; the connection ends with it, so that nothing that the client sends behind the
     /// request reaches the endpoint (C87, CVE-2018-1002105).
@@ -29,12 +112,14 @@ impl Upgraded {
         mut response: Response<Incoming>,
         endpoint: Endpoint,
         client: OnUpgrade,
+        asked: &Upgrade,
     ) -> Result<Self, ForwardError> {
         match response.status() {
             StatusCode::SWITCHING_PROTOCOLS => {
                 let upstream = hyper::upgrade::on(&mut response);
-                let tunnel = Tunnel { client, upstream };
-                Ok(Self::Switched { response: response.map(|_| ()), tunnel, endpoint })
+                let mut response = response.map(|_| ());
+                asked.answer(&mut response)?;
+                Ok(Self::Switched { response, tunnel: Tunnel { client, upstream }, endpoint })
             }
             status if status.is_client_error() || status.is_server_error() => {
                 Ok(Self::Refused(Answer { response: response.map(Upstream::closing), endpoint }))
@@ -108,5 +193,70 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<'_, T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upgrades_are_told_by_whole_tokens() {
+        for (connection, upgrade, expected) in [
+            (Some("Upgrade"), Some("websocket"), true),
+            (Some("keep-alive, uPgRaDe"), Some("SPDY/3.1"), true),
+            (Some("upgraded"), Some("websocket"), false),
+            (Some("upgrade"), None, false),
+            (None, Some("websocket"), false),
+        ] {
+            let mut request = Request::get("/");
+            request = connection.into_iter().fold(request, |request, value| request.header("connection", value));
+            request = upgrade.into_iter().fold(request, |request, value| request.header("upgrade", value));
+            let asked = Upgrade::asked(&request.body(()).unwrap());
+            assert_eq!(asked.is_some(), expected, "{connection:?} {upgrade:?}");
+        }
+    }
+
+    #[test]
+    fn over_http2_only_websockets_are_opened() {
+        for (method, protocol, expected) in [
+            (Method::CONNECT, Some("websocket"), true),
+            (Method::CONNECT, Some("connect-udp"), false),
+            (Method::CONNECT, None, false),
+            (Method::GET, None, false),
+        ] {
+            let request = Request::builder().method(&method).uri("https://b/").version(Version::HTTP_2);
+            let mut request = request.header("connection", "upgrade").header("upgrade", "x").body(()).unwrap();
+            request.extensions_mut().extend(
+                protocol
+                    .map(Protocol::from_static)
+                    .map(|it| {
+                        let mut extensions = http::Extensions::new();
+                        extensions.insert(it);
+                        extensions
+                    })
+                    .unwrap_or_default(),
+            );
+            assert_eq!(Upgrade::asked(&request).is_some(), expected, "{method} {protocol:?}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_must_prove_that_it_understood() {
+        // The example of RFC 6455 section 1.3.
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        let asked = Upgrade::Connect { key };
+        for (accept, good) in
+            [(Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), true), (Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOO="), false), (None, false)]
+        {
+            let mut response = Response::builder().status(101).header("upgrade", "websocket").body(()).unwrap();
+            response
+                .headers_mut()
+                .extend(accept.map(|it| (header::SEC_WEBSOCKET_ACCEPT, HeaderValue::from_static(it))));
+            assert_eq!(asked.answer(&mut response).is_ok(), good, "{accept:?}");
+            if good {
+                assert!(response.status() == 200 && response.headers().is_empty(), "{response:?}");
+            }
+        }
     }
 }

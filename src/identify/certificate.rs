@@ -18,52 +18,77 @@ const UID: Oid<'static> = oid!(1.3.6.1.4.1.57683.2);
 /// The extra attribute that tells which credential identified the caller.
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
-type Verdict = Result<Arc<Identity>, String>;
-
-/// The chain that a client showed. Its verdict is kept for the connection, until the CAs change or it expires.
+/// The chain that a client showed. What is made of it is kept for the connection, until the CAs change or it expires.
 #[derive(Debug)]
 pub struct ClientCertificate {
     chain: Vec<CertificateDer<'static>>,
-    judged: Mutex<Option<Judged>>,
+    caller: Kept<Arc<Identity>>,
+    front_proxy: Kept<Arc<str>>,
 }
 
+#[derive(Debug)]
+struct Kept<T>(Mutex<Option<Judged<T>>>);
+
 #[derive(Clone, Debug)]
-struct Judged {
+struct Judged<T> {
     generation: u64,
     /// Unix seconds after which the certificate is no longer good.
     expires: u64,
-    verdict: Verdict,
+    verdict: Result<T, String>,
 }
 
 impl ClientCertificate {
     /// `chain` has the leaf first. None where it is empty.
     pub fn new(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-        (!chain.is_empty()).then_some(Self { chain, judged: Mutex::new(None) })
+        let (caller, front_proxy) = (Kept(Mutex::new(None)), Kept(Mutex::new(None)));
+        (!chain.is_empty()).then_some(Self { chain, caller, front_proxy })
     }
 
     /// Who the certificate names, where the CAs vouch for it now.
     ///
     /// # Errors
     /// Why it is no good, for the log.
-    pub(super) fn identity(&self, cas: &ClientCas) -> Verdict {
+    pub(super) fn identity(&self, cas: &ClientCas) -> Result<Arc<Identity>, String> {
+        self.kept(&self.caller, cas, |certificate, leaf| identity(certificate.subject(), leaf).map(Arc::new))
+    }
+
+    /// The common name of the certificate, where the CAs vouch for it now.
+    ///
+    /// # Errors
+    /// As [`Self::identity`].
+    pub(super) fn common_name(&self, cas: &ClientCas) -> Result<Arc<str>, String> {
+        self.kept(&self.front_proxy, cas, |certificate, _| Ok(common_name(certificate.subject()).into()))
+    }
+
+    fn kept<T: Clone>(
+        &self,
+        kept: &Kept<T>,
+        cas: &ClientCas,
+        read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, String>,
+    ) -> Result<T, String> {
         let (now, generation) = (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), cas.generation());
-        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut judged = kept.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(judged) = &*judged
             && judged.generation == generation
             && judged.expires >= now.as_secs()
         {
             return judged.verdict.clone();
         }
-        let (expires, verdict) = match self.judge(cas, UnixTime::since_unix_epoch(now)) {
-            Ok((identity, expires)) => (expires, Ok(Arc::new(identity))),
+        let (expires, verdict) = match self.judge(cas, UnixTime::since_unix_epoch(now), read) {
+            Ok((told, expires)) => (expires, Ok(told)),
             Err(fault) => (u64::MAX, Err(fault)),
         };
         *judged = Some(Judged { generation, expires, verdict: verdict.clone() });
         verdict
     }
 
-    fn judge(&self, cas: &ClientCas, now: UnixTime) -> Result<(Identity, u64), String> {
+    fn judge<T>(
+        &self,
+        cas: &ClientCas,
+        now: UnixTime,
+        read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, String>,
+    ) -> Result<(T, u64), String> {
         let Some((leaf, intermediates)) = self.chain.split_first() else { return Err("an empty chain".into()) };
         let verifier = WebPkiClientVerifier::builder(cas.roots())
             .build()
@@ -74,14 +99,17 @@ impl ClientCertificate {
         let (_, certificate) = X509Certificate::from_der(leaf)
             .map_err(|error| format!("the client certificate cannot be read: {error}"))?;
         let expires = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
-        let identity = identity(certificate.subject(), leaf)?;
-        Ok((identity, expires))
+        Ok((read(&certificate, leaf)?, expires))
     }
 }
 
+/// Of several CNs Go's pkix.Name keeps the last, and so does kube-apiserver.
+fn common_name<'a>(subject: &'a X509Name<'_>) -> &'a str {
+    subject.iter_common_name().filter_map(|name| name.as_str().ok()).last().unwrap_or_default()
+}
+
 fn identity(subject: &X509Name<'_>, leaf: &CertificateDer<'_>) -> Result<Identity, String> {
-    // Of several CNs Go's pkix.Name keeps the last, and so does kube-apiserver.
-    let user = subject.iter_common_name().filter_map(|name| name.as_str().ok()).last().unwrap_or_default();
+    let user = common_name(subject);
     if user.is_empty() {
         return Err("the client certificate has no common name".into());
     }

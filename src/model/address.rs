@@ -1,6 +1,5 @@
 //! Kinds of node addresses, and which addresses may be dialled at all (CONFORMANCE C35, C40, C110).
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
@@ -19,15 +18,15 @@ pub enum AddressType {
     ExternalDns,
 }
 
-impl fmt::Display for AddressType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl AddressType {
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Hostname => "Hostname",
             Self::InternalIp => "InternalIP",
             Self::InternalDns => "InternalDNS",
             Self::ExternalIp => "ExternalIP",
             Self::ExternalDns => "ExternalDNS",
-        })
+        }
     }
 }
 

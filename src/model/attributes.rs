@@ -4,7 +4,9 @@ use std::fmt;
 
 use http::Method;
 
-/// The resources that have a `/proxy/`. The subresource is always `proxy`, the API group always core.
+use super::Target;
+
+/// The resources that have a `/proxy/`. Their API group is core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Resource {
     Nodes,
@@ -54,6 +56,8 @@ pub enum Verb {
     Patch,
     Delete,
     DeleteCollection,
+    /// To act as somebody else.
+    Impersonate,
     None,
 }
 
@@ -81,19 +85,38 @@ impl Verb {
             Self::Patch => "patch",
             Self::Delete => "delete",
             Self::DeleteCollection => "deletecollection",
+            Self::Impersonate => "impersonate",
             Self::None => "",
         }
     }
 }
 
-/// One question to the authorizer. `name` is the whole id of the path, scheme and port included (C18).
+/// One question to the authorizer. The version is always `v1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Attributes<'a> {
     pub verb: Verb,
-    pub resource: Resource,
-    /// Empty for nodes, and for the cluster-wide question of an empty namespace (C9).
+    /// Empty for the core group.
+    pub group: &'static str,
+    /// In the plural.
+    pub resource: &'static str,
+    /// Empty where the resource itself is meant.
+    pub subresource: &'a str,
+    /// Empty for what has none, and for the cluster-wide question of an empty namespace (C9).
     pub namespace: &'a str,
     pub name: &'a str,
+}
+
+impl<'a> Attributes<'a> {
+    /// May `verb` be done through the proxy of `target`? The name is the whole id, scheme and port included (C18).
+    pub fn of_proxy(verb: Verb, target: &'a Target<'a>) -> Self {
+        let (resource, namespace, name) = (target.resource.plural(), &*target.namespace, &*target.id);
+        Self { verb, group: "", resource, subresource: "proxy", namespace, name }
+    }
+
+    /// May the object behind `target` be looked at, whose name is `name`?
+    pub fn of_object(target: &'a Target<'a>, name: &'a str) -> Self {
+        Self { verb: Verb::Get, subresource: "", name, ..Self::of_proxy(Verb::Get, target) }
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,15 @@ pub const ANONYMOUS_USER: &str = "system:anonymous";
 /// The group of callers without credentials.
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 
+/// The groups of a user who proved who they are: kube-apiserver adds [`AUTHENTICATED`] unless they say it themselves, or
+/// the contrary.
+pub fn with_authenticated(user: &str, mut groups: Vec<String>) -> Vec<String> {
+    if user != ANONYMOUS_USER && !groups.iter().any(|group| group == AUTHENTICATED || group == UNAUTHENTICATED) {
+        groups.push(AUTHENTICATED.into());
+    }
+    groups
+}
+
 /// A caller: user name, uid, groups and extra attributes, as the authenticator told them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {

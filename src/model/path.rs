@@ -2,26 +2,41 @@
 
 use std::borrow::Cow;
 
-/// The path with its dot segments resolved, `%2e` spelled or not (RFC 3986 section 5.2.4); none climbs above the root.
-/// Empty segments are segments: `//` stays. `path` begins with a slash.
+use percent_encoding::{AsciiSet, CONTROLS};
+
+/// What stands escaped in a path that was decoded: whatever would end it, whatever is no part of a URL, and whatever
+/// could end an attribute or begin a tag.
+pub const ESCAPED: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'[')
+    .add(b']')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
+
+/// The path with its dot segments resolved, `%2e` spelled or not; none climbs above the root. Empty segments are
+/// segments: `//` stays. A dot segment at the end leaves no slash behind, as with the apiserver (C24, C25) and unlike RFC
+/// 3986 section 5.2.4. `path` begins with a slash.
 pub fn without_dot_segments(path: &str) -> Cow<'_, str> {
     if !(path.contains("/.") || path.contains("/%2")) {
         return Cow::Borrowed(path);
     }
     let mut kept: Vec<&str> = Vec::new();
-    let mut segments = path.split('/').skip(1).peekable();
-    while let Some(segment) = segments.next() {
-        let last = segments.peek().is_none();
+    for segment in path.split('/').skip(1) {
         match dots(segment) {
             0 => kept.push(segment),
-            dots => {
-                if dots == 2 {
-                    kept.pop();
-                }
-                // `/a/..` names the folder: its slash stays.
-                if last {
-                    kept.push("");
-                }
+            1 => {}
+            _ => {
+                kept.pop();
             }
         }
     }

@@ -24,8 +24,44 @@ pub enum Reason {
 pub struct Details {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
+    /// Empty for the core group.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub group: &'static str,
+    /// The plural of the resource.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub kind: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<Cause>,
+}
+
+/// One thing that helps to see why (`metav1.StatusCause`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cause {
+    /// For machines.
+    pub reason: CauseReason,
+    /// For people.
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum CauseReason {
+    /// What the authorizer was asked, and denied.
+    AccessReview,
+    /// A port of the service that could have been named.
+    ServicePort,
+    /// An endpoint, and why it does not serve.
+    EndpointRefused,
+    /// An endpoint, and why it could not be dialled.
+    DialFailed,
+}
+
+/// The form in which an answer is written (CONFORMANCE C93).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Json,
+    /// Indented, for people.
+    PrettyJson,
+    Yaml,
 }
 
 /// A failure as a Kubernetes client expects it: `code` is the HTTP status, `message` is for people.
@@ -47,13 +83,16 @@ impl Status {
         Self::of(StatusCode::BAD_REQUEST, Reason::BadRequest, message)
     }
 
-    pub fn forbidden(resource: Resource, name: &str, message: String) -> Self {
-        Self::of(StatusCode::FORBIDDEN, Reason::Forbidden, message).about(resource, name)
+    /// `resource` is a plural of the API group `group`.
+    pub fn forbidden(group: &'static str, resource: &'static str, name: &str, message: String) -> Self {
+        let details = Details { name: name.into(), group, kind: resource, causes: Vec::new() };
+        Self { details: Some(details), ..Self::of(StatusCode::FORBIDDEN, Reason::Forbidden, message) }
     }
 
     pub fn object_not_found(resource: Resource, name: &str) -> Self {
         let message = format!("{resource} {} not found", Quoted(name));
-        Self::of(StatusCode::NOT_FOUND, Reason::NotFound, message).about(resource, name)
+        let details = Details { name: name.into(), kind: resource.plural(), ..Details::default() };
+        Self { details: Some(details), ..Self::of(StatusCode::NOT_FOUND, Reason::NotFound, message) }
     }
 
     /// The path is none of ours.
@@ -91,12 +130,16 @@ impl Status {
         Self { code, reason: Some(reason), message: message.into(), details: None }
     }
 
-    fn about(self, resource: Resource, name: &str) -> Self {
-        Self { details: Some(Details { name: name.into(), kind: resource.plural() }), ..self }
+    /// With what helps to see why.
+    pub fn with_causes(mut self, causes: Vec<Cause>) -> Self {
+        if !causes.is_empty() {
+            self.details.get_or_insert_default().causes = causes;
+        }
+        self
     }
 
-    /// The JSON of the wire, ended by a newline as Go's encoder does; indented for people at a terminal or a browser.
-    pub fn to_json(&self, pretty: bool) -> Bytes {
+    /// The bytes of the wire. JSON is ended by a newline, as Go's encoder does.
+    pub fn render(&self, form: Form) -> Bytes {
         let wire = Wire {
             kind: "Status",
             api_version: "v1",
@@ -107,14 +150,24 @@ impl Status {
             details: self.details.as_ref(),
             code: self.code.as_u16(),
         };
-        let json = if pretty { serde_json::to_string_pretty(&wire) } else { serde_json::to_string(&wire) };
-        let mut json = json.expect("a Status is plain strings and numbers").replace('&', "\\u0026");
+        let json = match form {
+            Form::Json => serde_json::to_string(&wire).expect(PLAIN),
+            Form::PrettyJson => serde_json::to_string_pretty(&wire).expect(PLAIN),
+            Form::Yaml => {
+                // By way of JSON, as the apiserver's: the keys come out in order.
+                let sorted = serde_json::to_value(&wire).expect(PLAIN);
+                return Bytes::from(serde_saphyr::to_string(&sorted).expect(PLAIN));
+            }
+        };
+        let mut json = json.replace('&', "\\u0026");
         // `<`, `>` and `&` stand only inside strings; Go escapes them so that no browser reads JSON as HTML.
         json = json.replace('<', "\\u003c").replace('>', "\\u003e");
         json.push('\n');
         Bytes::from(json)
     }
 }
+
+const PLAIN: &str = "a Status is plain strings and numbers";
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -139,7 +192,26 @@ mod tests {
     use super::*;
 
     fn json(status: &Status) -> String {
-        String::from_utf8(status.to_json(false).to_vec()).unwrap()
+        String::from_utf8(status.render(Form::Json).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn yaml_has_its_keys_in_order() {
+        let status = Status::object_not_found(Resource::Pods, "p");
+        let yaml = String::from_utf8(status.render(Form::Yaml).to_vec()).unwrap();
+        let keys: Vec<_> = yaml.lines().filter_map(|line| line.split_once(':')).map(|(key, _)| key).collect();
+        let expected =
+            ["apiVersion", "code", "details", "  kind", "  name", "kind", "message", "metadata", "reason", "status"];
+        assert_eq!(keys, expected, "{yaml}");
+    }
+
+    #[test]
+    fn causes_stand_in_the_details() {
+        let cause = Cause { reason: CauseReason::ServicePort, message: "http: 80".into() };
+        let status = Status::service_unavailable("x").with_causes(vec![cause]);
+        let expected = r#""details":{"causes":[{"reason":"ServicePort","message":"http: 80"}]},"code":503"#;
+        assert!(json(&status).contains(expected), "{}", json(&status));
+        assert_eq!(Status::service_unavailable("x").with_causes(vec![]).details, None);
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{percent_decode_str, utf8_percent_encode};
 
-use super::path::without_dot_segments;
+use super::path::{self, without_dot_segments};
 use super::quote::Quoted;
 use super::{Resource, Scheme};
 
@@ -77,9 +77,18 @@ impl<'a> Target<'a> {
         InvalidId { resource: self.resource, id: self.id.clone().into_owned() }
     }
 
-    /// Where a browser that forgot the trailing slash is sent: the decoded path with the slash, and the query (C29).
+    /// The path up to and including `/proxy` in its plainest spelling: escaped is only what must be.
+    pub fn plain_prefix(&self) -> Cow<'a, str> {
+        if !self.prefix.contains('%') {
+            return Cow::Borrowed(self.prefix);
+        }
+        let decoded = percent_decode_str(self.prefix).decode_utf8_lossy();
+        Cow::Owned(utf8_percent_encode(&decoded, path::ESCAPED).to_string())
+    }
+
+    /// Where a browser that forgot the trailing slash is sent: the path with the slash, and the query (C29).
     pub fn with_trailing_slash(&self, query: Option<&str>) -> String {
-        let path = percent_decode_str(self.prefix).decode_utf8_lossy();
+        let path = self.plain_prefix();
         match query {
             Some(query) => format!("{path}/?{query}"),
             None => format!("{path}/"),
@@ -293,8 +302,10 @@ mod tests {
             ("/%2e%2E/x", "/x"),
             ("/.%2e/x", "/x"),
             ("/a/./b", "/a/b"),
-            ("/a/b/..", "/a/"),
-            ("/a/b/.", "/a/b/"),
+            ("/a/b/..", "/a"),
+            ("/a/b/.", "/a/b"),
+            ("/a/..", "/"),
+            ("/a/b/../", "/a/"),
             ("/a//../b", "/a/b"),
             ("/a/%2e%2e%2fb", "/a/%2e%2e%2fb"),
         ];

@@ -1,26 +1,27 @@
 //! The body of an answer, with the record of its request: the request ends when the body does.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::forward::Upstream;
+use crate::rewrite::{Links, Page, PageError, Reading};
 use crate::telemetry::Record;
 
 /// What is sent to the client.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "a page has none")]
 pub struct Body {
     content: Content,
     record: Option<Box<Record>>,
 }
 
-#[derive(Debug)]
 enum Content {
     /// Words of our own, in one piece; none once they are taken.
     Whole(Option<Bytes>),
     Upstream(Upstream),
+    Page(Box<Page<Upstream>>),
 }
 
 impl Body {
@@ -36,6 +37,11 @@ impl Body {
         Self { content: Content::Upstream(body), record: None }
     }
 
+    /// A page whose links are rewritten as it passes.
+    pub fn page(body: Upstream, reading: Reading, links: Links) -> Self {
+        Self { content: Content::Page(Box::new(Page::new(body, reading, links))), record: None }
+    }
+
     /// Lets the record end with the body.
     pub fn recorded(self, record: Box<Record>) -> Self {
         Self { record: Some(record), ..self }
@@ -44,16 +50,19 @@ impl Body {
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = PageError<hyper::Error>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         let frame = match &mut this.content {
             Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Content::Upstream(body) => std::task::ready!(Pin::new(body).poll_frame(context)),
+            Content::Upstream(body) => {
+                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(PageError::Incoming))
+            }
+            Content::Page(page) => ready!(Pin::new(page).poll_frame(context)),
         };
         if let Some(record) = &mut this.record {
             match &frame {
@@ -70,6 +79,7 @@ impl HttpBody for Body {
         match &self.content {
             Content::Whole(bytes) => bytes.is_none(),
             Content::Upstream(body) => body.is_end_stream(),
+            Content::Page(page) => page.is_end_stream(),
         }
     }
 
@@ -77,6 +87,8 @@ impl HttpBody for Body {
         match &self.content {
             Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Content::Upstream(body) => body.size_hint(),
+            // Not known before its end.
+            Content::Page(page) => page.size_hint(),
         }
     }
 }

@@ -4,24 +4,30 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::{Body, ProxyError};
 use crate::authorize::AuthorizeError;
-use crate::forward::ForwardError;
+use crate::cluster::Refused;
+use crate::forward::{DialError, ForwardError};
 use crate::identify::IdentifyError;
 use crate::model::Status;
+use crate::model::status::{Cause, CauseReason, Form};
 use crate::model::target::TargetError;
 use crate::resolve::ResolveError;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const YAML: HeaderValue = HeaderValue::from_static("application/yaml");
 const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 
-/// The answer to a request that got no further. `pretty` indents it.
-pub(super) fn refuse(error: &ProxyError, pretty: bool) -> Response<Body> {
-    let status = status(error);
-    let mut response = Response::new(Body::whole(status.to_json(pretty)));
+/// The answer to a request that got no further.
+pub(super) fn refuse(error: &ProxyError, causes: Vec<Cause>, form: Form) -> Response<Body> {
+    let status = status(error).with_causes(causes);
+    let mut response = Response::new(Body::whole(status.render(form)));
     *response.status_mut() = status.code;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, JSON);
+    headers.insert(header::CONTENT_TYPE, if form == Form::Yaml { YAML } else { JSON });
     headers.insert(header::CACHE_CONTROL, NOT_CACHED);
     match status.code {
+        StatusCode::BAD_REQUEST if matches!(error, ProxyError::Identify(_)) => {
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        }
         StatusCode::UNAUTHORIZED => {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -48,10 +54,71 @@ pub(super) fn redirect(location: &str) -> Response<Body> {
     response
 }
 
-/// Whether a person reads the answer: the apiserver indents for these, too.
-pub(super) fn is_for_people(headers: &HeaderMap) -> bool {
+/// The form that the caller can read best (C93): JSON unless YAML is asked for first; indented for people.
+pub(super) fn form(headers: &HeaderMap, query: Option<&str>) -> Form {
+    if accepts_yaml(headers) {
+        Form::Yaml
+    } else if is_for_people(headers, query) {
+        Form::PrettyJson
+    } else {
+        Form::Json
+    }
+}
+
+/// Whether YAML stands before JSON, and before anything, in `Accept` (RFC 9110 section 12.5.1).
+fn accepts_yaml(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let clauses = values.flat_map(|value| value.split(',')).map(|clause| {
+        let mut parts = clause.split(';').map(str::trim);
+        let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let quality = parts.find_map(|parameter| parameter.strip_prefix("q=")).and_then(|q| q.parse::<f32>().ok());
+        (media_type, quality.unwrap_or(1.0))
+    });
+    let understood = clauses.filter(|(media_type, quality)| {
+        let known = ["application/json", "application/yaml", "application/*", "*/*"].contains(&&**media_type);
+        known && *quality > 0.0
+    });
+    // The first of those with the highest quality.
+    let best = understood.reduce(|best, next| if next.1 > best.1 { next } else { best });
+    best.is_some_and(|(media_type, _)| media_type == "application/yaml")
+}
+
+/// The apiserver indents for these, too.
+fn is_for_people(headers: &HeaderMap, query: Option<&str>) -> bool {
+    let asked = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("pretty="));
+    if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
+        return matches!(asked, "1" | "t" | "T" | "true" | "TRUE" | "True");
+    }
     let agent = headers.get(header::USER_AGENT).map_or(&b""[..], HeaderValue::as_bytes);
     ["curl", "Wget", "Mozilla/5.0"].iter().any(|person| agent.starts_with(person.as_bytes()))
+}
+
+/// What helps to see why, for those who may see the target.
+pub(super) fn causes(error: &ProxyError) -> Vec<Cause> {
+    let ports = |offered: &[String]| {
+        let cause = |port: &String| Cause { reason: CauseReason::ServicePort, message: format!("port {port}") };
+        offered.iter().map(cause).collect()
+    };
+    match error {
+        ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
+            vec![Cause { reason: CauseReason::AccessReview, message: no.review.clone() }]
+        }
+        ProxyError::Resolve(ResolveError::NoServicePort { offered, .. } | ResolveError::NoPort { offered, .. }) => {
+            ports(offered)
+        }
+        ProxyError::Resolve(ResolveError::NoEndpoints { refused, .. }) => {
+            let cause = |Refused { address, why }: &Refused| Cause {
+                reason: CauseReason::EndpointRefused,
+                message: format!("{address}: {why}"),
+            };
+            refused.iter().map(cause).collect()
+        }
+        ProxyError::Forward(ForwardError::Dial(errors)) if errors.len() > 1 => {
+            let cause = |error: &DialError| Cause { reason: CauseReason::DialFailed, message: error.to_string() };
+            errors.iter().map(cause).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn status(error: &ProxyError) -> Status {
@@ -59,12 +126,12 @@ fn status(error: &ProxyError) -> Status {
     match error {
         ProxyError::NotReady => Status::service_unavailable(message()),
         ProxyError::Identify(IdentifyError::Unauthenticated(_)) => Status::unauthorized(),
-        ProxyError::Identify(IdentifyError::Impersonation) => Status::bad_request(message()),
+        ProxyError::Identify(IdentifyError::Impersonation(_)) => Status::bad_request(message()),
         ProxyError::Identify(IdentifyError::Unavailable(_)) => Status::internal(message()),
         ProxyError::Target(TargetError::NoRoute) => Status::route_not_found(),
         ProxyError::Target(TargetError::EncodedSlash | TargetError::NotUtf8) => Status::bad_request(message()),
         ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
-            Status::forbidden(no.resource, &no.name, no.to_string())
+            Status::forbidden(no.group, no.resource, &no.name, no.to_string())
         }
         ProxyError::Authorize(AuthorizeError::Unavailable(_)) => Status::internal(message()),
         ProxyError::Method => Status::method_not_allowed(),
@@ -78,13 +145,53 @@ fn status(error: &ProxyError) -> Status {
             | ResolveError::NoAddresses
             | ResolveError::Lookup(_) => Status::bad_request(message()),
             ResolveError::NoPreferredAddress(_) => Status::internal(message()).without_reason(),
-            ResolveError::NoServicePort { .. }
-            | ResolveError::NoEndpoints { .. }
-            | ResolveError::AmbiguousPort { .. } => Status::service_unavailable(message()),
+            ResolveError::NoServicePort { .. } | ResolveError::NoPort { .. } | ResolveError::NoEndpoints { .. } => {
+                Status::service_unavailable(message())
+            }
         },
-        ProxyError::Forward(ForwardError::Dial(_) | ForwardError::Broken { .. }) => {
+        ProxyError::Forward(ForwardError::Dial(errors)) => {
+            // The last that was tried; of the others tell the causes.
+            let last = errors.last().map(ToString::to_string).unwrap_or_default();
+            Status::service_unavailable(format!("error trying to reach service: {last}"))
+        }
+        ProxyError::Forward(ForwardError::Broken { .. }) => {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         }
-        ProxyError::Forward(ForwardError::InvalidUpgrade(_)) => Status::internal(message()).without_reason(),
+        ProxyError::Forward(ForwardError::InvalidUpgrade(_) | ForwardError::InvalidAccept) => {
+            Status::internal(message()).without_reason()
+        }
+        ProxyError::Location(_) => Status::internal(format!("Internal error occurred: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_is_what_the_caller_asks_for() {
+        let ask = |accept: &'static str, agent: &'static str, query: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+            headers.insert(header::USER_AGENT, HeaderValue::from_static(agent));
+            form(&headers, query)
+        };
+        for (accept, expected) in [
+            ("", Form::Json),
+            ("*/*", Form::Json),
+            ("application/yaml", Form::Yaml),
+            ("Application/YAML; charset=utf-8", Form::Yaml),
+            ("application/json, application/yaml", Form::Json),
+            ("application/json;q=0.8, application/yaml;q=0.9", Form::Yaml),
+            ("text/html, application/yaml;q=0.9, */*;q=0.8", Form::Yaml),
+            ("application/yaml;q=0", Form::Json),
+            ("application/vnd.kubernetes.protobuf, application/yaml", Form::Yaml),
+            ("text/html", Form::Json),
+        ] {
+            assert_eq!(ask(accept, "kubectl", None), expected, "{accept}");
+        }
+        assert_eq!(ask("*/*", "curl/8", None), Form::PrettyJson);
+        assert_eq!(ask("*/*", "curl/8", Some("a=b&pretty=false")), Form::Json);
+        assert_eq!(ask("*/*", "kubectl", Some("pretty=true")), Form::PrettyJson);
     }
 }

@@ -153,6 +153,8 @@ pub struct Record {
     pub client: IpAddr,
     pub audit_id: http::HeaderValue,
     pub identity: Option<Arc<Identity>>,
+    /// Whom the caller impersonates.
+    pub acts_as: Option<Arc<Identity>>,
     pub verb: Option<Verb>,
     pub resource: Option<Resource>,
     pub namespace: String,
@@ -187,6 +189,7 @@ impl Record {
             client,
             audit_id,
             identity: None,
+            acts_as: None,
             verb: None,
             resource: None,
             namespace: String::new(),
@@ -234,6 +237,9 @@ impl Line<'_> {
         clock.write(line);
         line.push(b'"');
         put_string(line, "user", self.user());
+        if let Some(acts_as) = &self.record.acts_as {
+            put_string(line, "impersonatedUser", &acts_as.user);
+        }
         put(line, "client", format_args!("\"{client}\""));
         put_string(line, "verb", self.verb());
         put_string(line, "method", method.as_str());
@@ -275,6 +281,10 @@ impl Line<'_> {
             namespace.escape_debug(),
             id.escape_debug(),
         );
+        let written = written.and_then(|()| match &self.record.acts_as {
+            Some(acts_as) => write!(line, "impersonated-user={:?} ", acts_as.user),
+            None => Ok(()),
+        });
         let written = written.and_then(|()| match endpoint {
             Some(Endpoint { address, name }) => write!(line, "endpoint={address} ({name}) "),
             None => write!(line, "endpoint=- "),

@@ -28,7 +28,7 @@ pub struct Offers {
 }
 
 impl Offers {
-    fn new(config: ClientConfig) -> Self {
+    fn new(config: &ClientConfig) -> Self {
         let offering = |protocols: &[&str]| {
             let mut config = config.clone();
             config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
@@ -60,9 +60,9 @@ impl ClientTls {
         } = targets;
         let kubelet = kubelet_config(ca.as_deref(), certificate.as_deref().zip(key.as_deref()))?;
         Ok(Self {
-            target: Offers::new(unverified()?.with_no_client_auth()),
+            target: Offers::new(&unverified()?.with_no_client_auth()),
             kubelet: KubeletTls {
-                offers: Offers::new(kubelet),
+                offers: Offers::new(&kubelet),
                 verified: ca.is_some(),
                 certificate: certificate.is_some(),
             },

@@ -25,18 +25,19 @@ const TICKETS: usize = 2;
 pub struct ServerTls {
     current: ArcSwap<ServerConfig>,
     certificate: Arc<Certificate>,
-    client_cas: ClientCas,
+    client_cas: [ClientCas; 2],
     min_version: TlsVersion,
     ticketer: Arc<dyn ProducesTickets>,
     files: Option<(PathBuf, PathBuf)>,
 }
 
 impl ServerTls {
-    /// Loads the certificate files of the configuration, or makes a self-signed certificate.
+    /// Loads the certificate files of the configuration, or makes a self-signed certificate. Clients are told of the CAs
+    /// (of callers and of front proxies) that certificates are wanted from.
     ///
     /// # Errors
     /// Where a file cannot be read, or key and certificate do not match.
-    pub fn new(serving: &Serving, client_cas: ClientCas) -> Result<Self, TlsError> {
+    pub fn new(serving: &Serving, client_cas: [ClientCas; 2]) -> Result<Self, TlsError> {
         let files = serving.tls_cert_file.clone().zip(serving.tls_private_key_file.clone());
         let key = match &files {
             Some((certificate, key)) => load_pair(certificate, key)?,
@@ -80,7 +81,7 @@ impl ServerTls {
 
 fn server_config(
     certificate: &Arc<Certificate>,
-    client_cas: &ClientCas,
+    client_cas: &[ClientCas],
     min_version: TlsVersion,
     ticketer: &Arc<dyn ProducesTickets>,
 ) -> Result<ServerConfig, TlsError> {
@@ -90,7 +91,7 @@ fn server_config(
         TlsVersion::Tls13 => &[&rustls::version::TLS13],
     };
     let verifier = AskForCertificate {
-        hints: client_cas.roots().subjects(),
+        hints: client_cas.iter().flat_map(|cas| cas.roots().subjects()).collect(),
         algorithms: provider.signature_verification_algorithms,
     };
     let mut config = ServerConfig::builder_with_provider(provider)

@@ -1,23 +1,26 @@
 //! A Kubernetes API as the source: nodes, pods, services and EndpointSlices by list and watch, and the CAs of client
 //! certificates that the cluster publishes.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::stream::{BoxStream, select_all};
 use futures::{StreamExt, TryStreamExt};
 use http::Response;
+use http::header::HeaderName;
 use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Client;
 use kube::api::Api;
 use kube::client::{ClientBuilder, DynBody};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
-use kube::{Client, ResourceExt};
 use tower::util::MapResultLayer;
 
 use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
 use crate::cluster::{Kind, Object, ObjectKey, Writer};
 use crate::config::KubernetesSource;
+use crate::identify::{FrontProxy, Names};
 use crate::metrics::Metrics;
 use crate::ready::{Hold, Ready};
 use crate::tls::ClientCas;
@@ -25,9 +28,8 @@ use crate::tls::ClientCas;
 /// Where every cluster publishes how it authenticates, for those to whom it delegates.
 const AUTHENTICATION_NAMESPACE: &str = "kube-system";
 const AUTHENTICATION_NAME: &str = "extension-apiserver-authentication";
-const CLIENT_CA_KEY: &str = "client-ca-file";
-/// The name under which the client CAs stand in `/readyz` and in the metrics.
-const CLIENT_CAS: &str = "client-cas";
+/// The name under which it stands in `/readyz` and in the metrics.
+const AUTHENTICATION: &str = "authentication";
 
 /// Why the API cannot even be asked.
 #[derive(Debug, thiserror::Error)]
@@ -200,52 +202,102 @@ fn lost(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str) {
     metrics.watch_up(what, false);
 }
 
-/// Follows the CAs of client certificates that the cluster publishes.
-///
-/// # Errors
-/// Where the credentials of the configuration cannot be loaded.
-pub fn follow_client_cas(
-    config: &kube::Config,
-    ready: &Ready,
-    metrics: &Metrics,
-    cas: ClientCas,
-) -> Result<impl Future<Output = ()> + Send + 'static + use<>, KubernetesError> {
-    let client = watch_client(config, CLIENT_CAS, ready, metrics)?;
-    let api = Api::<ConfigMap>::namespaced(client, AUTHENTICATION_NAMESPACE);
-    let only = watcher::Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
-    let mut hold = Some(ready.hold(CLIENT_CAS));
-    let (ready, metrics) = (ready.clone(), metrics.clone());
-    Ok(async move {
-        let mut events = watcher::watcher(api, only).default_backoff().boxed();
-        loop {
-            match events.try_next().await {
-                Ok(Some(Event::Apply(map) | Event::InitApply(map))) => take_client_cas(&cas, &map),
-                Ok(Some(Event::InitDone)) => drop(hold.take()),
-                // Without the map no new CA is trusted, and the old ones are: the cluster lost a piece, not its CA.
-                Ok(Some(Event::Init | Event::Delete(_))) => {}
-                Ok(None) => return,
-                Err(error) => {
-                    let fault = format!(
-                        "{}; the bastion's account needs the Role extension-apiserver-authentication-reader in \
-                         kube-system, or give --client-ca-file",
-                        with_sources(&error)
-                    );
-                    lost(&ready, &metrics, CLIENT_CAS, &fault);
-                }
-            }
-        }
-    })
+/// Whose word counts, as the cluster publishes it for those to whom it delegates.
+#[derive(Debug)]
+pub struct Trusted {
+    /// None where the configuration says which CAs count.
+    pub client_cas: Option<ClientCas>,
+    pub front_proxy: FrontProxy,
 }
 
-fn take_client_cas(cas: &ClientCas, map: &ConfigMap) {
-    let pem = map.data.as_ref().and_then(|data| data.get(CLIENT_CA_KEY));
+impl Trusted {
+    /// Follows what is published.
+    ///
+    /// # Errors
+    /// Where the credentials of the configuration cannot be loaded.
+    pub fn follow(
+        self,
+        config: &kube::Config,
+        ready: &Ready,
+        metrics: &Metrics,
+    ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, KubernetesError> {
+        let client = watch_client(config, AUTHENTICATION, ready, metrics)?;
+        let api = Api::<ConfigMap>::namespaced(client, AUTHENTICATION_NAMESPACE);
+        let only = watcher::Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
+        let mut hold = Some(ready.hold(AUTHENTICATION));
+        let (ready, metrics) = (ready.clone(), metrics.clone());
+        Ok(async move {
+            let mut events = watcher::watcher(api, only).default_backoff().boxed();
+            loop {
+                match events.try_next().await {
+                    Ok(Some(Event::Apply(map) | Event::InitApply(map))) => self.take(&map.data.unwrap_or_default()),
+                    Ok(Some(Event::InitDone)) => drop(hold.take()),
+                    // Without the map no new CA is trusted, and the old ones are: the cluster lost a piece, not its CA.
+                    Ok(Some(Event::Init | Event::Delete(_))) => {}
+                    Ok(None) => return,
+                    Err(error) => {
+                        let fault = format!(
+                            "{}; the bastion's account needs the Role extension-apiserver-authentication-reader in \
+                             kube-system",
+                            with_sources(&error)
+                        );
+                        lost(&ready, &metrics, AUTHENTICATION, &fault);
+                        // With CAs of its own the bastion can do without: only front proxies are then not known.
+                        if self.client_cas.is_some() {
+                            continue;
+                        }
+                        drop(hold.take());
+                    }
+                }
+            }
+        })
+    }
+
+    fn take(&self, published: &BTreeMap<String, String>) {
+        if let Some(cas) = &self.client_cas {
+            take_cas(cas, published.get("client-ca-file"), "client certificates");
+        }
+        take_cas(&self.front_proxy.cas, published.get("requestheader-client-ca-file"), "front proxies");
+        match names(published) {
+            Ok(names) => self.front_proxy.replace(names),
+            Err(fault) => tracing::warn!(fault, "what is published of front proxies cannot be read; the old stays"),
+        }
+    }
+}
+
+fn take_cas(cas: &ClientCas, pem: Option<&String>, of: &str) {
     let Some(pem) = pem else {
-        return tracing::info!("{} publishes no client CA: certificates identify nobody", map.name_any());
+        return tracing::info!("the cluster publishes no CA of {of}: they identify nobody");
     };
     match cas.replace(pem.as_bytes()) {
-        Ok(count) => tracing::info!(count, "the CAs of client certificates are those that the cluster publishes"),
-        Err(error) => tracing::warn!(%error, "the published client CAs cannot be read; the old ones stay"),
+        Ok(count) => tracing::info!(count, "the CAs of {of} are those that the cluster publishes"),
+        Err(error) => tracing::warn!(%error, "the published CAs of {of} cannot be read; the old ones stay"),
     }
+}
+
+/// The lists stand as JSON in strings.
+fn names(published: &BTreeMap<String, String>) -> Result<Names, String> {
+    let list = |key: &str| -> Result<Vec<String>, String> {
+        let text = published.get(key).map(|text| text.trim()).filter(|text| !text.is_empty());
+        text.map_or(Ok(Vec::new()), |text| serde_json::from_str(text).map_err(|error| format!("{key}: {error}")))
+    };
+    let headers = |key: &str| -> Result<Vec<HeaderName>, String> {
+        let names =
+            list(key)?.into_iter().map(|name| name.parse().map_err(|error| format!("{key}: {name:?}: {error}")));
+        names.collect()
+    };
+    Ok(Names {
+        allowed: list("requestheader-allowed-names")?,
+        user: headers("requestheader-username-headers")?,
+        uid: headers("requestheader-uid-headers")?,
+        group: headers("requestheader-group-headers")?,
+        extra: list("requestheader-extra-headers-prefix")?
+            .into_iter()
+            .map(|prefix| prefix.to_ascii_lowercase())
+            // An empty prefix would make an identity of every header.
+            .filter(|prefix| !prefix.is_empty())
+            .collect(),
+    })
 }
 
 /// An error with what it came from: the cause of a failed watch stands at the end of the chain.
@@ -264,4 +316,31 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 
 fn unix_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_of_front_proxies_is_read() {
+        let published = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let read = names(&published(&[
+            ("requestheader-allowed-names", r#"["front-proxy"]"#),
+            ("requestheader-username-headers", r#"["X-Remote-User"]"#),
+            ("requestheader-group-headers", r#"["X-Remote-Group"]"#),
+            ("requestheader-extra-headers-prefix", r#"["X-Remote-Extra-",""]"#),
+        ]));
+        let read = read.unwrap();
+        assert_eq!(
+            (&read.allowed[..], &read.extra[..]),
+            (&["front-proxy".into()][..], &["x-remote-extra-".into()][..])
+        );
+        assert_eq!((&read.user[0], read.uid.len()), (&HeaderName::from_static("x-remote-user"), 0));
+        assert_eq!(names(&published(&[])).unwrap(), Names::default());
+        let fault = names(&published(&[("requestheader-allowed-names", "front-proxy")])).unwrap_err();
+        assert!(fault.starts_with("requestheader-allowed-names: "), "{fault}");
+    }
 }

@@ -9,13 +9,11 @@ use std::net::IpAddr;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::de::DeserializeOwned;
-use serde::de::value::StringDeserializer;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::cluster::facts::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
 use crate::cluster::{Affinity, AppProtocol, Family, Kind, Node, Object, ObjectKey, Pod};
-use crate::model::address::AddressType;
 
 /// The port of a kubelet that names none (CONFORMANCE C32).
 const KUBELET_PORT: u16 = 10250;
@@ -120,8 +118,8 @@ struct NodeStatus {
 
 #[derive(Clone, Debug, Deserialize)]
 struct NodeAddress {
-    /// A kind that is not known yet must not cost the whole node.
-    r#type: String,
+    /// As text: a type that is not known here must not cost the whole node, and is told where none is known.
+    r#type: Box<str>,
     address: Box<str>,
 }
 
@@ -142,13 +140,8 @@ impl Watched for SlimNode {
 
     fn object(self) -> Result<Option<Object>, String> {
         let NodeStatus { addresses, daemon_endpoints } = self.status.0?;
-        let kind =
-            |text: String| AddressType::deserialize(StringDeserializer::<serde::de::value::Error>::new(text)).ok();
         let port = daemon_endpoints.kubelet_endpoint.port;
-        let addresses = addresses
-            .into_iter()
-            .filter_map(|NodeAddress { r#type, address }| Some((kind(r#type)?, address)))
-            .collect();
+        let addresses = addresses.into_iter().map(|NodeAddress { r#type, address }| (r#type, address)).collect();
         Ok(Some(Object::Node(Node {
             name: self.metadata.name.unwrap_or_default().into(),
             addresses,
@@ -381,7 +374,7 @@ mod tests {
         let Ok(Some(Object::Node(known))) = known else { panic!("{known:?}") };
         assert_eq!(
             (known.kubelet_port, &*known.addresses),
-            (10255, &[(AddressType::InternalIp, "10.0.0.1".into())][..])
+            (10255, &[("Moon".into(), "x".into()), ("InternalIP".into(), "10.0.0.1".into())][..])
         );
         let Ok(Some(Object::Node(bare))) = node(json!({})) else { panic!() };
         assert_eq!(bare.kubelet_port, KUBELET_PORT);

@@ -1,0 +1,107 @@
+//! May a caller act as somebody else? Each thing that they want to be is asked for (CONFORMANCE C61).
+
+use std::sync::Arc;
+
+use super::{Authorize, AuthorizeError};
+use crate::identify::Impersonation;
+use crate::model::identity::{ANONYMOUS_USER, UNAUTHENTICATED, with_authenticated};
+use crate::model::{Attributes, Identity, Verb};
+
+const AUTHENTICATION: &str = "authentication.k8s.io";
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
+impl Authorize {
+    /// The identity that `caller` wants, where they may take it: user, groups, uid and extra attributes, each asked for
+    /// with the verb `impersonate`, as kube-apiserver asks.
+    ///
+    /// # Errors
+    /// As [`Self::authorize`], for the first of them that is denied.
+    pub async fn impersonate(
+        &self,
+        caller: &Arc<Identity>,
+        wanted: Impersonation,
+    ) -> Result<Arc<Identity>, AuthorizeError> {
+        let Impersonation { user, uid, mut groups, extra } = wanted;
+        let account = service_account(&user);
+        match account {
+            Some((namespace, name)) => self.may_be(caller, "", "serviceaccounts", "", namespace, name).await?,
+            None => self.may_be(caller, "", "users", "", "", &user).await?,
+        }
+        for group in &groups {
+            self.may_be(caller, "", "groups", "", "", group).await?;
+        }
+        for (key, values) in &extra {
+            for value in values {
+                self.may_be(caller, AUTHENTICATION, "userextras", key, "", value).await?;
+            }
+        }
+        if !uid.is_empty() {
+            self.may_be(caller, AUTHENTICATION, "uids", "", "", &uid).await?;
+        }
+        if let Some((namespace, _)) = account
+            && groups.is_empty()
+        {
+            groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+        }
+        let groups = with_implied(&user, groups);
+        Ok(Arc::new(Identity::new(user, uid, groups, extra)))
+    }
+
+    async fn may_be(
+        &self,
+        caller: &Arc<Identity>,
+        group: &'static str,
+        resource: &'static str,
+        subresource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), AuthorizeError> {
+        let verb = Verb::Impersonate;
+        self.require(caller, Attributes { verb, group, resource, subresource, namespace, name }).await
+    }
+}
+
+/// Namespace and name of a service account's user name.
+fn service_account(user: &str) -> Option<(&str, &str)> {
+    let (namespace, name) = user.strip_prefix(SERVICE_ACCOUNT)?.split_once(':')?;
+    let good = |part: &str| !part.is_empty() && !part.contains(':');
+    (good(namespace) && good(name)).then_some((namespace, name))
+}
+
+/// With the group that whoever has that name is in anyway, unless the caller chose otherwise.
+fn with_implied(user: &str, mut groups: Vec<String>) -> Vec<String> {
+    if user == ANONYMOUS_USER && !groups.iter().any(|group| group == UNAUTHENTICATED) {
+        groups.push(UNAUTHENTICATED.into());
+    }
+    with_authenticated(user, groups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_accounts_are_told_by_their_user_name() {
+        assert_eq!(service_account("system:serviceaccount:shop:ci"), Some(("shop", "ci")));
+        for user in ["jane", "system:serviceaccount:shop", "system:serviceaccount:shop:", "system:serviceaccount:a:b:c"]
+        {
+            assert_eq!(service_account(user), None, "{user}");
+        }
+    }
+
+    #[test]
+    fn everybody_is_either_authenticated_or_not() {
+        use crate::model::identity::AUTHENTICATED;
+        let groups = |groups: &[&str]| groups.iter().map(ToString::to_string).collect::<Vec<_>>();
+        for (user, asked, has) in [
+            ("jane", &[][..], &[AUTHENTICATED][..]),
+            ("jane", &["devs"], &["devs", AUTHENTICATED]),
+            ("jane", &[AUTHENTICATED], &[AUTHENTICATED]),
+            ("jane", &[UNAUTHENTICATED], &[UNAUTHENTICATED]),
+            (ANONYMOUS_USER, &[], &[UNAUTHENTICATED]),
+            (ANONYMOUS_USER, &[UNAUTHENTICATED], &[UNAUTHENTICATED]),
+        ] {
+            assert_eq!(with_implied(user, groups(asked)), groups(has), "{user} {asked:?}");
+        }
+    }
+}
