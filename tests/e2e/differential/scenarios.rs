@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::ask::{Side, ask, ask_h2};
 use super::observe::{Observation, observe};
 use super::setting::Setting;
-use super::table::{Act, Row};
+use super::table::Row;
 use crate::support::raw::{Script, Step};
 
 /// Runs the scenario that a row names.
@@ -26,6 +26,7 @@ pub async fn run(name: &str, setting: &Setting<'_>, side: &Side, row: &Row) -> R
         "long_header" => long_header(setting, side).await,
         "unauthenticated_over_h2" => unauthenticated_over_h2(setting, side).await,
         "websocket_over_h2" => sockets::websocket_over_h2(setting, side, row).await,
+        "rebinding" => Ok([("dialled", String::new())].map(owned).into()),
         _ => bail!("no scenario is called {name:?}"),
     }
 }
@@ -77,7 +78,7 @@ async fn upgrade_failover(setting: &Setting<'_>, side: &Side) -> Result<Observat
     let page = "HTTP/1.1 101 Switching Protocols\nConnection: Upgrade\nUpgrade: websocket";
     let backend = Script { steps: vec![Step::Page(page.into()), Step::Close] };
     let headers = vec!["Connection: Upgrade".into(), "Upgrade: websocket".into()];
-    let row = Row { headers, backend, then: vec![Act::ToEnd], ..get("services/half-dead/proxy/x") };
+    let row = Row { headers, backend, ..get("services/half-dead/proxy/x") };
     let mut answered = 0;
     for _ in 0..24 {
         let found = asked(setting, side, &row).await?;

@@ -17,7 +17,7 @@ pub struct Standing {
     pub overlook: fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>,
 }
 
-pub const STANDING: [Standing; 15] = [
+pub const STANDING: [Standing; 16] = [
     Standing {
         name: "forwarded",
         because: "C65",
@@ -45,7 +45,7 @@ pub const STANDING: [Standing; 15] = [
     Standing {
         name: "switched",
         because: "C86",
-        told: "A 101 of the bastion has an Audit-Id and a Date as every answer has; the apiserver's request for it names Go's HTTP client where the client names none.",
+        told: "An answer to an upgrade has an Audit-Id and a Date as every answer has; the apiserver passes the backend's head bare, and names Go's HTTP client where the client names none.",
         overlook: switched,
     },
     Standing {
@@ -66,6 +66,12 @@ pub const STANDING: [Standing; 15] = [
         because: "C71",
         told: "The apiserver guesses a Content-Type where the backend names none; the bastion guesses nothing.",
         overlook: sniffed,
+    },
+    Standing {
+        name: "unparsed",
+        because: "C102",
+        told: "What is no HTTP is refused with a 400 by the HTTP library, in its own words.",
+        overlook: unparsed,
     },
     Standing {
         name: "phrase",
@@ -113,11 +119,16 @@ fn saws(observation: &Observation) -> Vec<String> {
 
 fn client_sends(row: &Row, name: &str) -> bool {
     let is = |line: &str| line.split(':').next().is_some_and(|found| found.trim().eq_ignore_ascii_case(name));
-    row.headers.iter().any(|line| is(line)) || row.raw.as_deref().is_some_and(|raw| raw.lines().any(is))
+    lines(row).any(is)
+}
+
+/// The header lines that the client sends.
+fn lines(row: &Row) -> impl Iterator<Item = &str> {
+    row.headers.iter().map(String::as_str).chain(row.raw.as_deref().unwrap_or_default().lines())
 }
 
 fn is_upgrade(row: &Row) -> bool {
-    row.headers.iter().any(|line| {
+    lines(row).any(|line| {
         let line = line.to_ascii_lowercase();
         line.starts_with("connection:") && line.contains("upgrade")
     })
@@ -174,10 +185,13 @@ fn audit_forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) 
     if client_sends(row, "audit-id") {
         return Ok(());
     }
-    for saw in saws(ours) {
+    for (index, saw) in saws(ours).into_iter().enumerate() {
         let name = format!("{saw} header audit-id");
+        // The first request is the one that the answer is to.
         if ours.remove(&name).as_ref() != ours.get("header audit-id") && ours.contains_key("header audit-id") {
-            return Err("ours tells the backend another Audit-Id than the client".into());
+            if index == 0 {
+                return Err("ours tells the backend another Audit-Id than the client".into());
+            }
         }
         if theirs.contains_key(&name) {
             return Err("theirs tells the backend an Audit-Id too".into());
@@ -197,12 +211,24 @@ fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
             }
         }
     }
-    if ours.get("status").map(String::as_str) != Some("101") {
+    // An answer that is the proxy's own has all of it on both sides.
+    if theirs.contains_key("header audit-id") || ours.get("status") != theirs.get("status") {
         return Ok(());
     }
     for name in ["header audit-id", "header date"] {
         if !theirs.contains_key(name) && ours.remove(name).is_none() {
             return Err(format!("ours has no {name}"));
+        }
+    }
+    if ours.get("status").map(String::as_str) != Some("101") {
+        ours.remove("header cache-control");
+        if !theirs.contains_key("header connection") && ours.remove("header connection").as_deref() != Some("close") {
+            return Err("ours does not say that it closes".into());
+        }
+        theirs.remove("header connection");
+        ours.remove("header connection");
+        if !theirs.contains_key("header content-length") && !theirs.contains_key("header transfer-encoding") {
+            ours.remove("header transfer-encoding");
         }
     }
     Ok(())
@@ -239,6 +265,18 @@ fn sniffed(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resul
     const TYPE: &str = "header content-type";
     if !row.backend_text().to_ascii_lowercase().contains("content-type:") && !ours.contains_key(TYPE) {
         theirs.remove(TYPE);
+    }
+    Ok(())
+}
+
+fn unparsed(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    let is = |found: &Observation| {
+        found.get("status").is_some_and(|status| status == "400") && !found.contains_key("header audit-id")
+    };
+    if is(ours) && is(theirs) {
+        for found in [ours, theirs] {
+            found.retain(|name, _| !name.starts_with("header ") && name != "body");
+        }
     }
     Ok(())
 }
