@@ -75,8 +75,8 @@ fn must_be(side: &str, declared: &Aspects, found: &Observation, faults: &mut Vec
         let fault = match (expected, found.get(name)) {
             (Some(expected), Some(found)) if expected.allows(found) => continue,
             (None, None) => continue,
-            (Some(expected), Some(found)) => format!("should be {expected:?}, is {found:?}"),
-            (Some(expected), None) => format!("should be {expected:?}, is absent"),
+            (Some(expected), Some(found)) => format!("should be {expected}, is {found:?}"),
+            (Some(expected), None) => format!("should be {expected}, is absent"),
             (None, Some(found)) => format!("should be absent, is {found:?}"),
         };
         faults.push(format!("{side}: {name} {fault}"));

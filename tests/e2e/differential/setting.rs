@@ -1,7 +1,7 @@
 //! Where the questions are asked: the apiserver, some bastions, the objects that both know, and raw backends.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,36 +43,34 @@ const BASTIONS: [(&str, &str); 5] = [
     ("own-token", "targets: {kubeletCertificateAuthority: CA}"),
 ];
 
-/// Listeners: pod or node, the last part of its address, port, and how it speaks.
-const LISTENERS: [(&str, u8, u16, Speaks); 24] = [
-    ("p", 41, 8080, Speaks::Plain),
-    ("p", 41, 8081, Speaks::Plain),
-    ("p", 41, 9090, Speaks::Plain),
-    ("p", 41, 8443, Speaks::Tls),
-    ("p", 41, 8444, Speaks::TlsH2),
-    ("bare", 42, 80, Speaks::Plain),
-    ("bare", 42, 443, Speaks::Tls),
-    ("bare", 42, 8080, Speaks::Plain),
-    ("udp", 43, 5353, Speaks::Plain),
-    ("udp", 43, 8080, Speaks::Plain),
-    ("node-a", 45, 10250, Speaks::Kubelet),
-    ("node-a", 45, 9100, Speaks::Plain),
-    ("node-a", 45, 9443, Speaks::Tls),
-    ("t1", 46, 8080, Speaks::Plain),
-    ("t2", 47, 8080, Speaks::Plain),
-    ("t3", 48, 8080, Speaks::Plain),
-    ("unready", 49, 8080, Speaks::Plain),
-    ("k", 50, 10250, Speaks::Plain),
-    ("k", 50, 10251, Speaks::Kubelet),
-    ("untrusted", 51, 10250, Speaks::Untrusted),
-    ("proxy", 42, 3128, Speaks::Plain),
-    ("proxied", 70, 8080, Speaks::Plain),
-    ("six", 0, 8080, Speaks::Plain),
-    ("six", 0, 80, Speaks::Plain),
+/// Listeners: pod or node, its address, port, and how it speaks.
+const LISTENERS: [(&str, &str, u16, Speaks); 25] = [
+    ("p", "10.254.240.41", 8080, Speaks::Plain),
+    ("p", "10.254.240.41", 8081, Speaks::Plain),
+    ("p", "10.254.240.41", 9090, Speaks::Plain),
+    ("p", "10.254.240.41", 8443, Speaks::Tls),
+    ("p", "10.254.240.41", 8444, Speaks::TlsH2),
+    ("bare", "10.254.240.42", 80, Speaks::Plain),
+    ("bare", "10.254.240.42", 443, Speaks::Tls),
+    ("bare", "10.254.240.42", 8080, Speaks::Plain),
+    ("udp", "10.254.240.43", 5353, Speaks::Plain),
+    ("udp", "10.254.240.43", 8080, Speaks::Plain),
+    ("node-a", "10.254.240.45", 10250, Speaks::Kubelet),
+    ("node-a", "10.254.240.45", 9100, Speaks::Plain),
+    ("node-a", "10.254.240.45", 9443, Speaks::Tls),
+    ("t1", "10.254.240.46", 8080, Speaks::Plain),
+    ("t2", "10.254.240.47", 8080, Speaks::Plain),
+    ("t3", "10.254.240.48", 8080, Speaks::Plain),
+    ("unready", "10.254.240.49", 8080, Speaks::Plain),
+    ("k", "10.254.240.50", 10250, Speaks::Plain),
+    ("k", "10.254.240.50", 10251, Speaks::Kubelet),
+    ("untrusted", "10.254.240.51", 10250, Speaks::Untrusted),
+    ("proxy", "10.254.240.42", 3128, Speaks::Plain),
+    ("proxied", "10.254.240.70", 8080, Speaks::Plain),
+    ("six", "fd00:10:254:240::44", 8080, Speaks::Plain),
+    ("six", "fd00:10:254:240::44", 80, Speaks::Plain),
+    ("loopback by NAT64", "64:ff9b::7f00:1", 8080, Speaks::Plain),
 ];
-
-/// Of the pod `six`.
-const SIX: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x254, 0x240, 0, 0, 0, 0x44);
 
 #[derive(Clone, Copy)]
 enum Speaks {
@@ -179,7 +177,7 @@ fn listen(world: &World, stage: &Stage) -> Result<()> {
     let trusted = world.cluster.ca.server(folder, "table-backend", &addresses)?;
     let untrusted = Ca::new(folder, "table-untrusted-ca")?.server(folder, "table-untrusted", &addresses)?;
     let ca = &world.cluster.ca.file;
-    for (name, last, port, speaks) in LISTENERS {
+    for (name, ip, port, speaks) in LISTENERS {
         let tls = match speaks {
             Speaks::Plain => None,
             Speaks::Tls => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
@@ -187,8 +185,7 @@ fn listen(world: &World, stage: &Stage) -> Result<()> {
             Speaks::Kubelet => Some(acceptor(&trusted, ca, &[b"http/1.1"])?),
             Speaks::Untrusted => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
         };
-        let ip = if last == 0 { IpAddr::from(SIX) } else { IpAddr::from(Ipv4Addr::new(10, 254, 240, last)) };
-        stage.listen(&world.namespace, &format!("{name}:{port}"), SocketAddr::new(ip, port), tls)?;
+        stage.listen(&world.namespace, &format!("{name}:{port}"), SocketAddr::new(ip.parse()?, port), tls)?;
     }
     Ok(())
 }

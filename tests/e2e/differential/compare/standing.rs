@@ -124,7 +124,8 @@ fn client_sends(row: &Row, name: &str) -> bool {
 
 /// The header lines that the client sends.
 fn lines(row: &Row) -> impl Iterator<Item = &str> {
-    row.headers.iter().map(String::as_str).chain(row.raw.as_deref().unwrap_or_default().lines())
+    let raw = row.raw.as_deref().unwrap_or_default();
+    row.headers.iter().map(String::as_str).chain(raw.lines().map(|line| line.trim_start_matches("{credentials}")))
 }
 
 fn is_upgrade(row: &Row) -> bool {
