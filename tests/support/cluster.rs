@@ -1,7 +1,7 @@
 //! A real etcd, kube-apiserver and kube-controller-manager on loopback.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -40,7 +40,8 @@ pub struct Cluster {
 }
 
 /// A child that ends with its owner.
-struct Process(Child);
+#[derive(Debug)]
+pub struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -192,6 +193,19 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// A second apiserver on the same data, run by the command that `wrap` makes of its binary. It may not be up yet.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn another_apiserver(&self, wrap: impl FnOnce(&Path) -> Command) -> Result<(SocketAddr, Process)> {
+        let port = free_port()?;
+        let mut arguments = self.apiserver_arguments.clone();
+        arguments.push(format!("--secure-port={port}"));
+        let command = wrap(&self.binaries.join("kube-apiserver"));
+        let process = start(self.folder.path(), "another-apiserver", command, &arguments)?;
+        Ok((SocketAddr::from(([127, 0, 0, 1], port)), process))
+    }
+
     /// Kills the apiserver.
     pub fn stop_apiserver(&mut self) {
         let _ = self.apiserver.0.kill();
@@ -266,15 +280,19 @@ fn binaries() -> Result<PathBuf> {
 
 fn spawn(folder: &Path, binary: &Path, arguments: &[String]) -> Result<Process> {
     let name = binary.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    start(folder, &name, Command::new(binary), arguments)
+}
+
+fn start(folder: &Path, name: &str, mut command: Command, arguments: &[String]) -> Result<Process> {
     let log = File::options().create(true).append(true).open(folder.join(format!("{name}.log")))?;
-    let child = Command::new(binary)
+    let child = command
         .args(arguments)
         .envs(PROXY_ENVIRONMENT)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
-        .with_context(|| format!("cannot start {}", binary.display()))?;
+        .with_context(|| format!("cannot start {name}"))?;
     Ok(Process(child))
 }
 

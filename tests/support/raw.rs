@@ -7,7 +7,6 @@ mod h2;
 mod script;
 mod wire;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +19,6 @@ use tokio_rustls::TlsAcceptor;
 
 pub use script::{Script, Step, page};
 pub use wire::{Field, Head, Wire, escaped};
-
-use super::net::Namespace;
 
 /// How long anything may take: whoever waits longer waits in vain.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -78,18 +75,12 @@ impl Default for Stage {
 }
 
 impl Stage {
-    /// Listens on an address of the namespace, over TLS where there is an acceptor, as long as the runtime runs.
+    /// Serves what comes to a listener, over TLS where there is an acceptor, as long as the runtime runs.
     ///
     /// # Errors
-    /// Where the address is taken.
-    pub fn listen(
-        &self,
-        namespace: &Namespace,
-        name: &str,
-        address: SocketAddr,
-        tls: Option<TlsAcceptor>,
-    ) -> Result<()> {
-        let listener = TcpListener::from_std(namespace.bind(address)?)?;
+    /// Where the listener is not one for asynchronous use.
+    pub fn serve(&self, name: &str, listener: std::net::TcpListener, tls: Option<TlsAcceptor>) -> Result<()> {
+        let listener = TcpListener::from_std(listener)?;
         let (stage, name) = (self.clone(), name.to_owned());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {

@@ -1,5 +1,6 @@
 //! Rows that one request and its answer cannot tell: several requests, or a client of another kind.
 
+pub mod rebinding;
 mod sockets;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ pub async fn run(name: &str, setting: &Setting<'_>, side: &Side, row: &Row) -> R
         "long_header" => long_header(setting, side).await,
         "unauthenticated_over_h2" => unauthenticated_over_h2(setting, side).await,
         "websocket_over_h2" => sockets::websocket_over_h2(setting, side, row).await,
-        "rebinding" => Ok([("dialled", String::new())].map(owned).into()),
+        "rebinding" => rebinding::rebinding(setting, side).await,
         _ => bail!("no scenario is called {name:?}"),
     }
 }

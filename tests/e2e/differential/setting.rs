@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -18,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::ask::Side;
 use super::callers::Callers;
+use super::scenarios::rebinding::PORT;
 use crate::support::bastion::Bastion;
 use crate::support::cluster::HOME;
 use crate::support::eventually;
@@ -107,6 +109,18 @@ impl<'w> Setting<'w> {
         Ok(Side { name: "theirs", address, ca: self.world.cluster.ca.file.clone() })
     }
 
+    /// Another bastion like the default one, run by a command that ends in its binary.
+    pub fn bastion_command(&self, mut command: Command) -> Result<Command> {
+        let folder = self.world.cluster.folder.path();
+        command
+            .arg("serve")
+            .arg(format!("--config={}", folder.join("table-default.yaml").display()))
+            .arg(format!("--kubeconfig={}", folder.join("table-default.kubeconfig").display()))
+            .arg(format!("--tls-cert-file={}", self.world.serving.certificate.display()))
+            .arg(format!("--tls-private-key-file={}", self.world.serving.key.display()));
+        Ok(command)
+    }
+
     /// Gives the tokens that bastions themselves have a name.
     pub fn name_own_tokens(&self, text: &str) -> String {
         self.bastions.values().fold(text.to_owned(), |text, (_, token)| text.replace(token, "{own token}"))
@@ -185,8 +199,14 @@ fn listen(world: &World, stage: &Stage) -> Result<()> {
             Speaks::Kubelet => Some(acceptor(&trusted, ca, &[b"http/1.1"])?),
             Speaks::Untrusted => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
         };
-        stage.listen(&world.namespace, &format!("{name}:{port}"), SocketAddr::new(ip.parse()?, port), tls)?;
+        let listener = world.namespace.bind(SocketAddr::new(ip.parse()?, port))?;
+        stage.serve(&format!("{name}:{port}"), listener, tls)?;
     }
+    let loopback = std::net::TcpListener::bind(("127.0.0.1", PORT))?;
+    loopback.set_nonblocking(true)?;
+    stage.serve("loopback", loopback, None)?;
+    let node = world.namespace.bind(SocketAddr::new([10, 254, 240, 45].into(), PORT))?;
+    stage.serve("the address that was checked", node, None)?;
     Ok(())
 }
 

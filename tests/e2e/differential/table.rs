@@ -99,6 +99,9 @@ pub enum Expected {
 pub struct Differs {
     /// The entry of `differences.yaml`.
     pub because: String,
+    /// One side's answer depends on who comes first: nothing but what is declared can be relied on.
+    #[serde(default)]
+    pub races: bool,
     pub ours: Aspects,
     pub theirs: Aspects,
 }
