@@ -11,8 +11,10 @@ use nix::sched::{CloneFlags, setns};
 const NETWORK: [u8; 3] = [10, 254, 240];
 
 /// A proxy in the environment of servers, which only requests to addresses beyond the first 64 could take.
-pub const PROXY_ENVIRONMENT: [(&str, &str); 2] =
-    [("HTTP_PROXY", "http://10.254.240.42:3128"), ("NO_PROXY", "localhost,.test,127.0.0.0/8,10.254.240.0/26,fd00::/8,64:ff9b::/96")];
+pub const PROXY_ENVIRONMENT: [(&str, &str); 2] = [
+    ("HTTP_PROXY", "http://10.254.240.42:3128"),
+    ("NO_PROXY", "localhost,.test,127.0.0.0/8,10.254.240.0/26,fd00::/8,64:ff9b::/96"),
+];
 
 /// The namespace, tied to the host by a pair of virtual cables. Dropping it removes both.
 #[derive(Debug)]

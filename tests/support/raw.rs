@@ -112,9 +112,7 @@ impl Stage {
     /// # Errors
     /// Where it does not come within [`PATIENCE`].
     pub async fn backend_has(&self, text: &str) -> Result<()> {
-        let has = |seen: &Seen| {
-            seen.line.contains(text) || contains(&seen.body, text) || contains(&seen.tunnel, text)
-        };
+        let has = |seen: &Seen| seen.line.contains(text) || contains(&seen.body, text) || contains(&seen.tunnel, text);
         self.wait_for(|play| play.seen.iter().any(has)).await.with_context(|| format!("no backend got {text:?}"))
     }
 
@@ -158,13 +156,16 @@ impl Stage {
     {
         let mut wire = Wire::new(stream);
         while let Ok(Some(head)) = wire.head().await {
-            let part = Part::begin(self, Seen {
-                at: at.clone(),
-                tls: tls.clone(),
-                line: head.line.clone(),
-                fields: head.fields.clone(),
-                ..Seen::default()
-            });
+            let part = Part::begin(
+                self,
+                Seen {
+                    at: at.clone(),
+                    tls: tls.clone(),
+                    line: head.line.clone(),
+                    fields: head.fields.clone(),
+                    ..Seen::default()
+                },
+            );
             match part.play(&mut wire, &head).await {
                 Ok(true) => {}
                 Ok(false) => return,

@@ -84,9 +84,8 @@ pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Res
                 return;
             }
         }
-        let done = |received: &Received| {
-            received.ended.is_some() || parse::answer(&received.bytes, &method, false).complete
-        };
+        let done =
+            |received: &Received| received.ended.is_some() || parse::answer(&received.bytes, &method, false).complete;
         // Nothing in time is an answer too, told by `end`.
         let _ = wait(&received, done).await;
     };

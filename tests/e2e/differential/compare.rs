@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use super::observe::Observation;
 use super::table::{Aspects, Row};
 
-pub use standing::STANDING;
+use standing::OVERLOOK;
 
 /// What became of a row.
 #[derive(Clone, Debug)]
@@ -22,9 +22,9 @@ pub enum Verdict {
 pub fn compare(row: &Row, mut ours: Observation, mut theirs: Observation) -> Verdict {
     let mut faults = Vec::new();
     if !row.is_scenario() {
-        for standing in STANDING.iter().filter(|standing| !row.exact.iter().any(|name| name == standing.name)) {
-            if let Err(fault) = (standing.overlook)(row, &mut ours, &mut theirs) {
-                faults.push(format!("{} ({}): {fault}", standing.name, standing.because));
+        for (name, overlook) in OVERLOOK.iter().filter(|(name, _)| !row.exact.iter().any(|exact| exact == name)) {
+            if let Err(fault) = overlook(row, &mut ours, &mut theirs) {
+                faults.push(format!("{name}: {fault}"));
             }
         }
     }

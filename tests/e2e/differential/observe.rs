@@ -160,8 +160,8 @@ fn text(bytes: &[u8]) -> String {
         return escaped(bytes);
     }
     // FNV-1a: enough to tell two bodies apart.
-    let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
-        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let sum = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{} bytes, {sum:016x}", bytes.len())
 }

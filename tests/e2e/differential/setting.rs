@@ -147,7 +147,9 @@ impl<'w> Setting<'w> {
             let by = self.callers.get("operator")?;
             let token = by.token.as_deref();
             let mut client = crate::support::client::Client::connect(ours.address, &ours.ca, token, None).await?;
-            for (path, expected) in [("unnamed", 200), ("named:q", 200), ("trio", 200), ("proto-h2c", 0), ("slices-only", 200)] {
+            for (path, expected) in
+                [("unnamed", 200), ("named:q", 200), ("trio", 200), ("proto-h2c", 0), ("slices-only", 200)]
+            {
                 eventually(&format!("{path} to be known to the bastion {name}"), async || {
                     let answer = client.get(&format!("/api/v1/namespaces/table/services/{path}/proxy/")).await?;
                     Ok(answer.status == expected || (expected == 0 && answer.status != 404))
@@ -169,8 +171,7 @@ async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastio
         kubelet.key.display()
     );
     let configuration = configuration.replace("KUBELET", &kubelet).replace("CA}", &format!("{ca}}}"));
-    let mut text =
-        format!("apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\n{configuration}\n");
+    let mut text = format!("apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\n{configuration}\n");
     if !configuration.contains("targets") {
         text += &format!("targets: {{{kubelet}}}\n");
     }
@@ -179,7 +180,8 @@ async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastio
     // A name of its own, because the file's name is made of it.
     let token = world.cluster.token(HOME, HOME, None).await?;
     let by = crate::support::cluster::By::Token(&token);
-    let kubeconfig = world.cluster.kubeconfig(&format!("table-{name}"), &world.cluster.server, &world.cluster.ca.file, &by)?;
+    let kubeconfig =
+        world.cluster.kubeconfig(&format!("table-{name}"), &world.cluster.server, &world.cluster.ca.file, &by)?;
     let bastion = bastion(&kubeconfig, &world.serving, &[&format!("--config={}", file.display())])?;
     bastion.ready().await?;
     Ok((bastion, token))

@@ -123,7 +123,8 @@ impl Step {
         };
         let head = text.split("\n\n").next().unwrap_or_default().to_ascii_lowercase();
         let has_end = head.contains("\ncontent-length:") || head.contains("\ntransfer-encoding:");
-        let bodyless = head.split(' ').nth(1).is_some_and(|code| code.starts_with('1') || code == "204" || code == "304");
+        let bodyless =
+            head.split(' ').nth(1).is_some_and(|code| code.starts_with('1') || code == "204" || code == "304");
         !has_end && !bodyless
     }
 }

@@ -24,10 +24,8 @@ pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Res
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let host = row.host.as_deref().unwrap_or(HOST);
-    let mut request = Request::builder()
-        .method(row.method())
-        .uri(format!("https://{host}{}", row.path()))
-        .version(Version::HTTP_2);
+    let mut request =
+        Request::builder().method(row.method()).uri(format!("https://{host}{}", row.path())).version(Version::HTTP_2);
     if let Some(token) = &by.token {
         request = request.header("authorization", format!("Bearer {token}"));
     }

@@ -1,114 +1,31 @@
-//! Differences that stand on every row, declared once. Each is checked, not only overlooked; each has a row of its own
-//! that names it under `exact` and so sees it.
+//! Differences that stand on every row, which `table.rs` declares. Each is checked, not only overlooked; each has a row
+//! of its own that names it under `exact` and so sees it.
 
 use super::super::ask::HOST;
 use super::super::observe::Observation;
 use super::super::table::Row;
 
-/// A difference between the sides that every row has.
-pub struct Standing {
-    /// What a row says under `exact` to see it.
-    pub name: &'static str,
-    /// The line of the contract.
-    pub because: &'static str,
-    /// In a sentence for users.
-    pub told: &'static str,
-    /// Checks it and takes it out of both observations.
-    pub overlook: fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>,
-}
+/// Checks a standing difference and takes it out of both observations.
+pub type Overlook = fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>;
 
-pub const STANDING: [Standing; 16] = [
-    Standing {
-        name: "forwarded",
-        because: "C65",
-        told: "X-Forwarded-Host and X-Forwarded-Proto reach the backend through the bastion only.",
-        overlook: forwarded,
-    },
-    Standing {
-        name: "gzip",
-        because: "C56",
-        told: "The apiserver asks the backend for gzip where the client did not; the bastion asks for what the client asks for.",
-        overlook: gzip,
-    },
-    Standing {
-        name: "order",
-        because: "C66",
-        told: "Headers reach the backend in the client's order; the apiserver sorts them. Neither means anything to HTTP.",
-        overlook: order,
-    },
-    Standing {
-        name: "audit-forwarded",
-        because: "C68",
-        told: "The backend is told the Audit-Id of every request; the apiserver passes only one that the client brought.",
-        overlook: audit_forwarded,
-    },
-    Standing {
-        name: "switched",
-        because: "C86",
-        told: "An answer to an upgrade has an Audit-Id and a Date as every answer has; the apiserver passes the backend's head bare, and names Go's HTTP client where the client names none.",
-        overlook: switched,
-    },
-    Standing {
-        name: "audit-id",
-        because: "C71",
-        told: "Each answer has an Audit-Id of its own, and so has each request.",
-        overlook: audit_id,
-    },
-    Standing {
-        name: "flow",
-        because: "C23",
-        told: "The apiserver names its flow schema on what is not the proxy's; the bastion has none.",
-        overlook: flow,
-    },
-    Standing { name: "date", because: "C71", told: "Each answer has its own Date.", overlook: date },
-    Standing {
-        name: "sniffed",
-        because: "C71",
-        told: "The apiserver guesses a Content-Type where the backend names none; the bastion guesses nothing.",
-        overlook: sniffed,
-    },
-    Standing {
-        name: "unparsed",
-        because: "C102",
-        told: "What is no HTTP is refused with a 400 by the HTTP library, in its own words.",
-        overlook: unparsed,
-    },
-    Standing {
-        name: "phrase",
-        because: "C71",
-        told: "The reason phrase is the backend's; the apiserver has its own.",
-        overlook: phrase,
-    },
-    Standing {
-        name: "html-length",
-        because: "C81",
-        told: "A rewritten page is streamed and so has no length; the apiserver counts short ones.",
-        overlook: html_length,
-    },
-    Standing {
-        name: "transport-words",
-        because: "C98",
-        told: "What an operating system or a TLS library says of a failure is told in other words.",
-        overlook: transport_words,
-    },
-    Standing {
-        name: "causes",
-        because: "C93",
-        told: "A 403 or 503 of the bastion says under details.causes what would help.",
-        overlook: causes,
-    },
-    Standing {
-        name: "challenge",
-        because: "C94",
-        told: "A 401 of the bastion names the way to authenticate.",
-        overlook: challenge,
-    },
-    Standing {
-        name: "credentials",
-        because: "C92",
-        told: "No credential ever reaches a backend (the same on both sides, checked on every row).",
-        overlook: credentials,
-    },
+/// How each of [`STANDING`](super::super::table::STANDING) is checked.
+pub const OVERLOOK: [(&str, Overlook); 16] = [
+    ("forwarded", forwarded),
+    ("gzip", gzip),
+    ("order", order),
+    ("audit-forwarded", audit_forwarded),
+    ("switched", switched),
+    ("audit-id", audit_id),
+    ("flow", flow),
+    ("date", date),
+    ("sniffed", sniffed),
+    ("unparsed", unparsed),
+    ("phrase", phrase),
+    ("html-length", html_length),
+    ("transport-words", transport_words),
+    ("causes", causes),
+    ("challenge", challenge),
+    ("credentials", credentials),
 ];
 
 /// The prefixes of what each request that a backend saw is told by.
@@ -207,7 +124,9 @@ fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
     }
     if !client_sends(row, "user-agent") {
         for saw in saws(theirs) {
-            if let Some(agent) = theirs.remove(&format!("{saw} header user-agent")).filter(|agent| !agent.starts_with("Go-http-client/")) {
+            if let Some(agent) =
+                theirs.remove(&format!("{saw} header user-agent")).filter(|agent| !agent.starts_with("Go-http-client/"))
+            {
                 return Err(format!("theirs sends the User-Agent {agent}"));
             }
         }
@@ -254,7 +173,8 @@ fn audit_id(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
 fn date(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
     for found in [ours, theirs] {
         for name in ["header date", "trailer date"] {
-            if let Some(value) = found.get_mut(name).filter(|value| value.ends_with(" GMT") && !value.contains("1999")) {
+            if let Some(value) = found.get_mut(name).filter(|value| value.ends_with(" GMT") && !value.contains("1999"))
+            {
                 *value = "now".into();
             }
         }
@@ -291,9 +211,14 @@ fn phrase(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(
 }
 
 fn html_length(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    let is = |found: &Observation, name: &str, value: &str| found.get(name).is_some_and(|found| found.starts_with(value));
+    let is =
+        |found: &Observation, name: &str, value: &str| found.get(name).is_some_and(|found| found.starts_with(value));
     let page = |found: &Observation| is(found, "header content-type", "text/html");
-    if page(ours) && page(theirs) && is(ours, "header transfer-encoding", "chunked") && is(theirs, "header content-length", "") {
+    if page(ours)
+        && page(theirs)
+        && is(ours, "header transfer-encoding", "chunked")
+        && is(theirs, "header content-length", "")
+    {
         ours.remove("header transfer-encoding");
         theirs.remove("header content-length");
     }

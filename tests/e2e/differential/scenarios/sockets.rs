@@ -74,7 +74,8 @@ pub async fn websocket_over_h2(setting: &Setting<'_>, side: &Side, row: &Row) ->
     connection.abort();
     let seen = setting.stage.finish().await;
     let saw = observe(&super::super::ask::Answer::default(), &seen);
-    let told = ["saw", "saw line", "saw tunnel", "saw header connection", "saw header upgrade", "saw header authorization"];
+    let told =
+        ["saw", "saw line", "saw tunnel", "saw header connection", "saw header upgrade", "saw header authorization"];
     observation.extend(saw.into_iter().filter(|(name, _)| told.contains(&&**name)));
     Ok(observation)
 }
