@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test unit e2e lint bench schema compatibility
+.PHONY: help run test unit e2e lint bench fuzz schema compatibility
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,3 +34,9 @@ schema: ## Writes config/bastionconfiguration.schema.json from the types
 
 compatibility: ## Writes docs/compatibility.md from the table of the differential tests
 	UPDATE_COMPATIBILITY=1 $(CARGO) test --quiet --test compatibility the_document_is_that_of_the_table
+
+FUZZ_SECONDS ?= 600
+fuzz: ## Ten minutes of each fuzz target (cargo-fuzz, a nightly compiler)
+	set -e; for target in target location html; do \
+	  $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -dict=fuzz/dictionaries/$$target.dict; \
+	done

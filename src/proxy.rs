@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::HeaderName;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio_util::task::TaskTracker;
@@ -79,7 +79,7 @@ enum ProxyError {
     Resolve(#[from] ResolveError),
     #[error(transparent)]
     Forward(#[from] ForwardError),
-    #[error("failed to parse Location header: {0}")]
+    #[error("error trying to parse Location header: {0}")]
     Location(#[from] BadLink),
 }
 
@@ -186,6 +186,8 @@ impl Proxy {
             },
         };
         record.endpoint = Some(endpoint.clone());
+        // Whatever the endpoint speaks: our answer is framed as the client's connection wants it.
+        *response.version_mut() = Version::HTTP_11;
         clean_answer(response.headers_mut());
         if upgrade.is_some() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -47,7 +47,7 @@ pub fn page<B>(method: &Method, response: &Response<B>) -> Option<Reading> {
     let (headers, code) = (response.headers(), response.status());
     let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     let (media_type, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
-    if media_type != "text/html" || headers.contains_key(header::LOCATION) {
+    if media_type.trim() != "text/html" || headers.contains_key(header::LOCATION) {
         return None;
     }
     let bodiless = *method == Method::HEAD
@@ -122,6 +122,9 @@ impl Rewriter {
     pub fn write(&mut self, bytes: &[u8]) -> Result<Vec<u8>, BadPage> {
         let mut page = Vec::new();
         self.decoder.decode(bytes, &mut page)?;
+        if self.decoder.is_foreign() {
+            return Ok(page);
+        }
         let page = self.rewrite(page);
         self.encode(page)
     }
@@ -137,6 +140,10 @@ impl Rewriter {
         }
         page.extend(self.html.finish());
         let mut out = self.encode(page)?;
+        if self.encoder.is_none() && self.decoder.has_begun() {
+            // An empty page is not an empty stream.
+            self.encoder = Some(Encoder::like(&self.decoder));
+        }
         if let Some(encoder) = self.encoder.take() {
             out.extend(encoder.finish()?);
         }

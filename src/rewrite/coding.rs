@@ -30,9 +30,11 @@ impl Coding {
 /// Takes a coding off.
 pub enum Decoder {
     Identity,
+    /// The first bytes, which tell more, are not in yet.
+    Unsure(Coding, Vec<u8>),
+    /// What says it is gzip and is not: it passes as it is.
+    Foreign,
     Gzip(MultiGzDecoder<Vec<u8>>),
-    /// The first bytes of a deflate stream are not in yet.
-    Unsure(Vec<u8>),
     Zlib(ZlibDecoder<Vec<u8>>),
     Raw(DeflateDecoder<Vec<u8>>),
 }
@@ -41,8 +43,7 @@ impl Decoder {
     pub fn new(coding: Coding) -> Self {
         match coding {
             Coding::Identity => Self::Identity,
-            Coding::Gzip => Self::Gzip(MultiGzDecoder::new(Vec::new())),
-            Coding::Deflate => Self::Unsure(Vec::new()),
+            Coding::Gzip | Coding::Deflate => Self::Unsure(coding, Vec::new()),
         }
     }
 
@@ -52,7 +53,7 @@ impl Decoder {
     /// Where they are none of the coding.
     pub fn decode(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         match self {
-            Self::Identity => out.extend_from_slice(bytes),
+            Self::Identity | Self::Foreign => out.extend_from_slice(bytes),
             Self::Gzip(decoder) => {
                 decoder.write_all(bytes)?;
                 decoder.flush()?;
@@ -68,22 +69,41 @@ impl Decoder {
                 decoder.flush()?;
                 out.append(decoder.get_mut());
             }
-            Self::Unsure(first) => {
+            Self::Unsure(coding, first) => {
                 first.extend_from_slice(bytes);
-                if let [cmf, flags, ..] = first[..] {
+                if let [one, two, ..] = first[..] {
                     let first = std::mem::take(first);
-                    // RFC 1950 section 2.2: method 8, and a check sum over both bytes.
-                    let zlib = cmf & 0xf == 8 && (u16::from(cmf) << 8 | u16::from(flags)) % 31 == 0;
-                    *self = if zlib {
-                        Self::Zlib(ZlibDecoder::new(Vec::new()))
-                    } else {
-                        Self::Raw(DeflateDecoder::new(Vec::new()))
-                    };
+                    *self = Self::told(*coding, one, two);
                     return self.decode(&first, out);
                 }
             }
         }
         Ok(())
+    }
+
+    /// By the first two bytes of a stream.
+    fn told(coding: Coding, one: u8, two: u8) -> Self {
+        match coding {
+            Coding::Identity => Self::Identity,
+            // RFC 1952 section 2.3.1.
+            Coding::Gzip if (one, two) == (0x1f, 0x8b) => Self::Gzip(MultiGzDecoder::new(Vec::new())),
+            Coding::Gzip => Self::Foreign,
+            // RFC 1950 section 2.2: method 8, and a check sum over both bytes.
+            Coding::Deflate if one & 0xf == 8 && (u16::from(one) << 8 | u16::from(two)).is_multiple_of(31) => {
+                Self::Zlib(ZlibDecoder::new(Vec::new()))
+            }
+            Coding::Deflate => Self::Raw(DeflateDecoder::new(Vec::new())),
+        }
+    }
+
+    /// Whether anything of the stream came.
+    pub fn has_begun(&self) -> bool {
+        !matches!(self, Self::Unsure(_, first) if first.is_empty())
+    }
+
+    /// Whether the stream is not in the coding that it says, so that it is to be left alone.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self, Self::Foreign)
     }
 
     /// Appends what is left.
@@ -92,7 +112,7 @@ impl Decoder {
     /// Where the stream is cut.
     pub fn finish(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
         match self {
-            Self::Identity => {}
+            Self::Identity | Self::Foreign => {}
             Self::Gzip(decoder) => {
                 decoder.try_finish()?;
                 out.append(decoder.get_mut());
@@ -105,8 +125,8 @@ impl Decoder {
                 decoder.try_finish()?;
                 out.append(decoder.get_mut());
             }
-            Self::Unsure(first) if first.is_empty() => {}
-            Self::Unsure(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Self::Unsure(_, first) if first.is_empty() => {}
+            Self::Unsure(..) => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
         Ok(())
     }
@@ -124,9 +144,9 @@ impl Encoder {
     /// The same coding that `decoder` took off.
     pub fn like(decoder: &Decoder) -> Self {
         match decoder {
-            Decoder::Identity => Self::Identity,
+            Decoder::Identity | Decoder::Foreign | Decoder::Unsure(..) => Self::Identity,
             Decoder::Gzip(_) => Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())),
-            Decoder::Unsure(_) | Decoder::Zlib(_) => Self::Zlib(ZlibEncoder::new(Vec::new(), Compression::fast())),
+            Decoder::Zlib(_) => Self::Zlib(ZlibEncoder::new(Vec::new(), Compression::fast())),
             Decoder::Raw(_) => Self::Raw(DeflateEncoder::new(Vec::new(), Compression::fast())),
         }
     }

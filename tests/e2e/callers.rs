@@ -3,9 +3,12 @@
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use http::Method;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
 
 use crate::support::client::Client;
+use crate::support::eventually;
 use crate::support::pki::Ca;
 use crate::world::{SHOP, World, path};
 
@@ -44,6 +47,49 @@ pub async fn rbac_decides_for_client_certificates(world: &mut World) -> Result<(
     let answer = client.get(&path("pods/web-1/proxy/name")).await?;
     ensure!(answer.status == 401, "another CA vouches for nobody: {answer:?}");
     Ok(())
+}
+
+pub async fn failures_say_more_to_who_may_see_the_target(world: &mut World) -> Result<()> {
+    world.objects.create::<ServiceAccount>(json!({"metadata": {"name": "seer"}})).await?;
+    let seer = json!({"kind": "ServiceAccount", "name": "seer", "namespace": SHOP});
+    world.objects.allow("seer-proxy", seer.clone(), &["services/proxy"], &["get"]).await?;
+    world.objects.allow("seer", seer, &["services"], &["get"]).await?;
+    let seer = world.cluster.token(SHOP, "seer", None).await?;
+    let mut seer = Client::connect(world.bastion.secure, &world.cluster.ca.file, Some(&seer), None).await?;
+    let mut caller = world.client().await?;
+
+    let ports = r#""causes":[{"reason":"ServicePort","message":"port \"a\" (80)"},{"reason":"ServicePort","message":"port \"b\" (81)"}]"#;
+    let answer = seer.get(&path("services/two/proxy/")).await?;
+    ensure!(answer.status == 503 && answer.body.contains(ports), "the ports on offer: {answer:?}");
+    let answer = caller.get(&path("services/two/proxy/")).await?;
+    ensure!(answer.status == 503 && !answer.body.contains("causes"), "only to those who see: {answer:?}");
+
+    let answer = seer.send(Method::POST, &path("services/web/proxy/"), Bytes::new()).await?;
+    let review = r#""causes":[{"reason":"AccessReview","message":"SubjectAccessReview denied: verb=\"create\" group=\"\" resource=\"services/proxy\" namespace=\"shop\" name=\"web\""}]"#;
+    ensure!(answer.status == 403 && answer.body.contains(review), "what was asked: {answer:?}");
+    let answer = caller.send(Method::DELETE, &path("services/web/proxy/"), Bytes::new()).await?;
+    ensure!(answer.status == 403 && !answer.body.contains("causes"), "only to those who see: {answer:?}");
+
+    world.objects.service("gone", json!({"ports": [{"port": 80}]})).await?;
+    world
+        .objects
+        .create::<EndpointSlice>(json!({
+            "metadata": {"name": "gone-1", "labels": {"kubernetes.io/service-name": "gone"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "", "port": 80}],
+            "endpoints": [
+                {"addresses": ["10.254.240.11"]},
+                {"addresses": ["10.254.240.12"], "targetRef": {"kind": "Pod", "namespace": SHOP, "name": "web-1"}},
+            ],
+        }))
+        .await?;
+    let (no_pod, not_its) =
+        ("10.254.240.11: no pod stands behind it", "10.254.240.12: the pod that its targetRef names");
+    eventually("the reasons why endpoints do not serve", async || {
+        let answer = seer.get(&path("services/gone/proxy/")).await?;
+        Ok(answer.status == 503 && answer.body.contains(no_pod) && answer.body.contains(not_its))
+    })
+    .await
 }
 
 pub async fn who_is_nobody_gets_401(world: &mut World) -> Result<()> {

@@ -66,6 +66,7 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         targets::bodies_and_upgrades_stream_both_ways,
         callers::rbac_decides_for_tokens_of_service_accounts,
         callers::rbac_decides_for_client_certificates,
+        callers::failures_say_more_to_who_may_see_the_target,
         callers::who_is_nobody_gets_401,
         differential::the_table_holds,
         balance::ten_thousand_requests_go_round,

@@ -84,7 +84,7 @@ pub async fn what_is_not_there_is_told_as_the_apiserver_tells_it(world: &mut Wor
         ("pods/a%2Fb/proxy/", 400, "encoded slash"),
         ("services/web:81/proxy/", 503, r#"no service port 81 found for service \"web\""#),
         ("services/web:nope/proxy/", 503, r#"no endpoints available for service \"web:nope\""#),
-        ("services/two/proxy/", 503, "name one of its ports, a (80), b (81)"),
+        ("services/two/proxy/", 503, r#"no endpoints available for service \"two\""#),
         ("services/empty/proxy/", 503, r#"no endpoints available for service \"empty\""#),
         ("services/outside:80/proxy/", 503, r#"no endpoints available for service \"outside:80\""#),
         ("services/outside/proxy/", 503, r#"no endpoints available for service \"outside\""#),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use tokio::net::UdpSocket;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use super::super::ask::Side;
 use super::super::observe::Observation;
@@ -48,6 +48,7 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
     .await?;
     names.begin();
     let mut found = asked(setting, &side, &get(&format!("nodes/rebinding:{PORT}/proxy/x"))).await?;
+    names.end().await;
     let dialled = found.remove("saw at").with_context(|| format!("nothing was dialled: {found:?}"))?;
     Ok([("dialled".to_owned(), dialled)].into())
 }
@@ -66,10 +67,10 @@ fn wrapped(resolver: &Path, binary: &Path) -> Command {
     command
 }
 
-/// The name server. Dropping it ends it.
+/// The name server.
 struct Names {
     told: Arc<AtomicBool>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 impl Names {
@@ -85,18 +86,18 @@ impl Names {
                 }
             }
         });
-        Ok(Self { told, task: task.abort_handle() })
+        Ok(Self { told, task })
     }
 
     /// The next to ask is told the good address.
     fn begin(&self) {
         self.told.store(false, Ordering::SeqCst);
     }
-}
 
-impl Drop for Names {
-    fn drop(&mut self) {
+    /// Gives the port back for the next.
+    async fn end(self) {
         self.task.abort();
+        let _ = self.task.await;
     }
 }
 
