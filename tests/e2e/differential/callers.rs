@@ -28,8 +28,18 @@ impl Credentials {
 pub struct Callers(BTreeMap<&'static str, Credentials>);
 
 /// Service accounts of the table's namespace.
-const ACCOUNTS: [&str; 9] =
-    ["operator", "getter", "creator", "lister", "named", "bare-named", "node-getter", "impersonator", "nobody"];
+const ACCOUNTS: [&str; 10] = [
+    "operator",
+    "getter",
+    "creator",
+    "lister",
+    "named",
+    "bare-named",
+    "node-getter",
+    "impersonator",
+    "viewer",
+    "nobody",
+];
 
 impl Callers {
     pub async fn new(world: &World) -> Result<Self> {
