@@ -5,6 +5,7 @@ mod dial;
 mod executor;
 mod headers;
 mod interim;
+mod list;
 mod pool;
 mod request;
 mod response;
@@ -70,6 +71,9 @@ pub enum ForwardError {
     /// The endpoint answered an upgrade with neither 101 nor an error (C88).
     #[error("invalid upgrade response: status code {}", .0.as_u16())]
     InvalidUpgrade(StatusCode),
+    /// The endpoint said 101 to a request that asked for no upgrade.
+    #[error("backend tried to switch protocol {0:?} when \"\" was requested")]
+    UnaskedUpgrade(String),
     /// The endpoint said 101 and did not prove that it speaks WebSocket (RFC 6455 section 4.2.2).
     #[error("invalid upgrade response: Sec-WebSocket-Accept does not answer the key")]
     InvalidAccept,
@@ -106,6 +110,11 @@ impl Forward {
         client: IpAddr,
     ) -> Result<Answer, ForwardError> {
         let Exchange { response, connection, endpoint } = self.exchange(route, outgoing, client, Protocol::Any).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // What follows is no HTTP, and nobody asked for it: the connection ends here (CVE-2018-1002105).
+            let to = response.headers().get(header::UPGRADE).and_then(|to| to.to_str().ok()).unwrap_or_default();
+            return Err(ForwardError::UnaskedUpgrade(to.to_owned()));
+        }
         let response = response.map(|body| Upstream::pooled(body, connection, &self.pool));
         Ok(Answer { response, endpoint })
     }

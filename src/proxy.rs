@@ -67,6 +67,9 @@ enum ProxyError {
     /// The first full set of facts is not in yet: what is not known may exist all the same.
     #[error("the bastion is starting and does not know the cluster yet")]
     NotReady,
+    /// HTTP/1.1 wants one (RFC 9112 section 3.2).
+    #[error("the request has no Host header, or several: send one")]
+    Host,
     #[error(transparent)]
     Identify(#[from] IdentifyError),
     #[error(transparent)]
@@ -131,6 +134,9 @@ impl Proxy {
         let Stages { identify, authorize, resolve, ready, .. } = &*self.stages;
         if !ready.is_synced() {
             return Err(ProxyError::NotReady);
+        }
+        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+            return Err(ProxyError::Host);
         }
         let upgrade = Upgrade::asked(&request);
         let websocket = upgrade.as_ref().is_some_and(|upgrade| upgrade.is_websocket(request.headers()));

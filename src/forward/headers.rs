@@ -8,6 +8,7 @@ use http::uri::{PathAndQuery, Uri};
 use http::{Method, Version, request};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
+use super::list::{is, tokens};
 use super::upgrade::Upgrade;
 use crate::model::Target;
 
@@ -137,14 +138,6 @@ fn is_cors_grant(name: &str) -> bool {
             | "access-control-allow-methods"
             | "access-control-allow-origin"
     )
-}
-
-pub(super) fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
-    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|token| !token.is_empty())
-}
-
-pub(super) fn is(token: &str, expected: &str) -> bool {
-    token.eq_ignore_ascii_case(expected)
 }
 
 /// The client's `Host`, or what stands for it in HTTP/2 (C59).

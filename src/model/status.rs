@@ -138,7 +138,7 @@ impl Status {
         self
     }
 
-    /// The bytes of the wire. JSON is ended by a newline, as Go's encoder does.
+    /// The bytes of the wire. JSON in one line is ended by a newline, as Go's encoder does.
     pub fn render(&self, form: Form) -> Bytes {
         let wire = Wire {
             kind: "Status",
@@ -162,7 +162,9 @@ impl Status {
         let mut json = json.replace('&', "\\u0026");
         // `<`, `>` and `&` stand only inside strings; Go escapes them so that no browser reads JSON as HTML.
         json = json.replace('<', "\\u003c").replace('>', "\\u003e");
-        json.push('\n');
+        if form == Form::Json {
+            json.push('\n');
+        }
         Bytes::from(json)
     }
 }

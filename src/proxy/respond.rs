@@ -56,17 +56,19 @@ pub(super) fn redirect(location: &str) -> Response<Body> {
 
 /// The form that the caller can read best (C93): JSON unless YAML is asked for first; indented for people.
 pub(super) fn form(headers: &HeaderMap, query: Option<&str>) -> Form {
-    if accepts_yaml(headers) {
-        Form::Yaml
-    } else if is_for_people(headers, query) {
-        Form::PrettyJson
-    } else {
-        Form::Json
+    match accepted(headers) {
+        Some(media_type) if media_type == "application/yaml" => Form::Yaml,
+        Some(_) if !is_for_people(headers, query) => Form::Json,
+        // Who takes neither is not one of the API's clients.
+        _ => Form::PrettyJson,
     }
 }
 
-/// Whether YAML stands before JSON, and before anything, in `Accept` (RFC 9110 section 12.5.1).
-fn accepts_yaml(headers: &HeaderMap) -> bool {
+/// The media type of ours that `Accept` likes best (RFC 9110 section 12.5.1). None where it likes none.
+fn accepted(headers: &HeaderMap) -> Option<String> {
+    if headers.get(header::ACCEPT).is_none_or(HeaderValue::is_empty) {
+        return Some("application/json".to_owned());
+    }
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let clauses = values.flat_map(|value| value.split(',')).map(|clause| {
         let mut parts = clause.split(';').map(str::trim);
@@ -80,7 +82,7 @@ fn accepts_yaml(headers: &HeaderMap) -> bool {
     });
     // The first of those with the highest quality.
     let best = understood.reduce(|best, next| if next.1 > best.1 { next } else { best });
-    best.is_some_and(|(media_type, _)| media_type == "application/yaml")
+    best.map(|(media_type, _)| media_type)
 }
 
 /// The apiserver indents for these, too.
@@ -125,6 +127,7 @@ fn status(error: &ProxyError) -> Status {
     let message = || error.to_string();
     match error {
         ProxyError::NotReady => Status::service_unavailable(message()),
+        ProxyError::Host => Status::bad_request(message()),
         ProxyError::Identify(IdentifyError::Unauthenticated(_)) => Status::unauthorized(),
         ProxyError::Identify(IdentifyError::Impersonation(_)) => Status::bad_request(message()),
         ProxyError::Identify(IdentifyError::Unavailable(_)) => Status::internal(message()),
@@ -157,9 +160,9 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::Forward(ForwardError::Broken { .. }) => {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         }
-        ProxyError::Forward(ForwardError::InvalidUpgrade(_) | ForwardError::InvalidAccept) => {
-            Status::internal(message()).without_reason()
-        }
+        ProxyError::Forward(
+            ForwardError::InvalidUpgrade(_) | ForwardError::UnaskedUpgrade(_) | ForwardError::InvalidAccept,
+        ) => Status::internal(message()).without_reason(),
         ProxyError::Location(_) => Status::internal(format!("Internal error occurred: {error}")),
     }
 }
@@ -177,16 +180,16 @@ mod tests {
             form(&headers, query)
         };
         for (accept, expected) in [
-            ("", Form::Json),
             ("*/*", Form::Json),
             ("application/yaml", Form::Yaml),
             ("Application/YAML; charset=utf-8", Form::Yaml),
             ("application/json, application/yaml", Form::Json),
             ("application/json;q=0.8, application/yaml;q=0.9", Form::Yaml),
             ("text/html, application/yaml;q=0.9, */*;q=0.8", Form::Yaml),
-            ("application/yaml;q=0", Form::Json),
+            ("application/yaml;q=0", Form::PrettyJson),
+            ("", Form::Json),
             ("application/vnd.kubernetes.protobuf, application/yaml", Form::Yaml),
-            ("text/html", Form::Json),
+            ("text/html", Form::PrettyJson),
         ] {
             assert_eq!(ask(accept, "kubectl", None), expected, "{accept}");
         }
