@@ -10,7 +10,8 @@ mod observe;
 mod report;
 mod scenarios;
 mod setting;
-pub mod table;
+#[allow(dead_code, reason = "what is for the documentation is not read here")]
+mod table;
 
 use std::time::{Duration, Instant};
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-/// Addresses 10.254.240.0/24: the host is .1, the namespace has .2 to .57, and .70. Of IPv6 it has fd00:10:254:240::44 and 64:ff9b::7f00:1.
+/// Addresses 10.254.240.0/24: the host is .1, the namespace has .2 to .57, and .70. Of IPv6 it has `fd00:10:254:240::44` and `64:ff9b::7f00:1`.
 const NETWORK: [u8; 3] = [10, 254, 240];
 
 /// A proxy in the environment of servers, which only requests to addresses beyond the first 64 could take.

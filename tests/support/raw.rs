@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use base64::Engine;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-pub use script::{Script, Step, page};
-pub use wire::{Field, Head, Wire, escaped};
+pub use script::{Script, Step};
+pub use wire::{Field, Head, Wire};
 
 /// How long anything may take: whoever waits longer waits in vain.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -220,6 +221,11 @@ impl Part {
                     let got = timeout(moment, self.stage.client_has(text)).await.is_ok_and(|has| has.is_ok());
                     self.seen(|seen| seen.glance = Some(got));
                 }
+                Step::WebSocket => {
+                    let accept = accept(head.value("sec-websocket-key").unwrap_or_default());
+                    let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket";
+                    wire.send(format!("{head}\r\nSec-WebSocket-Accept: {accept}\r\n\r\n").as_bytes()).await?;
+                }
                 Step::Read(text) => {
                     while !self.tunnel_has(text) {
                         anyhow::ensure!(self.tunnel(wire).await?, "the tunnel ended before {text:?}");
@@ -287,6 +293,13 @@ impl Drop for Part {
 
 pub fn contains(bytes: &[u8], text: &str) -> bool {
     text.is_empty() || bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// What answers a WebSocket's key.
+fn accept(key: &str) -> String {
+    let text = [key, "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
+    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+    base64::engine::general_purpose::STANDARD.encode(sum.as_ref())
 }
 
 fn common_name(certificate: &[u8]) -> Option<String> {

@@ -113,7 +113,7 @@ fn hangs_up(row: &Row) -> bool {
 
 /// Never returns: a connection that ended stays ended while the acts go on.
 async fn read(mut reader: impl AsyncRead + Unpin, received: &watch::Sender<Received>, stage: &Stage) {
-    let mut buffer = [0; 16 << 10];
+    let mut buffer = vec![0; 16 << 10];
     let how = loop {
         match reader.read(&mut buffer).await {
             Ok(0) => break "cut",
@@ -127,7 +127,7 @@ async fn read(mut reader: impl AsyncRead + Unpin, received: &watch::Sender<Recei
         }
     };
     received.send_modify(|received| received.ended = Some(how.into()));
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Whether the connection ends; behind a whole answer that is waited for only a moment.

@@ -39,8 +39,8 @@ pub fn compare(row: &Row, mut ours: Observation, mut theirs: Observation) -> Ver
 
     let declared: BTreeSet<_> = declared_ours.keys().chain(declared_theirs.keys()).collect();
     // Two answers of different kinds have nothing else in common that could be asked of them.
-    let races = row.differs.as_ref().is_some_and(|differs| differs.races);
-    let other_kind = races || (declared.contains(&"status".to_owned()) && ours.get("status") != theirs.get("status"));
+    let only = row.differs.as_ref().is_some_and(|differs| differs.only);
+    let other_kind = only || (declared.contains(&"status".to_owned()) && ours.get("status") != theirs.get("status"));
     // The body of a Status follows from its message, which is compared by itself.
     let told = ours.contains_key("message") && theirs.contains_key("message");
     let words = told && (declared.contains(&"message".to_owned()) || is_overlooked(&ours));

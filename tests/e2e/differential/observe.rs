@@ -7,7 +7,7 @@ use flate2::read::{DeflateDecoder, GzDecoder, ZlibDecoder};
 use serde_json::Value;
 
 use super::ask::Answer;
-use crate::support::raw::{Field, Head, Seen, escaped};
+use crate::support::raw::{Field, Head, Seen};
 
 /// Aspects by name, as `status`, `header content-type`, `body`, `saw line`, `saw header host`.
 pub type Observation = BTreeMap<String, String>;
@@ -157,7 +157,7 @@ fn told(head: &Head) -> String {
 
 fn text(bytes: &[u8]) -> String {
     if bytes.len() <= LONG {
-        return escaped(bytes);
+        return Field::escaped(bytes);
     }
     // FNV-1a: enough to tell two bodies apart.
     let sum = bytes

@@ -39,7 +39,7 @@ pub fn fault(row: &str, faults: &[String]) {
 }
 
 pub fn chapter(chapter: &Chapter, counts: Counts) {
-    line(&chapter.chapter, counts);
+    line(&chapter.title, counts);
 }
 
 pub fn total(counts: Counts) {

@@ -110,7 +110,7 @@ impl<'w> Setting<'w> {
     }
 
     /// Another bastion like the default one, run by a command that ends in its binary.
-    pub fn bastion_command(&self, mut command: Command) -> Result<Command> {
+    pub fn bastion_command(&self, mut command: Command) -> Command {
         let folder = self.world.cluster.folder.path();
         command
             .arg("serve")
@@ -118,16 +118,12 @@ impl<'w> Setting<'w> {
             .arg(format!("--kubeconfig={}", folder.join("table-default.kubeconfig").display()))
             .arg(format!("--tls-cert-file={}", self.world.serving.certificate.display()))
             .arg(format!("--tls-private-key-file={}", self.world.serving.key.display()));
-        Ok(command)
+        command
     }
 
     /// Gives the tokens that bastions themselves have a name.
     pub fn name_own_tokens(&self, text: &str) -> String {
         self.bastions.values().fold(text.to_owned(), |text, (_, token)| text.replace(token, "{own token}"))
-    }
-
-    pub fn said(&self, name: &str) -> String {
-        self.bastions.get(name).map(|(bastion, _)| bastion.said()).unwrap_or_default()
     }
 
     /// Waits until both sides know the endpoints, so that no row depends on the controllers' pace.

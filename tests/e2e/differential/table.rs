@@ -99,9 +99,9 @@ pub enum Expected {
 pub struct Differs {
     /// The entry of `differences.yaml`.
     pub because: String,
-    /// One side's answer depends on who comes first: nothing but what is declared can be relied on.
+    /// Only what is declared is compared: for answers of different kinds, or one that depends on who comes first.
     #[serde(default)]
-    pub races: bool,
+    pub only: bool,
     pub ours: Aspects,
     pub theirs: Aspects,
 }
@@ -123,7 +123,8 @@ pub struct Difference {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Chapter {
-    pub chapter: String,
+    #[serde(rename = "chapter")]
+    pub title: String,
     /// What is the same, in a sentence for users.
     pub same: String,
     pub rows: Vec<Row>,

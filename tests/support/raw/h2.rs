@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::wire::{Field, Head, escaped};
+use super::wire::{Field, Head};
 use super::{Handshake, Part, Seen, Stage, Step};
 
 type Frames = Pin<Box<dyn futures::Stream<Item = Result<Frame<Bytes>>> + Send>>;
@@ -108,7 +108,7 @@ impl BodyStream {
 }
 
 fn field((name, value): (&HeaderName, &HeaderValue)) -> Field {
-    Field { name: name.as_str().into(), value: escaped(value.as_bytes()) }
+    Field { name: name.as_str().into(), value: Field::escaped(value.as_bytes()) }
 }
 
 fn status(head: &Head) -> u16 {

@@ -28,6 +28,8 @@ pub enum Step {
     RawDeflate(String),
     /// The same in a zlib wrapper, as RFC 9110 defines `deflate`.
     ZlibDeflate(String),
+    /// Accepts a WebSocket (RFC 6455 section 4.2.2).
+    WebSocket,
     /// The page's body is base64.
     Base64(String),
     /// The page, each byte of its body written by itself.

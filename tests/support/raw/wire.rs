@@ -13,6 +13,15 @@ pub struct Field {
 }
 
 impl Field {
+    /// Text as it is, other bytes as `\xNN`.
+    pub fn escaped(bytes: &[u8]) -> String {
+        bytes.utf8_chunks().fold(String::new(), |mut text, chunk| {
+            text.push_str(chunk.valid());
+            chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+            text
+        })
+    }
+
     pub fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
     }
@@ -23,7 +32,7 @@ impl Field {
         lines
             .filter(|line| !line.is_empty())
             .map(|line| {
-                let text = escaped(line);
+                let text = Self::escaped(line);
                 let (name, value) = text.split_once(':').unwrap_or((&text, ""));
                 Self { name: name.to_owned(), value: value.trim().to_owned() }
             })
@@ -42,7 +51,7 @@ impl Head {
     pub fn parse(bytes: &[u8]) -> Self {
         let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
         let line = &bytes[..end];
-        let line = escaped(line.strip_suffix(b"\r").unwrap_or(line));
+        let line = Field::escaped(line.strip_suffix(b"\r").unwrap_or(line));
         Self { line, fields: Field::parse(bytes.get(end + 1..).unwrap_or_default()) }
     }
 
@@ -57,15 +66,6 @@ impl Head {
     pub fn content_length(&self) -> Option<usize> {
         self.value("content-length").and_then(|value| value.parse().ok())
     }
-}
-
-/// Text as it is, other bytes as `\xNN`.
-pub fn escaped(bytes: &[u8]) -> String {
-    bytes.utf8_chunks().fold(String::new(), |mut text, chunk| {
-        text.push_str(chunk.valid());
-        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
-        text
-    })
 }
 
 /// One side of a connection. Every read has a deadline.
@@ -161,7 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         loop {
             if let Some(end) = position(&self.buffer, b"\r\n") {
                 let line: Vec<u8> = self.buffer.drain(..end + 2).collect();
-                return Ok(escaped(&line[..end]));
+                return Ok(Field::escaped(&line[..end]));
             }
             self.more().await?;
         }

@@ -14,7 +14,7 @@ use super::{Answer, HOST, Side};
 use crate::differential::callers::Credentials;
 use crate::differential::table::Row;
 use crate::support::client::tls_with_alpn;
-use crate::support::raw::{Field, Head, PATIENCE, Stage, escaped};
+use crate::support::raw::{Field, Head, PATIENCE, Stage};
 
 /// # Errors
 /// Where no HTTP/2 connection can be made.
@@ -89,7 +89,7 @@ where
 }
 
 fn field(name: &HeaderName, value: &HeaderValue) -> Field {
-    Field { name: name.as_str().into(), value: escaped(value.as_bytes()) }
+    Field { name: name.as_str().into(), value: Field::escaped(value.as_bytes()) }
 }
 
 /// The words of the HTTP/2 library below name the reset's code.

@@ -1,6 +1,8 @@
 //! Differences that stand on every row, which `table.rs` declares. Each is checked, not only overlooked; each has a row
 //! of its own that names it under `exact` and so sees it.
 
+#![expect(clippy::unnecessary_wraps, reason = "all have one signature, whether or not they can find a fault")]
+
 use super::super::ask::HOST;
 use super::super::observe::Observation;
 use super::super::table::Row;
@@ -106,10 +108,9 @@ fn audit_forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) 
     for (index, saw) in saws(ours).into_iter().enumerate() {
         let name = format!("{saw} header audit-id");
         // The first request is the one that the answer is to.
-        if ours.remove(&name).as_ref() != ours.get("header audit-id") && ours.contains_key("header audit-id") {
-            if index == 0 {
-                return Err("ours tells the backend another Audit-Id than the client".into());
-            }
+        let told = ours.remove(&name);
+        if index == 0 && ours.get("header audit-id").is_some_and(|id| told.as_ref() != Some(id)) {
+            return Err("ours tells the backend another Audit-Id than the client".into());
         }
         if theirs.contains_key(&name) {
             return Err("theirs tells the backend an Audit-Id too".into());

@@ -32,7 +32,7 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
     std::fs::write(&resolver, format!("nameserver {}\noptions attempts:1 timeout:2\n", Ipv4Addr::from(SERVER.0)))?;
     // A server of its own, which asks this name server and no other.
     let (address, _running) = if side.name == "ours" {
-        let command = setting.bastion_command(wrapped(&resolver, env!("CARGO_BIN_EXE_kube-bastion").as_ref()))?;
+        let command = setting.bastion_command(wrapped(&resolver, env!("CARGO_BIN_EXE_kube-bastion").as_ref()));
         let bastion = Bastion::run(command)?;
         bastion.ready().await?;
         (bastion.secure, Running::Bastion(Box::new(bastion)))
