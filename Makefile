@@ -1,4 +1,5 @@
-# What people and CI call. `make test` is everything; it needs Rust, Go, Python (a linter), and root for e2e.
+# What people and CI call. `make test` is everything; it needs Rust, and for e2e root, Go, Node, curl and Chromium.
+# `make lint` needs Go and Python too.
 
 CARGO ?= cargo
 
@@ -15,7 +16,7 @@ test: unit e2e ## All tests
 unit: ## Tests that need neither root nor Go
 	$(CARGO) test --locked --lib --bins --test config --test compatibility --test cli --test demo --test proxy
 
-e2e: ## Against a real etcd, kube-apiserver and kube-controller-manager (root; Go, or KUBEBUILDER_ASSETS)
+e2e: ## Against a real control plane, with the clients people use (root; Go, Node, curl, Chromium)
 	$(CARGO) test --locked --test e2e
 
 lint: ## Formatting, clippy, documentation, licences, Dockerfile and manifests

@@ -1,11 +1,15 @@
 //! The bastion against a real etcd, kube-apiserver and kube-controller-manager. Pods and nodes are objects of that API
 //! whose addresses are backends in a network namespace of the test's own.
 //!
-//! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds NAME. It needs root
-//! (for the namespace) and Go (to build the control plane, unless `KUBEBUILDER_ASSETS` brings one).
+//! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds NAME, and with
+//! `DIFFERENTIAL=TEXT` in the environment only those rows of the table whose name holds TEXT. It needs root
+//! (for the namespace) and Go (to build the control plane, unless `KUBEBUILDER_ASSETS` brings one, and clients); the
+//! scenarios of the clients need Node with npm, curl and Chromium, and say so where one is missing.
 
 mod balance;
 mod callers;
+mod clients;
+mod conformance;
 mod deployed;
 mod differential;
 mod outages;
@@ -73,6 +77,24 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         balance::a_killed_backend_fails_no_request,
         balance::endpoints_come_and_go_under_load,
         balance::a_new_endpoint_is_used_at_once,
+        conformance::sixteen_urls_answer_twenty_times_at_once,
+        conformance::seven_methods_reach_a_path,
+        conformance::five_methods_reach_the_bare_proxy_and_two_are_redirected,
+        conformance::node_logs_are_read_through_the_kubelet,
+        conformance::kubectl_proxy_serves_by_port_and_by_socket,
+        clients::kubectl_works_by_a_kubeconfig_of_its_own,
+        clients::curl_speaks_both_versions_of_http,
+        clients::curl_streams_what_comes,
+        clients::client_go_asks_by_proxy_get,
+        clients::websockets_open_over_http1,
+        clients::websockets_open_over_http2,
+        clients::a_browser_is_at_home,
+        clients::a_browser_is_at_home_behind_kubectl_proxy,
+        clients::grpc_interoperates,
+        clients::grpc_refusals_are_grpc_statuses,
+        clients::grpc_cancellations_reach_the_server,
+        clients::grpc_servers_go_away_and_no_call_fails,
+        clients::grpc_streams_outlive_the_beginning_of_a_drain,
         deployed::the_manifests_are_accepted_by_the_api,
         deployed::a_pod_finds_its_account_and_follows_its_token,
         deployed::sigterm_finishes_what_runs,

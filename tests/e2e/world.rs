@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -103,6 +103,22 @@ impl World {
         .await
     }
 
+    /// Waits until what a scenario has just made is known to the shared bastion and to the apiserver's own proxy.
+    pub async fn known(&self, target: &str) -> Result<()> {
+        for server in [self.bastion.secure, self.cluster.server.trim_start_matches("https://").parse()?] {
+            let mut client = Client::connect(server, &self.cluster.ca.file, Some(&self.token), None).await?;
+            let mut code = http::StatusCode::OK;
+            eventually(&format!("{target} to be known to {server}"), async || {
+                code = client.get(&path(&format!("{target}/proxy"))).await?.status;
+                // The target is looked up before its slash is missed, and is not asked.
+                Ok(code == 301)
+            })
+            .await
+            .with_context(|| format!("it is answered with {code}"))?;
+        }
+        Ok(())
+    }
+
     /// A connection of the caller to the shared bastion.
     pub async fn client(&self) -> Result<Client> {
         Client::connect(self.bastion.secure, &self.cluster.ca.file, Some(&self.token), None).await
@@ -139,7 +155,7 @@ pub fn path(rest: &str) -> String {
     format!("/api/v1/namespaces/{SHOP}/{rest}")
 }
 
-fn acceptor(pair: &Pair) -> Result<TlsAcceptor> {
+pub fn acceptor(pair: &Pair) -> Result<TlsAcceptor> {
     let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(&pair.key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

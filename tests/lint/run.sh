@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Lints the Dockerfile and everything in deploy/; a finding of any of them fails.
+# Lints the Dockerfile, everything in deploy/, and the programs in Go; a finding of any of them fails.
 #
+#   gofmt, vet  the clients of the end-to-end tests
 #   dockerfile  BuildKit's own checks (`docker build --check`), and the build context as .dockerignore leaves it
 #   hadolint    the Dockerfile's shell and its habits               off: hadolint.yaml
 #   manifests   kustomize, strict decoding, Pod Security
@@ -41,6 +42,14 @@ if ! cmp -s tests/lint/requirements.txt "$out/python/requirements.txt"; then
     --target "$out/python" --requirement tests/lint/requirements.txt
   cp tests/lint/requirements.txt "$out/python/"
 fi
+
+gofmt_finds_nothing() {
+  local unformatted
+  unformatted=$(gofmt -l tests)
+  [[ -z $unformatted ]] || { printf 'not as gofmt has it: %s\n' "$unformatted" >&2; return 1; }
+}
+check "Go, gofmt" gofmt_finds_nothing
+check "Go, vet" go -C tests/clients/go vet -mod=readonly ./...
 
 check "Dockerfile, BuildKit's checks" "$bin/dockerfile" -context "$out/context" Dockerfile
 check "Dockerfile, hadolint" "$out/python/bin/hadolint" --config tests/lint/hadolint.yaml Dockerfile

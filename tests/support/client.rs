@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -103,10 +104,17 @@ pub async fn tls_with_alpn(
 
 /// Status and body of a plain request.
 pub async fn get_plain(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let stream = TcpStream::connect(address).await?;
+    get_plain_by(TcpStream::connect(address).await?, &address.to_string(), path).await
+}
+
+/// The same by a connection of any kind.
+pub async fn get_plain_by<I>(stream: I, host: &str, path: &str) -> Result<(u16, String)>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get(path).header(header::HOST, address.to_string()).body(Full::<Bytes>::default())?;
+    let request = Request::get(path).header(header::HOST, host).body(Full::<Bytes>::default())?;
     let response = sender.send_request(request).await?;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await?.to_bytes();

@@ -227,6 +227,7 @@ impl Cluster {
 pub enum By<'a> {
     Certificate(&'a Pair),
     Token(&'a str),
+    TokenFile(&'a Path),
 }
 
 fn kubeconfig(folder: &Path, name: &str, server: &str, ca: &Path, by: &By<'_>) -> Result<PathBuf> {
@@ -235,6 +236,7 @@ fn kubeconfig(folder: &Path, name: &str, server: &str, ca: &Path, by: &By<'_>) -
             format!("{{client-certificate: {}, client-key: {}}}", certificate.display(), key.display())
         }
         By::Token(token) => format!("{{token: {token}}}"),
+        By::TokenFile(file) => format!("{{tokenFile: {}}}", file.display()),
     };
     let path = folder.join(format!("{name}.kubeconfig"));
     let ca = ca.display();

@@ -2,6 +2,7 @@
 //! bastion as a process, and small clients.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod app;
 pub mod backend;
 pub mod bastion;
 pub mod client;
@@ -9,6 +10,7 @@ pub mod cluster;
 pub mod net;
 pub mod objects;
 pub mod pki;
+pub mod program;
 pub mod raw;
 pub mod relay;
 
@@ -20,12 +22,21 @@ use anyhow::{Result, bail};
 ///
 /// # Errors
 /// Where it never is.
-pub async fn eventually(what: &str, mut is: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    for _ in 0..600 {
+pub async fn eventually(what: &str, is: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    within(Duration::from_secs(30), what, is).await
+}
+
+/// The same with another patience.
+///
+/// # Errors
+/// As [`eventually`].
+pub async fn within(patience: Duration, what: &str, mut is: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    for _ in 0..patience.as_millis() / PAUSE.as_millis() {
         if is().await? {
             return Ok(());
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(PAUSE).await;
     }
     bail!("waited in vain for {what}")
 }

@@ -7,9 +7,10 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::{Endpoints, Node, Pod};
-use kube::Resource;
-use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{EndpointSubset, Endpoints, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -87,15 +88,14 @@ impl<'w> Setting<'w> {
     pub async fn new(world: &'w World) -> Result<Self> {
         let stage = Stage::default();
         listen(world, &stage)?;
-        let objects = objects(world).await?;
+        settle(&objects(world).await?).await?;
+        // They start with all facts, and so are ready with all.
         let callers = Callers::new(world).await?;
         let mut bastions = BTreeMap::new();
         for (name, configuration) in BASTIONS {
             bastions.insert(name, start(world, name, configuration).await?);
         }
-        let setting = Self { world, stage, callers, bastions };
-        setting.settle(&objects).await?;
-        Ok(setting)
+        Ok(Self { world, stage, callers, bastions })
     }
 
     /// Ours under the name that a row gives.
@@ -125,36 +125,37 @@ impl<'w> Setting<'w> {
     pub fn name_own_tokens(&self, text: &str) -> String {
         self.bastions.values().fold(text.to_owned(), |text, (_, token)| text.replace(token, "{own token}"))
     }
+}
 
-    /// Waits until both sides know the endpoints, so that no row depends on the controllers' pace.
-    async fn settle(&self, objects: &Objects) -> Result<()> {
-        let endpoints = Api::<Endpoints>::namespaced(objects.client.clone(), &objects.namespace);
-        let mut client = self.world.client().await?;
-        drop(client.get("/api/v1/nodes/none/proxy/").await?);
-        for (service, count) in [("unnamed", 1), ("named", 1), ("trio", 3), ("sticky", 3), ("half-dead", 2)] {
-            eventually(&format!("the endpoints of {service}"), async || {
-                let found = endpoints.get_opt(service).await?.and_then(|found| found.subsets).unwrap_or_default();
-                Ok(found.iter().flat_map(|subset| subset.addresses.iter().flatten()).count() == count)
-            })
-            .await?;
+/// How many endpoints the controllers make for the services that have a selector; every other has one.
+const ENDPOINTS: [(&str, usize); 3] = [("trio", 3), ("sticky", 3), ("half-dead", 2)];
+
+/// Waits until the controllers have made all endpoints, so that no row depends on their pace.
+async fn settle(objects: &Objects) -> Result<()> {
+    let (client, namespace) = (&objects.client, &objects.namespace);
+    let services = Api::<Service>::namespaced(client.clone(), namespace);
+    let endpoints = Api::<Endpoints>::namespaced(client.clone(), namespace);
+    let slices = Api::<EndpointSlice>::namespaced(client.clone(), namespace);
+    for service in services.list(&ListParams::default()).await? {
+        let name = service.name_any();
+        let selector = service.spec.and_then(|spec| spec.selector).unwrap_or_default();
+        if selector.is_empty() || name == "no-endpoints" {
+            continue;
         }
-        for name in self.bastions.keys() {
-            let ours = self.ours(name)?;
-            let by = self.callers.get("operator")?;
-            let token = by.token.as_deref();
-            let mut client = crate::support::client::Client::connect(ours.address, &ours.ca, token, None).await?;
-            for (path, expected) in
-                [("unnamed", 200), ("named:q", 200), ("trio", 200), ("proto-h2c", 0), ("slices-only", 200)]
-            {
-                eventually(&format!("{path} to be known to the bastion {name}"), async || {
-                    let answer = client.get(&format!("/api/v1/namespaces/table/services/{path}/proxy/")).await?;
-                    Ok(answer.status == expected || (expected == 0 && answer.status != 404))
-                })
-                .await?;
-            }
-        }
-        Ok(())
+        let expected = ENDPOINTS.iter().find(|(found, _)| *found == name).map_or(1, |(_, count)| *count);
+        let of = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
+        eventually(&format!("the endpoints of {name}"), async || {
+            let subsets = endpoints.get_opt(&name).await?.and_then(|found| found.subsets).unwrap_or_default();
+            let addresses = |subset: &EndpointSubset| {
+                [&subset.addresses, &subset.not_ready_addresses].into_iter().flatten().map(Vec::len).sum::<usize>()
+            };
+            let sliced: usize = slices.list(&of).await?.iter().flat_map(|slice| &slice.endpoints).map(Vec::len).sum();
+            // Where the ports differ a subset repeats no address.
+            Ok(subsets.iter().map(addresses).sum::<usize>() == expected && sliced == expected)
+        })
+        .await?;
     }
+    Ok(())
 }
 
 async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastion, String)> {
@@ -173,7 +174,6 @@ async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastio
     }
     let file = folder.join(format!("table-{name}.yaml"));
     std::fs::write(&file, text)?;
-    // A name of its own, because the file's name is made of it.
     let token = world.cluster.token(HOME, HOME, None).await?;
     let by = crate::support::cluster::By::Token(&token);
     let kubeconfig =

@@ -1,0 +1,207 @@
+//! gRPC with its own Go library on both ends: cleartext HTTP/2 by `appProtocol: kubernetes.io/h2c`, and TLS by ALPN
+//! (CONFORMANCE C53, C103).
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::net::TcpStream;
+
+use super::go::program;
+use crate::support::eventually;
+use crate::support::program::{Program, inside};
+use crate::world::{World, bastion, path};
+
+/// The last byte of the addresses of the two pods.
+const PODS: [u8; 2] = [38, 39];
+const CLEARTEXT: u16 = 50051;
+const TLS: u16 = 50052;
+
+pub async fn grpc_interoperates(world: &mut World) -> Result<()> {
+    let servers = Servers::start(world, "grpc", "0s").await?;
+    let bastion = world.bastion.secure.to_string();
+    // The apiserver does it over TLS alone, and where the id says so.
+    let apiserver = world.cluster.server.trim_start_matches("https://").to_owned();
+    for (who, server, target) in [
+        ("the apiserver", &apiserver, "https:grpc-tls:443"),
+        ("the bastion", &bastion, "https:grpc-tls:443"),
+        ("the bastion", &bastion, "grpc-tls"),
+        ("the bastion", &bastion, "grpc-cleartext"),
+        ("the bastion", &bastion, "grpc-cleartext:80"),
+    ] {
+        let prefix = path(&format!("services/{target}/proxy"));
+        let mut client = Program::start(call(world, server, &prefix)?.args(["interop", "large"]))?;
+        client.finish().await.with_context(|| format!("through {who}, {target}"))?;
+    }
+    servers.have_seen_no_credential()
+}
+
+pub async fn grpc_refusals_are_grpc_statuses(world: &mut World) -> Result<()> {
+    let server = world.bastion.secure.to_string();
+    for (prefix, expected) in [
+        ("/api/v1/namespaces/default/services/web/proxy".to_owned(), "forbidden"),
+        (path("services/empty/proxy"), "gone"),
+    ] {
+        Program::start(call(world, &server, &prefix)?.arg(expected))?.finish().await?;
+    }
+    Ok(())
+}
+
+pub async fn grpc_cancellations_reach_the_server(world: &mut World) -> Result<()> {
+    let servers = Servers::start(world, "cancelled", "0s").await?;
+    let server = world.bastion.secure.to_string();
+    let mut heard = 0;
+    for kind in ["tls", "cleartext"] {
+        let prefix = path(&format!("services/cancelled-{kind}/proxy"));
+        for how in ["cancel", "deadline"] {
+            Program::start(call(world, &server, &prefix)?.arg(how))?.finish().await?;
+            heard += 1;
+            servers.hear_of_cancellations(heard).await.with_context(|| format!("{how} over {kind}"))?;
+        }
+        let mut client = Program::start(call(world, &server, &prefix)?.arg("paced"))?;
+        client.says("said 1").await?;
+        // It dies without a word.
+        drop(client);
+        heard += 1;
+        servers.hear_of_cancellations(heard).await.with_context(|| format!("a dead client over {kind}"))?;
+    }
+    Ok(())
+}
+
+pub async fn grpc_servers_go_away_and_no_call_fails(world: &mut World) -> Result<()> {
+    // Each connection is ended by GOAWAY when it is this old, whatever runs on it.
+    const AGE: &str = "200ms";
+    let mut servers = Servers::start(world, "updated", AGE).await?;
+    let server = world.bastion.secure.to_string();
+    for (kind, port) in [("tls", TLS), ("cleartext", CLEARTEXT)] {
+        let prefix = path(&format!("services/updated-{kind}/proxy"));
+        let mut calls = Program::start(call(world, &server, &prefix)?.arg("calls"))?;
+        for pod in PODS {
+            servers.of(pod, port)?.says("called").await?;
+        }
+        // A rolling update: each server finishes its calls, is gone for a while, and is replaced.
+        for pod in PODS {
+            let old = servers.of(pod, port)?;
+            old.signal(Signal::SIGTERM)?;
+            old.finish().await?;
+            reach(&mut calls, 500).await?;
+            *servers.of(pod, port)? = serve(world, pod, port, AGE).await?;
+            servers.of(pod, port)?.says("called").await?;
+        }
+        reach(&mut calls, 1_000).await?;
+        calls.finish().await.with_context(|| format!("calls over {kind}"))?;
+        println!("     {kind}, two servers replaced: {}", calls.says("calls,").await?);
+    }
+    servers.have_seen_no_credential()
+}
+
+pub async fn grpc_streams_outlive_the_beginning_of_a_drain(world: &mut World) -> Result<()> {
+    let _servers = Servers::start(world, "drained", "0s").await?;
+    let kubeconfig = world.cluster.bastion_kubeconfig("drained", &world.cluster.server).await?;
+    let mut draining = bastion(&kubeconfig, &world.serving, &["--drain-timeout=20s"])?;
+    draining.ready().await?;
+    let server = draining.secure.to_string();
+    let mut clients = Vec::new();
+    for kind in ["tls", "cleartext"] {
+        let prefix = path(&format!("services/drained-{kind}/proxy"));
+        let mut client = Program::start(call(world, &server, &prefix)?.arg("paced"))?;
+        client.says("said 1").await?;
+        clients.push(client);
+    }
+    draining.signal(Signal::SIGTERM)?;
+    eventually("the port to close", async || Ok(TcpStream::connect(draining.secure).await.is_err())).await?;
+    // The GOAWAY is behind them, and they go on.
+    for client in &mut clients {
+        for words in ["said 2", "said 3"] {
+            client.write(b"\n")?;
+            client.says(words).await?;
+        }
+        client.finish().await?;
+    }
+    // Nothing is left to wait for.
+    let ended = tokio::task::spawn_blocking(move || draining.wait()).await??;
+    ensure!(ended.success(), "{ended}");
+    Ok(())
+}
+
+/// Two pods, each with a server of either kind, and a service for each kind.
+struct Servers(Vec<((u8, u16), Program)>);
+
+impl Servers {
+    async fn start(world: &World, name: &str, age: &str) -> Result<Self> {
+        let mut servers = Vec::new();
+        for pod in PODS {
+            for port in [CLEARTEXT, TLS] {
+                servers.push(((pod, port), serve(world, pod, port, age).await?));
+            }
+            let address = world.namespace.address(pod);
+            world.objects.pod(&format!("{name}-{pod}"), json!({"app": name}), address, json!([])).await?;
+        }
+        for (kind, port, target, protocol) in
+            [("cleartext", 80, CLEARTEXT, "kubernetes.io/h2c"), ("tls", 443, TLS, "https")]
+        {
+            let ports = json!([{"port": port, "targetPort": target, "appProtocol": protocol}]);
+            let spec = json!({"selector": {"app": name}, "ports": ports});
+            world.objects.service(&format!("{name}-{kind}"), spec).await?;
+            world.known(&format!("services/{name}-{kind}:{port}")).await?;
+        }
+        Ok(Self(servers))
+    }
+
+    fn of(&mut self, pod: u8, port: u16) -> Result<&mut Program> {
+        let server = self.0.iter_mut().find(|(place, _)| *place == (pod, port));
+        Ok(&mut server.context("each pod has both servers")?.1)
+    }
+
+    fn said(&self) -> Vec<String> {
+        self.0.iter().flat_map(|(_, server)| server.said()).collect()
+    }
+
+    async fn hear_of_cancellations(&self, count: usize) -> Result<()> {
+        let heard = || self.said().iter().filter(|line| line.starts_with("cancelled")).count();
+        eventually(&format!("the servers to hear of {count} cancellations"), async || Ok(heard() >= count)).await?;
+        ensure!(heard() == count, "{:?}", self.said());
+        Ok(())
+    }
+
+    fn have_seen_no_credential(&self) -> Result<()> {
+        let leaked = self.said().into_iter().find(|line| line.starts_with("leaked"));
+        ensure!(leaked.is_none(), "{leaked:?}");
+        Ok(())
+    }
+}
+
+async fn serve(world: &World, pod: u8, port: u16, age: &str) -> Result<Program> {
+    let mut command = inside(&world.namespace, &program("grpcserver")?);
+    command.arg("-listen").arg(format!("{}:{port}", world.namespace.address(pod)));
+    command.arg("-connection-age").arg(age);
+    if port == TLS {
+        command.arg("-cert").arg(&world.serving.certificate).arg("-key").arg(&world.serving.key);
+    }
+    let mut server = Program::start(&mut command)?;
+    server.says("serving").await?;
+    Ok(server)
+}
+
+/// The client before its scenarios, with the caller's token.
+fn call(world: &World, server: &str, prefix: &str) -> Result<Command> {
+    let token = world.cluster.folder.path().join("caller-token");
+    std::fs::write(&token, &world.token)?;
+    let mut command = Command::new(program("grpcclient")?);
+    command.args(["-address", server, "-prefix", prefix, "-ca"]).arg(&world.cluster.ca.file);
+    command.arg("-token-file").arg(token);
+    Ok(command)
+}
+
+/// Waits until so many more calls are made.
+async fn reach(calls: &mut Program, more: u64) -> Result<()> {
+    let made = |calls: &Program| {
+        let said = calls.said();
+        let counts = said.iter().filter_map(|line| line.strip_prefix("made ")?.parse::<u64>().ok());
+        counts.max().unwrap_or_default()
+    };
+    let goal = made(calls) + more;
+    eventually(&format!("{goal} calls"), async || Ok(made(calls) >= goal)).await?;
+    Ok(())
+}
