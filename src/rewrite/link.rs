@@ -178,9 +178,13 @@ fn authority_is_good(authority: &str) -> bool {
     !authority.contains(forbidden) && escapes_are_good(authority) && split_port(host).is_some()
 }
 
-/// Host and port. None where the port is no number; an empty one counts as none.
+/// Host and port. None where the port is no number or a bracket has no other; an empty port counts as none.
 fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
-    let after_brackets = host.rfind(']').map_or(0, |end| end + 1);
+    let after_brackets = match (host.starts_with('['), host.rfind(']')) {
+        (true, Some(end)) => end + 1,
+        (false, None) if !host.contains('[') => 0,
+        _ => return None,
+    };
     match host[after_brackets..].find(':') {
         None => Some((host, None)),
         Some(colon) => {
@@ -278,9 +282,19 @@ mod tests {
 
     #[test]
     fn what_is_no_url_is_told() {
-        for link in
-            [":x", "a:b%zz/%zz", "/%zz", "/%2", "http://a b/", "http://a:b/", "1:2", "/a\nb", "http://[::1]x:y/"]
-        {
+        for link in [
+            ":x",
+            "a:b%zz/%zz",
+            "/%zz",
+            "/%2",
+            "http://a b/",
+            "http://a:b/",
+            "1:2",
+            "/a\nb",
+            "http://[::1]x:y/",
+            "http://[oops/",
+            "http://oops]/",
+        ] {
             let no_url = links().rewrite(link).is_err();
             // With a scheme and no slash a URL is opaque, and nothing of it is looked at.
             assert_eq!(no_url, link != "a:b%zz/%zz", "{link:?}");
