@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 use secrecy::ExposeSecret;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::authorize::{Authorize, Authorizer, Reviews};
 use crate::balance::Balance;
@@ -202,14 +203,22 @@ impl Bound {
         let admin =
             tokio::spawn(crate::admin::serve(tokio::net::TcpListener::from_std(admin)?, ready.clone(), registry));
         let ending = tokio::spawn(end(drain.clone(), ready, config.drain.timeout));
+        // Whichever ends first: where one panicked, the others end with it, and the process is started anew.
+        let mut joins = JoinSet::new();
         for worker in workers {
-            tokio::task::spawn_blocking(move || worker.join())
-                .await?
-                .map_err(|_| anyhow::anyhow!("a worker panicked"))??;
+            joins.spawn_blocking(move || worker.join());
+        }
+        let mut outcome = Ok(());
+        while let Some(joined) = joins.join_next().await {
+            let ended = joined?.map_err(|_| anyhow::anyhow!("a worker panicked")).flatten();
+            if ended.is_err() {
+                drain.force();
+                outcome = outcome.and(ended);
+            }
         }
         ending.abort();
         admin.abort();
-        Ok(())
+        outcome
     }
 }
 

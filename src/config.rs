@@ -77,7 +77,7 @@ pub struct Serving {
     /// Threads that serve requests; 0 takes one per core that the cgroup's CPU quota allows.
     #[serde(deserialize_with = "values::count")]
     pub workers: usize,
-    /// Connections served at once; further ones wait in the kernel's queue. 0 sets no limit.
+    /// Connections served at once, tunnels included; further ones wait. 0 sets no limit.
     #[serde(deserialize_with = "values::count")]
     pub max_connections: usize,
     /// How long a TLS handshake may take, as `10s`.

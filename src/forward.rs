@@ -68,6 +68,9 @@ pub enum ForwardError {
     /// The endpoint broke off before it answered. Part of the request may have reached it.
     #[error("{address}: {source}")]
     Broken { address: std::net::SocketAddr, source: hyper::Error },
+    /// The client broke off its request.
+    #[error("the request's body broke off: {0}")]
+    Client(hyper::Error),
     /// The endpoint answered an upgrade with neither 101 nor an error (C88).
     #[error("invalid upgrade response: status code {}", .0.as_u16())]
     InvalidUpgrade(StatusCode),
@@ -181,6 +184,9 @@ impl Forward {
                 }
                 Err(error) => error,
             };
+            if body.as_ref().is_some_and(Replay::is_broken) {
+                return Err(ForwardError::Client(error.into_error()));
+            }
             // A connection that was open already and breaks is stale, no fault of its endpoint: a new one is tried
             // there. A new one that breaks is the endpoint's fault: the next is tried.
             if !reused {

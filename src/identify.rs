@@ -17,6 +17,7 @@ pub use front_proxy::{FrontProxy, Names};
 pub use impersonate::Impersonation;
 pub use token::{StaticTokens, TokenReviews};
 
+use crate::connection::Held;
 use crate::model::Identity;
 use crate::tls::ClientCas;
 
@@ -28,6 +29,7 @@ pub struct Peer {
     pub secure: bool,
     /// What the client showed in the handshake, its key proven, its CA not yet judged.
     pub certificate: Option<ClientCertificate>,
+    pub held: Held,
 }
 
 /// Where bearer tokens are judged.
@@ -144,6 +146,7 @@ fn bearer(authorization: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::OpenGauge;
     use http::HeaderValue;
 
     fn identify(anonymous: bool) -> Identify {
@@ -153,7 +156,8 @@ mod tests {
     }
 
     fn peer() -> Peer {
-        Peer { address: ([192, 0, 2, 1], 1).into(), secure: true, certificate: None }
+        let held = Held::new(OpenGauge::default().enter(), None);
+        Peer { address: ([192, 0, 2, 1], 1).into(), secure: true, certificate: None, held }
     }
 
     async fn ask(anonymous: bool, authorization: Option<&'static str>) -> Result<String, IdentifyError> {

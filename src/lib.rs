@@ -41,6 +41,7 @@ pub mod watch;
 // What both stand on.
 pub mod admin;
 pub mod config;
+pub mod connection;
 pub mod drain;
 pub mod metrics;
 pub mod model;

@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
+use crate::connection::Held;
 use crate::drain::Drain;
 use crate::forward::{Interim, LocalExecutor, MAX_HEADER_BYTES, WithInterim};
 use crate::identify::{ClientCertificate, Peer};
@@ -88,10 +89,7 @@ impl<H: Handler> Listener<H> {
             match accepted {
                 Ok((stream, address, permit)) => {
                     let serving = Rc::clone(&listener);
-                    listener.tasks.spawn_local(async move {
-                        serving.connection(stream, address).await;
-                        drop(permit);
-                    });
+                    listener.tasks.spawn_local(async move { serving.connection(stream, address, permit).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -105,20 +103,22 @@ impl<H: Handler> Listener<H> {
         &self,
         socket: &TcpListener,
     ) -> std::io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
+        // The one that came waits for its place, the others in the kernel's queue. The other way round a port where
+        // nobody comes would hold places.
+        let (stream, address) = socket.accept().await?;
         let permit = match &self.limits.connections {
             Some(connections) => Arc::clone(connections).acquire_owned().await.ok(),
             None => None,
         };
-        let (stream, address) = socket.accept().await?;
         Ok((stream, address, permit))
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr) {
-        let _open = self.metrics.connections.enter();
+    async fn connection(&self, stream: TcpStream, address: SocketAddr, permit: Option<OwnedSemaphorePermit>) {
+        let held = Held::new(self.metrics.connections.enter(), permit);
         // A peer that reset already is found out by the first read.
         let _ = stream.set_nodelay(true);
         let served = match &self.tls {
-            None => self.http1(stream, Peer { address, secure: false, certificate: None }).await,
+            None => self.http1(stream, Peer { address, secure: false, certificate: None, held }).await,
             Some(tls) => {
                 let handshake = TlsAcceptor::from(tls.config()).accept(stream);
                 let stream = match tokio::time::timeout(self.limits.handshake_timeout, handshake).await {
@@ -128,7 +128,8 @@ impl<H: Handler> Listener<H> {
                 };
                 let session = stream.get_ref().1;
                 let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
-                let peer = Peer { address, secure: true, certificate: ClientCertificate::new(chain) };
+                let certificate = ClientCertificate::new(chain);
+                let peer = Peer { address, secure: true, certificate, held };
                 if session.alpn_protocol() == Some(b"h2") {
                     self.http2(stream, peer).await
                 } else {
@@ -157,9 +158,10 @@ impl<H: Handler> Listener<H> {
             .header_read_timeout(self.limits.idle_timeout)
             .title_case_headers(true)
             .max_header_size(MAX_HEADER_BYTES as usize)
+            .max_buf_size(MAX_HEADER_BYTES as usize)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
-        self.until_drained(connection, http1::UpgradeableConnection::graceful_shutdown).await
+        self.until_drained(connection, http1::UpgradeableConnection::graceful_shutdown, None).await
     }
 
     async fn http2<I>(&self, stream: I, peer: Peer) -> hyper::Result<()>
@@ -168,6 +170,7 @@ impl<H: Handler> Listener<H> {
     {
         // Streams run as tasks of their own, so each holds what it needs.
         let (handler, peer) = (Rc::clone(&self.handler), Rc::new(peer));
+        let held = peer.held.clone();
         let service = service_fn(move |request| {
             let (handler, peer) = (Rc::clone(&handler), Rc::clone(&peer));
             async move { Ok::<_, Infallible>(handler.handle(request, &peer, None).await) }
@@ -183,16 +186,41 @@ impl<H: Handler> Listener<H> {
             .keep_alive_interval(H2_PING)
             .keep_alive_timeout(H2_PONG)
             .serve_connection(TokioIo::new(stream), service);
-        self.until_drained(connection, http2::Connection::graceful_shutdown).await
+        self.until_drained(connection, http2::Connection::graceful_shutdown, Some(&held)).await
     }
 
-    /// Serves to the end; once the drain begins, to the end of the requests that run (HTTP/2 sends GOAWAY).
-    async fn until_drained<C: Future>(&self, connection: C, finish: impl FnOnce(Pin<&mut C>)) -> C::Output {
+    /// Serves to the end; once the drain begins, or what is `held` was idle too long, to the end of the requests that run
+    /// (HTTP/2 sends GOAWAY). HTTP/1.1 has its idle timeout in hyper.
+    async fn until_drained<C: Future<Output = hyper::Result<()>>>(
+        &self,
+        connection: C,
+        finish: impl FnOnce(Pin<&mut C>),
+        held: Option<&Held>,
+    ) -> hyper::Result<()> {
         let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return ended,
             () = self.drain.begun() => finish(connection.as_mut()),
+            () = self.idle(held) => finish(connection.as_mut()),
         }
-        connection.await
+        tokio::select! {
+            ended = connection => ended,
+            // The client does not even hear that it is to go.
+            () = self.idle(held) => Ok(()),
+        }
+    }
+
+    /// Returns once nothing was asked for the idle timeout. A client that never said anything is idle from the first.
+    async fn idle(&self, held: Option<&Held>) {
+        let Some(held) = held else { return std::future::pending().await };
+        let mut before = held.idle_since();
+        loop {
+            tokio::time::sleep(self.limits.idle_timeout).await;
+            let now = held.idle_since();
+            if now.is_some() && now == before {
+                return;
+            }
+            before = now;
+        }
     }
 }

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 pub use body::Body;
 
 use crate::authorize::{Authorize, AuthorizeError};
+use crate::connection::Held;
 use crate::drain::Drain;
 use crate::forward::{
     Answer, Forward, ForwardError, Forwarded, Interim, Outgoing, Tunnel, Upgrade, Upgraded, clean_answer,
@@ -94,6 +95,7 @@ impl Proxy {
         peer: &Peer,
         interim: Option<&Interim>,
     ) -> Response<Body> {
+        let held = peer.held.by_request();
         let audit_id = audit_id(request.headers_mut());
         let form = respond::form(request.headers(), request.uri().query());
         let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
@@ -111,7 +113,7 @@ impl Proxy {
             Ok(Outcome::Switch(mut response, tunnel)) => {
                 response.headers_mut().insert(AUDIT_ID, audit_id);
                 record.code = response.status();
-                self.tasks.spawn_local(run(tunnel, record, self.drain.clone(), self.stages.metrics.clone()));
+                self.tasks.spawn_local(run(tunnel, record, held, self.drain.clone(), self.stages.metrics.clone()));
                 return response.map(|()| Body::empty());
             }
             Err(error) => {
@@ -121,7 +123,7 @@ impl Proxy {
         };
         response.headers_mut().insert(AUDIT_ID, audit_id);
         record.code = response.status();
-        response.map(|body| body.recorded(record))
+        response.map(|body| body.recorded(record, held))
     }
 
     async fn route(
@@ -247,7 +249,7 @@ impl Proxy {
 }
 
 /// Joins the connections behind a 101, and ends the record of the request with them.
-async fn run(tunnel: Tunnel, mut record: Box<Record>, drain: Drain, metrics: Metrics) {
+async fn run(tunnel: Tunnel, mut record: Box<Record>, _held: Held, drain: Drain, metrics: Metrics) {
     let _open = metrics.upgrades.enter();
     let (received, sent) = (record.received.take().unwrap_or_default(), Cell::new(0));
     let ended = tokio::select! {

@@ -14,6 +14,9 @@ use std::task::{Context, Poll, Waker, ready};
 use http::{HeaderMap, Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// How many bytes of interim answers may wait for a client; further ones are dropped, as a proxy may.
+const MOST: usize = 16 * 1024;
+
 /// The interim answers of one connection. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Interim(Arc<Shared>);
@@ -65,6 +68,10 @@ impl Interim {
             return;
         }
         let mut state = self.state();
+        if state.bytes.len() >= MOST {
+            // The client does not read them: an endpoint must not fill the memory with what nobody waits for.
+            return;
+        }
         let line = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default());
         state.bytes.extend_from_slice(line.as_bytes());
         for (name, value) in headers {

@@ -164,9 +164,8 @@ impl Pool {
             let sender = Sender::Http2(shared.sender.clone(), Stream2::new(&shared.streams));
             return Some(Connection { key, sender });
         }
-        idle.retain(|idle| self.is_worth_keeping(idle, now));
-        // One that is not ready yet still sends the body of a request that was answered early.
-        let ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
+        // One that is not ready yet still sends the body of a request that was answered early. The rest is for `sweep`.
+        let ready = idle.iter().rposition(|idle| idle.sender.is_ready() && self.is_worth_keeping(idle, now))?;
         Some(Connection { key, sender: Sender::Http1(idle.remove(ready).sender) })
     }
 
@@ -272,6 +271,7 @@ where
         // As Go writes them; there are backends that look for `Host` to the letter.
         .title_case_headers(true)
         .max_header_size(MAX_HEADER_BYTES as usize)
+        .max_buf_size(MAX_HEADER_BYTES as usize)
         .handshake(TokioIo::new(stream))
         .await?;
     tokio::task::spawn_local(async move {

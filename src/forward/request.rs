@@ -27,6 +27,8 @@ struct State {
     /// What has passed, from the first byte. None once it is too much, or no longer wanted.
     passed: Option<Vec<Passed>>,
     length: usize,
+    /// The client broke off.
+    broken: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -47,12 +49,18 @@ impl Passed {
 impl Replay {
     /// `received` counts the bytes as they come from the client. `keep` has them remembered.
     pub fn new(incoming: Incoming, received: Rc<Cell<u64>>, keep: bool) -> Self {
-        Self(Rc::new(RefCell::new(State { incoming, received, run: 0, passed: keep.then(Vec::new), length: 0 })))
+        let passed = keep.then(Vec::new);
+        Self(Rc::new(RefCell::new(State { incoming, received, run: 0, passed, length: 0, broken: false })))
     }
 
     /// Whether all that has passed is remembered.
     pub fn keeps(&self) -> bool {
         self.0.borrow().passed.is_some()
+    }
+
+    /// Whether the client broke off: what fails then is no fault of the endpoint.
+    pub fn is_broken(&self) -> bool {
+        self.0.borrow().broken
     }
 
     /// Lets the body pass from its beginning once more. False where that is no longer remembered.
@@ -71,6 +79,7 @@ impl Replay {
 impl State {
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        self.broken |= matches!(frame, Some(Err(_)));
         if let Some(Ok(frame)) = &frame {
             let data = frame.data_ref();
             let length = data.map_or(0, Bytes::len);

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use crate::connection::Held;
 use crate::forward::Upstream;
 use crate::rewrite::{Links, Page, PageError, Reading};
 use crate::telemetry::Record;
@@ -15,6 +16,8 @@ use crate::telemetry::Record;
 pub struct Body {
     content: Content,
     record: Option<Box<Record>>,
+    /// The connection is in use until the last byte.
+    _held: Option<Held>,
 }
 
 enum Content {
@@ -26,25 +29,25 @@ enum Content {
 
 impl Body {
     pub fn empty() -> Self {
-        Self { content: Content::Whole(None), record: None }
+        Self { content: Content::Whole(None), record: None, _held: None }
     }
 
     pub fn whole(bytes: Bytes) -> Self {
-        Self { content: Content::Whole(Some(bytes)), record: None }
+        Self { content: Content::Whole(Some(bytes)), record: None, _held: None }
     }
 
     pub fn upstream(body: Upstream) -> Self {
-        Self { content: Content::Upstream(body), record: None }
+        Self { content: Content::Upstream(body), record: None, _held: None }
     }
 
     /// A page whose links are rewritten as it passes.
     pub fn page(body: Upstream, reading: Reading, links: Links) -> Self {
-        Self { content: Content::Page(Box::new(Page::new(body, reading, links))), record: None }
+        Self { content: Content::Page(Box::new(Page::new(body, reading, links))), record: None, _held: None }
     }
 
-    /// Lets the record end with the body.
-    pub fn recorded(self, record: Box<Record>) -> Self {
-        Self { record: Some(record), ..self }
+    /// Lets the record end with the body, and the client's connection be in use until then.
+    pub fn recorded(self, record: Box<Record>, held: Held) -> Self {
+        Self { record: Some(record), _held: Some(held), ..self }
     }
 }
 

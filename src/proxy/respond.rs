@@ -157,6 +157,7 @@ fn status(error: &ProxyError) -> Status {
             let last = errors.last().map(ToString::to_string).unwrap_or_default();
             Status::service_unavailable(format!("error trying to reach service: {last}"))
         }
+        ProxyError::Forward(ForwardError::Client(_)) => Status::bad_request("the request's body broke off"),
         ProxyError::Forward(ForwardError::Broken { .. }) => {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         }
