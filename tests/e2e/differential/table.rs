@@ -210,7 +210,7 @@ pub const STANDING: [Standing; 16] = [
     Standing {
         name: "causes",
         because: "C93",
-        told: "A 403 or 503 of the bastion says under details.causes what would help.",
+        told: "A 403 or 503 of the bastion says under details.causes what would help, to callers who may see the target.",
     },
     Standing { name: "challenge", because: "C94", told: "A 401 of the bastion names the way to authenticate." },
     Standing {
