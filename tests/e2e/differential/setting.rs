@@ -47,10 +47,11 @@ const BASTIONS: [(&str, &str); 5] = [
 ];
 
 /// Listeners: pod or node, its address, port, and how it speaks.
-const LISTENERS: [(&str, &str, u16, Speaks); 25] = [
+const LISTENERS: [(&str, &str, u16, Speaks); 26] = [
     ("p", "10.254.240.41", 8080, Speaks::Plain),
     ("p", "10.254.240.41", 8081, Speaks::Plain),
     ("p", "10.254.240.41", 9090, Speaks::Plain),
+    ("p", "10.254.240.41", 9500, Speaks::Plain),
     ("p", "10.254.240.41", 8443, Speaks::Tls),
     ("p", "10.254.240.41", 8444, Speaks::TlsH2),
     ("bare", "10.254.240.42", 80, Speaks::Plain),
@@ -149,9 +150,10 @@ async fn settle(objects: &Objects) -> Result<()> {
             let addresses = |subset: &EndpointSubset| {
                 [&subset.addresses, &subset.not_ready_addresses].into_iter().flatten().map(Vec::len).sum::<usize>()
             };
-            let sliced: usize = slices.list(&of).await?.iter().flat_map(|slice| &slice.endpoints).map(Vec::len).sum();
+            let in_slices: usize =
+                slices.list(&of).await?.iter().flat_map(|slice| &slice.endpoints).map(Vec::len).sum();
             // Where the ports differ a subset repeats no address.
-            Ok(subsets.iter().map(addresses).sum::<usize>() == expected && sliced == expected)
+            Ok(subsets.iter().map(addresses).sum::<usize>() == expected && in_slices == expected)
         })
         .await?;
     }
