@@ -3,10 +3,10 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test unit e2e lint bench fuzz schema
+.PHONY: help run test unit e2e lint bench fuzz schema compatibility
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## The demo: a built-in cluster with backends on loopback, and curl lines to try
 	$(CARGO) run --quiet -- demo
@@ -14,7 +14,7 @@ run: ## The demo: a built-in cluster with backends on loopback, and curl lines t
 test: unit e2e ## All tests
 
 unit: ## Tests that need neither root nor Go
-	$(CARGO) test --locked --lib --bins --test config --test cli --test demo --test proxy
+	$(CARGO) test --locked --lib --bins --test config --test compatibility --test cli --test demo --test proxy
 
 e2e: ## Against a real control plane, with the clients people use (root; Go, Node, curl, Chromium)
 	$(CARGO) test --locked --test e2e
@@ -32,6 +32,9 @@ bench: ## CPU per request beside HAProxy, nginx and kube-apiserver (root; Go, ha
 
 schema: ## Writes config/bastionconfiguration.schema.json from the types
 	UPDATE_SCHEMA=1 $(CARGO) test --quiet --test config the_schema_is_that_of_the_types
+
+compatibility: ## Writes docs/compatibility.md from the table of the differential tests
+	UPDATE_COMPATIBILITY=1 $(CARGO) test --quiet --test compatibility the_document_is_that_of_the_table
 
 FUZZ_SECONDS ?= 600
 fuzz: ## Ten minutes of each fuzz target (cargo-fuzz, a nightly compiler)

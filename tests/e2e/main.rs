@@ -1,7 +1,8 @@
 //! The bastion against a real etcd, kube-apiserver and kube-controller-manager. Pods and nodes are objects of that API
 //! whose addresses are backends in a network namespace of the test's own.
 //!
-//! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds NAME. It needs root
+//! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds NAME, and with
+//! `DIFFERENTIAL=TEXT` in the environment only those rows of the table whose name holds TEXT. It needs root
 //! (for the namespace) and Go (to build the control plane, unless `KUBEBUILDER_ASSETS` brings one, and clients); the
 //! scenarios of the clients need Node with npm, curl and Chromium, and say so where one is missing.
 
@@ -10,6 +11,7 @@ mod callers;
 mod clients;
 mod conformance;
 mod deployed;
+mod differential;
 mod kubelet;
 mod outages;
 #[path = "../support/mod.rs"]
@@ -72,6 +74,7 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         callers::failures_say_more_to_who_may_see_the_target,
         callers::who_is_nobody_gets_401,
         callers::published_cas_are_followed_on_an_open_connection,
+        differential::the_table_holds,
         balance::ten_thousand_requests_go_round,
         balance::a_killed_backend_fails_no_request,
         balance::endpoints_come_and_go_under_load,

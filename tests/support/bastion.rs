@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use super::client::get_plain;
 use super::eventually;
+use super::net::PROXY_ENVIRONMENT;
 
 /// A running bastion. Dropping it kills it.
 pub struct Bastion {
@@ -39,6 +40,7 @@ impl Bastion {
         let mut child = command
             .args(["--secure-listen-address=127.0.0.1:0", "--admin-listen-address=127.0.0.1:0"])
             .arg("--logging-format=json")
+            .envs(PROXY_ENVIRONMENT)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -1,7 +1,7 @@
 //! A real etcd, kube-apiserver and kube-controller-manager on loopback.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -15,6 +15,7 @@ use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use tempfile::TempDir;
 
 use super::eventually;
+use super::net::PROXY_ENVIRONMENT;
 use super::pki::{Ca, Pair};
 
 /// The namespace and the account that deploy/ gives the bastion.
@@ -24,6 +25,10 @@ pub const HOME: &str = "kube-bastion";
 pub struct Cluster {
     pub folder: TempDir,
     pub ca: Ca,
+    /// Of the certificates by which front proxies prove that they may say who calls.
+    pub front_proxy: Ca,
+    /// What the apiserver shows to kubelets.
+    pub kubelet_client: Pair,
     pub client: Client,
     pub server: String,
     pub kubectl: PathBuf,
@@ -35,7 +40,8 @@ pub struct Cluster {
 }
 
 /// A child that ends with its owner.
-struct Process(Child);
+#[derive(Debug)]
+pub struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -55,6 +61,7 @@ impl Cluster {
         let front_proxy = Ca::new(folder.path(), "front-proxy-ca")?;
         let serving = ca.server(folder.path(), "apiserver", &["127.0.0.1", "localhost", "kubernetes.default.svc"])?;
         let admin = ca.client(folder.path(), "admin", "system:masters")?;
+        let kubelet_client = ca.client(folder.path(), "kubelet-client", "kubelet-clients")?;
         // RSA: the apiserver reads no PKCS#8 of elliptic curves for this.
         std::fs::write(at("sa.key"), KeyPair::generate_for(&PKCS_RSA_SHA256)?.serialize_pem())?;
         let (etcd_port, peer_port, api_port) = (free_port()?, free_port()?, free_port()?);
@@ -77,6 +84,8 @@ impl Cluster {
         let apiserver_arguments = vec![
             format!("--etcd-servers={etcd_url}"),
             "--bind-address=127.0.0.1".into(),
+            // Else it looks for a default route, which a machine without a network has not. Nobody is told of it.
+            "--advertise-address=192.0.2.1".into(),
             format!("--secure-port={api_port}"),
             format!("--tls-cert-file={}", serving.certificate.display()),
             format!("--tls-private-key-file={}", serving.key.display()),
@@ -92,6 +101,9 @@ impl Cluster {
             "--service-cluster-ip-range=10.96.0.0/16".into(),
             "--authorization-mode=RBAC".into(),
             "--endpoint-reconciler-type=none".into(),
+            format!("--kubelet-client-certificate={}", kubelet_client.certificate.display()),
+            format!("--kubelet-client-key={}", kubelet_client.key.display()),
+            format!("--kubelet-certificate-authority={}", ca.file.display()),
         ];
         let apiserver = spawn(folder.path(), &binaries.join("kube-apiserver"), &apiserver_arguments)?;
         let server = format!("https://127.0.0.1:{api_port}");
@@ -111,6 +123,8 @@ impl Cluster {
             kubectl: binaries.join("kubectl"),
             folder,
             ca,
+            front_proxy,
+            kubelet_client,
             client,
             server,
             binaries,
@@ -177,6 +191,19 @@ impl Cluster {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "kubectl {}: {said}", arguments.join(" "));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A second apiserver on the same data, run by the command that `wrap` makes of its binary. It may not be up yet.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn another_apiserver(&self, wrap: impl FnOnce(&Path) -> Command) -> Result<(SocketAddr, Process)> {
+        let port = free_port()?;
+        let mut arguments = self.apiserver_arguments.clone();
+        arguments.push(format!("--secure-port={port}"));
+        let command = wrap(&self.binaries.join("kube-apiserver"));
+        let process = start(self.folder.path(), "another-apiserver", command, &arguments)?;
+        Ok((SocketAddr::from(([127, 0, 0, 1], port)), process))
     }
 
     /// Kills the apiserver.
@@ -255,14 +282,19 @@ fn binaries() -> Result<PathBuf> {
 
 fn spawn(folder: &Path, binary: &Path, arguments: &[String]) -> Result<Process> {
     let name = binary.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    start(folder, &name, Command::new(binary), arguments)
+}
+
+fn start(folder: &Path, name: &str, mut command: Command, arguments: &[String]) -> Result<Process> {
     let log = File::options().create(true).append(true).open(folder.join(format!("{name}.log")))?;
-    let child = Command::new(binary)
+    let child = command
         .args(arguments)
+        .envs(PROXY_ENVIRONMENT)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
-        .with_context(|| format!("cannot start {}", binary.display()))?;
+        .with_context(|| format!("cannot start {name}"))?;
     Ok(Process(child))
 }
 

@@ -12,6 +12,7 @@ pub mod net;
 pub mod objects;
 pub mod pki;
 pub mod program;
+pub mod raw;
 pub mod relay;
 
 use std::time::Duration;

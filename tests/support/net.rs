@@ -7,8 +7,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-/// Addresses 10.254.240.0/24: the host is .1, the namespace has all others.
+/// Addresses 10.254.240.0/24: the host is .1, the namespace has .2 to .57, and .70. Of IPv6 it has `fd00:10:254:240::44` and `64:ff9b::7f00:1`.
 const NETWORK: [u8; 3] = [10, 254, 240];
+
+/// A proxy in the environment of servers, which only requests to addresses beyond the first 64 could take.
+pub const PROXY_ENVIRONMENT: [(&str, &str); 2] = [
+    ("HTTP_PROXY", "http://10.254.240.42:3128"),
+    ("NO_PROXY", "localhost,.test,127.0.0.0/8,10.254.240.0/26,fd00::/8,64:ff9b::/96"),
+];
 
 /// The namespace, tied to the host by a pair of virtual cables. Dropping it removes both.
 #[derive(Debug)]
@@ -37,7 +43,13 @@ impl Namespace {
         ip(&["link", "set", &host, "up"])?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         ip(&["-n", name, "link", "set", &inside, "up"])?;
-        for last in 2..40 {
+        // Without `nodad` an IPv6 address cannot be used at once.
+        ip(&["-6", "addr", "add", "fd00:10:254:240::1/64", "dev", &host, "nodad"])?;
+        ip(&["-6", "-n", name, "addr", "add", "fd00:10:254:240::44/64", "dev", &inside, "nodad"])?;
+        // What a translator of addresses (RFC 6052) would take for 127.0.0.1.
+        ip(&["-6", "-n", name, "addr", "add", "64:ff9b::7f00:1/128", "dev", &inside, "nodad"])?;
+        ip(&["-6", "route", "add", "64:ff9b::7f00:1/128", "dev", &host])?;
+        for last in (2..58).chain([70]) {
             ip(&["-n", name, "addr", "add", &format!("{a}.{b}.{c}.{last}/24"), "dev", &inside])?;
         }
         Ok(namespace)

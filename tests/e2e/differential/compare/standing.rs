@@ -1,0 +1,302 @@
+//! Differences that stand on every row, which `table.rs` declares. Each is checked, not only overlooked; each has a row
+//! of its own that names it under `exact` and so sees it.
+
+#![expect(clippy::unnecessary_wraps, reason = "all have one signature, whether or not they can find a fault")]
+
+use super::super::ask::HOST;
+use super::super::observe::Observation;
+use super::super::table::Row;
+
+/// Checks a standing difference and takes it out of both observations.
+pub type Overlook = fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>;
+
+/// How each of [`STANDING`](super::super::table::STANDING) is checked.
+pub const OVERLOOK: [(&str, Overlook); 16] = [
+    ("forwarded", forwarded),
+    ("gzip", gzip),
+    ("order", order),
+    ("audit-forwarded", audit_forwarded),
+    ("switched", switched),
+    ("audit-id", audit_id),
+    ("flow", flow),
+    ("date", date),
+    ("sniffed", sniffed),
+    ("unparsed", unparsed),
+    ("phrase", phrase),
+    ("html-length", html_length),
+    ("transport-words", transport_words),
+    ("causes", causes),
+    ("challenge", challenge),
+    ("credentials", credentials),
+];
+
+/// The prefixes of what each request that a backend saw is told by.
+fn saws(observation: &Observation) -> Vec<String> {
+    let count = observation.get("saw").and_then(|count| count.parse().ok()).unwrap_or(0);
+    (1..=count).map(|index: usize| if index == 1 { "saw".into() } else { format!("saw {index}") }).collect()
+}
+
+fn client_sends(row: &Row, name: &str) -> bool {
+    let is = |line: &str| line.split(':').next().is_some_and(|found| found.trim().eq_ignore_ascii_case(name));
+    lines(row).any(is)
+}
+
+/// The header lines that the client sends.
+fn lines(row: &Row) -> impl Iterator<Item = &str> {
+    let raw = row.raw.as_deref().unwrap_or_default();
+    row.headers.iter().map(String::as_str).chain(raw.lines().map(|line| line.trim_start_matches("{credentials}")))
+}
+
+fn is_upgrade(row: &Row) -> bool {
+    lines(row).any(|line| {
+        let line = line.to_ascii_lowercase();
+        line.starts_with("connection:") && line.contains("upgrade")
+    })
+}
+
+fn forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    let host = row.host.as_deref().unwrap_or(HOST);
+    for saw in saws(ours) {
+        for (name, expected) in [("x-forwarded-host", host), ("x-forwarded-proto", "https")] {
+            let found = ours.remove(&format!("{saw} header {name}"));
+            if found.as_deref() != Some(expected) && row.raw.is_none() {
+                return Err(format!("ours should send {name}: {expected}, and sends {found:?}"));
+            }
+            if !client_sends(row, name) && theirs.contains_key(&format!("{saw} header {name}")) {
+                return Err(format!("theirs sends {name} of its own"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn gzip(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if client_sends(row, "accept-encoding") {
+        return Ok(());
+    }
+    let bare = row.method() == "HEAD" || client_sends(row, "range") || is_upgrade(row);
+    for saw in saws(theirs) {
+        let name = format!("{saw} header accept-encoding");
+        match theirs.remove(&name) {
+            Some(value) if value == "gzip" && !bare => {}
+            None if bare => {}
+            found => return Err(format!("theirs should ask for gzip, and asks for {found:?}")),
+        }
+        if let Some(value) = ours.get(&name) {
+            return Err(format!("ours asks for {value}, which the client did not"));
+        }
+    }
+    Ok(())
+}
+
+fn order(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    for side in [ours, theirs] {
+        side.retain(|name, _| !(name.starts_with("saw") && (name.ends_with(" order") || name.ends_with(" case"))));
+    }
+    Ok(())
+}
+
+fn flow(_: &Row, _: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    theirs.retain(|name, _| !name.starts_with("header x-kubernetes-pf-"));
+    Ok(())
+}
+
+fn audit_forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if client_sends(row, "audit-id") {
+        return Ok(());
+    }
+    for (index, saw) in saws(ours).into_iter().enumerate() {
+        let name = format!("{saw} header audit-id");
+        // The first request is the one that the answer is to.
+        let told = ours.remove(&name);
+        if index == 0 && ours.get("header audit-id").is_some_and(|id| told.as_ref() != Some(id)) {
+            return Err("ours tells the backend another Audit-Id than the client".into());
+        }
+        if theirs.contains_key(&name) {
+            return Err("theirs tells the backend an Audit-Id too".into());
+        }
+    }
+    Ok(())
+}
+
+fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if !is_upgrade(row) {
+        return Ok(());
+    }
+    if !client_sends(row, "user-agent") {
+        for saw in saws(theirs) {
+            if let Some(agent) =
+                theirs.remove(&format!("{saw} header user-agent")).filter(|agent| !agent.starts_with("Go-http-client/"))
+            {
+                return Err(format!("theirs sends the User-Agent {agent}"));
+            }
+        }
+    }
+    // An answer that is the proxy's own has all of it on both sides.
+    if theirs.contains_key("header audit-id") || ours.get("status") != theirs.get("status") {
+        return Ok(());
+    }
+    for name in ["header audit-id", "header date"] {
+        if !theirs.contains_key(name) && ours.remove(name).is_none() {
+            return Err(format!("ours has no {name}"));
+        }
+    }
+    if ours.get("status").map(String::as_str) != Some("101") {
+        ours.remove("header cache-control");
+        if !theirs.contains_key("header connection") && ours.remove("header connection").as_deref() != Some("close") {
+            return Err("ours does not say that it closes".into());
+        }
+        theirs.remove("header connection");
+        ours.remove("header connection");
+        if !theirs.contains_key("header content-length") && !theirs.contains_key("header transfer-encoding") {
+            ours.remove("header transfer-encoding");
+        }
+    }
+    Ok(())
+}
+
+fn audit_id(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if client_sends(row, "audit-id") {
+        return Ok(());
+    }
+    for (side, found) in [("ours", ours), ("theirs", theirs)] {
+        let is_uuid = |value: &str| value.len() == 36 && value.split('-').count() == 5;
+        for (name, value) in found.iter_mut().filter(|(name, _)| name.ends_with("header audit-id")) {
+            if !is_uuid(value) {
+                return Err(format!("{side} has {name}: {value}"));
+            }
+            *value = "a UUID".into();
+        }
+    }
+    Ok(())
+}
+
+fn date(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    for found in [ours, theirs] {
+        for name in ["header date", "trailer date"] {
+            if let Some(value) = found.get_mut(name).filter(|value| value.ends_with(" GMT") && !value.contains("1999"))
+            {
+                *value = "now".into();
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sniffed(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    const TYPE: &str = "header content-type";
+    if !row.backend_text().to_ascii_lowercase().contains("content-type:") && !ours.contains_key(TYPE) {
+        theirs.remove(TYPE);
+    }
+    Ok(())
+}
+
+fn unparsed(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    let is = |found: &Observation| {
+        found.get("status").is_some_and(|status| status == "400") && !found.contains_key("header audit-id")
+    };
+    if is(ours) && is(theirs) {
+        for found in [ours, theirs] {
+            found.retain(|name, _| !name.starts_with("header ") && name != "body");
+        }
+    }
+    Ok(())
+}
+
+fn phrase(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if ours.get("status") == theirs.get("status") {
+        ours.remove("reason phrase");
+        theirs.remove("reason phrase");
+    }
+    Ok(())
+}
+
+fn html_length(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    let is =
+        |found: &Observation, name: &str, value: &str| found.get(name).is_some_and(|found| found.starts_with(value));
+    let page = |found: &Observation| is(found, "header content-type", "text/html");
+    if page(ours)
+        && page(theirs)
+        && is(ours, "header transfer-encoding", "chunked")
+        && is(theirs, "header content-length", "")
+    {
+        ours.remove("header transfer-encoding");
+        theirs.remove("header content-length");
+    }
+    Ok(())
+}
+
+const TRIED: [&str; 4] = [
+    "error trying to reach service: ",
+    "error dialing backend: ",
+    "lookup no..such.host: ",
+    "Internal error occurred: error trying to parse Location header: ",
+];
+
+/// What was tried is compared to the letter; what came of it is words of Go or of Rust.
+fn transport_words(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    for tried in TRIED {
+        let begins = |found: &Observation| found.get("message").is_some_and(|message| message.starts_with(tried));
+        if begins(ours) && begins(theirs) {
+            for found in [&mut *ours, theirs] {
+                found.insert("message".into(), format!("{tried}…"));
+                // The same words once more.
+                found.remove("causes");
+                found.remove("details");
+            }
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// With the causes the body and its length differ; all else of the Status is compared.
+fn causes(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    let refused = ours.get("status").is_some_and(|status| ["403", "503"].contains(&&**status));
+    if !refused || theirs.contains_key("causes") || ours.remove("causes").is_none() {
+        return Ok(());
+    }
+    for found in [ours, theirs] {
+        found.remove("body");
+        found.remove("header content-length");
+        if let Some(details) = found.remove("details") {
+            let mut details: serde_json::Value = serde_json::from_str(&details).unwrap_or_default();
+            if let Some(details) = details.as_object_mut() {
+                details.remove("causes");
+                if !details.is_empty() {
+                    found.insert("details".into(), serde_json::to_string(details).unwrap_or_default());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn challenge(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if ours.get("status").map(String::as_str) != Some("401") {
+        return Ok(());
+    }
+    if theirs.contains_key("header www-authenticate") {
+        return Err("theirs names a way too".into());
+    }
+    match ours.remove("header www-authenticate").as_deref() {
+        Some("Bearer") => Ok(()),
+        found => Err(format!("ours should say Bearer, and says {found:?}")),
+    }
+}
+
+fn credentials(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    for (side, found) in [("ours", ours), ("theirs", theirs)] {
+        // A node's kubelet is shown the server's own.
+        let leaked = |name: &str, value: &str| name.starts_with("saw") && value.contains("eyJ") && !is_own(value);
+        if let Some((name, _)) = found.iter().find(|(name, value)| leaked(name, value)) {
+            return Err(format!("{side} shows the backend the caller's token: {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// The bastion's own token has been given a name by then.
+fn is_own(value: &str) -> bool {
+    value == "Bearer {own token}"
+}

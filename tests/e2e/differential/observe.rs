@@ -1,0 +1,167 @@
+//! What was observed of an answer and of what the backend saw, as named aspects that can be compared one by one.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use flate2::read::{DeflateDecoder, GzDecoder, ZlibDecoder};
+use serde_json::Value;
+
+use super::ask::Answer;
+use crate::support::raw::{Field, Head, Seen};
+
+/// Aspects by name, as `status`, `header content-type`, `body`, `saw line`, `saw header host`.
+pub type Observation = BTreeMap<String, String>;
+
+/// Bodies longer than this are told by their length and a sum.
+const LONG: usize = 4096;
+
+pub fn observe(answer: &Answer, seen: &[Seen]) -> Observation {
+    let mut aspects = Observation::new();
+    let mut set = |name: String, value: String| drop(aspects.insert(name, value));
+    if let Some(head) = &answer.head {
+        let mut parts = head.line.splitn(3, ' ');
+        set("version".into(), parts.next().unwrap_or_default().into());
+        set("status".into(), parts.next().unwrap_or_default().into());
+        if let Some(phrase) = parts.next() {
+            set("reason phrase".into(), phrase.into());
+        }
+        let is_yaml = head.value("content-type") == Some("application/yaml");
+        let counts = |field: &&Field| !(is_yaml && field.is("content-length"));
+        let compared: Vec<_> = head.fields.iter().filter(counts).cloned().collect();
+        fields("header", &compared, &mut set);
+    }
+    for (index, interim) in answer.interim.iter().enumerate() {
+        set(format!("interim {}", index + 1), told(interim));
+    }
+    if answer.head.as_ref().is_some_and(|head| head.line.starts_with("HTTP/1.1 101")) {
+        set("tunnel".into(), text(&answer.tunnel));
+    } else if answer.head.is_some() {
+        body(answer, &mut set);
+    }
+    fields("trailer", &answer.trailers, &mut set);
+    set("end".into(), answer.end.clone());
+    if let Some(closed) = answer.closed {
+        set("connection".into(), if closed { "closed" } else { "open" }.into());
+    }
+    set("saw".into(), seen.len().to_string());
+    for (index, seen) in seen.iter().enumerate() {
+        let saw = if index == 0 { "saw".into() } else { format!("saw {}", index + 1) };
+        saw_one(&saw, seen, &mut set);
+    }
+    aspects
+}
+
+fn body(answer: &Answer, set: &mut impl FnMut(String, String)) {
+    let status = status_of(answer);
+    let kind = answer.head.as_ref().and_then(|head| head.value("content-type"));
+    if let Some(status) = &status {
+        for name in ["message", "reason"] {
+            if let Some(value) = status.get(name).and_then(Value::as_str) {
+                set(name.into(), value.into());
+            }
+        }
+        if let Some(details) = status.get("details") {
+            set("details".into(), details.to_string());
+        }
+        if let Some(causes) = status.get("details").and_then(|details| details.get("causes")) {
+            set("causes".into(), causes.to_string());
+        }
+    }
+    // Two YAML writers fold and quote the same text differently.
+    if let Some(status) = status.filter(|_| kind == Some("application/yaml")) {
+        set("body".into(), status.to_string());
+        return;
+    }
+    // Two compressors write the same text in different bytes.
+    match decoded(answer) {
+        Some(decoded) => set("body decoded".into(), text(&decoded)),
+        None => set("body".into(), text(&answer.body)),
+    }
+}
+
+fn decoded(answer: &Answer) -> Option<Vec<u8>> {
+    let body = &*answer.body;
+    let mut decoded = Vec::new();
+    match answer.head.as_ref()?.value("content-encoding")? {
+        "gzip" => GzDecoder::new(body).read_to_end(&mut decoded).ok()?,
+        "deflate" => {
+            let zlib = ZlibDecoder::new(body).read_to_end(&mut decoded);
+            zlib.or_else(|_| {
+                decoded.clear();
+                DeflateDecoder::new(body).read_to_end(&mut decoded)
+            })
+            .ok()?
+        }
+        _ => return None,
+    };
+    Some(decoded)
+}
+
+/// The body read as a `metav1.Status`, JSON or YAML.
+fn status_of(answer: &Answer) -> Option<Value> {
+    let kind = answer.head.as_ref()?.value("content-type")?;
+    let text = std::str::from_utf8(&answer.body).ok()?;
+    let value: Value = match kind {
+        "application/json" => serde_json::from_str(text).ok()?,
+        "application/yaml" => serde_saphyr::from_str(text).ok()?,
+        _ => return None,
+    };
+    (value["kind"] == "Status").then_some(value)
+}
+
+fn saw_one(saw: &str, seen: &Seen, set: &mut impl FnMut(String, String)) {
+    set(format!("{saw} line"), seen.line.clone());
+    set(format!("{saw} at"), seen.at.clone());
+    fields(&format!("{saw} header"), &seen.fields, set);
+    let names: Vec<_> = seen.fields.iter().map(|field| field.name.to_ascii_lowercase()).collect();
+    set(format!("{saw} order"), names.join(" "));
+    let names: Vec<_> = seen.fields.iter().map(|field| &*field.name).collect();
+    let mut sorted = names.clone();
+    sorted.sort_unstable_by_key(|name| name.to_ascii_lowercase());
+    set(format!("{saw} case"), sorted.join(" "));
+    fields(&format!("{saw} trailer"), &seen.trailers, set);
+    for (part, bytes) in [("body", &seen.body), ("tunnel", &seen.tunnel)] {
+        if !bytes.is_empty() {
+            set(format!("{saw} {part}"), text(bytes));
+        }
+    }
+    if let Some(got) = seen.glance {
+        set(format!("{saw} glance"), if got { "yes" } else { "no" }.into());
+    }
+    if let Some(end) = &seen.end {
+        set(format!("{saw} end"), end.clone());
+    }
+    if let Some(tls) = &seen.tls {
+        set(format!("{saw} certificate"), tls.client.clone().unwrap_or_else(|| "none".into()));
+        set(format!("{saw} server name"), tls.server_name.clone().unwrap_or_else(|| "none".into()));
+    }
+}
+
+/// Headers by name; those that come more than once joined, in order.
+fn fields(part: &str, fields: &[Field], set: &mut impl FnMut(String, String)) {
+    let mut by_name: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for field in fields {
+        by_name.entry(field.name.to_ascii_lowercase()).or_default().push(&field.value);
+    }
+    for (name, values) in by_name {
+        set(format!("{part} {name}"), values.join(" | "));
+    }
+}
+
+fn told(head: &Head) -> String {
+    let mut lines: Vec<_> =
+        head.fields.iter().map(|field| format!("{}: {}", field.name.to_ascii_lowercase(), field.value)).collect();
+    lines.sort_unstable();
+    format!("{} {}", head.line.split(' ').nth(1).unwrap_or_default(), lines.join(", ")).trim().to_owned()
+}
+
+fn text(bytes: &[u8]) -> String {
+    if bytes.len() <= LONG {
+        return Field::escaped(bytes);
+    }
+    // FNV-1a: enough to tell two bodies apart.
+    let sum = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{} bytes, {sum:016x}", bytes.len())
+}

@@ -1,0 +1,131 @@
+//! Rows that one request and its answer cannot tell: several requests, or a client of another kind.
+
+pub mod rebinding;
+mod sockets;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+
+use super::ask::{Side, ask, ask_h2};
+use super::observe::{Observation, observe};
+use super::setting::Setting;
+use super::table::Row;
+use crate::support::raw::{Script, Step};
+
+/// Runs the scenario that a row names.
+///
+/// # Errors
+/// Where there is none of that name, or it cannot be run.
+pub async fn run(name: &str, setting: &Setting<'_>, side: &Side, row: &Row) -> Result<Observation> {
+    match name {
+        "round_robin" => round_robin(setting, side).await,
+        "failover" => failover(setting, side).await,
+        "upgrade_failover" => upgrade_failover(setting, side).await,
+        "affinity" => affinity(setting, side).await,
+        "long_query" => long_query(setting, side).await,
+        "long_header" => long_header(setting, side).await,
+        "unauthenticated_over_h2" => unauthenticated_over_h2(setting, side).await,
+        "websocket_over_h2" => sockets::websocket_over_h2(setting, side, row).await,
+        "rebinding" => rebinding::rebinding(setting, side).await,
+        _ => bail!("no scenario is called {name:?}"),
+    }
+}
+
+/// One request of the operator's, or of whom it names.
+pub async fn asked(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<Observation> {
+    setting.stage.begin(row.backend.clone());
+    let by = setting.callers.get(&row.caller)?;
+    let answer = match row.http {
+        Some(2) => ask_h2(side, row, by, &setting.stage).await?,
+        _ => ask(side, row, by, &setting.stage).await?,
+    };
+    Ok(observe(&answer, &setting.stage.finish().await))
+}
+
+fn get(path: &str) -> Row {
+    Row { caller: "operator".into(), ask: format!("GET {path}"), ..Row::default() }
+}
+
+async fn endpoints(setting: &Setting<'_>, side: &Side, service: &str, count: usize) -> Result<Vec<String>> {
+    let mut endpoints = Vec::new();
+    for _ in 0..count {
+        let mut found = asked(setting, side, &get(&format!("services/{service}/proxy/x"))).await?;
+        endpoints.push(found.remove("saw at").with_context(|| format!("{service} answers {found:?}"))?);
+    }
+    Ok(endpoints)
+}
+
+async fn round_robin(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let endpoints = endpoints(setting, side, "trio", 30).await?;
+    let mut shares = BTreeMap::<_, usize>::new();
+    endpoints.iter().for_each(|endpoint| *shares.entry(endpoint).or_default() += 1);
+    let shares: Vec<_> = shares.values().map(ToString::to_string).collect();
+    let in_turn = endpoints.windows(4).all(|four| four[0] == four[3] && four[0] != four[1]);
+    Ok([("shares", shares.join(" ")), ("in turn", yes(in_turn))].map(owned).into())
+}
+
+/// One of two endpoints is dead.
+async fn failover(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let mut answered = 0;
+    for _ in 0..24 {
+        let found = asked(setting, side, &get("services/half-dead/proxy/x")).await?;
+        answered += usize::from(found.get("status").is_some_and(|status| status == "200"));
+    }
+    Ok([("all answered", yes(answered == 24))].map(owned).into())
+}
+
+async fn upgrade_failover(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let page = "HTTP/1.1 101 Switching Protocols\nConnection: Upgrade\nUpgrade: websocket";
+    let backend = Script { steps: vec![Step::Page(page.into()), Step::Close] };
+    let headers = vec!["Connection: Upgrade".into(), "Upgrade: websocket".into()];
+    let row = Row { headers, backend, ..get("services/half-dead/proxy/x") };
+    let mut answered = 0;
+    for _ in 0..24 {
+        let found = asked(setting, side, &row).await?;
+        answered += usize::from(found.get("status").is_some_and(|status| status == "101"));
+    }
+    Ok([("all answered", yes(answered == 24))].map(owned).into())
+}
+
+async fn affinity(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let mut endpoints = endpoints(setting, side, "sticky", 24).await?;
+    endpoints.sort_unstable();
+    endpoints.dedup();
+    Ok([("endpoints", endpoints.len().to_string())].map(owned).into())
+}
+
+async fn long_query(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let rest = format!("{}?q={}", "segment/".repeat(256), "0123456789".repeat(400));
+    let found = asked(setting, side, &get(&format!("pods/p/proxy/{rest}"))).await?;
+    let line = found.get("saw line").cloned().unwrap_or_default();
+    let status = found.get("status").cloned().unwrap_or_default();
+    Ok([("status", status), ("passed", yes(line == format!("GET /{rest} HTTP/1.1")))].map(owned).into())
+}
+
+async fn long_header(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let value = "0123456789abcdef".repeat(1024);
+    let row = Row { headers: vec![format!("X-Long: {value}")], ..get("pods/p/proxy/x") };
+    let mut found = asked(setting, side, &row).await?;
+    let passed = found.get("saw header x-long").is_some_and(|found| *found == value);
+    Ok([("status", found.remove("status").unwrap_or_default()), ("passed", yes(passed))].map(owned).into())
+}
+
+/// Whether a connection over HTTP/2 still serves after a 401.
+async fn unauthenticated_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let wrong = setting.callers.get("wrong")?.token.clone().context("it shows a token")?;
+    let good = setting.callers.get("operator")?.token.clone().context("it shows a token")?;
+    let (mut sender, _connection) = sockets::connect(side).await?;
+    let first = sockets::send(&mut sender, "/api/v1/namespaces/table/pods/p/proxy/x", &wrong).await?;
+    let second = sockets::send(&mut sender, "/api/v1/namespaces/table/pods/p/proxy/x", &good).await;
+    let second = second.map_or_else(|_| "refused".into(), |status| status.to_string());
+    Ok([("first", first.to_string()), ("second on the same connection", second)].map(owned).into())
+}
+
+fn owned((name, value): (&str, String)) -> (String, String) {
+    (name.to_owned(), value)
+}
+
+fn yes(is: bool) -> String {
+    if is { "yes" } else { "no" }.into()
+}

@@ -1,0 +1,260 @@
+//! Where the questions are asked: the apiserver, some bastions, the objects that both know, and raw backends.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::{EndpointSubset, Endpoints, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use serde_json::Value;
+use tokio_rustls::TlsAcceptor;
+
+use super::ask::Side;
+use super::callers::Callers;
+use super::scenarios::rebinding::PORT;
+use crate::support::bastion::Bastion;
+use crate::support::cluster::HOME;
+use crate::support::eventually;
+use crate::support::objects::Objects;
+use crate::support::pki::{Ca, Pair};
+use crate::support::raw::Stage;
+use crate::world::{World, bastion};
+
+/// Everything that a row needs to be asked.
+pub struct Setting<'w> {
+    pub world: &'w World,
+    pub stage: Stage,
+    pub callers: Callers,
+    bastions: BTreeMap<&'static str, (Bastion, String)>,
+}
+
+/// The bastions that rows name, with what they have in their configuration beside the defaults.
+const BASTIONS: [(&str, &str); 5] = [
+    ("default", ""),
+    ("anonymous", "authentication: {anonymous: true}"),
+    ("bare-names", "authorization: {acceptBareNames: true}"),
+    ("pod-less", "targets: {podLessEndpoints: true, KUBELET}"),
+    ("own-token", "targets: {kubeletCertificateAuthority: CA}"),
+];
+
+/// Listeners: pod or node, its address, port, and how it speaks.
+const LISTENERS: [(&str, &str, u16, Speaks); 26] = [
+    ("p", "10.254.240.41", 8080, Speaks::Plain),
+    ("p", "10.254.240.41", 8081, Speaks::Plain),
+    ("p", "10.254.240.41", 9090, Speaks::Plain),
+    ("p", "10.254.240.41", 9500, Speaks::Plain),
+    ("p", "10.254.240.41", 8443, Speaks::Tls),
+    ("p", "10.254.240.41", 8444, Speaks::TlsH2),
+    ("bare", "10.254.240.42", 80, Speaks::Plain),
+    ("bare", "10.254.240.42", 443, Speaks::Tls),
+    ("bare", "10.254.240.42", 8080, Speaks::Plain),
+    ("udp", "10.254.240.43", 5353, Speaks::Plain),
+    ("udp", "10.254.240.43", 8080, Speaks::Plain),
+    ("node-a", "10.254.240.45", 10250, Speaks::Kubelet),
+    ("node-a", "10.254.240.45", 9100, Speaks::Plain),
+    ("node-a", "10.254.240.45", 9443, Speaks::Tls),
+    ("t1", "10.254.240.46", 8080, Speaks::Plain),
+    ("t2", "10.254.240.47", 8080, Speaks::Plain),
+    ("t3", "10.254.240.48", 8080, Speaks::Plain),
+    ("unready", "10.254.240.49", 8080, Speaks::Plain),
+    ("k", "10.254.240.50", 10250, Speaks::Plain),
+    ("k", "10.254.240.50", 10251, Speaks::Kubelet),
+    ("untrusted", "10.254.240.51", 10250, Speaks::Untrusted),
+    ("proxy", "10.254.240.42", 3128, Speaks::Plain),
+    ("proxied", "10.254.240.70", 8080, Speaks::Plain),
+    ("six", "fd00:10:254:240::44", 8080, Speaks::Plain),
+    ("six", "fd00:10:254:240::44", 80, Speaks::Plain),
+    ("loopback by NAT64", "64:ff9b::7f00:1", 8080, Speaks::Plain),
+];
+
+#[derive(Clone, Copy)]
+enum Speaks {
+    Plain,
+    Tls,
+    TlsH2,
+    Kubelet,
+    Untrusted,
+}
+
+impl<'w> Setting<'w> {
+    pub async fn new(world: &'w World) -> Result<Self> {
+        let stage = Stage::default();
+        listen(world, &stage)?;
+        settle(&objects(world).await?).await?;
+        // They start with all facts, and so are ready with all.
+        let callers = Callers::new(world).await?;
+        let mut bastions = BTreeMap::new();
+        for (name, configuration) in BASTIONS {
+            bastions.insert(name, start(world, name, configuration).await?);
+        }
+        Ok(Self { world, stage, callers, bastions })
+    }
+
+    /// Ours under the name that a row gives.
+    pub fn ours(&self, name: &str) -> Result<Side> {
+        let (bastion, _) = self.bastions.get(name).with_context(|| format!("no bastion is called {name:?}"))?;
+        Ok(Side { name: "ours", address: bastion.secure, ca: self.world.cluster.ca.file.clone() })
+    }
+
+    pub fn theirs(&self) -> Result<Side> {
+        let address = self.world.cluster.server.trim_start_matches("https://").parse()?;
+        Ok(Side { name: "theirs", address, ca: self.world.cluster.ca.file.clone() })
+    }
+
+    /// Another bastion like the default one, run by a command that ends in its binary.
+    pub fn bastion_command(&self, mut command: Command) -> Command {
+        let folder = self.world.cluster.folder.path();
+        command
+            .arg("serve")
+            .arg(format!("--config={}", folder.join("table-default.yaml").display()))
+            .arg(format!("--kubeconfig={}", folder.join("table-default.kubeconfig").display()))
+            .arg(format!("--tls-cert-file={}", self.world.serving.certificate.display()))
+            .arg(format!("--tls-private-key-file={}", self.world.serving.key.display()));
+        command
+    }
+
+    /// Gives the tokens that bastions themselves have a name.
+    pub fn name_own_tokens(&self, text: &str) -> String {
+        self.bastions.values().fold(text.to_owned(), |text, (_, token)| text.replace(token, "{own token}"))
+    }
+}
+
+/// How many endpoints the controllers make for the services that have a selector; every other has one.
+const ENDPOINTS: [(&str, usize); 3] = [("trio", 3), ("sticky", 3), ("half-dead", 2)];
+
+/// Waits until the controllers have made all endpoints, so that no row depends on their pace.
+async fn settle(objects: &Objects) -> Result<()> {
+    let (client, namespace) = (&objects.client, &objects.namespace);
+    let services = Api::<Service>::namespaced(client.clone(), namespace);
+    let endpoints = Api::<Endpoints>::namespaced(client.clone(), namespace);
+    let slices = Api::<EndpointSlice>::namespaced(client.clone(), namespace);
+    for service in services.list(&ListParams::default()).await? {
+        let name = service.name_any();
+        let selector = service.spec.and_then(|spec| spec.selector).unwrap_or_default();
+        if selector.is_empty() || name == "no-endpoints" {
+            continue;
+        }
+        let expected = ENDPOINTS.iter().find(|(found, _)| *found == name).map_or(1, |(_, count)| *count);
+        let of = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
+        eventually(&format!("the endpoints of {name}"), async || {
+            let subsets = endpoints.get_opt(&name).await?.and_then(|found| found.subsets).unwrap_or_default();
+            let addresses = |subset: &EndpointSubset| {
+                [&subset.addresses, &subset.not_ready_addresses].into_iter().flatten().map(Vec::len).sum::<usize>()
+            };
+            let in_slices: usize =
+                slices.list(&of).await?.iter().flat_map(|slice| &slice.endpoints).map(Vec::len).sum();
+            // Where the ports differ a subset repeats no address.
+            Ok(subsets.iter().map(addresses).sum::<usize>() == expected && in_slices == expected)
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastion, String)> {
+    let folder = world.cluster.folder.path();
+    let ca = world.cluster.ca.file.display();
+    let kubelet = &world.cluster.kubelet_client;
+    let kubelet = format!(
+        "kubeletCertificateAuthority: {ca}, kubeletClientCertificate: {}, kubeletClientKey: {}",
+        kubelet.certificate.display(),
+        kubelet.key.display()
+    );
+    let configuration = configuration.replace("KUBELET", &kubelet).replace("CA}", &format!("{ca}}}"));
+    let mut text = format!("apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\n{configuration}\n");
+    if !configuration.contains("targets") {
+        text += &format!("targets: {{{kubelet}}}\n");
+    }
+    let file = folder.join(format!("table-{name}.yaml"));
+    std::fs::write(&file, text)?;
+    let token = world.cluster.token(HOME, HOME, None).await?;
+    let by = crate::support::cluster::By::Token(&token);
+    let kubeconfig =
+        world.cluster.kubeconfig(&format!("table-{name}"), &world.cluster.server, &world.cluster.ca.file, &by)?;
+    let bastion = bastion(&kubeconfig, &world.serving, &[&format!("--config={}", file.display())])?;
+    bastion.ready().await?;
+    Ok((bastion, token))
+}
+
+fn listen(world: &World, stage: &Stage) -> Result<()> {
+    let folder = world.cluster.folder.path();
+    let addresses = ["10.254.240.41", "10.254.240.42", "10.254.240.45", "10.254.240.50", "10.254.240.51"];
+    let trusted = world.cluster.ca.server(folder, "table-backend", &addresses)?;
+    let untrusted = Ca::new(folder, "table-untrusted-ca")?.server(folder, "table-untrusted", &addresses)?;
+    let ca = &world.cluster.ca.file;
+    for (name, ip, port, speaks) in LISTENERS {
+        let tls = match speaks {
+            Speaks::Plain => None,
+            Speaks::Tls => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
+            Speaks::TlsH2 => Some(acceptor(&untrusted, ca, &[b"h2", b"http/1.1"])?),
+            Speaks::Kubelet => Some(acceptor(&trusted, ca, &[b"http/1.1"])?),
+            Speaks::Untrusted => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
+        };
+        let listener = world.namespace.bind(SocketAddr::new(ip.parse()?, port))?;
+        stage.serve(&format!("{name}:{port}"), listener, tls)?;
+    }
+    let loopback = std::net::TcpListener::bind(("127.0.0.1", PORT))?;
+    loopback.set_nonblocking(true)?;
+    stage.serve("loopback", loopback, None)?;
+    let node = world.namespace.bind(SocketAddr::new([10, 254, 240, 45].into(), PORT))?;
+    stage.serve("the address that was checked", node, None)?;
+    Ok(())
+}
+
+/// Asks for a client certificate, and takes it if it is shown one.
+fn acceptor(pair: &Pair, ca: &Path, alpn: &[&[u8]]) -> Result<TlsAcceptor> {
+    let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(&pair.key)?;
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(ca)? {
+        roots.add(root?)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build()?;
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Makes what `objects.yaml` has, statuses and all.
+async fn objects(world: &World) -> Result<Objects> {
+    let objects = Objects::new(&world.cluster.client, "table").await?;
+    world.cluster.kubectl(&["apply", "-f", "tests/e2e/differential/objects.yaml"])?;
+    let text = include_str!("objects.yaml");
+    for object in text.split("\n---\n") {
+        let object: Value = serde_saphyr::from_str(object)?;
+        let Some(status) = object.get("status") else { continue };
+        let name = object["metadata"]["name"].as_str().context("every object has a name")?;
+        let mut status = status.clone();
+        if let Some(ip) = status["podIPs"][0]["ip"].as_str().map(str::to_owned) {
+            status["podIP"] = ip.into();
+        }
+        let patched = match object["kind"].as_str() {
+            Some("Pod") => patch(Api::<Pod>::namespaced(objects.client.clone(), "table"), name, &status).await,
+            _ => patch(Api::<Node>::all(objects.client.clone()), name, &status).await,
+        };
+        patched.with_context(|| format!("the status of {name}"))?;
+    }
+    Ok(objects)
+}
+
+async fn patch<K>(api: Api<K>, name: &str, status: &Value) -> Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let patch = serde_json::json!({ "status": status });
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! The same for requests that come over HTTP/2: a page or an echo, and trailers.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+
+use anyhow::Result;
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::wire::{Field, Head};
+use super::{Handshake, Part, Seen, Stage, Step};
+
+type Frames = Pin<Box<dyn futures::Stream<Item = Result<Frame<Bytes>>> + Send>>;
+
+pub(super) async fn serve<S>(stage: &Stage, at: String, stream: S, tls: Option<Handshake>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request: Request<Incoming>| {
+        let (stage, at, tls) = (stage.clone(), at.clone(), tls.clone());
+        async move { Ok::<_, Infallible>(answer(&stage, at, tls, request).await) }
+    });
+    // Errors are the other side's to notice.
+    let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+async fn answer(
+    stage: &Stage,
+    at: String,
+    tls: Option<Handshake>,
+    request: Request<Incoming>,
+) -> Response<StreamBody<Frames>> {
+    let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    let line = format!("{} {path} HTTP/2", request.method());
+    let mut fields: Vec<_> = request.headers().iter().map(field).collect();
+    if let Some(authority) = request.uri().authority() {
+        fields.push(Field { name: "host".into(), value: authority.to_string() });
+    }
+    let part = Part::begin(stage, Seen { at, tls, line, fields, ..Seen::default() });
+    let steps = part.script.steps.clone();
+    let (mut head, mut frames) = (Head::default(), Vec::new());
+    for step in &steps {
+        match step {
+            Step::Page(text) => {
+                let [first, body] = super::script::page(text, &|body| Ok(body.as_bytes().to_vec())).unwrap_or_default();
+                head = Head::parse(&first);
+                frames.push(Ok(Frame::data(Bytes::from(body))));
+            }
+            Step::Trailers(text) => frames.push(Ok(Frame::trailers(map(&Field::parse(text.as_bytes()))))),
+            // The stream is reset in the middle.
+            Step::Close => frames.push(Err(anyhow::anyhow!("the script says so"))),
+            _ => {}
+        }
+    }
+    let mut response = Response::builder().status(status(&head)).body(()).unwrap_or_default();
+    *response.headers_mut() = map(&head.fields);
+    let echoes = steps.contains(&Step::Echo);
+    let incoming = BodyStream { part, incoming: request.into_body() };
+    let sent: Frames = if echoes {
+        let ending = futures::stream::iter(frames.into_iter().skip(1));
+        Box::pin(incoming.frames().chain(ending))
+    } else {
+        let read: Vec<_> = incoming.frames().collect().await;
+        drop(read);
+        Box::pin(futures::stream::iter(frames))
+    };
+    response.map(|()| StreamBody::new(sent))
+}
+
+/// The body of a request, reported as it comes.
+struct BodyStream {
+    part: Part,
+    incoming: Incoming,
+}
+
+impl BodyStream {
+    fn frames(self) -> impl futures::Stream<Item = Result<Frame<Bytes>>> {
+        futures::stream::unfold(self, |mut body| async move {
+            loop {
+                let frame = match body.incoming.frame().await? {
+                    Ok(frame) => frame,
+                    Err(error) => {
+                        body.part.seen(|seen| seen.end = Some("the stream was reset".into()));
+                        return Some((Err(error.into()), body));
+                    }
+                };
+                match frame.into_data() {
+                    Ok(data) => {
+                        body.part.seen(|seen| seen.body.extend_from_slice(&data));
+                        return Some((Ok(Frame::data(data)), body));
+                    }
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        body.part.seen(|seen| seen.trailers = trailers.iter().map(field).collect());
+                    }
+                }
+            }
+        })
+    }
+}
+
+fn field((name, value): (&HeaderName, &HeaderValue)) -> Field {
+    Field { name: name.as_str().into(), value: Field::escaped(value.as_bytes()) }
+}
+
+fn status(head: &Head) -> u16 {
+    head.line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(200)
+}
+
+fn map(fields: &[Field]) -> HeaderMap {
+    fields
+        .iter()
+        .filter_map(|field| Some((field.name.parse::<HeaderName>().ok()?, field.value.parse::<HeaderValue>().ok()?)))
+        .collect()
+}

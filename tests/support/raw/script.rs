@@ -1,0 +1,173 @@
+//! What a backend does to a request: steps, written in YAML.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use flate2::Compression;
+use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+use serde::Deserialize;
+
+/// The steps, in order. The body of the request is read first, unless a step says when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Script {
+    pub steps: Vec<Step>,
+}
+
+/// A page is written as one reads it: the head's lines, an empty line, the body. `Content-Length: auto` counts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Reads the rest of the request.
+    Body,
+    Page(String),
+    /// The page's body compressed, as `Content-Encoding: gzip` has it.
+    Gzip(String),
+    /// The same without a wrapper, as many understand `deflate`.
+    RawDeflate(String),
+    /// The same in a zlib wrapper, as RFC 9110 defines `deflate`.
+    ZlibDeflate(String),
+    /// Accepts a WebSocket (RFC 6455 section 4.2.2).
+    WebSocket,
+    /// The page's body is base64.
+    Base64(String),
+    /// The page, each byte of its body written by itself.
+    Drip(String),
+    /// Bytes as they are.
+    Send(String),
+    /// A chunk of a chunked body.
+    Chunk(String),
+    /// So many bytes of body.
+    Fill(usize),
+    /// Trailers of an answer over HTTP/2.
+    Trailers(String),
+    /// Waits until the client has received a text.
+    ClientHas(String),
+    /// Looks whether the client gets a text within a moment, and goes on.
+    Glance(String),
+    /// The same for a tenth of the moment.
+    Blink(String),
+    /// Reads the tunnel until it has brought a text.
+    Read(String),
+    ReadToEnd,
+    /// Sends back what comes, to the end.
+    Echo,
+    /// Waits until the other side hangs up.
+    Hold,
+    /// Ends the sending and goes on.
+    HalfClose,
+    Close,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        let page = "HTTP/1.1 200 OK\nContent-Type: text/plain\nContent-Length: auto\n\nok";
+        Self { steps: vec![Step::Page(page.into())] }
+    }
+}
+
+impl Script {
+    pub(super) fn reads_body_first(&self) -> bool {
+        !self.steps.contains(&Step::Body)
+    }
+}
+
+impl<'de> Deserialize<'de> for Script {
+    /// A page alone, or a list of steps.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Page(String),
+            Steps(Vec<Step>),
+        }
+        Ok(Self {
+            steps: match Written::deserialize(deserializer)? {
+                Written::Page(page) => vec![Step::Page(page)],
+                Written::Steps(steps) => steps,
+            },
+        })
+    }
+}
+
+impl Step {
+    /// What is sent, a write for each.
+    pub(super) fn pieces(&self) -> Result<Vec<Vec<u8>>> {
+        let whole = |text: &str, encode: &dyn Fn(&str) -> Result<Vec<u8>>| -> Result<Vec<Vec<u8>>> {
+            Ok(vec![page(text, encode)?.concat()])
+        };
+        match self {
+            Self::Page(text) => whole(text, &plain),
+            Self::Gzip(text) => whole(text, &|body| finish(GzEncoder::new(Vec::new(), Compression::default()), body)),
+            Self::RawDeflate(text) => {
+                whole(text, &|body| finish(DeflateEncoder::new(Vec::new(), Compression::default()), body))
+            }
+            Self::ZlibDeflate(text) => {
+                whole(text, &|body| finish(ZlibEncoder::new(Vec::new(), Compression::default()), body))
+            }
+            Self::Base64(text) => whole(text, &|body| Ok(STANDARD.decode(body.trim())?)),
+            Self::Drip(text) => {
+                let [head, body] = page(text, &plain)?;
+                Ok(std::iter::once(head).chain(body.into_iter().map(|byte| vec![byte])).collect())
+            }
+            Self::Send(text) => Ok(vec![text.clone().into_bytes()]),
+            Self::Chunk(text) => Ok(vec![format!("{:x}\r\n{text}\r\n", text.len()).into_bytes()]),
+            Self::Fill(count) => Ok(vec![b"0123456789abcdef".iter().copied().cycle().take(*count).collect()]),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Whether only the end of the connection can end what was sent: a final answer without a length.
+    pub(super) fn must_close(&self) -> bool {
+        let (Self::Page(text) | Self::Gzip(text) | Self::Drip(text) | Self::Base64(text)) = self else {
+            return false;
+        };
+        let head = text.split("\n\n").next().unwrap_or_default().to_ascii_lowercase();
+        let has_end = head.contains("\ncontent-length:") || head.contains("\ntransfer-encoding:");
+        let bodyless =
+            head.split(' ').nth(1).is_some_and(|code| code.starts_with('1') || code == "204" || code == "304");
+        !has_end && !bodyless
+    }
+}
+
+/// The head with the line ends of the wire, and the body.
+pub fn page(text: &str, encode: &dyn Fn(&str) -> Result<Vec<u8>>) -> Result<[Vec<u8>; 2]> {
+    let (head, body) = text.split_once("\n\n").unwrap_or((text.trim_end_matches('\n'), ""));
+    let body = encode(body)?;
+    let head = head.replace("Content-Length: auto", &format!("Content-Length: {}", body.len()));
+    Ok([format!("{}\r\n\r\n", head.replace('\n', "\r\n")).into_bytes(), body])
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "one of several encodings")]
+fn plain(body: &str) -> Result<Vec<u8>> {
+    Ok(body.as_bytes().to_vec())
+}
+
+/// Ends a compressor with a body.
+fn finish<E: Write + Finish>(mut encoder: E, body: &str) -> Result<Vec<u8>> {
+    encoder.write_all(body.as_bytes())?;
+    encoder.end().context("compressing in memory")
+}
+
+trait Finish {
+    fn end(self) -> std::io::Result<Vec<u8>>;
+}
+
+impl Finish for GzEncoder<Vec<u8>> {
+    fn end(self) -> std::io::Result<Vec<u8>> {
+        self.finish()
+    }
+}
+
+impl Finish for DeflateEncoder<Vec<u8>> {
+    fn end(self) -> std::io::Result<Vec<u8>> {
+        self.finish()
+    }
+}
+
+impl Finish for ZlibEncoder<Vec<u8>> {
+    fn end(self) -> std::io::Result<Vec<u8>> {
+        self.finish()
+    }
+}
