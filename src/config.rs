@@ -21,13 +21,15 @@ pub use values::{parse_address, parse_duration};
 pub const API_VERSION: &str = "kube-bastion.dev/v1alpha1";
 pub const KIND: &str = "BastionConfiguration";
 
-/// The whole configuration of a bastion. Every field may be left out.
+/// The whole configuration of a bastion. All but `apiVersion` and `kind` may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Config {
+    /// The version of this format: `kube-bastion.dev/v1alpha1`.
     #[serde(deserialize_with = "values::api_version")]
     #[schemars(extend("const" = API_VERSION))]
     pub api_version: String,
+    /// `BastionConfiguration`.
     #[serde(deserialize_with = "values::kind")]
     #[schemars(extend("const" = KIND))]
     pub kind: String,
@@ -149,6 +151,7 @@ pub struct Source {
     pub manifests: ManifestsSource,
 }
 
+/// The kinds of source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceKind {
@@ -339,6 +342,7 @@ pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or directives as `info,kube_bastion::watch=debug`.
     #[serde(deserialize_with = "values::log_level")]
     pub level: String,
+    /// How events and requests are written: `text` for people, `json` for machines.
     pub format: LogFormat,
     /// One line per request.
     pub access: bool,
@@ -350,6 +354,7 @@ impl Default for Log {
     }
 }
 
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
