@@ -10,7 +10,9 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::Bound;
-use crate::config::{Config, LogFormat, SourceKind, TlsVersion, parse_address, parse_duration};
+use crate::config::{
+    Config, LogFormat, SourceKind, TlsVersion, parse_address, parse_duration, parse_log_level, parse_workers,
+};
 use crate::demo;
 use crate::drain::Drain;
 use crate::telemetry;
@@ -88,6 +90,7 @@ struct Settings {
     tls_min_version: Option<TlsVersion>,
     /// Threads that serve; 0 takes one per core of the CPU quota [default: 0]
     #[arg(long, value_name = "COUNT", env = "KUBE_BASTION_WORKERS", help_heading = "Serving")]
+    #[arg(value_parser = parse_workers)]
     workers: Option<usize>,
     /// How long running requests and tunnels may go on after SIGTERM [default: 30s]
     #[arg(long, value_name = "DURATION", env = "KUBE_BASTION_DRAIN_TIMEOUT", help_heading = "Serving")]
@@ -124,8 +127,9 @@ struct Settings {
     #[arg(long, value_name = "FILE", env = "KUBE_BASTION_KUBELET_CLIENT_KEY", help_heading = "Targets")]
     kubelet_client_key: Option<PathBuf>,
 
-    /// What is logged: error, warn, info, debug, trace, or directives [default: info]
+    /// What is logged: off, error, warn, info, debug, trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL", env = "KUBE_BASTION_LOG_LEVEL", help_heading = "Logs")]
+    #[arg(value_parser = parse_log_level)]
     log_level: Option<String>,
     /// How it is logged [default: text]
     #[arg(long, value_name = "FORMAT", env = "KUBE_BASTION_LOGGING_FORMAT", help_heading = "Logs")]
@@ -270,6 +274,9 @@ mod tests {
             (&["serve", "--secure-listen-address=localhost"][..], "give IP:port"),
             (&["serve", "--drain-timeout=30"], "give a number with a unit"),
             (&["serve", "--tls-min-version=1.1"], "VersionTLS12"),
+            (&["serve", "--workers=1000000"], "from 0 to 1024"),
+            (&["serve", "--log-level=inf"], "give off, error, warn, info, debug or trace"),
+            (&["serve", "--log-level=a=b=c"], "\"a=b=c\" is not a log level"),
             (&["serve", "--tls-cert-file=a"], "serving.tlsPrivateKeyFile: not set"),
             (&["serve", "--token-auth-file=a"], "source.manifests: set, but source.type is \"kubernetes\""),
             (&["serve", "--config=/nonexistent"], "cannot read the configuration file \"/nonexistent\""),

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::address::AddressType;
 
-pub use values::{parse_address, parse_duration};
+use values::{MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_WORKERS};
+pub use values::{parse_address, parse_duration, parse_log_level, parse_workers};
 
 /// The only version so far.
 pub const API_VERSION: &str = "kube-bastion.dev/v1alpha1";
@@ -33,23 +34,23 @@ pub struct Config {
     #[serde(deserialize_with = "values::kind")]
     #[schemars(extend("const" = KIND))]
     pub kind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub serving: Serving,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub admin: Admin,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub source: Source,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub authentication: Authentication,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub authorization: Authorization,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub targets: Targets,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub upstream: Upstream,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub log: Log,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub drain: Drain,
 }
 
@@ -76,11 +77,13 @@ pub struct Serving {
     /// `kube-system/extension-apiserver-authentication` are followed.
     #[serde(rename = "clientCAFile")]
     pub client_ca_file: Option<PathBuf>,
-    /// Threads that serve requests; 0 takes one per core that the cgroup's CPU quota allows.
-    #[serde(deserialize_with = "values::count")]
+    /// Threads that serve requests; 0 takes one per core that the cgroup's CPU quota allows. 1024 at most.
+    #[serde(deserialize_with = "values::count::<_, 0, MAX_WORKERS>")]
+    #[schemars(range(max = MAX_WORKERS))]
     pub workers: usize,
-    /// Connections served at once; further ones wait in the kernel's queue. 0 sets no limit.
-    #[serde(deserialize_with = "values::count")]
+    /// Connections served at once; further ones wait in the kernel's queue. 0 sets no limit; else 10000000 at most.
+    #[serde(deserialize_with = "values::count::<_, 0, MAX_CONNECTIONS>")]
+    #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections: usize,
     /// How long a TLS handshake may take, as `10s`.
     #[serde(with = "values::duration")]
@@ -146,8 +149,10 @@ pub struct Source {
     #[serde(rename = "type")]
     pub kind: SourceKind,
     /// For type `kubernetes`.
+    #[serde(deserialize_with = "values::or_default")]
     pub kubernetes: KubernetesSource,
     /// For type `manifests`.
+    #[serde(deserialize_with = "values::or_default")]
     pub manifests: ManifestsSource,
 }
 
@@ -186,7 +191,9 @@ pub struct ManifestsSource {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Authentication {
     /// Lets callers without credentials in as `system:anonymous`; what they may do is the authorizer's to say.
+    #[serde(deserialize_with = "values::flag")]
     pub anonymous: bool,
+    #[serde(deserialize_with = "values::or_default")]
     pub token_review: TokenReview,
 }
 
@@ -202,14 +209,16 @@ pub struct TokenReview {
     #[serde(rename = "failureCacheTTL", with = "values::duration")]
     #[schemars(with = "String")]
     pub failure_cache_ttl: Duration,
-    /// How many tokens are remembered at most.
-    #[serde(deserialize_with = "values::positive")]
+    /// How many tokens are remembered at most, from 1 to 1000000.
+    #[serde(deserialize_with = "values::count::<_, 1, MAX_CACHE>")]
+    #[schemars(range(min = 1, max = MAX_CACHE))]
     pub cache_size: usize,
     /// How long the API may take to answer, as `10s`.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub timeout: Duration,
     /// Audiences that a token may be meant for; the API's own where empty.
+    #[serde(deserialize_with = "values::or_default")]
     pub audiences: Vec<String>,
 }
 
@@ -237,8 +246,9 @@ pub struct Authorization {
     #[serde(rename = "deniedCacheTTL", with = "values::duration")]
     #[schemars(with = "String")]
     pub denied_cache_ttl: Duration,
-    /// How many answers are remembered at most.
-    #[serde(deserialize_with = "values::positive")]
+    /// How many answers are remembered at most, from 1 to 1000000.
+    #[serde(deserialize_with = "values::count::<_, 1, MAX_CACHE>")]
+    #[schemars(range(min = 1, max = MAX_CACHE))]
     pub cache_size: usize,
     /// How long the API may take to answer, as `10s`.
     #[serde(with = "values::duration")]
@@ -246,6 +256,7 @@ pub struct Authorization {
     pub timeout: Duration,
     /// Asks a second time with the bare name where the id with its scheme and port is denied, so that a rule whose
     /// `resourceNames` list `web` covers `http:web:80` too. kube-apiserver does not.
+    #[serde(deserialize_with = "values::flag")]
     pub accept_bare_names: bool,
 }
 
@@ -277,8 +288,10 @@ pub struct Targets {
     #[serde(deserialize_with = "values::dns_domain")]
     pub cluster_domain: String,
     /// Serves endpoints that no pod of the service's namespace stands behind (services without a selector).
+    #[serde(deserialize_with = "values::flag")]
     pub pod_less_endpoints: bool,
     /// Lets loopback addresses be dialled: for a first look and for tests on one machine, never in a cluster.
+    #[serde(deserialize_with = "values::flag")]
     pub allow_loopback: bool,
 }
 
@@ -318,8 +331,9 @@ pub struct Upstream {
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub idle_timeout: Duration,
-    /// Idle connections kept per endpoint and worker.
-    #[serde(deserialize_with = "values::positive")]
+    /// Idle connections kept per endpoint and worker, from 1 to 65535.
+    #[serde(deserialize_with = "values::count::<_, 1, MAX_IDLE>")]
+    #[schemars(range(min = 1, max = MAX_IDLE))]
     pub max_idle_per_endpoint: usize,
 }
 
@@ -339,12 +353,13 @@ impl Default for Upstream {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or directives as `info,kube_bastion::watch=debug`.
+    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or directives as `info,kube_bastion::watch=debug`.
     #[serde(deserialize_with = "values::log_level")]
     pub level: String,
     /// How events and requests are written: `text` for people, `json` for machines.
     pub format: LogFormat,
     /// One line per request.
+    #[serde(deserialize_with = "values::flag")]
     pub access: bool,
 }
 
@@ -486,6 +501,13 @@ mod tests {
     }
 
     #[test]
+    fn a_section_of_which_nothing_is_said_is_left_out() {
+        let body = "serving:\nadmin: ~\nsource: {kubernetes: , manifests: null}\nauthentication: {tokenReview: }\n\
+                    authorization:\ntargets:\nupstream:\nlog:\ndrain:\n";
+        assert_eq!(Config::parse(&format!("{HEAD}{body}")).unwrap(), Config::new());
+    }
+
+    #[test]
     fn the_effective_configuration_reads_back() {
         let mut config = Config::new();
         config.serving.insecure_listen_address = Some("127.0.0.1:0".parse().unwrap());
@@ -505,7 +527,22 @@ mod tests {
             ("serving:\n  workers: -1\n", &["line 4", "workers", "\"-1\"", "whole number"]),
             ("serving:\n  tlsMinVersion: VersionTLS10\n", &["line 4", "VersionTLS10", "VersionTLS12"]),
             ("upstream:\n  dialTimeout: 30\n", &["line 4", "dialTimeout", "\"30\"", "30s"]),
-            ("upstream:\n  maxIdlePerEndpoint: 0\n", &["line 4", "maxIdlePerEndpoint", "\"0\"", "1 or more"]),
+            ("upstream:\n  maxIdlePerEndpoint: 0\n", &["line 4", "maxIdlePerEndpoint", "\"0\"", "from 1 to 65535"]),
+            ("serving:\n  workers: 1000000\n", &["line 4", "workers", "\"1000000\"", "from 0 to 1024"]),
+            ("serving:\n  maxConnections: 99999999999\n", &["line 4", "maxConnections", "from 0 to 10000000"]),
+            (
+                "authorization:\n  cacheSize: 99999999999999\n",
+                &["line 4", "cacheSize", "\"99999999999999\"", "from 1 to 1000000"],
+            ),
+            (
+                "authentication:\n  tokenReview:\n    cacheSize: 1000001\n",
+                &["line 5", "cacheSize", "from 1 to 1000000"],
+            ),
+            ("serving:\n  workers:\n", &["workers:", "whole number", "or leave the field out"]),
+            ("serving:\n  workers:\n  maxConnections: 1\n", &["workers:", "whole number", "or leave the field out"]),
+            ("serving: {secureListenAddress: ~}\n", &["line 3", "secureListenAddress", "IP:port", "or leave"]),
+            ("log:\n  access: null\n", &["line 4", "access", "true or false", "or leave the field out"]),
+            ("log:\n  level: inf\n", &["line 4", "level", "\"inf\"", "info", "trace"]),
             ("targets:\n  clusterDomain: .local.\n", &["line 4", "clusterDomain", "\".local.\"", "cluster.local"]),
             ("log:\n  level: loud=much\n", &["line 4", "level", "loud", "info"]),
             ("source:\n  type: etcd\n", &["line 4", "etcd", "kubernetes", "manifests"]),

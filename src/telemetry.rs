@@ -12,7 +12,7 @@ use crate::config::{Log, LogFormat};
 
 /// Sends events to standard error. Called once, by `main`; later calls change nothing, as tests need it.
 pub fn init(log: &Log) {
-    // The level was parsed when the configuration was read.
+    // Flag, environment and file read the level by one parser (`config::parse_log_level`): nothing is lost.
     let filter = EnvFilter::builder().parse_lossy(&log.level);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match log.format {
