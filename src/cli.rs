@@ -1,6 +1,8 @@
 //! The command line: `serve`, `demo` and `check`. Flags are named as kube-apiserver and kube-rbac-proxy name theirs;
 //! each has an environment variable, and both stand over the file.
 
+mod source;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,12 +12,11 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::Bound;
-use crate::config::{
-    Config, LogFormat, SourceKind, TlsVersion, parse_address, parse_duration, parse_log_level, parse_workers,
-};
+use crate::config::{Config, LogFormat, TlsVersion, parse_address, parse_duration, parse_log_level, parse_workers};
 use crate::demo;
 use crate::drain::Drain;
 use crate::telemetry;
+use source::Source;
 
 /// The Kubernetes apiserver's /proxy/ as a product of its own: reach nodes, pods and services of a cluster from
 /// outside, as the cluster's RBAC allows, round-robin over the ready endpoints.
@@ -53,19 +54,8 @@ struct Settings {
     #[arg(long, value_name = "FILE", env = "KUBE_BASTION_CONFIG")]
     config: Option<PathBuf>,
 
-    /// Kubeconfig of the cluster; without it, the service account of the pod
-    #[arg(long, value_name = "FILE", env = "KUBE_BASTION_KUBECONFIG", help_heading = "Facts")]
-    kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig; its current one unless given
-    #[arg(long, value_name = "NAME", env = "KUBE_BASTION_CONTEXT", help_heading = "Facts")]
-    context: Option<String>,
-    /// Folder of YAML manifests to serve instead of a cluster
-    #[arg(long, value_name = "DIR", env = "KUBE_BASTION_MANIFESTS_DIR", help_heading = "Facts")]
-    #[arg(conflicts_with = "kubeconfig")]
-    manifests_dir: Option<PathBuf>,
-    /// Tokens for --manifests-dir: token,user,uid,"group1,group2", a line each
-    #[arg(long, value_name = "FILE", env = "KUBE_BASTION_TOKEN_AUTH_FILE", help_heading = "Facts")]
-    token_auth_file: Option<PathBuf>,
+    #[command(flatten)]
+    source: Source,
 
     /// IP:port for HTTPS [default: 0.0.0.0:8443]
     #[arg(long, value_name = "ADDRESS", env = "KUBE_BASTION_SECURE_LISTEN_ADDRESS", help_heading = "Serving")]
@@ -202,13 +192,7 @@ impl Settings {
 
     fn apply(self, config: &mut Config) {
         let Config { serving, admin, source, authentication, authorization, targets, log, drain, .. } = config;
-        if let Some(directory) = self.manifests_dir {
-            source.kind = SourceKind::Manifests;
-            source.manifests.directory = Some(directory);
-        }
-        over(&mut source.manifests.token_auth_file, self.token_auth_file.map(Some));
-        over(&mut source.kubernetes.kubeconfig, self.kubeconfig.map(Some));
-        over(&mut source.kubernetes.context, self.context.map(Some));
+        self.source.apply(source);
         over(&mut serving.secure_listen_address, self.secure_listen_address);
         over(&mut serving.insecure_listen_address, self.insecure_listen_address.map(Some));
         over(&mut admin.listen_address, self.admin_listen_address);
@@ -278,7 +262,10 @@ mod tests {
             (&["serve", "--log-level=inf"], "give off, error, warn, info, debug or trace"),
             (&["serve", "--log-level=a=b=c"], "\"a=b=c\" is not a log level"),
             (&["serve", "--tls-cert-file=a"], "serving.tlsPrivateKeyFile: not set"),
-            (&["serve", "--token-auth-file=a"], "source.manifests: set, but source.type is \"kubernetes\""),
+            (&["serve", "--token-auth-file=a"], "source.manifests.directory: not set"),
+            (&["serve", "--context=a"], "source.kubernetes.kubeconfig: not set"),
+            (&["serve", "--manifests-dir=m", "--kubeconfig=k"], "--kubeconfig cannot be used with --manifests-dir"),
+            (&["serve", "--token-auth-file=t", "--context=c"], "--context cannot be used with --token-auth-file"),
             (&["serve", "--config=/nonexistent"], "cannot read the configuration file \"/nonexistent\""),
         ] {
             let error = effective(line).unwrap_err().to_string();

@@ -441,13 +441,14 @@ impl Config {
                 fault: "an empty list lets no node be reached; leave the field out for the default order".into(),
             });
         }
-        let manifests = &self.source.manifests;
+        let Source { kubernetes, manifests, .. } = &self.source;
         match self.source.kind {
             SourceKind::Manifests if manifests.directory.is_none() => Err(ConfigError::Conflict {
                 field: "source.manifests.directory",
-                fault: "not set, but source.type is \"manifests\": give a folder of YAML files, or use source.type \
-                        \"kubernetes\""
-                    .into(),
+                fault:
+                    "not set, but source.type is \"manifests\": give a folder of YAML files (--manifests-dir), or use \
+                        source.type \"kubernetes\""
+                        .into(),
             }),
             SourceKind::Kubernetes if *manifests != ManifestsSource::default() => Err(ConfigError::Conflict {
                 field: "source.manifests",
@@ -455,6 +456,14 @@ impl Config {
                         source.manifests out"
                     .into(),
             }),
+            SourceKind::Kubernetes if kubernetes.kubeconfig.is_none() && kubernetes.context.is_some() => {
+                Err(ConfigError::Conflict {
+                    field: "source.kubernetes.kubeconfig",
+                    fault: "not set, but source.kubernetes.context is: give the kubeconfig that the context is of \
+                            (--kubeconfig), or no context"
+                        .into(),
+                })
+            }
             SourceKind::Kubernetes | SourceKind::Manifests => Ok(()),
         }
     }

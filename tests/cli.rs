@@ -4,13 +4,14 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
+    command.args(arguments).env_remove("KUBERNETES_SERVICE_HOST").env("HOME", "/nonexistent");
+    command
+}
+
 fn run(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_kube-bastion"))
-        .args(arguments)
-        .env_remove("KUBERNETES_SERVICE_HOST")
-        .env("HOME", "/nonexistent")
-        .output()
-        .expect("the binary runs")
+    command(arguments).output().expect("the binary runs")
 }
 
 /// What the bastion says where it refuses to start.
@@ -65,6 +66,52 @@ fn check_prints_what_would_be_in_effect() {
     // What it prints is a configuration itself.
     let again = write(folder.path(), "again.yaml", &printed);
     assert_eq!(String::from_utf8_lossy(&run(&["check", "--config", &again]).stdout), printed);
+}
+
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
+/// The line decides over the environment, and the environment over the file.
+#[test]
+fn the_source_is_the_one_named_last() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifests = "source: {type: manifests, manifests: {directory: of-file, tokenAuthFile: of-file.csv}}\n";
+    let manifests = &*write(folder.path(), "manifests.yaml", &format!("{HEAD}{manifests}"));
+    let kubernetes = "source: {kubernetes: {kubeconfig: of-file, context: of-file}}\n";
+    let kubernetes = &*write(folder.path(), "kubernetes.yaml", &format!("{HEAD}{kubernetes}"));
+    let context = [("KUBE_BASTION_CONTEXT", "c")];
+    let by_environment = [("KUBE_BASTION_MANIFESTS_DIR", "m"), ("KUBE_BASTION_TOKEN_AUTH_FILE", "t")];
+    let kubeconfig = [("KUBE_BASTION_KUBECONFIG", "k")];
+    let both = [("KUBE_BASTION_MANIFESTS_DIR", "m"), ("KUBE_BASTION_KUBECONFIG", "k")];
+    let cases: &[(&[&str], Variables<'_>, [&str; 5])] = &[
+        (&["--config", manifests], &[], ["manifests", "null", "null", "of-file", "of-file.csv"]),
+        (&["--config", manifests, "--kubeconfig=k"], &[], ["kubernetes", "k", "null", "null", "null"]),
+        (&["--config", manifests], &kubeconfig, ["kubernetes", "k", "null", "null", "null"]),
+        (&["--config", kubernetes, "--context=c"], &[], ["kubernetes", "of-file", "c", "null", "null"]),
+        (&["--config", kubernetes], &context, ["kubernetes", "of-file", "c", "null", "null"]),
+        (&["--config", kubernetes, "--manifests-dir=m"], &[], ["manifests", "null", "null", "m", "null"]),
+        (&["--config", manifests, "--manifests-dir=m"], &[], ["manifests", "null", "null", "m", "of-file.csv"]),
+        (&["--config", manifests, "--token-auth-file=t"], &context, ["manifests", "null", "null", "of-file", "t"]),
+        (&["--kubeconfig=k"], &by_environment, ["kubernetes", "k", "null", "null", "null"]),
+        (&["--manifests-dir=m"], &kubeconfig, ["manifests", "null", "null", "m", "null"]),
+        (&["--kubeconfig=line"], &both, ["kubernetes", "line", "null", "null", "null"]),
+        (&[], &by_environment, ["manifests", "null", "null", "m", "t"]),
+    ];
+    for (line, environment, expected) in cases {
+        let output =
+            command(&[&["check"], *line].concat()).envs(environment.iter().copied()).output().expect("it runs");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let source = printed.split("\nsource:\n").nth(1).unwrap_or_default();
+        let fields = ["type", "kubeconfig", "context", "directory", "tokenAuthFile"].map(|field| {
+            let value = source.lines().find_map(|line| line.trim().strip_prefix(field)?.strip_prefix(": "));
+            value.unwrap_or("nothing")
+        });
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(fields, *expected, "{line:?} {environment:?}\n{said}");
+    }
+    let output = command(&["check"]).envs(both).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2));
+    assert_told(&said, &["--kubeconfig cannot be used with --manifests-dir", "environment variables"]);
 }
 
 #[test]
