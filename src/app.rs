@@ -28,7 +28,7 @@ use crate::model::address::AddressPolicy;
 use crate::proxy::Stages;
 use crate::ready::Ready;
 use crate::resolve::Resolve;
-use crate::telemetry::AccessLog;
+use crate::telemetry::{AccessLog, with_causes};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
 use crate::watch::kubernetes::{self, KubernetesWatch, Trusted};
 use crate::watch::manifests::Manifests;
@@ -300,7 +300,10 @@ async fn keep_tls_current(tls: Arc<ServerTls>, cas: [ClientCas; 2], client_ca_fi
         }
         match tls.reload() {
             Ok(()) => tracing::info!("certificates or client CAs changed and are in use"),
-            Err(error) => tracing::error!(%error, "the certificate changed and cannot be used; the old one stays"),
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::error!(error, "the certificate changed and cannot be used; the old one stays");
+            }
         }
     }
 }

@@ -149,6 +149,70 @@ fn a_key_that_is_not_the_certificates_is_told() {
     assert_told(&with(&certificate, &empty), &["a private key", &empty]);
 }
 
+/// What a start that fails says holds its cause once: neither lost nor repeated by what the error came from.
+#[test]
+fn a_bad_start_says_its_cause_once() {
+    kube_bastion::tls::install_provider();
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| write(folder.path(), name, text);
+    let manifests = folder.path().join("manifests");
+    std::fs::create_dir(&manifests).expect("a folder");
+    let manifests = format!("--manifests-dir={}", manifests.display());
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let certificate = write("tls.crt", &made.cert.pem());
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let key = write("tls.key", &other.signing_key.serialize_pem());
+    let no_base64 = write("ca.crt", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n");
+    let no_yaml = write("no-yaml", "a: [\n");
+    let kubeconfig = |user: &str| {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
+        )
+    };
+    let no_key = write("no-key", &kubeconfig("client-certificate: /nonexistent, client-key: /nonexistent"));
+    let good = write("kubeconfig", &kubeconfig("token: t"));
+    let tokens = write("tokens", "alone\n");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = format!("--secure-listen-address={}", taken.local_addr().expect("bound"));
+
+    let tls = |certificate: &str, key: &str| {
+        [format!("--tls-cert-file={certificate}"), format!("--tls-private-key-file={key}"), manifests.clone()].to_vec()
+    };
+    let with = |flag: &str, file: &str| [format!("--{flag}={file}"), manifests.clone()].to_vec();
+    let alone = |flag: &str, file: &str| [format!("--{flag}={file}")].to_vec();
+    let absent = "No such file or directory";
+    let cases = [
+        (vec![], "environment variable not found"),
+        (alone("config", "/nonexistent"), absent),
+        (alone("kubeconfig", "/nonexistent"), absent),
+        (alone("kubeconfig", &no_yaml), "error: line 1 column 4"),
+        (alone("kubeconfig", &no_key), absent),
+        ([alone("kubeconfig", &good), alone("context", "other")].concat(), "other"),
+        (alone("manifests-dir", "/nonexistent"), absent),
+        (with("token-auth-file", "/nonexistent"), absent),
+        (with("token-auth-file", &tokens), "line 1"),
+        (tls("/nonexistent", &key), absent),
+        (tls(&certificate, "/nonexistent"), absent),
+        (tls(&certificate, &key), "KeyMismatch"),
+        (tls(&certificate, &certificate), "no items found"),
+        (with("client-ca-file", "/nonexistent"), absent),
+        (with("client-ca-file", &no_base64), "base64"),
+        (with("kubelet-certificate-authority", "/nonexistent"), absent),
+        (with("kubelet-certificate-authority", &no_base64), "base64"),
+        (vec![taken, manifests.clone()], "in use"),
+    ];
+    let mut wrong = Vec::new();
+    for (line, cause) in cases {
+        let line: Vec<&str> = std::iter::once("serve").chain(line.iter().map(String::as_str)).collect();
+        let said = refused(&line);
+        if said.matches(cause).count() != 1 {
+            wrong.push(format!("{line:?} should say {cause:?} once:\n{said}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn broken_manifests_stop_the_start() {
     let folder = tempfile::tempdir().expect("a folder");
