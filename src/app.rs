@@ -28,7 +28,7 @@ use crate::model::address::AddressPolicy;
 use crate::proxy::Stages;
 use crate::ready::Ready;
 use crate::resolve::Resolve;
-use crate::telemetry::{AccessLog, with_causes};
+use crate::telemetry::{ALWAYS, AccessLog, with_causes};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
 use crate::watch::kubernetes::{self, KubernetesWatch, Trusted};
 use crate::watch::manifests::Manifests;
@@ -145,7 +145,7 @@ impl Bound {
         tokio::spawn(keep_tls_current(Arc::clone(&server_tls), asked_for, config.serving.client_ca_file));
         if config.serving.tls_cert_file.is_none() {
             let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
-            tracing::warn!(sha256 = leaf, "no certificate is configured: serving a self-signed one");
+            tracing::warn!(target: ALWAYS, sha256 = leaf, "no certificate is configured: serving a self-signed one");
         }
 
         let stages = Arc::new(Stages {

@@ -67,7 +67,7 @@ pub struct Serving {
     #[schemars(with = "Option<String>")]
     pub insecure_listen_address: Option<SocketAddr>,
     /// PEM file with the serving certificate and its intermediates, read again when it changes. Without one, a
-    /// self-signed certificate is made at start and its fingerprint logged.
+    /// self-signed certificate is made at start and its fingerprint logged, whatever `log.level` is.
     pub tls_cert_file: Option<PathBuf>,
     /// PEM file with the private key of `tlsCertFile`.
     pub tls_private_key_file: Option<PathBuf>,

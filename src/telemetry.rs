@@ -11,10 +11,14 @@ pub use access::{AccessLog, Record, Recorder};
 
 use crate::config::{Log, LogFormat};
 
+/// Events for this target are written whatever the level is: an operator needs them even where nothing else is logged.
+pub const ALWAYS: &str = "kube_bastion::always";
+
 /// Sends events to standard error. Called once, by `main`; later calls change nothing, as tests need it.
 pub fn init(log: &Log) {
     // Flag, environment and file read the level by one parser (`config::parse_log_level`): nothing is lost.
-    let filter = EnvFilter::builder().parse_lossy(&log.level);
+    let always = format!("{ALWAYS}=trace").parse().expect("a module and a level make a directive");
+    let filter = EnvFilter::builder().parse_lossy(&log.level).add_directive(always);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match log.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),

@@ -1,8 +1,11 @@
 //! Bad input, each with its clear answer, as a person at the command line gets it.
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+
+use tempfile::TempDir;
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
@@ -211,6 +214,49 @@ fn a_bad_start_says_its_cause_once() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A bastion that serves an empty folder, on ports of its own.
+struct Running {
+    child: Child,
+    _manifests: TempDir,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        let manifests = tempfile::tempdir().expect("a folder");
+        let directory = format!("--manifests-dir={}", manifests.path().display());
+        let ports = ["--secure-listen-address=127.0.0.1:0", "--admin-listen-address=127.0.0.1:0"];
+        let mut command = command(&[&["serve", &directory], &ports[..], arguments].concat());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        Self { child, _manifests: manifests }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Nobody can verify a self-signed certificate but by its fingerprint: it is told on one line, whatever the level is.
+#[test]
+fn the_fingerprint_of_a_self_signed_certificate_is_always_told() {
+    for level in ["off", "error", "info", "kube_bastion=off"] {
+        for format in ["text", "json"] {
+            let mut running = Running::start(&[&format!("--log-level={level}"), &format!("--logging-format={format}")]);
+            let events = BufReader::new(running.child.stderr.take().expect("stderr is piped")).lines();
+            let line = events.map_while(Result::ok).find(|line| line.contains("self-signed")).expect("it is told");
+            let fingerprint = if format == "json" {
+                let event: serde_json::Value = serde_json::from_str(&line).expect("an event is JSON");
+                event["sha256"].as_str().expect("a fingerprint").to_owned()
+            } else {
+                line.split('"').nth(1).expect("a fingerprint").to_owned()
+            };
+            assert_eq!(fingerprint.split(':').count(), 32, "{line}");
+        }
+    }
 }
 
 #[test]
