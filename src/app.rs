@@ -167,7 +167,8 @@ impl Bound {
             itself: Itself::new(own.into_iter().flatten()),
             failures: metrics.dial_failures.clone(),
         };
-        let access = config.log.access.then(|| AccessLog::start(config.log.format, std::io::stdout())).transpose()?;
+        let access = || AccessLog::start(config.log.format, std::io::stdout(), drain.clone());
+        let access = config.log.access.then(access).transpose()?;
         let mut ports = vec![Port { socket: secure, tls: Some(server_tls) }];
         ports.extend(insecure.map(|socket| Port { socket, tls: None }));
         let shared = Shared {

@@ -1,10 +1,13 @@
 //! Bad input, each with its clear answer, as a person at the command line gets it.
 
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 fn command(arguments: &[&str]) -> Command {
@@ -233,6 +236,12 @@ impl Running {
     }
 }
 
+impl Running {
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().expect("a pid")), signal).expect("it runs");
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -257,6 +266,32 @@ fn the_fingerprint_of_a_self_signed_certificate_is_always_told() {
             assert_eq!(fingerprint.split(':').count(), 32, "{line}");
         }
     }
+}
+
+/// Standard output is a full pipe: the end comes all the same.
+#[test]
+fn an_access_log_that_nobody_reads_does_not_hold_up_the_end() {
+    let mut running = Running::start(&["--insecure-listen-address=127.0.0.1:0", "--drain-timeout=1s"]);
+    let mut events =
+        BufReader::new(running.child.stderr.take().expect("stderr is piped")).lines().map_while(Result::ok);
+    let address = events.find_map(|line| line.split_once("insecure=").map(|(_, address)| address.to_owned()));
+    let address = address.expect("the port is told");
+    // 256 KiB of lines: four times what a pipe holds.
+    let request = format!("GET /{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "x".repeat(8 * 1024));
+    for _ in 0..32 {
+        let mut connection = TcpStream::connect(&address).expect("it accepts");
+        connection.write_all(request.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).expect("it answers");
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    running.signal(Signal::SIGTERM);
+    // Standard error ends with the process.
+    let (told, rest) = std::sync::mpsc::channel();
+    std::thread::spawn(move || told.send(events.collect::<Vec<_>>()));
+    let rest = rest.recv_timeout(Duration::from_secs(5)).expect("it ends");
+    assert!(running.child.wait().expect("a child").success());
+    assert!(rest.iter().any(|line| line.contains("the last lines of the access log are lost")), "{rest:?}");
 }
 
 #[test]

@@ -5,18 +5,21 @@
 //! counted; requests never wait for the log.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::fmt;
 use std::io::Write;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures::FutureExt;
 use http::{Method, StatusCode, Uri, Version};
 
 use crate::config::LogFormat;
+use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 
@@ -24,38 +27,63 @@ use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 const PIECE: usize = 32 * 1024;
 /// Pieces that may wait for the writer before lines are lost.
 const WAITING: usize = 64;
+/// How long the end waits for standard output to take what is left.
+const LAST: Duration = Duration::from_secs(1);
+/// The same where the end was forced: enough for a reader that reads, nothing that a person would notice.
+const LAST_FORCED: Duration = Duration::from_millis(100);
 
 /// The process's access log: a thread that writes what the workers send.
 #[derive(Debug)]
 pub struct AccessLog {
-    pieces: Option<SyncSender<Vec<u8>>>,
+    pieces: Option<SyncSender<Piece>>,
     format: LogFormat,
-    thread: Option<JoinHandle<()>>,
+    /// Lines that were sent and are not written yet.
+    unwritten: Arc<AtomicU64>,
+    /// Disconnected once the thread has ended. Only `drop` looks at it: the lock is what lets workers share the rest.
+    ended: Mutex<Receiver<Infallible>>,
+    drain: Drain,
+}
+
+/// Some whole lines.
+#[derive(Debug)]
+struct Piece {
+    bytes: Vec<u8>,
+    lines: u64,
 }
 
 impl AccessLog {
-    /// Starts the writer on `sink`.
+    /// Starts the writer on `sink`. A forced `drain` hurries its end.
     ///
     /// # Errors
     /// Where the thread cannot be started.
-    pub fn start(format: LogFormat, mut sink: impl Write + Send + 'static) -> std::io::Result<Self> {
-        let (pieces, received) = sync_channel::<Vec<u8>>(WAITING);
-        let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || {
+    pub fn start(format: LogFormat, mut sink: impl Write + Send + 'static, drain: Drain) -> std::io::Result<Self> {
+        let (pieces, received) = sync_channel::<Piece>(WAITING);
+        let (end, ended) = channel();
+        let unwritten = Arc::new(AtomicU64::new(0));
+        let left = Arc::clone(&unwritten);
+        std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            let _end = end;
             for piece in received {
                 // A closed pipe is no reason to stop serving.
-                let _ = sink.write_all(&piece).and_then(|()| sink.flush());
+                let _ = sink.write_all(&piece.bytes).and_then(|()| sink.flush());
+                left.fetch_sub(piece.lines, Ordering::Relaxed);
             }
         })?;
-        Ok(Self { pieces: Some(pieces), format, thread: Some(thread) })
+        Ok(Self { pieces: Some(pieces), format, unwritten, ended: Mutex::new(ended), drain })
     }
 }
 
 impl Drop for AccessLog {
-    /// Waits until what the workers sent is written. Their recorders are gone by then.
+    /// Waits until what the workers sent is written, but not for a reader that does not read: the thread, which may be
+    /// stuck in its write, is left behind for the end of the process. The recorders are gone by then.
     fn drop(&mut self) {
         self.pieces = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let forced = self.drain.forced().now_or_never().is_some();
+        let patience = if forced { LAST_FORCED } else { LAST };
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            let lines = self.unwritten.load(Ordering::Relaxed);
+            tracing::warn!(lines, "standard output takes nothing: the last lines of the access log are lost");
         }
     }
 }
@@ -69,7 +97,8 @@ pub struct Recorder {
 
 #[derive(Debug)]
 struct Lines {
-    pieces: SyncSender<Vec<u8>>,
+    pieces: SyncSender<Piece>,
+    unwritten: Arc<AtomicU64>,
     format: LogFormat,
     buffer: Vec<u8>,
     count: u64,
@@ -82,7 +111,8 @@ impl Recorder {
         let lines = log.and_then(|log| {
             let pieces = log.pieces.clone()?;
             let (buffer, clock) = (Vec::with_capacity(PIECE), Clock::default());
-            Some(RefCell::new(Lines { pieces, format: log.format, buffer, count: 0, clock }))
+            let unwritten = Arc::clone(&log.unwritten);
+            Some(RefCell::new(Lines { pieces, unwritten, format: log.format, buffer, count: 0, clock }))
         });
         Rc::new(Self { metrics, lines })
     }
@@ -134,10 +164,14 @@ impl Lines {
         if self.buffer.is_empty() {
             return;
         }
-        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
-        let count = std::mem::take(&mut self.count);
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.pieces.try_send(piece) {
-            metrics.access_lines_lost.inc_by(count);
+        let bytes = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
+        let lines = std::mem::take(&mut self.count);
+        // Counted before it is sent, because the writer may be done with it at once.
+        self.unwritten.fetch_add(lines, Ordering::Relaxed);
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.pieces.try_send(Piece { bytes, lines })
+        {
+            self.unwritten.fetch_sub(lines, Ordering::Relaxed);
+            metrics.access_lines_lost.inc_by(lines);
         }
     }
 }
@@ -364,7 +398,6 @@ impl Clock {
 mod tests {
     use super::*;
     use prometheus_client::registry::Registry;
-    use std::sync::Mutex;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -379,10 +412,52 @@ mod tests {
         }
     }
 
+    /// A pipe that nobody reads.
+    struct Stuck;
+
+    impl Write for Stuck {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            loop {
+                std::thread::park();
+            }
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_reader_that_does_not_read() {
+        for (forced, patience) in [(false, LAST), (true, LAST_FORCED)] {
+            let drain = Drain::default();
+            let log = AccessLog::start(LogFormat::Text, Stuck, drain.clone()).unwrap();
+            log_a_request(&log);
+            if forced {
+                drain.force();
+            }
+            assert_eq!(log.unwritten.load(Ordering::Relaxed), 1);
+            let started = Instant::now();
+            drop(log);
+            let waited = started.elapsed();
+            assert!(
+                waited >= patience && waited < patience + Duration::from_millis(500),
+                "forced {forced}: {waited:?}"
+            );
+        }
+    }
+
     fn logged(format: LogFormat) -> String {
         let sink = Sink::default();
-        let log = AccessLog::start(format, sink.clone()).unwrap();
-        let recorder = Recorder::new(Metrics::new(&mut Registry::default()), Some(&log));
+        let log = AccessLog::start(format, sink.clone(), Drain::default()).unwrap();
+        log_a_request(&log);
+        drop(log);
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn log_a_request(log: &AccessLog) {
+        let recorder = Recorder::new(Metrics::new(&mut Registry::default()), Some(log));
         let uri = Uri::from_static("/api/v1/namespaces/ns/pods/p:80/proxy/x?token=secret");
         let audit_id = http::HeaderValue::from_static("id-1");
         let client = "192.0.2.1".parse().unwrap();
@@ -393,11 +468,6 @@ mod tests {
         (record.namespace, record.id) = ("ns".into(), "p:80".into());
         record.code = StatusCode::OK;
         record.sent = 7;
-        drop(record);
-        drop(recorder);
-        drop(log);
-        let bytes = sink.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
     }
 
     #[test]
