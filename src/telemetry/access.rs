@@ -298,7 +298,7 @@ impl Line<'_> {
         line.extend_from_slice(b"}\n");
     }
 
-    /// `key=value`, strings that come from outside in quotes.
+    /// `key=value`, strings that come from outside in quotes: none can pass for a field.
     fn write_text(&self, clock: &mut Clock, line: &mut Vec<u8>) {
         let Record { method, uri, version, client, audit_id, endpoint, code, error, namespace, id, sent, .. } =
             self.record;
@@ -306,7 +306,7 @@ impl Line<'_> {
         let slash = if namespace.is_empty() { "" } else { "/" };
         let written = write!(
             line,
-            " {} {method} {:?} {version:?} user={:?} client={client} verb={} target={}/{}{slash}{} ",
+            " {} {method} {:?} {version:?} user={:?} client={client} verb={} target=\"{}/{}{slash}{}\" ",
             code.as_u16(),
             uri.path(),
             self.user(),
@@ -320,7 +320,7 @@ impl Line<'_> {
             None => Ok(()),
         });
         let written = written.and_then(|()| match endpoint {
-            Some(Endpoint { address, name }) => write!(line, "endpoint={address} ({name}) "),
+            Some(Endpoint { address, name }) => write!(line, "endpoint={address} endpoint-name={name:?} "),
             None => write!(line, "endpoint=- "),
         });
         let (received, duration) = (self.record.received(), Seconds(self.duration));
@@ -432,7 +432,7 @@ mod tests {
         for (forced, patience) in [(false, LAST), (true, LAST_FORCED)] {
             let drain = Drain::default();
             let log = AccessLog::start(LogFormat::Text, Stuck, drain.clone()).unwrap();
-            log_a_request(&log);
+            log_a_request(&log, |_| ());
             if forced {
                 drain.force();
             }
@@ -447,16 +447,16 @@ mod tests {
         }
     }
 
-    fn logged(format: LogFormat) -> String {
+    fn logged(format: LogFormat, change: impl FnOnce(&mut Record)) -> String {
         let sink = Sink::default();
         let log = AccessLog::start(format, sink.clone(), Drain::default()).unwrap();
-        log_a_request(&log);
+        log_a_request(&log, change);
         drop(log);
         let bytes = sink.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
 
-    fn log_a_request(log: &AccessLog) {
+    fn log_a_request(log: &AccessLog, change: impl FnOnce(&mut Record)) {
         let recorder = Recorder::new(Metrics::new(&mut Registry::default()), Some(log));
         let uri = Uri::from_static("/api/v1/namespaces/ns/pods/p:80/proxy/x?token=secret");
         let audit_id = http::HeaderValue::from_static("id-1");
@@ -467,16 +467,56 @@ mod tests {
         record.resource = Some(Resource::Pods);
         (record.namespace, record.id) = ("ns".into(), "p:80".into());
         record.code = StatusCode::OK;
+        record.endpoint = Some(Endpoint { address: "10.0.0.1:80".parse().unwrap(), name: "p".into() });
         record.sent = 7;
+        change(&mut record);
+    }
+
+    /// What is left of a line once all that stands in quotes is taken out: the bastion's own words.
+    fn own_words(line: &str) -> String {
+        let mut quoted = false;
+        let mut escaped = false;
+        let outside = |c: &char| {
+            let was = quoted;
+            if *c == '"' && !escaped {
+                quoted = !quoted;
+            }
+            escaped = *c == '\\' && !escaped;
+            !was && !quoted
+        };
+        line.chars().filter(outside).collect()
+    }
+
+    #[test]
+    fn nothing_from_outside_can_pass_for_a_field() {
+        const FORGED: &str = "x\" forged=1 endpoint=192.0.2.9:80 'forged'\\\"\nforged";
+        let line = logged(LogFormat::Text, |record| {
+            record.uri = Uri::from_static("/a\"forged=1");
+            record.identity = Some(Arc::new(Identity::new(FORGED, "", vec![], Default::default())));
+            record.acts_as = record.identity.clone();
+            (record.namespace, record.id) = (FORGED.into(), FORGED.into());
+            record.endpoint.as_mut().unwrap().name = FORGED.into();
+            record.audit_id = http::HeaderValue::from_static("a\" forged=1");
+            record.error = Some(FORGED.into());
+        });
+        assert_eq!(line.lines().count(), 1, "{line}");
+        let own = own_words(&line);
+        assert!(!own.contains("forged") && own.matches("endpoint=").count() == 1, "{own}");
+        assert!(own.contains(" endpoint=10.0.0.1:80 endpoint-name= received=0 "), "{own}");
     }
 
     #[test]
     fn a_text_line_tells_who_did_what_and_keeps_the_query_to_itself() {
-        let line = logged(LogFormat::Text);
+        let line = logged(LogFormat::Text, |_| ());
         assert_eq!(line.lines().count(), 1, "{line}");
-        for part in
-            [" 200 GET ", r#"user="a \"b\"\n""#, "verb=get", "target=pods/ns/p:80 ", "sent=7", r#"audit-id="id-1""#]
-        {
+        for part in [
+            " 200 GET ",
+            r#"user="a \"b\"\n""#,
+            "verb=get",
+            r#"target="pods/ns/p:80" endpoint=10.0.0.1:80 endpoint-name="p" "#,
+            "sent=7",
+            r#"audit-id="id-1""#,
+        ] {
             assert!(line.contains(part), "{part} in {line}");
         }
         assert!(!line.contains("secret"), "{line}");
@@ -484,7 +524,7 @@ mod tests {
 
     #[test]
     fn a_json_line_is_json() {
-        let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json)).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json, |_| ())).unwrap();
         assert_eq!(line["user"], "a \"b\"\n");
         assert_eq!(line["path"], "/api/v1/namespaces/ns/pods/p:80/proxy/x");
         assert_eq!((&line["code"], &line["sent"]), (&200.into(), &7.into()));
