@@ -60,6 +60,15 @@ pub struct Bound {
     source: Source,
 }
 
+/// What the files that a configuration names hold.
+struct Loaded {
+    server_tls: Arc<ServerTls>,
+    client_tls: ClientTls,
+    client_cas: ClientCas,
+    front_proxy: FrontProxy,
+    source: Source,
+}
+
 /// A source that has been found usable.
 enum Source {
     Kubernetes(Box<kube::Config>),
@@ -73,28 +82,7 @@ impl Bound {
     /// The first thing that is no good, with its name and what would be right.
     pub async fn new(config: Config) -> Result<Self> {
         config.validate()?;
-        let client_cas = ClientCas::default();
-        if let Some(path) = &config.serving.client_ca_file {
-            let pem = std::fs::read(path).with_context(|| format!("cannot read the client CA file {path:?}"))?;
-            let count = client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} is no PEM"))?;
-            if count == 0 {
-                bail!("the client CA file {path:?} holds no certificate: a PEM file with BEGIN CERTIFICATE is wanted");
-            }
-        }
-        let front_proxy = FrontProxy::default();
-        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
-        let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
-        let client_tls = ClientTls::new(&config.targets)?;
-        let source = match config.source.kind {
-            SourceKind::Kubernetes => {
-                Source::Kubernetes(Box::new(kubernetes::connect(&config.source.kubernetes).await?))
-            }
-            SourceKind::Manifests => {
-                let manifests = config.source.manifests.clone();
-                let directory = manifests.directory.context("source.manifests.directory is not set")?;
-                Source::Manifests(Box::new(Manifests::load(directory, manifests.token_auth_file)?))
-            }
-        };
+        let Loaded { server_tls, client_tls, client_cas, front_proxy, source } = Loaded::new(&config).await?;
         let secure = bind(config.serving.secure_listen_address, "secureListenAddress")?;
         let insecure = config.serving.insecure_listen_address;
         let insecure = insecure.map(|address| bind(address, "insecureListenAddress")).transpose()?;
@@ -212,6 +200,49 @@ impl Bound {
         admin.abort();
         Ok(())
     }
+}
+
+impl Loaded {
+    async fn new(config: &Config) -> Result<Self> {
+        let client_cas = ClientCas::default();
+        if let Some(path) = &config.serving.client_ca_file {
+            let pem = std::fs::read(path).with_context(|| format!("cannot read the client CA file {path:?}"))?;
+            let count = client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} is no PEM"))?;
+            if count == 0 {
+                bail!("the client CA file {path:?} holds no certificate: a PEM file with BEGIN CERTIFICATE is wanted");
+            }
+        }
+        let front_proxy = FrontProxy::default();
+        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
+        let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
+        let client_tls = ClientTls::new(&config.targets)?;
+        let source = match config.source.kind {
+            SourceKind::Kubernetes => {
+                Source::Kubernetes(Box::new(kubernetes::connect(&config.source.kubernetes).await?))
+            }
+            SourceKind::Manifests => {
+                let manifests = config.source.manifests.clone();
+                let directory = manifests.directory.context("source.manifests.directory is not set")?;
+                Source::Manifests(Box::new(Manifests::load(directory, manifests.token_auth_file)?))
+            }
+        };
+        Ok(Self { server_tls, client_tls, client_cas, front_proxy, source })
+    }
+}
+
+/// Loads everything that the configuration names as a start would: certificates, kubeconfig, manifests. Binds no port
+/// and dials nothing.
+///
+/// # Errors
+/// The first file that is no good, with what would be right.
+pub async fn try_files(config: &Config) -> Result<()> {
+    if let Source::Kubernetes(api) = Loaded::new(config).await?.source {
+        // Plugins may ask somebody: theirs are left for the start.
+        if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
+            kubernetes::review_client(&api)?;
+        }
+    }
+    Ok(())
 }
 
 /// Counts down from the beginning of the drain to its deadline.

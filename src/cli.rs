@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::app::Bound;
+use crate::app::{self, Bound};
 use crate::config::{Config, LogFormat, TlsVersion, parse_address, parse_duration, parse_log_level, parse_workers};
 use crate::demo;
 use crate::drain::Drain;
@@ -44,7 +44,22 @@ enum Command {
     /// Serve a built-in cluster with real backends on loopback, and print curl lines to try
     Demo(demo::Options),
     /// Check a configuration and print what would be in effect, without secrets
-    Check(Box<Settings>),
+    #[command(after_help = CHECK_HELP)]
+    Check(Box<CheckOptions>),
+}
+
+const CHECK_HELP: &str = "\
+Without --load, no file but that of --config is read, so that a configuration can be checked where its certificates are not.
+With it, certificates and keys, client CAs, the kubeconfig, manifests and tokens are loaded as serve would load them here;
+no port is bound, nothing is dialled, and no credential plugin of the kubeconfig is run.";
+
+#[derive(Clone, Debug, Args)]
+struct CheckOptions {
+    /// Load the files that the configuration names, too
+    #[arg(long)]
+    load: bool,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 /// Settings that can be given on the command line. The file of --config knows some more.
@@ -137,8 +152,16 @@ impl Cli {
     /// What could not be done, for the person who asked.
     pub fn run(self) -> Result<()> {
         match self.command {
-            Command::Check(settings) => {
-                print!("{}", settings.effective()?.to_yaml());
+            Command::Check(options) => {
+                let config = options.settings.effective()?;
+                if options.load {
+                    control_runtime()?.block_on(app::try_files(&config))?;
+                } else {
+                    eprintln!(
+                        "kube-bastion: the files that the configuration names are not checked; check --load does"
+                    );
+                }
+                print!("{}", config.to_yaml());
                 Ok(())
             }
             Command::Serve(settings) => {
@@ -228,8 +251,8 @@ mod tests {
 
     fn effective(line: &[&str]) -> Result<Config> {
         match Cli::try_parse_from([&["kube-bastion"], line].concat())?.command {
-            Command::Serve(settings) | Command::Check(settings) => settings.effective(),
-            Command::Demo(_) => unreachable!("no test asks for it"),
+            Command::Serve(settings) => settings.effective(),
+            Command::Check(_) | Command::Demo(_) => unreachable!("no test asks for it"),
         }
     }
 

@@ -61,6 +61,33 @@ fn a_bad_configuration_is_told_by_line_field_and_value() {
     assert_told(&refused(&["check", "--config", &file]), &["line 3", "unknown field `servign`", "serving"]);
 }
 
+/// By itself it looks at no file but the configuration's; `--load` is as strict as a start, but for the ports.
+#[test]
+fn check_loads_what_is_named_where_it_is_asked_to() {
+    let nowhere = ["--tls-cert-file=/nonexistent", "--tls-private-key-file=/nonexistent"];
+    let output = run(&[&["check", "--kubeconfig=/nonexistent"], &nowhere[..]].concat());
+    assert!(output.status.success());
+    assert_told(&String::from_utf8_lossy(&output.stderr), &["are not checked", "check --load"]);
+    assert_told(&refused(&[&["check", "--load"], &nowhere[..]].concat()), &["certificates from \"/nonexistent\""]);
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("--secure-listen-address={}", taken.local_addr().expect("bound"));
+    let manifests = format!("--manifests-dir={}", folder.path().display());
+    let output = run(&["check", "--load", &manifests, &address]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert_told(&String::from_utf8_lossy(&output.stdout), &["type: manifests"]);
+
+    // A plugin of the kubeconfig may ask somebody for a credential: it is not run.
+    let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+                      contexts: [{name: c, context: {cluster: c, user: u}}]\n\
+                      clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\nusers: [{name: u, user: \
+                      {exec: {apiVersion: client.authentication.k8s.io/v1, command: 'false', interactiveMode: Never}}}]\n";
+    let kubeconfig = write(folder.path(), "kubeconfig", kubeconfig);
+    let output = run(&["check", "--load", "--kubeconfig", &kubeconfig]);
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[test]
 fn check_prints_what_would_be_in_effect() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -210,10 +237,14 @@ fn a_bad_start_says_its_cause_once() {
     ];
     let mut wrong = Vec::new();
     for (line, cause) in cases {
-        let line: Vec<&str> = std::iter::once("serve").chain(line.iter().map(String::as_str)).collect();
-        let said = refused(&line);
-        if said.matches(cause).count() != 1 {
-            wrong.push(format!("{line:?} should say {cause:?} once:\n{said}"));
+        // What files hold, `check --load` finds too. Ports it does not try.
+        let commands: &[&[&str]] = if cause == "in use" { &[&["serve"]] } else { &[&["serve"], &["check", "--load"]] };
+        for command in commands {
+            let line: Vec<&str> = command.iter().copied().chain(line.iter().map(String::as_str)).collect();
+            let said = refused(&line);
+            if said.matches(cause).count() != 1 {
+                wrong.push(format!("{line:?} should say {cause:?} once:\n{said}"));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
