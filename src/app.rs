@@ -29,7 +29,7 @@ use crate::model::address::AddressPolicy;
 use crate::proxy::Stages;
 use crate::ready::Ready;
 use crate::resolve::Resolve;
-use crate::telemetry::AccessLog;
+use crate::telemetry::{ALWAYS, AccessLog, with_causes};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
 use crate::watch::kubernetes::{self, KubernetesWatch, Trusted};
 use crate::watch::manifests::Manifests;
@@ -61,6 +61,15 @@ pub struct Bound {
     source: Source,
 }
 
+/// What the files that a configuration names hold.
+struct Loaded {
+    server_tls: Arc<ServerTls>,
+    client_tls: ClientTls,
+    client_cas: ClientCas,
+    front_proxy: FrontProxy,
+    source: Source,
+}
+
 /// A source that has been found usable.
 enum Source {
     Kubernetes(Box<kube::Config>),
@@ -74,25 +83,7 @@ impl Bound {
     /// The first thing that is no good, with its name and what would be right.
     pub async fn new(config: Config) -> Result<Self> {
         config.validate()?;
-        let client_cas = ClientCas::default();
-        if let Some(path) = &config.serving.client_ca_file {
-            let pem = std::fs::read(path).with_context(|| format!("cannot read the client CA file {path:?}"))?;
-            client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} cannot be used"))?;
-        }
-        let front_proxy = FrontProxy::default();
-        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
-        let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
-        let client_tls = ClientTls::new(&config.targets)?;
-        let source = match config.source.kind {
-            SourceKind::Kubernetes => {
-                Source::Kubernetes(Box::new(kubernetes::connect(&config.source.kubernetes).await?))
-            }
-            SourceKind::Manifests => {
-                let manifests = config.source.manifests.clone();
-                let directory = manifests.directory.context("source.manifests.directory is not set")?;
-                Source::Manifests(Box::new(Manifests::load(directory, manifests.token_auth_file)?))
-            }
-        };
+        let Loaded { server_tls, client_tls, client_cas, front_proxy, source } = Loaded::new(&config).await?;
         let secure = bind(config.serving.secure_listen_address, "secureListenAddress")?;
         let insecure = config.serving.insecure_listen_address;
         let insecure = insecure.map(|address| bind(address, "insecureListenAddress")).transpose()?;
@@ -144,7 +135,7 @@ impl Bound {
         tokio::spawn(Arc::clone(&client_tls.kubelet).follow());
         if config.serving.tls_cert_file.is_none() {
             let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
-            tracing::warn!(sha256 = leaf, "no certificate is configured: serving a self-signed one");
+            tracing::warn!(target: ALWAYS, sha256 = leaf, "no certificate is configured: serving a self-signed one");
         }
 
         let stages = Arc::new(Stages {
@@ -166,7 +157,8 @@ impl Bound {
             itself: Itself::new(own.into_iter().flatten()),
             failures: metrics.dial_failures.clone(),
         };
-        let access = config.log.access.then(|| AccessLog::start(config.log.format, std::io::stdout())).transpose()?;
+        let access = || AccessLog::start(config.log.format, std::io::stdout(), drain.clone());
+        let access = config.log.access.then(access).transpose()?;
         let mut ports = vec![Port { socket: secure, tls: Some(server_tls) }];
         ports.extend(insecure.map(|socket| Port { socket, tls: None }));
         let shared = Shared {
@@ -218,6 +210,46 @@ impl Bound {
         admin.abort();
         outcome
     }
+}
+
+impl Loaded {
+    async fn new(config: &Config) -> Result<Self> {
+        let client_cas = ClientCas::default();
+        if let Some(path) = &config.serving.client_ca_file {
+            let pem = std::fs::read(path).with_context(|| format!("cannot read the client CA file {path:?}"))?;
+            client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} cannot be used"))?;
+        }
+        let front_proxy = FrontProxy::default();
+        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
+        let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
+        let client_tls = ClientTls::new(&config.targets)?;
+        let source = match config.source.kind {
+            SourceKind::Kubernetes => {
+                Source::Kubernetes(Box::new(kubernetes::connect(&config.source.kubernetes).await?))
+            }
+            SourceKind::Manifests => {
+                let manifests = config.source.manifests.clone();
+                let directory = manifests.directory.context("source.manifests.directory is not set")?;
+                Source::Manifests(Box::new(Manifests::load(directory, manifests.token_auth_file)?))
+            }
+        };
+        Ok(Self { server_tls, client_tls, client_cas, front_proxy, source })
+    }
+}
+
+/// Loads everything that the configuration names as a start would: certificates, kubeconfig, manifests. Binds no port
+/// and dials nothing.
+///
+/// # Errors
+/// The first file that is no good, with what would be right.
+pub async fn try_files(config: &Config) -> Result<()> {
+    if let Source::Kubernetes(api) = Loaded::new(config).await?.source {
+        // Plugins may ask somebody: theirs are left for the start.
+        if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
+            kubernetes::review_client(&api)?;
+        }
+    }
+    Ok(())
 }
 
 /// Counts down from the beginning of the drain to its deadline.
@@ -307,7 +339,10 @@ async fn keep_tls_current(tls: Arc<ServerTls>, cas: [ClientCas; 2], client_ca_fi
         }
         match tls.reload() {
             Ok(()) => tracing::info!("certificates or client CAs changed and are in use"),
-            Err(error) => tracing::error!(%error, "the certificate changed and cannot be used; the old one stays"),
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::error!(error, "the certificate changed and cannot be used; the old one stays");
+            }
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The command line: `serve`, `demo` and `check`. Flags are named as kube-apiserver and kube-rbac-proxy name theirs;
 //! each has an environment variable, and both stand over the file.
 
+mod source;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,11 +11,12 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::app::Bound;
-use crate::config::{Config, LogFormat, SourceKind, TlsVersion, parse_address, parse_duration};
+use crate::app::{self, Bound};
+use crate::config::{Config, LogFormat, TlsVersion, parse_address, parse_duration, parse_log_level, parse_workers};
 use crate::demo;
 use crate::drain::Drain;
 use crate::telemetry;
+use source::Source;
 
 /// The Kubernetes apiserver's /proxy/ as a product of its own: reach nodes, pods and services of a cluster from
 /// outside, as the cluster's RBAC allows, round-robin over the ready endpoints.
@@ -41,7 +44,22 @@ enum Command {
     /// Serve a built-in cluster with real backends on loopback, and print curl lines to try
     Demo(demo::Options),
     /// Check a configuration and print what would be in effect, without secrets
-    Check(Box<Settings>),
+    #[command(after_help = CHECK_HELP)]
+    Check(Box<CheckOptions>),
+}
+
+const CHECK_HELP: &str = "\
+Without --load, no file but that of --config is read, so that a configuration can be checked where its certificates are not.
+With it, certificates and keys, client CAs, the kubeconfig, manifests and tokens are loaded as serve would load them here;
+no port is bound, nothing is dialled, and no credential plugin of the kubeconfig is run.";
+
+#[derive(Clone, Debug, Args)]
+struct CheckOptions {
+    /// Load the files that the configuration names, too
+    #[arg(long)]
+    load: bool,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 /// Settings that can be given on the command line. The file of --config knows some more.
@@ -51,19 +69,8 @@ struct Settings {
     #[arg(long, value_name = "FILE", env = "KUBE_BASTION_CONFIG")]
     config: Option<PathBuf>,
 
-    /// Kubeconfig of the cluster; without it, the service account of the pod
-    #[arg(long, value_name = "FILE", env = "KUBE_BASTION_KUBECONFIG", help_heading = "Facts")]
-    kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig; its current one unless given
-    #[arg(long, value_name = "NAME", env = "KUBE_BASTION_CONTEXT", help_heading = "Facts")]
-    context: Option<String>,
-    /// Folder of YAML manifests to serve instead of a cluster
-    #[arg(long, value_name = "DIR", env = "KUBE_BASTION_MANIFESTS_DIR", help_heading = "Facts")]
-    #[arg(conflicts_with = "kubeconfig")]
-    manifests_dir: Option<PathBuf>,
-    /// Tokens for --manifests-dir: token,user,uid,"group1,group2", a line each
-    #[arg(long, value_name = "FILE", env = "KUBE_BASTION_TOKEN_AUTH_FILE", help_heading = "Facts")]
-    token_auth_file: Option<PathBuf>,
+    #[command(flatten)]
+    source: Source,
 
     /// IP:port for HTTPS [default: 0.0.0.0:8443]
     #[arg(long, value_name = "ADDRESS", env = "KUBE_BASTION_SECURE_LISTEN_ADDRESS", help_heading = "Serving")]
@@ -88,6 +95,7 @@ struct Settings {
     tls_min_version: Option<TlsVersion>,
     /// Threads that serve; 0 takes one per core of the CPU quota [default: 0]
     #[arg(long, value_name = "COUNT", env = "KUBE_BASTION_WORKERS", help_heading = "Serving")]
+    #[arg(value_parser = parse_workers)]
     workers: Option<usize>,
     /// How long running requests and tunnels may go on after SIGTERM [default: 30s]
     #[arg(long, value_name = "DURATION", env = "KUBE_BASTION_DRAIN_TIMEOUT", help_heading = "Serving")]
@@ -124,8 +132,9 @@ struct Settings {
     #[arg(long, value_name = "FILE", env = "KUBE_BASTION_KUBELET_CLIENT_KEY", help_heading = "Targets")]
     kubelet_client_key: Option<PathBuf>,
 
-    /// What is logged: error, warn, info, debug, trace, or directives [default: info]
+    /// What is logged: off, error, warn, info, debug, trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL", env = "KUBE_BASTION_LOG_LEVEL", help_heading = "Logs")]
+    #[arg(value_parser = parse_log_level)]
     log_level: Option<String>,
     /// How it is logged [default: text]
     #[arg(long, value_name = "FORMAT", env = "KUBE_BASTION_LOGGING_FORMAT", help_heading = "Logs")]
@@ -143,8 +152,16 @@ impl Cli {
     /// What could not be done, for the person who asked.
     pub fn run(self) -> Result<()> {
         match self.command {
-            Command::Check(settings) => {
-                print!("{}", settings.effective()?.to_yaml());
+            Command::Check(options) => {
+                let config = options.settings.effective()?;
+                if options.load {
+                    control_runtime()?.block_on(app::try_files(&config))?;
+                } else {
+                    eprintln!(
+                        "kube-bastion: the files that the configuration names are not checked; check --load does"
+                    );
+                }
+                print!("{}", config.to_yaml());
                 Ok(())
             }
             Command::Serve(settings) => {
@@ -198,13 +215,7 @@ impl Settings {
 
     fn apply(self, config: &mut Config) {
         let Config { serving, admin, source, authentication, authorization, targets, log, drain, .. } = config;
-        if let Some(directory) = self.manifests_dir {
-            source.kind = SourceKind::Manifests;
-            source.manifests.directory = Some(directory);
-        }
-        over(&mut source.manifests.token_auth_file, self.token_auth_file.map(Some));
-        over(&mut source.kubernetes.kubeconfig, self.kubeconfig.map(Some));
-        over(&mut source.kubernetes.context, self.context.map(Some));
+        self.source.apply(source);
         over(&mut serving.secure_listen_address, self.secure_listen_address);
         over(&mut serving.insecure_listen_address, self.insecure_listen_address.map(Some));
         over(&mut admin.listen_address, self.admin_listen_address);
@@ -240,8 +251,8 @@ mod tests {
 
     fn effective(line: &[&str]) -> Result<Config> {
         match Cli::try_parse_from([&["kube-bastion"], line].concat())?.command {
-            Command::Serve(settings) | Command::Check(settings) => settings.effective(),
-            Command::Demo(_) => unreachable!("no test asks for it"),
+            Command::Serve(settings) => settings.effective(),
+            Command::Check(_) | Command::Demo(_) => unreachable!("no test asks for it"),
         }
     }
 
@@ -270,8 +281,14 @@ mod tests {
             (&["serve", "--secure-listen-address=localhost"][..], "give IP:port"),
             (&["serve", "--drain-timeout=30"], "give a number with a unit"),
             (&["serve", "--tls-min-version=1.1"], "VersionTLS12"),
+            (&["serve", "--workers=1000000"], "from 0 to 1024"),
+            (&["serve", "--log-level=inf"], "give off, error, warn, info, debug or trace"),
+            (&["serve", "--log-level=a=b=c"], "\"a=b=c\" is not a log level"),
             (&["serve", "--tls-cert-file=a"], "serving.tlsPrivateKeyFile: not set"),
-            (&["serve", "--token-auth-file=a"], "source.manifests: set, but source.type is \"kubernetes\""),
+            (&["serve", "--token-auth-file=a"], "source.manifests.directory: not set"),
+            (&["serve", "--context=a"], "source.kubernetes.kubeconfig: not set"),
+            (&["serve", "--manifests-dir=m", "--kubeconfig=k"], "--kubeconfig cannot be used with --manifests-dir"),
+            (&["serve", "--token-auth-file=t", "--context=c"], "--context cannot be used with --token-auth-file"),
             (&["serve", "--config=/nonexistent"], "cannot read the configuration file \"/nonexistent\""),
         ] {
             let error = effective(line).unwrap_err().to_string();

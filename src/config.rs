@@ -15,39 +15,42 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::address::AddressType;
 
-pub use values::{parse_address, parse_duration};
+use values::{MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_WORKERS};
+pub use values::{parse_address, parse_duration, parse_log_level, parse_workers};
 
 /// The only version so far.
 pub const API_VERSION: &str = "kube-bastion.dev/v1alpha1";
 pub const KIND: &str = "BastionConfiguration";
 
-/// The whole configuration of a bastion. Every field may be left out.
+/// The whole configuration of a bastion. All but `apiVersion` and `kind` may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Config {
+    /// The version of this format: `kube-bastion.dev/v1alpha1`.
     #[serde(deserialize_with = "values::api_version")]
     #[schemars(extend("const" = API_VERSION))]
     pub api_version: String,
+    /// `BastionConfiguration`.
     #[serde(deserialize_with = "values::kind")]
     #[schemars(extend("const" = KIND))]
     pub kind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub serving: Serving,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub admin: Admin,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub source: Source,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub authentication: Authentication,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub authorization: Authorization,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub targets: Targets,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub upstream: Upstream,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub log: Log,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "values::or_default")]
     pub drain: Drain,
 }
 
@@ -64,7 +67,7 @@ pub struct Serving {
     #[schemars(with = "Option<String>")]
     pub insecure_listen_address: Option<SocketAddr>,
     /// PEM file with the serving certificate and its intermediates, read again when it changes. Without one, a
-    /// self-signed certificate is made at start and its fingerprint logged.
+    /// self-signed certificate is made at start and its fingerprint logged, whatever `log.level` is.
     pub tls_cert_file: Option<PathBuf>,
     /// PEM file with the private key of `tlsCertFile`.
     pub tls_private_key_file: Option<PathBuf>,
@@ -74,11 +77,13 @@ pub struct Serving {
     /// `kube-system/extension-apiserver-authentication` are followed.
     #[serde(rename = "clientCAFile")]
     pub client_ca_file: Option<PathBuf>,
-    /// Threads that serve requests; 0 takes one per core that the cgroup's CPU quota allows.
-    #[serde(deserialize_with = "values::count")]
+    /// Threads that serve requests; 0 takes one per core that the cgroup's CPU quota allows. 1024 at most.
+    #[serde(deserialize_with = "values::count::<_, 0, MAX_WORKERS>")]
+    #[schemars(range(max = MAX_WORKERS))]
     pub workers: usize,
-    /// Connections served at once, tunnels included; further ones wait. 0 sets no limit.
-    #[serde(deserialize_with = "values::count")]
+    /// Connections served at once; tunnels included; further ones wait. 0 sets no limit; else 10000000 at most.
+    #[serde(deserialize_with = "values::count::<_, 0, MAX_CONNECTIONS>")]
+    #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections: usize,
     /// How long a TLS handshake may take, as `10s`.
     #[serde(with = "values::duration")]
@@ -144,11 +149,14 @@ pub struct Source {
     #[serde(rename = "type")]
     pub kind: SourceKind,
     /// For type `kubernetes`.
+    #[serde(deserialize_with = "values::or_default")]
     pub kubernetes: KubernetesSource,
     /// For type `manifests`.
+    #[serde(deserialize_with = "values::or_default")]
     pub manifests: ManifestsSource,
 }
 
+/// The kinds of source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceKind {
@@ -183,7 +191,9 @@ pub struct ManifestsSource {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Authentication {
     /// Lets callers without credentials in as `system:anonymous`; what they may do is the authorizer's to say.
+    #[serde(deserialize_with = "values::flag")]
     pub anonymous: bool,
+    #[serde(deserialize_with = "values::or_default")]
     pub token_review: TokenReview,
 }
 
@@ -199,14 +209,16 @@ pub struct TokenReview {
     #[serde(rename = "failureCacheTTL", with = "values::duration")]
     #[schemars(with = "String")]
     pub failure_cache_ttl: Duration,
-    /// How many tokens are remembered at most.
-    #[serde(deserialize_with = "values::positive")]
+    /// How many tokens are remembered at most, from 1 to 1000000.
+    #[serde(deserialize_with = "values::count::<_, 1, MAX_CACHE>")]
+    #[schemars(range(min = 1, max = MAX_CACHE))]
     pub cache_size: usize,
     /// How long the API may take to answer, as `10s`.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub timeout: Duration,
     /// Audiences that a token may be meant for; the API's own where empty.
+    #[serde(deserialize_with = "values::or_default")]
     pub audiences: Vec<String>,
 }
 
@@ -234,8 +246,9 @@ pub struct Authorization {
     #[serde(rename = "deniedCacheTTL", with = "values::duration")]
     #[schemars(with = "String")]
     pub denied_cache_ttl: Duration,
-    /// How many answers are remembered at most.
-    #[serde(deserialize_with = "values::positive")]
+    /// How many answers are remembered at most, from 1 to 1000000.
+    #[serde(deserialize_with = "values::count::<_, 1, MAX_CACHE>")]
+    #[schemars(range(min = 1, max = MAX_CACHE))]
     pub cache_size: usize,
     /// How long the API may take to answer, as `10s`.
     #[serde(with = "values::duration")]
@@ -243,6 +256,7 @@ pub struct Authorization {
     pub timeout: Duration,
     /// Asks a second time with the bare name where the id with its scheme and port is denied, so that a rule whose
     /// `resourceNames` list `web` covers `http:web:80` too. kube-apiserver does not.
+    #[serde(deserialize_with = "values::flag")]
     pub accept_bare_names: bool,
 }
 
@@ -274,8 +288,10 @@ pub struct Targets {
     #[serde(deserialize_with = "values::dns_domain")]
     pub cluster_domain: String,
     /// Serves endpoints that no pod of the service's namespace stands behind (services without a selector).
+    #[serde(deserialize_with = "values::flag")]
     pub pod_less_endpoints: bool,
     /// Lets loopback addresses be dialled: for a first look and for tests on one machine, never in a cluster.
+    #[serde(deserialize_with = "values::flag")]
     pub allow_loopback: bool,
 }
 
@@ -315,8 +331,9 @@ pub struct Upstream {
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub idle_timeout: Duration,
-    /// Idle connections kept per endpoint and worker.
-    #[serde(deserialize_with = "values::positive")]
+    /// Idle connections kept per endpoint and worker, from 1 to 65535.
+    #[serde(deserialize_with = "values::count::<_, 1, MAX_IDLE>")]
+    #[schemars(range(min = 1, max = MAX_IDLE))]
     pub max_idle_per_endpoint: usize,
 }
 
@@ -336,11 +353,13 @@ impl Default for Upstream {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or directives as `info,kube_bastion::watch=debug`.
+    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or directives as `info,kube_bastion::watch=debug`.
     #[serde(deserialize_with = "values::log_level")]
     pub level: String,
+    /// How events and requests are written: `text` for people, `json` for machines.
     pub format: LogFormat,
     /// One line per request.
+    #[serde(deserialize_with = "values::flag")]
     pub access: bool,
 }
 
@@ -350,6 +369,7 @@ impl Default for Log {
     }
 }
 
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -421,13 +441,14 @@ impl Config {
                 fault: "an empty list lets no node be reached; leave the field out for the default order".into(),
             });
         }
-        let manifests = &self.source.manifests;
+        let Source { kubernetes, manifests, .. } = &self.source;
         match self.source.kind {
             SourceKind::Manifests if manifests.directory.is_none() => Err(ConfigError::Conflict {
                 field: "source.manifests.directory",
-                fault: "not set, but source.type is \"manifests\": give a folder of YAML files, or use source.type \
-                        \"kubernetes\""
-                    .into(),
+                fault:
+                    "not set, but source.type is \"manifests\": give a folder of YAML files (--manifests-dir), or use \
+                        source.type \"kubernetes\""
+                        .into(),
             }),
             SourceKind::Kubernetes if *manifests != ManifestsSource::default() => Err(ConfigError::Conflict {
                 field: "source.manifests",
@@ -435,6 +456,14 @@ impl Config {
                         source.manifests out"
                     .into(),
             }),
+            SourceKind::Kubernetes if kubernetes.kubeconfig.is_none() && kubernetes.context.is_some() => {
+                Err(ConfigError::Conflict {
+                    field: "source.kubernetes.kubeconfig",
+                    fault: "not set, but source.kubernetes.context is: give the kubeconfig that the context is of \
+                            (--kubeconfig), or no context"
+                        .into(),
+                })
+            }
             SourceKind::Kubernetes | SourceKind::Manifests => Ok(()),
         }
     }
@@ -481,6 +510,13 @@ mod tests {
     }
 
     #[test]
+    fn a_section_of_which_nothing_is_said_is_left_out() {
+        let body = "serving:\nadmin: ~\nsource: {kubernetes: , manifests: null}\nauthentication: {tokenReview: }\n\
+                    authorization:\ntargets:\nupstream:\nlog:\ndrain:\n";
+        assert_eq!(Config::parse(&format!("{HEAD}{body}")).unwrap(), Config::new());
+    }
+
+    #[test]
     fn the_effective_configuration_reads_back() {
         let mut config = Config::new();
         config.serving.insecure_listen_address = Some("127.0.0.1:0".parse().unwrap());
@@ -500,7 +536,22 @@ mod tests {
             ("serving:\n  workers: -1\n", &["line 4", "workers", "\"-1\"", "whole number"]),
             ("serving:\n  tlsMinVersion: VersionTLS10\n", &["line 4", "VersionTLS10", "VersionTLS12"]),
             ("upstream:\n  dialTimeout: 30\n", &["line 4", "dialTimeout", "\"30\"", "30s"]),
-            ("upstream:\n  maxIdlePerEndpoint: 0\n", &["line 4", "maxIdlePerEndpoint", "\"0\"", "1 or more"]),
+            ("upstream:\n  maxIdlePerEndpoint: 0\n", &["line 4", "maxIdlePerEndpoint", "\"0\"", "from 1 to 65535"]),
+            ("serving:\n  workers: 1000000\n", &["line 4", "workers", "\"1000000\"", "from 0 to 1024"]),
+            ("serving:\n  maxConnections: 99999999999\n", &["line 4", "maxConnections", "from 0 to 10000000"]),
+            (
+                "authorization:\n  cacheSize: 99999999999999\n",
+                &["line 4", "cacheSize", "\"99999999999999\"", "from 1 to 1000000"],
+            ),
+            (
+                "authentication:\n  tokenReview:\n    cacheSize: 1000001\n",
+                &["line 5", "cacheSize", "from 1 to 1000000"],
+            ),
+            ("serving:\n  workers:\n", &["workers:", "whole number", "or leave the field out"]),
+            ("serving:\n  workers:\n  maxConnections: 1\n", &["workers:", "whole number", "or leave the field out"]),
+            ("serving: {secureListenAddress: ~}\n", &["line 3", "secureListenAddress", "IP:port", "or leave"]),
+            ("log:\n  access: null\n", &["line 4", "access", "true or false", "or leave the field out"]),
+            ("log:\n  level: inf\n", &["line 4", "level", "\"inf\"", "info", "trace"]),
             ("targets:\n  clusterDomain: .local.\n", &["line 4", "clusterDomain", "\".local.\"", "cluster.local"]),
             ("log:\n  level: loud=much\n", &["line 4", "level", "loud", "info"]),
             ("source:\n  type: etcd\n", &["line 4", "etcd", "kubernetes", "manifests"]),

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kube_bastion::cli::Cli;
+use kube_bastion::telemetry::with_causes;
 use kube_bastion::tls;
 
 #[global_allocator]
@@ -14,7 +15,7 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kube-bastion: {error:#}");
+            eprintln!("kube-bastion: {}", with_causes(&*error));
             ExitCode::FAILURE
         }
     }

@@ -2,6 +2,7 @@
 
 mod access;
 
+use std::error::Error;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
@@ -10,16 +11,34 @@ pub use access::{AccessLog, Record, Recorder};
 
 use crate::config::{Log, LogFormat};
 
+/// Events for this target are written whatever the level is: an operator needs them even where nothing else is logged.
+pub const ALWAYS: &str = "kube_bastion::always";
 /// What the client of the API logs of failed requests, each of which is logged where it was sent, with what it means.
 const ONCE: &str = "kube_client::client::builder=off,kube_runtime::watcher=error";
 
 /// Sends events to standard error. Called once, by `main`; later calls change nothing, as tests need it.
 pub fn init(log: &Log) {
-    // The level was parsed when the configuration was read. Its directives may overrule what stands before them.
-    let filter = EnvFilter::builder().parse_lossy(format!("{ONCE},{}", log.level));
+    // Flag, environment and file read the level by one parser (`config::parse_log_level`): nothing is lost. Its
+    // directives may overrule what stands before them.
+    let always = format!("{ALWAYS}=trace").parse().expect("a module and a level make a directive");
+    let filter = EnvFilter::builder().parse_lossy(format!("{ONCE},{}", log.level)).add_directive(always);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match log.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
+}
+
+/// What an error says and what it came from, each cause once: many a library says its cause in its own words too.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut told = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !told.contains(&said) {
+            told = format!("{told}: {said}");
+        }
+        cause = error.source();
+    }
+    told
 }

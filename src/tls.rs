@@ -15,23 +15,23 @@ pub use client::{ClientTls, KubeletTls, Offers};
 pub use reload::{CaError, ClientCas, FileWatch};
 pub use server::{ServerTls, sha256_hex};
 
-/// Why TLS cannot be set up. Every variant names the file to look at.
+/// Why TLS cannot be set up. Every variant names the file to look at, and has its cause as its source.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("cannot read {what} from {path:?}: {source}")]
+    #[error("cannot read {what} from {path:?}")]
     Pem { what: &'static str, path: PathBuf, source: rustls::pki_types::pem::Error },
     #[error("{path:?} holds no certificate: a PEM file with BEGIN CERTIFICATE is wanted")]
     NoCertificate { path: PathBuf },
     #[error(
-        "the private key {key:?} does not belong to the certificate {certificate:?} ({source}): give the key that the \
+        "the private key {key:?} does not belong to the certificate {certificate:?}: give the key that the \
          certificate was issued for"
     )]
     Mismatch { certificate: PathBuf, key: PathBuf, source: rustls::Error },
-    #[error("{path:?} holds a CA certificate that cannot be used: {source}")]
+    #[error("{path:?} holds a CA certificate that cannot be used")]
     BadCa { path: PathBuf, source: rustls::Error },
-    #[error("cannot make a self-signed certificate: {0}")]
+    #[error("cannot make a self-signed certificate")]
     SelfSigned(#[from] rcgen::Error),
-    #[error("TLS cannot be set up: {0}")]
+    #[error("TLS cannot be set up")]
     Setup(#[from] rustls::Error),
 }
 

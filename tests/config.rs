@@ -42,12 +42,16 @@ fn the_schema_is_that_of_the_types() {
 #[test]
 fn every_field_has_a_description() {
     let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
+    let described = |of: &serde_json::Value| {
+        let target = of["$ref"].as_str().map(|to| schema.pointer(to.trim_start_matches('#')).expect("it resolves"));
+        of["description"].is_string() || target.is_some_and(|target| target["description"].is_string())
+    };
     let mut bare = Vec::new();
-    let sections = schema["$defs"].as_object().unwrap().iter().filter(|(_, section)| section["properties"].is_object());
-    for (name, section) in sections {
-        for (field, of) in section["properties"].as_object().unwrap() {
-            let told = of["description"].is_string() || of["$ref"].is_string();
-            if !told {
+    let root = ("Config".to_owned(), &schema);
+    let sections = schema["$defs"].as_object().unwrap().iter().map(|(name, section)| (name.clone(), section));
+    for (name, section) in std::iter::once(root).chain(sections) {
+        for (field, of) in section["properties"].as_object().into_iter().flatten() {
+            if !described(of) {
                 bare.push(format!("{name}.{field}"));
             }
         }

@@ -66,7 +66,9 @@ fn the_printed_lines_show_what_they_say() {
     let mut log = String::new();
     while output.read_line(&mut log).expect("the log ends") > 0 {}
     assert!(
-        log.contains("target=services/demo/web") && log.contains("(web-2)") && !log.contains("demo-token"),
+        log.contains(r#"target="services/demo/web""#)
+            && log.contains(r#"endpoint-name="web-2""#)
+            && !log.contains("demo-token"),
         "{log}"
     );
 }

@@ -8,6 +8,17 @@ use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serializer};
 use tracing_subscriber::EnvFilter;
 
+/// More threads than any machine has cores.
+pub(super) const MAX_WORKERS: usize = 1024;
+/// More sockets than a process can have open.
+pub(super) const MAX_CONNECTIONS: usize = 10_000_000;
+/// Some hundred bytes each: a larger memory is a mistake of the pen.
+pub(super) const MAX_CACHE: usize = 1_000_000;
+/// An address has no more ports to connect from.
+pub(super) const MAX_IDLE: usize = 65_535;
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Reads `IP:port` or `[IPv6]:port`.
 ///
 /// # Errors
@@ -35,6 +46,41 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         total = total.checked_add(part).ok_or_else(fault)?;
     }
     if total.is_zero() { Err(fault()) } else { Ok(total) }
+}
+
+/// Reads a number of threads; 0 leaves it to the bastion.
+///
+/// # Errors
+/// Says what would be right.
+pub fn parse_workers(text: &str) -> Result<usize, String> {
+    between::<0, MAX_WORKERS>(text)
+}
+
+fn between<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (MIN..=MAX).contains(number));
+    number.ok_or_else(|| format!("{text:?} is not a count: give a whole number from {MIN} to {MAX}"))
+}
+
+/// Reads a level, or directives that each give one for a module. Stricter than the filter, which takes any bare word for
+/// a module: `inf` would log nothing at all.
+///
+/// # Errors
+/// Says what would be right.
+pub fn parse_log_level(text: &str) -> Result<String, String> {
+    let right = "give off, error, warn, info, debug or trace, or directives as info,kube_bastion::watch=debug";
+    let fault = |part: &str| {
+        let part = if part == text { String::new() } else { format!(" ({part:?})") };
+        format!("{text:?} is not a log level{part}: {right}")
+    };
+    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+    for part in &parts {
+        let (module, level) = part.split_once('=').map_or((None, *part), |(module, level)| (Some(module), level));
+        let known = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level));
+        if !known || module.is_some_and(str::is_empty) || EnvFilter::builder().parse(part).is_err() {
+            return Err(fault(part));
+        }
+    }
+    Ok(parts.join(","))
 }
 
 /// Writes a duration so that [`parse_duration`] reads it back.
@@ -77,24 +123,26 @@ pub(super) fn optional_address<'de, D: Deserializer<'de>>(deserializer: D) -> Re
     text.map(|text| parse_address(&text).map_err(D::Error::custom)).transpose()
 }
 
-pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    scalar(deserializer, |text| {
-        text.parse().map_err(|_| format!("{text:?} is not a count: give a whole number, 0 or more"))
-    })
+pub(super) fn count<'de, D: Deserializer<'de>, const MIN: usize, const MAX: usize>(
+    deserializer: D,
+) -> Result<usize, D::Error> {
+    scalar(deserializer, between::<MIN, MAX>)
 }
 
-pub(super) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    scalar(deserializer, |text| {
-        let number = text.parse().ok().filter(|number| *number > 0);
-        number.ok_or_else(|| format!("{text:?} is not a size: give a whole number, 1 or more"))
-    })
+pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let given = Option::<bool>::deserialize(deserializer)?;
+    given.ok_or_else(|| D::Error::custom("null is not a choice: give true or false, or leave the field out"))
+}
+
+/// A section of which nothing is said, as `serving:` with all its fields commented out, is left out.
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 pub(super) fn log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    scalar(deserializer, |text| match EnvFilter::builder().parse(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("{text:?} is not a log level ({error}): give error, warn, info, debug or trace")),
-    })
+    scalar(deserializer, parse_log_level)
 }
 
 pub(super) fn api_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -110,26 +158,41 @@ fn constant<'de, D: Deserializer<'de>>(
     field: &str,
     expected: &'static str,
 ) -> Result<String, D::Error> {
-    scalar(deserializer, |text| {
-        if text == expected {
-            Ok(text.to_owned())
-        } else {
-            Err(format!("{text:?} is not a {field} that this bastion reads: give {expected}"))
-        }
-    })
+    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    if text == expected {
+        Ok(text)
+    } else {
+        Err(D::Error::custom(format!("{text:?} is not a {field} that this bastion reads: give {expected}")))
+    }
 }
 
 fn scalar<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     parse: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<T, D::Error> {
-    let text = String::deserialize(deserializer)?;
+    let Some(text) = Option::<String>::deserialize(deserializer)? else {
+        // The defaults are those of whole sections and not known here, so null cannot stand for one.
+        let fault = parse("").err().unwrap_or_default();
+        return Err(D::Error::custom(format!("null: {fault}, or leave the field out")));
+    };
     parse(&text).map_err(D::Error::custom)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_level_is_a_level_or_gives_one_to_modules() {
+        for good in ["off", "info", "DEBUG", "warn,kube_bastion::watch=debug", "info, h2=off"] {
+            assert!(parse_log_level(good).is_ok(), "{good}");
+        }
+        for bad in ["inf", "loud", "", "info,", "a=b=c", "kube_bastion", "h2=", "h2=loud", "=info", "3", "info,[x=info"]
+        {
+            let fault = parse_log_level(bad).unwrap_err();
+            assert!(fault.starts_with(&format!("{bad:?} is not a log level")) && fault.contains("trace"), "{fault}");
+        }
+    }
 
     #[test]
     fn durations_read_as_go_writes_them() {

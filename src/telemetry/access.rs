@@ -5,18 +5,21 @@
 //! counted; requests never wait for the log.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::fmt;
 use std::io::Write;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures::FutureExt;
 use http::{Method, StatusCode, Uri, Version};
 
 use crate::config::LogFormat;
+use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 
@@ -24,38 +27,63 @@ use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 const PIECE: usize = 32 * 1024;
 /// Pieces that may wait for the writer before lines are lost.
 const WAITING: usize = 64;
+/// How long the end waits for standard output to take what is left.
+const LAST: Duration = Duration::from_secs(1);
+/// The same where the end was forced: enough for a reader that reads, nothing that a person would notice.
+const LAST_FORCED: Duration = Duration::from_millis(100);
 
 /// The process's access log: a thread that writes what the workers send.
 #[derive(Debug)]
 pub struct AccessLog {
-    pieces: Option<SyncSender<Vec<u8>>>,
+    pieces: Option<SyncSender<Piece>>,
     format: LogFormat,
-    thread: Option<JoinHandle<()>>,
+    /// Lines that were sent and are not written yet.
+    unwritten: Arc<AtomicU64>,
+    /// Disconnected once the thread has ended. Only `drop` looks at it: the lock is what lets workers share the rest.
+    ended: Mutex<Receiver<Infallible>>,
+    drain: Drain,
+}
+
+/// Some whole lines.
+#[derive(Debug)]
+struct Piece {
+    bytes: Vec<u8>,
+    lines: u64,
 }
 
 impl AccessLog {
-    /// Starts the writer on `sink`.
+    /// Starts the writer on `sink`. A forced `drain` hurries its end.
     ///
     /// # Errors
     /// Where the thread cannot be started.
-    pub fn start(format: LogFormat, mut sink: impl Write + Send + 'static) -> std::io::Result<Self> {
-        let (pieces, received) = sync_channel::<Vec<u8>>(WAITING);
-        let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || {
+    pub fn start(format: LogFormat, mut sink: impl Write + Send + 'static, drain: Drain) -> std::io::Result<Self> {
+        let (pieces, received) = sync_channel::<Piece>(WAITING);
+        let (end, ended) = channel();
+        let unwritten = Arc::new(AtomicU64::new(0));
+        let left = Arc::clone(&unwritten);
+        std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            let _end = end;
             for piece in received {
                 // A closed pipe is no reason to stop serving.
-                let _ = sink.write_all(&piece).and_then(|()| sink.flush());
+                let _ = sink.write_all(&piece.bytes).and_then(|()| sink.flush());
+                left.fetch_sub(piece.lines, Ordering::Relaxed);
             }
         })?;
-        Ok(Self { pieces: Some(pieces), format, thread: Some(thread) })
+        Ok(Self { pieces: Some(pieces), format, unwritten, ended: Mutex::new(ended), drain })
     }
 }
 
 impl Drop for AccessLog {
-    /// Waits until what the workers sent is written. Their recorders are gone by then.
+    /// Waits until what the workers sent is written, but not for a reader that does not read: the thread, which may be
+    /// stuck in its write, is left behind for the end of the process. The recorders are gone by then.
     fn drop(&mut self) {
         self.pieces = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let forced = self.drain.forced().now_or_never().is_some();
+        let patience = if forced { LAST_FORCED } else { LAST };
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            let lines = self.unwritten.load(Ordering::Relaxed);
+            tracing::warn!(lines, "standard output takes nothing: the last lines of the access log are lost");
         }
     }
 }
@@ -69,7 +97,8 @@ pub struct Recorder {
 
 #[derive(Debug)]
 struct Lines {
-    pieces: SyncSender<Vec<u8>>,
+    pieces: SyncSender<Piece>,
+    unwritten: Arc<AtomicU64>,
     format: LogFormat,
     buffer: Vec<u8>,
     count: u64,
@@ -82,7 +111,8 @@ impl Recorder {
         let lines = log.and_then(|log| {
             let pieces = log.pieces.clone()?;
             let (buffer, clock) = (Vec::with_capacity(PIECE), Clock::default());
-            Some(RefCell::new(Lines { pieces, format: log.format, buffer, count: 0, clock }))
+            let unwritten = Arc::clone(&log.unwritten);
+            Some(RefCell::new(Lines { pieces, unwritten, format: log.format, buffer, count: 0, clock }))
         });
         Rc::new(Self { metrics, lines })
     }
@@ -134,10 +164,14 @@ impl Lines {
         if self.buffer.is_empty() {
             return;
         }
-        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
-        let count = std::mem::take(&mut self.count);
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.pieces.try_send(piece) {
-            metrics.access_lines_lost.inc_by(count);
+        let bytes = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
+        let lines = std::mem::take(&mut self.count);
+        // Counted before it is sent, because the writer may be done with it at once.
+        self.unwritten.fetch_add(lines, Ordering::Relaxed);
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.pieces.try_send(Piece { bytes, lines })
+        {
+            self.unwritten.fetch_sub(lines, Ordering::Relaxed);
+            metrics.access_lines_lost.inc_by(lines);
         }
     }
 }
@@ -264,7 +298,7 @@ impl Line<'_> {
         line.extend_from_slice(b"}\n");
     }
 
-    /// `key=value`, strings that come from outside in quotes.
+    /// `key=value`, strings that come from outside in quotes: none can pass for a field.
     fn write_text(&self, clock: &mut Clock, line: &mut Vec<u8>) {
         let Record { method, uri, version, client, audit_id, endpoint, code, error, namespace, id, sent, .. } =
             self.record;
@@ -272,27 +306,27 @@ impl Line<'_> {
         let slash = if namespace.is_empty() { "" } else { "/" };
         let written = write!(
             line,
-            " {} {method} {:?} {version:?} user={:?} client={client} verb={} target={}/{}{slash}{} ",
+            " {} {method} {} {version:?} user={} client={client} verb={} target=\"{}/{}{slash}{}\" ",
             code.as_u16(),
-            uri.path(),
-            self.user(),
+            InQuotes(uri.path()),
+            InQuotes(self.user()),
             self.verb(),
             self.resource(),
-            namespace.escape_debug(),
-            id.escape_debug(),
+            Escaped(namespace),
+            Escaped(id),
         );
         let written = written.and_then(|()| match &self.record.acts_as {
-            Some(acts_as) => write!(line, "impersonated-user={:?} ", acts_as.user),
+            Some(acts_as) => write!(line, "impersonated-user={} ", InQuotes(&acts_as.user)),
             None => Ok(()),
         });
         let written = written.and_then(|()| match endpoint {
-            Some(Endpoint { address, name }) => write!(line, "endpoint={address} ({name}) "),
+            Some(Endpoint { address, name }) => write!(line, "endpoint={address} endpoint-name={} ", InQuotes(name)),
             None => write!(line, "endpoint=- "),
         });
         let (received, duration) = (self.record.received(), Seconds(self.duration));
         let written = written.and_then(|()| {
-            let audit_id = audit_id.to_str().unwrap_or_default();
-            write!(line, "received={received} sent={sent} duration={duration} audit-id={audit_id:?}")
+            let audit_id = InQuotes(audit_id.to_str().unwrap_or_default());
+            write!(line, "received={received} sent={sent} duration={duration} audit-id={audit_id}")
         });
         let written = written.and_then(|()| error.as_ref().map_or(Ok(()), |error| write!(line, " error={error:?}")));
         written.expect("a Vec takes whatever is written");
@@ -312,6 +346,29 @@ impl Line<'_> {
     }
 }
 
+/// Printable ASCII that ends no string: almost all that is ever logged, and to be told so costs less than to be escaped.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\')
+}
+
+/// As `{:?}`, in quotes.
+struct InQuotes<'a>(&'a str);
+
+impl fmt::Display for InQuotes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if is_plain(self.0) { write!(f, "\"{}\"", self.0) } else { write!(f, "{:?}", self.0) }
+    }
+}
+
+/// The same for a part of what stands in quotes.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if is_plain(self.0) { f.write_str(self.0) } else { write!(f, "{}", self.0.escape_debug()) }
+    }
+}
+
 /// `,"key":value`, where the value is JSON already.
 fn put(line: &mut Vec<u8>, key: &str, value: fmt::Arguments<'_>) {
     line.extend_from_slice(b",\"");
@@ -322,7 +379,7 @@ fn put(line: &mut Vec<u8>, key: &str, value: fmt::Arguments<'_>) {
 
 fn put_string(line: &mut Vec<u8>, key: &str, value: &str) {
     put(line, key, format_args!(""));
-    if value.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
+    if is_plain(value) {
         line.push(b'"');
         line.extend_from_slice(value.as_bytes());
         line.push(b'"');
@@ -364,7 +421,6 @@ impl Clock {
 mod tests {
     use super::*;
     use prometheus_client::registry::Registry;
-    use std::sync::Mutex;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -379,10 +435,52 @@ mod tests {
         }
     }
 
-    fn logged(format: LogFormat) -> String {
+    /// A pipe that nobody reads.
+    struct Stuck;
+
+    impl Write for Stuck {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            loop {
+                std::thread::park();
+            }
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_reader_that_does_not_read() {
+        for (forced, patience) in [(false, LAST), (true, LAST_FORCED)] {
+            let drain = Drain::default();
+            let log = AccessLog::start(LogFormat::Text, Stuck, drain.clone()).unwrap();
+            log_a_request(&log, |_| ());
+            if forced {
+                drain.force();
+            }
+            assert_eq!(log.unwritten.load(Ordering::Relaxed), 1);
+            let started = Instant::now();
+            drop(log);
+            let waited = started.elapsed();
+            assert!(
+                waited >= patience && waited < patience + Duration::from_millis(500),
+                "forced {forced}: {waited:?}"
+            );
+        }
+    }
+
+    fn logged(format: LogFormat, change: impl FnOnce(&mut Record)) -> String {
         let sink = Sink::default();
-        let log = AccessLog::start(format, sink.clone()).unwrap();
-        let recorder = Recorder::new(Metrics::new(&mut Registry::default()), Some(&log));
+        let log = AccessLog::start(format, sink.clone(), Drain::default()).unwrap();
+        log_a_request(&log, change);
+        drop(log);
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn log_a_request(log: &AccessLog, change: impl FnOnce(&mut Record)) {
+        let recorder = Recorder::new(Metrics::new(&mut Registry::default()), Some(log));
         let uri = Uri::from_static("/api/v1/namespaces/ns/pods/p:80/proxy/x?token=secret");
         let audit_id = http::HeaderValue::from_static("id-1");
         let client = "192.0.2.1".parse().unwrap();
@@ -392,21 +490,56 @@ mod tests {
         record.resource = Some(Resource::Pods);
         (record.namespace, record.id) = ("ns".into(), "p:80".into());
         record.code = StatusCode::OK;
+        record.endpoint = Some(Endpoint { address: "10.0.0.1:80".parse().unwrap(), name: "p".into() });
         record.sent = 7;
-        drop(record);
-        drop(recorder);
-        drop(log);
-        let bytes = sink.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        change(&mut record);
+    }
+
+    /// What is left of a line once all that stands in quotes is taken out: the bastion's own words.
+    fn own_words(line: &str) -> String {
+        let mut quoted = false;
+        let mut escaped = false;
+        let outside = |c: &char| {
+            let was = quoted;
+            if *c == '"' && !escaped {
+                quoted = !quoted;
+            }
+            escaped = *c == '\\' && !escaped;
+            !was && !quoted
+        };
+        line.chars().filter(outside).collect()
+    }
+
+    #[test]
+    fn nothing_from_outside_can_pass_for_a_field() {
+        const FORGED: &str = "x\" forged=1 endpoint=192.0.2.9:80 'forged'\\\"\nforged";
+        let line = logged(LogFormat::Text, |record| {
+            record.uri = Uri::from_static("/a\"forged=1");
+            record.identity = Some(Arc::new(Identity::new(FORGED, "", vec![], Default::default())));
+            record.acts_as = record.identity.clone();
+            (record.namespace, record.id) = (FORGED.into(), FORGED.into());
+            record.endpoint.as_mut().unwrap().name = FORGED.into();
+            record.audit_id = http::HeaderValue::from_static("a\" forged=1");
+            record.error = Some(FORGED.into());
+        });
+        assert_eq!(line.lines().count(), 1, "{line}");
+        let own = own_words(&line);
+        assert!(!own.contains("forged") && own.matches("endpoint=").count() == 1, "{own}");
+        assert!(own.contains(" endpoint=10.0.0.1:80 endpoint-name= received=0 "), "{own}");
     }
 
     #[test]
     fn a_text_line_tells_who_did_what_and_keeps_the_query_to_itself() {
-        let line = logged(LogFormat::Text);
+        let line = logged(LogFormat::Text, |_| ());
         assert_eq!(line.lines().count(), 1, "{line}");
-        for part in
-            [" 200 GET ", r#"user="a \"b\"\n""#, "verb=get", "target=pods/ns/p:80 ", "sent=7", r#"audit-id="id-1""#]
-        {
+        for part in [
+            " 200 GET ",
+            r#"user="a \"b\"\n""#,
+            "verb=get",
+            r#"target="pods/ns/p:80" endpoint=10.0.0.1:80 endpoint-name="p" "#,
+            "sent=7",
+            r#"audit-id="id-1""#,
+        ] {
             assert!(line.contains(part), "{part} in {line}");
         }
         assert!(!line.contains("secret"), "{line}");
@@ -414,7 +547,7 @@ mod tests {
 
     #[test]
     fn a_json_line_is_json() {
-        let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json)).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json, |_| ())).unwrap();
         assert_eq!(line["user"], "a \"b\"\n");
         assert_eq!(line["path"], "/api/v1/namespaces/ns/pods/p:80/proxy/x");
         assert_eq!((&line["code"], &line["sent"]), (&200.into(), &7.into()));

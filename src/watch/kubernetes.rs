@@ -32,14 +32,14 @@ const UNREADY: &str = "nothing is known of these yet, and the bastion is not rea
 /// Why the API cannot even be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
-    #[error("the kubeconfig {path:?} cannot be used: {source}")]
+    #[error("the kubeconfig {path:?} cannot be used")]
     Kubeconfig { path: std::path::PathBuf, source: kube::config::KubeconfigError },
     #[error(
-        "no --kubeconfig is given and this is no pod with a service account ({0}): give --kubeconfig=FILE (or \
-         source.kubernetes.kubeconfig), or run without Kubernetes by source.type: manifests"
+        "no --kubeconfig is given and this is no pod with a service account: give --kubeconfig=FILE (or \
+         source.kubernetes.kubeconfig), or run without Kubernetes by --manifests-dir (source.type: manifests)"
     )]
     InCluster(#[from] kube::config::InClusterError),
-    #[error("the client of the Kubernetes API cannot be set up: {0}")]
+    #[error("the client of the Kubernetes API cannot be set up")]
     Client(#[from] kube::Error),
 }
 
