@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -250,6 +251,9 @@ fn a_bad_start_says_its_cause_once() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A bastion that serves an empty folder, on ports of its own.
 struct Running {
     child: Child,
@@ -268,8 +272,26 @@ impl Running {
 }
 
 impl Running {
+    /// Its events, line by line. They end with the process.
+    fn events(&mut self) -> Receiver<String> {
+        let events = BufReader::new(self.child.stderr.take().expect("stderr is piped")).lines();
+        let (told, received) = channel();
+        std::thread::spawn(move || events.map_while(Result::ok).try_for_each(|line| told.send(line)));
+        received
+    }
+
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().try_into().expect("a pid")), signal).expect("it runs");
+    }
+}
+
+/// The next event that holds `what`.
+fn told(events: &Receiver<String>, what: &str) -> String {
+    loop {
+        let line = events.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what:?} is not told"));
+        if line.contains(what) {
+            return line;
+        }
     }
 }
 
@@ -286,8 +308,7 @@ fn the_fingerprint_of_a_self_signed_certificate_is_always_told() {
     for level in ["off", "error", "info", "kube_bastion=off"] {
         for format in ["text", "json"] {
             let mut running = Running::start(&[&format!("--log-level={level}"), &format!("--logging-format={format}")]);
-            let events = BufReader::new(running.child.stderr.take().expect("stderr is piped")).lines();
-            let line = events.map_while(Result::ok).find(|line| line.contains("self-signed")).expect("it is told");
+            let line = told(&running.events(), "self-signed");
             let fingerprint = if format == "json" {
                 let event: serde_json::Value = serde_json::from_str(&line).expect("an event is JSON");
                 event["sha256"].as_str().expect("a fingerprint").to_owned()
@@ -303,26 +324,28 @@ fn the_fingerprint_of_a_self_signed_certificate_is_always_told() {
 #[test]
 fn an_access_log_that_nobody_reads_does_not_hold_up_the_end() {
     let mut running = Running::start(&["--insecure-listen-address=127.0.0.1:0", "--drain-timeout=1s"]);
-    let mut events =
-        BufReader::new(running.child.stderr.take().expect("stderr is piped")).lines().map_while(Result::ok);
-    let address = events.find_map(|line| line.split_once("insecure=").map(|(_, address)| address.to_owned()));
-    let address = address.expect("the port is told");
+    let events = running.events();
+    let line = told(&events, "insecure=");
+    let (_, address) = line.split_once("insecure=").expect("it is there");
     // 256 KiB of lines: four times what a pipe holds.
     let request = format!("GET /{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "x".repeat(8 * 1024));
     for _ in 0..32 {
-        let mut connection = TcpStream::connect(&address).expect("it accepts");
+        let mut connection = TcpStream::connect(address).expect("it accepts");
         connection.write_all(request.as_bytes()).expect("it reads");
         let mut answer = String::new();
         connection.read_to_string(&mut answer).expect("it answers");
         assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
     running.signal(Signal::SIGTERM);
-    // Standard error ends with the process.
-    let (told, rest) = std::sync::mpsc::channel();
-    std::thread::spawn(move || told.send(events.collect::<Vec<_>>()));
-    let rest = rest.recv_timeout(Duration::from_secs(5)).expect("it ends");
+    told(&events, "the last lines of the access log are lost");
+    let ended = loop {
+        match events.recv_timeout(PATIENCE) {
+            Ok(_) => {}
+            Err(ended) => break ended,
+        }
+    };
+    assert_eq!(ended, RecvTimeoutError::Disconnected, "it still runs");
     assert!(running.child.wait().expect("a child").success());
-    assert!(rest.iter().any(|line| line.contains("the last lines of the access log are lost")), "{rest:?}");
 }
 
 #[test]
