@@ -200,8 +200,6 @@ impl Forward {
             let refused = is_refused(&error);
             if !reused && !refused {
                 self.balance.failed(endpoint);
-            }
-            if !reused {
                 next = order.next();
             }
             // What is no HTTP is an answer all the same: the endpoint looked at the request.

@@ -116,7 +116,7 @@ impl<H: Handler> Listener<H> {
     async fn connection(&self, stream: TcpStream, address: SocketAddr, permit: Option<OwnedSemaphorePermit>) {
         let held = Held::new(self.metrics.connections.enter(), permit);
         // A peer that reset already is found out by the first read.
-        let _ = stream.set_nodelay(true);
+        let _ = crate::connection::tune(&stream);
         let served = match &self.tls {
             None => self.http1(stream, Peer { address, secure: false, certificate: None, held }).await,
             Some(tls) => {

@@ -15,6 +15,8 @@ use tokio_util::task::TaskTracker;
 
 pub use body::Body;
 
+use respond::Taste;
+
 use crate::authorize::{Authorize, AuthorizeError};
 use crate::connection::Held;
 use crate::drain::Drain;
@@ -97,7 +99,7 @@ impl Proxy {
     ) -> Response<Body> {
         let held = peer.held.by_request();
         let audit_id = audit_id(request.headers_mut());
-        let form = respond::form(request.headers(), request.uri().query());
+        let taste = Taste::of(request.headers());
         let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
         let client = peer.address.ip().to_canonical();
         let mut record = Record::start(&self.recorder, method, uri, version, client, audit_id.clone());
@@ -118,6 +120,7 @@ impl Proxy {
             }
             Err(error) => {
                 record.error = Some(error.to_string());
+                let form = taste.form(record.uri.query());
                 respond::refuse(&error, self.causes(&error, &record).await, form)
             }
         };

@@ -4,6 +4,7 @@ mod coding;
 mod html;
 mod link;
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -11,13 +12,15 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use lol_html::AsciiCompatibleEncoding;
+use percent_encoding::{CONTROLS, percent_encode};
 
 use coding::{Coding, Decoder, Encoder};
 use html::Html;
 pub use link::{BadLink, Links};
 
-/// How much of a page is taken at once: what it decompresses to stays within about a thousand times that.
-const PIECE: usize = 4 * 1024;
+/// How much of a page is worked on in one turn of the worker, which has others to serve. It may be overrun by what the
+/// last step decodes to.
+const SLICE: usize = 64 * 1024;
 
 /// Makes `Location` lead through the bastion.
 ///
@@ -25,10 +28,13 @@ const PIECE: usize = 4 * 1024;
 /// [`BadLink`] where it is no URL: nobody can tell where it leads.
 pub fn rewrite_location(headers: &mut HeaderMap, links: impl FnOnce() -> Links) -> Result<(), BadLink> {
     let Some(location) = headers.get(header::LOCATION) else { return Ok(()) };
-    let text = std::str::from_utf8(location.as_bytes());
-    let text = text.map_err(|_| BadLink(String::from_utf8_lossy(location.as_bytes()).into_owned()))?;
-    if let Some(rewritten) = links().rewrite(text)? {
-        let value = HeaderValue::try_from(rewritten).map_err(|_| BadLink(text.to_owned()))?;
+    // Bytes that are no text are taken as they are, and escaped.
+    let text = match std::str::from_utf8(location.as_bytes()) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => percent_encode(location.as_bytes(), CONTROLS).into(),
+    };
+    if let Some(rewritten) = links().rewrite(&text)? {
+        let value = HeaderValue::try_from(rewritten).map_err(|_| BadLink(text.into_owned()))?;
         headers.insert(header::LOCATION, value);
     }
     Ok(())
@@ -117,11 +123,16 @@ impl Rewriter {
         }
     }
 
+    /// Takes a slice's worth off the front of `bytes`, which are the next of the page. Gives what is ready.
+    ///
     /// # Errors
-    /// [`BadPage`] where the bytes are none of the page's coding.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<Vec<u8>, BadPage> {
+    /// [`BadPage`] where they are none of the page's coding.
+    pub fn take(&mut self, bytes: &mut Bytes) -> Result<Vec<u8>, BadPage> {
         let mut page = Vec::new();
-        self.decoder.decode(bytes, &mut page)?;
+        while bytes.has_remaining() && page.len() < SLICE {
+            let step = bytes.split_to(bytes.len().min(self.decoder.step()));
+            self.decoder.decode(&step, &mut page)?;
+        }
         if self.decoder.is_foreign() {
             return Ok(page);
         }
@@ -186,6 +197,8 @@ pub struct Page<B> {
     rewriter: Rewriter,
     /// What came and was not looked at yet.
     pending: Bytes,
+    /// A slice was worked on, and more is there: the others of the worker come first.
+    worked: bool,
     ended: bool,
     trailers: Option<HeaderMap>,
 }
@@ -202,7 +215,7 @@ pub enum PageError<E> {
 impl<B> Page<B> {
     pub fn new(incoming: B, reading: Reading, links: Links) -> Self {
         let rewriter = Rewriter::new(reading, links);
-        Self { incoming, rewriter, pending: Bytes::new(), ended: false, trailers: None }
+        Self { incoming, rewriter, pending: Bytes::new(), worked: false, ended: false, trailers: None }
     }
 }
 
@@ -220,8 +233,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Page<B> {
                 return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
             }
             if this.pending.has_remaining() {
-                let piece = this.pending.split_to(this.pending.len().min(PIECE));
-                let out = this.rewriter.write(&piece)?;
+                if std::mem::take(&mut this.worked) {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                let out = this.rewriter.take(&mut this.pending)?;
+                this.worked = this.pending.has_remaining();
                 if out.is_empty() {
                     continue;
                 }

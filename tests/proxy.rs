@@ -70,6 +70,16 @@ addressType: IPv4
 ports: [{{name: '', port: {port}}}]
 endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default, name: p}}}}]
 ---
+kind: Service
+metadata: {{name: h2c}}
+spec: {{ports: [{{port: 80, appProtocol: kubernetes.io/h2c}}]}}
+---
+kind: EndpointSlice
+metadata: {{name: h2c, labels: {{kubernetes.io/service-name: h2c}}}}
+addressType: IPv4
+ports: [{{name: '', port: {port}}}]
+endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default, name: p}}}}]
+---
 kind: Node
 metadata: {{name: n}}
 status: {{addresses: [{{type: InternalIP, address: 127.0.0.1}}]}}
@@ -382,6 +392,102 @@ async fn large_headers_pass() -> Result<()> {
     backend.write_all(format!("HTTP/1.1 200 OK\r\n{many}Content-Length: 0\r\n\r\n").as_bytes()).await?;
     let head = read_until(&mut client, "\r\n\r\n").await?;
     ensure!(head.starts_with("HTTP/1.1 200 ") && head.contains("X-79: v"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upgrade_grants_no_more_than_its_method_does() -> Result<()> {
+    let bench = Bench::new().await?;
+    for method in ["DELETE", "POST", "PROPFIND"] {
+        let mut client = bench.client().await?;
+        let head = format!(
+            "{method} {PREFIX}/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer r\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        );
+        client.write_all(head.as_bytes()).await?;
+        let answer = read_until(&mut client, "\r\n\r\n").await?;
+        ensure!(answer.starts_with("HTTP/1.1 403 "), "{method}: {answer}");
+    }
+    let seen = tokio::time::timeout(Duration::from_millis(100), bench.backend.accept()).await;
+    ensure!(seen.is_err(), "the backend must not hear of it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refused_upload_is_sent_again_whole() -> Result<()> {
+    let bench = Bench::new().await?;
+    let mut client = bench.client().await?;
+    let path = "/api/v1/namespaces/default/services/h2c/proxy/up";
+    let pieces: Vec<String> = (0..60).map(|n| format!("{n:04}").repeat(256)).collect();
+    let whole = pieces.concat();
+    let length = whole.len();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nContent-Length: {length}\r\n\r\n");
+    client.write_all(head.as_bytes()).await?;
+    client.write_all(pieces[..50].concat().as_bytes()).await?;
+
+    // The first connection refuses it once most of it is there (RFC 9113 section 8.7).
+    let mut first = h2::server::handshake(bench.backend.accept().await?.0).await?;
+    let (mut request, mut respond) = first.accept().await.context("a request")??;
+    let mut seen = 0;
+    while seen < 50 * 1024 {
+        let piece = tokio::select! {
+            piece = request.body_mut().data() => piece.context("more of the body")??,
+            _ = first.accept() => anyhow::bail!("one request is enough"),
+        };
+        request.body_mut().flow_control().release_capacity(piece.len())?;
+        seen += piece.len();
+    }
+    respond.send_reset(h2::Reason::REFUSED_STREAM);
+    let closed = tokio::spawn(async move { while first.accept().await.is_some() {} });
+
+    // The second answers at once and reads slowly: what is still to be sent again must not be forgotten with the answer.
+    let stream = bench.backend.accept().await?.0;
+    let mut second = h2::server::Builder::new().initial_window_size(1000).handshake::<_, bytes::Bytes>(stream).await?;
+    let (mut request, mut respond) = second.accept().await.context("it comes again")??;
+    let mut answer = respond.send_response(http::Response::new(()), false)?;
+    let driven = tokio::spawn(async move { while second.accept().await.is_some() {} });
+    client.write_all(pieces[50..].concat().as_bytes()).await?;
+    let mut got = Vec::new();
+    while let Some(piece) = request.body_mut().data().await {
+        let piece = piece?;
+        request.body_mut().flow_control().release_capacity(piece.len())?;
+        got.extend_from_slice(&piece);
+    }
+    ensure!(got == whole.as_bytes(), "{} bytes of {length} came", got.len());
+    answer.send_data("ok".into(), true)?;
+    let answer = read_until(&mut client, "ok").await?;
+    ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    (closed.abort(), driven.abort());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_page_that_unfolds_leaves_others_their_turn() -> Result<()> {
+    let bench = Bench::serving("workers: 1", &[]).await?;
+    let page = "<a href=/x></a>".repeat(1 << 20);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut encoder, page.as_bytes())?;
+    let page = encoder.finish()?;
+    let mut hostile = bench.request("GET /page", "\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    let mut neighbour = bench.request("GET /", "\r\n").await?;
+    let (mut other, _) = bench.accept().await?;
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\r\n",
+        page.len()
+    );
+    backend.write_all(head.as_bytes()).await?;
+    backend.write_all(&page).await?;
+    let unfolded = tokio::spawn(async move {
+        let mut first = [0; 1];
+        let _ = hostile.read_exact(&mut first).await;
+        // Read like mad, or it would wait for us and not for its turn.
+        tokio::io::copy(&mut hostile, &mut tokio::io::sink()).await
+    });
+    other.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+    read_until(&mut neighbour, "ok").await?;
+    ensure!(!unfolded.is_finished(), "the neighbour had to wait for all of the page");
+    unfolded.abort();
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 
+use bytes::Bytes;
 use flate2::Compression;
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
@@ -85,7 +86,10 @@ fn rewrite<'a>(coding: Coding, charset: &str, pieces: impl Iterator<Item = &'a [
     let mut rewriter = Rewriter::new(reading, links);
     let mut out = Vec::new();
     for piece in pieces {
-        out.extend(rewriter.write(piece).expect("what was encoded can be decoded"));
+        let mut piece = Bytes::copy_from_slice(piece);
+        while !piece.is_empty() {
+            out.extend(rewriter.take(&mut piece).expect("what was encoded can be decoded"));
+        }
     }
     out.extend(rewriter.finish().expect("the page is whole"));
     coding.decode(&out)

@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::config;
+use crate::connection;
 use crate::metrics::DialFailures;
 use crate::resolve::Transport;
 use crate::tls::{ClientTls, KubeletTls};
@@ -96,8 +97,7 @@ impl Dialer {
         let stream = within(patience, address, TcpStream::connect(address))
             .await?
             .map_err(|source| DialError::Connect { address, source })?;
-        // Without it a small request waits for the acknowledgement of the one before (Nagle).
-        stream.set_nodelay(true).map_err(|source| DialError::Connect { address, source })?;
+        connection::tune(&stream).map_err(|source| DialError::Connect { address, source })?;
         let Some(config) = self.tls_config(transport, protocol) else { return Ok(Stream::Plain(stream)) };
         let name = ServerName::IpAddress(address.ip().into());
         let handshake = TlsConnector::from(config).connect(name, stream);

@@ -30,6 +30,10 @@ impl Impersonation {
     /// [`IdentifyError::Impersonation`] where they name no user, or are not text: whoever sends them must not be taken
     /// for themselves.
     pub(super) fn take(headers: &mut HeaderMap) -> Result<Option<Self>, IdentifyError> {
+        // Almost nobody does.
+        if !headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
+            return Ok(None);
+        }
         let names: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
         let mut asked = Self::default();
         for name in names {

@@ -54,45 +54,55 @@ pub(super) fn redirect(location: &str) -> Response<Body> {
     response
 }
 
-/// The form that the caller can read best (C93): JSON unless YAML is asked for first; indented for people.
-pub(super) fn form(headers: &HeaderMap, query: Option<&str>) -> Form {
-    match accepted(headers) {
-        Some(media_type) if media_type == "application/yaml" => Form::Yaml,
-        Some(_) if !is_for_people(headers, query) => Form::Json,
-        // Who takes neither is not one of the API's clients.
-        _ => Form::PrettyJson,
-    }
+/// What a request says of the answers that its sender can read. It is looked at only where the answer is ours.
+pub(super) struct Taste {
+    accept: Option<HeaderValue>,
+    agent: Option<HeaderValue>,
 }
 
-/// The media type of ours that `Accept` likes best (RFC 9110 section 12.5.1). None where it likes none.
-fn accepted(headers: &HeaderMap) -> Option<String> {
-    if headers.get(header::ACCEPT).is_none_or(HeaderValue::is_empty) {
-        return Some("application/json".to_owned());
+impl Taste {
+    pub fn of(headers: &HeaderMap) -> Self {
+        Self { accept: headers.get(header::ACCEPT).cloned(), agent: headers.get(header::USER_AGENT).cloned() }
     }
-    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let clauses = values.flat_map(|value| value.split(',')).map(|clause| {
-        let mut parts = clause.split(';').map(str::trim);
-        let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
-        let quality = parts.find_map(|parameter| parameter.strip_prefix("q=")).and_then(|q| q.parse::<f32>().ok());
-        (media_type, quality.unwrap_or(1.0))
-    });
-    let understood = clauses.filter(|(media_type, quality)| {
-        let known = ["application/json", "application/yaml", "application/*", "*/*"].contains(&&**media_type);
-        known && *quality > 0.0
-    });
-    // The first of those with the highest quality.
-    let best = understood.reduce(|best, next| if next.1 > best.1 { next } else { best });
-    best.map(|(media_type, _)| media_type)
-}
 
-/// The apiserver indents for these, too.
-fn is_for_people(headers: &HeaderMap, query: Option<&str>) -> bool {
-    let asked = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("pretty="));
-    if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
-        return matches!(asked, "1" | "t" | "T" | "true" | "TRUE" | "True");
+    /// The form that the sender can read best (C93): JSON unless YAML is asked for first; indented for people.
+    pub fn form(&self, query: Option<&str>) -> Form {
+        match self.accepted() {
+            Some(media_type) if media_type == "application/yaml" => Form::Yaml,
+            Some(_) if !self.is_of_people(query) => Form::Json,
+            // Who takes neither is not one of the API's clients.
+            _ => Form::PrettyJson,
+        }
     }
-    let agent = headers.get(header::USER_AGENT).map_or(&b""[..], HeaderValue::as_bytes);
-    ["curl", "Wget", "Mozilla/5.0"].iter().any(|person| agent.starts_with(person.as_bytes()))
+
+    /// The media type of ours that `Accept` likes best (RFC 9110 section 12.5.1). None where it likes none.
+    fn accepted(&self) -> Option<String> {
+        let accept = self.accept.as_ref().and_then(|accept| accept.to_str().ok()).filter(|accept| !accept.is_empty());
+        let Some(accept) = accept else { return Some("application/json".to_owned()) };
+        let clauses = accept.split(',').map(|clause| {
+            let mut parts = clause.split(';').map(str::trim);
+            let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let quality = parts.find_map(|parameter| parameter.strip_prefix("q=")).and_then(|q| q.parse::<f32>().ok());
+            (media_type, quality.unwrap_or(1.0))
+        });
+        let understood = clauses.filter(|(media_type, quality)| {
+            let known = ["application/json", "application/yaml", "application/*", "*/*"].contains(&&**media_type);
+            known && *quality > 0.0
+        });
+        // The first of those with the highest quality.
+        let best = understood.reduce(|best, next| if next.1 > best.1 { next } else { best });
+        best.map(|(media_type, _)| media_type)
+    }
+
+    /// The apiserver indents for these, too.
+    fn is_of_people(&self, query: Option<&str>) -> bool {
+        let asked = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("pretty="));
+        if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
+            return matches!(asked, "1" | "t" | "T" | "true" | "TRUE" | "True");
+        }
+        let agent = self.agent.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
+        ["curl", "Wget", "Mozilla/5.0"].iter().any(|person| agent.starts_with(person.as_bytes()))
+    }
 }
 
 /// What helps to see why, for those who may see the target.
@@ -179,7 +189,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
             headers.insert(header::USER_AGENT, HeaderValue::from_static(agent));
-            form(&headers, query)
+            Taste::of(&headers).form(query)
         };
         for (accept, expected) in [
             ("*/*", Form::Json),

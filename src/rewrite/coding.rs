@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 
 use flate2::Compression;
-use flate2::write::{DeflateDecoder, DeflateEncoder, GzEncoder, MultiGzDecoder, ZlibDecoder, ZlibEncoder};
+use flate2::write::{DeflateDecoder, DeflateEncoder, GzDecoder, GzEncoder, ZlibDecoder, ZlibEncoder};
 
 /// A coding that can be taken off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +30,26 @@ impl Coding {
 /// Takes a coding off.
 pub enum Decoder {
     Identity,
-    /// The first bytes, which tell more, are not in yet.
+    /// The first two bytes, which tell more, are not in yet.
     Unsure(Coding, Vec<u8>),
     /// What says it is gzip and is not: it passes as it is.
     Foreign,
-    Gzip(MultiGzDecoder<Vec<u8>>),
+    Gzip(GzDecoder<Vec<u8>>),
+    /// A member of a gzip stream is through; another may follow (RFC 1952 section 2.2).
+    Between(Vec<u8>),
     Zlib(ZlibDecoder<Vec<u8>>),
     Raw(DeflateDecoder<Vec<u8>>),
+    /// The stream is through. What follows it is padding.
+    Ended(Format),
+}
+
+/// What a stream turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Identity,
+    Gzip,
+    Zlib,
+    Raw,
 }
 
 impl Decoder {
@@ -47,33 +60,55 @@ impl Decoder {
         }
     }
 
+    /// How many bytes may be decoded at once, so that what they decode to stays within some hundred KiB: a byte of deflate
+    /// is a thousand at most.
+    pub fn step(&self) -> usize {
+        match self {
+            Self::Identity | Self::Foreign | Self::Ended(_) => 16 * 1024,
+            _ => 128,
+        }
+    }
+
     /// Appends what `bytes` decode to.
     ///
     /// # Errors
     /// Where they are none of the coding.
-    pub fn decode(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
-        match self {
-            Self::Identity | Self::Foreign => out.extend_from_slice(bytes),
-            Self::Gzip(decoder) => {
-                decoder.write_all(bytes)?;
-                decoder.flush()?;
-                out.append(decoder.get_mut());
-            }
-            Self::Zlib(decoder) => {
-                decoder.write_all(bytes)?;
-                decoder.flush()?;
-                out.append(decoder.get_mut());
-            }
-            Self::Raw(decoder) => {
-                decoder.write_all(bytes)?;
-                decoder.flush()?;
-                out.append(decoder.get_mut());
-            }
-            Self::Unsure(coding, first) => {
-                first.extend_from_slice(bytes);
-                if let [one, two, ..] = first[..] {
+    pub fn decode(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self {
+                Self::Identity | Self::Foreign => {
+                    out.extend_from_slice(bytes);
+                    return Ok(());
+                }
+                Self::Ended(_) => return Ok(()),
+                Self::Gzip(decoder) => {
+                    let taken = pass(decoder, GzDecoder::get_mut, bytes, out)?;
+                    bytes = &bytes[taken..];
+                    if taken == 0 {
+                        decoder.try_finish()?;
+                        out.append(decoder.get_mut());
+                        *self = Self::Between(Vec::new());
+                    }
+                }
+                Self::Zlib(decoder) => {
+                    let taken = pass(decoder, ZlibDecoder::get_mut, bytes, out)?;
+                    bytes = &bytes[taken..];
+                    if taken == 0 {
+                        *self = Self::Ended(Format::Zlib);
+                    }
+                }
+                Self::Raw(decoder) => {
+                    let taken = pass(decoder, DeflateDecoder::get_mut, bytes, out)?;
+                    bytes = &bytes[taken..];
+                    if taken == 0 {
+                        *self = Self::Ended(Format::Raw);
+                    }
+                }
+                Self::Unsure(_, first) | Self::Between(first) => {
+                    first.extend_from_slice(bytes);
+                    let [one, two, ..] = first[..] else { return Ok(()) };
                     let first = std::mem::take(first);
-                    *self = Self::told(*coding, one, two);
+                    *self = self.told(one, two);
                     return self.decode(&first, out);
                 }
             }
@@ -81,18 +116,29 @@ impl Decoder {
         Ok(())
     }
 
-    /// By the first two bytes of a stream.
-    fn told(coding: Coding, one: u8, two: u8) -> Self {
-        match coding {
-            Coding::Identity => Self::Identity,
-            // RFC 1952 section 2.3.1.
-            Coding::Gzip if (one, two) == (0x1f, 0x8b) => Self::Gzip(MultiGzDecoder::new(Vec::new())),
-            Coding::Gzip => Self::Foreign,
-            // RFC 1950 section 2.2: method 8, and a check sum over both bytes.
-            Coding::Deflate if one & 0xf == 8 && (u16::from(one) << 8 | u16::from(two)).is_multiple_of(31) => {
-                Self::Zlib(ZlibDecoder::new(Vec::new()))
-            }
-            Coding::Deflate => Self::Raw(DeflateDecoder::new(Vec::new())),
+    /// By the first two bytes of a stream, or of a member.
+    fn told(&self, one: u8, two: u8) -> Self {
+        // RFC 1952 section 2.3.1.
+        let is_gzip = (one, two) == (0x1f, 0x8b);
+        // RFC 1950 section 2.2: method 8, and a check sum over both bytes.
+        let is_zlib = one & 0xf == 8 && (u16::from(one) << 8 | u16::from(two)).is_multiple_of(31);
+        match self {
+            Self::Unsure(Coding::Gzip, _) | Self::Between(_) if is_gzip => Self::Gzip(GzDecoder::new(Vec::new())),
+            Self::Unsure(Coding::Gzip, _) => Self::Foreign,
+            Self::Unsure(Coding::Deflate, _) if is_zlib => Self::Zlib(ZlibDecoder::new(Vec::new())),
+            Self::Unsure(Coding::Deflate, _) => Self::Raw(DeflateDecoder::new(Vec::new())),
+            _ => Self::Ended(self.format()),
+        }
+    }
+
+    /// What the stream is, as far as it is known.
+    fn format(&self) -> Format {
+        match self {
+            Self::Identity | Self::Unsure(..) | Self::Foreign => Format::Identity,
+            Self::Gzip(_) | Self::Between(_) => Format::Gzip,
+            Self::Zlib(_) => Format::Zlib,
+            Self::Raw(_) => Format::Raw,
+            Self::Ended(format) => *format,
         }
     }
 
@@ -112,7 +158,7 @@ impl Decoder {
     /// Where the stream is cut.
     pub fn finish(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
         match self {
-            Self::Identity | Self::Foreign => {}
+            Self::Identity | Self::Foreign | Self::Between(_) | Self::Ended(_) => {}
             Self::Gzip(decoder) => {
                 decoder.try_finish()?;
                 out.append(decoder.get_mut());
@@ -132,6 +178,19 @@ impl Decoder {
     }
 }
 
+/// Lets bytes through a decoder. Tells how many it took: none where its stream is at its end.
+fn pass<D: Write>(
+    decoder: &mut D,
+    decoded: fn(&mut D) -> &mut Vec<u8>,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+) -> io::Result<usize> {
+    let taken = decoder.write(bytes)?;
+    decoder.flush()?;
+    out.append(decoded(decoder));
+    Ok(taken)
+}
+
 /// Puts a coding on.
 pub enum Encoder {
     Identity,
@@ -143,11 +202,11 @@ pub enum Encoder {
 impl Encoder {
     /// The same coding that `decoder` took off.
     pub fn like(decoder: &Decoder) -> Self {
-        match decoder {
-            Decoder::Identity | Decoder::Foreign | Decoder::Unsure(..) => Self::Identity,
-            Decoder::Gzip(_) => Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())),
-            Decoder::Zlib(_) => Self::Zlib(ZlibEncoder::new(Vec::new(), Compression::fast())),
-            Decoder::Raw(_) => Self::Raw(DeflateEncoder::new(Vec::new(), Compression::fast())),
+        match decoder.format() {
+            Format::Identity => Self::Identity,
+            Format::Gzip => Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())),
+            Format::Zlib => Self::Zlib(ZlibEncoder::new(Vec::new(), Compression::fast())),
+            Format::Raw => Self::Raw(DeflateEncoder::new(Vec::new(), Compression::fast())),
         }
     }
 

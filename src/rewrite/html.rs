@@ -10,8 +10,9 @@ use lol_html::{AsciiCompatibleEncoding, HtmlRewriter, MemorySettings, OutputSink
 
 use super::link::Links;
 
-/// What a page may hold back while a tag is not at its end. A longer tag, and what follows it, pass as they are.
-const MEMORY: usize = 4 * 1024 * 1024;
+/// What a page may take: a tag that is not at its end, and the elements that are open. A page with a longer tag, or with
+/// some hundred thousand elements that nobody closes, passes as it is from there on.
+const MEMORY: usize = 16 * 1024 * 1024;
 
 /// Elements with the attributes of theirs that hold a link (C77).
 const LINKS: &[(&str, &[&str])] = &[
