@@ -171,6 +171,12 @@ impl Forward {
                     continue;
                 }
             };
+            if !connection.can_refuse()
+                && let Some(body) = &body
+            {
+                body.forget();
+                again = None;
+            }
             if let Some(interim) = &interim {
                 interim.listen(&mut request);
             }
@@ -189,12 +195,15 @@ impl Forward {
             }
             // A connection that was open already and breaks is stale, no fault of its endpoint: a new one is tried
             // there. A new one that breaks is the endpoint's fault: the next is tried.
-            if !reused {
-                self.balance.failed(endpoint);
-                next = order.next();
-            }
             let unsent = error.take_message();
             let error = error.into_error();
+            let refused = is_refused(&error);
+            if !reused && !refused {
+                self.balance.failed(endpoint);
+            }
+            if !reused {
+                next = order.next();
+            }
             // What is no HTTP is an answer all the same: the endpoint looked at the request.
             let repeatable = repeatable && !error.is_parse();
             let broken = ForwardError::Broken { address: key.address, source: error };
@@ -204,7 +213,7 @@ impl Forward {
                     again = parts;
                     unsent
                 }
-                (None, Some(parts)) if repeatable || is_refused(&broken) => {
+                (None, Some(parts)) if repeatable || refused => {
                     // Where one connection broke in use, the others are as old: the one repetition gets a new one.
                     reuse = false;
                     match body.as_ref().map(Replay::rewind) {
@@ -247,7 +256,7 @@ impl Forward {
 
 /// Whether the endpoint says that it did not look at the request (RFC 9113 section 8.7): it refused the stream, or went
 /// away before it.
-fn is_refused(error: &ForwardError) -> bool {
+fn is_refused(error: &hyper::Error) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<h2::Error>() {

@@ -155,8 +155,12 @@ impl Proxy {
 
         let uri = record.uri.clone();
         let target = Target::parse(uri.path())?;
-        // A WebSocket is a GET, however HTTP/2 spells it (C21, RFC 8441).
-        let method = if websocket { Method::GET } else { request.method().clone() };
+        // An extended CONNECT becomes a GET (C21, RFC 8441). Nothing else becomes anything: the method that is asked for is
+        // the one that the endpoint gets.
+        let method = match &upgrade {
+            Some(Upgrade::Connect { .. }) => Method::GET,
+            _ => request.method().clone(),
+        };
         let verb = Verb::of(&method, !target.id.is_empty());
         record.name(&target, verb);
         let permit = authorize.authorize(&identity, verb, &target).await?;
@@ -196,7 +200,7 @@ impl Proxy {
         record.endpoint = Some(endpoint.clone());
         // Whatever the endpoint speaks: our answer is framed as the client's connection wants it.
         *response.version_mut() = Version::HTTP_11;
-        clean_answer(response.headers_mut());
+        clean_answer(response.headers_mut(), upgrade.is_some());
         if upgrade.is_some() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return Ok(Outcome::Answer(response.map(Body::upstream)));

@@ -64,8 +64,12 @@ impl Authorize {
 /// Namespace and name of a service account's user name.
 fn service_account(user: &str) -> Option<(&str, &str)> {
     let (namespace, name) = user.strip_prefix(SERVICE_ACCOUNT)?.split_once(':')?;
-    let good = |part: &str| !part.is_empty() && !part.contains(':');
-    (good(namespace) && good(name)).then_some((namespace, name))
+    // A namespace is one DNS label, an account's name several (RFC 1123).
+    let label = |label: &str| {
+        let inner = label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        inner && !label.is_empty() && label.len() <= 63 && !label.starts_with('-') && !label.ends_with('-')
+    };
+    (label(namespace) && name.len() <= 253 && name.split('.').all(label)).then_some((namespace, name))
 }
 
 /// With the group that whoever has that name is in anyway, unless the caller chose otherwise.
@@ -83,8 +87,13 @@ mod tests {
     #[test]
     fn service_accounts_are_told_by_their_user_name() {
         assert_eq!(service_account("system:serviceaccount:shop:ci"), Some(("shop", "ci")));
-        for user in ["jane", "system:serviceaccount:shop", "system:serviceaccount:shop:", "system:serviceaccount:a:b:c"]
-        {
+        for user in [
+            "jane",
+            "system:serviceaccount:shop",
+            "system:serviceaccount:shop:",
+            "system:serviceaccount:a:b:c",
+            "system:serviceaccount:Shop_1:x",
+        ] {
             assert_eq!(service_account(user), None, "{user}");
         }
     }

@@ -72,15 +72,19 @@ impl Forwarded<'_> {
             // There are backends that ask for a length where a body could be (RFC 9110 section 8.6).
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
+        if self.has_body && self.upgrade.is_none() && !headers.contains_key(header::CONTENT_LENGTH) {
+            // Said, because of a GET or HEAD hyper would believe that it has none (C69).
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         parts.uri = origin_form(path, parts.uri.query());
         parts.version = Version::HTTP_11;
     }
 }
 
-/// Makes the head of a backend's answer the head of ours: hop-by-hop and CORS grants off (C70, C72); where the
-/// backend says nothing of caching, nothing is cached (C71).
-pub fn clean_answer(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers, is_cors_grant);
+/// Makes the head of a backend's answer the head of ours: hop-by-hop headers off (C72), and CORS grants (C70) unless it
+/// answers an upgrade; where the backend says nothing of caching, nothing is cached (C71).
+pub fn clean_answer(headers: &mut HeaderMap, to_upgrade: bool) {
+    remove_hop_by_hop(headers, if to_upgrade { |_| false } else { is_cors_grant });
     if let Entry::Vacant(vacant) = headers.entry(header::CACHE_CONTROL) {
         vacant.insert(NOT_CACHED);
     }
@@ -113,6 +117,12 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
             headers.remove(name);
         }
     }
+}
+
+/// What stays behind of an interim answer: it has no body to be framed, and grants nothing (RFC 9112 section 6.1).
+pub(super) fn stays_on_hop(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    is_hop_by_hop(name) || is_cors_grant(name) || matches!(name, "content-length" | "trailer")
 }
 
 fn is_hop_by_hop(name: &str) -> bool {
@@ -281,12 +291,12 @@ mod tests {
         for name in ["connection", "keep-alive", "access-control-allow-origin", "access-control-max-age", "trailer"] {
             headers.insert(name, HeaderValue::from_static("1"));
         }
-        clean_answer(&mut headers);
+        clean_answer(&mut headers, false);
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["access-control-max-age", "cache-control", "trailer"]);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=9"));
-        clean_answer(&mut headers);
+        clean_answer(&mut headers, false);
         assert_eq!(headers[header::CACHE_CONTROL], "max-age=9", "the backend's own wins");
     }
 }

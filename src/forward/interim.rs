@@ -14,6 +14,8 @@ use std::task::{Context, Poll, Waker, ready};
 use http::{HeaderMap, Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::headers::stays_on_hop;
+
 /// How many bytes of interim answers may wait for a client; further ones are dropped, as a proxy may.
 const MOST: usize = 16 * 1024;
 
@@ -68,13 +70,14 @@ impl Interim {
             return;
         }
         let mut state = self.state();
-        if state.bytes.len() >= MOST {
+        let length: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        if state.bytes.len() + length > MOST {
             // The client does not read them: an endpoint must not fill the memory with what nobody waits for.
             return;
         }
         let line = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default());
         state.bytes.extend_from_slice(line.as_bytes());
-        for (name, value) in headers {
+        for (name, value) in headers.iter().filter(|(name, _)| !stays_on_hop(name)) {
             state.bytes.extend_from_slice(name.as_str().as_bytes());
             state.bytes.extend_from_slice(b": ");
             state.bytes.extend_from_slice(value.as_bytes());

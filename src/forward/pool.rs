@@ -55,22 +55,38 @@ enum Sender {
 
 /// A request on a shared connection, counted as long as it lives.
 #[derive(Debug)]
-struct Stream2(Rc<Cell<usize>>);
+struct Stream2(Rc<Streams>);
+
+/// The requests on a shared connection.
+#[derive(Debug)]
+struct Streams {
+    open: Cell<usize>,
+    /// How many the endpoint takes at once, as it last said.
+    limit: Cell<usize>,
+    /// When the last one ended.
+    ended: Cell<Instant>,
+}
 
 impl Stream2 {
-    fn new(streams: &Rc<Cell<usize>>) -> Self {
-        streams.set(streams.get() + 1);
+    fn new(streams: &Rc<Streams>) -> Self {
+        streams.open.set(streams.open.get() + 1);
         Self(Rc::clone(streams))
     }
 }
 
 impl Drop for Stream2 {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.ended.set(Instant::now());
     }
 }
 
 impl Connection {
+    /// Whether the endpoint can refuse a request without a look at it.
+    pub(super) fn can_refuse(&self) -> bool {
+        matches!(self.sender, Sender::Http2(..))
+    }
+
     /// Sends a request, in the form that the connection's protocol wants.
     pub(super) async fn send(
         &mut self,
@@ -102,7 +118,10 @@ fn as_http1<B>(request: &mut Request<B>) {
 
 /// A URI with scheme and authority instead of `Host` (RFC 9113 section 8.3.1).
 fn as_http2<B>(request: &mut Request<B>, key: Key) {
-    let host = request.headers_mut().remove(header::HOST);
+    let headers = request.headers_mut();
+    // A stream frames itself.
+    headers.remove(header::TRANSFER_ENCODING);
+    let host = headers.remove(header::HOST);
     if request.version() == Version::HTTP_2 {
         return;
     }
@@ -123,15 +142,12 @@ struct Idle {
 #[derive(Debug)]
 struct Shared {
     sender: http2::SendRequest<RequestBody>,
-    streams: Rc<Cell<usize>>,
-    /// How many the endpoint takes at once, as it last said.
-    limit: Rc<Cell<usize>>,
-    used: Instant,
+    streams: Rc<Streams>,
 }
 
 impl Shared {
     fn has_room(&self) -> bool {
-        !self.sender.is_closed() && self.streams.get() < self.limit.get().min(STREAMS)
+        !self.sender.is_closed() && self.streams.open.get() < self.streams.limit.get().min(STREAMS)
     }
 }
 
@@ -160,7 +176,6 @@ impl Pool {
         let Open { idle, shared } = open.get_mut(&key)?;
         let now = Instant::now();
         if let Some(shared) = shared.iter_mut().find(|shared| shared.has_room()) {
-            shared.used = now;
             let sender = Sender::Http2(shared.sender.clone(), Stream2::new(&shared.streams));
             return Some(Connection { key, sender });
         }
@@ -188,7 +203,8 @@ impl Pool {
         self.open.borrow_mut().retain(|_, Open { idle, shared }| {
             idle.retain(|idle| self.is_worth_keeping(idle, now));
             shared.retain(|shared| {
-                let idle = shared.streams.get() == 0 && self.is_old(shared.used, now);
+                let Streams { open, ended, .. } = &*shared.streams;
+                let idle = open.get() == 0 && self.is_old(ended.get(), now);
                 !shared.sender.is_closed() && !idle
             });
             !(idle.is_empty() && shared.is_empty())
@@ -230,13 +246,14 @@ impl Pool {
             .keep_alive_timeout(PONG)
             .handshake(TokioIo::new(stream))
             .await?;
-        let (streams, limit) = (Rc::default(), Rc::new(Cell::new(STREAMS)));
-        let told = Rc::clone(&limit);
+        let streams =
+            Rc::new(Streams { open: Cell::new(0), limit: Cell::new(STREAMS), ended: Cell::new(Instant::now()) });
+        let told = Rc::clone(&streams);
         tokio::task::spawn_local(async move {
             let mut connection = pin!(connection);
             let ended = poll_fn(|context| {
                 let polled = connection.as_mut().poll(context);
-                told.set(connection.current_max_send_streams());
+                told.limit.set(connection.current_max_send_streams());
                 polled
             });
             if let Err(error) = ended.await {
@@ -244,7 +261,7 @@ impl Pool {
             }
         });
         let stream = Stream2::new(&streams);
-        let shared = Shared { sender: sender.clone(), streams, limit, used: Instant::now() };
+        let shared = Shared { sender: sender.clone(), streams };
         self.open.borrow_mut().entry(key).or_default().shared.push(shared);
         Ok(Sender::Http2(sender, stream))
     }

@@ -24,8 +24,10 @@ struct State {
     received: Rc<Cell<u64>>,
     /// Counts up with every rewind: who holds an older one reads no more.
     run: u32,
-    /// What has passed, from the first byte. None once it is too much, or no longer wanted.
+    /// What has passed, from the first byte. None once it is too much, or no longer needed.
     passed: Option<Vec<Passed>>,
+    /// Nobody will ask for it again: it is kept only until the run that reads it is through.
+    last: bool,
     length: usize,
     /// The client broke off.
     broken: bool,
@@ -50,7 +52,7 @@ impl Replay {
     /// `received` counts the bytes as they come from the client. `keep` has them remembered.
     pub fn new(incoming: Incoming, received: Rc<Cell<u64>>, keep: bool) -> Self {
         let passed = keep.then(Vec::new);
-        Self(Rc::new(RefCell::new(State { incoming, received, run: 0, passed, length: 0, broken: false })))
+        Self(Rc::new(RefCell::new(State { incoming, received, run: 0, passed, last: false, length: 0, broken: false })))
     }
 
     /// Whether all that has passed is remembered.
@@ -67,12 +69,16 @@ impl Replay {
     pub fn rewind(&self) -> bool {
         let mut state = self.0.borrow_mut();
         state.run += 1;
-        state.passed.is_some()
+        state.passed.is_some() && !state.last
     }
 
-    /// The answer has begun: the request will not be repeated.
+    /// The request will not be repeated. What is remembered and still to be read in this run stays until it is.
     pub fn forget(&self) {
-        self.0.borrow_mut().passed = None;
+        let mut state = self.0.borrow_mut();
+        state.last = true;
+        if state.run == 0 {
+            state.passed = None;
+        }
     }
 }
 
@@ -84,13 +90,14 @@ impl State {
             let data = frame.data_ref();
             let length = data.map_or(0, Bytes::len);
             self.received.set(self.received.get() + length as u64);
+            // Only a run that is through with what is remembered gets here, so that nothing of it is lost.
+            self.length += length;
+            if self.last || self.length > REMEMBERED {
+                self.passed = None;
+            }
             if let Some(passed) = &mut self.passed {
-                self.length += length;
                 let data = data.cloned().map(Passed::Data);
                 passed.extend(data.or_else(|| frame.trailers_ref().cloned().map(Passed::Trailers)));
-            }
-            if self.length > REMEMBERED {
-                self.passed = None;
             }
         }
         Poll::Ready(frame)

@@ -36,7 +36,7 @@ impl Upgrade {
         if request.version() == Version::HTTP_11 {
             let headers = request.headers();
             // The tokens are matched whole (C83).
-            let upgrade = headers.contains_key(header::UPGRADE)
+            let upgrade = headers.get(header::UPGRADE).is_some_and(|to| !is_h2c(to))
                 && headers.get_all(header::CONNECTION).iter().any(|value| tokens(value).any(|it| is(it, "upgrade")));
             upgrade.then_some(Self::Http1)
         } else {
@@ -81,6 +81,13 @@ impl Upgrade {
         *response.status_mut() = StatusCode::OK;
         Ok(())
     }
+}
+
+/// HTTP/2 is no other protocol: behind an upgrade to it any request could follow, for the right to one. The request is
+/// served as it is (RFC 7540 section 3.2 lets a server ignore the offer; RFC 9113 has dropped it).
+fn is_h2c(to: &HeaderValue) -> bool {
+    let mut protocols = tokens(to).peekable();
+    protocols.peek().is_some() && protocols.all(|protocol| is(protocol, "h2c"))
 }
 
 /// A nonce (RFC 6455 section 4.1). It only has to differ from what caches may hold.
@@ -207,6 +214,8 @@ mod tests {
             (Some("keep-alive, uPgRaDe"), Some("SPDY/3.1"), true),
             (Some("upgraded"), Some("websocket"), false),
             (Some("upgrade"), None, false),
+            (Some("Upgrade, HTTP2-Settings"), Some("h2c"), false),
+            (Some("Upgrade"), Some("H2C, h2c"), false),
             (None, Some("websocket"), false),
         ] {
             let mut request = Request::get("/");

@@ -76,7 +76,8 @@ impl FrontProxy {
 impl Names {
     fn identifies(&self, name: &HeaderName) -> bool {
         let text = name.as_str();
-        text.starts_with("x-remote-")
+        matches!(text, "x-remote-user" | "x-remote-uid" | "x-remote-group")
+            || text.starts_with("x-remote-extra-")
             || [&self.user, &self.uid, &self.group].into_iter().any(|names| names.contains(name))
             || self.extra.iter().any(|prefix| text.starts_with(prefix))
     }

@@ -11,18 +11,22 @@ const PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
 /// # Errors
 /// What is wrong with it, for the log. It is off all the same.
 pub(super) fn take_token(headers: &mut HeaderMap) -> Result<Option<String>, &'static str> {
-    let offered: Vec<_> = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect();
-    let offered: Vec<&str> = offered.iter().filter_map(|value| value.to_str().ok()).collect();
-    if !offered.iter().any(|value| value.contains(PREFIX)) {
+    if !headers.contains_key(SEC_WEBSOCKET_PROTOCOL) {
         return Ok(None);
     }
-    let entries = offered.iter().flat_map(|value| value.split(',')).map(str::trim);
-    let (tokens, others): (Vec<_>, Vec<_>) = entries.partition(|entry| entry.starts_with(PREFIX));
+    // By bytes: what is no text beside it must not hide a token.
+    let offered: Vec<_> = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect();
+    let entries = offered.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let (tokens, others): (Vec<&[u8]>, Vec<&[u8]>) = entries.partition(|entry| entry.starts_with(PREFIX.as_bytes()));
+    if tokens.is_empty() {
+        return Ok(None);
+    }
     headers.remove(SEC_WEBSOCKET_PROTOCOL);
     if others.is_empty() {
         return Err("no other subprotocol is offered beside the token, so that none could be chosen");
     }
-    let others = HeaderValue::try_from(others.join(",")).map_err(|_| "the subprotocols are no header value")?;
+    let others =
+        HeaderValue::from_bytes(&others.join(&b","[..])).map_err(|_| "the subprotocols are no header value")?;
     headers.insert(SEC_WEBSOCKET_PROTOCOL, others);
     let [token] = tokens[..] else { return Err("several subprotocols hold a token") };
     let token = URL_SAFE_NO_PAD.decode(&token[PREFIX.len()..]).map_err(|_| "the token is not base64url")?;
@@ -50,6 +54,11 @@ mod tests {
                 Some("chat"),
             ),
         ];
+        let mut headers = HeaderMap::new();
+        let hidden = b"\xe9chat, base64url.bearer.authorization.k8s.io.Z29vZA";
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_bytes(hidden).unwrap());
+        assert_eq!(take_token(&mut headers), Ok(Some("good".into())));
+        assert_eq!(headers[SEC_WEBSOCKET_PROTOCOL].as_bytes(), b"\xe9chat");
         for (offered, token, left) in cases {
             let mut headers = HeaderMap::new();
             for value in offered {

@@ -130,13 +130,14 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::Host => Status::bad_request(message()),
         ProxyError::Identify(IdentifyError::Unauthenticated(_)) => Status::unauthorized(),
         ProxyError::Identify(IdentifyError::Impersonation(_)) => Status::bad_request(message()),
-        ProxyError::Identify(IdentifyError::Unavailable(_)) => Status::internal(message()),
+        // What failed there is for the log: it names the API and the bastion's account.
+        ProxyError::Identify(IdentifyError::Unavailable(_)) => Status::internal("the token could not be reviewed"),
         ProxyError::Target(TargetError::NoRoute) => Status::route_not_found(),
         ProxyError::Target(TargetError::EncodedSlash | TargetError::NotUtf8) => Status::bad_request(message()),
         ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
             Status::forbidden(no.group, no.resource, &no.name, no.to_string())
         }
-        ProxyError::Authorize(AuthorizeError::Unavailable(_)) => Status::internal(message()),
+        ProxyError::Authorize(AuthorizeError::Unavailable(_)) => Status::internal("the access could not be reviewed"),
         ProxyError::Method => Status::method_not_allowed(),
         ProxyError::Resolve(error) => match error {
             ResolveError::NotFound { resource, name } => Status::object_not_found(*resource, name),
