@@ -1,6 +1,8 @@
 //! Connections over HTTP/2 that carry more than a request and its answer.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -75,7 +77,7 @@ pub async fn websocket_over_h2(setting: &Setting<'_>, side: &Side, row: &Row) ->
     }
     connection.abort();
     let seen = setting.stage.finish().await;
-    let saw = observe(&super::super::ask::Answer::default(), &seen);
+    let saw = observe(&Answer::default(), &seen);
     let told =
         ["saw", "saw line", "saw tunnel", "saw header connection", "saw header upgrade", "saw header authorization"];
     observation.extend(saw.into_iter().filter(|(name, _)| told.contains(&&**name)));
@@ -95,18 +97,14 @@ pub async fn hints_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observa
     let request = request.version(Version::HTTP_2).header("authorization", format!("Bearer {token}")).body(())?;
     let (mut answer, _) = sender.ready().await?.send_request(request, true)?;
     let mut answered = Answer::default();
-    let receiving = async {
-        loop {
-            tokio::select! {
-                biased;
-                Some(interim) = poll_fn(|context| answer.poll_informational(context)) => {
-                    let interim = interim?;
-                    answered.interim.push(head(interim.status(), interim.headers()));
-                }
-                last = &mut answer => break anyhow::Ok(last?),
-            }
+    // The final answer would take an interim one that is not taken before for a fault.
+    let receiving = poll_fn(|context| {
+        while let Poll::Ready(Some(interim)) = answer.poll_informational(context) {
+            let interim = interim?;
+            answered.interim.push(head(interim.status(), interim.headers()));
         }
-    };
+        Pin::new(&mut answer).poll(context)
+    });
     let response = timeout(PATIENCE, receiving).await.context("no answer came")??;
     answered.head = Some(head(response.status(), response.headers()));
     connection.abort();
