@@ -25,6 +25,9 @@ pub async fn run(name: &str, setting: &Setting<'_>, side: &Side, row: &Row) -> R
         "affinity" => affinity(setting, side).await,
         "long_query" => long_query(setting, side).await,
         "long_header" => long_header(setting, side).await,
+        "many_headers" => many_headers(setting, side).await,
+        "many_answered_headers" => many_answered_headers(setting, side).await,
+        "hints_over_h2" => sockets::hints_over_h2(setting, side).await,
         "unauthenticated_over_h2" => unauthenticated_over_h2(setting, side).await,
         "websocket_over_h2" => sockets::websocket_over_h2(setting, side, row).await,
         "rebinding" => rebinding::rebinding(setting, side).await,
@@ -109,6 +112,28 @@ async fn long_header(setting: &Setting<'_>, side: &Side) -> Result<Observation> 
     let mut found = asked(setting, side, &row).await?;
     let passed = found.get("saw header x-long").is_some_and(|found| *found == value);
     Ok([("status", found.remove("status").unwrap_or_default()), ("passed", yes(passed))].map(owned).into())
+}
+
+/// More than the HTTP/1.1 library takes.
+const MANY: usize = 120;
+
+async fn many_headers(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let row = Row { headers: (1..=MANY).map(|index| format!("X-Many-{index}: 1")).collect(), ..get("pods/p/proxy/x") };
+    counted(&asked(setting, side, &row).await?, "saw header x-many-")
+}
+
+async fn many_answered_headers(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let lines: String = (1..=MANY).map(|index| format!("X-Many-{index}: 1\n")).collect();
+    let page = format!("HTTP/1.1 200 OK\n{lines}Content-Length: auto\n\nok");
+    let row = Row { backend: Script { steps: vec![Step::Page(page)] }, ..get("pods/p/proxy/x") };
+    counted(&asked(setting, side, &row).await?, "header x-many-")
+}
+
+/// Whether all of [`MANY`] headers have come through.
+fn counted(found: &Observation, prefix: &str) -> Result<Observation> {
+    let passed = found.keys().filter(|name| name.starts_with(prefix)).count() == MANY;
+    let told = |name: &str| found.get(name).cloned().with_context(|| format!("there is no {name}: {found:?}"));
+    Ok([("status", told("status")?), ("saw", told("saw")?), ("passed", yes(passed))].map(owned).into())
 }
 
 /// Whether a connection over HTTP/2 still serves after a 401.

@@ -173,7 +173,7 @@ pub const STANDING: [Standing; 16] = [
     Standing {
         name: "switched",
         because: "C86",
-        told: "An answer to an upgrade has an Audit-Id and a Date as every answer has; the apiserver passes the backend's head bare, and names Go's HTTP client where the client names none.",
+        told: "An answer to an upgrade has an Audit-Id and a Date as every answer has, and a refused upgrade also `Connection: close` and, where the backend says nothing of caching, `Cache-Control: no-cache, private`; the apiserver passes the backend's head bare, and names Go's HTTP client where the client names none.",
     },
     Standing {
         name: "audit-id",
@@ -216,7 +216,7 @@ pub const STANDING: [Standing; 16] = [
     Standing {
         name: "credentials",
         because: "C92",
-        told: "No credential ever reaches a backend (the same on both sides, checked on every row).",
+        told: "No token of the caller's reaches a backend, on either side, and no `Impersonate-*` or `X-Remote-*` identity passes the bastion: looked for on every question of one request.",
     },
 ];
 

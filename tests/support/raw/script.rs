@@ -28,6 +28,12 @@ pub enum Step {
     RawDeflate(String),
     /// The same in a zlib wrapper, as RFC 9110 defines `deflate`.
     ZlibDeflate(String),
+    /// The page, each of its characters a byte: `\xe9` is the byte E9.
+    Bytes(String),
+    /// As `gzip`, with zero bytes behind it, as blocks of tape have them.
+    PaddedGzip(String),
+    /// As `zlib-deflate`, with a line end behind it.
+    PaddedDeflate(String),
     /// Accepts a WebSocket (RFC 6455 section 4.2.2).
     WebSocket,
     /// The page's body is base64.
@@ -106,7 +112,16 @@ impl Step {
             Self::ZlibDeflate(text) => {
                 whole(text, &|body| finish(ZlibEncoder::new(Vec::new(), Compression::default()), body))
             }
+            Self::PaddedGzip(text) => whole(text, &|body| {
+                let packed = finish(GzEncoder::new(Vec::new(), Compression::default()), body)?;
+                Ok([packed, vec![0; 64]].concat())
+            }),
+            Self::PaddedDeflate(text) => whole(text, &|body| {
+                let packed = finish(ZlibEncoder::new(Vec::new(), Compression::default()), body)?;
+                Ok([packed, b"\n".to_vec()].concat())
+            }),
             Self::Base64(text) => whole(text, &|body| Ok(STANDARD.decode(body.trim())?)),
+            Self::Bytes(text) => Ok(vec![latin1(page(text, &plain)?)]),
             Self::Drip(text) => {
                 let [head, body] = page(text, &plain)?;
                 Ok(std::iter::once(head).chain(body.into_iter().map(|byte| vec![byte])).collect())
@@ -120,7 +135,8 @@ impl Step {
 
     /// Whether only the end of the connection can end what was sent: a final answer without a length.
     pub(super) fn must_close(&self) -> bool {
-        let (Self::Page(text) | Self::Gzip(text) | Self::Drip(text) | Self::Base64(text)) = self else {
+        let (Self::Page(text) | Self::Bytes(text) | Self::Gzip(text) | Self::Drip(text) | Self::Base64(text)) = self
+        else {
             return false;
         };
         let head = text.split("\n\n").next().unwrap_or_default().to_ascii_lowercase();
@@ -137,6 +153,10 @@ pub fn page(text: &str, encode: &dyn Fn(&str) -> Result<Vec<u8>>) -> Result<[Vec
     let body = encode(body)?;
     let head = head.replace("Content-Length: auto", &format!("Content-Length: {}", body.len()));
     Ok([format!("{}\r\n\r\n", head.replace('\n', "\r\n")).into_bytes(), body])
+}
+
+fn latin1(page: [Vec<u8>; 2]) -> Vec<u8> {
+    String::from_utf8_lossy(&page.concat()).chars().map(|char| u8::try_from(char).unwrap_or(b'?')).collect()
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "one of several encodings")]

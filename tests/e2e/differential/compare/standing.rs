@@ -1,5 +1,5 @@
-//! Differences that stand on every row, which `table.rs` declares. Each is checked, not only overlooked; each has a row
-//! of its own that names it under `exact` and so sees it.
+//! Differences that stand on every row, which `table.rs` declares. What can be told of each from the row is checked, not
+//! only overlooked; all of it is seen by a row of its own that names it under `exact`.
 
 #![expect(clippy::unnecessary_wraps, reason = "all have one signature, whether or not they can find a fault")]
 
@@ -89,11 +89,27 @@ fn gzip(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(
     Ok(())
 }
 
-fn order(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn order(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    let sent: Vec<_> =
+        row.headers.iter().filter_map(|line| Some(line.split_once(':')?.0.to_ascii_lowercase())).collect();
+    for saw in saws(ours) {
+        let order = ours.get(&format!("{saw} order")).cloned().unwrap_or_default();
+        let came: Vec<_> =
+            order.split(' ').filter(|name| is_kept(name) && sent.iter().any(|sent| sent == name)).collect();
+        let sent: Vec<_> = sent.iter().filter(|name| came.contains(&&***name)).collect();
+        if came != sent {
+            return Err(format!("ours sends {came:?} in place of {sent:?}"));
+        }
+    }
     for side in [ours, theirs] {
         side.retain(|name, _| !(name.starts_with("saw") && (name.ends_with(" order") || name.ends_with(" case"))));
     }
     Ok(())
+}
+
+/// Whether a header of the client's reaches the backend as it is, rather than made anew.
+fn is_kept(name: &str) -> bool {
+    !name.starts_with("x-forwarded-") && !["connection", "upgrade", "te", "cookie", "audit-id"].contains(&name)
 }
 
 fn flow(_: &Row, _: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
@@ -142,14 +158,23 @@ fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
         }
     }
     if ours.get("status").map(String::as_str) != Some("101") {
-        ours.remove("header cache-control");
-        if !theirs.contains_key("header connection") && ours.remove("header connection").as_deref() != Some("close") {
-            return Err("ours does not say that it closes".into());
+        // What the backend says of it itself is compared like any header.
+        if !theirs.contains_key("header cache-control") {
+            match ours.remove("header cache-control").as_deref() {
+                Some("no-cache, private") => {}
+                found => return Err(format!("ours should say that it is not cached, and says {found:?}")),
+            }
         }
         theirs.remove("header connection");
-        ours.remove("header connection");
+        match ours.remove("header connection").as_deref() {
+            Some("close") => {}
+            found => return Err(format!("ours should say that it closes, and says {found:?}")),
+        }
         if !theirs.contains_key("header content-length") && !theirs.contains_key("header transfer-encoding") {
-            ours.remove("header transfer-encoding");
+            match ours.remove("header transfer-encoding").as_deref() {
+                None | Some("chunked") => {}
+                found => return Err(format!("ours has the transfer encoding {found:?}")),
+            }
         }
     }
     Ok(())
@@ -203,8 +228,15 @@ fn unparsed(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result
     Ok(())
 }
 
-fn phrase(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn phrase(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
     if ours.get("status") == theirs.get("status") {
+        if let (Some(status), Some(phrase)) = (ours.get("status"), ours.get("reason phrase")) {
+            let backend = row.backend_text();
+            // Of a status that the backend did not say the phrase is the proxy's.
+            if backend.contains(&format!(" {status} ")) && !backend.contains(&format!(" {status} {phrase}")) {
+                return Err(format!("ours says {phrase:?}, which the backend did not"));
+            }
+        }
         ours.remove("reason phrase");
         theirs.remove("reason phrase");
     }
@@ -285,15 +317,33 @@ fn challenge(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resul
     }
 }
 
+/// How every JSON Web Token begins, as it is and in the base64 of a WebSocket's subprotocol.
+const TOKENS: [&str; 2] = ["eyJ", "ZXlK"];
+
 fn credentials(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+    if let Some(name) = ours.keys().find(|name| is_identity(name)) {
+        return Err(format!("ours shows the backend who the caller says to be: {name}"));
+    }
     for (side, found) in [("ours", ours), ("theirs", theirs)] {
         // A node's kubelet is shown the server's own.
-        let leaked = |name: &str, value: &str| name.starts_with("saw") && value.contains("eyJ") && !is_own(value);
+        let leaked = |name: &str, value: &str| {
+            name.starts_with("saw") && TOKENS.iter().any(|token| value.contains(token)) && !is_own(value)
+        };
         if let Some((name, _)) = found.iter().find(|(name, value)| leaked(name, value)) {
             return Err(format!("{side} shows the backend the caller's token: {name}"));
         }
     }
     Ok(())
+}
+
+/// Whether an aspect is a header of the backend's that only proxies in front may send to the server.
+fn is_identity(name: &str) -> bool {
+    let Some(name) = name.strip_prefix("saw").and_then(|name| Some(name.split_once(" header ")?.1)) else {
+        return false;
+    };
+    ["x-remote-user", "x-remote-group", "x-remote-uid"].contains(&name)
+        || name.starts_with("x-remote-extra-")
+        || name.starts_with("impersonate-")
 }
 
 /// The bastion's own token has been given a name by then.

@@ -1,5 +1,9 @@
 //! Connections over HTTP/2 that carry more than a request and its answer.
 
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Version};
@@ -11,12 +15,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::super::ask::{HOST, Side};
+use super::super::ask::{Answer, HOST, Side};
 use super::super::observe::{Observation, observe};
 use super::super::setting::Setting;
 use super::super::table::Row;
 use crate::support::client::tls_with_alpn;
-use crate::support::raw::PATIENCE;
+use crate::support::raw::{Field, Head, PATIENCE, Script, Step};
 
 type Sender = SendRequest<Empty<Bytes>>;
 
@@ -73,9 +77,46 @@ pub async fn websocket_over_h2(setting: &Setting<'_>, side: &Side, row: &Row) ->
     }
     connection.abort();
     let seen = setting.stage.finish().await;
-    let saw = observe(&super::super::ask::Answer::default(), &seen);
+    let saw = observe(&Answer::default(), &seen);
     let told =
         ["saw", "saw line", "saw tunnel", "saw header connection", "saw header upgrade", "saw header authorization"];
     observation.extend(saw.into_iter().filter(|(name, _)| told.contains(&&**name)));
     Ok(observation)
+}
+
+/// What a client of HTTP/2 gets of the backend's interim answers, which hyper keeps to itself.
+pub async fn hints_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+    let hints = Step::Page("HTTP/1.1 103 Early Hints\nLink: </a.css>; rel=preload".into());
+    let page = Step::Page("HTTP/1.1 200 OK\nContent-Length: auto\n\nok".into());
+    setting.stage.begin(Script { steps: vec![hints, page] });
+    let token = setting.callers.get("operator")?.token.clone().unwrap_or_default();
+    let stream = tls_with_alpn(side.address, &side.ca, None, &[b"h2"]).await?;
+    let (sender, connection) = h2::client::handshake(stream).await?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get(format!("https://{HOST}/api/v1/namespaces/table/pods/p/proxy/x"));
+    let request = request.version(Version::HTTP_2).header("authorization", format!("Bearer {token}")).body(())?;
+    let (mut answer, _) = sender.ready().await?.send_request(request, true)?;
+    let mut answered = Answer::default();
+    // The final answer would take an interim one that is not taken before for a fault.
+    let receiving = poll_fn(|context| {
+        while let Poll::Ready(Some(interim)) = answer.poll_informational(context) {
+            let interim = interim?;
+            answered.interim.push(head(interim.status(), interim.headers()));
+        }
+        Pin::new(&mut answer).poll(context)
+    });
+    let response = timeout(PATIENCE, receiving).await.context("no answer came")??;
+    answered.head = Some(head(response.status(), response.headers()));
+    connection.abort();
+    let mut observation = observe(&answered, &setting.stage.finish().await);
+    observation.retain(|name, _| name == "status" || name.starts_with("interim"));
+    Ok(observation)
+}
+
+fn head(status: StatusCode, headers: &http::HeaderMap) -> Head {
+    let field = |(name, value): (&http::HeaderName, &http::HeaderValue)| Field {
+        name: name.as_str().into(),
+        value: Field::escaped(value.as_bytes()),
+    };
+    Head { line: format!("HTTP/2 {}", status.as_u16()), fields: headers.iter().map(field).collect() }
 }
