@@ -197,8 +197,8 @@ impl Forward {
             // there. A new one that breaks is the endpoint's fault: the next is tried.
             let unsent = error.take_message();
             let error = error.into_error();
-            let refused = is_refused(&error);
-            if !reused && !refused {
+            let unseen = is_refused(&error);
+            if !reused && !unseen {
                 self.balance.failed(endpoint);
                 next = order.next();
             }
@@ -211,7 +211,7 @@ impl Forward {
                     again = parts;
                     unsent
                 }
-                (None, Some(parts)) if repeatable || refused => {
+                (None, Some(parts)) if repeatable || unseen => {
                     // Where one connection broke in use, the others are as old: the one repetition gets a new one.
                     reuse = false;
                     match body.as_ref().map(Replay::rewind) {

@@ -181,13 +181,13 @@ impl Decoder {
 /// Lets bytes through a decoder. Tells how many it took: none where its stream is at its end.
 fn pass<D: Write>(
     decoder: &mut D,
-    decoded: fn(&mut D) -> &mut Vec<u8>,
+    buffer: fn(&mut D) -> &mut Vec<u8>,
     bytes: &[u8],
     out: &mut Vec<u8>,
 ) -> io::Result<usize> {
     let taken = decoder.write(bytes)?;
     decoder.flush()?;
-    out.append(decoded(decoder));
+    out.append(buffer(decoder));
     Ok(taken)
 }
 

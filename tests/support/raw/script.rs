@@ -121,7 +121,7 @@ impl Step {
                 Ok([packed, b"\n".to_vec()].concat())
             }),
             Self::Base64(text) => whole(text, &|body| Ok(STANDARD.decode(body.trim())?)),
-            Self::Bytes(text) => Ok(vec![latin1(page(text, &plain)?)]),
+            Self::Bytes(text) => Ok(vec![latin1(&page(text, &plain)?)]),
             Self::Drip(text) => {
                 let [head, body] = page(text, &plain)?;
                 Ok(std::iter::once(head).chain(body.into_iter().map(|byte| vec![byte])).collect())
@@ -155,7 +155,7 @@ pub fn page(text: &str, encode: &dyn Fn(&str) -> Result<Vec<u8>>) -> Result<[Vec
     Ok([format!("{}\r\n\r\n", head.replace('\n', "\r\n")).into_bytes(), body])
 }
 
-fn latin1(page: [Vec<u8>; 2]) -> Vec<u8> {
+fn latin1(page: &[Vec<u8>; 2]) -> Vec<u8> {
     String::from_utf8_lossy(&page.concat()).chars().map(|char| u8::try_from(char).unwrap_or(b'?')).collect()
 }
 
