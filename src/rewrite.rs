@@ -12,11 +12,14 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use lol_html::AsciiCompatibleEncoding;
-use percent_encoding::{CONTROLS, percent_encode};
+use percent_encoding::{AsciiSet, percent_encode};
 
 use coding::{Coding, Decoder, Encoder};
 use html::Html;
 pub use link::{BadLink, Links};
+
+/// Nothing of ASCII is escaped.
+const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
 
 /// How much of a page is worked on in one turn of the worker, which has others to serve. It may be overrun by what the
 /// last step decodes to.
@@ -28,11 +31,8 @@ const SLICE: usize = 64 * 1024;
 /// [`BadLink`] where it is no URL: nobody can tell where it leads.
 pub fn rewrite_location(headers: &mut HeaderMap, links: impl FnOnce() -> Links) -> Result<(), BadLink> {
     let Some(location) = headers.get(header::LOCATION) else { return Ok(()) };
-    // Bytes that are no text are taken as they are, and escaped.
-    let text = match std::str::from_utf8(location.as_bytes()) {
-        Ok(text) => Cow::Borrowed(text),
-        Err(_) => percent_encode(location.as_bytes(), CONTROLS).into(),
-    };
+    // Bytes beyond ASCII, text or not, are escaped as they are.
+    let text: Cow<'_, str> = percent_encode(location.as_bytes(), BEYOND_ASCII).into();
     if let Some(rewritten) = links().rewrite(&text)? {
         let value = HeaderValue::try_from(rewritten).map_err(|_| BadLink(text.into_owned()))?;
         headers.insert(header::LOCATION, value);

@@ -457,7 +457,8 @@ async fn a_refused_upload_is_sent_again_whole() -> Result<()> {
     answer.send_data("ok".into(), true)?;
     let answer = read_until(&mut client, "ok").await?;
     ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    (closed.abort(), driven.abort());
+    closed.abort();
+    driven.abort();
     Ok(())
 }
 

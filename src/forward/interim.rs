@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
+use http::header::{CONNECTION, HeaderName};
 use http::{HeaderMap, Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::headers::stays_on_hop;
+use super::list::{is, tokens};
 
 /// How many bytes of interim answers may wait for a client; further ones are dropped, as a proxy may.
 const MOST: usize = 16 * 1024;
@@ -77,7 +79,9 @@ impl Interim {
         }
         let line = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default());
         state.bytes.extend_from_slice(line.as_bytes());
-        for (name, value) in headers.iter().filter(|(name, _)| !stays_on_hop(name)) {
+        let named: Vec<&str> = headers.get_all(CONNECTION).iter().flat_map(tokens).collect();
+        let stays = |name: &HeaderName| stays_on_hop(name) || named.iter().any(|named| is(named, name.as_str()));
+        for (name, value) in headers.iter().filter(|(name, _)| !stays(name)) {
             state.bytes.extend_from_slice(name.as_str().as_bytes());
             state.bytes.extend_from_slice(b": ");
             state.bytes.extend_from_slice(value.as_bytes());
