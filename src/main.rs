@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kube_bastion::cli::Cli;
-use kube_bastion::telemetry::with_causes;
+use kube_bastion::model::with_causes;
 use kube_bastion::tls;
 
 #[global_allocator]

@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod attributes;
+pub mod causes;
 pub mod endpoint;
 pub mod identity;
 pub mod path;
@@ -10,6 +11,7 @@ pub mod status;
 pub mod target;
 
 pub use attributes::{Attributes, Resource, Verb};
+pub use causes::with_causes;
 pub use endpoint::{Endpoint, Scheme, ServiceAddress};
 pub use identity::Identity;
 pub use status::Status;

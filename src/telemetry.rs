@@ -2,7 +2,6 @@
 
 mod access;
 
-use std::error::Error;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
@@ -27,18 +26,4 @@ pub fn init(log: &Log) {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
-}
-
-/// What an error says and what it came from, each cause once: many a library says its cause in its own words too.
-pub fn with_causes(error: &dyn Error) -> String {
-    let mut told = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !told.contains(&said) {
-            told = format!("{told}: {said}");
-        }
-        cause = error.source();
-    }
-    told
 }

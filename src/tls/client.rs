@@ -10,6 +10,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use super::{FileWatch, TlsError, load_certificates, load_pair};
 use crate::config::Targets;
+use crate::model::with_causes;
 
 /// TLS setups towards targets, shared by the workers.
 #[derive(Clone, Debug)]
@@ -98,7 +99,7 @@ impl KubeletTls {
                     tracing::info!("the CA or the client certificate for kubelets changed and is in use");
                 }
                 Err(error) => tracing::error!(
-                    %error,
+                    error = with_causes(&error),
                     "the CA or the client certificate for kubelets changed and cannot be used; the old one stays"
                 ),
             }
