@@ -22,6 +22,7 @@ e2e: ## Against a real control plane, with the clients people use (root; Go, Nod
 lint: ## Formatting, clippy, documentation, licences, Dockerfile and manifests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
+	cd fuzz && $(CARGO) clippy --locked --target-dir ../target -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items --locked --quiet
 	$(CARGO) deny --log-level error --offline check bans licenses sources
 	shellcheck .ci/run tests/cluster/build.sh tests/lint/run.sh
