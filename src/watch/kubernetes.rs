@@ -21,6 +21,7 @@ use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, tr
 use crate::cluster::{Kind, Object, ObjectKey, Writer};
 use crate::config::KubernetesSource;
 use crate::metrics::Metrics;
+use crate::model::with_causes;
 use crate::ready::{Hold, Ready};
 
 /// The rights that the watches of facts need, as deploy/ gives them.
@@ -217,7 +218,7 @@ fn lost(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str, meanw
 /// What failed and, where the API refused, what to look at. `rights` are those that the watch needs.
 fn fault(error: &watcher::Error, rights: &str) -> String {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
-    let text = with_sources(error);
+    let text = with_causes(error);
     let code = match error {
         WatchError(status)
         | InitialListFailed(kube::Error::Api(status))
@@ -232,20 +233,6 @@ fn fault(error: &watcher::Error, rights: &str) -> String {
         403 => format!("{text}; the bastion's account needs {rights}"),
         _ => text,
     }
-}
-
-/// An error with what it came from: the cause of a failed watch stands at the end of the chain.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 fn unix_now() -> f64 {
