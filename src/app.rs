@@ -27,9 +27,10 @@ use crate::listen::Limits;
 use crate::metrics::Metrics;
 use crate::model::address::AddressPolicy;
 use crate::model::with_causes;
-use crate::proxy::Stages;
+use crate::proxy::{Stages, TunnelPolicy};
 use crate::ready::Ready;
 use crate::resolve::Resolve;
+use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
 use crate::telemetry::{ALWAYS, AccessLog};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
 use crate::watch::kubernetes::{self, KubernetesWatch, Trusted};
@@ -38,6 +39,10 @@ use worker::{Port, Shared};
 
 /// How often the bastion's own token is read again: it rotates within the hour.
 const TOKEN_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How often cached reviews are looked through for expired ones: a scan of all entries, which holds one shard's lock at
+/// a time for less than a millisecond.
+const PURGE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Where a bastion listens, with the ports that port 0 became.
 #[derive(Clone, Copy, Debug)]
@@ -139,6 +144,8 @@ impl Bound {
             tracing::warn!(target: ALWAYS, sha256 = leaf, "no certificate is configured: serving a self-signed one");
         }
 
+        let reviewed_at_least_every =
+            config.authentication.token_review.cache_ttl.min(config.authorization.allowed_cache_ttl);
         let stages = Arc::new(Stages {
             identify: Identify { tokens, client_cas, front_proxy, anonymous: config.authentication.anonymous },
             authorize: Authorize { authorizer, accept_bare_names: config.authorization.accept_bare_names },
@@ -150,6 +157,7 @@ impl Bound {
             ready: ready.clone(),
             metrics: metrics.clone(),
             cluster_domain: config.targets.cluster_domain.into(),
+            tunnels: TunnelPolicy { check_interval: reviewed_at_least_every, max_age: config.serving.tunnel_max_age },
         });
         let own = [Some(addresses.secure), addresses.insecure, Some(addresses.admin)];
         let dialer = Dialer {
@@ -294,15 +302,29 @@ impl Facts<'_> {
             (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
             (None, None) => {}
         }
-        let client = kubernetes::review_client(api)?;
-        let tokens = TokenReviews::new(
-            client.clone(),
-            Handle::current(),
-            config.authentication.token_review.clone(),
-            metrics.tokens.clone(),
-        );
-        let reviews = Reviews::new(client, Handle::current(), config.authorization.clone(), metrics.reviews.clone());
-        Ok((Tokens::Review(Box::new(tokens)), Authorizer::Review(Box::new(reviews))))
+        let (tokens, reviews) = self.reviews(api)?;
+        tokio::spawn(purge_caches(Arc::clone(&tokens), Arc::clone(&reviews)));
+        Ok((Tokens::Review(tokens), Authorizer::Review(reviews)))
+    }
+
+    fn reviews(&self, api: &kube::Config) -> Result<(Arc<TokenReviews>, Arc<Reviews>)> {
+        let Self { config, ready, metrics, .. } = self;
+        let api = ReviewApi {
+            pooled: kubernetes::review_client(api)?,
+            fresh: kubernetes::review_client(api)?,
+            control: Handle::current(),
+            health: ApiHealth::new(Ready::clone(ready), Metrics::clone(metrics)),
+        };
+        let settings = &config.reviews;
+        let admission = Admission::new(settings, metrics.token_reviews.clone());
+        let reviewer = Reviewer::new(api.clone(), admission, config.authentication.token_review.timeout);
+        let token_review = config.authentication.token_review.clone();
+        let tokens = TokenReviews::new(reviewer, token_review, settings.stale_on_error, metrics.tokens.clone());
+        let admission = Admission::new(settings, metrics.access_reviews.clone());
+        let reviewer = Reviewer::new(api, admission, config.authorization.timeout);
+        let authorization = config.authorization.clone();
+        let reviews = Reviews::new(reviewer, authorization, settings.stale_on_error, metrics.reviews.clone());
+        Ok((Arc::new(tokens), Arc::new(reviews)))
     }
 
     fn manifests(&self, manifests: Manifests, writer: Writer) -> (Tokens, Authorizer) {
@@ -345,6 +367,15 @@ async fn keep_tls_current(tls: Arc<ServerTls>, cas: [ClientCas; 2], client_ca_fi
                 tracing::error!(error, "the certificate changed and cannot be used; the old one stays");
             }
         }
+    }
+}
+
+/// Frees the memory of cached reviews that can serve no more.
+async fn purge_caches(tokens: Arc<TokenReviews>, reviews: Arc<Reviews>) {
+    loop {
+        tokio::time::sleep(PURGE_INTERVAL).await;
+        tokens.purge();
+        reviews.purge();
     }
 }
 

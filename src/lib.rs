@@ -46,7 +46,7 @@ pub mod drain;
 pub mod metrics;
 pub mod model;
 pub mod ready;
-pub mod remember;
 pub mod review;
 pub mod telemetry;
 pub mod tls;
+pub mod ttl_cache;

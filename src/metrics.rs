@@ -25,6 +25,10 @@ pub struct Metrics {
     pub dial_failures: DialFailures,
     pub tokens: CacheCounters,
     pub reviews: CacheCounters,
+    pub token_reviews: ReviewMetrics,
+    pub access_reviews: ReviewMetrics,
+    pub api_reachable: Gauge,
+    pub tunnels_closed: TunnelsClosed,
     pub access_lines_lost: Counter,
     watch_up: Family<ResourceLabel, Gauge>,
     watch_events: Family<ResourceLabel, Counter>,
@@ -60,11 +64,35 @@ impl Drop for OpenGuard {
     }
 }
 
-/// Hits and misses of one cache.
-#[derive(Clone, Debug)]
+/// Look-ups in one cache, by outcome.
+#[derive(Clone, Debug, Default)]
 pub struct CacheCounters {
     pub hits: Counter,
     pub misses: Counter,
+    /// Hits and fetches that served an expired answer because the API could not be reached.
+    pub stale: Counter,
+}
+
+/// Reviews of one kind.
+#[derive(Clone, Debug, Default)]
+pub struct ReviewMetrics {
+    pub in_flight: Gauge,
+    pub queued: Gauge,
+    /// Rejected because the share of the client's address in the queue was full.
+    pub rejected_client_share: Counter,
+    /// Rejected because the queue was full.
+    pub rejected_queue_full: Counter,
+    /// Rejected because no place became free in time.
+    pub rejected_timeout: Counter,
+}
+
+/// Tunnels that the bastion closed, by reason.
+#[derive(Clone, Debug)]
+pub struct TunnelsClosed {
+    /// The caller's credentials or right are gone.
+    pub revoked: Counter,
+    /// The tunnel reached `serving.tunnelMaxAge`.
+    pub max_age: Counter,
 }
 
 /// Dials that failed, by what failed.
@@ -101,8 +129,21 @@ impl Metrics {
         let cache = |name| CacheCounters {
             hits: caches.get_or_create_owned(&[("cache", name), ("outcome", "hit")]),
             misses: caches.get_or_create_owned(&[("cache", name), ("outcome", "miss")]),
+            stale: caches.get_or_create_owned(&[("cache", name), ("outcome", "stale")]),
         };
         let (tokens, reviews) = (cache("token"), cache("review"));
+        let (token_reviews, access_reviews) = review_metrics(registry);
+        let api_reachable = Gauge::default();
+        registry.register(
+            "review_api_reachable",
+            "1 while the Kubernetes API answers reviews, 0 while cached results stand in",
+            api_reachable.clone(),
+        );
+        api_reachable.set(1);
+        let tunnels_closed = Family::<[(&str, &str); 1], Counter>::default();
+        registry.register("tunnels_closed", "Open tunnels closed by the bastion, by reason", tunnels_closed.clone());
+        let closed = |reason| tunnels_closed.get_or_create_owned(&[("reason", reason)]);
+        let tunnels_closed = TunnelsClosed { revoked: closed("permit_revoked"), max_age: closed("max_age") };
 
         let access_lines_lost = Counter::default();
         registry.register(
@@ -138,6 +179,10 @@ impl Metrics {
             dial_failures,
             tokens,
             reviews,
+            token_reviews,
+            access_reviews,
+            api_reachable,
+            tunnels_closed,
             access_lines_lost,
             watch_up,
             watch_events,
@@ -166,6 +211,27 @@ impl Metrics {
     pub fn endpoint_lag(&self, seconds: f64) {
         self.endpoint_lag.set(seconds);
     }
+}
+
+/// The metrics of TokenReviews and of SubjectAccessReviews.
+fn review_metrics(registry: &mut Registry) -> (ReviewMetrics, ReviewMetrics) {
+    let in_flight = Family::<[(&str, &str); 1], Gauge>::default();
+    registry.register("reviews_in_flight", "Reviews that the API has not answered yet, by kind", in_flight.clone());
+    let queued = Family::<[(&str, &str); 1], Gauge>::default();
+    registry.register("reviews_queued", "Reviews that wait for one in flight to end, by kind", queued.clone());
+    let rejected = Family::<[(&str, &str); 2], Counter>::default();
+    registry.register("reviews_rejected", "Reviews that were not sent, by kind and reason", rejected.clone());
+    let of = |kind| {
+        let rejected = |reason| rejected.get_or_create_owned(&[("kind", kind), ("reason", reason)]);
+        ReviewMetrics {
+            in_flight: in_flight.get_or_create_owned(&[("kind", kind)]),
+            queued: queued.get_or_create_owned(&[("kind", kind)]),
+            rejected_client_share: rejected("client_share"),
+            rejected_queue_full: rejected("queue_full"),
+            rejected_timeout: rejected("timeout"),
+        }
+    };
+    (of("token"), of("access"))
 }
 
 /// A sum that several threads add to.
