@@ -32,7 +32,7 @@ use crate::ready::Ready;
 use crate::resolve::Resolve;
 use crate::telemetry::{ALWAYS, AccessLog};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
-use crate::watch::kubernetes::{self, KubernetesWatch, Trusted};
+use crate::watch::kubernetes::{self, Connections, KubernetesWatch, Trusted};
 use crate::watch::manifests::Manifests;
 use worker::{Port, Shared};
 
@@ -247,7 +247,7 @@ pub async fn try_files(config: &Config) -> Result<()> {
     if let Source::Kubernetes(api) = Loaded::new(config).await?.source {
         // Plugins may ask somebody: theirs are left for the start.
         if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
-            kubernetes::review_client(&api)?;
+            kubernetes::review_client(&api, Connections::Pooled)?;
         }
     }
     Ok(())
@@ -294,7 +294,7 @@ impl Facts<'_> {
             (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
             (None, None) => {}
         }
-        let client = kubernetes::review_client(api)?;
+        let client = kubernetes::review_client(api, Connections::Pooled)?;
         let tokens = TokenReviews::new(
             client.clone(),
             Handle::current(),

@@ -1,20 +1,20 @@
 //! A Kubernetes API as the source: nodes, pods, services and EndpointSlices by list and watch, and the CAs of client
 //! certificates that the cluster publishes.
 
+mod client;
 mod trusted;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use client::{Connections, review_client};
+use client::{Health, watch_client};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
-use http::Response;
 use kube::Client;
 use kube::api::Api;
-use kube::client::{ClientBuilder, DynBody};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
-use tower::util::MapResultLayer;
 pub use trusted::Trusted;
 
 use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
@@ -65,14 +65,6 @@ pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, Kubernet
     Ok(config)
 }
 
-/// A client for reviews.
-///
-/// # Errors
-/// Where the credentials of the configuration cannot be loaded.
-pub fn review_client(config: &kube::Config) -> Result<Client, KubernetesError> {
-    Ok(Client::try_from(config.clone())?)
-}
-
 /// Watches the API. Built before anything runs, so that bad credentials stop the start.
 #[expect(missing_debug_implementations, reason = "it is streams, about which there is nothing to tell")]
 pub struct KubernetesWatch {
@@ -101,7 +93,10 @@ impl KubernetesWatch {
     /// # Errors
     /// Where the credentials of the configuration cannot be loaded.
     pub fn new(config: &kube::Config, ready: &Ready, metrics: &Metrics) -> Result<Self, KubernetesError> {
-        let client = |kind: Kind| watch_client(config, kind.plural(), ready, metrics);
+        let client = |kind: Kind| {
+            let (watch, ready, metrics) = (kind.plural(), ready.clone(), metrics.clone());
+            watch_client(config, Health { watch, ready, metrics })
+        };
         let told = select_all([
             told::<SlimNode>(client(Kind::Node)?, metrics),
             told::<SlimPod>(client(Kind::Pod)?, metrics),
@@ -187,25 +182,6 @@ fn read<K: Watched>(item: K, metrics: &Metrics) -> Result<Option<Object>, Malfor
         metrics.watch_malformed(K::KIND.plural());
         Malformed
     })
-}
-
-/// A client of its own for each watch: what it is answered tells whether that watch is connected, which the watcher
-/// itself does not tell when it resumes.
-fn watch_client(
-    config: &kube::Config,
-    what: &'static str,
-    ready: &Ready,
-    metrics: &Metrics,
-) -> Result<Client, KubernetesError> {
-    let (ready, metrics) = (ready.clone(), metrics.clone());
-    let observe = MapResultLayer::new(move |answer: Result<Response<Box<DynBody>>, tower::BoxError>| {
-        if answer.as_ref().is_ok_and(|response| response.status().is_success()) {
-            ready.mend(what);
-            metrics.watch_up(what, true);
-        }
-        answer
-    });
-    Ok(ClientBuilder::try_from(config.clone())?.with_layer(&observe).build::<Box<DynBody>>())
 }
 
 /// `meanwhile` tells what becomes of requests.

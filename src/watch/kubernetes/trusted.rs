@@ -9,7 +9,7 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 
-use super::{KubernetesError, SERVES, UNREADY, fault, lost, watch_client};
+use super::{Health, KubernetesError, SERVES, UNREADY, fault, lost, watch_client};
 use crate::identify::{FrontProxy, Names};
 use crate::metrics::Metrics;
 use crate::ready::Ready;
@@ -41,7 +41,8 @@ impl Trusted {
         ready: &Ready,
         metrics: &Metrics,
     ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, KubernetesError> {
-        let client = watch_client(config, AUTHENTICATION, ready, metrics)?;
+        let health = Health { watch: AUTHENTICATION, ready: ready.clone(), metrics: metrics.clone() };
+        let client = watch_client(config, health)?;
         let api = Api::<ConfigMap>::namespaced(client, AUTHENTICATION_NAMESPACE);
         let only = watcher::Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
         let mut hold = Some(ready.hold(AUTHENTICATION));
