@@ -48,5 +48,6 @@ pub mod model;
 pub mod ready;
 pub mod remember;
 pub mod review;
+pub mod supervise;
 pub mod telemetry;
 pub mod tls;

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use super::client::Bounded;
 use super::*;
 use crate::cluster::Cluster;
+use crate::drain::Drain;
 use crate::model::address::AddressPolicy;
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
@@ -52,9 +53,11 @@ impl Bench {
         let (ready, mut registry) = (Ready::default(), Registry::default());
         let metrics = Metrics::new(&mut registry);
         let health = Health { watch: K::KIND.plural(), ready: ready.clone(), metrics: metrics.clone() };
-        let told = told::<K>(Client::new(Bounded { inner: service, health }, "default"), &metrics);
         let holds = vec![(K::KIND, ready.hold(K::KIND.plural()))];
-        tokio::spawn(KubernetesWatch { told, holds, ready: ready.clone(), metrics }.run(writer));
+        let (feed, index) = crate::watch::feed(writer, holds, &metrics);
+        tokio::spawn(index.run());
+        let client = Client::new(Bounded { inner: service, health }, "default");
+        tokio::spawn(run::<K>(client, feed, ready.clone(), metrics));
         Self { cluster, ready, registry, answers, asked }
     }
 
@@ -240,4 +243,31 @@ async fn a_silent_watch_is_noticed_and_resumed() {
     bench.answer(watch(&[("ADDED", pod("b"))]));
     eventually(|| bench.pods() == "ab").await;
     assert!(bench.metrics().contains(r#"watch_up{resource="pods"} 1"#) && !bench.ready.report().1.contains("[!]"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_list_holds_up_no_other_watch() {
+    // The API never answers about pods.
+    let service = tower::service_fn(async |request: Request<kube::client::Body>| {
+        let uri = request.uri().to_string();
+        if uri.contains("/pods") || uri.contains("watch=true") {
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, tower::BoxError>(page(&[], ""))
+    });
+    let (_cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+    let (ready, mut registry) = (Ready::default(), Registry::default());
+    let metrics = Metrics::new(&mut registry);
+    let (feed, index) = crate::watch::feed(writer, KubernetesWatch::holds(&ready), &metrics);
+    let mut supervisor = Supervisor::new(ready.clone(), metrics.clone(), Drain::default());
+    supervisor.fatal("index", index.run());
+    let client = |kind: Kind| {
+        let health = Health { watch: kind.plural(), ready: ready.clone(), metrics: metrics.clone() };
+        Client::new(Bounded { inner: service, health }, "default")
+    };
+    let clients = Kind::ALL.map(client);
+    KubernetesWatch { clients, ready: ready.clone(), metrics: metrics.clone() }.start(&feed, &mut supervisor);
+    let others = ["[+]nodes ok", "[+]services ok", "[+]endpointslices ok"];
+    eventually(|| others.iter().all(|line| ready.report().1.contains(line))).await;
+    assert!(ready.report().1.contains("[-]pods pending"), "{}", ready.report().1);
 }
