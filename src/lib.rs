@@ -47,6 +47,7 @@ pub mod metrics;
 pub mod model;
 pub mod ready;
 pub mod review;
+pub mod supervise;
 pub mod telemetry;
 pub mod tls;
 pub mod ttl_cache;

@@ -35,11 +35,17 @@ pub struct Metrics {
     watch_malformed: Family<ResourceLabel, Counter>,
     watch_last_event: Family<ResourceLabel, Gauge<f64, AtomicU64>>,
     endpoint_lag: Gauge<f64, AtomicU64>,
+    task_restarts: Family<TaskLabel, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResourceLabel {
     resource: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TaskLabel {
+    task: &'static str,
 }
 
 /// A number of things that are open now.
@@ -171,6 +177,12 @@ impl Metrics {
             Unit::Seconds,
             endpoint_lag.clone(),
         );
+        let task_restarts = Family::default();
+        registry.register(
+            "task_restarts",
+            "Background tasks that ended unexpectedly and were restarted",
+            task_restarts.clone(),
+        );
 
         Self {
             requests,
@@ -189,6 +201,7 @@ impl Metrics {
             watch_malformed,
             watch_last_event,
             endpoint_lag,
+            task_restarts,
         }
     }
 
@@ -205,6 +218,15 @@ impl Metrics {
 
     pub fn watch_malformed(&self, resource: &'static str) {
         self.watch_malformed.get_or_create(&ResourceLabel { resource }).inc();
+    }
+
+    /// Shows a supervised task, with no restart yet.
+    pub fn supervised_task(&self, task: &'static str) {
+        drop(self.task_restarts.get_or_create(&TaskLabel { task }));
+    }
+
+    pub fn task_restarted(&self, task: &'static str) {
+        self.task_restarts.get_or_create(&TaskLabel { task }).inc();
     }
 
     /// `seconds` from the trigger that the EndpointSlice names to now.
