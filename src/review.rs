@@ -126,9 +126,8 @@ where
             let _place = place;
             ask(&api, &K::url_path(&(), None), body, timeout).await
         });
-        let answer = match AbortOnDropHandle::new(asked).await {
-            Ok(answer) => answer,
-            Err(_) => return Err(ReviewError::Unreachable("the bastion is shutting down".into())),
+        let Ok(answer) = AbortOnDropHandle::new(asked).await else {
+            return Err(ReviewError::Unreachable("the bastion is shutting down".into()));
         };
         match answer.and_then(|body| read(&body)) {
             Ok(review) => {

@@ -255,7 +255,8 @@ mod tests {
 
     fn hit(lookup: Lookup<&'static str, Result<u32, &'static str>>) -> Option<Result<u32, &'static str>> {
         match lookup {
-            Lookup::Hit(value) | Lookup::Due(value, _) => Some(value),
+            Lookup::Hit(value) => Some(value),
+            Lookup::Due(value, _ticket) => Some(value),
             Lookup::Miss => None,
         }
     }

@@ -19,8 +19,8 @@ use crate::model::{ClientAddress, Identity};
 use crate::review::{NO_STATUS, ReviewError, Reviewer, refresh_timeout};
 use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 
-/// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OpenID Connect with many groups
-/// some KiB.
+/// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OIDC with many groups some
+/// KiB.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// What kube-apiserver tolerates between the clock of the issuer and its own.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);

@@ -100,17 +100,13 @@ impl Admission {
             Entered::Admitted(place) => return Ok(place),
             Entered::Queued(queued, admitted) => (queued, admitted),
         };
-        match tokio::time::timeout(self.0.timeout, admitted).await {
-            Ok(Ok(place)) => {
-                queued.ticket = None;
-                Ok(place)
-            }
-            // The sender is dropped only with its waiter, which `queued` alone removes.
-            Ok(Err(_)) | Err(_) => {
-                self.0.metrics.rejected_timeout.inc();
-                Err(Rejection::Timeout)
-            }
+        // The sender is dropped only with its waiter, which `queued` alone removes.
+        if let Ok(Ok(place)) = tokio::time::timeout(self.0.timeout, admitted).await {
+            queued.ticket = None;
+            return Ok(place);
         }
+        self.0.metrics.rejected_timeout.inc();
+        Err(Rejection::Timeout)
     }
 
     /// A place for a refresh, where one is free: a refresh that has none is left to a later hit.
