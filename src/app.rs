@@ -38,6 +38,9 @@ use worker::{Port, Shared};
 
 /// How often the bastion's own token is read again: it rotates within the hour.
 const TOKEN_INTERVAL: Duration = Duration::from_mins(1);
+/// How often ejected endpoints that are gone are forgotten. A request pays for each endpoint of its service while any is
+/// remembered, so this adds little to the minute that they are remembered at most.
+const BALANCE_SWEEP: Duration = Duration::from_secs(5);
 
 /// Where a bastion listens, with the ports that port 0 became.
 #[derive(Clone, Copy, Debug)]
@@ -158,6 +161,8 @@ impl Bound {
             itself: Itself::new(own.into_iter().flatten()),
             failures: metrics.dial_failures.clone(),
         };
+        let balance = Arc::new(Balance::new(metrics.ejections.clone()));
+        tokio::spawn(sweep_balance(Arc::clone(&balance)));
         let access = || AccessLog::start(config.log.format, std::io::stdout(), drain.clone());
         let access = config.log.access.then(access).transpose()?;
         let mut ports = vec![Port { socket: secure, tls: Some(server_tls) }];
@@ -165,7 +170,7 @@ impl Bound {
         let shared = Shared {
             stages,
             dialer: Arc::new(dialer),
-            balance: Arc::new(Balance::default()),
+            balance,
             kubelet_token,
             limits: Limits {
                 handshake_timeout: config.serving.handshake_timeout,
@@ -345,6 +350,13 @@ async fn keep_tls_current(tls: Arc<ServerTls>, cas: [ClientCas; 2], client_ca_fi
                 tracing::error!(error, "the certificate changed and cannot be used; the old one stays");
             }
         }
+    }
+}
+
+async fn sweep_balance(balance: Arc<Balance>) {
+    loop {
+        tokio::time::sleep(BALANCE_SWEEP).await;
+        balance.sweep();
     }
 }
 
