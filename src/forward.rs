@@ -231,7 +231,7 @@ impl Forward {
         protocol: Protocol,
         dialed: &mut Option<Endpoint>,
     ) -> Result<Exchange, ForwardError> {
-        let now = Instant::now();
+        let mut now = Instant::now();
         let Outgoing { parts, body, received, interim } = outgoing;
         let mut reuse = protocol == Protocol::Any;
         let can_refuse = reuse && route.transport.may_be_http2();
@@ -262,7 +262,8 @@ impl Forward {
             if safety == RetrySafety::Unprocessed && !pending.rewind() {
                 safety = RetrySafety::Never;
             }
-            match attempts.after(Failure { safety, reused }, order.len() > 0, Instant::now()) {
+            now = Instant::now();
+            match attempts.after(Failure { safety, reused }, order.len() > 0, now) {
                 Decision::Reconnect => {}
                 Decision::NextEndpoint => next = order.next(),
                 Decision::GiveUp => return Err(error.after(failed_dials)),

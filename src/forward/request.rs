@@ -238,3 +238,35 @@ impl Body for RequestBody {
         hint
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(method: &str, can_refuse: bool) -> Pending {
+        let (parts, ()) = Request::builder().method(method).uri("/a").body(()).unwrap().into_parts();
+        Pending::new(parts, None, can_refuse)
+    }
+
+    #[test]
+    fn a_request_that_may_be_repeated_is_repeated_as_often_as_it_takes() {
+        for (method, can_refuse) in [("GET", false), ("DELETE", true)] {
+            let mut pending = pending(method, can_refuse);
+            for _ in 0..3 {
+                let request = pending.take(can_refuse).unwrap();
+                assert_eq!((request.method().as_str(), request.uri().path()), (method, "/a"));
+                assert!(pending.rewind(), "{method}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_that_may_have_acted_is_sent_once_unless_it_comes_back() {
+        let mut pending = pending("DELETE", false);
+        let request = pending.take(false).unwrap();
+        assert!(!pending.is_safe() && !pending.rewind());
+        pending.put_back(request);
+        assert!(pending.take(false).is_some());
+        assert!(pending.take(false).is_none());
+    }
+}
