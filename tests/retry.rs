@@ -60,7 +60,7 @@ async fn serve(mut stream: TcpStream, mut mode: watch::Receiver<Mode>, requests:
     let mut head = Vec::new();
     while let Ok(byte) = stream.read_u8().await {
         head.push(byte);
-        if head[0] != b'G' {
+        if !head[0].is_ascii_uppercase() {
             // A ClientHello, for instance.
             return;
         }
@@ -316,6 +316,26 @@ async fn a_slow_pod_that_one_caller_chose_steers_no_service() -> Result<()> {
     for request in chosen.into_iter().chain(others).chain([on_first]) {
         ensure!(request.await??.status == 200);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_that_waits_for_the_clients_body_is_not_stalled() -> Result<()> {
+    let (mut backends, bench) = backends([Mode::Freeze; 3]).await?;
+    backends.sort_unstable_by_key(|backend| backend.address);
+    let mut upload = tls(bench.bastion.secure, &bench.ca(), None).await?;
+    let head = format!("POST {WEB} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nContent-Length: 9\r\n\r\nhalf");
+    upload.write_all(head.as_bytes()).await?;
+    eventually("the upload to arrive", async || Ok(backends[0].requests() == 1)).await?;
+    // The upload began earlier: if it counted, its endpoint would be ejected before the second one.
+    let stuck = bench.spawn_get(WEB.to_owned());
+    let ejections = async || bench.metric(r#"ejections_total{reason="stalled"}"#).await;
+    eventually("the second endpoint to be ejected", async || Ok(ejections().await? == 1)).await?;
+    let next = bench.spawn_get(WEB.to_owned());
+    eventually("the first endpoint to have its turn", async || Ok(backends[0].requests() == 2)).await?;
+    ensure!(backends[1].requests() == 1);
+    stuck.abort();
+    next.abort();
     Ok(())
 }
 
