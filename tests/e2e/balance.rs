@@ -46,6 +46,21 @@ pub async fn a_killed_backend_fails_no_request(world: &mut World) -> Result<()> 
     world.endpoints("services/web", 3).await
 }
 
+/// Each is killed as soon as the one before is back: a request can meet two of them in one moment.
+pub async fn backends_restarted_in_turn_fail_no_request(world: &mut World) -> Result<()> {
+    let load = Load::start(world, 64).await?;
+    for round in 0..30 {
+        let (name, last) = [("web-1", 11), ("web-2", 12), ("web-3", 13)][round % 3];
+        drop(world.backends.remove(name).context("it runs")?);
+        load.reach(load.requests() + 200).await;
+        world.backends.insert(name.into(), Backend::start(&world.namespace, last, 8080, name, None)?);
+    }
+    let (requests, failed) = load.stop().await?;
+    println!("     {requests} requests over 64 connections, 30 restarts of backends on the way: {failed} failed");
+    ensure!(failed == 0);
+    world.endpoints("services/web", 3).await
+}
+
 pub async fn endpoints_come_and_go_under_load(world: &mut World) -> Result<()> {
     let load = Load::start(world, 8).await?;
     for round in 0..5 {

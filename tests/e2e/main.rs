@@ -77,6 +77,7 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         differential::the_table_holds,
         balance::ten_thousand_requests_go_round,
         balance::a_killed_backend_fails_no_request,
+        balance::backends_restarted_in_turn_fail_no_request,
         balance::endpoints_come_and_go_under_load,
         balance::a_new_endpoint_is_used_at_once,
         balance::a_slice_that_leaves_its_service_serves_no_more,
