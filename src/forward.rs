@@ -24,10 +24,10 @@ use hyper::upgrade::OnUpgrade;
 
 pub use dial::{DialError, Dialer, Itself};
 pub use executor::LocalExecutor;
-pub use headers::{Forwarded, clean_answer};
+pub use headers::{Forwarded, MAX_HEADERS, clean_answer};
 pub use interim::{Interim, WithInterim};
 pub use pool::{MAX_HEADER_BYTES, Pool};
-pub use response::Upstream;
+pub use response::{Upstream, UpstreamError};
 pub use upgrade::{Tunnel, Upgrade, Upgraded};
 
 use crate::authorize::Permit;
@@ -77,6 +77,12 @@ pub enum ForwardError {
     /// The endpoint said 101 to a request that asked for no upgrade.
     #[error("backend tried to switch protocol {0:?} when \"\" was requested")]
     UnaskedUpgrade(String),
+    /// The endpoint said 101 to an upgrade and named a protocol that it was not offered, or none.
+    #[error("backend tried to switch protocol {chosen:?} when {offered:?} was requested")]
+    UnofferedUpgrade { chosen: String, offered: String },
+    /// The answer has more fields than are passed on; the endpoint handled the request.
+    #[error("the answer has more than {} header fields", MAX_HEADERS)]
+    TooManyHeaders,
     /// The endpoint said 101 and did not prove that it speaks WebSocket (RFC 6455 section 4.2.2).
     #[error("invalid upgrade response: Sec-WebSocket-Accept does not answer the key")]
     InvalidAccept,

@@ -10,6 +10,8 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::headers::MAX_HEADERS;
+
 /// How much of a body is remembered until the answer begins.
 const REMEMBERED: usize = 64 * 1024;
 
@@ -31,6 +33,15 @@ struct State {
     length: usize,
     /// The client broke off.
     broken: bool,
+}
+
+/// Why a client's body does not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    #[error(transparent)]
+    Incoming(#[from] hyper::Error),
+    #[error("more than {} trailer fields", MAX_HEADERS)]
+    TooManyTrailers,
 }
 
 #[derive(Clone, Debug)]
@@ -83,8 +94,14 @@ impl Replay {
 }
 
 impl State {
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        let frame = frame.map(|frame| match frame? {
+            frame if frame.trailers_ref().is_some_and(|trailers| trailers.len() > MAX_HEADERS) => {
+                Err(BodyError::TooManyTrailers)
+            }
+            frame => Ok(frame),
+        });
         self.broken |= matches!(frame, Some(Err(_)));
         if let Some(Ok(frame)) = &frame {
             let data = frame.data_ref();
@@ -122,12 +139,12 @@ impl RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let Some(body) = &this.body else { return Poll::Ready(None) };
         let mut state = body.0.borrow_mut();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::header::{HeaderMap, HeaderValue};
 
 use super::IdentifyError;
-use super::front_proxy::extra_key;
+use super::front_proxy::{extra_key, reads_as};
 
 const PREFIX: &str = "impersonate-";
 const USER: &str = "impersonate-user";
@@ -24,17 +24,18 @@ pub struct Impersonation {
 }
 
 impl Impersonation {
-    /// Takes the headers off the request. None where there are none.
+    /// Takes the headers off the request, those in disguise (`Impersonate_User`) too, which mean nobody. None where
+    /// there are none.
     ///
     /// # Errors
     /// [`IdentifyError::Impersonation`] where they name no user, or are not text: whoever sends them must not be taken
     /// for themselves.
     pub(super) fn take(headers: &mut HeaderMap) -> Result<Option<Self>, IdentifyError> {
         // Almost nobody does.
-        if !headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
+        if !headers.keys().any(|name| reads_as(name.as_str(), PREFIX)) {
             return Ok(None);
         }
-        let names: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+        let names: Vec<_> = headers.keys().filter(|name| reads_as(name.as_str(), PREFIX)).cloned().collect();
         let mut asked = Self::default();
         for name in names {
             let values: Vec<HeaderValue> = headers.get_all(&name).iter().cloned().collect();
@@ -100,6 +101,9 @@ mod tests {
         assert_eq!(asked.groups, ["devs", "ops"]);
         assert_eq!(asked.extra["acme.com/project"], ["a"]);
         assert_eq!(take(&[("x-kept", "1")]), Ok(None));
+        assert_eq!(take(&[("impersonate_user", "admin"), ("impersonate-extra_k", "v"), ("x-kept", "1")]), Ok(None));
+        let extra = take(&[("impersonate-user", "jane"), ("impersonate-extra-a_b", "v")]).unwrap().unwrap().extra;
+        assert_eq!(extra["a_b"], ["v"], "an underscore of the key is the key's");
     }
 
     #[test]
