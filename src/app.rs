@@ -20,6 +20,7 @@ use crate::authorize::{Authorize, Authorizer, Reviews};
 use crate::balance::Balance;
 use crate::cluster::{Cluster, Writer};
 use crate::config::{Config, SourceKind};
+use crate::connection::ClientShares;
 use crate::drain::Drain;
 use crate::forward::{Dialer, Itself};
 use crate::identify::{FrontProxy, Identify, TokenReviews, Tokens};
@@ -173,6 +174,10 @@ impl Bound {
                 connections: match config.serving.max_connections {
                     0 => None,
                     limit => Some(Arc::new(Semaphore::new(limit))),
+                },
+                clients: match config.serving.max_connections_per_client {
+                    0 => None,
+                    limit => Some(ClientShares::new(limit)),
                 },
             },
             access: access.map(Arc::new),
