@@ -111,10 +111,8 @@ impl Proxy {
         if let Some(interim) = interim {
             interim.begin().await;
         }
-        let routed = match fits {
-            true => self.route(request, peer, interim, &mut record).await,
-            false => Err(ProxyError::TooManyHeaders),
-        };
+        let routed =
+            if fits { self.route(request, peer, interim, &mut record).await } else { Err(ProxyError::TooManyHeaders) };
         if let Some(interim) = interim {
             interim.end();
         }

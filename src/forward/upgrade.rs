@@ -391,7 +391,7 @@ mod tests {
             assert_eq!(answered.is_ok(), good, "{chosen:?}: {answered:?}");
             if good {
                 let headers = response.headers();
-                assert_eq!((&*headers["connection"].to_str().unwrap(), headers.len()), ("Upgrade", 3), "{headers:?}");
+                assert_eq!((headers["connection"].to_str().unwrap(), headers.len()), ("Upgrade", 3), "{headers:?}");
                 assert_eq!((headers["upgrade"].to_str().ok(), &headers["x-kept"]), (chosen, &"1".parse().unwrap()));
             }
         }
