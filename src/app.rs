@@ -22,6 +22,7 @@ use crate::authorize::{Authorize, Authorizer, Reviews};
 use crate::balance::Balance;
 use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::{Config, SourceKind};
+use crate::connection::ClientShares;
 use crate::drain::Drain;
 use crate::forward::{Dialer, Itself};
 use crate::identify::{FrontProxy, Identify, TokenReviews, Tokens};
@@ -352,6 +353,10 @@ impl Setup<'_> {
                 connections: match config.serving.max_connections {
                     0 => None,
                     limit => Some(Arc::new(Semaphore::new(limit))),
+                },
+                clients: match config.serving.max_connections_per_client {
+                    0 => None,
+                    limit => Some(ClientShares::new(limit)),
                 },
             },
             access: access.map(Arc::new),

@@ -58,6 +58,9 @@ pub struct Config {
     pub drain: Drain,
 }
 
+/// 24.5 KiB for each idle connection of TLS is half of the deployment's 512 MiB.
+const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
+
 /// How callers reach the bastion.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -85,10 +88,17 @@ pub struct Serving {
     #[serde(deserialize_with = "values::count::<_, 0, MAX_WORKERS>")]
     #[schemars(range(max = MAX_WORKERS))]
     pub workers: usize,
-    /// Connections served at once; tunnels included; further ones wait. 0 sets no limit; else 10000000 at most.
+    /// Connections served at once, tunnels included; further ones wait. An idle connection takes 24.5 KiB with TLS, so
+    /// that the default takes half of a memory limit of 512 MiB. 0 sets no limit; else 10000000 at most.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_CONNECTIONS>")]
     #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections: usize,
+    /// Connections of one client address (IPv6: of one /64 network), which is all that can be told of callers before
+    /// they authenticate; further ones are closed. The default is a quarter of `maxConnections`, because behind a load
+    /// balancer or a gateway that translates addresses many callers share one. 0 sets no limit; else 10000000 at most.
+    #[serde(deserialize_with = "values::count::<_, 0, MAX_CONNECTIONS>")]
+    #[schemars(range(max = MAX_CONNECTIONS))]
+    pub max_connections_per_client: usize,
     /// Longest life of an upgraded connection (WebSocket, SPDY), as `12h`; unlimited unless set. Whatever it is, the
     /// caller's credentials and rights are checked again as often as their cached results expire.
     #[serde(with = "values::optional_duration")]
@@ -114,7 +124,8 @@ impl Default for Serving {
             tls_min_version: TlsVersion::default(),
             client_ca_file: None,
             workers: 0,
-            max_connections: 0,
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+            max_connections_per_client: DEFAULT_MAX_CONNECTIONS / 4,
             tunnel_max_age: None,
             handshake_timeout: Duration::from_secs(10),
             // What kube-apiserver waits (CONFORMANCE C102).
@@ -333,6 +344,12 @@ pub struct Targets {
     pub kubelet_client_certificate: Option<PathBuf>,
     /// PEM file with the private key of `kubeletClientCertificate`.
     pub kubelet_client_key: Option<PathBuf>,
+    /// Shows the bastion's own service account token to kubelets that `kubeletCertificateAuthority` verifies, where there
+    /// is no `kubeletClientCertificate`. Off, because every node's serving certificate verifies as a kubelet's: one
+    /// compromised node collects the token, and with it the bastion's rights on all nodes. A client certificate proves
+    /// the bastion without giving anything away.
+    #[serde(deserialize_with = "values::flag")]
+    pub kubelet_service_account_token: bool,
     /// The cluster's DNS domain: links to the service that was asked for are rewritten in this spelling of its name too.
     #[serde(deserialize_with = "values::dns_domain")]
     pub cluster_domain: String,
@@ -353,6 +370,7 @@ impl Default for Targets {
             kubelet_certificate_authority: None,
             kubelet_client_certificate: None,
             kubelet_client_key: None,
+            kubelet_service_account_token: false,
             cluster_domain: "cluster.local".into(),
             pod_less_endpoints: false,
             allow_loopback: false,
@@ -535,6 +553,15 @@ impl Config {
         together("serving.tlsPrivateKeyFile", "serving.tlsCertFile", key.as_ref(), cert.as_ref())?;
         let Targets { kubelet_client_certificate: cert, kubelet_client_key: key, .. } = &self.targets;
         together("targets.kubeletClientKey", "targets.kubeletClientCertificate", key.as_ref(), cert.as_ref())?;
+        if self.targets.kubelet_service_account_token && self.targets.kubelet_certificate_authority.is_none() {
+            return Err(ConfigError::Conflict {
+                field: "targets.kubeletCertificateAuthority",
+                fault: "not set, but targets.kubeletServiceAccountToken is: give the CA of the kubelets' serving \
+                        certificates (--kubelet-certificate-authority); the token is shown to no kubelet that is not \
+                        verified"
+                    .into(),
+            });
+        }
         if self.targets.kubelet_preferred_address_types.is_empty() {
             return Err(ConfigError::Conflict {
                 field: "targets.kubeletPreferredAddressTypes",
@@ -641,6 +668,7 @@ mod tests {
             ("upstream: {retry: {budgetPercent: 101}}\n", &["line 3", "budgetPercent", "from 0 to 100"]),
             ("serving:\n  workers: 1000000\n", &["line 4", "workers", "\"1000000\"", "from 0 to 1024"]),
             ("serving:\n  maxConnections: 99999999999\n", &["line 4", "maxConnections", "from 0 to 10000000"]),
+            ("serving:\n  maxConnectionsPerClient: -1\n", &["line 4", "maxConnectionsPerClient", "from 0 to 10000000"]),
             (
                 "authorization:\n  cacheSize: 99999999999999\n",
                 &["line 4", "cacheSize", "\"99999999999999\"", "from 1 to 1000000"],
@@ -685,6 +713,12 @@ mod tests {
         let mut config = Config::new();
         config.source.kind = SourceKind::Manifests;
         assert!(config.validate().unwrap_err().to_string().starts_with("source.manifests.directory"));
+        let mut config = Config::new();
+        config.targets.kubelet_service_account_token = true;
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.starts_with("targets.kubeletCertificateAuthority: not set"), "{error}");
+        config.targets.kubelet_certificate_authority = Some("ca.crt".into());
+        assert!(config.validate().is_ok());
         assert!(Config::new().validate().is_ok());
     }
 }

@@ -21,6 +21,7 @@ pub struct Metrics {
     /// Requests and their durations, and bytes of bodies.
     pub requests: Arc<RequestTable>,
     pub connections: OpenGauge,
+    pub connection_limits: ConnectionLimits,
     pub upgrades: OpenGauge,
     pub dial_failures: DialFailures,
     pub retries: RetryCounters,
@@ -31,7 +32,7 @@ pub struct Metrics {
     pub access_reviews: ReviewMetrics,
     pub api_reachable: Gauge,
     pub tunnels_closed: TunnelsClosed,
-    pub access_lines_lost: Counter,
+    pub access_lines_lost: LostLines,
     watch_up: Family<ResourceLabel, Gauge>,
     watch_events: Family<ResourceLabel, Counter>,
     watch_malformed: Family<ResourceLabel, Counter>,
@@ -70,6 +71,24 @@ impl Drop for OpenGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+/// Connections of clients that met a limit.
+#[derive(Clone, Debug)]
+pub struct ConnectionLimits {
+    /// Closed, because their client address had its share.
+    pub over_share: Counter,
+    /// Waited, because there were as many as may be open.
+    pub delayed: Counter,
+}
+
+/// Lines of the access log that were dropped.
+#[derive(Clone, Debug)]
+pub struct LostLines {
+    /// Of callers who are known.
+    pub authenticated: Counter,
+    /// Of requests that were rejected before it was known who calls.
+    pub unauthenticated: Counter,
 }
 
 /// Look-ups in one cache, by outcome.
@@ -151,6 +170,16 @@ impl Metrics {
 
         let connections = OpenGauge::default();
         registry.register("connections_open", "Client connections that are open", connections.0.clone());
+        let rejected = Family::<[(&str, &str); 1], Counter>::default();
+        registry.register("connections_rejected", "Client connections closed by a limit", rejected.clone());
+        let delayed = Counter::default();
+        registry.register(
+            "connections_delayed",
+            "Client connections that waited because serving.maxConnections was reached",
+            delayed.clone(),
+        );
+        let over_share = rejected.get_or_create_owned(&[("reason", "client_share")]);
+        let connection_limits = ConnectionLimits { over_share, delayed };
         let upgrades = OpenGauge::default();
         registry.register("upgrades_open", "Upgraded connections (WebSocket, SPDY) that are open", upgrades.0.clone());
 
@@ -182,12 +211,14 @@ impl Metrics {
         let closed = |reason| tunnels_closed.get_or_create_owned(&[("reason", reason)]);
         let tunnels_closed = TunnelsClosed { revoked: closed("permit_revoked"), max_age: closed("max_age") };
 
-        let access_lines_lost = Counter::default();
+        let lost = Family::<[(&str, &str); 1], Counter>::default();
         registry.register(
             "access_log_lines_lost",
             "Access-log lines dropped because standard output did not take them",
-            access_lines_lost.clone(),
+            lost.clone(),
         );
+        let lost = |authenticated| lost.get_or_create_owned(&[("authenticated", authenticated)]);
+        let access_lines_lost = LostLines { authenticated: lost("true"), unauthenticated: lost("false") };
         let watch_up = Family::default();
         registry.register("watch_up", "1 while the watch of a resource is connected, else 0", watch_up.clone());
         let watch_events = Family::default();
@@ -218,6 +249,7 @@ impl Metrics {
         Self {
             requests,
             connections,
+            connection_limits,
             upgrades,
             dial_failures,
             retries,

@@ -327,9 +327,9 @@ fn an_access_log_that_nobody_reads_does_not_hold_up_the_end() {
     let events = running.events();
     let line = told(&events, "insecure=");
     let (_, address) = line.split_once("insecure=").expect("it is there");
-    // 256 KiB of lines: four times what a pipe holds.
-    let request = format!("GET /{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "x".repeat(8 * 1024));
-    for _ in 0..32 {
+    // At least 128 KiB of lines, of which each has 256 bytes of path: twice what a pipe holds.
+    let request = format!("GET /{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "x".repeat(1024));
+    for _ in 0..512 {
         let mut connection = TcpStream::connect(address).expect("it accepts");
         connection.write_all(request.as_bytes()).expect("it reads");
         let mut answer = String::new();

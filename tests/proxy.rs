@@ -315,11 +315,11 @@ async fn a_refused_upgrade_is_no_pipe() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_upgrade_is_answered_by_101_or_an_error_alone() -> Result<()> {
-    // CVE-2020-8559: a redirect in answer to an upgrade never leaves.
+async fn a_websocket_is_answered_by_101_or_an_error_alone() -> Result<()> {
+    // CVE-2020-8559: a redirect in answer to a WebSocket never leaves.
     let bench = Bench::new().await?;
     for code in ["200 OK", "300 Multiple Choices", "302 Found", "307 Temporary Redirect"] {
-        let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+        let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await?;
         let (mut backend, _) = bench.accept().await?;
         backend
             .write_all(format!("HTTP/1.1 {code}\r\nLocation: http://evil/\r\nContent-Length: 0\r\n\r\n").as_bytes())

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::connection::Held;
-use crate::forward::Upstream;
+use crate::forward::{Upstream, UpstreamError};
 use crate::rewrite::{Links, Page, PageError, Reading};
 use crate::telemetry::Record;
 
@@ -53,7 +53,7 @@ impl Body {
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = PageError<hyper::Error>;
+    type Error = PageError<UpstreamError>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,

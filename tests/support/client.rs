@@ -81,6 +81,18 @@ pub async fn tls_with_alpn(
     certificate: Option<&Pair>,
     alpn: &[&[u8]],
 ) -> Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    tls_over(stream, ca, certificate, alpn).await
+}
+
+/// The same over a connection that is open.
+pub async fn tls_over(
+    stream: TcpStream,
+    ca: &Path,
+    certificate: Option<&Pair>,
+    alpn: &[&[u8]],
+) -> Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(ca)? {
         roots.add(root?)?;
@@ -96,8 +108,6 @@ pub async fn tls_with_alpn(
         }
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
     let name = ServerName::try_from("localhost")?;
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.context("the TLS handshake failed")
 }
