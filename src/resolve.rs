@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::authorize::Permit;
-use crate::cluster::{Affinity, AppProtocol, Cluster, Node, Refused, Rotation, Service, ServicePort};
+use crate::cluster::{Affinity, AppProtocol, Cluster, Node, Phase, Refused, Rotation, Service, ServicePort};
 use crate::model::address::{AddressPolicy, AddressType};
 use crate::model::quote::Quoted;
 use crate::model::target::{Id, InvalidId};
@@ -104,6 +104,9 @@ pub enum ResolveError {
     BadId(#[from] InvalidId),
     #[error("{resource} {} not found", Quoted(name))]
     NotFound { resource: Resource, name: String },
+    /// Its address may belong to another pod by now (C40).
+    #[error("pod {} has ended (phase {phase:?})", Quoted(name))]
+    PodEnded { name: String, phase: Phase },
     #[error("address not allowed")]
     AddressNotAllowed,
     #[error("no addresses for hostname")]
@@ -194,6 +197,9 @@ impl Resolve {
                 port_number(text).or_else(named).ok_or_else(|| target.invalid_id())?
             }
         };
+        if pod.phase.has_ended() {
+            return Err(ResolveError::PodEnded { name: id.name.to_owned(), phase: pod.phase });
+        }
         let address = pod.ips.first().copied().filter(|address| self.addresses.permits(*address));
         let address = SocketAddr::new(address.ok_or(ResolveError::AddressNotAllowed)?, port);
         let endpoint = Endpoint { address, name: Arc::clone(&pod.name) };
@@ -268,6 +274,7 @@ mod tests {
             ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             first_port: Some(8080),
             named_ports: [("web".into(), 8081)].into(),
+            phase: Phase::Active,
         };
         Object::Pod(ObjectKey::new("ns", name), pod)
     }
@@ -426,6 +433,37 @@ mod tests {
         assert!(ask(&resolve, path).await.is_err(), "the pod no longer holds the address");
         writer.reset(Kind::Service, vec![]);
         assert_eq!(ask(&resolve, path).await.unwrap_err(), r#"services "s" not found"#);
+    }
+
+    #[tokio::test]
+    async fn pods_that_have_ended_are_not_dialed() {
+        let ended = |phase| {
+            let Object::Pod(key, pod) = pod("p", &["10.0.0.1"]) else { unreachable!("it is a pod") };
+            Object::Pod(key, Pod { phase, ..pod })
+        };
+        let (resolve, mut writer) = resolver(
+            false,
+            vec![
+                pod("p", &["10.0.0.1"]),
+                service("s", &[("", 80, AppProtocol::Unspecified)]),
+                slice("s", "s", &[("", 80)], vec![at("10.0.0.1", "p")]),
+            ],
+        );
+        let (pod_path, service_path) = ("namespaces/ns/pods/p:80", "namespaces/ns/services/s");
+        for phase in [Phase::Succeeded, Phase::Failed] {
+            check(&resolve, &[(pod_path, Ok("Http 10.0.0.1:80")), (service_path, Ok("Http 10.0.0.1:80"))]).await;
+            // Nothing but the phase changes.
+            writer.apply(ended(phase));
+            let told = format!(r#"pod "p" has ended (phase {phase:?})"#);
+            check(
+                &resolve,
+                &[(pod_path, Err(&told)), (service_path, Err(r#"no endpoints available for service "s""#))],
+            )
+            .await;
+            let service = resolve.cluster.service("ns", "s").unwrap();
+            assert_eq!(service.ports[0].refused[0].why, crate::cluster::Refusal::PodEnded);
+            writer.apply(ended(Phase::Active));
+        }
     }
 
     #[tokio::test]

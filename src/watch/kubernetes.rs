@@ -10,14 +10,14 @@ pub use client::{Connections, review_client};
 use client::{Health, watch_client};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use kube::Client;
 use kube::api::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
+use kube::{Client, Resource};
 pub use trusted::Trusted;
 
-use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
+use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
 use super::{Change, Feed};
 use crate::cluster::{Kind, Object, ObjectKey};
 use crate::config::KubernetesSource;
@@ -135,7 +135,7 @@ fn follow<K: Watched>(
 /// Lists and watches one kind for ever, with growing, jittered pauses after failures.
 async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metrics) {
     let kind = K::KIND;
-    let mut events = pin!(watcher::watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff());
+    let mut events = pin!(watcher::watcher(Api::<Item<K>>::all(client), watcher::Config::default()).default_backoff());
     let mut list = Vec::new();
     while let Some(event) = events.next().await {
         let told = translate::<K>(event, &metrics);
@@ -161,7 +161,7 @@ async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metr
     }
 }
 
-fn translate<K: Watched>(event: watcher::Result<Event<K>>, metrics: &Metrics) -> Told {
+fn translate<K: Watched>(event: watcher::Result<Event<Item<K>>>, metrics: &Metrics) -> Told {
     match event {
         Ok(Event::Init) => Told::Begin,
         Ok(Event::InitApply(item)) => match read(item, metrics) {
@@ -187,7 +187,7 @@ fn translate<K: Watched>(event: watcher::Result<Event<K>>, metrics: &Metrics) ->
 struct Malformed;
 
 /// None where the object is none of ours.
-fn read<K: Watched>(item: K, metrics: &Metrics) -> Result<Option<Object>, Malformed> {
+fn read<K: Watched>(item: Item<K>, metrics: &Metrics) -> Result<Option<Object>, Malformed> {
     let name = key(item.meta());
     item.object().map_err(|fault| {
         tracing::warn!(resource = K::KIND.plural(), %name, fault, "a malformed object is skipped");

@@ -10,7 +10,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBind
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched};
+use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, remove_nulls};
 use super::{Change, Feed};
 use crate::authorize::{Rules, RulesBuilder};
 use crate::cluster::{Kind, Object};
@@ -127,7 +127,9 @@ impl Manifests {
             let options = serde_saphyr::options! { strict_booleans: true };
             let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(&text, options)
                 .map_err(|error| ManifestError::Yaml { path: path.clone(), report: error.to_string() })?;
-            for document in documents {
+            for mut document in documents {
+                // As Helm renders them: `annotations:` with nothing behind it.
+                remove_nulls(&mut document);
                 found.take(&path, document)?;
             }
         }
@@ -215,7 +217,7 @@ impl Found {
     }
 
     fn object<K: Watched>(&mut self, document: Value) -> Result<(), String> {
-        let object = parse::<K>(document)?.object()?;
+        let object = Item::<K>::from_value(document).object()?;
         self.objects.extend(object.map(|object| (K::KIND, object)));
         Ok(())
     }
