@@ -31,7 +31,7 @@ use crate::model::address::AddressPolicy;
 use crate::model::with_causes;
 use crate::proxy::Stages;
 use crate::ready::{Hold, Ready};
-use crate::resolve::Resolve;
+use crate::resolve::{Lookups, Resolve};
 use crate::supervise::Supervisor;
 use crate::telemetry::{ALWAYS, AccessLog};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
@@ -212,6 +212,7 @@ impl Setup<'_> {
                 cluster,
                 addresses: addresses_allowed,
                 preferred: config.targets.kubelet_preferred_address_types.clone(),
+                lookups: Lookups::new(config.targets.lookup_timeout),
             },
             ready: self.ready.clone(),
             metrics: self.metrics.clone(),

@@ -1,5 +1,7 @@
 //! Which addresses? A [`Permit`] for a target in, a [`Route`] out (CONFORMANCE chapter 4).
 
+mod lookup;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use crate::model::address::{AddressPolicy, AddressType};
 use crate::model::quote::Quoted;
 use crate::model::target::{Id, InvalidId};
 use crate::model::{Endpoint, Resource, Scheme, Target};
+pub use lookup::Lookups;
 
 /// The stage. One per process.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub struct Resolve {
     pub addresses: AddressPolicy,
     /// Which of a node's addresses is taken: the first of these types that it has.
     pub preferred: Vec<AddressType>,
+    /// Resolves nodes that publish a host name instead of an address.
+    pub lookups: Lookups,
 }
 
 /// Where a request may go, and how to speak there.
@@ -173,13 +178,12 @@ impl Resolve {
             let known: Vec<_> = node.addresses.iter().map(|(kind, host)| format!("{{{kind} {host}}}")).collect();
             return Err(ResolveError::NoPreferredAddress(known.join(" ")));
         };
-        let addresses: Vec<IpAddr> = match host.parse() {
-            Ok(address) => vec![address],
-            Err(_) => tokio::net::lookup_host((&**host, 0))
-                .await
-                .map_err(|error| ResolveError::Lookup(format!("lookup {host}: {error}")))?
-                .map(|address| address.ip())
-                .collect(),
+        let addresses: Arc<[IpAddr]> = match host.parse::<IpAddr>() {
+            Ok(address) => [address].into(),
+            Err(_) => {
+                let found = self.lookups.addresses(host).await;
+                found.map_err(|error| ResolveError::Lookup(format!("lookup {host}: {error}")))?
+            }
         };
         if !addresses.iter().all(|address| self.addresses.permits(*address)) {
             return Err(ResolveError::AddressNotAllowed);
@@ -306,7 +310,8 @@ mod tests {
         let (cluster, mut writer) = Cluster::new(AddressPolicy::default(), pod_less);
         objects.into_iter().for_each(|object| writer.apply(object));
         let preferred = vec![AddressType::InternalIp, AddressType::Hostname];
-        (Resolve { cluster, addresses: AddressPolicy::default(), preferred }, writer)
+        let lookups = Lookups::new(std::time::Duration::from_secs(5));
+        (Resolve { cluster, addresses: AddressPolicy::default(), preferred, lookups }, writer)
     }
 
     /// What a path resolves to: scheme and addresses, or the error.

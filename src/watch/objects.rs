@@ -474,8 +474,7 @@ mod tests {
 
     #[test]
     fn a_node_gives_its_addresses_and_kubelet_port() {
-        let node =
-            |status: Value| object::<SlimNode>(&json!({"metadata": {"name": "n"}, "status": status}));
+        let node = |status: Value| object::<SlimNode>(&json!({"metadata": {"name": "n"}, "status": status}));
         let known = node(json!({
             "addresses": [{"type": "Moon", "address": "x"}, {"type": "InternalIP", "address": "10.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 10255}},
