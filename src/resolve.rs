@@ -178,12 +178,11 @@ impl Resolve {
             let known: Vec<_> = node.addresses.iter().map(|(kind, host)| format!("{{{kind} {host}}}")).collect();
             return Err(ResolveError::NoPreferredAddress(known.join(" ")));
         };
-        let addresses: Arc<[IpAddr]> = match host.parse::<IpAddr>() {
-            Ok(address) => [address].into(),
-            Err(_) => {
-                let found = self.lookups.addresses(host).await;
-                found.map_err(|error| ResolveError::Lookup(format!("lookup {host}: {error}")))?
-            }
+        let addresses: Arc<[IpAddr]> = if let Ok(address) = host.parse::<IpAddr>() {
+            [address].into()
+        } else {
+            let found = self.lookups.addresses(host).await;
+            found.map_err(|error| ResolveError::Lookup(format!("lookup {host}: {error}")))?
         };
         if !addresses.iter().all(|address| self.addresses.permits(*address)) {
             return Err(ResolveError::AddressNotAllowed);

@@ -40,7 +40,7 @@ pub struct AddressPolicy {
 /// IPv4 ranges that are never dialed.
 const FORBIDDEN_V4: &[(Ipv4Addr, u32)] = &[
     // "This network" (RFC 791): 0.0.0.0 is the own machine on Linux.
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::UNSPECIFIED, 8),
     // Alibaba Cloud's metadata service, in the shared range of RFC 6598, which pods may use otherwise.
     (Ipv4Addr::new(100, 100, 100, 200), 32),
     // Azure's platform service (wire server, DNS, health probes), a public address.

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -140,16 +141,17 @@ impl Shared {
         loop {
             let (host, sender) = {
                 let mut state = self.state();
-                match state.queue.pop_front() {
-                    Some(next) => next,
-                    None => {
-                        state.threads -= 1;
-                        return;
-                    }
-                }
+                let Some(next) = state.queue.pop_front() else {
+                    state.threads -= 1;
+                    return;
+                };
+                next
             };
-            let found = (self.resolver)(&host);
-            let answer = found.map(Arc::from).map_err(|error| Arc::from(error.to_string()));
+            // A panic must not cost the thread its place in the count: after some there would be none left.
+            let answer = match catch_unwind(AssertUnwindSafe(|| (self.resolver)(&host))) {
+                Ok(found) => found.map(Arc::from).map_err(|error| Arc::from(error.to_string())),
+                Err(_) => Err("the resolver panicked".into()),
+            };
             // The entry holds a receiver, unless it was taken out meanwhile.
             let _ = sender.send(Some(answer));
         }
@@ -208,10 +210,10 @@ mod tests {
         for (host, ttl) in [("good", TTL), ("bad", FAILURE_TTL)] {
             let before = asked.load(Ordering::Relaxed);
             ask(host);
-            tokio::time::advance(ttl - Duration::from_millis(1)).await;
+            tokio::time::advance(ttl / 2).await;
             ask(host);
             assert_eq!(asked.load(Ordering::Relaxed), before + 1, "{host}");
-            tokio::time::advance(Duration::from_millis(1)).await;
+            tokio::time::advance(ttl / 2).await;
             ask(host);
             assert_eq!(asked.load(Ordering::Relaxed), before + 2, "{host}");
         }
