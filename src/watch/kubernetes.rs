@@ -48,13 +48,13 @@ pub enum KubernetesError {
 
 /// How to reach the API: the kubeconfig that is configured, else the pod's service account.
 ///
-/// Its clients retry nothing by themselves: a review has a deadline of its own, and a watch pauses between its tries
-/// and tells of each that failed.
+/// The clients made of it (`kubernetes/client.rs`) retry nothing by themselves: a review has a deadline of its own, and a
+/// watch pauses between its tries and tells of each that failed.
 ///
 /// # Errors
 /// Where neither is there, or the kubeconfig is no good.
 pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, KubernetesError> {
-    let mut config = match &source.kubeconfig {
+    Ok(match &source.kubeconfig {
         None => kube::Config::incluster()?,
         Some(path) => {
             let options = KubeConfigOptions { context: source.context.clone(), ..KubeConfigOptions::default() };
@@ -62,9 +62,7 @@ pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, Kubernet
             let kubeconfig = Kubeconfig::read_from(path).map_err(fault)?;
             kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(fault)?
         }
-    };
-    config.default_retry = false;
-    Ok(config)
+    })
 }
 
 /// Watches the API. Built before anything runs, so that bad credentials stop the start.
