@@ -1,6 +1,7 @@
 //! Wires everything: a [`Config`] becomes [`Bound`] once all that can be wrong with it has been tried, and runs until
 //! it is drained.
 
+mod sockets;
 mod worker;
 
 use std::net::{SocketAddr, TcpListener};
@@ -32,7 +33,7 @@ use crate::model::address::AddressPolicy;
 use crate::model::with_causes;
 use crate::proxy::{Stages, TunnelPolicy};
 use crate::ready::{Hold, Ready};
-use crate::resolve::Resolve;
+use crate::resolve::{Lookups, Resolve};
 use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
 use crate::supervise::Supervisor;
 use crate::telemetry::{ALWAYS, AccessLog};
@@ -97,6 +98,7 @@ impl Bound {
     /// The first thing that is no good, with its name and what would be right.
     pub async fn new(config: Config) -> Result<Self> {
         config.validate()?;
+        sockets::raise_open_files();
         let files = Files::load(&config)?;
         let source = Source::load(&config).await?;
         let secure = bind(config.serving.secure_listen_address, "secureListenAddress")?;
@@ -221,6 +223,7 @@ impl Setup<'_> {
                 cluster,
                 addresses: addresses_allowed,
                 preferred: config.targets.kubelet_preferred_address_types.clone(),
+                lookups: Lookups::new(config.targets.lookup_timeout),
             },
             ready: self.ready.clone(),
             metrics: self.metrics.clone(),
@@ -399,11 +402,9 @@ async fn end(drain: Drain, ready: Ready, timeout: Duration) {
 }
 
 fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).with_context(|| {
+    sockets::listen(address).with_context(|| {
         format!("cannot listen on {address} ({field}): is another process there? give another address, or port 0")
-    })?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    })
 }
 
 /// Takes changed certificates and client CAs into use. What is no good changes nothing and is logged.

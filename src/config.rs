@@ -356,6 +356,11 @@ pub struct Targets {
     /// Serves endpoints that no pod of the service's namespace stands behind (services without a selector).
     #[serde(deserialize_with = "values::flag")]
     pub pod_less_endpoints: bool,
+    /// How long a request waits for the look-up of a node's host name, as `5s`: two tries of the system's resolver with
+    /// a DNS server that answers, while one that does not is not waited for.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub lookup_timeout: Duration,
     /// Lets loopback addresses be dialled: for a first look and for tests on one machine, never in a cluster.
     #[serde(deserialize_with = "values::flag")]
     pub allow_loopback: bool,
@@ -373,6 +378,7 @@ impl Default for Targets {
             kubelet_service_account_token: false,
             cluster_domain: "cluster.local".into(),
             pod_less_endpoints: false,
+            lookup_timeout: Duration::from_secs(5),
             allow_loopback: false,
         }
     }

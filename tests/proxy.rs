@@ -755,6 +755,46 @@ async fn the_bastion_is_no_target() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn raises_the_limit_of_open_files_to_the_hard_one() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut command = Command::new("sh");
+    let script = r#"ulimit -S -n 256 && exec "$0" "$@""#;
+    command.args(["-c", script, env!("CARGO_BIN_EXE_kube-bastion"), "serve"]);
+    command.arg("--manifests-dir").arg(folder.path());
+    let bastion = Bastion::run(command)?;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", bastion.pid()))?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).context("a limit of open files")?;
+    let values: Vec<_> = line.split_whitespace().skip(3).take(2).collect();
+    ensure!(values[0] == values[1] && values[0] != "256", "{line}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn broken_manifests_show_nothing_of_their_content() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let bastion = Bastion::start(&["--manifests-dir", folder.path().to_str().context("UTF-8")?])?;
+    bastion.ready().await?;
+    let secret = "kind: Secret\nmetadata: {name: s}\ndata:\n  password: \"s3cr3t\n";
+    std::fs::write(folder.path().join("secret.yaml"), secret)?;
+    let broken = async || Ok(bastion.readyz().await?.1.contains("[!]manifests impaired"));
+    eventually("the broken file to be noticed", broken).await?;
+    let said = bastion.readyz().await?.1 + &bastion.said();
+    ensure!(said.contains("secret.yaml") && said.contains("not YAML") && !said.contains("s3cr3t"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn background_tasks_are_supervised_by_name() -> Result<()> {
+    let bench = Bench::new().await?;
+    let metrics = bench.bastion.metrics().await?;
+    for task in ["admin", "manifests", "serving-tls", "kubelet-tls"] {
+        let line = format!(r#"kube_bastion_task_restarts_total{{task="{task}"}} 0"#);
+        ensure!(metrics.contains(&line), "{line}:\n{metrics}");
+    }
+    Ok(())
+}
+
 /// The same on HTTP/2.
 async fn http2(address: std::net::SocketAddr, ca: &Path) -> Result<TlsStream<TcpStream>> {
     support::client::tls_with_alpn(address, ca, None, &[b"h2"]).await

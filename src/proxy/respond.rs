@@ -179,9 +179,10 @@ fn status(error: &ProxyError) -> Status {
             | ResolveError::NoAddresses
             | ResolveError::Lookup(_) => Status::bad_request(message()),
             ResolveError::NoPreferredAddress(_) => Status::internal(message()).without_reason(),
-            ResolveError::NoServicePort { .. } | ResolveError::NoPort { .. } | ResolveError::NoEndpoints { .. } => {
-                Status::service_unavailable(message())
-            }
+            ResolveError::PodEnded { .. }
+            | ResolveError::NoServicePort { .. }
+            | ResolveError::NoPort { .. }
+            | ResolveError::NoEndpoints { .. } => Status::service_unavailable(message()),
         },
         ProxyError::Forward(ForwardError::Dial(errors)) => {
             // The last that was tried; of the others tell the causes.
