@@ -30,6 +30,7 @@ use crate::model::with_causes;
 use crate::proxy::Stages;
 use crate::ready::Ready;
 use crate::resolve::Resolve;
+use crate::rewrite::Budget;
 use crate::telemetry::{ALWAYS, AccessLog};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
 use crate::watch::kubernetes::{self, KubernetesWatch, Trusted};
@@ -150,6 +151,7 @@ impl Bound {
             ready: ready.clone(),
             metrics: metrics.clone(),
             cluster_domain: config.targets.cluster_domain.into(),
+            rewriting: Budget::new(config.rewriting.max_memory, metrics.pages.clone()),
         });
         let own = [Some(addresses.secure), addresses.insecure, Some(addresses.admin)];
         let dialer = Dialer {

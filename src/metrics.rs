@@ -26,6 +26,7 @@ pub struct Metrics {
     pub tokens: CacheCounters,
     pub reviews: CacheCounters,
     pub access_lines_lost: Counter,
+    pub pages: PageMetrics,
     watch_up: Family<ResourceLabel, Gauge>,
     watch_events: Family<ResourceLabel, Counter>,
     watch_malformed: Family<ResourceLabel, Counter>,
@@ -75,6 +76,57 @@ pub struct DialFailures {
     pub tls: Counter,
 }
 
+/// Memory of rewriting, and pages that passed unmodified.
+#[derive(Clone, Debug)]
+pub struct PageMetrics {
+    /// Bytes that pages in flight have reserved of `rewriting.maxMemory`.
+    pub reserved: Gauge<i64, AtomicI64>,
+    pub passed: PagesPassed,
+}
+
+/// Pages that passed unmodified, whole or from some point on, by the limit that they reached.
+#[derive(Clone, Debug)]
+pub struct PagesPassed {
+    pub memory: Counter,
+    pub tag: Counter,
+    pub attribute: Counter,
+    pub attributes: Counter,
+    pub name: Counter,
+    pub depth: Counter,
+    pub candidates: Counter,
+    pub growth: Counter,
+}
+
+impl PageMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let reserved = Gauge::default();
+        registry.register_with_unit(
+            "rewriting_reserved",
+            "Memory that rewriting of HTML pages has reserved",
+            Unit::Bytes,
+            reserved.clone(),
+        );
+        let pages = Family::<[(&str, &str); 1], Counter>::default();
+        registry.register(
+            "rewriting_pages_passed",
+            "HTML pages that passed unmodified, whole or in part, by the limit that they reached",
+            pages.clone(),
+        );
+        let limit = |name| pages.get_or_create_owned(&[("limit", name)]);
+        let passed = PagesPassed {
+            memory: limit("memory"),
+            tag: limit("tag"),
+            attribute: limit("attribute"),
+            attributes: limit("attributes"),
+            name: limit("name"),
+            depth: limit("depth"),
+            candidates: limit("candidates"),
+            growth: limit("growth"),
+        };
+        Self { reserved, passed }
+    }
+}
+
 impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("kube_bastion");
@@ -110,6 +162,7 @@ impl Metrics {
             "Access-log lines dropped because standard output did not take them",
             access_lines_lost.clone(),
         );
+        let pages = PageMetrics::new(registry);
         let watch_up = Family::default();
         registry.register("watch_up", "1 while the watch of a resource is connected, else 0", watch_up.clone());
         let watch_events = Family::default();
@@ -139,6 +192,7 @@ impl Metrics {
             tokens,
             reviews,
             access_lines_lost,
+            pages,
             watch_up,
             watch_events,
             watch_malformed,
