@@ -31,7 +31,7 @@ const MAX_ATTRIBUTES: usize = 1024;
 /// more than 40 bytes.
 const MAX_NAME_BYTES: usize = 128;
 
-/// Elements that are open at a time, and contexts of SVG and MathML. Browsers nest no deeper than 512, but close many
+/// Elements that are open at a time, and contexts of SVG and `MathML`. Browsers nest no deeper than 512, but close many
 /// elements that the parser keeps open to the end tag of their parent: a table that leaves out `</td>` has all of its
 /// cells.
 const MAX_DEPTH: usize = 4096;
@@ -59,7 +59,7 @@ const DISTINCT_NAME_BYTES: usize = 80;
 /// Names up to this length are held as a number (by letters and digits from 1 to 6).
 const MAX_SHORT_NAME_BYTES: usize = 12;
 
-/// Memory for one open element of SVG or MathML whose end is awaited.
+/// Memory for one open element of SVG or `MathML` whose end is awaited.
 const NAMESPACE_BYTES: usize = 128;
 
 /// Memory that the parser holds for one attribute of the open tag, of which it has room for a power of two.
@@ -123,7 +123,7 @@ const SOURCE_SETS: &[(&str, &str)] = &[("img", "srcset"), ("source", "srcset"), 
 const SVG_LINKS: [&str; 2] = ["href", "xlink:href"];
 const SVG: &str = "http://www.w3.org/2000/svg";
 
-/// Elements that change the namespace, or may do so inside SVG and MathML, without their case. The parser remembers each
+/// Elements that change the namespace, or may do so inside SVG and `MathML`, without their case. The parser remembers each
 /// until its end.
 const NAMESPACED: [&str; 11] =
     ["annotation-xml", "desc", "foreignobject", "math", "mi", "mn", "mo", "ms", "mtext", "svg", "title"];
