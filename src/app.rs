@@ -35,6 +35,7 @@ use crate::proxy::{Stages, TunnelPolicy};
 use crate::ready::{Hold, Ready};
 use crate::resolve::{Lookups, Resolve};
 use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
+use crate::rewrite::Budget;
 use crate::supervise::Supervisor;
 use crate::telemetry::{ALWAYS, AccessLog};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
@@ -228,6 +229,7 @@ impl Setup<'_> {
             ready: self.ready.clone(),
             metrics: self.metrics.clone(),
             cluster_domain: config.targets.cluster_domain.as_str().into(),
+            rewriting: Budget::new(config.rewriting.max_memory, self.metrics.pages.clone()),
             tunnels: TunnelPolicy {
                 check_interval: config
                     .authentication

@@ -18,7 +18,7 @@ use crate::model::address::AddressType;
 use values::{
     MAX_ATTEMPTS, MAX_BUDGET_PER_SECOND, MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_PERCENT, MAX_REVIEWS, MAX_WORKERS,
 };
-pub use values::{parse_address, parse_duration, parse_log_level, parse_workers};
+pub use values::{parse_address, parse_bytes, parse_duration, parse_log_level, parse_workers};
 
 /// The only version so far.
 pub const API_VERSION: &str = "kube-bastion.dev/v1alpha1";
@@ -52,6 +52,8 @@ pub struct Config {
     pub targets: Targets,
     #[serde(default, deserialize_with = "values::or_default")]
     pub upstream: Upstream,
+    #[serde(default, deserialize_with = "values::or_default")]
+    pub rewriting: Rewriting,
     #[serde(default, deserialize_with = "values::or_default")]
     pub log: Log,
     #[serde(default, deserialize_with = "values::or_default")]
@@ -473,6 +475,25 @@ impl Default for Retry {
     }
 }
 
+/// Rewriting of the links in HTML pages.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Rewriting {
+    /// Memory that all pages that are being rewritten may hold together, as `32Mi`: a page needs some 16 KiB, one with a
+    /// content coding some 448 KiB, and up to 0.5 MiB more while it has many elements. Pages beyond it pass unmodified and
+    /// are counted in `kube_bastion_rewriting_pages_passed_total`. 0 turns rewriting off; 1024Gi at most.
+    #[serde(with = "values::bytes")]
+    #[schemars(with = "String")]
+    pub max_memory: usize,
+}
+
+impl Default for Rewriting {
+    fn default() -> Self {
+        // Some seventy pages with a content coding at a time, in a small part of a pod's memory limit.
+        Self { max_memory: 32 * 1024 * 1024 }
+    }
+}
+
 /// What is written to standard error (events) and standard output (requests).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -645,7 +666,7 @@ mod tests {
     #[test]
     fn a_section_of_which_nothing_is_said_is_left_out() {
         let body = "serving:\nadmin: ~\nsource: {kubernetes: , manifests: null}\nauthentication: {tokenReview: }\n\
-                    authorization:\ntargets:\nupstream:\nlog:\ndrain:\n";
+                    authorization:\ntargets:\nupstream:\nrewriting:\nlog:\ndrain:\n";
         assert_eq!(Config::parse(&format!("{HEAD}{body}")).unwrap(), Config::new());
     }
 
@@ -687,6 +708,7 @@ mod tests {
             ("serving:\n  workers:\n  maxConnections: 1\n", &["workers:", "whole number", "or leave the field out"]),
             ("serving: {secureListenAddress: ~}\n", &["line 3", "secureListenAddress", "IP:port", "or leave"]),
             ("log:\n  access: null\n", &["line 4", "access", "true or false", "or leave the field out"]),
+            ("rewriting:\n  maxMemory: 32MB\n", &["line 4", "maxMemory", "\"32MB\"", "32Mi"]),
             ("log:\n  level: inf\n", &["line 4", "level", "\"inf\"", "info", "trace"]),
             ("targets:\n  clusterDomain: .local.\n", &["line 4", "clusterDomain", "\".local.\"", "cluster.local"]),
             ("log:\n  level: loud=much\n", &["line 4", "level", "loud", "info"]),

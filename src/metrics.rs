@@ -33,6 +33,7 @@ pub struct Metrics {
     pub api_reachable: Gauge,
     pub tunnels_closed: TunnelsClosed,
     pub access_lines_lost: LostLines,
+    pub pages: PageMetrics,
     watch_up: Family<ResourceLabel, Gauge>,
     watch_events: Family<ResourceLabel, Counter>,
     watch_malformed: Family<ResourceLabel, Counter>,
@@ -157,6 +158,57 @@ pub struct EjectionMetric {
     pub now: Gauge,
 }
 
+/// Memory of rewriting, and pages that passed unmodified.
+#[derive(Clone, Debug)]
+pub struct PageMetrics {
+    /// Bytes that pages in flight have reserved of `rewriting.maxMemory`.
+    pub reserved: Gauge<i64, AtomicI64>,
+    pub passed: PagesPassed,
+}
+
+/// Pages that passed unmodified, whole or from some point on, by the limit that they reached.
+#[derive(Clone, Debug)]
+pub struct PagesPassed {
+    pub memory: Counter,
+    pub tag: Counter,
+    pub attribute: Counter,
+    pub attributes: Counter,
+    pub name: Counter,
+    pub depth: Counter,
+    pub candidates: Counter,
+    pub growth: Counter,
+}
+
+impl PageMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let reserved = Gauge::default();
+        registry.register_with_unit(
+            "rewriting_reserved",
+            "Memory that rewriting of HTML pages has reserved",
+            Unit::Bytes,
+            reserved.clone(),
+        );
+        let pages = Family::<[(&str, &str); 1], Counter>::default();
+        registry.register(
+            "rewriting_pages_passed",
+            "HTML pages that passed unmodified, whole or in part, by the limit that they reached",
+            pages.clone(),
+        );
+        let limit = |name| pages.get_or_create_owned(&[("limit", name)]);
+        let passed = PagesPassed {
+            memory: limit("memory"),
+            tag: limit("tag"),
+            attribute: limit("attribute"),
+            attributes: limit("attributes"),
+            name: limit("name"),
+            depth: limit("depth"),
+            candidates: limit("candidates"),
+            growth: limit("growth"),
+        };
+        Self { reserved, passed }
+    }
+}
+
 impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("kube_bastion");
@@ -219,6 +271,7 @@ impl Metrics {
         );
         let lost = |authenticated| lost.get_or_create_owned(&[("authenticated", authenticated)]);
         let access_lines_lost = LostLines { authenticated: lost("true"), unauthenticated: lost("false") };
+        let pages = PageMetrics::new(registry);
         let watch_up = Family::default();
         registry.register("watch_up", "1 while the watch of a resource is connected, else 0", watch_up.clone());
         let watch_events = Family::default();
@@ -261,6 +314,7 @@ impl Metrics {
             api_reachable,
             tunnels_closed,
             access_lines_lost,
+            pages,
             watch_up,
             watch_events,
             watch_malformed,

@@ -47,6 +47,8 @@ pub struct Stages {
     pub metrics: Metrics,
     pub cluster_domain: Arc<str>,
     pub tunnels: TunnelPolicy,
+    /// Memory for the pages that are being rewritten.
+    pub rewriting: rewrite::Budget,
 }
 
 /// How a request that was let through goes on.
@@ -198,7 +200,9 @@ impl Proxy {
         let has_body = !body.is_end_stream();
         let (secure, asked) = (peer.secure, upgrade.as_ref());
         Forwarded { target: &target, client, secure, upgrade: asked, has_body }.rewrite(&mut parts);
-        rewrite::narrow_accept_encoding(&method, &mut parts.headers);
+        if self.stages.rewriting.is_enabled() {
+            rewrite::narrow_accept_encoding(&method, &mut parts.headers);
+        }
         let client_host = parts.headers.get(header::HOST).cloned();
         record.received = has_body.then(Rc::<Cell<u64>>::default);
         let outgoing = Outgoing { parts, body, received: record.received.clone(), interim: interim.cloned() };
@@ -223,12 +227,14 @@ impl Proxy {
         }
         let links = || self.links(&target, &route, &endpoint, client_host.as_ref());
         rewrite::rewrite_location(response.headers_mut(), links)?;
-        Ok(Outcome::Answer(match rewrite::page(&method, &response) {
+        let reading = rewrite::page(&method, &response);
+        let page = reading.and_then(|reading| Some((reading, self.stages.rewriting.reserve(reading.held_bytes())?)));
+        Ok(Outcome::Answer(match page {
             None => response.map(Body::upstream),
-            Some(reading) => {
+            Some((reading, share)) => {
                 // The length is that of the page as it came.
                 response.headers_mut().remove(header::CONTENT_LENGTH);
-                response.map(|body| Body::page(body, reading, links()))
+                response.map(|body| Body::page(body, reading, links(), share))
             }
         }))
     }
