@@ -27,5 +27,5 @@ fuzz_target!(|case: Case| {
         http1::exchange(world, &requests, &case.surplus);
     }
     let violations = world.backend.violations();
-    assert!(violations.is_empty(), "{case:#?}\n{}", violations.join("\n"));
+    assert!(violations.is_empty(), "{case:?}\n{}", violations.join("\n"));
 });

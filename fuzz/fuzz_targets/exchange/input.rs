@@ -1,5 +1,7 @@
 //! An input: a few requests on one connection, and how the backend answers them.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use arbitrary::Arbitrary;
 use kube_bastion::model::Target;
 
@@ -194,6 +196,8 @@ struct Chunk {
 /// One request, ready to be sent in either version.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// In its `X-Case` field, by which the backend knows it again.
+    pub number: u64,
     pub method: &'static str,
     /// What the backend may get, if anything: whether on the reader's port, and its request target.
     pub expected: Option<(bool, String)>,
@@ -204,8 +208,11 @@ pub struct Request {
 }
 
 impl Case {
+    /// Each request gets a number of its own, which no other input has.
     pub fn requests(&self) -> Vec<Request> {
-        self.list.iter().take(MAX_REQUESTS).map(RequestInput::request).collect()
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = || NEXT.fetch_add(1, Ordering::Relaxed);
+        self.list.iter().take(MAX_REQUESTS).map(|request| request.request(number())).collect()
     }
 }
 
@@ -240,7 +247,7 @@ impl Field {
 }
 
 impl RequestInput {
-    fn request(&self) -> Request {
+    fn request(&self, number: u64) -> Request {
         let method = pick(&METHODS, self.method);
         let token = if self.reader { READER } else { WRITER };
         let target = match (self.reader, self.service) {
@@ -260,7 +267,7 @@ impl RequestInput {
         let mut http1 = [method.as_bytes(), b" ", pick(&ORIGINS, self.origin).as_bytes(), &path, b" "].concat();
         http1.extend([pick(&VERSIONS, self.version), "\r\nHost: ", host, "\r\nAuthorization: "].concat().bytes());
         http1.extend_from_slice(&authorization);
-        http1.extend(b"\r\n");
+        http1.extend(format!("\r\nX-Case: {number}\r\n").bytes());
         for field in self.fields.iter().take(MAX_FIELDS) {
             http1.extend(field.line());
         }
@@ -273,9 +280,10 @@ impl RequestInput {
         http2.extend((bit(2) && bit(3)).then(|| (b":path".into(), b"/smuggled".into())));
         http2.extend((bit(4) && bit(5)).then(|| (b":protocol".into(), b"websocket".into())));
         http2.push((b"authorization".into(), authorization));
+        http2.push((b"x-case".into(), number.to_string().into()));
         http2.extend(self.fields.iter().take(MAX_FIELDS).map(Field::pair));
         let (body, trailers) = self.body.plain();
-        Request { method, expected, http1, http2, body, trailers }
+        Request { number, method, expected, http1, http2, body, trailers }
     }
 }
 
@@ -328,10 +336,10 @@ impl Body {
 /// The request target that a backend may get for a path with its query: the bastion's own reading of paths, which has
 /// a fuzz target of its own.
 fn expected(path: &[u8]) -> Option<String> {
-    let path = std::str::from_utf8(path).ok()?;
     // A fragment is not sent on.
-    let path = path.split('#').next()?;
-    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    let sent = path.split(|byte| *byte == b'#').next()?;
+    let path = std::str::from_utf8(sent.split(|byte| *byte == b'?').next()?).ok()?;
+    let query = sent.get(path.len() + 1..).map(String::from_utf8_lossy);
     let backend = Target::parse(path).ok()?.backend_path().into_owned();
     Some(query.map_or_else(|| backend.clone(), |query| format!("{backend}?{query}")))
 }
@@ -344,13 +352,14 @@ fn pick<T: Copy>(list: &[T], index: u8) -> T {
     list[usize::from(index) % list.len()]
 }
 
-/// Bytes of the input, but for two texts. The token: a backend that gets it has it from the bastion. And the version
-/// in a request line: raw bytes that hold a whole request line could take the token of the request behind them.
+/// Bytes of the input, but for three texts. The token: a backend that gets it has it from the bastion. The version in a
+/// request line: raw bytes that hold a whole request line could take the token of the request behind them. And the
+/// name of the number, which must not be removed by `Connection`.
 pub fn raw(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes[..bytes.len().min(MAX_RAW_BYTES)].to_vec();
-    for text in [TOKEN.as_bytes(), b"HTTP/1."] {
-        while let Some(at) = find(&bytes, text) {
-            bytes[at] = b'-';
+    for text in [TOKEN.as_bytes(), b"HTTP/1.", b"x-case"] {
+        while let Some(at) = bytes.windows(text.len()).position(|window| window.eq_ignore_ascii_case(text)) {
+            bytes[at] = b'.';
         }
     }
     bytes

@@ -11,6 +11,8 @@ mod allowed {
     pub const BAD_ESCAPES: bool = true;
     /// Equal lengths in several `Content-Length` fields.
     pub const EQUAL_LENGTHS: bool = true;
+    /// An empty `Content-Length`, which HTTP/2 clients may send with a request without a body.
+    pub const EMPTY_LENGTH: bool = true;
     /// Fields in trailers that frame, route or authenticate (RFC 9110 section 6.5.1).
     pub const FORBIDDEN_TRAILERS: bool = true;
 }
@@ -68,6 +70,8 @@ pub enum Framing {
 
 #[derive(Clone, Debug)]
 pub struct Head {
+    /// What the input calls the request.
+    pub number: u64,
     pub method: String,
     pub target: String,
     pub framing: Framing,
@@ -101,7 +105,11 @@ pub fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
     if values(&fields, "te").any(|value| !value.eq_ignore_ascii_case(b"trailers")) {
         return Err("TE that says more than trailers".into());
     }
-    Ok(Some((Head { method, target, framing, upgrade }, end + 4)))
+    let number = match values(&fields, "x-case").collect::<Vec<_>>()[..] {
+        [number] => String::from_utf8_lossy(number).parse().map_err(|_| "a number that no input gave")?,
+        _ => return Err(format!("{method} {target} was not sent as a request")),
+    };
+    Ok(Some((Head { number, method, target, framing, upgrade }, end + 4)))
 }
 
 /// The length of a body with its framing. None where it is not whole yet.
@@ -229,6 +237,7 @@ fn framing(fields: &Fields) -> Result<Framing, String> {
         (Some(coding), []) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
         (Some(coding), []) => Err(format!("the coding {:?}", String::from_utf8_lossy(coding))),
         (None, []) => Ok(Framing::None),
+        (None, [b""]) if allowed::EMPTY_LENGTH => Ok(Framing::None),
         (None, [length, others @ ..]) => {
             if others.iter().any(|other| other != length) || (!others.is_empty() && !allowed::EQUAL_LENGTHS) {
                 return Err(format!("{} Content-Length fields", lengths.len()));
