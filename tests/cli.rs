@@ -14,6 +14,12 @@ use tempfile::TempDir;
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
     command.args(arguments).env_remove("KUBERNETES_SERVICE_HOST").env("HOME", "/nonexistent");
+    if arguments.first() == Some(&"serve") {
+        // A start that fails late has bound its ports by then; the default ones may be in use on this machine.
+        for port in ["KUBE_BASTION_SECURE_LISTEN_ADDRESS", "KUBE_BASTION_ADMIN_LISTEN_ADDRESS"] {
+            command.env(port, "127.0.0.1:0");
+        }
+    }
     command
 }
 
@@ -159,7 +165,6 @@ fn a_taken_port_is_named() {
         &folder.path().display().to_string(),
         "--secure-listen-address",
         &address,
-        "--admin-listen-address=127.0.0.1:0",
     ]);
     assert_told(&said, &[&address, "secureListenAddress", "is another process there?", "in use"]);
 }
@@ -264,8 +269,7 @@ impl Running {
     fn start(arguments: &[&str]) -> Self {
         let manifests = tempfile::tempdir().expect("a folder");
         let directory = format!("--manifests-dir={}", manifests.path().display());
-        let ports = ["--secure-listen-address=127.0.0.1:0", "--admin-listen-address=127.0.0.1:0"];
-        let mut command = command(&[&["serve", &directory], &ports[..], arguments].concat());
+        let mut command = command(&[&["serve", &*directory], arguments].concat());
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         Self { child, _manifests: manifests }
     }
