@@ -23,12 +23,12 @@ use crate::ready::Ready;
 
 /// What OpenMetrics asks for as the type of its text.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// How long a request's head may take, and a kept connection stay without one. Probes and scrapes send theirs in one
+/// Time limit of a request's head, and of a kept connection without one. Probes and scrapes send theirs in one
 /// packet.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a response may make no progress because the client does not read.
+/// Longest time that a response makes no progress because the client does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may live: some scrapes. Whatever a client does, it is gone after this and [`HEAD_TIMEOUT`].
+/// Longest life of a connection: some scrapes. Whatever a client does, it is gone after this and [`HEAD_TIMEOUT`].
 const MAX_AGE: Duration = Duration::from_mins(5);
 /// Connections at once. A kubelet and a few Prometheus servers need a handful.
 const MAX_CONNECTIONS: usize = 128;
@@ -84,7 +84,7 @@ struct Connections {
 }
 
 impl Connections {
-    /// Where there are too many, the oldest gives way: were the new one rejected or made to wait, a client that opens
+    /// Of too many the oldest gives way: were the new one rejected or made to wait, a client that opens
     /// connections and says nothing would keep the kubelet's probes out, and the pod be killed.
     fn add(&mut self, connection: impl Future<Output = ()> + Send + 'static) {
         while self.tasks.try_join_next().is_some() {}

@@ -46,11 +46,11 @@ use worker::{Port, Shared};
 
 /// How often the bastion's own token is read again: it rotates within the hour.
 const TOKEN_INTERVAL: Duration = Duration::from_mins(1);
-/// How often ejected endpoints that are gone are forgotten. A request pays for each endpoint of its service while any is
+/// Interval between removals of ejected endpoints that are gone. A request pays for each endpoint of its service while any is
 /// remembered, so this adds little to the minute that they are remembered at most.
 const BALANCE_SWEEP: Duration = Duration::from_secs(5);
 
-/// How often cached reviews are looked through for expired ones: a scan of all entries, which holds one shard's lock at
+/// Interval between removals of expired reviews from the caches: a scan of all entries, which holds one shard's lock at
 /// a time for less than a millisecond.
 const PURGE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -78,7 +78,7 @@ struct Sockets {
     admin: TcpListener,
 }
 
-/// What the files that a configuration names hold, but for those of the source.
+/// The contents of the files that a configuration names, without those of the source.
 struct Files {
     server_tls: Arc<ServerTls>,
     client_tls: ClientTls,
@@ -117,7 +117,7 @@ impl Bound {
     /// Serves until the drain is over: what runs when it begins is finished, or cut at the deadline.
     ///
     /// # Errors
-    /// Where a worker or a background task without which the process cannot go on failed: it had better be started again.
+    /// A worker, or a background task without which the process cannot go on, failed: restart the process.
     pub async fn run(self, drain: Drain) -> Result<()> {
         let Self { config, addresses, sockets, files, source } = self;
         let mut registry = Registry::default();
@@ -326,7 +326,7 @@ impl Setup<'_> {
         }
     }
 
-    /// What the workers have in common.
+    /// Builds what the workers share.
     fn shared(
         &mut self,
         stages: Arc<Stages>,

@@ -105,7 +105,7 @@ impl Balance {
         self.ejections.answered(key);
     }
 
-    /// What all workers know of an endpoint's answers.
+    /// The answers of an endpoint as all workers know them.
     pub fn health(&self, key: EndpointKey) -> Arc<Health> {
         Arc::clone(&self.health.entry(key).or_insert_with(|| Arc::new(Health::new(self.started))))
     }

@@ -295,7 +295,7 @@ impl Default for Authorization {
     }
 }
 
-/// How the Kubernetes API is asked for TokenReviews and SubjectAccessReviews. Each limit holds for both kinds apart.
+/// Limits on TokenReviews and SubjectAccessReviews. Each holds for both kinds apart.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Reviews {
@@ -358,7 +358,7 @@ pub struct Targets {
     /// Serves endpoints that no pod of the service's namespace stands behind (services without a selector).
     #[serde(deserialize_with = "values::flag")]
     pub pod_less_endpoints: bool,
-    /// How long a request waits for the look-up of a node's host name, as `5s`: two tries of the system's resolver with
+    /// Longest wait of a request for the look-up of a node's host name, as `5s`: two tries of the system's resolver with
     /// a DNS server that answers, while one that does not is not waited for.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]

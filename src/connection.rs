@@ -31,7 +31,7 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// How many connections each client address has open, over all workers. It is touched when a connection is accepted
+/// Open connections of each client address, over all workers. It is touched when a connection is accepted
 /// and when it ends, never by a request.
 #[derive(Debug)]
 pub struct ClientShares {
@@ -75,7 +75,7 @@ impl Drop for ClientShare {
     }
 }
 
-/// What the limits gave to a connection.
+/// The places that a connection holds under the limits.
 #[derive(Debug, Default)]
 pub struct Places {
     /// Among all connections. None where there is no limit.

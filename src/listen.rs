@@ -60,7 +60,7 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Shared by the workers; none where there is no limit.
     pub connections: Option<Arc<Semaphore>>,
-    /// What each client address may have of them; likewise.
+    /// The share of each client address; likewise.
     pub clients: Option<Arc<ClientShares>>,
 }
 

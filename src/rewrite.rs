@@ -143,7 +143,7 @@ pub struct Rewriter {
     work: usize,
 }
 
-/// How far the page is.
+/// The progress of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// More bytes may come.

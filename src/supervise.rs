@@ -27,7 +27,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between restarts: short enough that a fault that passes costs little, long enough that one that does
 /// not fills no log.
 const MAX_PAUSE: Duration = Duration::from_mins(1);
-/// How long a restarted task must run before it counts as recovered: longer than the longest pause, so that a task
+/// Time that a restarted task must run before it counts as recovered: longer than the longest pause, so that a task
 /// that keeps failing never shows as well.
 const SETTLED: Duration = Duration::from_secs(90);
 
@@ -48,9 +48,9 @@ pub struct TaskError {
     fault: String,
 }
 
-/// What a background task returns. None of them is meant to return while the process runs.
+/// The return value of a background task. None of them is meant to return while the process runs.
 pub trait Outcome {
-    /// How the task ended, as the rest of a sentence about it.
+    /// The end of the task, as the rest of a sentence about it.
     fn fault(self) -> String;
 }
 

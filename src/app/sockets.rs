@@ -1,4 +1,5 @@
-//! What the kernel must give before anything is served: listening sockets with a long queue, and enough descriptors.
+//! Resources of the kernel that must be there before anything is served: listening sockets with a long queue, and enough
+//! descriptors.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

@@ -42,7 +42,7 @@ impl Port {
     }
 }
 
-/// What the workers have in common.
+/// Builds what the workers share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub stages: Arc<Stages>,

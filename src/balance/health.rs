@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// When an endpoint last answered a request of any worker. Each worker notes its own answers and publishes the last one a
+/// The time when an endpoint last answered a request of any worker. Each worker notes its own answers and publishes the last one a
 /// few times a second, so that no request writes to a cache line that workers share.
 #[derive(Debug)]
 pub struct Health {

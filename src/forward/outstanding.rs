@@ -43,7 +43,7 @@ struct Wait {
 }
 
 impl Wait {
-    /// When the endpoint had all of the request. None where the client still sends.
+    /// The time when the endpoint had all of the request. None where the client still sends.
     fn began(&self) -> Option<Instant> {
         self.body.as_ref().map_or(Some(self.sent), Replay::ended)
     }

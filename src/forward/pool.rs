@@ -34,7 +34,7 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 100;
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(15);
 
-/// How often [`Pool::detect_stalls`] is to be called. A fraction of the shortest useful limit; a call costs a look at each
+/// Interval between calls of [`Pool::detect_stalls`]. A fraction of the shortest useful limit; a call costs a look at each
 /// endpoint that the worker has connections to.
 pub const STALL_CHECK: Duration = Duration::from_millis(200);
 
@@ -204,7 +204,7 @@ pub struct Pool {
     dialer: Arc<Dialer>,
     balance: Arc<Balance>,
     open: RefCell<HashMap<EndpointKey, Open>>,
-    /// When stalls were last looked for.
+    /// The time of the last search for stalls.
     checked: Cell<Instant>,
 }
 

@@ -92,7 +92,7 @@ struct State {
     length: usize,
     /// The client broke off.
     broken: bool,
-    /// When the last of it came from the client.
+    /// The time when the last of it came from the client.
     ended: Option<Instant>,
 }
 
@@ -138,7 +138,7 @@ impl Replay {
         self.0.borrow().broken
     }
 
-    /// When the last of it came from the client. None where more is to come.
+    /// The time when the last of it came from the client. None where more is to come.
     pub fn ended(&self) -> Option<Instant> {
         self.0.borrow().ended
     }

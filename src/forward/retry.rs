@@ -176,7 +176,7 @@ mod tests {
         Failure { safety, reused: true }
     }
 
-    /// What follows the first failed attempt of a request.
+    /// The step after the first failed attempt of a request.
     fn first(safe: bool, failure: Failure, others: bool) -> Decision {
         let (policy, now) = (policy(|_| ()), Instant::now());
         policy.begin(others, safe, now).after(failure, others, now)

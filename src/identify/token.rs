@@ -22,7 +22,7 @@ use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 /// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OIDC with many groups some
 /// KiB.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
-/// What kube-apiserver tolerates between the clock of the issuer and its own.
+/// The difference that kube-apiserver tolerates between the clock of the issuer and its own.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
 
 /// SHA-256 of a token: the token itself is kept nowhere.

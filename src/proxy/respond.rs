@@ -15,7 +15,7 @@ use crate::review::Rejection;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const YAML: HeaderValue = HeaderValue::from_static("application/yaml");
-/// What kube-apiserver says to requests that it has no room for.
+/// The delay that kube-apiserver gives to requests that it has no room for.
 const REVIEW_RETRY_AFTER_SECONDS: u32 = 1;
 const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 

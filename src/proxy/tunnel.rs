@@ -17,7 +17,7 @@ use crate::model::target::TargetError;
 use crate::model::{ClientAddress, Resource, Target, Verb};
 use crate::telemetry::Record;
 
-/// How long tunnels live.
+/// Limits on the life of tunnels.
 #[derive(Clone, Copy, Debug)]
 pub struct TunnelPolicy {
     /// Time between two checks of a tunnel's grant: the shorter of the TTLs of the caches that the checks go through, so
@@ -27,7 +27,7 @@ pub struct TunnelPolicy {
     pub max_age: Option<Duration>,
 }
 
-/// What a tunnel was opened with: enough to ask again whether it may be open.
+/// The credentials and the verb that a tunnel was opened with: enough to ask again whether it may be open.
 #[derive(Debug)]
 pub(super) struct Grant {
     peer: Peer,

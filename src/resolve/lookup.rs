@@ -14,10 +14,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// How long an answer is used again. Nodes change their addresses rarely, and a changed one fails to connect; a busy node
+/// TTL of an answer. Nodes change their addresses rarely, and a changed one fails to connect; a busy node
 /// would otherwise cost a look-up per request.
 const TTL: Duration = Duration::from_secs(10);
-/// How long a failure is: short, so that a repaired DNS is noticed by the next request of a person.
+/// TTL of a failure: short, so that a repaired DNS is noticed by the next request of a person.
 const FAILURE_TTL: Duration = Duration::from_secs(2);
 /// Names remembered or being looked up. They come from Node objects alone, of which large clusters have some thousand.
 const MAX_NAMES: usize = 8192;

@@ -1,4 +1,4 @@
-//! Whether the API answers reviews.
+//! Health of the API as reviews see it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -16,7 +16,7 @@ use crate::config;
 use crate::metrics::{Metrics, ReviewMetrics};
 use crate::ready::Ready;
 
-/// What the API does with a review.
+/// The behavior of the API towards one review.
 #[derive(Clone)]
 enum Act {
     Answer(u16, &'static str),

@@ -107,7 +107,7 @@ impl Decoder {
     /// it may have more output without more input.
     ///
     /// # Errors
-    /// Where the bytes are none of the coding.
+    /// The bytes are not of the coding.
     pub fn decode(&mut self, bytes: &mut Bytes, out: &mut [u8]) -> io::Result<Decoded> {
         match &mut self.state {
             State::Unsure(_) | State::Between => return Ok(self.start(bytes)),

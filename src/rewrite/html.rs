@@ -192,7 +192,7 @@ impl Html {
         }
     }
 
-    /// How many bytes [`Self::write`] may be given.
+    /// The number of bytes that [`Self::write`] may be given.
     pub fn room(&self) -> usize {
         BLOCK_BYTES - self.filled
     }
@@ -316,7 +316,7 @@ pub fn encoding(charset: Option<&str>) -> Option<AsciiCompatibleEncoding> {
     }
 }
 
-/// What a page has made the parser hold, and may still add.
+/// Counts of what a page has made the parser hold, and may still add.
 struct Elements {
     seen: Cell<usize>,
     /// Elements whose end is awaited.

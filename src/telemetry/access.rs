@@ -66,7 +66,7 @@ pub struct AccessLog {
     drain: Drain,
 }
 
-/// What was sent and is not written yet.
+/// Pieces that were sent and are not written yet.
 #[derive(Debug, Default)]
 struct Unwritten {
     lines: AtomicU64,

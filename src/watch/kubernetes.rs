@@ -102,7 +102,7 @@ impl KubernetesWatch {
         Ok(Self { clients, ready: ready.clone(), metrics: metrics.clone() })
     }
 
-    /// What keeps the bastion unready until every kind has been listed.
+    /// The holds that keep the bastion unready until every kind has been listed.
     pub fn holds(ready: &Ready) -> Vec<(Kind, Hold)> {
         Kind::ALL.into_iter().map(|kind| (kind, ready.hold(kind.plural()))).collect()
     }

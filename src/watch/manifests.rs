@@ -73,7 +73,7 @@ impl Manifests {
         Ok(manifests)
     }
 
-    /// What keeps the bastion unready until the first facts are in: until the last of the kinds is.
+    /// The hold that keeps the bastion unready until the last of the kinds is in.
     pub fn hold(ready: &Ready) -> (Kind, Hold) {
         (KINDS[KINDS.len() - 1], ready.hold(MANIFESTS))
     }
@@ -147,7 +147,7 @@ impl Manifests {
     }
 }
 
-/// What is wrong with a file, without anything that stands in it: `/readyz` and the log show it to people who may not read
+/// Describes the fault of a file without anything that stands in it: `/readyz` and the log show it to people who may not read
 /// the Secret that somebody put beside the manifests.
 fn reason(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;

@@ -38,7 +38,7 @@ pub(super) trait Watched:
 #[derive(Clone, Debug)]
 pub(super) enum Item<K> {
     Object(K),
-    /// What could be read of its metadata, and what is malformed.
+    /// The readable part of its metadata, and the fault.
     Malformed(Box<ObjectMeta>, String),
 }
 
@@ -144,7 +144,7 @@ pub(super) fn remove_nulls(value: &mut Value) {
     }
 }
 
-/// What can be read of the metadata of a malformed object: its name for the log, and the version from which the watch
+/// The readable part of a malformed object's metadata: its name for the log, and the version from which the watch
 /// goes on behind it.
 fn readable_meta(object: &Value) -> ObjectMeta {
     let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);

@@ -17,7 +17,7 @@ pub(super) struct Budget {
     slots: [Cell<Slot>; WINDOW],
 }
 
-/// What happened in one second.
+/// Counts of one second.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     second: u64,

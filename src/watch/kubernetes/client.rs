@@ -33,7 +33,7 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Unanswered probes before the kernel closes the connection. `TCP_USER_TIMEOUT` is usually shorter; this bounds systems
 /// that lack it.
 const KEEPALIVE_PROBES: u32 = 2;
-/// How long sent data or probes of a watch may stay unacknowledged. A watch has the cached state to serve from, so it
+/// Longest time that sent data or probes of a watch stay unacknowledged. A watch has the cached state to serve from, so it
 /// rides out a path that fails over.
 const WATCH_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same for reviews, for which a caller waits: half of the review's own timeout, which leaves time to ask once more
@@ -42,7 +42,7 @@ const REVIEW_USER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bound on one page of a list (500 objects), and on the head of any other answer. The API server's own request timeout
 /// is 60 s, so a slower answer does not come.
 const PAGE_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long a watch may send nothing. The API server sends bookmarks every minute, with jitter; half a minute covers a
+/// Longest silence of a watch. The API server sends bookmarks every minute, with jitter; half a minute covers a
 /// slow one.
 const WATCH_SILENCE: Duration = Duration::from_secs(90);
 
