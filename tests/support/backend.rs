@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::net::Namespace;
@@ -24,7 +24,7 @@ use super::net::Namespace;
 pub struct Backend {
     pub address: SocketAddr,
     served: Arc<AtomicU64>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 impl Backend {
@@ -36,8 +36,14 @@ impl Backend {
         let address = SocketAddr::from((namespace.address(last), port));
         let listener = TcpListener::from_std(namespace.bind(address)?)?;
         let served = Arc::new(AtomicU64::new(0));
-        let task = tokio::spawn(accept(listener, name.into(), Arc::clone(&served), tls)).abort_handle();
+        let task = tokio::spawn(accept(listener, name.into(), Arc::clone(&served), tls));
         Ok(Self { address, served, task })
+    }
+
+    /// Ends it as SIGKILL ends a process, and returns once its address is free.
+    pub async fn kill(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 
     /// How many requests it has answered.
@@ -52,7 +58,8 @@ impl Drop for Backend {
     }
 }
 
-async fn accept(listener: TcpListener, name: Arc<str>, served: Arc<AtomicU64>, tls: Option<TlsAcceptor>) {
+/// Serves until its task is aborted, and its connections with it.
+pub async fn accept(listener: TcpListener, name: Arc<str>, served: Arc<AtomicU64>, tls: Option<TlsAcceptor>) {
     // Aborted with this task.
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
