@@ -128,17 +128,13 @@ pub async fn tls_with_alpn(
     certificate: Option<&Pair>,
     alpn: &[&[u8]],
 ) -> Result<TlsStream<TcpStream>> {
-    tls_over(TcpStream::connect(address).await?, ca, certificate, alpn).await
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    tls_over(stream, ca, certificate, alpn).await
 }
 
-/// The same from a loopback address other than 127.0.0.1, as another client has one.
-pub async fn tls_from(local: IpAddr, address: SocketAddr, ca: &Path, alpn: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind((local, 0).into())?;
-    tls_over(socket.connect(address).await?, ca, None, alpn).await
-}
-
-async fn tls_over(
+/// The same over a connection that is open.
+pub async fn tls_over(
     stream: TcpStream,
     ca: &Path,
     certificate: Option<&Pair>,
@@ -159,9 +155,17 @@ async fn tls_over(
         }
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    stream.set_nodelay(true)?;
     let name = ServerName::try_from("localhost")?;
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.context("the TLS handshake failed")
+}
+
+/// A TLS connection from another loopback address than 127.0.0.1, as another client has one.
+pub async fn tls_from(local: IpAddr, address: SocketAddr, ca: &Path, alpn: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((local, 0).into())?;
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    tls_over(stream, ca, None, alpn).await
 }
 
 /// Status and body of a plain request.
