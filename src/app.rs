@@ -5,6 +5,7 @@ mod worker;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,9 +17,10 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::admin::Admin;
 use crate::authorize::{Authorize, Authorizer, Reviews};
 use crate::balance::Balance;
-use crate::cluster::{Cluster, Writer};
+use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::{Config, SourceKind};
 use crate::drain::Drain;
 use crate::forward::{Dialer, Itself};
@@ -27,17 +29,24 @@ use crate::listen::Limits;
 use crate::metrics::Metrics;
 use crate::model::address::AddressPolicy;
 use crate::model::with_causes;
-use crate::proxy::Stages;
-use crate::ready::Ready;
+use crate::proxy::{Stages, TunnelPolicy};
+use crate::ready::{Hold, Ready};
 use crate::resolve::Resolve;
+use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
+use crate::supervise::Supervisor;
 use crate::telemetry::{ALWAYS, AccessLog};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
-use crate::watch::kubernetes::{self, KubernetesWatch, Trusted};
+use crate::watch::kubernetes::{self, Connections, KubernetesWatch, Trusted};
 use crate::watch::manifests::Manifests;
+use crate::watch::{self, Feed};
 use worker::{Port, Shared};
 
 /// How often the bastion's own token is read again: it rotates within the hour.
 const TOKEN_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How often cached reviews are looked through for expired ones: a scan of all entries, which holds one shard's lock at
+/// a time for less than a millisecond.
+const PURGE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Where a bastion listens, with the ports that port 0 became.
 #[derive(Clone, Copy, Debug)]
@@ -52,23 +61,23 @@ pub struct Addresses {
 pub struct Bound {
     config: Config,
     pub addresses: Addresses,
-    secure: TcpListener,
-    insecure: Option<TcpListener>,
-    admin: TcpListener,
-    server_tls: Arc<ServerTls>,
-    client_tls: ClientTls,
-    client_cas: ClientCas,
-    front_proxy: FrontProxy,
+    sockets: Sockets,
+    files: Files,
     source: Source,
 }
 
-/// What the files that a configuration names hold.
-struct Loaded {
+struct Sockets {
+    secure: TcpListener,
+    insecure: Option<TcpListener>,
+    admin: TcpListener,
+}
+
+/// What the files that a configuration names hold, but for those of the source.
+struct Files {
     server_tls: Arc<ServerTls>,
     client_tls: ClientTls,
     client_cas: ClientCas,
     front_proxy: FrontProxy,
-    source: Source,
 }
 
 /// A source that has been found usable.
@@ -84,7 +93,8 @@ impl Bound {
     /// The first thing that is no good, with its name and what would be right.
     pub async fn new(config: Config) -> Result<Self> {
         config.validate()?;
-        let Loaded { server_tls, client_tls, client_cas, front_proxy, source } = Loaded::new(&config).await?;
+        let files = Files::load(&config)?;
+        let source = Source::load(&config).await?;
         let secure = bind(config.serving.secure_listen_address, "secureListenAddress")?;
         let insecure = config.serving.insecure_listen_address;
         let insecure = insecure.map(|address| bind(address, "insecureListenAddress")).transpose()?;
@@ -94,75 +104,238 @@ impl Bound {
             insecure: insecure.as_ref().map(TcpListener::local_addr).transpose()?,
             admin: admin.local_addr()?,
         };
-        Ok(Self { config, addresses, secure, insecure, admin, server_tls, client_tls, client_cas, front_proxy, source })
+        Ok(Self { config, addresses, sockets: Sockets { secure, insecure, admin }, files, source })
     }
 
     /// Serves until the drain is over: what runs when it begins is finished, or cut at the deadline.
     ///
     /// # Errors
-    /// Where something that cannot fail did: the process had better be started again.
+    /// Where a worker or a background task without which the process cannot go on failed: it had better be started again.
     pub async fn run(self, drain: Drain) -> Result<()> {
-        let Self {
-            config,
-            addresses,
-            secure,
-            insecure,
-            admin,
-            server_tls,
-            client_tls,
-            client_cas,
-            front_proxy,
-            source,
-        } = self;
+        let Self { config, addresses, sockets, files, source } = self;
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let ready = Ready::default();
+        let mut supervisor = Supervisor::new(ready.clone(), metrics.clone(), drain.clone());
+        let mut setup =
+            Setup { config: &config, files: &files, ready: &ready, metrics: &metrics, supervisor: &mut supervisor };
+        let kubelet_token = Arc::new(ArcSwapOption::empty());
+        let stages = setup.stages(source, &kubelet_token)?;
+        setup.follow_files();
+        let shared = setup.shared(stages, kubelet_token, addresses, &drain)?;
+        supervisor.fatal("drain", end(drain.clone(), ready.clone(), config.drain.timeout));
+        let admin = tokio::net::TcpListener::from_std(sockets.admin)?;
+        let admin = Arc::new(Admin::new(admin, ready, registry));
+        supervisor.restart("admin", move || Arc::clone(&admin).serve());
+
+        let mut ports = vec![Port { socket: sockets.secure, tls: Some(files.server_tls) }];
+        ports.extend(sockets.insecure.map(|socket| Port { socket, tls: None }));
+        let workers = match config.serving.workers {
+            // Follows the CPU quota of the cgroup.
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let workers = worker::start(workers, &ports, shared)?;
+        drop(ports);
+        if let Some(insecure) = addresses.insecure {
+            tracing::warn!(%insecure, "serving plain HTTP: tokens cross it in clear text");
+        }
+        tracing::info!(secure = %addresses.secure, admin = %addresses.admin, workers = workers.len(), "serving");
+        supervise(workers, supervisor, &drain).await
+    }
+}
+
+impl Files {
+    fn load(config: &Config) -> Result<Self> {
+        let client_cas = ClientCas::default();
+        if let Some(path) = &config.serving.client_ca_file {
+            let pem = std::fs::read(path).with_context(|| format!("cannot read the client CA file {path:?}"))?;
+            client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} cannot be used"))?;
+        }
+        let front_proxy = FrontProxy::default();
+        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
+        let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
+        let client_tls = ClientTls::new(&config.targets)?;
+        Ok(Self { server_tls, client_tls, client_cas, front_proxy })
+    }
+}
+
+impl Source {
+    async fn load(config: &Config) -> Result<Self> {
+        Ok(match config.source.kind {
+            SourceKind::Kubernetes => Self::Kubernetes(Box::new(kubernetes::connect(&config.source.kubernetes).await?)),
+            SourceKind::Manifests => {
+                let manifests = config.source.manifests.clone();
+                let directory = manifests.directory.context("source.manifests.directory is not set")?;
+                Self::Manifests(Box::new(Manifests::load(directory, manifests.token_auth_file)?))
+            }
+        })
+    }
+}
+
+/// Loads everything that the configuration names as a start would: certificates, kubeconfig, manifests. Binds no port
+/// and dials nothing.
+///
+/// # Errors
+/// The first file that is no good, with what would be right.
+pub async fn try_files(config: &Config) -> Result<()> {
+    Files::load(config)?;
+    if let Source::Kubernetes(api) = Source::load(config).await? {
+        // Plugins may ask somebody: theirs are left for the start.
+        if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
+            kubernetes::review_client(&api, Connections::Pooled)?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds what runs, and registers the background tasks.
+struct Setup<'a> {
+    config: &'a Config,
+    files: &'a Files,
+    ready: &'a Ready,
+    metrics: &'a Metrics,
+    supervisor: &'a mut Supervisor,
+}
+
+impl Setup<'_> {
+    /// Builds the stages of a request that all workers share, and starts the source of facts.
+    fn stages(&mut self, source: Source, kubelet_token: &Arc<ArcSwapOption<HeaderValue>>) -> Result<Arc<Stages>> {
+        let config = self.config;
         let addresses_allowed = AddressPolicy { allow_loopback: config.targets.allow_loopback };
         let (cluster, writer) = Cluster::new(addresses_allowed, config.targets.pod_less_endpoints);
-        let kubelet_token = Arc::new(ArcSwapOption::empty());
-        let facts = Facts {
-            config: &config,
-            ready: &ready,
-            metrics: &metrics,
-            client_cas: &client_cas,
-            front_proxy: &front_proxy,
-        };
         let (tokens, authorizer) = match source {
-            Source::Kubernetes(api) => facts.kubernetes(&api, writer, &kubelet_token)?,
-            Source::Manifests(manifests) => facts.manifests(*manifests, writer),
+            Source::Kubernetes(api) => self.kubernetes(&api, writer, kubelet_token)?,
+            Source::Manifests(manifests) => self.manifests(*manifests, writer),
         };
-        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
-        tokio::spawn(keep_tls_current(Arc::clone(&server_tls), asked_for, config.serving.client_ca_file));
-        tokio::spawn(Arc::clone(&client_tls.kubelet).follow());
-        if config.serving.tls_cert_file.is_none() {
-            let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
-            tracing::warn!(target: ALWAYS, sha256 = leaf, "no certificate is configured: serving a self-signed one");
-        }
-
-        let stages = Arc::new(Stages {
+        let Files { client_cas, front_proxy, .. } = self.files;
+        let (client_cas, front_proxy) = (client_cas.clone(), front_proxy.clone());
+        Ok(Arc::new(Stages {
             identify: Identify { tokens, client_cas, front_proxy, anonymous: config.authentication.anonymous },
             authorize: Authorize { authorizer, accept_bare_names: config.authorization.accept_bare_names },
             resolve: Resolve {
                 cluster,
                 addresses: addresses_allowed,
-                preferred: config.targets.kubelet_preferred_address_types,
+                preferred: config.targets.kubelet_preferred_address_types.clone(),
             },
-            ready: ready.clone(),
-            metrics: metrics.clone(),
-            cluster_domain: config.targets.cluster_domain.into(),
+            ready: self.ready.clone(),
+            metrics: self.metrics.clone(),
+            cluster_domain: config.targets.cluster_domain.as_str().into(),
+            tunnels: TunnelPolicy {
+                check_interval: config
+                    .authentication
+                    .token_review
+                    .cache_ttl
+                    .min(config.authorization.allowed_cache_ttl),
+                max_age: config.serving.tunnel_max_age,
+            },
+        }))
+    }
+
+    fn kubernetes(
+        &mut self,
+        api: &kube::Config,
+        writer: Writer,
+        kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
+    ) -> Result<(Tokens, Authorizer)> {
+        let Self { config, files, ready, metrics, .. } = *self;
+        tracing::info!(api = %api.cluster_url, "the facts come from a Kubernetes API");
+        let watch = KubernetesWatch::new(api, ready, metrics)?;
+        let feed = self.index(writer, KubernetesWatch::holds(ready));
+        watch.start(&feed, self.supervisor);
+        let trusted = Trusted {
+            client_cas: config.serving.client_ca_file.is_none().then(|| files.client_cas.clone()),
+            front_proxy: files.front_proxy.clone(),
+        };
+        self.supervisor.restart("watch-authentication", trusted.follow(api, ready, metrics)?);
+        match (&api.auth_info.token_file, &api.auth_info.token) {
+            (Some(file), _) => {
+                let (file, token) = (std::path::PathBuf::from(file), Arc::clone(kubelet_token));
+                self.supervisor.restart("own-token", move || keep_token_current(file.clone(), Arc::clone(&token)));
+            }
+            (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
+            (None, None) => {}
+        }
+        let (tokens, reviews) = self.reviews(api)?;
+        let caches = (Arc::clone(&tokens), Arc::clone(&reviews));
+        self.supervisor.restart("purge-caches", move || purge_caches(caches.clone()));
+        Ok((Tokens::Review(tokens), Authorizer::Review(reviews)))
+    }
+
+    fn reviews(&self, api: &kube::Config) -> Result<(Arc<TokenReviews>, Arc<Reviews>)> {
+        let Self { config, ready, metrics, .. } = self;
+        let api = ReviewApi {
+            pooled: kubernetes::review_client(api, Connections::Pooled)?,
+            fresh: kubernetes::review_client(api, Connections::Fresh)?,
+            control: Handle::current(),
+            health: ApiHealth::new(Ready::clone(ready), Metrics::clone(metrics)),
+        };
+        let settings = &config.reviews;
+        let admission = Admission::new(settings, metrics.token_reviews.clone());
+        let reviewer = Reviewer::new(api.clone(), admission, config.authentication.token_review.timeout);
+        let token_review = config.authentication.token_review.clone();
+        let tokens = TokenReviews::new(reviewer, token_review, settings.stale_on_error, metrics.tokens.clone());
+        let admission = Admission::new(settings, metrics.access_reviews.clone());
+        let reviewer = Reviewer::new(api, admission, config.authorization.timeout);
+        let authorization = config.authorization.clone();
+        let reviews = Reviews::new(reviewer, authorization, settings.stale_on_error, metrics.reviews.clone());
+        Ok((Arc::new(tokens), Arc::new(reviews)))
+    }
+
+    fn manifests(&mut self, manifests: Manifests, writer: Writer) -> (Tokens, Authorizer) {
+        let Self { config, ready, metrics, .. } = *self;
+        tracing::info!(directory = ?config.source.manifests.directory, "the facts come from a folder of manifests");
+        let (tokens, rules) = (Arc::clone(&manifests.tokens), Arc::clone(&manifests.rules));
+        let feed = self.index(writer, vec![Manifests::hold(ready)]);
+        self.supervisor.restart("manifests", manifests.follow(feed, ready.clone(), metrics.clone()));
+        (Tokens::Static(tokens), Authorizer::Rules(rules))
+    }
+
+    /// Starts the one task that writes the index.
+    fn index(&mut self, writer: Writer, holds: Vec<(Kind, Hold)>) -> Feed {
+        let (feed, index) = watch::feed(writer, holds, self.metrics);
+        // A panic here may leave a fact half-joined, and its state is gone: only a new process reads everything again.
+        self.supervisor.fatal("index", index.run());
+        feed
+    }
+
+    /// Takes changed certificates and CAs into use while the bastion runs.
+    fn follow_files(&mut self) {
+        let Files { server_tls, client_tls, client_cas, front_proxy } = self.files;
+        let (tls, file) = (Arc::clone(server_tls), self.config.serving.client_ca_file.clone());
+        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
+        let mut restarted = false;
+        self.supervisor.restart("serving-tls", move || {
+            let again = std::mem::replace(&mut restarted, true);
+            keep_tls_current(Arc::clone(&tls), asked_for.clone(), file.clone(), again)
         });
+        let kubelet = Arc::clone(&client_tls.kubelet);
+        self.supervisor.restart("kubelet-tls", move || Arc::clone(&kubelet).follow());
+        if self.config.serving.tls_cert_file.is_none() {
+            let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
+            tracing::warn!(target: ALWAYS, sha256 = leaf, "no certificate is configured: serving a self-signed one");
+        }
+    }
+
+    /// What the workers have in common.
+    fn shared(
+        &self,
+        stages: Arc<Stages>,
+        kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
+        addresses: Addresses,
+        drain: &Drain,
+    ) -> Result<Shared> {
+        let config = self.config;
         let own = [Some(addresses.secure), addresses.insecure, Some(addresses.admin)];
         let dialer = Dialer {
-            settings: config.upstream,
-            tls: client_tls,
+            settings: config.upstream.clone(),
+            tls: self.files.client_tls.clone(),
             itself: Itself::new(own.into_iter().flatten()),
-            failures: metrics.dial_failures.clone(),
+            failures: self.metrics.dial_failures.clone(),
         };
         let access = || AccessLog::start(config.log.format, std::io::stdout(), drain.clone());
         let access = config.log.access.then(access).transpose()?;
-        let mut ports = vec![Port { socket: secure, tls: Some(server_tls) }];
-        ports.extend(insecure.map(|socket| Port { socket, tls: None }));
-        let shared = Shared {
+        Ok(Shared {
             stages,
             dialer: Arc::new(dialer),
             balance: Arc::new(Balance::default()),
@@ -177,80 +350,31 @@ impl Bound {
             },
             access: access.map(Arc::new),
             drain: drain.clone(),
-        };
-        let workers = match config.serving.workers {
-            // Follows the CPU quota of the cgroup.
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            workers => workers,
-        };
-        let workers = worker::start(workers, &ports, shared)?;
-        drop(ports);
-        if let Some(insecure) = addresses.insecure {
-            tracing::warn!(%insecure, "serving plain HTTP: tokens cross it in clear text");
-        }
-        tracing::info!(secure = %addresses.secure, admin = %addresses.admin, workers = workers.len(), "serving");
-
-        let registry = Arc::new(registry);
-        let admin =
-            tokio::spawn(crate::admin::serve(tokio::net::TcpListener::from_std(admin)?, ready.clone(), registry));
-        let ending = tokio::spawn(end(drain.clone(), ready, config.drain.timeout));
-        // Whichever ends first: where one panicked, the others end with it, and the process is started anew.
-        let mut joins = JoinSet::new();
-        for worker in workers {
-            joins.spawn_blocking(move || worker.join());
-        }
-        let mut outcome = Ok(());
-        while let Some(joined) = joins.join_next().await {
-            let ended = joined?.map_err(|_| anyhow::anyhow!("a worker panicked")).flatten();
-            if ended.is_err() {
-                drain.force();
-                outcome = outcome.and(ended);
-            }
-        }
-        ending.abort();
-        admin.abort();
-        outcome
+        })
     }
 }
 
-impl Loaded {
-    async fn new(config: &Config) -> Result<Self> {
-        let client_cas = ClientCas::default();
-        if let Some(path) = &config.serving.client_ca_file {
-            let pem = std::fs::read(path).with_context(|| format!("cannot read the client CA file {path:?}"))?;
-            client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} cannot be used"))?;
-        }
-        let front_proxy = FrontProxy::default();
-        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
-        let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
-        let client_tls = ClientTls::new(&config.targets)?;
-        let source = match config.source.kind {
-            SourceKind::Kubernetes => {
-                Source::Kubernetes(Box::new(kubernetes::connect(&config.source.kubernetes).await?))
-            }
-            SourceKind::Manifests => {
-                let manifests = config.source.manifests.clone();
-                let directory = manifests.directory.context("source.manifests.directory is not set")?;
-                Source::Manifests(Box::new(Manifests::load(directory, manifests.token_auth_file)?))
-            }
+/// Waits until all workers have ended. Where one panicked, or a background task ended that is fatal, the others end too,
+/// and the process is started anew.
+async fn supervise(workers: Vec<JoinHandle<Result<()>>>, mut supervisor: Supervisor, drain: &Drain) -> Result<()> {
+    let mut joins = JoinSet::new();
+    for worker in workers {
+        joins.spawn_blocking(move || worker.join());
+    }
+    let mut outcome = Ok(());
+    loop {
+        let ended = tokio::select! {
+            joined = joins.join_next() => match joined {
+                Some(joined) => joined?.map_err(|_| anyhow::anyhow!("a worker panicked")).flatten(),
+                None => return outcome,
+            },
+            error = supervisor.failed(), if outcome.is_ok() => Err(error.into()),
         };
-        Ok(Self { server_tls, client_tls, client_cas, front_proxy, source })
-    }
-}
-
-/// Loads everything that the configuration names as a start would: certificates, kubeconfig, manifests. Binds no port
-/// and dials nothing.
-///
-/// # Errors
-/// The first file that is no good, with what would be right.
-pub async fn try_files(config: &Config) -> Result<()> {
-    if let Source::Kubernetes(api) = Loaded::new(config).await?.source {
-        // Plugins may ask somebody: theirs are left for the start.
-        if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
-            kubernetes::review_client(&api)?;
+        if ended.is_err() {
+            drain.force();
+            outcome = outcome.and(ended);
         }
     }
-    Ok(())
 }
 
 /// Counts down from the beginning of the drain to its deadline.
@@ -263,58 +387,6 @@ async fn end(drain: Drain, ready: Ready, timeout: Duration) {
     drain.force();
 }
 
-/// What setting up a source needs.
-struct Facts<'a> {
-    config: &'a Config,
-    ready: &'a Ready,
-    metrics: &'a Metrics,
-    client_cas: &'a ClientCas,
-    front_proxy: &'a FrontProxy,
-}
-
-impl Facts<'_> {
-    fn kubernetes(
-        &self,
-        api: &kube::Config,
-        writer: Writer,
-        kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
-    ) -> Result<(Tokens, Authorizer)> {
-        let Self { config, ready, metrics, client_cas, front_proxy } = self;
-        tracing::info!(api = %api.cluster_url, "the facts come from a Kubernetes API");
-        tokio::spawn(KubernetesWatch::new(api, ready, metrics)?.run(writer));
-        let trusted = Trusted {
-            client_cas: config.serving.client_ca_file.is_none().then(|| ClientCas::clone(client_cas)),
-            front_proxy: FrontProxy::clone(front_proxy),
-        };
-        tokio::spawn(trusted.follow(api, ready, metrics)?);
-        match (&api.auth_info.token_file, &api.auth_info.token) {
-            (Some(file), _) => {
-                tokio::spawn(keep_token_current(file.into(), Arc::clone(kubelet_token)));
-            }
-            (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
-            (None, None) => {}
-        }
-        let client = kubernetes::review_client(api)?;
-        let tokens = TokenReviews::new(
-            client.clone(),
-            Handle::current(),
-            config.authentication.token_review.clone(),
-            metrics.tokens.clone(),
-        );
-        let reviews = Reviews::new(client, Handle::current(), config.authorization.clone(), metrics.reviews.clone());
-        Ok((Tokens::Review(Box::new(tokens)), Authorizer::Review(Box::new(reviews))))
-    }
-
-    fn manifests(&self, manifests: Manifests, writer: Writer) -> (Tokens, Authorizer) {
-        let Self { ready, metrics, config, .. } = self;
-        tracing::info!(directory = ?config.source.manifests.directory, "the facts come from a folder of manifests");
-        let (tokens, rules) = (Arc::clone(&manifests.tokens), Arc::clone(&manifests.rules));
-        let hold = Manifests::hold(ready);
-        tokio::spawn(manifests.run(writer, hold, Ready::clone(ready), Metrics::clone(metrics)));
-        (Tokens::Static(tokens), Authorizer::Rules(rules))
-    }
-}
-
 fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).with_context(|| {
         format!("cannot listen on {address} ({field}): is another process there? give another address, or port 0")
@@ -324,13 +396,22 @@ fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
 }
 
 /// Takes changed certificates and client CAs into use. What is no good changes nothing and is logged.
-async fn keep_tls_current(tls: Arc<ServerTls>, cas: [ClientCas; 2], client_ca_file: Option<std::path::PathBuf>) {
+///
+/// `again` loads them first: the run before ended somewhere between a change and its use.
+async fn keep_tls_current(
+    tls: Arc<ServerTls>,
+    cas: [ClientCas; 2],
+    client_ca_file: Option<std::path::PathBuf>,
+    mut again: bool,
+) {
     let mut files = FileWatch::new(tls.files().into_iter().chain(client_ca_file.clone()).collect());
     loop {
-        tokio::select! {
-            () = files.changed() => {}
-            () = cas[0].changed() => {}
-            () = cas[1].changed() => {}
+        if !std::mem::take(&mut again) {
+            tokio::select! {
+                () = files.changed() => {}
+                () = cas[0].changed() => {}
+                () = cas[1].changed() => {}
+            }
         }
         if let Some(path) = &client_ca_file {
             let read = std::fs::read(path).map_err(anyhow::Error::from);
@@ -345,6 +426,15 @@ async fn keep_tls_current(tls: Arc<ServerTls>, cas: [ClientCas; 2], client_ca_fi
                 tracing::error!(error, "the certificate changed and cannot be used; the old one stays");
             }
         }
+    }
+}
+
+/// Frees the memory of cached reviews that can serve no more.
+async fn purge_caches((tokens, reviews): (Arc<TokenReviews>, Arc<Reviews>)) {
+    loop {
+        tokio::time::sleep(PURGE_INTERVAL).await;
+        tokens.purge();
+        reviews.purge();
     }
 }
 

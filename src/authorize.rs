@@ -15,13 +15,14 @@ pub use rules::{Rules, RulesBuilder};
 
 use crate::model::quote::Quoted;
 use crate::model::target::Id;
-use crate::model::{Attributes, Identity, Target, Verb};
+use crate::model::{Attributes, ClientAddress, Identity, Target, Verb};
+use crate::review::Rejection;
 
 /// Who decides.
 #[derive(Debug)]
 pub enum Authorizer {
     /// The API, by SubjectAccessReview.
-    Review(Box<Reviews>),
+    Review(Arc<Reviews>),
     /// RBAC objects of a folder.
     Rules(Arc<ArcSwap<Rules>>),
 }
@@ -62,21 +63,25 @@ pub enum AuthorizeError {
     /// The authorizer could not say. Denies, as everything but a yes does.
     #[error("the access could not be reviewed: {0}")]
     Unavailable(Arc<str>),
+    /// The bastion has too many reviews to send; asking again later may help.
+    #[error("the access could not be reviewed: {0}")]
+    Rejected(#[from] Rejection),
 }
 
 impl Authorize {
-    /// Asks whether `identity` may do `verb` on the target.
+    /// Asks whether `identity` may do `verb` on the target. A review takes the share of the `client` address.
     ///
     /// # Errors
-    /// [`AuthorizeError::Forbidden`] for a no, [`AuthorizeError::Unavailable`] where there is no answer.
+    /// [`AuthorizeError::Forbidden`] for a denial, else why there is no answer.
     pub async fn authorize<'t>(
         &self,
-        identity: &Arc<Identity>,
+        identity: &Identity,
         verb: Verb,
         target: &'t Target<'t>,
+        client: ClientAddress,
     ) -> Result<Permit<'t>, AuthorizeError> {
         let attributes = Attributes::of_proxy(verb, target);
-        let denied = match self.require(identity, attributes).await {
+        let denied = match self.require(identity, attributes, client).await {
             Ok(()) => return Ok(Permit { target }),
             Err(denied) => denied,
         };
@@ -84,7 +89,7 @@ impl Authorize {
             && matches!(denied, AuthorizeError::Forbidden(_))
             && let Ok(Id { name, .. }) = target.id()
             && name != target.id
-            && self.decide(identity, Attributes { name, ..attributes }).await? == Decision::Allow
+            && self.decide(identity, Attributes { name, ..attributes }, client).await? == Decision::Allow
         {
             return Ok(Permit { target });
         }
@@ -93,21 +98,31 @@ impl Authorize {
 
     /// Whether `identity` may look at the object behind the target (`get` on the node, pod or service itself): then it
     /// may be told more of it than yes or no. An error is a no.
-    pub async fn sees(&self, identity: &Arc<Identity>, target: &Target<'_>) -> bool {
+    pub async fn sees(&self, identity: &Identity, target: &Target<'_>, client: ClientAddress) -> bool {
         let Ok(Id { name, .. }) = target.id() else { return false };
-        matches!(self.decide(identity, Attributes::of_object(target, name)).await, Ok(Decision::Allow))
+        matches!(self.decide(identity, Attributes::of_object(target, name), client).await, Ok(Decision::Allow))
     }
 
-    async fn require(&self, identity: &Arc<Identity>, attributes: Attributes<'_>) -> Result<(), AuthorizeError> {
-        match self.decide(identity, attributes).await? {
+    async fn require(
+        &self,
+        identity: &Identity,
+        attributes: Attributes<'_>,
+        client: ClientAddress,
+    ) -> Result<(), AuthorizeError> {
+        match self.decide(identity, attributes, client).await? {
             Decision::Allow => Ok(()),
             Decision::Deny(reason) => Err(AuthorizeError::Forbidden(Forbidden::new(identity, attributes, &reason))),
         }
     }
 
-    async fn decide(&self, identity: &Arc<Identity>, attributes: Attributes<'_>) -> Result<Decision, AuthorizeError> {
+    async fn decide(
+        &self,
+        identity: &Identity,
+        attributes: Attributes<'_>,
+        client: ClientAddress,
+    ) -> Result<Decision, AuthorizeError> {
         match &self.authorizer {
-            Authorizer::Review(reviews) => reviews.decide(identity, attributes).await,
+            Authorizer::Review(reviews) => reviews.decide(identity, attributes, client).await,
             Authorizer::Rules(rules) => Ok(rules.load().decide(identity, attributes)),
         }
     }
@@ -217,7 +232,8 @@ mod tests {
             };
             Authorizer::Rules(Arc::new(ArcSwap::from_pointee(builder.build())))
         };
-        let jane = Arc::new(Identity::new("jane", "", vec![], Default::default()));
+        let jane = Identity::new("jane", "", vec![], Default::default());
+        let client = ClientAddress::from(std::net::IpAddr::from([192, 0, 2, 1]));
         for (granted, accept_bare_names, id, allowed) in [
             ("web", false, "web", true),
             ("web", false, "http:web:80", false),
@@ -229,7 +245,7 @@ mod tests {
             let authorize = Authorize { authorizer: named(granted), accept_bare_names };
             let path = format!("/api/v1/namespaces/ns/services/{id}/proxy/");
             let target = Target::parse(&path).unwrap();
-            let permit = authorize.authorize(&jane, Verb::Get, &target).await;
+            let permit = authorize.authorize(&jane, Verb::Get, &target, client).await;
             assert_eq!(permit.is_ok(), allowed, "{granted} {accept_bare_names} {id}");
         }
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::address::AddressType;
 
-use values::{MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_WORKERS};
+use values::{MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_REVIEWS, MAX_WORKERS};
 pub use values::{parse_address, parse_duration, parse_log_level, parse_workers};
 
 /// The only version so far.
@@ -44,6 +44,8 @@ pub struct Config {
     pub authentication: Authentication,
     #[serde(default, deserialize_with = "values::or_default")]
     pub authorization: Authorization,
+    #[serde(default, deserialize_with = "values::or_default")]
+    pub reviews: Reviews,
     #[serde(default, deserialize_with = "values::or_default")]
     pub targets: Targets,
     #[serde(default, deserialize_with = "values::or_default")]
@@ -85,6 +87,11 @@ pub struct Serving {
     #[serde(deserialize_with = "values::count::<_, 0, MAX_CONNECTIONS>")]
     #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections: usize,
+    /// Longest life of an upgraded connection (WebSocket, SPDY), as `12h`; unlimited unless set. Whatever it is, the
+    /// caller's credentials and rights are checked again as often as their cached results expire.
+    #[serde(with = "values::optional_duration")]
+    #[schemars(with = "Option<String>")]
+    pub tunnel_max_age: Option<Duration>,
     /// How long a TLS handshake may take, as `10s`.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
@@ -106,6 +113,7 @@ impl Default for Serving {
             client_ca_file: None,
             workers: 0,
             max_connections: 0,
+            tunnel_max_age: None,
             handshake_timeout: Duration::from_secs(10),
             // What kube-apiserver waits (CONFORMANCE C102).
             idle_timeout: Duration::from_secs(90),
@@ -268,6 +276,45 @@ impl Default for Authorization {
             cache_size: 65_536,
             timeout: Duration::from_secs(10),
             accept_bare_names: false,
+        }
+    }
+}
+
+/// How the Kubernetes API is asked for TokenReviews and SubjectAccessReviews. Each limit holds for both kinds apart.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Reviews {
+    /// Reviews that the API has not answered yet, from 2 to 10000. A client address has at most half of them. The
+    /// default is far below the API server's own limit of 200 mutating requests, which other clients need too.
+    #[serde(deserialize_with = "values::count::<_, 2, MAX_REVIEWS>")]
+    #[schemars(range(min = 2, max = MAX_REVIEWS))]
+    pub max_in_flight: usize,
+    /// Reviews that wait for one in flight to end, from 8 to 10000. A client address has at most an eighth of them:
+    /// beyond that its requests get 429, and 503 where the whole queue is full. The default is what the API answers in
+    /// a few seconds.
+    #[serde(deserialize_with = "values::count::<_, 8, MAX_REVIEWS>")]
+    #[schemars(range(min = 8, max = MAX_REVIEWS))]
+    pub max_queued: usize,
+    /// Longest wait in the queue, as `5s`; the request gets 503 after it. Less than clients' usual timeouts, so that
+    /// they read why.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub queue_timeout: Duration,
+    /// Time for which an expired result stays valid while the API cannot be reached (no connection, no answer in time,
+    /// 429 or 5xx), as `5m`; `0s` turns it off. A denial is never overruled, and no token outlives its own expiry.
+    /// The default outlasts the restart of a control plane.
+    #[serde(with = "values::duration_or_zero")]
+    #[schemars(with = "String")]
+    pub stale_on_error: Duration,
+}
+
+impl Default for Reviews {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 64,
+            max_queued: 1024,
+            queue_timeout: Duration::from_secs(5),
+            stale_on_error: Duration::from_mins(5),
         }
     }
 }

@@ -18,17 +18,18 @@ pub use impersonate::Impersonation;
 pub use token::{StaticTokens, TokenReviews};
 
 use crate::connection::Held;
-use crate::model::Identity;
+use crate::model::{ClientAddress, Identity};
+use crate::review::Rejection;
 use crate::tls::ClientCas;
 
 /// The other side of a connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     pub address: SocketAddr,
     /// Whether the connection is TLS: what `X-Forwarded-Proto` tells.
     pub secure: bool,
     /// What the client showed in the handshake, its key proven, its CA not yet judged.
-    pub certificate: Option<ClientCertificate>,
+    pub certificate: Option<Arc<ClientCertificate>>,
     pub held: Held,
 }
 
@@ -36,7 +37,7 @@ pub struct Peer {
 #[derive(Debug)]
 pub enum Tokens {
     /// The API, by TokenReview.
-    Review(Box<TokenReviews>),
+    Review(Arc<TokenReviews>),
     /// A file.
     Static(Arc<StaticTokens>),
 }
@@ -63,6 +64,9 @@ pub enum IdentifyError {
     /// Not the caller's fault; asking again may help.
     #[error("the token could not be reviewed: {0}")]
     Unavailable(Arc<str>),
+    /// The bastion has too many reviews to send; asking again later may help.
+    #[error("the token could not be reviewed: {0}")]
+    Rejected(#[from] Rejection),
 }
 
 /// Who calls, and whom they want to act as.
@@ -94,7 +98,7 @@ impl Identify {
             _ => None,
         };
         let bearer = authorization.as_ref().and_then(|value| bearer(value.to_str().ok()?));
-        let certificate = peer.certificate.as_ref();
+        let certificate = peer.certificate.as_deref();
 
         let mut fault = None;
         if let (Some(claim), Some(certificate)) = (claim, certificate) {
@@ -111,7 +115,7 @@ impl Identify {
         }
         for token in [bearer.map(Ok), subprotocol.as_ref().map(|token| token.as_deref())].into_iter().flatten() {
             let identity = match token {
-                Ok(token) => self.by_token(token).await,
+                Ok(token) => self.by_token(token, peer.address.ip().into()).await,
                 Err(why) => Err(IdentifyError::Unauthenticated((*why).to_owned())),
             };
             match identity {
@@ -128,9 +132,19 @@ impl Identify {
         }
     }
 
-    async fn by_token(&self, token: &str) -> Result<Arc<Identity>, IdentifyError> {
+    /// The headers that [`Self::identify`] looks at: enough to identify the caller again.
+    pub fn credentials(&self, headers: &HeaderMap) -> HeaderMap {
+        let names = headers.iter().filter(|(name, _)| {
+            matches!(**name, header::AUTHORIZATION | header::SEC_WEBSOCKET_PROTOCOL)
+                || self.front_proxy.identifies(name)
+                || Impersonation::is_header(name)
+        });
+        names.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    async fn by_token(&self, token: &str, client: ClientAddress) -> Result<Arc<Identity>, IdentifyError> {
         match &self.tokens {
-            Tokens::Review(reviews) => reviews.identity(token).await,
+            Tokens::Review(reviews) => reviews.identity(token, client).await,
             Tokens::Static(tokens) => tokens.identity(token),
         }
     }

@@ -128,7 +128,7 @@ impl<H: Handler> Listener<H> {
                 };
                 let session = stream.get_ref().1;
                 let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
-                let certificate = ClientCertificate::new(chain);
+                let certificate = ClientCertificate::new(chain).map(Arc::new);
                 let peer = Peer { address, secure: true, certificate, held };
                 if session.alpn_protocol() == Some(b"h2") {
                     self.http2(stream, peer).await

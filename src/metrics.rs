@@ -25,17 +25,27 @@ pub struct Metrics {
     pub dial_failures: DialFailures,
     pub tokens: CacheCounters,
     pub reviews: CacheCounters,
+    pub token_reviews: ReviewMetrics,
+    pub access_reviews: ReviewMetrics,
+    pub api_reachable: Gauge,
+    pub tunnels_closed: TunnelsClosed,
     pub access_lines_lost: Counter,
     watch_up: Family<ResourceLabel, Gauge>,
     watch_events: Family<ResourceLabel, Counter>,
     watch_malformed: Family<ResourceLabel, Counter>,
     watch_last_event: Family<ResourceLabel, Gauge<f64, AtomicU64>>,
     endpoint_lag: Gauge<f64, AtomicU64>,
+    task_restarts: Family<TaskLabel, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResourceLabel {
     resource: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TaskLabel {
+    task: &'static str,
 }
 
 /// A number of things that are open now.
@@ -60,11 +70,35 @@ impl Drop for OpenGuard {
     }
 }
 
-/// Hits and misses of one cache.
-#[derive(Clone, Debug)]
+/// Look-ups in one cache, by outcome.
+#[derive(Clone, Debug, Default)]
 pub struct CacheCounters {
     pub hits: Counter,
     pub misses: Counter,
+    /// Hits and fetches that served an expired answer because the API could not be reached.
+    pub stale: Counter,
+}
+
+/// Reviews of one kind.
+#[derive(Clone, Debug, Default)]
+pub struct ReviewMetrics {
+    pub in_flight: Gauge,
+    pub queued: Gauge,
+    /// Rejected because the share of the client's address in the queue was full.
+    pub rejected_client_share: Counter,
+    /// Rejected because the queue was full.
+    pub rejected_queue_full: Counter,
+    /// Rejected because no place became free in time.
+    pub rejected_timeout: Counter,
+}
+
+/// Tunnels that the bastion closed, by reason.
+#[derive(Clone, Debug)]
+pub struct TunnelsClosed {
+    /// The caller's credentials or right are gone.
+    pub revoked: Counter,
+    /// The tunnel reached `serving.tunnelMaxAge`.
+    pub max_age: Counter,
 }
 
 /// Dials that failed, by what failed.
@@ -101,8 +135,21 @@ impl Metrics {
         let cache = |name| CacheCounters {
             hits: caches.get_or_create_owned(&[("cache", name), ("outcome", "hit")]),
             misses: caches.get_or_create_owned(&[("cache", name), ("outcome", "miss")]),
+            stale: caches.get_or_create_owned(&[("cache", name), ("outcome", "stale")]),
         };
         let (tokens, reviews) = (cache("token"), cache("review"));
+        let (token_reviews, access_reviews) = review_metrics(registry);
+        let api_reachable = Gauge::default();
+        registry.register(
+            "review_api_reachable",
+            "1 while the Kubernetes API answers reviews, 0 while cached results stand in",
+            api_reachable.clone(),
+        );
+        api_reachable.set(1);
+        let tunnels_closed = Family::<[(&str, &str); 1], Counter>::default();
+        registry.register("tunnels_closed", "Open tunnels closed by the bastion, by reason", tunnels_closed.clone());
+        let closed = |reason| tunnels_closed.get_or_create_owned(&[("reason", reason)]);
+        let tunnels_closed = TunnelsClosed { revoked: closed("permit_revoked"), max_age: closed("max_age") };
 
         let access_lines_lost = Counter::default();
         registry.register(
@@ -130,6 +177,12 @@ impl Metrics {
             Unit::Seconds,
             endpoint_lag.clone(),
         );
+        let task_restarts = Family::default();
+        registry.register(
+            "task_restarts",
+            "Background tasks that ended unexpectedly and were restarted",
+            task_restarts.clone(),
+        );
 
         Self {
             requests,
@@ -138,12 +191,17 @@ impl Metrics {
             dial_failures,
             tokens,
             reviews,
+            token_reviews,
+            access_reviews,
+            api_reachable,
+            tunnels_closed,
             access_lines_lost,
             watch_up,
             watch_events,
             watch_malformed,
             watch_last_event,
             endpoint_lag,
+            task_restarts,
         }
     }
 
@@ -162,10 +220,40 @@ impl Metrics {
         self.watch_malformed.get_or_create(&ResourceLabel { resource }).inc();
     }
 
+    /// Shows a supervised task, with no restart yet.
+    pub fn supervised_task(&self, task: &'static str) {
+        drop(self.task_restarts.get_or_create(&TaskLabel { task }));
+    }
+
+    pub fn task_restarted(&self, task: &'static str) {
+        self.task_restarts.get_or_create(&TaskLabel { task }).inc();
+    }
+
     /// `seconds` from the trigger that the EndpointSlice names to now.
     pub fn endpoint_lag(&self, seconds: f64) {
         self.endpoint_lag.set(seconds);
     }
+}
+
+/// The metrics of TokenReviews and of SubjectAccessReviews.
+fn review_metrics(registry: &mut Registry) -> (ReviewMetrics, ReviewMetrics) {
+    let in_flight = Family::<[(&str, &str); 1], Gauge>::default();
+    registry.register("reviews_in_flight", "Reviews that the API has not answered yet, by kind", in_flight.clone());
+    let queued = Family::<[(&str, &str); 1], Gauge>::default();
+    registry.register("reviews_queued", "Reviews that wait for one in flight to end, by kind", queued.clone());
+    let rejected = Family::<[(&str, &str); 2], Counter>::default();
+    registry.register("reviews_rejected", "Reviews that were not sent, by kind and reason", rejected.clone());
+    let of = |kind| {
+        let rejected = |reason| rejected.get_or_create_owned(&[("kind", kind), ("reason", reason)]);
+        ReviewMetrics {
+            in_flight: in_flight.get_or_create_owned(&[("kind", kind)]),
+            queued: queued.get_or_create_owned(&[("kind", kind)]),
+            rejected_client_share: rejected("client_share"),
+            rejected_queue_full: rejected("queue_full"),
+            rejected_timeout: rejected("timeout"),
+        }
+    };
+    (of("token"), of("access"))
 }
 
 /// A sum that several threads add to.

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod attributes;
 pub mod causes;
+pub mod client;
 pub mod endpoint;
 pub mod identity;
 pub mod path;
@@ -12,6 +13,7 @@ pub mod target;
 
 pub use attributes::{Attributes, Resource, Verb};
 pub use causes::with_causes;
+pub use client::ClientAddress;
 pub use endpoint::{Endpoint, Scheme, ServiceAddress};
 pub use identity::Identity;
 pub use status::Status;

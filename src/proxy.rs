@@ -2,6 +2,7 @@
 
 mod body;
 mod respond;
+mod tunnel;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,11 +15,12 @@ use hyper::body::Incoming;
 use tokio_util::task::TaskTracker;
 
 pub use body::Body;
+pub use tunnel::TunnelPolicy;
 
 use respond::Taste;
+use tunnel::Grant;
 
 use crate::authorize::{Authorize, AuthorizeError};
-use crate::connection::Held;
 use crate::drain::Drain;
 use crate::forward::{
     Answer, Forward, ForwardError, Forwarded, Interim, Outgoing, Tunnel, Upgrade, Upgraded, clean_answer,
@@ -27,7 +29,7 @@ use crate::identify::{Identify, IdentifyError, Peer};
 use crate::metrics::Metrics;
 use crate::model::status::Cause;
 use crate::model::target::TargetError;
-use crate::model::{Endpoint, Resource, ServiceAddress, Target, Verb};
+use crate::model::{ClientAddress, Endpoint, Resource, ServiceAddress, Target, Verb};
 use crate::ready::Ready;
 use crate::resolve::{Resolve, ResolveError, Route};
 use crate::rewrite::{self, BadLink, Links};
@@ -44,13 +46,14 @@ pub struct Stages {
     pub ready: Ready,
     pub metrics: Metrics,
     pub cluster_domain: Arc<str>,
+    pub tunnels: TunnelPolicy,
 }
 
 /// How a request that was let through goes on.
 enum Outcome {
     Answer(Response<Body>),
-    /// The head of the answer and the tunnel that opens behind it.
-    Switch(Response<()>, Tunnel),
+    /// The head of the answer, and the tunnel that opens behind it with the grant that it lives by.
+    Switch(Response<()>, Tunnel, Box<Grant>),
 }
 
 /// Serves requests on one worker.
@@ -112,10 +115,11 @@ impl Proxy {
         }
         let mut response = match routed {
             Ok(Outcome::Answer(response)) => response,
-            Ok(Outcome::Switch(mut response, tunnel)) => {
+            Ok(Outcome::Switch(mut response, tunnel, grant)) => {
                 response.headers_mut().insert(AUDIT_ID, audit_id);
                 record.code = response.status();
-                self.tasks.spawn_local(run(tunnel, record, held, self.drain.clone(), self.stages.metrics.clone()));
+                let stages = Arc::clone(&self.stages);
+                self.tasks.spawn_local(tunnel::run(tunnel, grant, record, held, self.drain.clone(), stages));
                 return response.map(|()| Body::empty());
             }
             Err(error) => {
@@ -145,12 +149,14 @@ impl Proxy {
         }
         let upgrade = Upgrade::asked(&request);
         let websocket = upgrade.as_ref().is_some_and(|upgrade| upgrade.is_websocket(request.headers()));
+        let credentials = upgrade.is_some().then(|| identify.credentials(request.headers()));
         let caller = identify.identify(request.headers_mut(), peer, websocket).await?;
         record.identity = Some(Arc::clone(&caller.identity));
+        let client = ClientAddress::from(record.client);
         let identity = match caller.impersonates {
             None => caller.identity,
             Some(wanted) => {
-                let identity = authorize.impersonate(&caller.identity, wanted).await?;
+                let identity = authorize.impersonate(&caller.identity, wanted, client).await?;
                 record.acts_as = Some(Arc::clone(&identity));
                 identity
             }
@@ -166,10 +172,10 @@ impl Proxy {
         };
         let verb = Verb::of(&method, !target.id.is_empty());
         record.name(&target, verb);
-        let permit = authorize.authorize(&identity, verb, &target).await?;
+        let permit = authorize.authorize(&identity, verb, &target, client).await?;
         if upgrade.is_some() && target.resource == Resource::Nodes {
             // A WebSocket to a kubelet can be an exec: more than `get` was ever meant to grant (C111).
-            authorize.authorize(&identity, Verb::Create, &target).await?;
+            authorize.authorize(&identity, Verb::Create, &target, client).await?;
         }
         if !is_served(&method) {
             return Err(ProxyError::Method);
@@ -195,7 +201,8 @@ impl Proxy {
             Some(asked) => match self.forward.upgrade(&permit, &route, outgoing, client, on_client, asked).await? {
                 Upgraded::Switched { response, tunnel, endpoint } => {
                     record.endpoint = Some(endpoint);
-                    return Ok(Outcome::Switch(response, tunnel));
+                    let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
+                    return Ok(Outcome::Switch(response, tunnel, Box::new(grant)));
                 }
                 Upgraded::Refused(answer) => answer,
             },
@@ -246,26 +253,13 @@ impl Proxy {
         let identity = record.acts_as.as_ref().or(record.identity.as_ref());
         match (identity, Target::parse(record.uri.path())) {
             (Some(identity), Ok(target))
-                if !causes.is_empty() && self.stages.authorize.sees(identity, &target).await =>
+                if !causes.is_empty() && self.stages.authorize.sees(identity, &target, record.client.into()).await =>
             {
                 causes
             }
             _ => Vec::new(),
         }
     }
-}
-
-/// Joins the connections behind a 101, and ends the record of the request with them.
-async fn run(tunnel: Tunnel, mut record: Box<Record>, _held: Held, drain: Drain, metrics: Metrics) {
-    let _open = metrics.upgrades.enter();
-    let (received, sent) = (record.received.take().unwrap_or_default(), Cell::new(0));
-    let ended = tokio::select! {
-        ended = tunnel.run(&received, &sent) => ended.map_err(|error| error.to_string()),
-        () = drain.forced() => Err("the bastion is shutting down".to_owned()),
-    };
-    record.error = ended.err();
-    record.received = Some(received);
-    record.sent = sent.get();
 }
 
 /// The client's audit id as it is (CONFORMANCE C68), else a new one; forwarded and returned.

@@ -45,6 +45,11 @@ impl Ready {
         self.0.holds.load(Ordering::Acquire) == 0
     }
 
+    /// Whether the hold of that name has not been released yet.
+    pub fn is_pending(&self, name: &str) -> bool {
+        self.conditions(|conditions| conditions.pending.get(name) == Some(&true))
+    }
+
     /// Something that the bastion can serve without is not well. Told by `/readyz`, which stays 200: if it did not,
     /// an outage of the API would take every replica out of its Service.
     pub fn impair(&self, name: &'static str, fault: String) {

@@ -309,7 +309,8 @@ mod tests {
         let master = Arc::new(Identity::new("m", "", vec!["system:masters".into()], Default::default()));
         let authorizer = Authorizer::Rules(Arc::new(arc_swap::ArcSwap::from_pointee(Rules::default())));
         let authorize = Authorize { authorizer, accept_bare_names: false };
-        let permit = authorize.authorize(&master, Verb::Get, &target).await.unwrap();
+        let client = IpAddr::from([192, 0, 2, 1]).into();
+        let permit = authorize.authorize(&master, Verb::Get, &target, client).await.unwrap();
         let route = resolve.resolve(&permit).await.map_err(|error| error.to_string())?;
         let addresses: Vec<_> = route.candidates.endpoints().iter().map(|e| e.address.to_string()).collect();
         Ok(format!("{:?} {}", route.transport, addresses.join(",")))

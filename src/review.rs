@@ -1,56 +1,236 @@
 //! Reviews by the API (TokenReview, SubjectAccessReview): objects that are created to be answered, never stored.
 
-use std::fmt::Debug;
+mod admission;
+mod health;
+
+use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
 use kube::Resource;
-use kube::api::{Api, PostParams};
+use kube::client::Body;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
-/// How long a failure to ask is the answer: a moment, so that those who wait in line are not each made to wait for a
-/// timeout of their own.
-pub const FAILURE_HOLDS: Duration = Duration::from_millis(500);
+pub use admission::{Admission, Place, Rejection};
+pub use health::ApiHealth;
+
+use crate::model::{ClientAddress, with_causes};
+
+/// The largest answer that is read. A TokenReview holds the groups of a user, thousands at most.
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+/// Pause before a review that was answered with 429 is sent again, where the API does not say how long.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The fault of an answer that says nothing.
+pub const NO_STATUS: &str = "the API answered without a status";
+/// The part of the timeout after which an unanswered review is sent again, on a new connection: the pooled one may be
+/// dead without a word.
+const FIRST_ATTEMPT_SHARE: u32 = 2;
+
+/// The time that a refresh may take: it begins at half of the TTL, and the API is known to be unreachable before the
+/// entry expires, so that no caller waits for that.
+pub fn refresh_timeout(ttl: Duration) -> Duration {
+    const SHORTEST: Duration = Duration::from_secs(1);
+    (ttl / 2).max(SHORTEST)
+}
+
+/// Why a review has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReviewError {
+    /// The bastion did not send it: too many wait.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// No connection, no answer in time, or an answer that says so (429, 5xx): asking again may help.
+    #[error("{0}")]
+    Unreachable(Arc<str>),
+    /// The API refused the review itself, or its answer cannot be read: the bastion's account or setup is at fault.
+    #[error("{0}")]
+    Refused(Arc<str>),
+}
+
+/// The connections on which the API is asked, and what is known of it. Shared by the reviewers.
+#[derive(Clone)]
+pub struct ReviewApi {
+    /// Keeps connections for reuse. Must not retry by itself: a review has a deadline of its own.
+    pub pooled: kube::Client,
+    /// Makes a new connection for each review.
+    pub fresh: kube::Client,
+    /// Reviews run on the control runtime, where the clients' connections live.
+    pub control: Handle,
+    pub health: ApiHealth,
+}
+
+/// Without the clients, which hold the bastion's credentials.
+impl Debug for ReviewApi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReviewApi").field("health", &self.health).finish_non_exhaustive()
+    }
+}
 
 /// Asks the API for reviews of one kind.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Reviewer<K> {
-    api: Api<K>,
-    /// Reviews run on the control runtime, where the client's connections live.
-    control: Handle,
+    api: ReviewApi,
+    admission: Admission,
     timeout: Duration,
+    kind: std::marker::PhantomData<fn() -> K>,
 }
 
 impl<K> Reviewer<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static,
 {
-    /// `client` must not retry by itself: a review has a deadline of its own.
-    pub fn new(client: kube::Client, control: Handle, timeout: Duration) -> Self {
-        Self { api: Api::all(client), control, timeout }
+    /// `timeout` is for the answer, without the wait for a place.
+    pub fn new(api: ReviewApi, admission: Admission, timeout: Duration) -> Self {
+        Self { api, admission, timeout, kind: std::marker::PhantomData }
     }
 
-    /// The API's answer, from which `status` takes what was asked for.
+    /// Whether the API is known not to answer.
+    pub fn is_unreachable(&self) -> bool {
+        self.api.health.is_unreachable()
+    }
+
+    pub fn control(&self) -> &Handle {
+        &self.api.control
+    }
+
+    /// The API's answer. `client` is the address whose share of the places it takes. Dropping the future cancels the
+    /// review.
     ///
     /// # Errors
-    /// Why there is none; it has been logged.
-    pub async fn ask<S>(&self, review: K, status: impl FnOnce(K) -> Option<S>) -> Result<S, Arc<str>> {
-        let (api, timeout) = (self.api.clone(), self.timeout);
-        let asked = self
-            .control
-            .spawn(async move { tokio::time::timeout(timeout, api.create(&PostParams::default(), &review)).await });
-        let fault = match asked.await {
-            Ok(Ok(Ok(review))) => match status(review) {
-                Some(status) => return Ok(status),
-                None => "the API answered without a status".to_owned(),
-            },
-            Ok(Ok(Err(error))) => error.to_string(),
-            Ok(Err(_)) => format!("the API did not answer within {timeout:?}"),
-            Err(_) => "the bastion is shutting down".to_owned(),
+    /// [`ReviewError`]; an API that became unreachable has been logged.
+    pub async fn ask(&self, review: K, client: ClientAddress) -> Result<K, ReviewError> {
+        let place = self.admission.enter(client).await?;
+        self.ask_within(review, place, self.timeout).await
+    }
+
+    /// A place for a refresh. None where all are taken.
+    pub fn try_enter(&self) -> Option<Place> {
+        self.admission.try_enter()
+    }
+
+    /// Asks with a place that is held already.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_within(&self, review: K, place: Place, timeout: Duration) -> Result<K, ReviewError> {
+        let timeout = timeout.min(self.timeout);
+        let (api, body) = (self.api.clone(), serde_json::to_vec(&review).expect("a review is plain data"));
+        let asked = self.api.control.spawn(async move {
+            // The place is free again when nothing of the review is in flight any more, and not before.
+            let _place = place;
+            ask(&api, &K::url_path(&(), None), body, timeout).await
+        });
+        let Ok(answer) = AbortOnDropHandle::new(asked).await else {
+            return Err(ReviewError::Unreachable("the bastion is shutting down".into()));
         };
-        tracing::warn!(fault, "a {} failed", K::kind(&()));
-        Err(fault.into())
+        match answer.and_then(|body| read(&body)) {
+            Ok(review) => {
+                self.api.health.answered();
+                Ok(review)
+            }
+            Err(error) => {
+                match &error {
+                    ReviewError::Unreachable(fault) => self.api.health.failed(&K::kind(&()), fault),
+                    ReviewError::Refused(fault) => tracing::error!(%fault, "the API refuses a {}", K::kind(&())),
+                    ReviewError::Rejected(_) => {}
+                }
+                Err(error)
+            }
+        }
     }
 }
+
+/// Asks until there is an answer or the time is over: once more on a new connection where the first attempt brings
+/// none, and again after each 429 when the API says.
+async fn ask(api: &ReviewApi, path: &str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, ReviewError> {
+    let deadline = Instant::now() + timeout;
+    let first = Instant::now() + timeout / FIRST_ATTEMPT_SHARE;
+    let mut answer = attempt(&api.pooled, path, &body, first).await;
+    if matches!(answer, Err(Attempt::NoAnswer(_))) {
+        answer = attempt(&api.fresh, path, &body, deadline).await;
+    }
+    loop {
+        match answer {
+            Ok(body) => return Ok(body),
+            Err(Attempt::NoAnswer(fault) | Attempt::Unavailable(fault)) => {
+                return Err(ReviewError::Unreachable(fault.into()));
+            }
+            Err(Attempt::Refused(fault)) => return Err(ReviewError::Refused(fault.into())),
+            Err(Attempt::TooManyRequests { retry_after }) => {
+                if Instant::now() + retry_after >= deadline {
+                    return Err(ReviewError::Unreachable("the API answers 429 Too Many Requests".into()));
+                }
+                tokio::time::sleep(retry_after).await;
+                answer = attempt(&api.pooled, path, &body, deadline).await;
+            }
+        }
+    }
+}
+
+/// The outcome of one attempt without a usable answer.
+enum Attempt {
+    /// No connection, or no answer on it in time.
+    NoAnswer(String),
+    /// The API answered that it cannot (5xx).
+    Unavailable(String),
+    TooManyRequests {
+        retry_after: Duration,
+    },
+    /// The API will not, however often it is asked.
+    Refused(String),
+}
+
+async fn attempt(client: &kube::Client, path: &str, body: &[u8], deadline: Instant) -> Result<Vec<u8>, Attempt> {
+    let sent = async {
+        let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+        let request = request.body(Body::from(body.to_vec())).map_err(|error| Attempt::Refused(error.to_string()))?;
+        // Not by kube's typed calls: they hide Retry-After, and log an answer that they cannot read, token included.
+        let response = client.send(request).await.map_err(|error| Attempt::NoAnswer(with_causes(&error)))?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+        let body = body.map_err(|error| Attempt::NoAnswer(error.to_string()))?.to_bytes().to_vec();
+        if parts.status.is_success() {
+            return Ok(body);
+        }
+        let fault = fault(parts.status, &body);
+        Err(match parts.status {
+            StatusCode::TOO_MANY_REQUESTS => {
+                let seconds =
+                    parts.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+                Attempt::TooManyRequests { retry_after: seconds.map_or(DEFAULT_RETRY_AFTER, Duration::from_secs) }
+            }
+            status if status.is_server_error() => Attempt::Unavailable(fault),
+            _ => Attempt::Refused(fault),
+        })
+    };
+    match tokio::time::timeout_at(deadline, sent).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Attempt::NoAnswer("the API did not answer in time".into())),
+    }
+}
+
+/// The message of a `Status`, else the code alone: what else stands in the body may repeat the review.
+fn fault(code: StatusCode, body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Status {
+        message: String,
+    }
+    match serde_json::from_slice::<Status>(body) {
+        Ok(Status { message }) if !message.is_empty() => format!("the API answered {}: {message}", code.as_u16()),
+        _ => format!("the API answered {}", code.as_u16()),
+    }
+}
+
+fn read<K: DeserializeOwned>(body: &[u8]) -> Result<K, ReviewError> {
+    // Without the parser's words, which may quote the answer.
+    serde_json::from_slice(body).map_err(|_| ReviewError::Refused("the API's answer is not a review".into()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,8 +12,9 @@ use crate::config::{Log, LogFormat};
 
 /// Events for this target are written whatever the level is: an operator needs them even where nothing else is logged.
 pub const ALWAYS: &str = "kube_bastion::always";
-/// What the client of the API logs of failed requests, each of which is logged where it was sent, with what it means.
-const ONCE: &str = "kube_client::client::builder=off,kube_runtime::watcher=error";
+/// Off: the client's own events about failed requests, each of which is logged by its sender; and whole answers that it
+/// cannot read, which may hold what no log should.
+const ONCE: &str = "kube_client::client=off,kube_runtime::watcher=error";
 
 /// Sends events to standard error. Called once, by `main`; later calls change nothing, as tests need it.
 pub fn init(log: &Log) {

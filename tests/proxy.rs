@@ -5,6 +5,8 @@
 mod kubelet;
 #[path = "support/mod.rs"]
 mod support;
+#[path = "proxy/tunnel.rs"]
+mod tunnel;
 
 use std::path::Path;
 use std::process::Command;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Authorize, AuthorizeError};
 use crate::identify::Impersonation;
 use crate::model::identity::{ANONYMOUS_USER, UNAUTHENTICATED, with_authenticated};
-use crate::model::{Attributes, Identity, Verb};
+use crate::model::{Attributes, ClientAddress, Identity, Verb};
 
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
@@ -18,25 +18,30 @@ impl Authorize {
     /// As [`Self::authorize`], for the first of them that is denied.
     pub async fn impersonate(
         &self,
-        caller: &Arc<Identity>,
+        caller: &Identity,
         wanted: Impersonation,
+        client: ClientAddress,
     ) -> Result<Arc<Identity>, AuthorizeError> {
         let Impersonation { user, uid, mut groups, extra } = wanted;
         let account = service_account(&user);
+        let may_be = async |group, resource, subresource: &str, namespace: &str, name: &str| {
+            let verb = Verb::Impersonate;
+            self.require(caller, Attributes { verb, group, resource, subresource, namespace, name }, client).await
+        };
         match account {
-            Some((namespace, name)) => self.may_be(caller, "", "serviceaccounts", "", namespace, name).await?,
-            None => self.may_be(caller, "", "users", "", "", &user).await?,
+            Some((namespace, name)) => may_be("", "serviceaccounts", "", namespace, name).await?,
+            None => may_be("", "users", "", "", &user).await?,
         }
         for group in &groups {
-            self.may_be(caller, "", "groups", "", "", group).await?;
+            may_be("", "groups", "", "", group).await?;
         }
         for (key, values) in &extra {
             for value in values {
-                self.may_be(caller, AUTHENTICATION, "userextras", key, "", value).await?;
+                may_be(AUTHENTICATION, "userextras", key, "", value).await?;
             }
         }
         if !uid.is_empty() {
-            self.may_be(caller, AUTHENTICATION, "uids", "", "", &uid).await?;
+            may_be(AUTHENTICATION, "uids", "", "", &uid).await?;
         }
         if let Some((namespace, _)) = account
             && groups.is_empty()
@@ -45,19 +50,6 @@ impl Authorize {
         }
         let groups = with_implied(&user, groups);
         Ok(Arc::new(Identity::new(user, uid, groups, extra)))
-    }
-
-    async fn may_be(
-        &self,
-        caller: &Arc<Identity>,
-        group: &'static str,
-        resource: &'static str,
-        subresource: &str,
-        namespace: &str,
-        name: &str,
-    ) -> Result<(), AuthorizeError> {
-        let verb = Verb::Impersonate;
-        self.require(caller, Attributes { verb, group, resource, subresource, namespace, name }).await
     }
 }
 

@@ -1,65 +1,121 @@
 //! `SubjectAccessReviews`, remembered for a while.
 
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use quick_cache::Equivalent;
-use tokio::runtime::Handle;
 
 use super::{AuthorizeError, Decision};
 use crate::config;
 use crate::metrics::CacheCounters;
-use crate::model::identity::Fingerprint;
-use crate::model::{Attributes, Identity, Verb};
-use crate::remember::Remembered;
-use crate::review::{FAILURE_HOLDS, Reviewer};
+use crate::model::{Attributes, ClientAddress, Identity};
+use crate::review::{NO_STATUS, ReviewError, Reviewer, refresh_timeout};
+use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 
 type Verdict = Result<Decision, AuthorizeError>;
+/// SHA-256 over everything that the verdict depends on: names of any length take the same memory.
+type CacheKey = [u8; digest::SHA256_OUTPUT_LEN];
 
-/// Asks the API what a caller may do.
+/// The longest reason of a denial that is kept and passed on.
+const MAX_REASON_BYTES: usize = 1024;
+
+/// Authorizes by SubjectAccessReview.
 #[derive(Debug)]
 pub struct Reviews {
     reviewer: Reviewer<SubjectAccessReview>,
     settings: config::Authorization,
-    verdicts: Remembered<Question, Verdict>,
+    verdicts: TtlCache<CacheKey, Verdict>,
 }
 
 impl Reviews {
     pub fn new(
-        client: kube::Client,
-        control: Handle,
+        reviewer: Reviewer<SubjectAccessReview>,
         settings: config::Authorization,
+        stale_on_error: Duration,
         counters: CacheCounters,
     ) -> Self {
-        let verdicts = Remembered::new(settings.cache_size, counters);
-        Self { reviewer: Reviewer::new(client, control, settings.timeout), settings, verdicts }
+        let verdicts = TtlCache::new(settings.cache_size, stale_on_error, counters);
+        Self { reviewer, settings, verdicts }
     }
 
-    pub(super) async fn decide(&self, identity: &Arc<Identity>, attributes: Attributes<'_>) -> Verdict {
-        let asked = Asked { who: *identity.fingerprint(), attributes };
-        if let Some(verdict) = self.verdicts.recall(&asked) {
-            return verdict;
+    pub(super) async fn decide(
+        self: &Arc<Self>,
+        identity: &Identity,
+        attributes: Attributes<'_>,
+        client: ClientAddress,
+    ) -> Verdict {
+        let key = cache_key(identity, attributes);
+        match self.verdicts.get(&key, || self.reviewer.is_unreachable()) {
+            Lookup::Hit(verdict) => return verdict,
+            Lookup::Due(verdict, ticket) => {
+                self.refresh(review(identity, attributes), ticket);
+                return verdict;
+            }
+            Lookup::Miss => {}
         }
-        self.verdicts.recall_or_ask(&Question::from(asked), self.review(identity, attributes)).await
+        let fetch = async { self.accept(self.reviewer.ask(review(identity, attributes), client).await) };
+        self.verdicts.get_or_fetch(&key, fetch).await
     }
 
-    async fn review(&self, identity: &Arc<Identity>, attributes: Attributes<'_>) -> (Verdict, Duration) {
-        let review = SubjectAccessReview { spec: spec(identity, attributes), ..SubjectAccessReview::default() };
-        let status = match self.reviewer.ask(review, |review| review.status).await {
-            Ok(status) => status,
-            Err(fault) => return (Err(AuthorizeError::Unavailable(fault)), FAILURE_HOLDS),
+    /// Removes what can serve no more.
+    pub fn purge(&self) {
+        self.verdicts.purge();
+    }
+
+    /// Asks in the background while the old verdict still serves.
+    fn refresh(self: &Arc<Self>, review: SubjectAccessReview, ticket: Ticket<CacheKey>) {
+        let Some(place) = self.reviewer.try_enter() else { return };
+        let this = Arc::clone(self);
+        self.reviewer.control().spawn(async move {
+            let timeout = refresh_timeout(this.settings.allowed_cache_ttl);
+            let fetch = async { this.accept(this.reviewer.ask_within(review, place, timeout).await) };
+            this.verdicts.refresh(ticket, fetch).await;
+        });
+    }
+
+    fn accept(&self, review: Result<SubjectAccessReview, ReviewError>) -> Fetched<Verdict> {
+        let status = match review.map(|review| review.status) {
+            Ok(Some(status)) => status,
+            Ok(None) => return Fetched::Failed { error: Err(AuthorizeError::Unavailable(NO_STATUS.into())) },
+            Err(ReviewError::Rejected(rejection)) => return Fetched::NotAsked { error: Err(rejection.into()) },
+            Err(ReviewError::Unreachable(fault)) => {
+                return Fetched::Unreachable { error: Err(AuthorizeError::Unavailable(fault)) };
+            }
+            Err(ReviewError::Refused(fault)) => {
+                return Fetched::Failed { error: Err(AuthorizeError::Unavailable(fault)) };
+            }
         };
         if let Some(error) = &status.evaluation_error {
-            tracing::debug!(user = identity.user, error, "the authorizer evaluated with an error");
+            tracing::debug!(error, "the authorizer evaluated with an error");
         }
         if status.allowed && status.denied != Some(true) {
-            (Ok(Decision::Allow), self.settings.allowed_cache_ttl)
+            let ttl = self.settings.allowed_cache_ttl;
+            Fetched::Answer { value: Ok(Decision::Allow), ttl, usable_for: Duration::MAX }
         } else {
-            (Ok(Decision::Deny(status.reason.unwrap_or_default().into())), self.settings.denied_cache_ttl)
+            let mut reason = status.reason.unwrap_or_default();
+            reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+            Fetched::Denial { value: Ok(Decision::Deny(reason.into())), ttl: self.settings.denied_cache_ttl }
         }
     }
+}
+
+fn review(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReview {
+    SubjectAccessReview { spec: spec(identity, attributes), ..SubjectAccessReview::default() }
+}
+
+/// Every part is hashed with its length in front, so that no two different questions read the same.
+fn cache_key(identity: &Identity, attributes: Attributes<'_>) -> CacheKey {
+    let Attributes { verb, group, resource, subresource, namespace, name } = attributes;
+    let mut hash = digest::Context::new(&digest::SHA256);
+    hash.update(identity.fingerprint());
+    for part in [verb.as_str(), group, resource, subresource, namespace, name] {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    let mut key = CacheKey::default();
+    key.copy_from_slice(hash.finish().as_ref());
+    key
 }
 
 fn spec(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReviewSpec {
@@ -83,54 +139,35 @@ fn spec(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReviewS
     }
 }
 
-/// The key of a remembered verdict.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Question {
-    who: Fingerprint,
-    verb: Verb,
-    group: &'static str,
-    resource: &'static str,
-    subresource: Box<str>,
-    namespace: Box<str>,
-    name: Box<str>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Verb;
 
-/// The same, borrowed from a request, for look-ups that allocate nothing.
-struct Asked<'a> {
-    who: Fingerprint,
-    attributes: Attributes<'a>,
-}
-
-impl From<Asked<'_>> for Question {
-    fn from(Asked { who, attributes }: Asked<'_>) -> Self {
-        let Attributes { verb, group, resource, subresource, namespace, name } = attributes;
-        let (subresource, namespace, name) = (subresource.into(), namespace.into(), name.into());
-        Self { who, verb, group, resource, subresource, namespace, name }
-    }
-}
-
-impl Question {
-    fn attributes(&self) -> Attributes<'_> {
-        let Self { verb, group, resource, subresource, namespace, name, .. } = self;
-        Attributes { verb: *verb, group, resource, subresource, namespace, name }
-    }
-}
-
-/// Both forms hash the same fields in the same order, as [`Equivalent`] asks.
-impl Hash for Question {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.who, self.attributes()).hash(state);
-    }
-}
-
-impl Hash for Asked<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.who, self.attributes).hash(state);
-    }
-}
-
-impl Equivalent<Question> for Asked<'_> {
-    fn equivalent(&self, question: &Question) -> bool {
-        self.who == question.who && self.attributes == question.attributes()
+    #[test]
+    fn questions_with_the_same_letters_in_other_places_have_other_keys() {
+        let jane = Identity::new("jane", "", vec![], Default::default());
+        let attributes = |subresource, namespace, name| Attributes {
+            verb: Verb::Get,
+            group: "",
+            resource: "pods",
+            subresource,
+            namespace,
+            name,
+        };
+        let keys: std::collections::HashSet<_> = [
+            attributes("proxy", "ab", "c"),
+            attributes("proxy", "a", "bc"),
+            attributes("proxyab", "", "c"),
+            attributes("proxy", "", "abc"),
+            Attributes { verb: Verb::List, ..attributes("proxy", "ab", "c") },
+            Attributes { resource: "services", ..attributes("proxy", "ab", "c") },
+        ]
+        .into_iter()
+        .map(|attributes| cache_key(&jane, attributes))
+        .collect();
+        assert_eq!(keys.len(), 6);
+        let joe = Identity::new("joe", "", vec![], Default::default());
+        assert!(!keys.contains(&cache_key(&joe, attributes("proxy", "ab", "c"))));
     }
 }

@@ -12,6 +12,8 @@ use tracing_subscriber::EnvFilter;
 pub(super) const MAX_WORKERS: usize = 1024;
 /// More sockets than a process can have open.
 pub(super) const MAX_CONNECTIONS: usize = 10_000_000;
+/// Far more than an API server answers in time.
+pub(super) const MAX_REVIEWS: usize = 10_000;
 /// Some hundred bytes each: a larger memory is a mistake of the pen.
 pub(super) const MAX_CACHE: usize = 1_000_000;
 /// An address has no more ports to connect from.
@@ -98,6 +100,38 @@ pub(super) mod duration {
 
     pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&format_duration(*duration))
+    }
+}
+
+/// As [`duration`], with `0s` for none at all.
+pub(super) mod duration_or_zero {
+    use super::{Deserializer, Duration, parse_duration, scalar};
+
+    pub use super::duration::serialize;
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        scalar(deserializer, |text| match text {
+            "0" | "0s" => Ok(Duration::ZERO),
+            text => parse_duration(text).map_err(|fault| format!("{fault}; 0s turns it off")),
+        })
+    }
+}
+
+/// As [`duration`], where null is none.
+pub(super) mod optional_duration {
+    use super::{Deserialize, Deserializer, Duration, Error, Serializer, format_duration, parse_duration};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| parse_duration(&text).map_err(D::Error::custom)).transpose()
+    }
+
+    #[expect(clippy::ref_option, reason = "serde passes fields by reference")]
+    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => serializer.serialize_str(&format_duration(*duration)),
+            None => serializer.serialize_none(),
+        }
     }
 }
 

@@ -44,6 +44,11 @@ impl FrontProxy {
         self.names.store(Arc::new(names));
     }
 
+    /// Whether a header names a caller.
+    pub(super) fn identifies(&self, name: &HeaderName) -> bool {
+        self.names.load().identifies(name)
+    }
+
     /// Takes the identity headers off: those that are configured and those that are usual (C112).
     pub(super) fn take(&self, headers: &mut HeaderMap) -> Option<Claim> {
         let names = self.names.load();

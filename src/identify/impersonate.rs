@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::IdentifyError;
 use super::front_proxy::extra_key;
@@ -12,6 +12,11 @@ const USER: &str = "impersonate-user";
 const UID: &str = "impersonate-uid";
 const GROUP: &str = "impersonate-group";
 const EXTRA: &str = "impersonate-extra-";
+
+/// The longest user, uid, group, or extra attribute: each becomes part of a review.
+const MAX_VALUE_BYTES: usize = 1024;
+/// The most groups and extra attributes, each of which costs a review. Users of large directories have some hundred groups.
+const MAX_VALUES: usize = 256;
 
 /// What the `Impersonate-*` headers of a request ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,17 +29,21 @@ pub struct Impersonation {
 }
 
 impl Impersonation {
+    pub(super) fn is_header(name: &HeaderName) -> bool {
+        name.as_str().starts_with(PREFIX)
+    }
+
     /// Takes the headers off the request. None where there are none.
     ///
     /// # Errors
-    /// [`IdentifyError::Impersonation`] where they name no user, or are not text: whoever sends them must not be taken
-    /// for themselves.
+    /// [`IdentifyError::Impersonation`] where they name no user, are not text, or are too long or too many: a caller
+    /// who sends them must not be taken for themselves.
     pub(super) fn take(headers: &mut HeaderMap) -> Result<Option<Self>, IdentifyError> {
         // Almost nobody does.
-        if !headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
+        if !headers.keys().any(Self::is_header) {
             return Ok(None);
         }
-        let names: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+        let names: Vec<_> = headers.keys().filter(|name| Self::is_header(name)).cloned().collect();
         let mut asked = Self::default();
         for name in names {
             let values: Vec<HeaderValue> = headers.get_all(&name).iter().cloned().collect();
@@ -55,11 +64,28 @@ impl Impersonation {
                 }
             }
         }
+        asked.check_size()?;
         match asked {
             asked if asked == Self::default() => Ok(None),
             asked if asked.user.is_empty() => Err(IdentifyError::Impersonation(asked.without_user())),
             asked => Ok(Some(asked)),
         }
+    }
+
+    /// Checked before anything is asked or put into a message.
+    fn check_size(&self) -> Result<(), IdentifyError> {
+        let extra = self.extra.iter().flat_map(|(key, values)| values.iter().map(move |value| (key, value)));
+        if self.groups.len() + extra.clone().count() > MAX_VALUES {
+            let fault = format!("more than {MAX_VALUES} groups and extra attributes to impersonate");
+            return Err(IdentifyError::Impersonation(fault));
+        }
+        let mut values = [&self.user, &self.uid].into_iter().chain(&self.groups);
+        let is_long = |value: &String| value.len() > MAX_VALUE_BYTES;
+        if values.any(is_long) || self.extra.keys().any(is_long) || extra.clone().any(|(_, value)| is_long(value)) {
+            let fault = format!("a value to impersonate is longer than {MAX_VALUE_BYTES} bytes");
+            return Err(IdentifyError::Impersonation(fault));
+        }
+        Ok(())
     }
 
     fn without_user(&self) -> String {

@@ -10,60 +10,113 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use serde::Deserialize;
-use tokio::runtime::Handle;
 
 use super::IdentifyError;
 use crate::config;
 use crate::metrics::CacheCounters;
-use crate::model::Identity;
 use crate::model::identity::AUTHENTICATED;
-use crate::remember::Remembered;
-use crate::review::{FAILURE_HOLDS, Reviewer};
+use crate::model::{ClientAddress, Identity};
+use crate::review::{NO_STATUS, ReviewError, Reviewer, refresh_timeout};
+use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
+
+/// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OIDC with many groups some
+/// KiB.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// What kube-apiserver tolerates between the clock of the issuer and its own.
+const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
 
 /// SHA-256 of a token: the token itself is kept nowhere.
 type TokenHash = [u8; digest::SHA256_OUTPUT_LEN];
 type Verdict = Result<Arc<Identity>, IdentifyError>;
 
-/// Asks the API who a token belongs to.
+/// Identifies callers by TokenReview.
 #[derive(Debug)]
 pub struct TokenReviews {
     reviewer: Reviewer<TokenReview>,
     settings: config::TokenReview,
-    verdicts: Remembered<TokenHash, Verdict>,
+    verdicts: TtlCache<TokenHash, Verdict>,
 }
 
 impl TokenReviews {
-    pub fn new(client: kube::Client, control: Handle, settings: config::TokenReview, counters: CacheCounters) -> Self {
-        let verdicts = Remembered::new(settings.cache_size, counters);
-        Self { reviewer: Reviewer::new(client, control, settings.timeout), settings, verdicts }
+    pub fn new(
+        reviewer: Reviewer<TokenReview>,
+        settings: config::TokenReview,
+        stale_on_error: Duration,
+        counters: CacheCounters,
+    ) -> Self {
+        let verdicts = TtlCache::new(settings.cache_size, stale_on_error, counters);
+        Self { reviewer, settings, verdicts }
     }
 
-    pub(super) async fn identity(&self, token: &str) -> Verdict {
-        let hash = hash(token);
-        if let Some(verdict) = self.verdicts.recall(&hash) {
-            return verdict;
+    pub(super) async fn identity(self: &Arc<Self>, token: &str, client: ClientAddress) -> Verdict {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(IdentifyError::Unauthenticated(format!("the token is longer than {MAX_TOKEN_BYTES} bytes")));
         }
-        self.verdicts.recall_or_ask(&hash, self.review(token)).await
+        let hash = hash(token);
+        match self.verdicts.get(&hash, || self.reviewer.is_unreachable()) {
+            Lookup::Hit(verdict) => return verdict,
+            Lookup::Due(verdict, ticket) => {
+                self.refresh(token.to_owned(), ticket);
+                return verdict;
+            }
+            Lookup::Miss => {}
+        }
+        if has_expired(token, SystemTime::now()) {
+            return Err(IdentifyError::Unauthenticated("the token has expired".into()));
+        }
+        let fetch = async { self.accept(token, self.reviewer.ask(self.review(token), client).await) };
+        self.verdicts.get_or_fetch(&hash, fetch).await
     }
 
-    async fn review(&self, token: &str) -> (Verdict, Duration) {
+    /// Removes what can serve no more.
+    pub fn purge(&self) {
+        self.verdicts.purge();
+    }
+
+    /// Reviews a token in the background while its verdict still serves.
+    fn refresh(self: &Arc<Self>, token: String, ticket: Ticket<TokenHash>) {
+        let Some(place) = self.reviewer.try_enter() else { return };
+        let this = Arc::clone(self);
+        self.reviewer.control().spawn(async move {
+            let timeout = refresh_timeout(this.settings.cache_ttl);
+            let fetch =
+                async { this.accept(&token, this.reviewer.ask_within(this.review(&token), place, timeout).await) };
+            this.verdicts.refresh(ticket, fetch).await;
+        });
+    }
+
+    fn review(&self, token: &str) -> TokenReview {
         let audiences = (!self.settings.audiences.is_empty()).then(|| self.settings.audiences.clone());
         let spec = TokenReviewSpec { audiences, token: token.to_owned() };
-        let review = TokenReview { spec, ..TokenReview::default() };
-        match self.reviewer.ask(review, |review| review.status).await.map(|status| self.accept(status)) {
-            Ok(Ok(identity)) => {
-                let holds = until_expiry(token, SystemTime::now())
-                    .map_or(self.settings.cache_ttl, |left| left.min(self.settings.cache_ttl));
-                (Ok(Arc::new(identity)), holds)
+        TokenReview { spec, ..TokenReview::default() }
+    }
+
+    fn accept(&self, token: &str, review: Result<TokenReview, ReviewError>) -> Fetched<Verdict> {
+        match review.map(|review| review.status) {
+            Ok(None) => Fetched::Failed { error: Err(IdentifyError::Unavailable(NO_STATUS.into())) },
+            Ok(Some(status)) => match self.identify(status) {
+                Ok(identity) => Fetched::Answer {
+                    value: Ok(Arc::new(identity)),
+                    ttl: self.settings.cache_ttl,
+                    // What the token says of itself wins over every cache (RFC 7519 section 4.1.4).
+                    usable_for: until_expiry(token, SystemTime::now()).unwrap_or(Duration::MAX),
+                },
+                Err(fault) => Fetched::Denial {
+                    value: Err(IdentifyError::Unauthenticated(fault)),
+                    ttl: self.settings.failure_cache_ttl,
+                },
+            },
+            Err(ReviewError::Rejected(rejection)) => Fetched::NotAsked { error: Err(rejection.into()) },
+            Err(ReviewError::Unreachable(fault)) => {
+                Fetched::Unreachable { error: Err(IdentifyError::Unavailable(fault)) }
             }
-            Ok(Err(fault)) => (Err(IdentifyError::Unauthenticated(fault)), self.settings.failure_cache_ttl),
-            Err(fault) => (Err(IdentifyError::Unavailable(fault)), FAILURE_HOLDS),
+            Err(ReviewError::Refused(fault)) => Fetched::Failed { error: Err(IdentifyError::Unavailable(fault)) },
         }
     }
 
     /// Where audiences are configured the API must say that it checked one of them: an authenticator that does not
     /// know of audiences would let tokens for others through (KEP-1205).
-    fn accept(&self, status: TokenReviewStatus) -> Result<Identity, String> {
+    fn identify(&self, status: TokenReviewStatus) -> Result<Identity, String> {
         if status.authenticated != Some(true) {
             return Err(status.error.unwrap_or_else(|| "the API does not know the token".into()));
         }
@@ -87,6 +140,11 @@ fn hash(token: &str) -> TokenHash {
     let mut hash = TokenHash::default();
     hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
     hash
+}
+
+/// Whether a JWT has expired by its own word, by more than the clocks of two hosts may differ.
+fn has_expired(token: &str, now: SystemTime) -> bool {
+    until_expiry(token, now - MAX_CLOCK_SKEW).is_some_and(|left| left.is_zero())
 }
 
 /// How long a JWT (RFC 7519) is good for by its own word, which the API has verified. None for other tokens.
@@ -177,6 +235,17 @@ mod tests {
         ];
         for (token, seconds) in cases {
             assert_eq!(until_expiry(&token, now), seconds.map(Duration::from_secs), "{token}");
+        }
+    }
+
+    #[test]
+    fn a_jwt_past_its_expiry_is_told_without_a_review() {
+        let jwt = |exp: u64| format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#)));
+        let now = UNIX_EPOCH + Duration::from_secs(1000);
+        let cases =
+            [(jwt(900), true), (jwt(939), true), (jwt(941), false), (jwt(2000), false), ("opaque".into(), false)];
+        for (token, expired) in cases {
+            assert_eq!(has_expired(&token, now), expired, "{token}");
         }
     }
 

@@ -17,10 +17,12 @@ pub enum Reason {
     MethodNotAllowed,
     InternalError,
     ServiceUnavailable,
+    TooManyRequests,
 }
 
 /// What the failure is about. Rendered as `{}` where the API sends empty details.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Details {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
@@ -32,6 +34,9 @@ pub struct Details {
     pub kind: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<Cause>,
+    /// After so many seconds it may help to ask again. The header Retry-After says the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u32>,
 }
 
 /// One thing that helps to see why (`metav1.StatusCause`).
@@ -85,7 +90,7 @@ impl Status {
 
     /// `resource` is a plural of the API group `group`.
     pub fn forbidden(group: &'static str, resource: &'static str, name: &str, message: String) -> Self {
-        let details = Details { name: name.into(), group, kind: resource, causes: Vec::new() };
+        let details = Details { name: name.into(), group, kind: resource, ..Details::default() };
         Self { details: Some(details), ..Self::of(StatusCode::FORBIDDEN, Reason::Forbidden, message) }
     }
 
@@ -118,6 +123,11 @@ impl Status {
         Self::of(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, message)
     }
 
+    /// As kube-apiserver's priority and fairness rejects.
+    pub fn too_many_requests(message: impl Into<String>) -> Self {
+        Self::of(StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, message)
+    }
+
     pub fn internal(message: impl Into<String>) -> Self {
         Self::of(StatusCode::INTERNAL_SERVER_ERROR, Reason::InternalError, message)
     }
@@ -128,6 +138,17 @@ impl Status {
 
     fn of(code: StatusCode, reason: Reason, message: impl Into<String>) -> Self {
         Self { code, reason: Some(reason), message: message.into(), details: None }
+    }
+
+    /// With the time after which it may help to ask again.
+    pub fn with_retry_after(mut self, seconds: u32) -> Self {
+        self.details.get_or_insert_default().retry_after_seconds = Some(seconds);
+        self
+    }
+
+    /// The value of the header Retry-After, where there is one.
+    pub fn retry_after(&self) -> Option<u32> {
+        self.details.as_ref()?.retry_after_seconds
     }
 
     /// With what helps to see why.

@@ -8,6 +8,12 @@ use super::path::{self, without_dot_segments};
 use super::quote::Quoted;
 use super::{Resource, Scheme};
 
+/// A namespace is a DNS label of at most 63 bytes (RFC 1123).
+const MAX_NAMESPACE_BYTES: usize = 63;
+/// The name of an object has at most 253 bytes (RFC 1123); a scheme and a port come to it, and some room for what is
+/// refused with an error that quotes it.
+const MAX_ID_BYTES: usize = 512;
+
 /// A target as the path spells it. Nothing is looked up here, and the id is judged only after authorization, so that
 /// a caller without rights learns nothing from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +38,9 @@ pub enum TargetError {
     /// `%2F` left of `/proxy`: upstream takes it for a separator, which nobody can mean (C11).
     #[error("an encoded slash (%2F) left of /proxy names no node, pod or service")]
     EncodedSlash,
+    /// Longer than any object's name, so that nothing need be asked about it.
+    #[error("the {0} is longer than any that an object can have")]
+    TooLong(&'static str),
     /// An escape left of `/proxy` that is not UTF-8 when decoded.
     #[error("the path left of /proxy is not UTF-8 when percent-decoded")]
     NotUtf8,
@@ -60,6 +69,12 @@ impl<'a> Target<'a> {
         };
         let id = segments.decoded()?;
         segments.literal("proxy")?;
+        if namespace.len() > MAX_NAMESPACE_BYTES {
+            return Err(TargetError::TooLong("namespace"));
+        }
+        if id.len() > MAX_ID_BYTES {
+            return Err(TargetError::TooLong("name"));
+        }
         let (prefix, rest) = path.split_at(segments.at);
         Ok(Self { resource, namespace, id, prefix, rest })
     }
@@ -239,6 +254,16 @@ mod tests {
             assert_eq!(parse(path), Err(TargetError::EncodedSlash), "{path}");
         }
         assert_eq!(parse("/api/v1/nodes/%ff/proxy"), Err(TargetError::NotUtf8));
+    }
+
+    #[test]
+    fn names_longer_than_any_objects_are_refused_before_anything_is_asked() {
+        let path = |namespace: usize, id: usize| {
+            format!("/api/v1/namespaces/{}/pods/{}/proxy/", "n".repeat(namespace), "p".repeat(id))
+        };
+        assert!(Target::parse(&path(63, 512)).is_ok());
+        assert_eq!(Target::parse(&path(64, 1)), Err(TargetError::TooLong("namespace")));
+        assert_eq!(Target::parse(&path(1, 513)), Err(TargetError::TooLong("name")));
     }
 
     #[test]

@@ -11,9 +11,12 @@ use crate::model::Status;
 use crate::model::status::{Cause, CauseReason, Form};
 use crate::model::target::TargetError;
 use crate::resolve::ResolveError;
+use crate::review::Rejection;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const YAML: HeaderValue = HeaderValue::from_static("application/yaml");
+/// What kube-apiserver says to requests that it has no room for.
+const REVIEW_RETRY_AFTER_SECONDS: u32 = 1;
 const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 
 /// The answer to a request that got no further.
@@ -24,6 +27,9 @@ pub(super) fn refuse(error: &ProxyError, causes: Vec<Cause>, form: Form) -> Resp
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, if form == Form::Yaml { YAML } else { JSON });
     headers.insert(header::CACHE_CONTROL, NOT_CACHED);
+    if let Some(seconds) = status.retry_after() {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
     match status.code {
         StatusCode::BAD_REQUEST if matches!(error, ProxyError::Identify(_)) => {
             headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -133,6 +139,15 @@ pub(super) fn causes(error: &ProxyError) -> Vec<Cause> {
     }
 }
 
+/// A caller over its share is told so; where all callers together are too many, the bastion is.
+fn rejected(rejection: Rejection, message: String) -> Status {
+    let status = match rejection {
+        Rejection::ClientShare => Status::too_many_requests(message),
+        Rejection::QueueFull | Rejection::Timeout => Status::service_unavailable(message),
+    };
+    status.with_retry_after(REVIEW_RETRY_AFTER_SECONDS)
+}
+
 fn status(error: &ProxyError) -> Status {
     let message = || error.to_string();
     match error {
@@ -142,8 +157,12 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::Identify(IdentifyError::Impersonation(_)) => Status::bad_request(message()),
         // What failed there is for the log: it names the API and the bastion's account.
         ProxyError::Identify(IdentifyError::Unavailable(_)) => Status::internal("the token could not be reviewed"),
+        ProxyError::Identify(IdentifyError::Rejected(rejection))
+        | ProxyError::Authorize(AuthorizeError::Rejected(rejection)) => rejected(*rejection, message()),
         ProxyError::Target(TargetError::NoRoute) => Status::route_not_found(),
-        ProxyError::Target(TargetError::EncodedSlash | TargetError::NotUtf8) => Status::bad_request(message()),
+        ProxyError::Target(TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8) => {
+            Status::bad_request(message())
+        }
         ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
             Status::forbidden(no.group, no.resource, &no.name, no.to_string())
         }

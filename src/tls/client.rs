@@ -88,7 +88,8 @@ impl KubeletTls {
         let pair = pair.map(|(certificate, key)| [certificate, key]);
         let files: Vec<_> = authority.into_iter().chain(pair.into_iter().flatten()).collect();
         if files.is_empty() {
-            return;
+            // Nothing to follow; a task that returned would count as one that broke.
+            return std::future::pending().await;
         }
         let mut files = FileWatch::new(files);
         loop {

@@ -1,28 +1,30 @@
 //! A Kubernetes API as the source: nodes, pods, services and EndpointSlices by list and watch, and the CAs of client
 //! certificates that the cluster publishes.
 
+mod client;
 mod trusted;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::pin::pin;
 
-use futures::StreamExt;
-use futures::stream::{BoxStream, select_all};
-use http::Response;
+pub use client::{Connections, review_client};
+use client::{Health, watch_client};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use kube::Client;
 use kube::api::Api;
-use kube::client::{ClientBuilder, DynBody};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
-use tower::util::MapResultLayer;
 pub use trusted::Trusted;
 
 use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
-use crate::cluster::{Kind, Object, ObjectKey, Writer};
+use super::{Change, Feed};
+use crate::cluster::{Kind, Object, ObjectKey};
 use crate::config::KubernetesSource;
 use crate::metrics::Metrics;
 use crate::model::with_causes;
 use crate::ready::{Hold, Ready};
+use crate::supervise::Supervisor;
 
 /// The rights that the watches of facts need, as deploy/ gives them.
 const RIGHTS: &str = "list and watch on nodes, pods, services and endpointslices (ClusterRole kube-bastion)";
@@ -65,19 +67,11 @@ pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, Kubernet
     Ok(config)
 }
 
-/// A client for reviews.
-///
-/// # Errors
-/// Where the credentials of the configuration cannot be loaded.
-pub fn review_client(config: &kube::Config) -> Result<Client, KubernetesError> {
-    Ok(Client::try_from(config.clone())?)
-}
-
 /// Watches the API. Built before anything runs, so that bad credentials stop the start.
-#[expect(missing_debug_implementations, reason = "it is streams, about which there is nothing to tell")]
+#[expect(missing_debug_implementations, reason = "clients of the API have nothing to show")]
 pub struct KubernetesWatch {
-    told: BoxStream<'static, (Kind, Told)>,
-    holds: Vec<(Kind, Hold)>,
+    /// One for each of [`Kind::ALL`].
+    clients: [Client; Kind::ALL.len()],
     ready: Ready,
     metrics: Metrics,
 }
@@ -101,57 +95,70 @@ impl KubernetesWatch {
     /// # Errors
     /// Where the credentials of the configuration cannot be loaded.
     pub fn new(config: &kube::Config, ready: &Ready, metrics: &Metrics) -> Result<Self, KubernetesError> {
-        let client = |kind: Kind| watch_client(config, kind.plural(), ready, metrics);
-        let told = select_all([
-            told::<SlimNode>(client(Kind::Node)?, metrics),
-            told::<SlimPod>(client(Kind::Pod)?, metrics),
-            told::<SlimService>(client(Kind::Service)?, metrics),
-            told::<SlimSlice>(client(Kind::EndpointSlice)?, metrics),
-        ]);
-        let holds = Kind::ALL.into_iter().map(|kind| (kind, ready.hold(kind.plural()))).collect();
-        Ok(Self { told: told.boxed(), holds, ready: ready.clone(), metrics: metrics.clone() })
+        let client = |kind: Kind| {
+            let (watch, ready, metrics) = (kind.plural(), ready.clone(), metrics.clone());
+            watch_client(config, Health { watch, ready, metrics })
+        };
+        let [nodes, pods, services, slices] = Kind::ALL;
+        let clients = [client(nodes)?, client(pods)?, client(services)?, client(slices)?];
+        Ok(Self { clients, ready: ready.clone(), metrics: metrics.clone() })
     }
 
-    /// Tells `writer` what the API tells, for ever.
-    pub async fn run(mut self, mut writer: Writer) {
-        let mut lists: [Vec<Object>; Kind::ALL.len()] = Default::default();
-        while let Some((kind, told)) = self.told.next().await {
-            // That a list begins is no word of the API: it has not even been asked.
-            if !matches!(told, Told::Begin | Told::Lost(_)) {
-                self.metrics.watch_event(kind.plural());
-            }
-            let list = &mut lists[kind as usize];
-            match told {
-                Told::Begin => list.clear(),
-                Told::Listed(object) => list.push(object),
-                Told::Whole => {
-                    tracing::info!(resource = kind.plural(), objects = list.len(), "listed");
-                    writer.reset(kind, std::mem::take(list));
-                    self.holds.retain(|(held, _)| *held != kind);
-                }
-                Told::Changed(object, trigger) => {
-                    writer.apply(object);
-                    if let Some(trigger) = trigger {
-                        self.metrics.endpoint_lag((unix_now() - trigger).max(0.0));
-                    }
-                }
-                Told::Gone(key) => writer.delete(kind, &key),
-                Told::Skipped => {}
-                Told::Lost(fault) => {
-                    let synced = self.holds.iter().all(|(held, _)| *held != kind);
-                    let meanwhile = if synced { SERVES } else { UNREADY };
-                    lost(&self.ready, &self.metrics, kind.plural(), &fault, meanwhile);
-                }
-            }
-        }
+    /// What keeps the bastion unready until every kind has been listed.
+    pub fn holds(ready: &Ready) -> Vec<(Kind, Hold)> {
+        Kind::ALL.into_iter().map(|kind| (kind, ready.hold(kind.plural()))).collect()
+    }
+
+    /// Starts a task for each kind, so that one that hangs delays no other. A restarted one lists anew, while the old set
+    /// serves.
+    pub fn start(self, feed: &Feed, supervisor: &mut Supervisor) {
+        let [nodes, pods, services, slices] = self.clients;
+        let (ready, metrics) = (&self.ready, &self.metrics);
+        supervisor.restart("watch-nodes", follow::<SlimNode>(nodes, feed, ready, metrics));
+        supervisor.restart("watch-pods", follow::<SlimPod>(pods, feed, ready, metrics));
+        supervisor.restart("watch-services", follow::<SlimService>(services, feed, ready, metrics));
+        supervisor.restart("watch-endpointslices", follow::<SlimSlice>(slices, feed, ready, metrics));
     }
 }
 
-/// One watch, which picks itself up with growing, jittered pauses.
-fn told<K: Watched>(client: Client, metrics: &Metrics) -> BoxStream<'static, (Kind, Told)> {
-    let metrics = metrics.clone();
-    let events = watcher::watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
-    events.map(move |event| (K::KIND, translate::<K>(event, &metrics))).boxed()
+/// Makes the task that follows one kind.
+fn follow<K: Watched>(
+    client: Client,
+    feed: &Feed,
+    ready: &Ready,
+    metrics: &Metrics,
+) -> impl FnMut() -> BoxFuture<'static, ()> + Send + 'static + use<K> {
+    let (feed, ready, metrics) = (feed.clone(), ready.clone(), metrics.clone());
+    move || run::<K>(client.clone(), feed.clone(), ready.clone(), metrics.clone()).boxed()
+}
+
+/// Lists and watches one kind for ever, with growing, jittered pauses after failures.
+async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metrics) {
+    let kind = K::KIND;
+    let mut events = pin!(watcher::watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff());
+    let mut list = Vec::new();
+    while let Some(event) = events.next().await {
+        let told = translate::<K>(event, &metrics);
+        // That a list begins is no word of the API: it has not even been asked.
+        if !matches!(told, Told::Begin | Told::Lost(_)) {
+            metrics.watch_event(kind.plural());
+        }
+        match told {
+            Told::Begin => list.clear(),
+            Told::Listed(object) => list.push(object),
+            Told::Whole => {
+                tracing::info!(resource = kind.plural(), objects = list.len(), "listed");
+                feed.send(Change::Reset(kind, std::mem::take(&mut list))).await;
+            }
+            Told::Changed(object, trigger) => feed.send(Change::Apply(object, trigger)).await,
+            Told::Gone(key) => feed.send(Change::Delete(kind, key)).await,
+            Told::Skipped => {}
+            Told::Lost(fault) => {
+                let meanwhile = if ready.is_pending(kind.plural()) { UNREADY } else { SERVES };
+                lost(&ready, &metrics, kind.plural(), &fault, meanwhile);
+            }
+        }
+    }
 }
 
 fn translate<K: Watched>(event: watcher::Result<Event<K>>, metrics: &Metrics) -> Told {
@@ -189,25 +196,6 @@ fn read<K: Watched>(item: K, metrics: &Metrics) -> Result<Option<Object>, Malfor
     })
 }
 
-/// A client of its own for each watch: what it is answered tells whether that watch is connected, which the watcher
-/// itself does not tell when it resumes.
-fn watch_client(
-    config: &kube::Config,
-    what: &'static str,
-    ready: &Ready,
-    metrics: &Metrics,
-) -> Result<Client, KubernetesError> {
-    let (ready, metrics) = (ready.clone(), metrics.clone());
-    let observe = MapResultLayer::new(move |answer: Result<Response<Box<DynBody>>, tower::BoxError>| {
-        if answer.as_ref().is_ok_and(|response| response.status().is_success()) {
-            ready.mend(what);
-            metrics.watch_up(what, true);
-        }
-        answer
-    });
-    Ok(ClientBuilder::try_from(config.clone())?.with_layer(&observe).build::<Box<DynBody>>())
-}
-
 /// `meanwhile` tells what becomes of requests.
 fn lost(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str, meanwhile: &str) {
     tracing::warn!(resource = what, fault, "the watch is broken: {meanwhile}; trying again");
@@ -233,10 +221,6 @@ fn fault(error: &watcher::Error, rights: &str) -> String {
         403 => format!("{text}; the bastion's account needs {rights}"),
         _ => text,
     }
-}
-
-fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 #[cfg(test)]

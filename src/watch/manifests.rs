@@ -4,13 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched};
+use super::{Change, Feed};
 use crate::authorize::{Rules, RulesBuilder};
-use crate::cluster::{Kind, Object, Writer};
+use crate::cluster::{Kind, Object};
 use crate::identify::StaticTokens;
 use crate::metrics::Metrics;
 use crate::ready::{Hold, Ready};
@@ -18,6 +21,8 @@ use crate::tls::FileWatch;
 
 /// The name under which this source stands in `/readyz` and in the metrics.
 const MANIFESTS: &str = "manifests";
+/// In the order in which they are sent.
+const KINDS: [Kind; 4] = Kind::ALL;
 const NAMESPACED: [&str; 5] = ["Pod", "Service", "EndpointSlice", "Role", "RoleBinding"];
 
 /// The API of the kinds that are used here. Others have kinds of the same name, as Knative has a `Service`.
@@ -49,7 +54,8 @@ pub struct Manifests {
     token_file: Option<PathBuf>,
     pub tokens: Arc<StaticTokens>,
     pub rules: Arc<ArcSwap<Rules>>,
-    objects: Vec<(Kind, Object)>,
+    /// Read and not sent to the index yet.
+    objects: Option<Vec<(Kind, Object)>>,
     /// Made before the first reading, so that no change is missed between the two.
     changes: FileWatch,
 }
@@ -62,38 +68,51 @@ impl Manifests {
     pub fn load(directory: PathBuf, token_file: Option<PathBuf>) -> Result<Self, ManifestError> {
         let changes = FileWatch::new([Some(&directory), token_file.as_ref()].into_iter().flatten().cloned().collect());
         let mut manifests =
-            Self { directory, token_file, tokens: Arc::default(), rules: Arc::default(), objects: Vec::new(), changes };
+            Self { directory, token_file, tokens: Arc::default(), rules: Arc::default(), objects: None, changes };
         manifests.read()?;
         Ok(manifests)
     }
 
-    /// What keeps the bastion unready until the first facts are in.
-    pub fn hold(ready: &Ready) -> Hold {
-        ready.hold(MANIFESTS)
+    /// What keeps the bastion unready until the first facts are in: until the last of the kinds is.
+    pub fn hold(ready: &Ready) -> (Kind, Hold) {
+        (KINDS[KINDS.len() - 1], ready.hold(MANIFESTS))
     }
 
-    /// Tells `writer` what was read, and again whenever a file changes. A file that breaks changes nothing: the last
-    /// good state serves, and `/readyz`, the log and a metric say so.
-    pub async fn run(mut self, mut writer: Writer, hold: Hold, ready: Ready, metrics: Metrics) {
-        let mut hold = Some(hold);
+    /// Makes the task that sends what was read, and again whenever a file changes. A file that breaks changes nothing: the
+    /// last good state serves, and `/readyz`, the log and a metric say so.
+    pub fn follow(
+        self,
+        feed: Feed,
+        ready: Ready,
+        metrics: Metrics,
+    ) -> impl FnMut() -> BoxFuture<'static, ()> + Send + 'static {
+        // Shared by the runs of the task, one at a time: what has been read and not sent yet outlives one that breaks.
+        let manifests = Arc::new(tokio::sync::Mutex::new(self));
+        move || {
+            let (manifests, feed, ready, metrics) =
+                (Arc::clone(&manifests), feed.clone(), ready.clone(), metrics.clone());
+            async move { manifests.lock().await.run(&feed, &ready, &metrics).await }.boxed()
+        }
+    }
+
+    async fn run(&mut self, feed: &Feed, ready: &Ready, metrics: &Metrics) {
         loop {
-            for kind in Kind::ALL {
-                let objects = self.objects.extract_if(.., |(found, _)| *found == kind).map(|(_, object)| object);
-                writer.reset(kind, objects.collect());
+            if let Some(mut objects) = self.objects.take() {
+                for kind in KINDS {
+                    let objects = objects.extract_if(.., |(found, _)| *found == kind).map(|(_, object)| object);
+                    feed.send(Change::Reset(kind, objects.collect())).await;
+                }
+                metrics.watch_event(MANIFESTS);
+                metrics.watch_up(MANIFESTS, true);
+                ready.mend(MANIFESTS);
             }
-            metrics.watch_event(MANIFESTS);
-            metrics.watch_up(MANIFESTS, true);
-            ready.mend(MANIFESTS);
-            drop(hold.take());
-            loop {
-                self.changes.changed().await;
-                match self.read() {
-                    Ok(()) => break tracing::info!(directory = ?self.directory, "the manifests changed and were read"),
-                    Err(error) => {
-                        tracing::error!(%error, "the manifests changed and cannot be used; the last good ones serve");
-                        metrics.watch_up(MANIFESTS, false);
-                        ready.impair(MANIFESTS, error.to_string());
-                    }
+            self.changes.changed().await;
+            match self.read() {
+                Ok(()) => tracing::info!(directory = ?self.directory, "the manifests changed and were read"),
+                Err(error) => {
+                    tracing::error!(%error, "the manifests changed and cannot be used; the last good ones serve");
+                    metrics.watch_up(MANIFESTS, false);
+                    ready.impair(MANIFESTS, error.to_string());
                 }
             }
         }
@@ -117,7 +136,7 @@ impl Manifests {
             self.tokens.replace(&read(path)?).map_err(tokens)?;
         }
         self.rules.store(Arc::new(found.rules.build()));
-        self.objects = found.objects;
+        self.objects = Some(found.objects);
         Ok(())
     }
 }
@@ -210,7 +229,7 @@ fn parse<T: DeserializeOwned>(document: Value) -> Result<T, String> {
 mod tests {
     use super::*;
     use crate::authorize::Decision;
-    use crate::cluster::Cluster;
+    use crate::cluster::{Cluster, Writer};
     use crate::model::address::AddressPolicy;
     use crate::model::{Attributes, Identity, Verb};
     use prometheus_client::registry::Registry;
@@ -243,7 +262,7 @@ mod tests {
         std::fs::write(folder.path().join("README.md"), "not YAML: [").unwrap();
         std::fs::write(folder.path().join(".hidden.yaml"), "[").unwrap();
         let manifests = Manifests::load(folder.path().into(), None).unwrap();
-        let kinds: Vec<_> = manifests.objects.iter().map(|(kind, _)| *kind).collect();
+        let kinds: Vec<_> = manifests.objects.as_ref().unwrap().iter().map(|(kind, _)| *kind).collect();
         assert_eq!(kinds, [Kind::Pod, Kind::Node]);
     }
 
@@ -262,7 +281,7 @@ mod tests {
 ";
         std::fs::write(folder.path().join("a.yaml"), text).unwrap();
         let manifests = Manifests::load(folder.path().into(), None).unwrap();
-        let kinds: Vec<_> = manifests.objects.iter().map(|(kind, _)| *kind).collect();
+        let kinds: Vec<_> = manifests.objects.as_ref().unwrap().iter().map(|(kind, _)| *kind).collect();
         assert_eq!(kinds, [Kind::Service, Kind::EndpointSlice, Kind::Node]);
     }
 
@@ -274,7 +293,7 @@ mod tests {
         let (cluster, writer) = Cluster::new(AddressPolicy::default(), false);
         let (ready, metrics) = (Ready::default(), Metrics::new(&mut Registry::default()));
         let manifests = Manifests::load(folder.path().into(), None).unwrap();
-        tokio::spawn(manifests.run(writer, Manifests::hold(&ready), ready.clone(), metrics));
+        run(manifests, writer, &ready, &metrics);
         eventually(|| cluster.pod("default", "p").is_some()).await;
 
         std::fs::write(&file, "kind: [").unwrap();
@@ -304,7 +323,7 @@ subjects: [{kind: User, name: jane}]
         let (ready, metrics) = (Ready::default(), Metrics::new(&mut Registry::default()));
         let manifests = Manifests::load(folder.path().join("m"), Some(file.clone())).unwrap();
         let (tokens, rules) = (Arc::clone(&manifests.tokens), Arc::clone(&manifests.rules));
-        tokio::spawn(manifests.run(writer, Manifests::hold(&ready), ready.clone(), metrics));
+        run(manifests, writer, &ready, &metrics);
         let may = || {
             let jane = Identity::new("jane", "1", Vec::new(), Default::default());
             let attributes = Attributes {
@@ -333,6 +352,12 @@ subjects: [{kind: User, name: jane}]
         std::fs::write(&file, "newer,jane,1\n").unwrap();
         eventually(|| knows("newer")).await;
         assert!(!ready.report().1.contains("[!]"));
+    }
+
+    fn run(manifests: Manifests, writer: Writer, ready: &Ready, metrics: &Metrics) {
+        let (feed, index) = crate::watch::feed(writer, vec![Manifests::hold(ready)], metrics);
+        tokio::spawn(index.run());
+        tokio::spawn(manifests.follow(feed, ready.clone(), metrics.clone())());
     }
 
     async fn eventually(mut is: impl FnMut() -> bool) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
@@ -13,8 +13,10 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+use super::client::Bounded;
 use super::*;
 use crate::cluster::Cluster;
+use crate::drain::Drain;
 use crate::model::address::AddressPolicy;
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
@@ -44,15 +46,18 @@ impl Bench {
             heard.lock().unwrap().push(request.uri().to_string());
             let (sender, answer) = tokio::sync::oneshot::channel();
             hand_on.send(sender).unwrap();
-            async move { answer.await.map_err(|_| "the test is over") }
+            async move { answer.await.map_err(|_| tower::BoxError::from("the test is over")) }
         });
 
         let (cluster, writer) = Cluster::new(AddressPolicy::default(), false);
         let (ready, mut registry) = (Ready::default(), Registry::default());
         let metrics = Metrics::new(&mut registry);
-        let told = told::<K>(Client::new(service, "default"), &metrics);
+        let health = Health { watch: K::KIND.plural(), ready: ready.clone(), metrics: metrics.clone() };
         let holds = vec![(K::KIND, ready.hold(K::KIND.plural()))];
-        tokio::spawn(KubernetesWatch { told, holds, ready: ready.clone(), metrics }.run(writer));
+        let (feed, index) = crate::watch::feed(writer, holds, &metrics);
+        tokio::spawn(index.run());
+        let client = Client::new(Bounded { inner: service, health }, "default");
+        tokio::spawn(run::<K>(client, feed, ready.clone(), metrics));
         Self { cluster, ready, registry, answers, asked }
     }
 
@@ -209,4 +214,60 @@ async fn only_where_the_api_refuses_rights_are_asked_for() {
         assert!(report.contains("[-]pods pending") && report.contains(hint), "{code}: {report}");
         assert!(!hint.is_empty() || !report.contains("bastion's"), "{code}: {report}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_list_fails_at_its_deadline_and_is_asked_again() {
+    let bench = Bench::of::<SlimPod>();
+    // The first page's head comes, its body never ends.
+    let hung = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Infallible>>());
+    bench.answer(Response::new(BodyExt::boxed_unsync(hung)));
+    eventually(|| bench.ready.report().1.contains("did not answer within 60s")).await;
+    assert!(bench.metrics().contains(r#"watch_up{resource="pods"} 0"#), "{}", bench.metrics());
+    bench.answer(page(&[pod("a")], ""));
+    eventually(|| bench.pods() == "a").await;
+    assert!(bench.ready.report().0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_watch_is_noticed_and_resumed() {
+    let bench = Bench::of::<SlimPod>();
+    bench.answer(page(&[pod("a")], ""));
+    bench.answer(watch(&[]));
+    bench.asks(&["watch=true"]).await;
+    eventually(|| bench.metrics().contains(r#"watch_up{resource="pods"} 1"#)).await;
+    // kube's own idle timeout (295 s) would resume without a word.
+    eventually(|| bench.ready.report().1.contains("[!]pods impaired")).await;
+    assert!(bench.metrics().contains(r#"watch_up{resource="pods"} 0"#), "{}", bench.metrics());
+    // It resumes from where it stood, and says so.
+    bench.answer(watch(&[("ADDED", pod("b"))]));
+    eventually(|| bench.pods() == "ab").await;
+    assert!(bench.metrics().contains(r#"watch_up{resource="pods"} 1"#) && !bench.ready.report().1.contains("[!]"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_list_holds_up_no_other_watch() {
+    // The API never answers about pods.
+    let service = tower::service_fn(async |request: Request<kube::client::Body>| {
+        let uri = request.uri().to_string();
+        if uri.contains("/pods") || uri.contains("watch=true") {
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, tower::BoxError>(page(&[], ""))
+    });
+    let (_cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+    let (ready, mut registry) = (Ready::default(), Registry::default());
+    let metrics = Metrics::new(&mut registry);
+    let (feed, index) = crate::watch::feed(writer, KubernetesWatch::holds(&ready), &metrics);
+    let mut supervisor = Supervisor::new(ready.clone(), metrics.clone(), Drain::default());
+    supervisor.fatal("index", index.run());
+    let client = |kind: Kind| {
+        let health = Health { watch: kind.plural(), ready: ready.clone(), metrics: metrics.clone() };
+        Client::new(Bounded { inner: service, health }, "default")
+    };
+    let clients = Kind::ALL.map(client);
+    KubernetesWatch { clients, ready: ready.clone(), metrics: metrics.clone() }.start(&feed, &mut supervisor);
+    let others = ["[+]nodes ok", "[+]services ok", "[+]endpointslices ok"];
+    eventually(|| others.iter().all(|line| ready.report().1.contains(line))).await;
+    assert!(ready.report().1.contains("[-]pods pending"), "{}", ready.report().1);
 }

@@ -1,18 +1,21 @@
 //! Whose word counts: the CAs of client certificates and what is known of front proxies, as the cluster publishes them.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use http::header::HeaderName;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 
-use super::{KubernetesError, SERVES, UNREADY, fault, lost, watch_client};
+use super::{Health, KubernetesError, SERVES, UNREADY, fault, lost, watch_client};
 use crate::identify::{FrontProxy, Names};
 use crate::metrics::Metrics;
-use crate::ready::Ready;
+use crate::ready::{Hold, Ready};
 use crate::tls::ClientCas;
 
 /// Where every cluster publishes how it authenticates, for those to whom it delegates.
@@ -23,7 +26,7 @@ const AUTHENTICATION: &str = "authentication";
 const RIGHTS: &str = "the Role extension-apiserver-authentication-reader in kube-system";
 
 /// Whose word counts, as the cluster publishes it for those to whom it delegates.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Trusted {
     /// None where the configuration says which CAs count.
     pub client_cas: Option<ClientCas>,
@@ -31,7 +34,7 @@ pub struct Trusted {
 }
 
 impl Trusted {
-    /// Follows what is published.
+    /// Makes the task that follows what is published.
     ///
     /// # Errors
     /// Where the credentials of the configuration cannot be loaded.
@@ -40,37 +43,40 @@ impl Trusted {
         config: &kube::Config,
         ready: &Ready,
         metrics: &Metrics,
-    ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, KubernetesError> {
-        let client = watch_client(config, AUTHENTICATION, ready, metrics)?;
+    ) -> Result<impl FnMut() -> BoxFuture<'static, ()> + Send + 'static + use<>, KubernetesError> {
+        let health = Health { watch: AUTHENTICATION, ready: ready.clone(), metrics: metrics.clone() };
+        let client = watch_client(config, health.clone())?;
         let api = Api::<ConfigMap>::namespaced(client, AUTHENTICATION_NAMESPACE);
+        // Shared by the runs of the task, so that one that breaks does not make the bastion ready.
+        let hold = Arc::new(Mutex::new(Some(ready.hold(AUTHENTICATION))));
+        Ok(move || self.clone().run(api.clone(), Arc::clone(&hold), health.clone()).boxed())
+    }
+
+    async fn run(self, api: Api<ConfigMap>, hold: Arc<Mutex<Option<Hold>>>, health: Health) {
+        let release = || drop(hold.lock().unwrap_or_else(PoisonError::into_inner).take());
         let only = watcher::Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
-        let mut hold = Some(ready.hold(AUTHENTICATION));
-        let (ready, metrics) = (ready.clone(), metrics.clone());
-        Ok(async move {
-            let mut events = watcher::watcher(api, only).default_backoff().boxed();
-            loop {
-                match events.try_next().await {
-                    Ok(Some(Event::Apply(map) | Event::InitApply(map))) => self.take(&map.data.unwrap_or_default()),
-                    Ok(Some(Event::InitDone)) => drop(hold.take()),
-                    // Without the map no new CA is trusted, and the old ones are: the cluster lost a piece, not its CA.
-                    Ok(Some(Event::Init | Event::Delete(_))) => {}
-                    Ok(None) => return,
-                    Err(error) => {
-                        // With CAs of its own the bastion can do without: only front proxies are then not known.
-                        let optional = self.client_cas.is_none();
-                        let meanwhile = match &hold {
-                            None => SERVES,
-                            Some(_) if optional => "front proxies identify nobody until the API answers",
-                            Some(_) => UNREADY,
-                        };
-                        lost(&ready, &metrics, AUTHENTICATION, &fault(&error, RIGHTS), meanwhile);
-                        if optional {
-                            drop(hold.take());
-                        }
+        let mut events = pin!(watcher::watcher(api, only).default_backoff());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Apply(map) | Event::InitApply(map)) => self.take(&map.data.unwrap_or_default()),
+                Ok(Event::InitDone) => release(),
+                // Without the map no new CA is trusted, and the old ones are: the cluster lost a piece, not its CA.
+                Ok(Event::Init | Event::Delete(_)) => {}
+                Err(error) => {
+                    // With CAs of its own the bastion can do without: only front proxies are then not known.
+                    let optional = self.client_cas.is_none();
+                    let meanwhile = match health.ready.is_pending(AUTHENTICATION) {
+                        false => SERVES,
+                        true if optional => "front proxies identify nobody until the API answers",
+                        true => UNREADY,
+                    };
+                    lost(&health.ready, &health.metrics, AUTHENTICATION, &fault(&error, RIGHTS), meanwhile);
+                    if optional {
+                        release();
                     }
                 }
             }
-        })
+        }
     }
 
     fn take(&self, published: &BTreeMap<String, String>) {

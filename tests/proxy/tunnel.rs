@@ -1,0 +1,80 @@
+//! Tunnels end when their callers may open them no longer.
+
+use anyhow::{Result, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use crate::support::eventually;
+use crate::{Bench, PREFIX, read_until};
+
+/// Both ends of an open tunnel.
+struct Open {
+    client: TlsStream<TcpStream>,
+    backend: TcpStream,
+}
+
+impl Open {
+    async fn new(bench: &Bench, token: &str) -> Result<Self> {
+        let mut client = bench.client().await?;
+        let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+        let head = format!("GET {PREFIX}/ HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{upgrade}\r\n");
+        client.write_all(head.as_bytes()).await?;
+        let (mut backend, _) = bench.accept().await?;
+        backend.write_all(format!("HTTP/1.1 101 Switching Protocols\r\n{upgrade}\r\n").as_bytes()).await?;
+        read_until(&mut client, "\r\n\r\n").await?;
+        let mut open = Self { client, backend };
+        open.passes().await?;
+        Ok(open)
+    }
+
+    async fn passes(&mut self) -> Result<()> {
+        self.client.write_all(b"ping").await?;
+        ensure!(read_until(&mut self.backend, "ping").await? == "ping");
+        self.backend.write_all(b"pong").await?;
+        ensure!(read_until(&mut self.client, "pong").await? == "pong");
+        Ok(())
+    }
+
+    /// Waits until both ends are closed.
+    async fn ends(mut self) {
+        let (mut client, mut backend) = (Vec::new(), Vec::new());
+        let _ = tokio::join!(self.client.read_to_end(&mut client), self.backend.read_to_end(&mut backend));
+    }
+}
+
+const SHORT_TTLS: [&str; 2] =
+    ["--authentication-token-webhook-cache-ttl=1s", "--authorization-webhook-cache-authorized-ttl=1s"];
+
+#[tokio::test]
+async fn a_tunnel_ends_with_the_right_to_it_and_others_stay_open() -> Result<()> {
+    let bench = Bench::with(&SHORT_TTLS).await?;
+    let (readers, mut masters) = (Open::new(&bench, "r").await?, Open::new(&bench, "t").await?);
+    let file = bench.folder.path().join("manifests/all.yaml");
+    let manifests = std::fs::read_to_string(&file)?;
+    std::fs::write(&file, manifests.replace("{kind: User, name: reader}", "{kind: User, name: somebody-else}"))?;
+    readers.ends().await;
+    masters.passes().await?;
+    closed(&bench, "permit_revoked").await
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_with_its_credential() -> Result<()> {
+    let bench = Bench::with(&SHORT_TTLS).await?;
+    let open = Open::new(&bench, "r").await?;
+    std::fs::write(bench.folder.path().join("tokens"), "t,jane,1,\"system:masters\"\n")?;
+    open.ends().await;
+    closed(&bench, "permit_revoked").await
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_at_its_maximum_age() -> Result<()> {
+    let bench = Bench::serving("tunnelMaxAge: 1s", &[]).await?;
+    Open::new(&bench, "t").await?.ends().await;
+    closed(&bench, "max_age").await
+}
+
+async fn closed(bench: &Bench, reason: &str) -> Result<()> {
+    let counted = format!(r#"kube_bastion_tunnels_closed_total{{reason="{reason}"}} 1"#);
+    eventually("the metric to count it", async || Ok(bench.bastion.metrics().await?.contains(&counted))).await
+}
