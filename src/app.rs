@@ -43,6 +43,9 @@ use worker::{Port, Shared};
 
 /// How often the bastion's own token is read again: it rotates within the hour.
 const TOKEN_INTERVAL: Duration = Duration::from_mins(1);
+/// How often ejected endpoints that are gone are forgotten. A request pays for each endpoint of its service while any is
+/// remembered, so this adds little to the minute that they are remembered at most.
+const BALANCE_SWEEP: Duration = Duration::from_secs(5);
 
 /// How often cached reviews are looked through for expired ones: a scan of all entries, which holds one shard's lock at
 /// a time for less than a millisecond.
@@ -319,7 +322,7 @@ impl Setup<'_> {
 
     /// What the workers have in common.
     fn shared(
-        &self,
+        &mut self,
         stages: Arc<Stages>,
         kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
         addresses: Addresses,
@@ -333,12 +336,15 @@ impl Setup<'_> {
             itself: Itself::new(own.into_iter().flatten()),
             failures: self.metrics.dial_failures.clone(),
         };
+        let balance = Arc::new(Balance::new(self.metrics.ejections.clone()));
+        let swept = Arc::clone(&balance);
+        self.supervisor.restart("sweep-ejections", move || sweep_balance(Arc::clone(&swept)));
         let access = || AccessLog::start(config.log.format, std::io::stdout(), drain.clone());
         let access = config.log.access.then(access).transpose()?;
         Ok(Shared {
             stages,
             dialer: Arc::new(dialer),
-            balance: Arc::new(Balance::default()),
+            balance,
             kubelet_token,
             limits: Limits {
                 handshake_timeout: config.serving.handshake_timeout,
@@ -435,6 +441,13 @@ async fn purge_caches((tokens, reviews): (Arc<TokenReviews>, Arc<Reviews>)) {
         tokio::time::sleep(PURGE_INTERVAL).await;
         tokens.purge();
         reviews.purge();
+    }
+}
+
+async fn sweep_balance(balance: Arc<Balance>) {
+    loop {
+        tokio::time::sleep(BALANCE_SWEEP).await;
+        balance.sweep();
     }
 }
 

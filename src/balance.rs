@@ -1,118 +1,130 @@
-//! Which endpoint now? Strict round-robin per service port; endpoints that just failed rest for a short, growing
-//! time while others can serve (CONFORMANCE C50).
+//! Load balancing: strict round-robin per service port. Ejected endpoints get no requests while others can serve
+//! (CONFORMANCE C50).
+
+mod ejection;
+mod health;
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use dashmap::DashMap;
 
 use crate::cluster::Affinity;
+use crate::metrics::EjectionMetrics;
 use crate::model::Endpoint;
-use crate::resolve::Candidates;
+use crate::resolve::{Candidates, Transport};
+use ejection::{Ejections, Reason};
+pub use health::Health;
 
-/// How long an endpoint rests after its first failure; each further one doubles it.
-const FIRST_REST: Duration = Duration::from_secs(1);
-/// The longest rest, and how long a failure is held against an endpoint that nobody tried since.
-const LONGEST_REST: Duration = Duration::from_secs(30);
-/// With more endpoints than this unwell, those that rested out long ago are forgotten.
-const MANY: usize = 1024;
+/// An endpoint as it is connected to. What is learned by one transport says nothing about another: a caller can ask a
+/// plain HTTP endpoint for HTTPS, and its failure must not steer the requests of other callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointKey {
+    pub address: SocketAddr,
+    pub transport: Transport,
+}
 
-/// Knows which endpoints are unwell. One per process, so that what one worker learns spares the others.
-#[derive(Debug, Default)]
+/// Selects endpoints and tracks ejected ones. One per process, so that what one worker learns spares the others.
+///
+/// Nothing is recorded for a target without a choice of endpoints: it has to be tried anyway.
+#[derive(Debug)]
 pub struct Balance {
-    unwell: DashMap<SocketAddr, Rest>,
-    /// The size of `unwell`, so that the common case, nobody is, costs one load.
-    count: AtomicUsize,
+    ejections: Ejections,
+    /// Endpoints that some worker has connections or requests at.
+    health: DashMap<EndpointKey, Arc<Health>>,
+    started: Instant,
     hasher: RandomState,
 }
 
-#[derive(Debug)]
-struct Rest {
-    failures: u32,
-    until: Instant,
-    /// It had rested out, and one request is trying it.
-    tried: bool,
-}
-
 impl Balance {
+    pub fn new(metrics: EjectionMetrics) -> Self {
+        Self {
+            ejections: Ejections::new(metrics),
+            health: DashMap::default(),
+            started: Instant::now(),
+            hasher: RandomState::default(),
+        }
+    }
+
     /// The order in which to try the candidates for one request. Takes a turn of the rotation.
-    pub fn order<'r>(&self, candidates: &'r Candidates, client: IpAddr) -> Order<'r> {
+    pub fn order<'r>(&self, candidates: &'r Candidates, transport: Transport, client: IpAddr) -> Order<'r> {
+        self.order_at(candidates, transport, client, Instant::now)
+    }
+
+    fn order_at<'r>(
+        &self,
+        candidates: &'r Candidates,
+        transport: Transport,
+        client: IpAddr,
+        now: impl FnOnce() -> Instant,
+    ) -> Order<'r> {
         let endpoints = candidates.endpoints();
-        let awake = self.awake(endpoints);
-        let among = awake.as_ref().map_or(endpoints.len(), |order| order.awake);
+        // The common case, none is ejected, costs one load.
+        let now = (endpoints.len() > 1 && !self.ejections.is_empty()).then(now);
+        let healthy = now.and_then(|now| self.healthy(endpoints, transport, now));
+        let among = healthy.as_ref().map_or(endpoints.len(), |order| order.healthy);
         let turn = match candidates {
             Candidates::One(_) => 0,
             Candidates::Port { rotation, affinity: Affinity::None, .. } => rotation.advance() % among,
             Candidates::Port { affinity: Affinity::ClientIp, .. } => self.home(
                 client,
-                (0..among).map(|i| awake.as_ref().map_or(&endpoints[i], |order| &endpoints[order.indices[i]]).address),
+                (0..among)
+                    .map(|i| healthy.as_ref().map_or(&endpoints[i], |order| &endpoints[order.indices[i]]).address),
             ),
         };
-        let indices = awake.map(|mut order| {
+        let indices = healthy.map(|mut order| {
             order.indices[..among].rotate_left(turn);
             order.indices
         });
         let order = Order { endpoints, turn, indices, taken: 0 };
-        if self.count.load(Ordering::Relaxed) > 0
-            && let Some(first) = order.clone().next()
-        {
-            self.tries(first.address);
+        if let (Some(now), Some(first)) = (now, order.peek()) {
+            self.ejections.probe(EndpointKey { address: first.address, transport }, now);
         }
         order
     }
 
-    /// An endpoint could not be dialled, or broke before it answered: it rests, the longer the more often. Requests
-    /// that failed on it together are one failure.
-    pub fn failed(&self, endpoint: &Endpoint) {
-        let now = Instant::now();
-        let mut rest = self.unwell.entry(endpoint.address).or_insert(Rest { failures: 0, until: now, tried: true });
-        if rest.tried {
-            rest.until = now + FIRST_REST.saturating_mul(1 << rest.failures.min(8)).min(LONGEST_REST);
-            rest.failures += 1;
-            rest.tried = false;
-        }
-        drop(rest);
-        if self.unwell.len() > MANY {
-            self.unwell.retain(|_, rest| rest.until + LONGEST_REST > now);
-        }
-        self.count.store(self.unwell.len(), Ordering::Relaxed);
+    /// Ejects an endpoint to which no connection came about.
+    pub fn connect_failed(&self, key: EndpointKey) {
+        self.ejections.eject(key, Reason::Connect, Instant::now());
     }
 
-    /// An endpoint answered: what was held against it is forgotten.
-    pub fn succeeded(&self, endpoint: &Endpoint) {
-        if self.count.load(Ordering::Relaxed) > 0 && self.unwell.remove(&endpoint.address).is_some() {
-            self.count.store(self.unwell.len(), Ordering::Relaxed);
-        }
+    /// Ejects an endpoint on which requests wait and that answers none. To be called again while that is so.
+    pub fn stalled(&self, key: EndpointKey, now: Instant) {
+        self.ejections.eject(key, Reason::Stalled, now);
     }
 
-    /// None where all are awake, or none is: then the plain ring serves.
-    fn awake(&self, endpoints: &[Endpoint]) -> Option<Awake> {
-        if endpoints.len() < 2 || self.count.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let now = Instant::now();
-        let (mut indices, asleep): (Vec<_>, Vec<_>) =
-            (0..endpoints.len()).partition(|i| !self.rests(endpoints[*i].address, now));
-        let awake = indices.len();
-        indices.extend(asleep);
-        (1..endpoints.len()).contains(&awake).then_some(Awake { indices, awake })
+    /// An endpoint accepted a connection.
+    pub fn connected(&self, key: EndpointKey) {
+        self.ejections.connected(key);
     }
 
-    fn rests(&self, address: SocketAddr, now: Instant) -> bool {
-        self.unwell.get(&address).is_some_and(|rest| rest.until > now)
+    /// An endpoint answered a request.
+    pub fn answered(&self, key: EndpointKey) {
+        self.ejections.answered(key);
     }
 
-    /// An endpoint that has rested out is tried by one request; the others keep away a little longer.
-    fn tries(&self, address: SocketAddr) {
-        if let Some(mut rest) = self.unwell.get_mut(&address) {
-            let now = Instant::now();
-            if rest.until <= now {
-                rest.until = now + FIRST_REST;
-                rest.tried = true;
-            }
-        }
+    /// What all workers know of an endpoint's answers.
+    pub fn health(&self, key: EndpointKey) -> Arc<Health> {
+        Arc::clone(&self.health.entry(key).or_insert_with(|| Arc::new(Health::new(self.started))))
+    }
+
+    /// Forgets endpoints that are gone. To be called every few seconds, off the request path.
+    pub fn sweep(&self) {
+        self.ejections.sweep(Instant::now());
+        // Who else holds one is a worker with connections or requests there. A worker that asks for it in this very
+        // moment does so under the lock of the entry.
+        self.health.retain(|_, health| Arc::strong_count(health) > 1);
+    }
+
+    /// The healthy endpoints first. None where all are healthy, or none is: then the plain ring serves.
+    fn healthy(&self, endpoints: &[Endpoint], transport: Transport, now: Instant) -> Option<Healthy> {
+        let (mut indices, ejected): (Vec<_>, Vec<_>) = (0..endpoints.len())
+            .partition(|i| !self.ejections.contains(EndpointKey { address: endpoints[*i].address, transport }, now));
+        let healthy = indices.len();
+        indices.extend(ejected);
+        (1..endpoints.len()).contains(&healthy).then_some(Healthy { indices, healthy })
     }
 
     /// Where a client of a service with `sessionAffinity: ClientIP` is at home: the endpoint with the highest hash of
@@ -123,10 +135,10 @@ impl Balance {
     }
 }
 
-struct Awake {
-    /// Those awake first.
+struct Healthy {
+    /// The healthy ones first.
     indices: Vec<usize>,
-    awake: usize,
+    healthy: usize,
 }
 
 /// Endpoints in the order in which to try them, each once.
@@ -134,15 +146,13 @@ struct Awake {
 pub struct Order<'r> {
     endpoints: &'r [Endpoint],
     turn: usize,
-    /// Set where some rest: the order, those awake first.
+    /// Set where some are ejected: the order, the healthy ones first.
     indices: Option<Vec<usize>>,
     taken: usize,
 }
 
-impl<'r> Iterator for Order<'r> {
-    type Item = &'r Endpoint;
-
-    fn next(&mut self) -> Option<&'r Endpoint> {
+impl<'r> Order<'r> {
+    fn peek(&self) -> Option<&'r Endpoint> {
         if self.taken == self.endpoints.len() {
             return None;
         }
@@ -150,8 +160,17 @@ impl<'r> Iterator for Order<'r> {
             Some(indices) => indices[self.taken],
             None => (self.turn + self.taken) % self.endpoints.len(),
         };
-        self.taken += 1;
         Some(&self.endpoints[index])
+    }
+}
+
+impl<'r> Iterator for Order<'r> {
+    type Item = &'r Endpoint;
+
+    fn next(&mut self) -> Option<&'r Endpoint> {
+        let next = self.peek()?;
+        self.taken += 1;
+        Some(next)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -166,10 +185,18 @@ impl ExactSizeIterator for Order<'_> {}
 mod tests {
     use super::*;
     use std::collections::HashMap;
-    use std::sync::Arc;
+    use std::time::Duration;
+
+    fn balance() -> Balance {
+        Balance::new(EjectionMetrics::default())
+    }
 
     fn endpoint(last: u8) -> Endpoint {
         Endpoint { address: ([10, 0, 0, last], 80).into(), name: last.to_string().into() }
+    }
+
+    fn key(last: u8) -> EndpointKey {
+        EndpointKey { address: endpoint(last).address, transport: Transport::Http }
     }
 
     fn port(count: u8, affinity: Affinity) -> Candidates {
@@ -185,64 +212,84 @@ mod tests {
         order.map(|endpoint| &*endpoint.name).collect()
     }
 
+    fn orders(balance: &Balance, port: &Candidates, transport: Transport) -> [String; 4] {
+        [(); 4].map(|()| names(balance.order(port, transport, client(1))))
+    }
+
     #[test]
     fn every_request_takes_the_next_and_can_fall_back_on_all() {
-        let (balance, port) = (Balance::default(), port(3, Affinity::None));
-        let orders: Vec<_> = (0..4).map(|_| names(balance.order(&port, client(1)))).collect();
-        assert_eq!(orders, ["123", "231", "312", "123"]);
+        let (balance, port) = (balance(), port(3, Affinity::None));
+        assert_eq!(orders(&balance, &port, Transport::Http), ["123", "231", "312", "123"]);
     }
 
     #[test]
-    fn who_failed_rests_and_the_others_share_its_turns() {
-        let (balance, port) = (Balance::default(), port(3, Affinity::None));
-        balance.failed(&endpoint(2));
-        let orders: Vec<_> = (0..4).map(|_| names(balance.order(&port, client(1)))).collect();
-        assert_eq!(orders, ["132", "312", "132", "312"], "the resting one stands last, for when all else fails");
-        balance.succeeded(&endpoint(2));
-        assert_eq!(names(balance.order(&port, client(1))).len(), 3);
-        assert_eq!(balance.count.load(Ordering::Relaxed), 0);
+    fn an_ejected_endpoint_stands_last_and_the_others_share_its_turns() {
+        let (balance, port) = (balance(), port(3, Affinity::None));
+        balance.connect_failed(key(2));
+        assert_eq!(orders(&balance, &port, Transport::Http), ["132", "312", "132", "312"]);
+        balance.answered(key(2));
+        assert_eq!(orders(&balance, &port, Transport::Http), ["231", "312", "123", "231"]);
+        assert!(balance.ejections.is_empty());
     }
 
     #[test]
-    fn where_all_rest_all_are_tried() {
-        let (balance, port) = (Balance::default(), port(2, Affinity::None));
-        balance.failed(&endpoint(1));
-        balance.failed(&endpoint(2));
-        assert_eq!(names(balance.order(&port, client(1))), "12");
-    }
-
-    #[test]
-    fn rests_grow_and_failures_at_once_are_one() {
-        let (balance, address) = (Balance::default(), endpoint(1).address);
-        let mut lengths = Vec::new();
-        for _ in 0..7 {
-            let before = Instant::now();
-            balance.failed(&endpoint(1));
-            balance.failed(&endpoint(1));
-            let mut rest = balance.unwell.get_mut(&address).unwrap();
-            lengths.push((rest.until - before + Duration::from_millis(500)).as_secs());
-            // It rests out, and somebody tries it again.
-            rest.until = before;
-            drop(rest);
-            balance.tries(address);
+    fn transports_do_not_share_ejections() {
+        let (balance, port) = (balance(), port(3, Affinity::None));
+        for last in 1..=3 {
+            balance.connect_failed(EndpointKey { transport: Transport::Https, ..key(last) });
         }
-        assert_eq!(lengths, [1, 2, 4, 8, 16, 30, 30]);
+        balance.connect_failed(EndpointKey { transport: Transport::Https, ..key(2) });
+        assert_eq!(orders(&balance, &port, Transport::Http), ["123", "231", "312", "123"]);
     }
 
     #[test]
-    fn who_has_rested_out_is_tried_by_one() {
-        let (balance, port) = (Balance::default(), port(2, Affinity::None));
-        balance.failed(&endpoint(1));
-        balance.unwell.get_mut(&endpoint(1).address).unwrap().until = Instant::now();
-        let firsts: String = (0..4).map(|_| names(balance.order(&port, client(1))).remove(0)).collect();
-        assert_eq!(firsts, "1222", "the first tries it, the next keep away until it is known to be well");
+    fn where_all_are_ejected_the_plain_ring_serves() {
+        let (balance, port) = (balance(), port(2, Affinity::None));
+        balance.connect_failed(key(1));
+        balance.stalled(key(2), Instant::now());
+        assert_eq!(orders(&balance, &port, Transport::Http), ["12", "21", "12", "21"]);
+    }
+
+    #[test]
+    fn one_request_probes_an_endpoint_whose_ejection_has_ended() {
+        let (balance, port) = (balance(), port(2, Affinity::None));
+        balance.connect_failed(key(1));
+        let later = || Instant::now() + Duration::from_secs(1);
+        let first = || names(balance.order_at(&port, Transport::Http, client(1), later)).remove(0);
+        let firsts: String = (0..4).map(|_| first()).collect();
+        assert_eq!(firsts, "1222", "the others keep away until it is known to be healthy");
+    }
+
+    #[test]
+    fn the_sweep_forgets_endpoints_that_no_worker_uses() {
+        let balance = balance();
+        let used = balance.health(key(1));
+        drop(balance.health(key(2)));
+        balance.sweep();
+        assert_eq!(balance.health.len(), 1);
+        drop(used);
+        balance.sweep();
+        assert!(balance.health.is_empty());
+    }
+
+    #[test]
+    fn answers_of_any_worker_count_from_the_moment_they_came() {
+        let (balance, now) = (balance(), Instant::now());
+        let (mine, others) = (balance.health(key(1)), balance.health(key(1)));
+        assert!(!mine.has_answered_since(now));
+        others.publish_answer(now + Duration::from_secs(1));
+        others.publish_answer(now);
+        assert!(mine.has_answered_since(now + Duration::from_secs(1)));
+        assert!(!mine.has_answered_since(now + Duration::from_millis(1001)));
     }
 
     #[test]
     fn a_client_with_affinity_stays_and_moves_only_when_it_must() {
-        let balance = Balance::default();
+        let balance = balance();
         let (three, four) = (port(3, Affinity::ClientIp), port(4, Affinity::ClientIp));
-        let home = |candidates, last| balance.order(candidates, client(last)).next().unwrap().name.to_string();
+        let home = |candidates, last| {
+            balance.order(candidates, Transport::Http, client(last)).next().unwrap().name.to_string()
+        };
         let mut users: HashMap<String, u32> = HashMap::new();
         for last in 0..=255 {
             let at = home(&three, last);
@@ -252,7 +299,7 @@ mod tests {
             *users.entry(at).or_default() += 1;
         }
         assert!(users.len() == 3 && users.values().all(|count| *count > 40), "{users:?}");
-        balance.failed(&endpoint(1));
-        assert!((0..=255).all(|last| home(&three, last) != "1"), "who rests is nobody's home");
+        balance.connect_failed(key(1));
+        assert!((0..=255).all(|last| home(&three, last) != "1"), "an ejected endpoint has no clients");
     }
 }

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::address::AddressType;
 
-use values::{MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_REVIEWS, MAX_WORKERS};
+use values::{
+    MAX_ATTEMPTS, MAX_BUDGET_PER_SECOND, MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_PERCENT, MAX_REVIEWS, MAX_WORKERS,
+};
 pub use values::{parse_address, parse_duration, parse_log_level, parse_workers};
 
 /// The only version so far.
@@ -362,11 +364,12 @@ impl Default for Targets {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Upstream {
-    /// How long a connect may take where no other endpoint is left, as `30s`.
+    /// Time limit of one connect, TLS handshake included, to a pod, a node, or the only endpoint of a service, as `30s`.
+    /// Where endpoints can be chosen, `retry.connectDeadline` is the limit if it is shorter.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub dial_timeout: Duration,
-    /// How long a connect may take while another endpoint could serve instead, as `2s`.
+    /// Time limit of one connect, TLS handshake included, while another endpoint can be tried instead, as `2s`.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub failover_dial_timeout: Duration,
@@ -382,6 +385,14 @@ pub struct Upstream {
     #[serde(deserialize_with = "values::count::<_, 1, MAX_IDLE>")]
     #[schemars(range(min = 1, max = MAX_IDLE))]
     pub max_idle_per_endpoint: usize,
+    /// An endpoint of several that lets a request wait for the head of its response for longer than this, or than ten
+    /// times its own recent 99th percentile if that is longer, and that answers nothing meanwhile, gets no new requests
+    /// until it answers, as `1s`. A shorter limit skips a frozen endpoint earlier, a longer one tolerates longer pauses.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub slow_endpoint_timeout: Duration,
+    #[serde(deserialize_with = "values::or_default")]
+    pub retry: Retry,
 }
 
 impl Default for Upstream {
@@ -392,6 +403,48 @@ impl Default for Upstream {
             tls_handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(90),
             max_idle_per_endpoint: 256,
+            // Longer than a garbage collection or a CPU throttled for a few periods; shorter than what users wait for.
+            slow_endpoint_timeout: Duration::from_secs(1),
+            retry: Retry::default(),
+        }
+    }
+}
+
+/// Repetition of a request on another connection or endpoint.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Retry {
+    /// Endpoints tried per request, the first included, from 1 to 10. A reused connection that turns out to be closed
+    /// does not count.
+    #[serde(deserialize_with = "values::count::<_, 1, MAX_ATTEMPTS>")]
+    #[schemars(range(min = 1, max = MAX_ATTEMPTS))]
+    pub max_attempts: usize,
+    /// Total time that one request may spend connecting where endpoints can be chosen, as `10s`.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub connect_deadline: Duration,
+    /// Retries allowed per worker as a percentage of its requests of the last ten seconds, from 0 to 100, so that
+    /// retries cannot multiply the load of a service that is failing.
+    #[serde(deserialize_with = "values::count::<_, 0, MAX_PERCENT>")]
+    #[schemars(range(max = MAX_PERCENT))]
+    pub budget_percent: usize,
+    /// Retries allowed per worker and second however few requests there are, from 0 to 10000, so that quiet services
+    /// have failover too.
+    #[serde(deserialize_with = "values::count::<_, 0, MAX_BUDGET_PER_SECOND>")]
+    #[schemars(range(max = MAX_BUDGET_PER_SECOND))]
+    pub budget_min_per_second: usize,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            // One endpoint is gone, and the next goes in the same moment (a rolling restart): the third serves.
+            max_attempts: 3,
+            // Two attempts of `failoverDialTimeout` and six seconds for the last, below the usual 15 s of clients.
+            connect_deadline: Duration::from_secs(10),
+            // What Envoy and Linkerd take.
+            budget_percent: 20,
+            budget_min_per_second: 10,
         }
     }
 }
@@ -584,6 +637,8 @@ mod tests {
             ("serving:\n  tlsMinVersion: VersionTLS10\n", &["line 4", "VersionTLS10", "VersionTLS12"]),
             ("upstream:\n  dialTimeout: 30\n", &["line 4", "dialTimeout", "\"30\"", "30s"]),
             ("upstream:\n  maxIdlePerEndpoint: 0\n", &["line 4", "maxIdlePerEndpoint", "\"0\"", "from 1 to 65535"]),
+            ("upstream:\n  retry:\n    maxAttempts: 11\n", &["line 5", "maxAttempts", "\"11\"", "from 1 to 10"]),
+            ("upstream: {retry: {budgetPercent: 101}}\n", &["line 3", "budgetPercent", "from 0 to 100"]),
             ("serving:\n  workers: 1000000\n", &["line 4", "workers", "\"1000000\"", "from 0 to 1024"]),
             ("serving:\n  maxConnections: 99999999999\n", &["line 4", "maxConnections", "from 0 to 10000000"]),
             (

@@ -1,20 +1,23 @@
-//! The upstream side: sends a request to the endpoints of its route in the order of the balancer, streams bodies both
-//! ways, and carries upgrades.
+//! The upstream side: sends a request to the endpoints of its route in the order of the balancer, as often as the retry
+//! policy allows, streams bodies both ways, and carries upgrades.
 
 mod dial;
 mod executor;
 mod headers;
 mod interim;
 mod list;
+mod outstanding;
 mod pool;
 mod request;
 mod response;
+mod retry;
 mod upgrade;
 
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use http::request::Parts;
@@ -26,23 +29,26 @@ pub use dial::{DialError, Dialer, Itself};
 pub use executor::LocalExecutor;
 pub use headers::{Forwarded, clean_answer};
 pub use interim::{Interim, WithInterim};
-pub use pool::{MAX_HEADER_BYTES, Pool};
+pub use pool::{InvalidForm, MAX_HEADER_BYTES, Pool, STALL_CHECK};
 pub use response::Upstream;
+pub use retry::{RetryPolicy, RetrySafety};
 pub use upgrade::{Tunnel, Upgrade, Upgraded};
 
 use crate::authorize::Permit;
-use crate::balance::Balance;
+use crate::balance::{Balance, EndpointKey};
 use crate::model::Endpoint;
 use crate::resolve::{Route, Transport};
 use dial::Protocol;
-use pool::{Connection, Key};
-use request::{Replay, RequestBody};
+use pool::{Connection, SendError};
+use request::{Pending, Replay};
+use retry::{Attempts, Decision, Failure};
 
 /// The stage. One per worker; what workers share of it stands behind `Arc`s.
 #[derive(Debug)]
 pub struct Forward {
     pub pool: Rc<Pool>,
     pub balance: Arc<Balance>,
+    pub retry: RetryPolicy,
     /// `Bearer …` of the bastion's own account, shown to kubelets whose certificate was verified, where no client
     /// certificate is configured (CONFORMANCE C32). Replaced when the token rotates.
     pub kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
@@ -59,15 +65,31 @@ pub struct Outgoing {
     pub interim: Option<Interim>,
 }
 
-/// Why no endpoint answered.
+/// Who is to blame for an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The client left, or sent what it may not.
+    Client,
+    /// The endpoint is not there, broke off, or answered what it may not.
+    Upstream,
+    /// A fault of this program.
+    Bastion,
+}
+
+/// Why no endpoint answered. [`Self::blame`] says whose fault it is, [`Self::retry_safety`] whether the request may be sent
+/// again.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
     /// No endpoint could be dialled; in the order in which they were tried.
     #[error("{}", join(.0))]
     Dial(Vec<DialError>),
-    /// The endpoint broke off before it answered. Part of the request may have reached it.
+    /// The endpoint broke off before it answered, or its answer was not HTTP. `safety` says how much of the request may
+    /// have reached it.
     #[error("{address}: {source}")]
-    Broken { address: std::net::SocketAddr, source: hyper::Error },
+    Broken { address: std::net::SocketAddr, source: hyper::Error, safety: RetrySafety },
+    /// The request cannot be written in the protocol of its connection.
+    #[error("the request has no form in the protocol of the endpoint: {0}")]
+    Form(#[from] InvalidForm),
     /// The client broke off its request.
     #[error("the request's body broke off: {0}")]
     Client(hyper::Error),
@@ -82,6 +104,45 @@ pub enum ForwardError {
     InvalidAccept,
 }
 
+impl ForwardError {
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Client(_) => Blame::Client,
+            Self::Form(_) => Blame::Bastion,
+            Self::Dial(_)
+            | Self::Broken { .. }
+            | Self::InvalidUpgrade(_)
+            | Self::UnaskedUpgrade(_)
+            | Self::InvalidAccept => Blame::Upstream,
+        }
+    }
+
+    pub fn retry_safety(&self) -> RetrySafety {
+        match self {
+            Self::Dial(_) => RetrySafety::Unsent,
+            Self::Broken { safety, .. } => *safety,
+            // The client is gone; what cannot be written once cannot be written again; an answer is an answer, also one
+            // that must not be passed on.
+            Self::Client(_)
+            | Self::Form(_)
+            | Self::InvalidUpgrade(_)
+            | Self::UnaskedUpgrade(_)
+            | Self::InvalidAccept => RetrySafety::Never,
+        }
+    }
+
+    /// Adds the dials that failed before the last one.
+    fn after(self, mut earlier: Vec<DialError>) -> Self {
+        match self {
+            Self::Dial(last) => {
+                earlier.extend(last);
+                Self::Dial(earlier)
+            }
+            error => error,
+        }
+    }
+}
+
 fn join(errors: &[DialError]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
@@ -93,6 +154,20 @@ struct Exchange {
     endpoint: Endpoint,
 }
 
+/// One attempt at a request.
+#[derive(Clone, Copy, Debug)]
+struct Attempt<'a> {
+    key: EndpointKey,
+    protocol: Protocol,
+    /// An open connection will do.
+    reuse: bool,
+    /// The route has several endpoints.
+    choice: bool,
+    /// Some of them are left behind this one.
+    others: bool,
+    interim: Option<&'a Interim>,
+}
+
 /// What an endpoint answered, and which it was.
 #[derive(Debug)]
 pub struct Answer {
@@ -101,7 +176,8 @@ pub struct Answer {
 }
 
 impl Forward {
-    /// Sends the request to the first endpoint that takes it. The permit proves that the caller may.
+    /// Sends the request to the first endpoint that takes it. The permit proves that the caller may. `dialed` is set to each
+    /// endpoint as it is tried, so that it is known whatever becomes of the request.
     ///
     /// # Errors
     /// [`ForwardError`] where no endpoint answered.
@@ -111,8 +187,10 @@ impl Forward {
         route: &Route,
         outgoing: Outgoing,
         client: IpAddr,
+        dialed: &mut Option<Endpoint>,
     ) -> Result<Answer, ForwardError> {
-        let Exchange { response, connection, endpoint } = self.exchange(route, outgoing, client, Protocol::Any).await?;
+        let exchanged = self.exchange(route, outgoing, client, Protocol::Any, dialed).await?;
+        let Exchange { response, connection, endpoint } = exchanged;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // What follows is no HTTP, and nobody asked for it: the connection ends here (CVE-2018-1002105).
             let to = response.headers().get(header::UPGRADE).and_then(|to| to.to_str().ok()).unwrap_or_default();
@@ -122,10 +200,12 @@ impl Forward {
         Ok(Answer { response, endpoint })
     }
 
-    /// Asks an endpoint to upgrade, on a connection of its own. `client` is the upgrade of the client's connection.
+    /// Asks an endpoint to upgrade, on a connection of its own. `on_client` is the upgrade of the client's connection;
+    /// `dialed` as in [`Self::send`].
     ///
     /// # Errors
     /// [`ForwardError`] where no endpoint answered, or not as it should.
+    #[expect(clippy::too_many_arguments, reason = "each is a product of another stage")]
     pub async fn upgrade(
         &self,
         _: &Permit<'_>,
@@ -134,112 +214,138 @@ impl Forward {
         client: IpAddr,
         on_client: OnUpgrade,
         asked: &Upgrade,
+        dialed: &mut Option<Endpoint>,
     ) -> Result<Upgraded, ForwardError> {
-        let Exchange { response, endpoint, .. } = self.exchange(route, outgoing, client, Protocol::Http1).await?;
+        let exchanged = self.exchange(route, outgoing, client, Protocol::Http1, dialed).await?;
+        let Exchange { response, endpoint, .. } = exchanged;
         Upgraded::of(response, endpoint, on_client, asked)
     }
 
-    /// Tries the endpoints in turn. A failed dial goes on to the next. A request that may be repeated is sent once
-    /// more where a connection breaks before the answer begins, and any request where the endpoint says that it did
-    /// not look at it; else it is not, because the endpoint may have acted on it. Where `protocol` is not any, the
-    /// connection is a new one: it will not come back.
+    /// Tries the endpoints in turn, for as long as the retry policy allows. Where `protocol` is not any, each connection is
+    /// a new one: it will not come back.
     async fn exchange(
         &self,
         route: &Route,
         outgoing: Outgoing,
         client: IpAddr,
         protocol: Protocol,
+        dialed: &mut Option<Endpoint>,
     ) -> Result<Exchange, ForwardError> {
+        let mut now = Instant::now();
         let Outgoing { parts, body, received, interim } = outgoing;
         let mut reuse = protocol == Protocol::Any;
-        let body = received.map(|received| Replay::new(body, received, reuse && route.transport.may_be_http2()));
-        let repeatable = parts.method.is_safe() && body.is_none();
-        let mut again = (repeatable || body.as_ref().is_some_and(Replay::keeps)).then(|| parts.clone());
-        let mut request = Request::from_parts(parts, RequestBody::new(body.clone()));
-        let mut order = self.balance.order(&route.candidates, client);
-        let mut failures = Vec::new();
+        let can_refuse = reuse && route.transport.may_be_http2();
+        let body = received.map(|received| Replay::new(body, received, can_refuse));
+        let mut pending = Pending::new(parts, body, can_refuse);
+        let mut order = self.balance.order(&route.candidates, route.transport, client);
+        let choice = order.len() > 1;
+        let mut attempts = self.retry.begin(choice, pending.is_safe(), now);
+        let mut failed_dials = Vec::new();
         let mut next = order.next();
         while let Some(endpoint) = next {
-            let key = Key { address: endpoint.address, transport: route.transport };
-            self.show_kubelet_token(&mut request, route.transport);
-            let (mut connection, reused) = match self.connect(key, protocol, reuse, order.len() > 0).await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    self.balance.failed(endpoint);
-                    failures.push(error);
-                    next = order.next();
-                    continue;
-                }
+            *dialed = Some(endpoint.clone());
+            let attempt = Attempt {
+                key: EndpointKey { address: endpoint.address, transport: route.transport },
+                protocol,
+                reuse,
+                choice,
+                others: order.len() > 0,
+                interim: interim.as_ref(),
             };
-            if !connection.can_refuse()
-                && let Some(body) = &body
-            {
-                body.forget();
-                again = None;
-            }
-            if let Some(interim) = &interim {
-                interim.listen(&mut request);
-            }
-            let mut error = match connection.send(request).await {
-                Ok(response) => {
-                    self.balance.succeeded(endpoint);
-                    if let Some(body) = &body {
-                        body.forget();
-                    }
+            let (error, reused) = match self.attempt(&attempt, &mut attempts, &mut pending, now).await {
+                Ok((response, connection)) => {
                     return Ok(Exchange { response, connection, endpoint: endpoint.clone() });
                 }
-                Err(error) => error,
+                Err(failed) => failed,
             };
-            if body.as_ref().is_some_and(Replay::is_broken) {
-                return Err(ForwardError::Client(error.into_error()));
+            let mut safety = error.retry_safety();
+            if safety == RetrySafety::Unprocessed && !pending.rewind() {
+                safety = RetrySafety::Never;
             }
-            // A connection that was open already and breaks is stale, no fault of its endpoint: a new one is tried
-            // there. A new one that breaks is the endpoint's fault: the next is tried.
-            let unsent = error.take_message();
-            let error = error.into_error();
-            let unseen = is_refused(&error);
-            if !reused && !unseen {
-                self.balance.failed(endpoint);
-                next = order.next();
+            now = Instant::now();
+            match attempts.after(Failure { safety, reused }, order.len() > 0, now) {
+                Decision::Reconnect => {}
+                Decision::NextEndpoint => next = order.next(),
+                Decision::GiveUp => return Err(error.after(failed_dials)),
             }
-            // What is no HTTP is an answer all the same: the endpoint looked at the request.
-            let repeatable = repeatable && !error.is_parse();
-            let broken = ForwardError::Broken { address: key.address, source: error };
-            request = match (unsent, again.take()) {
-                // Not a byte went out.
-                (Some(unsent), parts) => {
-                    again = parts;
-                    unsent
-                }
-                (None, Some(parts)) if repeatable || unseen => {
-                    // Where one connection broke in use, the others are as old: the one repetition gets a new one.
-                    reuse = false;
-                    match body.as_ref().map(Replay::rewind) {
-                        Some(false) => return Err(broken),
-                        Some(true) | None => Request::from_parts(parts, RequestBody::new(body.clone())),
-                    }
-                }
-                (None, _) => return Err(broken),
-            };
-            if next.is_none() {
-                return Err(broken);
+            match error {
+                ForwardError::Dial(errors) => failed_dials.extend(errors),
+                // Where one connection broke in use, the idle ones are as old: all further ones are new.
+                _ => reuse = false,
             }
         }
-        Err(ForwardError::Dial(failures))
+        Err(ForwardError::Dial(failed_dials))
     }
 
-    /// A connection that is open, else a new one. The flag tells which.
-    async fn connect(
+    /// Sends the request to one endpoint, on an open connection or a new one. The flag beside an error is whether the
+    /// connection was an open one.
+    async fn attempt(
         &self,
-        key: Key,
-        protocol: Protocol,
-        reuse: bool,
-        others: bool,
-    ) -> Result<(Connection, bool), DialError> {
-        match reuse.then(|| self.pool.take(key)).flatten() {
-            Some(connection) => Ok((connection, true)),
-            None => self.pool.dial(key, protocol, others).await.map(|connection| (connection, false)),
+        attempt: &Attempt<'_>,
+        attempts: &mut Attempts<'_>,
+        pending: &mut Pending,
+        now: Instant,
+    ) -> Result<(Response<Incoming>, Connection), (ForwardError, bool)> {
+        let Attempt { key, reuse, choice, interim, .. } = *attempt;
+        let pooled = reuse.then(|| self.pool.take(key, now)).flatten();
+        let reused = pooled.is_some();
+        let mut connection = match pooled {
+            Some(connection) => connection,
+            None => self.dial(attempt, attempts).await.map_err(|error| (ForwardError::Dial(vec![error]), false))?,
+        };
+        let mut request = pending.take(connection.can_refuse()).expect("the policy repeats only what is kept");
+        self.show_kubelet_token(&mut request, key.transport);
+        if let Some(interim) = interim {
+            interim.listen(&mut request);
         }
+        let waiting = choice.then(|| {
+            let begun = if reused { now } else { Instant::now() };
+            connection.outstanding().begin(begun, pending.body().cloned())
+        });
+        let mut error = match connection.send(request).await {
+            Ok(response) => {
+                if let Some(waiting) = waiting {
+                    waiting.answered(Instant::now());
+                    self.balance.answered(key);
+                }
+                if let Some(body) = pending.body() {
+                    body.forget();
+                }
+                return Ok((response, connection));
+            }
+            Err(SendError::Form(error)) => return Err((error.into(), reused)),
+            Err(SendError::Broken(error)) => error,
+        };
+        let unsent = error.take_message();
+        let error = error.into_error();
+        if pending.body().is_some_and(Replay::is_broken) {
+            return Err((ForwardError::Client(error), reused));
+        }
+        let safety = match unsent {
+            Some(unsent) => {
+                pending.put_back(unsent);
+                RetrySafety::Unsent
+            }
+            None if is_refused(&error) => RetrySafety::Unprocessed,
+            // A malformed answer is one all the same: the endpoint processed the request.
+            None if error.is_parse() => RetrySafety::Never,
+            None => RetrySafety::IfSafe,
+        };
+        Err((ForwardError::Broken { address: key.address, source: error, safety }, reused))
+    }
+
+    /// Connects to an endpoint. What the outcome says about the endpoint is recorded where another could be chosen.
+    async fn dial(&self, attempt: &Attempt<'_>, attempts: &mut Attempts<'_>) -> Result<Connection, DialError> {
+        let Attempt { key, protocol, choice, others, .. } = *attempt;
+        let started = Instant::now();
+        let dialed = self.pool.dial(key, protocol, attempts.connect_timeout(others)).await;
+        attempts.spent_connecting(started.elapsed());
+        match &dialed {
+            Ok(_) if choice => self.balance.connected(key),
+            Err(error) if choice && error.is_unreachable() => self.balance.connect_failed(key),
+            _ => {}
+        }
+        dialed
     }
 
     fn show_kubelet_token<B>(&self, request: &mut Request<B>, transport: Transport) {
@@ -263,4 +369,34 @@ fn is_refused(error: &hyper::Error) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_say_who_is_to_blame_and_whether_a_retry_is_safe() {
+        let address = "10.0.0.1:80".parse().unwrap();
+        let dial = ForwardError::Dial(vec![DialError::Timeout { address }]);
+        let upgrade = ForwardError::InvalidUpgrade(StatusCode::OK);
+        for (error, blame, safety) in [
+            (dial, Blame::Upstream, RetrySafety::Unsent),
+            (InvalidForm::NoPath.into(), Blame::Bastion, RetrySafety::Never),
+            (upgrade, Blame::Upstream, RetrySafety::Never),
+            (ForwardError::UnaskedUpgrade("x".into()), Blame::Upstream, RetrySafety::Never),
+            (ForwardError::InvalidAccept, Blame::Upstream, RetrySafety::Never),
+        ] {
+            assert_eq!((error.blame(), error.retry_safety()), (blame, safety), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_last_failed_dial_is_told_last() {
+        let failed = |last: u8| DialError::Timeout { address: ([10, 0, 0, last], 80).into() };
+        let error = ForwardError::Dial(vec![failed(3)]).after(vec![failed(1), failed(2)]);
+        let told =
+            "dial tcp 10.0.0.1:80: i/o timeout; dial tcp 10.0.0.2:80: i/o timeout; dial tcp 10.0.0.3:80: i/o timeout";
+        assert_eq!(error.to_string(), told);
+    }
 }

@@ -23,6 +23,8 @@ pub struct Metrics {
     pub connections: OpenGauge,
     pub upgrades: OpenGauge,
     pub dial_failures: DialFailures,
+    pub retries: RetryCounters,
+    pub ejections: EjectionMetrics,
     pub tokens: CacheCounters,
     pub reviews: CacheCounters,
     pub token_reviews: ReviewMetrics,
@@ -109,6 +111,33 @@ pub struct DialFailures {
     pub tls: Counter,
 }
 
+/// Repeated requests, and requests that were not repeated because of a limit.
+#[derive(Clone, Debug, Default)]
+pub struct RetryCounters {
+    /// A reused connection was closed; the request goes out on a new one to the same endpoint.
+    pub stale: Counter,
+    pub granted: Counter,
+    pub attempts_exhausted: Counter,
+    pub deadline_exceeded: Counter,
+    pub budget_exhausted: Counter,
+}
+
+/// Endpoints taken out of the rotation, by reason.
+#[derive(Clone, Debug, Default)]
+pub struct EjectionMetrics {
+    pub connect: EjectionMetric,
+    pub stalled: EjectionMetric,
+}
+
+/// Endpoints taken out of the rotation for one reason.
+#[derive(Clone, Debug, Default)]
+pub struct EjectionMetric {
+    /// Ejections so far.
+    pub total: Counter,
+    /// Endpoints that are ejected now, or were and have not been tried successfully since.
+    pub now: Gauge,
+}
+
 impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("kube_bastion");
@@ -129,6 +158,8 @@ impl Metrics {
         registry.register("dial_failures", "Dials to endpoints that failed, by what failed", dials.clone());
         let dial = |what| dials.get_or_create_owned(&[("reason", what)]);
         let dial_failures = DialFailures { connect: dial("connect"), timeout: dial("timeout"), tls: dial("tls") };
+
+        let (retries, ejections) = (register_retries(registry), register_ejections(registry));
 
         let caches = Family::<[(&str, &str); 2], Counter>::default();
         registry.register("cache_requests", "Look-ups in the caches of reviews, by outcome", caches.clone());
@@ -189,6 +220,8 @@ impl Metrics {
             connections,
             upgrades,
             dial_failures,
+            retries,
+            ejections,
             tokens,
             reviews,
             token_reviews,
@@ -254,6 +287,35 @@ fn review_metrics(registry: &mut Registry) -> (ReviewMetrics, ReviewMetrics) {
         }
     };
     (of("token"), of("access"))
+}
+
+fn register_retries(registry: &mut Registry) -> RetryCounters {
+    let retries = Family::<[(&str, &str); 1], Counter>::default();
+    registry.register(
+        "retries",
+        "Requests repeated after a failed attempt, and requests not repeated because of a limit, by outcome",
+        retries.clone(),
+    );
+    let retry = |outcome| retries.get_or_create_owned(&[("outcome", outcome)]);
+    RetryCounters {
+        stale: retry("stale_connection"),
+        granted: retry("granted"),
+        attempts_exhausted: retry("attempts_exhausted"),
+        deadline_exceeded: retry("deadline_exceeded"),
+        budget_exhausted: retry("budget_exhausted"),
+    }
+}
+
+fn register_ejections(registry: &mut Registry) -> EjectionMetrics {
+    let total = Family::<[(&str, &str); 1], Counter>::default();
+    registry.register("ejections", "Ejections of endpoints from the rotation, by reason", total.clone());
+    let now = Family::<[(&str, &str); 1], Gauge>::default();
+    registry.register("endpoints_ejected", "Endpoints that are ejected from the rotation, by reason", now.clone());
+    let metric = |reason| EjectionMetric {
+        total: total.get_or_create_owned(&[("reason", reason)]),
+        now: now.get_or_create_owned(&[("reason", reason)]),
+    };
+    EjectionMetrics { connect: metric("connect"), stalled: metric("stalled") }
 }
 
 /// A sum that several threads add to.

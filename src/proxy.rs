@@ -196,18 +196,17 @@ impl Proxy {
         let client_host = parts.headers.get(header::HOST).cloned();
         record.received = has_body.then(Rc::<Cell<u64>>::default);
         let outgoing = Outgoing { parts, body, received: record.received.clone(), interim: interim.cloned() };
+        let (forward, dialed) = (&self.forward, &mut record.endpoint);
         let Answer { mut response, endpoint } = match &upgrade {
-            None => self.forward.send(&permit, &route, outgoing, client).await?,
-            Some(asked) => match self.forward.upgrade(&permit, &route, outgoing, client, on_client, asked).await? {
-                Upgraded::Switched { response, tunnel, endpoint } => {
-                    record.endpoint = Some(endpoint);
+            None => forward.send(&permit, &route, outgoing, client, dialed).await?,
+            Some(asked) => match forward.upgrade(&permit, &route, outgoing, client, on_client, asked, dialed).await? {
+                Upgraded::Switched { response, tunnel, .. } => {
                     let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
                     return Ok(Outcome::Switch(response, tunnel, Box::new(grant)));
                 }
                 Upgraded::Refused(answer) => answer,
             },
         };
-        record.endpoint = Some(endpoint.clone());
         // Whatever the endpoint speaks: our answer is framed as the client's connection wants it.
         *response.version_mut() = Version::HTTP_11;
         clean_answer(response.headers_mut(), upgrade.is_some());

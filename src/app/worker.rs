@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::balance::Balance;
 use crate::drain::Drain;
-use crate::forward::{Dialer, Forward, Interim, Pool};
+use crate::forward::{Dialer, Forward, Interim, Pool, RetryPolicy, STALL_CHECK};
 use crate::identify::Peer;
 use crate::listen::{Handler, Limits, Listener};
 use crate::proxy::{Body, Proxy, Stages};
@@ -82,12 +82,13 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
     let Shared { stages, dialer, balance, kubelet_token, limits, access, drain } = shared;
     let tasks = TaskTracker::new();
     let recorder = Recorder::new(stages.metrics.clone(), access.as_deref());
-    let pool = Rc::new(Pool::new(Arc::clone(dialer)));
+    let pool = Rc::new(Pool::new(Arc::clone(dialer), Arc::clone(balance)));
     let proxy = Rc::new(Proxy {
         stages: Arc::clone(stages),
         forward: Forward {
             pool: Rc::clone(&pool),
             balance: Arc::clone(balance),
+            retry: RetryPolicy::new(&dialer.settings, stages.metrics.retries.clone(), Instant::now()),
             kubelet_token: Arc::clone(kubelet_token),
         },
         recorder: Rc::clone(&recorder),
@@ -107,7 +108,9 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
         tasks.spawn_local(listener.run(socket));
     }
     tokio::task::spawn_local(every(FLUSH, move || recorder.flush()));
-    tokio::task::spawn_local(every(SWEEP, move || pool.sweep()));
+    let swept = Rc::clone(&pool);
+    tokio::task::spawn_local(every(SWEEP, move || swept.sweep()));
+    tokio::task::spawn_local(every(STALL_CHECK, move || pool.detect_stalls()));
 
     drain.begun().await;
     tasks.close();

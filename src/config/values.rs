@@ -18,6 +18,11 @@ pub(super) const MAX_REVIEWS: usize = 10_000;
 pub(super) const MAX_CACHE: usize = 1_000_000;
 /// An address has no more ports to connect from.
 pub(super) const MAX_IDLE: usize = 65_535;
+/// More attempts than this turn one request into a load test of its service.
+pub(super) const MAX_ATTEMPTS: usize = 10;
+pub(super) const MAX_PERCENT: usize = 100;
+/// More retries per second and worker than this are not a minimum any more.
+pub(super) const MAX_BUDGET_PER_SECOND: usize = 10_000;
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 

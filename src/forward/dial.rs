@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -43,40 +43,62 @@ pub(super) enum Protocol {
     Http1,
 }
 
-/// Why an endpoint could not be dialled, in the words of Go's dialer, which clients of the apiserver know.
+/// Why an endpoint could not be dialled, in the words of Go's dialer, which clients of the apiserver know. Nothing of a
+/// request was sent, so that another endpoint can be tried for any request.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
+    /// The endpoint is not reachable, or nothing listens there.
     #[error("dial tcp {address}: connect: {}", Reason(.source))]
     Connect { address: SocketAddr, source: io::Error },
+    /// The endpoint did not take the TCP connection in time.
     #[error("dial tcp {address}: i/o timeout")]
     Timeout { address: SocketAddr },
+    /// The endpoint took the connection and does not speak TLS, or not as it should. Where the caller chose the scheme,
+    /// this says nothing about the endpoint.
     #[error("dial tcp {address}: tls: {source}")]
     Tls { address: SocketAddr, source: io::Error },
+    /// The endpoint took the connection and did not finish the TLS handshake in time. So does a plain HTTP server that
+    /// waits for the rest of a request.
+    #[error("dial tcp {address}: i/o timeout")]
+    TlsTimeout { address: SocketAddr },
+    /// The endpoint took the connection and closed it before HTTP began.
+    #[error("dial tcp {address}: connect: {source}")]
+    Closed { address: SocketAddr, source: hyper::Error },
     /// The endpoint is this very process: a loop (CONFORMANCE C110).
     #[error("dial tcp {address}: refusing to proxy to the bastion itself")]
     Itself { address: SocketAddr },
 }
 
+impl DialError {
+    /// Whether the endpoint can be reached by no caller, whatever scheme or request they send: only this may keep other
+    /// callers away from it.
+    pub(super) fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Timeout { .. } => true,
+            Self::Tls { .. } | Self::TlsTimeout { .. } | Self::Closed { .. } | Self::Itself { .. } => false,
+        }
+    }
+}
+
 impl Dialer {
-    /// Connects, with TLS where the transport asks for it. `others` tells that another endpoint could serve instead,
-    /// so that a silent one is not waited for long.
+    /// Connects, with TLS where the transport asks for it, all within `limit`.
     pub(super) async fn dial(
         &self,
         address: SocketAddr,
         transport: Transport,
         protocol: Protocol,
-        others: bool,
+        limit: Duration,
     ) -> Result<Stream, DialError> {
-        let dialled = self.connect(address, transport, protocol, others).await;
+        let dialled = self.connect(address, transport, protocol, limit).await;
         match &dialled {
             Ok(_) => {}
-            Err(DialError::Timeout { .. }) => {
+            Err(DialError::Timeout { .. } | DialError::TlsTimeout { .. }) => {
                 self.failures.timeout.inc();
             }
             Err(DialError::Tls { .. }) => {
                 self.failures.tls.inc();
             }
-            Err(DialError::Connect { .. } | DialError::Itself { .. }) => {
+            Err(DialError::Connect { .. } | DialError::Closed { .. } | DialError::Itself { .. }) => {
                 self.failures.connect.inc();
             }
         }
@@ -88,21 +110,24 @@ impl Dialer {
         address: SocketAddr,
         transport: Transport,
         protocol: Protocol,
-        others: bool,
+        limit: Duration,
     ) -> Result<Stream, DialError> {
         if self.itself.is_at(address) {
             return Err(DialError::Itself { address });
         }
-        let patience = if others { self.settings.failover_dial_timeout } else { self.settings.dial_timeout };
-        let stream = within(patience, address, TcpStream::connect(address))
-            .await?
+        let end = Instant::now() + limit;
+        let stream = timeout(limit, TcpStream::connect(address))
+            .await
+            .map_err(|_| DialError::Timeout { address })?
             .map_err(|source| DialError::Connect { address, source })?;
         connection::tune(&stream).map_err(|source| DialError::Connect { address, source })?;
         let Some(config) = self.tls_config(transport, protocol) else { return Ok(Stream::Plain(stream)) };
         let name = ServerName::IpAddress(address.ip().into());
         let handshake = TlsConnector::from(config).connect(name, stream);
-        let stream = within(self.settings.tls_handshake_timeout, address, handshake)
-            .await?
+        let limit = self.settings.tls_handshake_timeout.min(end.saturating_duration_since(Instant::now()));
+        let stream = timeout(limit, handshake)
+            .await
+            .map_err(|_| DialError::TlsTimeout { address })?
             .map_err(|source| DialError::Tls { address, source })?;
         Ok(Stream::Tls(Box::new(stream)))
     }
@@ -122,10 +147,6 @@ impl Dialer {
     pub(super) fn shows_token_to_kubelets(&self) -> bool {
         matches!(*self.tls.kubelet, KubeletTls { verified: true, certificate: false, .. })
     }
-}
-
-async fn within<T>(limit: Duration, address: SocketAddr, work: impl Future<Output = T>) -> Result<T, DialError> {
-    timeout(limit, work).await.map_err(|_| DialError::Timeout { address })
 }
 
 /// The sockets that this process serves on.
@@ -197,5 +218,16 @@ mod tests {
         let source = io::Error::from_raw_os_error(111);
         let error = DialError::Connect { address: "10.0.0.1:80".parse().unwrap(), source };
         assert_eq!(error.to_string(), "dial tcp 10.0.0.1:80: connect: connection refused");
+    }
+
+    #[test]
+    fn only_failures_of_the_tcp_connection_make_an_endpoint_unreachable() {
+        let address = "10.0.0.1:80".parse().unwrap();
+        let source = || io::Error::from_raw_os_error(111);
+        assert!(DialError::Connect { address, source: source() }.is_unreachable());
+        assert!(DialError::Timeout { address }.is_unreachable());
+        assert!(!DialError::Tls { address, source: source() }.is_unreachable());
+        assert!(!DialError::TlsTimeout { address }.is_unreachable());
+        assert!(!DialError::Itself { address }.is_unreachable());
     }
 }

@@ -4,14 +4,73 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::request::Parts;
+use http::{HeaderMap, Request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 /// How much of a body is remembered until the answer begins.
 const REMEMBERED: usize = 64 * 1024;
+
+/// A request that is to be sent, with what it takes to send it again.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// None while an attempt has it.
+    request: Option<Request<RequestBody>>,
+    /// A copy, where the request may be repeated after an attempt has used it up. Cloned once per request, before the
+    /// first attempt, because hyper consumes the original; repetitions, which are rare, clone it again.
+    copy: Option<Parts>,
+    body: Option<Replay>,
+    safe: bool,
+}
+
+impl Pending {
+    /// `can_refuse` is whether an endpoint may speak HTTP/2 and refuse the request without a look at it.
+    pub fn new(parts: Parts, body: Option<Replay>, can_refuse: bool) -> Self {
+        let safe = parts.method.is_safe() && body.is_none();
+        let repeatable = safe || can_refuse && body.as_ref().is_none_or(Replay::keeps);
+        let copy = repeatable.then(|| parts.clone());
+        Self { request: Some(Request::from_parts(parts, RequestBody::new(body.clone()))), copy, body, safe }
+    }
+
+    /// Whether the request has a safe method and no body, so that to repeat it changes nothing.
+    pub fn is_safe(&self) -> bool {
+        self.safe
+    }
+
+    pub fn body(&self) -> Option<&Replay> {
+        self.body.as_ref()
+    }
+
+    /// Takes the request for an attempt on a connection on which the endpoint can refuse it, or cannot.
+    ///
+    /// None where it was sent and no copy was kept: [`Self::rewind`] and [`Self::is_safe`] tell before.
+    pub fn take(&mut self, can_refuse: bool) -> Option<Request<RequestBody>> {
+        let request = self.request.take().or_else(|| {
+            let parts = self.copy.clone()?;
+            Some(Request::from_parts(parts, RequestBody::new(self.body.clone())))
+        });
+        if !can_refuse && let Some(body) = &self.body {
+            // HTTP/1.1 has no way to say that a request was not looked at: this body cannot be needed again.
+            body.forget();
+            self.copy = None;
+        }
+        request
+    }
+
+    /// Takes back a request of which not a byte was sent.
+    pub fn put_back(&mut self, request: Request<RequestBody>) {
+        self.request = Some(request);
+    }
+
+    /// Makes ready to send the request again from its beginning. False where its body is no longer remembered.
+    pub fn rewind(&mut self) -> bool {
+        self.copy.is_some() && self.body.as_ref().is_none_or(Replay::rewind)
+    }
+}
 
 /// A client's body, and what has passed of it, in case an HTTP/2 endpoint says that it did not look at the request. The
 /// bytes pass at once all the same; that they are remembered costs no copy. Clones share it.
@@ -31,6 +90,8 @@ struct State {
     length: usize,
     /// The client broke off.
     broken: bool,
+    /// When the last of it came from the client.
+    ended: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,7 +113,8 @@ impl Replay {
     /// `received` counts the bytes as they come from the client. `keep` has them remembered.
     pub fn new(incoming: Incoming, received: Rc<Cell<u64>>, keep: bool) -> Self {
         let passed = keep.then(Vec::new);
-        Self(Rc::new(RefCell::new(State { incoming, received, run: 0, passed, last: false, length: 0, broken: false })))
+        let (run, length, last, broken, ended) = (0, 0, false, false, None);
+        Self(Rc::new(RefCell::new(State { incoming, received, run, passed, last, length, broken, ended })))
     }
 
     /// Whether all that has passed is remembered.
@@ -63,6 +125,11 @@ impl Replay {
     /// Whether the client broke off: what fails then is no fault of the endpoint.
     pub fn is_broken(&self) -> bool {
         self.0.borrow().broken
+    }
+
+    /// When the last of it came from the client. None where more is to come.
+    pub fn ended(&self) -> Option<Instant> {
+        self.0.borrow().ended
     }
 
     /// Lets the body pass from its beginning once more. False where that is no longer remembered.
@@ -86,6 +153,9 @@ impl State {
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(context));
         self.broken |= matches!(frame, Some(Err(_)));
+        if self.ended.is_none() && (frame.is_none() || self.incoming.is_end_stream()) {
+            self.ended = Some(Instant::now());
+        }
         if let Some(Ok(frame)) = &frame {
             let data = frame.data_ref();
             let length = data.map_or(0, Bytes::len);
@@ -166,5 +236,37 @@ impl Body for RequestBody {
         }
         hint.set_lower(hint.lower() + again);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(method: &str, can_refuse: bool) -> Pending {
+        let (parts, ()) = Request::builder().method(method).uri("/a").body(()).unwrap().into_parts();
+        Pending::new(parts, None, can_refuse)
+    }
+
+    #[test]
+    fn a_request_that_may_be_repeated_is_repeated_as_often_as_it_takes() {
+        for (method, can_refuse) in [("GET", false), ("DELETE", true)] {
+            let mut pending = pending(method, can_refuse);
+            for _ in 0..3 {
+                let request = pending.take(can_refuse).unwrap();
+                assert_eq!((request.method().as_str(), request.uri().path()), (method, "/a"));
+                assert!(pending.rewind(), "{method}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_that_may_have_acted_is_sent_once_unless_it_comes_back() {
+        let mut pending = pending("DELETE", false);
+        let request = pending.take(false).unwrap();
+        assert!(!pending.is_safe() && !pending.rewind());
+        pending.put_back(request);
+        assert!(pending.take(false).is_some());
+        assert!(pending.take(false).is_none());
     }
 }

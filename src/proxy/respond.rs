@@ -191,6 +191,7 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::Forward(ForwardError::Broken { .. }) => {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         }
+        ProxyError::Forward(ForwardError::Form(_)) => Status::internal(message()),
         ProxyError::Forward(
             ForwardError::InvalidUpgrade(_) | ForwardError::UnaskedUpgrade(_) | ForwardError::InvalidAccept,
         ) => Status::internal(message()).without_reason(),

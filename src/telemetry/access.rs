@@ -194,6 +194,7 @@ pub struct Record {
     pub namespace: String,
     /// The id of the path, scheme and port included.
     pub id: String,
+    /// The endpoint that was tried last, known as soon as it is, whatever becomes of the request.
     pub endpoint: Option<Endpoint>,
     pub code: StatusCode,
     /// Why the bastion itself refused or failed the request.
