@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -97,6 +98,11 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<Full<Byt
     let path = request.uri().to_string();
     let body = match request.uri().path() {
         "/name" => name.to_owned(),
+        // So that requests are on their way whenever a test does something.
+        "/slow" => {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            name.to_owned()
+        }
         "/echo" => {
             let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
             return Response::new(Full::new(body.unwrap_or_default()));
