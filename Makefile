@@ -14,7 +14,7 @@ run: ## The demo: a built-in cluster with backends on loopback, and curl lines t
 test: unit e2e ## All tests
 
 unit: ## Tests that need neither root nor Go
-	$(CARGO) test --locked --lib --bins --test config --test compatibility --test cli --test demo --test proxy --test retry --test bounds
+	$(CARGO) test --locked --lib --bins --test config --test compatibility --test cli --test demo --test proxy --test retry --test edge --test bounds
 
 e2e: ## Against a real control plane, with the clients people use (root; Go, Node, curl, Chromium)
 	$(CARGO) test --locked --test e2e
@@ -24,11 +24,11 @@ lint: ## Formatting, clippy, documentation, licences, Dockerfile and manifests
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	cd fuzz && $(CARGO) clippy --locked --target-dir ../target -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items --locked --quiet
-	$(CARGO) deny --log-level error --offline check bans licenses sources
+	$(CARGO) deny --log-level error --locked check bans licenses sources
 	shellcheck .ci/run tests/cluster/build.sh tests/lint/run.sh
 	tests/lint/run.sh
 
-bench: ## CPU per request beside HAProxy, nginx and kube-apiserver (root; Go, haproxy, nginx, wrk)
+bench: ## CPU per request beside HAProxy, nginx and kube-apiserver (root; Go, haproxy, nginx, wrk, h2load)
 	$(CARGO) bench --bench peers
 
 schema: ## Writes config/bastionconfiguration.schema.json from the types
@@ -38,7 +38,15 @@ compatibility: ## Writes docs/compatibility.md from the table of the differentia
 	UPDATE_COMPATIBILITY=1 $(CARGO) test --quiet --test compatibility the_document_is_that_of_the_table
 
 FUZZ_SECONDS ?= 600
-fuzz: ## Ten minutes of each fuzz target (cargo-fuzz, a nightly compiler)
-	set -e; for target in target location html; do \
-	  $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -dict=fuzz/dictionaries/$$target.dict; \
+NIGHTLY ?= nightly
+fuzz: ## Ten minutes of each fuzz target (cargo-fuzz, a nightly compiler, g++); FUZZ_SECONDS=60 for a shorter look
+	@rustup run $(NIGHTLY) rustc --version >/dev/null 2>&1 || { \
+	  echo "make fuzz needs a nightly compiler: rustup toolchain install $(NIGHTLY) --profile minimal" >&2; exit 1; }
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \
+	  echo "make fuzz needs cargo-fuzz: cargo install --locked cargo-fuzz" >&2; exit 1; }
+	$(CARGO) +$(NIGHTLY) fuzz build
+	set -e; targets=$$($(CARGO) +$(NIGHTLY) fuzz list); for target in $$targets; do \
+	  dictionary=fuzz/dictionaries/$$target.dict; test -f $$dictionary || dictionary=; \
+	  $(CARGO) +$(NIGHTLY) fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
+	    $${dictionary:+-dict=$$dictionary}; \
 	done

@@ -5,16 +5,18 @@
 //! caches, RBAC of deploy/, metrics and the access log. HAProxy and nginx are near-default and authenticate nobody.
 //! Quote ratios of one run: absolute figures belong to the machine of that hour.
 //!
-//! `make bench`; it needs root, Go, and Debian's haproxy, nginx and wrk.
+//! `make bench`; it needs root, Go, and Debian's haproxy, nginx, wrk and nghttp2-client. From the environment:
+//!
+//! - `KUBE_BASTION_BASELINE`: the path of another build of the bastion, measured in the same rounds (before and after).
+//! - `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (5): rounds, and seconds of each load.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::fs;
-use std::net::SocketAddr;
-use std::path::Path;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -26,10 +28,25 @@ use support::net::Namespace;
 use support::objects::Objects;
 use support::pki::Pair;
 
-/// Interleaved rounds; medians of them are printed.
-const ROUNDS: usize = 5;
-const SECONDS: u64 = 5;
-const CONNECTIONS: u32 = 64;
+/// Small requests, by version of HTTP, connections, and streams of each.
+const LOADS: [Load; 3] = [
+    Load { version: Version::Http1, connections: 64, streams: 1 },
+    Load { version: Version::Http2, connections: 16, streams: 16 },
+    Load { version: Version::Http2, connections: 64, streams: 1 },
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Http1,
+    Http2,
+}
+
+#[derive(Clone, Copy)]
+struct Load {
+    version: Version,
+    connections: u32,
+    streams: u32,
+}
 
 fn main() -> Result<()> {
     // `cargo test --benches` runs it too: a benchmark is for who asks for it.
@@ -45,8 +62,18 @@ struct Peer {
     name: &'static str,
     url: String,
     pids: Vec<u32>,
-    /// Per round: CPU µs a request, requests a second, p50 and p99 in µs.
-    rounds: Vec<[f64; 4]>,
+    /// The figures of the rounds, for each of [`LOADS`].
+    rounds: [Vec<Figures>; LOADS.len()],
+}
+
+/// What one load showed.
+#[derive(Clone, Copy)]
+struct Figures {
+    /// µs a request.
+    cpu: f64,
+    requests_per_second: f64,
+    /// The median latency of HTTP/1.1 and the mean of HTTP/2 in µs: each tool prints the one only.
+    latency: f64,
 }
 
 async fn bench() -> Result<()> {
@@ -75,103 +102,175 @@ async fn bench() -> Result<()> {
             .args(["netns", "exec", namespace.name(), "nginx", "-c"])
             .arg(backend_conf(folder, &backends)?),
     )?]);
-    let bastion = Bastion::start(&[
-        &format!("--kubeconfig={}", own.display()),
-        &format!("--tls-cert-file={}", serving.certificate.display()),
-        &format!("--tls-private-key-file={}", serving.key.display()),
-    ])?;
-    bastion.ready().await?;
+    let flags = [
+        format!("--kubeconfig={}", own.display()),
+        format!("--tls-cert-file={}", serving.certificate.display()),
+        format!("--tls-private-key-file={}", serving.key.display()),
+    ];
+    let builds = [("kube-bastion", Some(env!("CARGO_BIN_EXE_kube-bastion").into())), ("baseline", baseline())];
+    let mut bastions = Vec::new();
+    for (name, binary) in builds {
+        let Some(binary) = binary else { continue };
+        let mut command = Command::new::<PathBuf>(binary);
+        command.arg("serve").args(&flags);
+        bastions.push((name, Bastion::run(command)?));
+    }
+    let [haproxy, nginx] = [free_port()?, free_port()?];
     let peers = Group(vec![
-        start(Command::new("haproxy").arg("-f").arg(haproxy_conf(folder, &serving, &backends)?))?,
-        start(Command::new("nginx").arg("-c").arg(nginx_conf(folder, &serving, &backends)?))?,
+        start(Command::new("haproxy").arg("-f").arg(haproxy_conf(folder, haproxy, &serving, &backends)?))?,
+        start(Command::new("nginx").arg("-c").arg(nginx_conf(folder, nginx, &serving, &backends)?))?,
     ]);
-    tokio::time::sleep(Duration::from_secs(2)).await;
 
     let path = "/api/v1/namespaces/bench/services/web/proxy/";
+    let mut measured = Vec::new();
+    for (name, bastion) in &bastions {
+        bastion.ready().await?;
+        let mut probe = Client::connect(bastion.secure, &cluster.ca.file, Some(&token), None).await?;
+        let mut last = String::new();
+        let reached = eventually("the bastion to reach the backends", async || {
+            let answer = probe.get(path).await?;
+            last = answer.body;
+            Ok(answer.status == 200)
+        });
+        reached.await.with_context(|| last)?;
+        measured.push(Peer::new(name, format!("https://{}{path}", bastion.secure), vec![bastion.pid()]));
+    }
+    for port in [haproxy, nginx] {
+        let listens = async || Ok(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        eventually("HAProxy and nginx to listen", listens).await?;
+    }
+    measured.push(Peer::new(REFERENCE, format!("https://127.0.0.1:{haproxy}/"), peers.pids(0)));
+    measured.push(Peer::new("nginx", format!("https://127.0.0.1:{nginx}/"), peers.pids(1)));
     let apiserver = format!("{}/api/v1/namespaces/bench/services/web:80/proxy/", cluster.server);
-    let mut measured = [
-        Peer::new("kube-bastion", format!("https://{}{path}", bastion.secure), vec![bastion.pid()]),
-        Peer::new("HAProxy", format!("https://127.0.0.1:{HAPROXY_PORT}/"), peers.pids(0)),
-        Peer::new("nginx", format!("https://127.0.0.1:{NGINX_PORT}/"), peers.pids(1)),
-        Peer::new("kube-apiserver", apiserver, vec![cluster.apiserver_pid()]),
-    ];
-    let mut probe = Client::connect(bastion.secure, &cluster.ca.file, Some(&token), None).await?;
-    let mut last = String::new();
-    let reached = eventually("the bastion to reach the backends", async || {
-        let answer = probe.get(path).await?;
-        last = answer.body;
-        Ok(answer.status == 200)
-    });
-    reached.await.with_context(|| last)?;
-    for round in 0..=ROUNDS {
-        for peer in &mut measured {
-            let figures = peer.load(&token)?;
-            // The first round warms caches and pools.
-            if round > 0 {
-                peer.rounds.push(figures);
+    measured.push(Peer::new("kube-apiserver", apiserver, vec![cluster.apiserver_pid()]));
+
+    let (rounds, seconds) = (setting("BENCH_ROUNDS", 5)?, setting("BENCH_SECONDS", 5)?);
+    ensure!(rounds > 0 && seconds > 0, "BENCH_ROUNDS and BENCH_SECONDS are 1 at least");
+    for round in 0..=rounds {
+        for (index, load) in LOADS.iter().enumerate() {
+            for peer in &mut measured {
+                let figures = load.run(peer, seconds, &token)?;
+                // The first round warms caches and pools.
+                if round > 0 {
+                    peer.rounds[index].push(figures);
+                }
             }
         }
     }
-    report(&measured);
+    println!("Small answers, {rounds} interleaved rounds of {seconds} s; medians (range)");
+    for (index, load) in LOADS.iter().enumerate() {
+        load.report(index, &measured)?;
+    }
     Ok(())
+}
+
+/// Another build of the bastion, for a comparison.
+fn baseline() -> Option<PathBuf> {
+    std::env::var_os("KUBE_BASTION_BASELINE").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+fn setting(name: &str, default: u64) -> Result<u64> {
+    match std::env::var(name) {
+        Ok(value) => value.parse().with_context(|| format!("{name} is {value:?}; give a whole number")),
+        Err(_) => Ok(default),
+    }
+}
+
+/// A port that is free now. HAProxy and nginx want theirs in a file, so none can be kept for them.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 impl Peer {
     fn new(name: &'static str, url: String, pids: Vec<u32>) -> Self {
-        Self { name, url, pids, rounds: Vec::new() }
-    }
-
-    fn load(&self, token: &str) -> Result<[f64; 4]> {
-        let before = cpu_micros(&self.pids)?;
-        let output = Command::new("wrk")
-            .args(["-t2", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "--latency"])
-            .args(["-H", &format!("Authorization: Bearer {token}"), &self.url])
-            .output()
-            .context("no wrk: install it (on Debian: apt-get install wrk)")?;
-        let spent = cpu_micros(&self.pids)? - before;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success() && !said.contains("Non-2xx"), "{}: {said}", self.name);
-        let word = |prefix: &str, index: usize| {
-            let line = said.lines().find(|line| line.trim_start().starts_with(prefix));
-            line.and_then(|line| line.split_whitespace().nth(index)).unwrap_or_default().to_owned()
-        };
-        let requests: f64 = said
-            .lines()
-            .find(|line| line.contains(" requests in "))
-            .and_then(|line| line.split_whitespace().next())
-            .context("wrk counts requests")?
-            .parse()?;
-        Ok([spent / requests, word("Requests/sec:", 1).parse()?, micros(&word("50%", 1)), micros(&word("99%", 1))])
+        Self { name, url, pids, rounds: Default::default() }
     }
 }
 
-fn report(peers: &[Peer]) {
-    let medians = |peer: &Peer, figure: usize| {
-        let mut all: Vec<f64> = peer.rounds.iter().map(|round| round[figure]).collect();
-        all.sort_by(f64::total_cmp);
-        (all[all.len() / 2], all[0], all[all.len() - 1])
-    };
-    println!("{CONNECTIONS} connections, small answers, {ROUNDS} interleaved rounds of {SECONDS} s; medians (range)");
-    println!(
-        "{:15} {:>26} {:>9} {:>10} {:>9} {:>9}",
-        "", "CPU µs/request", "× HAProxy", "requests/s", "p50 µs", "p99 µs"
-    );
-    let (reference, ..) = medians(&peers[1], 0);
-    for peer in peers {
-        let (cpu, low, high) = medians(peer, 0);
-        let figure = |index| medians(peer, index).0;
-        println!(
-            "{:15} {:>8.1} ({:>6.1}-{:>7.1}) {:>9.2} {:>10.0} {:>9.0} {:>9.0}",
-            peer.name,
-            cpu,
-            low,
-            high,
-            cpu / reference,
-            figure(1),
-            figure(2),
-            figure(3)
-        );
+impl Load {
+    fn run(self, peer: &Peer, seconds: u64, token: &str) -> Result<Figures> {
+        let authorization = format!("Authorization: Bearer {token}");
+        let (connections, streams) = (format!("-c{}", self.connections), format!("-m{}", self.streams));
+        let before = cpu_micros(&peer.pids)?;
+        let (mut command, package) = match self.version {
+            Version::Http1 => {
+                let mut command = Command::new("wrk");
+                command.args(["-t2", &connections, &format!("-d{seconds}s"), "--latency"]);
+                (command, "wrk")
+            }
+            Version::Http2 => {
+                let mut command = Command::new("h2load");
+                command.args(["-t2", &connections, &streams, &format!("-D{seconds}")]);
+                (command, "nghttp2-client")
+            }
+        };
+        let output = command.args(["-H", &authorization, &peer.url]).output();
+        let output =
+            output.with_context(|| format!("{command:?}: install it (on Debian: apt-get install {package})"))?;
+        let spent = cpu_micros(&peer.pids)? - before;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{}: {printed}{}", peer.name, String::from_utf8_lossy(&output.stderr));
+        let read = match self.version {
+            Version::Http1 => read_wrk(&printed),
+            Version::Http2 => read_h2load(&printed),
+        };
+        let (requests, figures) = read.with_context(|| format!("{}: {printed}", peer.name))?;
+        Ok(Figures { cpu: spent / requests, ..figures })
     }
+
+    fn report(self, index: usize, peers: &[Peer]) -> Result<()> {
+        let version = if self.version == Version::Http1 { "HTTP/1.1" } else { "HTTP/2" };
+        println!("\n{version}, {} connections x {}", self.connections, self.streams);
+        println!("{:15} {:>26} {:>22} {:>10} {:>10}", "", "CPU µs/request", "x HAProxy", "requests/s", "latency µs");
+        let reference = peers.iter().find(|peer| peer.name == REFERENCE).context("HAProxy is measured")?;
+        for peer in peers {
+            let rounds = &peer.rounds[index];
+            let (cpu, low, high) = median(rounds.iter().map(|figures| figures.cpu));
+            // Of each round by itself: the machine is another one the next minute.
+            let ratios = rounds.iter().zip(&reference.rounds[index]).map(|(own, other)| own.cpu / other.cpu);
+            let (ratio, least, most) = median(ratios);
+            let (rate, ..) = median(rounds.iter().map(|figures| figures.requests_per_second));
+            let (latency, ..) = median(rounds.iter().map(|figures| figures.latency));
+            println!(
+                "{:15} {cpu:>8.1} ({low:>6.1}-{high:>7.1}) {ratio:>8.2} ({least:>4.2}-{most:>5.2}) {rate:>10.0} {latency:>10.0}",
+                peer.name
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The median, the least and the most.
+fn median(figures: impl Iterator<Item = f64>) -> (f64, f64, f64) {
+    let mut all: Vec<f64> = figures.collect();
+    all.sort_by(f64::total_cmp);
+    (all[all.len() / 2], all[0], all[all.len() - 1])
+}
+
+/// A word of the first line that begins with `prefix`.
+fn word<'a>(printed: &'a str, prefix: &str, index: usize) -> Result<&'a str> {
+    let line = printed.lines().find(|line| line.trim_start().starts_with(prefix));
+    line.and_then(|line| line.split_whitespace().nth(index)).with_context(|| format!("no {prefix:?} is printed"))
+}
+
+/// Requests and figures of wrk; an error where an answer was not 2xx.
+fn read_wrk(printed: &str) -> Result<(f64, Figures)> {
+    ensure!(!printed.contains("Non-2xx"), "some answers are errors");
+    let line = printed.lines().find(|line| line.contains(" requests in ")).context("wrk counts requests")?;
+    let requests = line.split_whitespace().next().context("a number")?.parse()?;
+    let requests_per_second = word(printed, "Requests/sec:", 1)?.parse()?;
+    Ok((requests, Figures { cpu: 0.0, requests_per_second, latency: micros(word(printed, "50%", 1)?) }))
+}
+
+/// The same of h2load.
+fn read_h2load(printed: &str) -> Result<(f64, Figures)> {
+    let codes = printed.lines().find(|line| line.starts_with("status codes:")).context("h2load counts status codes")?;
+    ensure!(codes.ends_with(" 2xx, 0 3xx, 0 4xx, 0 5xx"), "some answers are errors");
+    ensure!(printed.contains(" 0 failed, 0 errored, 0 timeout"), "some requests failed");
+    let requests = word(printed, "status codes:", 2)?.parse()?;
+    ensure!(requests > 0.0, "no request was answered");
+    let requests_per_second = word(printed, "finished in", 3)?.parse()?;
+    Ok((requests, Figures { cpu: 0.0, requests_per_second, latency: micros(word(printed, "time for request:", 5)?) }))
 }
 
 /// `1.23ms`, `45.00us` or `1.02s` in µs.
@@ -223,10 +322,10 @@ fn start(command: &mut Command) -> Result<Child> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().with_context(|| name)
 }
 
-const HAPROXY_PORT: u16 = 18_443;
-const NGINX_PORT: u16 = 18_444;
+/// What the others are compared with.
+const REFERENCE: &str = "HAProxy";
 
-fn backend_conf(folder: &Path, backends: &[SocketAddr]) -> Result<std::path::PathBuf> {
+fn backend_conf(folder: &Path, backends: &[SocketAddr]) -> Result<PathBuf> {
     let listen: String = backends.iter().map(|backend| format!("listen {backend}; ")).collect();
     let text = format!(
         "daemon off; worker_processes 1; pid {}/backend.pid; error_log /dev/null;
@@ -238,7 +337,7 @@ http {{ access_log off; keepalive_requests 1000000; server {{ {listen} location 
     write(folder, "backend.conf", &text)
 }
 
-fn nginx_conf(folder: &Path, serving: &Pair, backends: &[SocketAddr]) -> Result<std::path::PathBuf> {
+fn nginx_conf(folder: &Path, port: u16, serving: &Pair, backends: &[SocketAddr]) -> Result<PathBuf> {
     let servers: String = backends.iter().map(|backend| format!("server {backend}; ")).collect();
     let text = format!(
         "daemon off; worker_processes 2; pid {}/nginx.pid; error_log /dev/null;
@@ -247,7 +346,7 @@ http {{
   access_log off; keepalive_requests 1000000;
   upstream backends {{ {servers} keepalive 64; keepalive_requests 1000000; }}
   server {{
-    listen 127.0.0.1:{NGINX_PORT} ssl http2;
+    listen 127.0.0.1:{port} ssl http2;
     ssl_certificate {}; ssl_certificate_key {};
     location / {{ proxy_pass http://backends; proxy_http_version 1.1; proxy_set_header Connection \"\"; }}
   }}
@@ -260,7 +359,7 @@ http {{
     write(folder, "nginx.conf", &text)
 }
 
-fn haproxy_conf(folder: &Path, serving: &Pair, backends: &[SocketAddr]) -> Result<std::path::PathBuf> {
+fn haproxy_conf(folder: &Path, port: u16, serving: &Pair, backends: &[SocketAddr]) -> Result<PathBuf> {
     let both = fs::read_to_string(&serving.certificate)? + &fs::read_to_string(&serving.key)?;
     let pem = write(folder, "haproxy.pem", &both)?;
     let servers: String =
@@ -274,7 +373,7 @@ defaults
   timeout client 60s
   timeout server 60s
 frontend f
-  bind 127.0.0.1:{HAPROXY_PORT} ssl crt {} alpn h2,http/1.1
+  bind 127.0.0.1:{port} ssl crt {} alpn h2,http/1.1
   default_backend b
 backend b
   balance roundrobin
@@ -284,7 +383,7 @@ backend b
     write(folder, "haproxy.cfg", &text)
 }
 
-fn write(folder: &Path, name: &str, text: &str) -> Result<std::path::PathBuf> {
+fn write(folder: &Path, name: &str, text: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     fs::write(&path, text)?;
     Ok(path)

@@ -1,6 +1,7 @@
 //! Wires everything: a [`Config`] becomes [`Bound`] once all that can be wrong with it has been tried, and runs until
 //! it is drained.
 
+mod sockets;
 mod worker;
 
 use std::net::{SocketAddr, TcpListener};
@@ -22,6 +23,7 @@ use crate::authorize::{Authorize, Authorizer, Reviews};
 use crate::balance::Balance;
 use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::{Config, SourceKind};
+use crate::connection::ClientShares;
 use crate::drain::Drain;
 use crate::forward::{Dialer, Itself};
 use crate::identify::{FrontProxy, Identify, TokenReviews, Tokens};
@@ -31,8 +33,9 @@ use crate::model::address::AddressPolicy;
 use crate::model::with_causes;
 use crate::proxy::{Stages, TunnelPolicy};
 use crate::ready::{Hold, Ready};
-use crate::resolve::Resolve;
+use crate::resolve::{Lookups, Resolve};
 use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
+use crate::rewrite::Budget;
 use crate::supervise::Supervisor;
 use crate::telemetry::{ALWAYS, AccessLog};
 use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
@@ -96,6 +99,7 @@ impl Bound {
     /// The first thing that is no good, with its name and what would be right.
     pub async fn new(config: Config) -> Result<Self> {
         config.validate()?;
+        sockets::raise_open_files();
         let files = Files::load(&config)?;
         let source = Source::load(&config).await?;
         let secure = bind(config.serving.secure_listen_address, "secureListenAddress")?;
@@ -220,10 +224,12 @@ impl Setup<'_> {
                 cluster,
                 addresses: addresses_allowed,
                 preferred: config.targets.kubelet_preferred_address_types.clone(),
+                lookups: Lookups::new(config.targets.lookup_timeout),
             },
             ready: self.ready.clone(),
             metrics: self.metrics.clone(),
             cluster_domain: config.targets.cluster_domain.as_str().into(),
+            rewriting: Budget::new(config.rewriting.max_memory, self.metrics.pages.clone()),
             tunnels: TunnelPolicy {
                 check_interval: config
                     .authentication
@@ -353,6 +359,10 @@ impl Setup<'_> {
                     0 => None,
                     limit => Some(Arc::new(Semaphore::new(limit))),
                 },
+                clients: match config.serving.max_connections_per_client {
+                    0 => None,
+                    limit => Some(ClientShares::new(limit)),
+                },
             },
             access: access.map(Arc::new),
             drain: drain.clone(),
@@ -394,11 +404,9 @@ async fn end(drain: Drain, ready: Ready, timeout: Duration) {
 }
 
 fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).with_context(|| {
+    sockets::listen(address).with_context(|| {
         format!("cannot listen on {address} ({field}): is another process there? give another address, or port 0")
-    })?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    })
 }
 
 /// Takes changed certificates and client CAs into use. What is no good changes nothing and is logged.

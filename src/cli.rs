@@ -131,6 +131,10 @@ struct Settings {
     /// PEM file with the private key of the client certificate for kubelets
     #[arg(long, value_name = "FILE", env = "KUBE_BASTION_KUBELET_CLIENT_KEY", help_heading = "Targets")]
     kubelet_client_key: Option<PathBuf>,
+    /// Show the service account token to verified kubelets; a compromised node can collect it [default: false]
+    #[arg(long, value_name = "BOOL", env = "KUBE_BASTION_KUBELET_SERVICE_ACCOUNT_TOKEN", help_heading = "Targets")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    kubelet_service_account_token: Option<bool>,
 
     /// What is logged: off, error, warn, info, debug, trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL", env = "KUBE_BASTION_LOG_LEVEL", help_heading = "Logs")]
@@ -232,6 +236,7 @@ impl Settings {
         over(&mut targets.kubelet_certificate_authority, self.kubelet_certificate_authority.map(Some));
         over(&mut targets.kubelet_client_certificate, self.kubelet_client_certificate.map(Some));
         over(&mut targets.kubelet_client_key, self.kubelet_client_key.map(Some));
+        over(&mut targets.kubelet_service_account_token, self.kubelet_service_account_token);
         over(&mut log.level, self.log_level);
         over(&mut log.format, self.logging_format);
         over(&mut log.access, self.access_log);

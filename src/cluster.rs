@@ -41,6 +41,24 @@ pub struct Pod {
     /// The first container port of the first container that lists any (C37).
     pub first_port: Option<u16>,
     pub named_ports: Box<[(Box<str>, u16)]>,
+    pub phase: Phase,
+}
+
+/// `status.phase` of a pod, as far as it tells whether the pod still has its address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Pending, Running or Unknown.
+    #[default]
+    Active,
+    Succeeded,
+    Failed,
+}
+
+impl Phase {
+    /// Whether the pod's containers have ended for good: its address may belong to another pod by now.
+    pub fn has_ended(self) -> bool {
+        self != Self::Active
+    }
 }
 
 /// What readers see. Cheap to share; every look-up gives a snapshot that no later change touches.

@@ -18,7 +18,7 @@ use crate::model::address::AddressType;
 use values::{
     MAX_ATTEMPTS, MAX_BUDGET_PER_SECOND, MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_PERCENT, MAX_REVIEWS, MAX_WORKERS,
 };
-pub use values::{parse_address, parse_duration, parse_log_level, parse_workers};
+pub use values::{parse_address, parse_bytes, parse_duration, parse_log_level, parse_workers};
 
 /// The only version so far.
 pub const API_VERSION: &str = "kube-bastion.dev/v1alpha1";
@@ -53,10 +53,15 @@ pub struct Config {
     #[serde(default, deserialize_with = "values::or_default")]
     pub upstream: Upstream,
     #[serde(default, deserialize_with = "values::or_default")]
+    pub rewriting: Rewriting,
+    #[serde(default, deserialize_with = "values::or_default")]
     pub log: Log,
     #[serde(default, deserialize_with = "values::or_default")]
     pub drain: Drain,
 }
+
+/// 24.5 KiB for each idle connection of TLS is half of the deployment's 512 MiB.
+const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
 
 /// How callers reach the bastion.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -85,10 +90,17 @@ pub struct Serving {
     #[serde(deserialize_with = "values::count::<_, 0, MAX_WORKERS>")]
     #[schemars(range(max = MAX_WORKERS))]
     pub workers: usize,
-    /// Connections served at once; tunnels included; further ones wait. 0 sets no limit; else 10000000 at most.
+    /// Connections served at once, tunnels included; further ones wait. An idle connection takes 24.5 KiB with TLS, so
+    /// that the default takes half of a memory limit of 512 MiB. 0 sets no limit; else 10000000 at most.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_CONNECTIONS>")]
     #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections: usize,
+    /// Connections of one client address (IPv6: of one /64 network), which is all that can be told of callers before
+    /// they authenticate; further ones are closed. The default is a quarter of `maxConnections`, because behind a load
+    /// balancer or a gateway that translates addresses many callers share one. 0 sets no limit; else 10000000 at most.
+    #[serde(deserialize_with = "values::count::<_, 0, MAX_CONNECTIONS>")]
+    #[schemars(range(max = MAX_CONNECTIONS))]
+    pub max_connections_per_client: usize,
     /// Longest life of an upgraded connection (WebSocket, SPDY), as `12h`; unlimited unless set. Whatever it is, the
     /// caller's credentials and rights are checked again as often as their cached results expire.
     #[serde(with = "values::optional_duration")]
@@ -114,7 +126,8 @@ impl Default for Serving {
             tls_min_version: TlsVersion::default(),
             client_ca_file: None,
             workers: 0,
-            max_connections: 0,
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+            max_connections_per_client: DEFAULT_MAX_CONNECTIONS / 4,
             tunnel_max_age: None,
             handshake_timeout: Duration::from_secs(10),
             // What kube-apiserver waits (CONFORMANCE C102).
@@ -333,12 +346,23 @@ pub struct Targets {
     pub kubelet_client_certificate: Option<PathBuf>,
     /// PEM file with the private key of `kubeletClientCertificate`.
     pub kubelet_client_key: Option<PathBuf>,
+    /// Shows the bastion's own service account token to kubelets that `kubeletCertificateAuthority` verifies, where there
+    /// is no `kubeletClientCertificate`. Off, because every node's serving certificate verifies as a kubelet's: one
+    /// compromised node collects the token, and with it the bastion's rights on all nodes. A client certificate proves
+    /// the bastion without giving anything away.
+    #[serde(deserialize_with = "values::flag")]
+    pub kubelet_service_account_token: bool,
     /// The cluster's DNS domain: links to the service that was asked for are rewritten in this spelling of its name too.
     #[serde(deserialize_with = "values::dns_domain")]
     pub cluster_domain: String,
     /// Serves endpoints that no pod of the service's namespace stands behind (services without a selector).
     #[serde(deserialize_with = "values::flag")]
     pub pod_less_endpoints: bool,
+    /// How long a request waits for the look-up of a node's host name, as `5s`: two tries of the system's resolver with
+    /// a DNS server that answers, while one that does not is not waited for.
+    #[serde(with = "values::duration")]
+    #[schemars(with = "String")]
+    pub lookup_timeout: Duration,
     /// Lets loopback addresses be dialled: for a first look and for tests on one machine, never in a cluster.
     #[serde(deserialize_with = "values::flag")]
     pub allow_loopback: bool,
@@ -353,8 +377,10 @@ impl Default for Targets {
             kubelet_certificate_authority: None,
             kubelet_client_certificate: None,
             kubelet_client_key: None,
+            kubelet_service_account_token: false,
             cluster_domain: "cluster.local".into(),
             pod_less_endpoints: false,
+            lookup_timeout: Duration::from_secs(5),
             allow_loopback: false,
         }
     }
@@ -449,6 +475,25 @@ impl Default for Retry {
     }
 }
 
+/// Rewriting of the links in HTML pages.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Rewriting {
+    /// Memory that all pages that are being rewritten may hold together, as `32Mi`: a page needs some 16 KiB, one with a
+    /// content coding some 448 KiB, and up to 0.5 MiB more while it has many elements. Pages beyond it pass unmodified and
+    /// are counted in `kube_bastion_rewriting_pages_passed_total`. 0 turns rewriting off; 1024Gi at most.
+    #[serde(with = "values::bytes")]
+    #[schemars(with = "String")]
+    pub max_memory: usize,
+}
+
+impl Default for Rewriting {
+    fn default() -> Self {
+        // Some seventy pages with a content coding at a time, in a small part of a pod's memory limit.
+        Self { max_memory: 32 * 1024 * 1024 }
+    }
+}
+
 /// What is written to standard error (events) and standard output (requests).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -535,6 +580,15 @@ impl Config {
         together("serving.tlsPrivateKeyFile", "serving.tlsCertFile", key.as_ref(), cert.as_ref())?;
         let Targets { kubelet_client_certificate: cert, kubelet_client_key: key, .. } = &self.targets;
         together("targets.kubeletClientKey", "targets.kubeletClientCertificate", key.as_ref(), cert.as_ref())?;
+        if self.targets.kubelet_service_account_token && self.targets.kubelet_certificate_authority.is_none() {
+            return Err(ConfigError::Conflict {
+                field: "targets.kubeletCertificateAuthority",
+                fault: "not set, but targets.kubeletServiceAccountToken is: give the CA of the kubelets' serving \
+                        certificates (--kubelet-certificate-authority); the token is shown to no kubelet that is not \
+                        verified"
+                    .into(),
+            });
+        }
         if self.targets.kubelet_preferred_address_types.is_empty() {
             return Err(ConfigError::Conflict {
                 field: "targets.kubeletPreferredAddressTypes",
@@ -612,7 +666,7 @@ mod tests {
     #[test]
     fn a_section_of_which_nothing_is_said_is_left_out() {
         let body = "serving:\nadmin: ~\nsource: {kubernetes: , manifests: null}\nauthentication: {tokenReview: }\n\
-                    authorization:\ntargets:\nupstream:\nlog:\ndrain:\n";
+                    authorization:\ntargets:\nupstream:\nrewriting:\nlog:\ndrain:\n";
         assert_eq!(Config::parse(&format!("{HEAD}{body}")).unwrap(), Config::new());
     }
 
@@ -641,6 +695,7 @@ mod tests {
             ("upstream: {retry: {budgetPercent: 101}}\n", &["line 3", "budgetPercent", "from 0 to 100"]),
             ("serving:\n  workers: 1000000\n", &["line 4", "workers", "\"1000000\"", "from 0 to 1024"]),
             ("serving:\n  maxConnections: 99999999999\n", &["line 4", "maxConnections", "from 0 to 10000000"]),
+            ("serving:\n  maxConnectionsPerClient: -1\n", &["line 4", "maxConnectionsPerClient", "from 0 to 10000000"]),
             (
                 "authorization:\n  cacheSize: 99999999999999\n",
                 &["line 4", "cacheSize", "\"99999999999999\"", "from 1 to 1000000"],
@@ -653,6 +708,7 @@ mod tests {
             ("serving:\n  workers:\n  maxConnections: 1\n", &["workers:", "whole number", "or leave the field out"]),
             ("serving: {secureListenAddress: ~}\n", &["line 3", "secureListenAddress", "IP:port", "or leave"]),
             ("log:\n  access: null\n", &["line 4", "access", "true or false", "or leave the field out"]),
+            ("rewriting:\n  maxMemory: 32MB\n", &["line 4", "maxMemory", "\"32MB\"", "32Mi"]),
             ("log:\n  level: inf\n", &["line 4", "level", "\"inf\"", "info", "trace"]),
             ("targets:\n  clusterDomain: .local.\n", &["line 4", "clusterDomain", "\".local.\"", "cluster.local"]),
             ("log:\n  level: loud=much\n", &["line 4", "level", "loud", "info"]),
@@ -685,6 +741,12 @@ mod tests {
         let mut config = Config::new();
         config.source.kind = SourceKind::Manifests;
         assert!(config.validate().unwrap_err().to_string().starts_with("source.manifests.directory"));
+        let mut config = Config::new();
+        config.targets.kubelet_service_account_token = true;
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.starts_with("targets.kubeletCertificateAuthority: not set"), "{error}");
+        config.targets.kubelet_certificate_authority = Some("ca.crt".into());
+        assert!(config.validate().is_ok());
         assert!(Config::new().validate().is_ok());
     }
 }

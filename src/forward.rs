@@ -27,10 +27,10 @@ use hyper::upgrade::OnUpgrade;
 
 pub use dial::{DialError, Dialer, Itself};
 pub use executor::LocalExecutor;
-pub use headers::{Forwarded, clean_answer};
+pub use headers::{Forwarded, MAX_HEADERS, clean_answer};
 pub use interim::{Interim, WithInterim};
 pub use pool::{InvalidForm, MAX_HEADER_BYTES, Pool, STALL_CHECK};
-pub use response::Upstream;
+pub use response::{Upstream, UpstreamError};
 pub use retry::{RetryPolicy, RetrySafety};
 pub use upgrade::{Tunnel, Upgrade, Upgraded};
 
@@ -99,6 +99,12 @@ pub enum ForwardError {
     /// The endpoint said 101 to a request that asked for no upgrade.
     #[error("backend tried to switch protocol {0:?} when \"\" was requested")]
     UnaskedUpgrade(String),
+    /// The endpoint said 101 to an upgrade and named a protocol that it was not offered, or none.
+    #[error("backend tried to switch protocol {chosen:?} when {offered:?} was requested")]
+    UnofferedUpgrade { chosen: String, offered: String },
+    /// The answer has more fields than are passed on; the endpoint handled the request.
+    #[error("the answer has more than {} header fields", MAX_HEADERS)]
+    TooManyHeaders,
     /// The endpoint said 101 and did not prove that it speaks WebSocket (RFC 6455 section 4.2.2).
     #[error("invalid upgrade response: Sec-WebSocket-Accept does not answer the key")]
     InvalidAccept,
@@ -113,6 +119,8 @@ impl ForwardError {
             | Self::Broken { .. }
             | Self::InvalidUpgrade(_)
             | Self::UnaskedUpgrade(_)
+            | Self::UnofferedUpgrade { .. }
+            | Self::TooManyHeaders
             | Self::InvalidAccept => Blame::Upstream,
         }
     }
@@ -127,6 +135,8 @@ impl ForwardError {
             | Self::Form(_)
             | Self::InvalidUpgrade(_)
             | Self::UnaskedUpgrade(_)
+            | Self::UnofferedUpgrade { .. }
+            | Self::TooManyHeaders
             | Self::InvalidAccept => RetrySafety::Never,
         }
     }

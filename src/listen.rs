@@ -19,11 +19,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::Held;
+use crate::connection::{ClientShares, Held, Places};
 use crate::drain::Drain;
 use crate::forward::{Interim, LocalExecutor, MAX_HEADER_BYTES, WithInterim};
 use crate::identify::{ClientCertificate, Peer};
@@ -60,6 +60,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Shared by the workers; none where there is no limit.
     pub connections: Option<Arc<Semaphore>>,
+    /// What each client address may have of them; likewise.
+    pub clients: Option<Arc<ClientShares>>,
 }
 
 /// One port, as one worker serves it.
@@ -87,9 +89,9 @@ impl<H: Handler> Listener<H> {
                 accepted = listener.accept(&socket) => accepted,
             };
             match accepted {
-                Ok((stream, address, permit)) => {
+                Ok((stream, address, places)) => {
                     let serving = Rc::clone(&listener);
-                    listener.tasks.spawn_local(async move { serving.connection(stream, address, permit).await });
+                    listener.tasks.spawn_local(async move { serving.connection(stream, address, places).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -99,22 +101,36 @@ impl<H: Handler> Listener<H> {
         }
     }
 
-    async fn accept(
-        &self,
-        socket: &TcpListener,
-    ) -> std::io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
-        // The one that came waits for its place, the others in the kernel's queue. The other way round a port where
-        // nobody comes would hold places.
-        let (stream, address) = socket.accept().await?;
-        let permit = match &self.limits.connections {
-            Some(connections) => Arc::clone(connections).acquire_owned().await.ok(),
-            None => None,
-        };
-        Ok((stream, address, permit))
+    async fn accept(&self, socket: &TcpListener) -> std::io::Result<(TcpStream, SocketAddr, Places)> {
+        loop {
+            let (stream, address) = socket.accept().await?;
+            let mut places = Places::default();
+            if let Some(clients) = &self.limits.clients {
+                // Before the wait below, so that no address over its share makes the others wait behind it; and before
+                // TLS, so that it costs nothing but the accept.
+                places.share = clients.take(address.ip().into());
+                if places.share.is_none() {
+                    self.metrics.connection_limits.over_share.inc();
+                    tracing::debug!(%address, "a connection was closed: its client address has its share");
+                    continue;
+                }
+            }
+            if let Some(connections) = &self.limits.connections {
+                // The one that came waits for its place, the others in the kernel's queue. The other way round a port
+                // where nobody comes would hold places.
+                places.permit = if let Ok(permit) = Arc::clone(connections).try_acquire_owned() {
+                    Some(permit)
+                } else {
+                    self.metrics.connection_limits.delayed.inc();
+                    Arc::clone(connections).acquire_owned().await.ok()
+                };
+            }
+            return Ok((stream, address, places));
+        }
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, permit: Option<OwnedSemaphorePermit>) {
-        let held = Held::new(self.metrics.connections.enter(), permit);
+    async fn connection(&self, stream: TcpStream, address: SocketAddr, places: Places) {
+        let held = Held::new(self.metrics.connections.enter(), Some(places));
         // A peer that reset already is found out by the first read.
         let _ = crate::connection::tune(&stream);
         let served = match &self.tls {

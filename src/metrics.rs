@@ -21,6 +21,7 @@ pub struct Metrics {
     /// Requests and their durations, and bytes of bodies.
     pub requests: Arc<RequestTable>,
     pub connections: OpenGauge,
+    pub connection_limits: ConnectionLimits,
     pub upgrades: OpenGauge,
     pub dial_failures: DialFailures,
     pub retries: RetryCounters,
@@ -31,7 +32,8 @@ pub struct Metrics {
     pub access_reviews: ReviewMetrics,
     pub api_reachable: Gauge,
     pub tunnels_closed: TunnelsClosed,
-    pub access_lines_lost: Counter,
+    pub access_lines_lost: LostLines,
+    pub pages: PageMetrics,
     watch_up: Family<ResourceLabel, Gauge>,
     watch_events: Family<ResourceLabel, Counter>,
     watch_malformed: Family<ResourceLabel, Counter>,
@@ -70,6 +72,24 @@ impl Drop for OpenGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+/// Connections of clients that met a limit.
+#[derive(Clone, Debug)]
+pub struct ConnectionLimits {
+    /// Closed, because their client address had its share.
+    pub over_share: Counter,
+    /// Waited, because there were as many as may be open.
+    pub delayed: Counter,
+}
+
+/// Lines of the access log that were dropped.
+#[derive(Clone, Debug)]
+pub struct LostLines {
+    /// Of callers who are known.
+    pub authenticated: Counter,
+    /// Of requests that were rejected before it was known who calls.
+    pub unauthenticated: Counter,
 }
 
 /// Look-ups in one cache, by outcome.
@@ -138,6 +158,57 @@ pub struct EjectionMetric {
     pub now: Gauge,
 }
 
+/// Memory of rewriting, and pages that passed unmodified.
+#[derive(Clone, Debug)]
+pub struct PageMetrics {
+    /// Bytes that pages in flight have reserved of `rewriting.maxMemory`.
+    pub reserved: Gauge<i64, AtomicI64>,
+    pub passed: PagesPassed,
+}
+
+/// Pages that passed unmodified, whole or from some point on, by the limit that they reached.
+#[derive(Clone, Debug)]
+pub struct PagesPassed {
+    pub memory: Counter,
+    pub tag: Counter,
+    pub attribute: Counter,
+    pub attributes: Counter,
+    pub name: Counter,
+    pub depth: Counter,
+    pub candidates: Counter,
+    pub growth: Counter,
+}
+
+impl PageMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let reserved = Gauge::default();
+        registry.register_with_unit(
+            "rewriting_reserved",
+            "Memory that rewriting of HTML pages has reserved",
+            Unit::Bytes,
+            reserved.clone(),
+        );
+        let pages = Family::<[(&str, &str); 1], Counter>::default();
+        registry.register(
+            "rewriting_pages_passed",
+            "HTML pages that passed unmodified, whole or in part, by the limit that they reached",
+            pages.clone(),
+        );
+        let limit = |name| pages.get_or_create_owned(&[("limit", name)]);
+        let passed = PagesPassed {
+            memory: limit("memory"),
+            tag: limit("tag"),
+            attribute: limit("attribute"),
+            attributes: limit("attributes"),
+            name: limit("name"),
+            depth: limit("depth"),
+            candidates: limit("candidates"),
+            growth: limit("growth"),
+        };
+        Self { reserved, passed }
+    }
+}
+
 impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("kube_bastion");
@@ -151,6 +222,16 @@ impl Metrics {
 
         let connections = OpenGauge::default();
         registry.register("connections_open", "Client connections that are open", connections.0.clone());
+        let rejected = Family::<[(&str, &str); 1], Counter>::default();
+        registry.register("connections_rejected", "Client connections closed by a limit", rejected.clone());
+        let delayed = Counter::default();
+        registry.register(
+            "connections_delayed",
+            "Client connections that waited because serving.maxConnections was reached",
+            delayed.clone(),
+        );
+        let over_share = rejected.get_or_create_owned(&[("reason", "client_share")]);
+        let connection_limits = ConnectionLimits { over_share, delayed };
         let upgrades = OpenGauge::default();
         registry.register("upgrades_open", "Upgraded connections (WebSocket, SPDY) that are open", upgrades.0.clone());
 
@@ -182,12 +263,15 @@ impl Metrics {
         let closed = |reason| tunnels_closed.get_or_create_owned(&[("reason", reason)]);
         let tunnels_closed = TunnelsClosed { revoked: closed("permit_revoked"), max_age: closed("max_age") };
 
-        let access_lines_lost = Counter::default();
+        let lost = Family::<[(&str, &str); 1], Counter>::default();
         registry.register(
             "access_log_lines_lost",
             "Access-log lines dropped because standard output did not take them",
-            access_lines_lost.clone(),
+            lost.clone(),
         );
+        let lost = |authenticated| lost.get_or_create_owned(&[("authenticated", authenticated)]);
+        let access_lines_lost = LostLines { authenticated: lost("true"), unauthenticated: lost("false") };
+        let pages = PageMetrics::new(registry);
         let watch_up = Family::default();
         registry.register("watch_up", "1 while the watch of a resource is connected, else 0", watch_up.clone());
         let watch_events = Family::default();
@@ -218,6 +302,7 @@ impl Metrics {
         Self {
             requests,
             connections,
+            connection_limits,
             upgrades,
             dial_failures,
             retries,
@@ -229,6 +314,7 @@ impl Metrics {
             api_reachable,
             tunnels_closed,
             access_lines_lost,
+            pages,
             watch_up,
             watch_events,
             watch_malformed,

@@ -23,7 +23,7 @@ use tunnel::Grant;
 use crate::authorize::{Authorize, AuthorizeError};
 use crate::drain::Drain;
 use crate::forward::{
-    Answer, Forward, ForwardError, Forwarded, Interim, Outgoing, Tunnel, Upgrade, Upgraded, clean_answer,
+    Answer, Forward, ForwardError, Forwarded, Interim, MAX_HEADERS, Outgoing, Tunnel, Upgrade, Upgraded, clean_answer,
 };
 use crate::identify::{Identify, IdentifyError, Peer};
 use crate::metrics::Metrics;
@@ -47,6 +47,8 @@ pub struct Stages {
     pub metrics: Metrics,
     pub cluster_domain: Arc<str>,
     pub tunnels: TunnelPolicy,
+    /// Memory for the pages that are being rewritten.
+    pub rewriting: rewrite::Budget,
 }
 
 /// How a request that was let through goes on.
@@ -73,6 +75,9 @@ enum ProxyError {
     /// The first full set of facts is not in yet: what is not known may exist all the same.
     #[error("the bastion is starting and does not know the cluster yet")]
     NotReady,
+    /// Looked at before all else: what adds a header to them counts on room.
+    #[error("the request has more than {} header fields; send fewer", MAX_HEADERS)]
+    TooManyHeaders,
     /// HTTP/1.1 wants one (RFC 9112 section 3.2).
     #[error("the request has no Host header, or several: send one")]
     Host,
@@ -101,6 +106,8 @@ impl Proxy {
         interim: Option<&Interim>,
     ) -> Response<Body> {
         let held = peer.held.by_request();
+        // Before the first insert.
+        let fits = request.headers().len() <= MAX_HEADERS;
         let audit_id = audit_id(request.headers_mut());
         let taste = Taste::of(request.headers());
         let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
@@ -109,7 +116,8 @@ impl Proxy {
         if let Some(interim) = interim {
             interim.begin().await;
         }
-        let routed = self.route(request, peer, interim, &mut record).await;
+        let routed =
+            if fits { self.route(request, peer, interim, &mut record).await } else { Err(ProxyError::TooManyHeaders) };
         if let Some(interim) = interim {
             interim.end();
         }
@@ -148,7 +156,7 @@ impl Proxy {
             return Err(ProxyError::Host);
         }
         let upgrade = Upgrade::asked(&request);
-        let websocket = upgrade.as_ref().is_some_and(|upgrade| upgrade.is_websocket(request.headers()));
+        let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
         let credentials = upgrade.is_some().then(|| identify.credentials(request.headers()));
         let caller = identify.identify(request.headers_mut(), peer, websocket).await?;
         record.identity = Some(Arc::clone(&caller.identity));
@@ -192,36 +200,41 @@ impl Proxy {
         let has_body = !body.is_end_stream();
         let (secure, asked) = (peer.secure, upgrade.as_ref());
         Forwarded { target: &target, client, secure, upgrade: asked, has_body }.rewrite(&mut parts);
-        rewrite::narrow_accept_encoding(&method, &mut parts.headers);
+        if self.stages.rewriting.is_enabled() {
+            rewrite::narrow_accept_encoding(&method, &mut parts.headers);
+        }
         let client_host = parts.headers.get(header::HOST).cloned();
         record.received = has_body.then(Rc::<Cell<u64>>::default);
         let outgoing = Outgoing { parts, body, received: record.received.clone(), interim: interim.cloned() };
         let (forward, dialed) = (&self.forward, &mut record.endpoint);
-        let Answer { mut response, endpoint } = match &upgrade {
-            None => forward.send(&permit, &route, outgoing, client, dialed).await?,
+        let (Answer { mut response, endpoint }, refuses_upgrade) = match &upgrade {
+            None => (forward.send(&permit, &route, outgoing, client, dialed).await?, false),
             Some(asked) => match forward.upgrade(&permit, &route, outgoing, client, on_client, asked, dialed).await? {
                 Upgraded::Switched { response, tunnel, .. } => {
                     let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
                     return Ok(Outcome::Switch(response, tunnel, Box::new(grant)));
                 }
-                Upgraded::Refused(answer) => answer,
+                Upgraded::Ignored(answer) => (answer, false),
+                Upgraded::Refused(answer) => (answer, true),
             },
         };
         // Whatever the endpoint speaks: our answer is framed as the client's connection wants it.
         *response.version_mut() = Version::HTTP_11;
-        clean_answer(response.headers_mut(), upgrade.is_some());
-        if upgrade.is_some() {
+        clean_answer(response.headers_mut(), refuses_upgrade)?;
+        if refuses_upgrade {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return Ok(Outcome::Answer(response.map(Body::upstream)));
         }
         let links = || self.links(&target, &route, &endpoint, client_host.as_ref());
         rewrite::rewrite_location(response.headers_mut(), links)?;
-        Ok(Outcome::Answer(match rewrite::page(&method, &response) {
+        let reading = rewrite::page(&method, &response);
+        let page = reading.and_then(|reading| Some((reading, self.stages.rewriting.reserve(reading.held_bytes())?)));
+        Ok(Outcome::Answer(match page {
             None => response.map(Body::upstream),
-            Some(reading) => {
+            Some((reading, share)) => {
                 // The length is that of the page as it came.
                 response.headers_mut().remove(header::CONTENT_LENGTH);
-                response.map(|body| Body::page(body, reading, links()))
+                response.map(|body| Body::page(body, reading, links(), share))
             }
         }))
     }
@@ -263,7 +276,11 @@ impl Proxy {
 
 /// The client's audit id as it is (CONFORMANCE C68), else a new one; forwarded and returned.
 fn audit_id(headers: &mut HeaderMap) -> HeaderValue {
-    headers.entry(AUDIT_ID).or_insert_with(new_audit_id).clone()
+    // A map that is full (24,576 names) cannot take one more; its request is rejected, with an id all the same.
+    if let Ok(entry) = headers.try_entry(AUDIT_ID) {
+        return entry.or_insert_with(new_audit_id).clone();
+    }
+    headers.get(AUDIT_ID).cloned().unwrap_or_else(new_audit_id)
 }
 
 /// A random UUID (RFC 9562, version 4). It tells requests apart and protects nothing, so a fast generator will do.
@@ -299,5 +316,16 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(AUDIT_ID, HeaderValue::from_static("mine"));
         assert_eq!(audit_id(&mut headers), "mine");
+    }
+
+    #[test]
+    fn a_full_map_of_headers_gets_an_audit_id_without_a_panic() {
+        let mut headers = HeaderMap::new();
+        let mut n = 0;
+        while headers.try_append(HeaderName::try_from(format!("x{n}")).unwrap(), HeaderValue::from_static("1")).is_ok()
+        {
+            n += 1;
+        }
+        assert_eq!(audit_id(&mut headers).len(), 36, "{n} names");
     }
 }

@@ -1,14 +1,17 @@
 //! Which addresses? A [`Permit`] for a target in, a [`Route`] out (CONFORMANCE chapter 4).
 
+mod lookup;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::authorize::Permit;
-use crate::cluster::{Affinity, AppProtocol, Cluster, Node, Refused, Rotation, Service, ServicePort};
+use crate::cluster::{Affinity, AppProtocol, Cluster, Node, Phase, Refused, Rotation, Service, ServicePort};
 use crate::model::address::{AddressPolicy, AddressType};
 use crate::model::quote::Quoted;
 use crate::model::target::{Id, InvalidId};
 use crate::model::{Endpoint, Resource, Scheme, Target};
+pub use lookup::Lookups;
 
 /// The stage. One per process.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub struct Resolve {
     pub addresses: AddressPolicy,
     /// Which of a node's addresses is taken: the first of these types that it has.
     pub preferred: Vec<AddressType>,
+    /// Resolves nodes that publish a host name instead of an address.
+    pub lookups: Lookups,
 }
 
 /// Where a request may go, and how to speak there.
@@ -104,6 +109,9 @@ pub enum ResolveError {
     BadId(#[from] InvalidId),
     #[error("{resource} {} not found", Quoted(name))]
     NotFound { resource: Resource, name: String },
+    /// Its address may belong to another pod by now (C40).
+    #[error("pod {} has ended (phase {phase:?})", Quoted(name))]
+    PodEnded { name: String, phase: Phase },
     #[error("address not allowed")]
     AddressNotAllowed,
     #[error("no addresses for hostname")]
@@ -170,13 +178,11 @@ impl Resolve {
             let known: Vec<_> = node.addresses.iter().map(|(kind, host)| format!("{{{kind} {host}}}")).collect();
             return Err(ResolveError::NoPreferredAddress(known.join(" ")));
         };
-        let addresses: Vec<IpAddr> = match host.parse() {
-            Ok(address) => vec![address],
-            Err(_) => tokio::net::lookup_host((&**host, 0))
-                .await
-                .map_err(|error| ResolveError::Lookup(format!("lookup {host}: {error}")))?
-                .map(|address| address.ip())
-                .collect(),
+        let addresses: Arc<[IpAddr]> = if let Ok(address) = host.parse::<IpAddr>() {
+            [address].into()
+        } else {
+            let found = self.lookups.addresses(host).await;
+            found.map_err(|error| ResolveError::Lookup(format!("lookup {host}: {error}")))?
         };
         if !addresses.iter().all(|address| self.addresses.permits(*address)) {
             return Err(ResolveError::AddressNotAllowed);
@@ -194,6 +200,9 @@ impl Resolve {
                 port_number(text).or_else(named).ok_or_else(|| target.invalid_id())?
             }
         };
+        if pod.phase.has_ended() {
+            return Err(ResolveError::PodEnded { name: id.name.to_owned(), phase: pod.phase });
+        }
         let address = pod.ips.first().copied().filter(|address| self.addresses.permits(*address));
         let address = SocketAddr::new(address.ok_or(ResolveError::AddressNotAllowed)?, port);
         let endpoint = Endpoint { address, name: Arc::clone(&pod.name) };
@@ -268,6 +277,7 @@ mod tests {
             ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             first_port: Some(8080),
             named_ports: [("web".into(), 8081)].into(),
+            phase: Phase::Active,
         };
         Object::Pod(ObjectKey::new("ns", name), pod)
     }
@@ -299,7 +309,8 @@ mod tests {
         let (cluster, mut writer) = Cluster::new(AddressPolicy::default(), pod_less);
         objects.into_iter().for_each(|object| writer.apply(object));
         let preferred = vec![AddressType::InternalIp, AddressType::Hostname];
-        (Resolve { cluster, addresses: AddressPolicy::default(), preferred }, writer)
+        let lookups = Lookups::new(std::time::Duration::from_secs(5));
+        (Resolve { cluster, addresses: AddressPolicy::default(), preferred, lookups }, writer)
     }
 
     /// What a path resolves to: scheme and addresses, or the error.
@@ -427,6 +438,37 @@ mod tests {
         assert!(ask(&resolve, path).await.is_err(), "the pod no longer holds the address");
         writer.reset(Kind::Service, vec![]);
         assert_eq!(ask(&resolve, path).await.unwrap_err(), r#"services "s" not found"#);
+    }
+
+    #[tokio::test]
+    async fn pods_that_have_ended_are_not_dialed() {
+        let ended = |phase| {
+            let Object::Pod(key, pod) = pod("p", &["10.0.0.1"]) else { unreachable!("it is a pod") };
+            Object::Pod(key, Pod { phase, ..pod })
+        };
+        let (resolve, mut writer) = resolver(
+            false,
+            vec![
+                pod("p", &["10.0.0.1"]),
+                service("s", &[("", 80, AppProtocol::Unspecified)]),
+                slice("s", "s", &[("", 80)], vec![at("10.0.0.1", "p")]),
+            ],
+        );
+        let (pod_path, service_path) = ("namespaces/ns/pods/p:80", "namespaces/ns/services/s");
+        for phase in [Phase::Succeeded, Phase::Failed] {
+            check(&resolve, &[(pod_path, Ok("Http 10.0.0.1:80")), (service_path, Ok("Http 10.0.0.1:80"))]).await;
+            // Nothing but the phase changes.
+            writer.apply(ended(phase));
+            let told = format!(r#"pod "p" has ended (phase {phase:?})"#);
+            check(
+                &resolve,
+                &[(pod_path, Err(&told)), (service_path, Err(r#"no endpoints available for service "s""#))],
+            )
+            .await;
+            let service = resolve.cluster.service("ns", "s").unwrap();
+            assert_eq!(service.ports[0].refused[0].why, crate::cluster::Refusal::PodEnded);
+            writer.apply(ended(Phase::Active));
+        }
     }
 
     #[tokio::test]

@@ -249,12 +249,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn tasks_end_quietly_once_the_drain_began() {
         let (mut supervisor, ready, drain, registry) = supervisor();
-        let (begun, began) = (drain.clone(), drain.clone());
+        let (watching, ending) = (drain.clone(), drain.clone());
         supervisor.restart("watch", move || {
-            let drain = begun.clone();
+            let drain = watching.clone();
             async move { drain.begun().await }
         });
-        supervisor.fatal("index", async move { began.begun().await });
+        supervisor.fatal("index", async move { ending.begun().await });
         drain.begin();
         let failed = tokio::time::timeout(Duration::from_hours(1), supervisor.failed()).await;
         assert!(failed.is_err() && !ready.report().1.contains("[!]"));

@@ -53,7 +53,7 @@ impl Feed {
     /// Waits for a place in the queue. Where the index has ended, so has the process.
     async fn send(&self, change: Change) {
         if self.0.send(change).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

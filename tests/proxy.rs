@@ -184,11 +184,11 @@ async fn a_refused_upgrade_is_no_pipe() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_upgrade_is_answered_by_101_or_an_error_alone() -> Result<()> {
-    // CVE-2020-8559: a redirect in answer to an upgrade never leaves.
+async fn a_websocket_is_answered_by_101_or_an_error_alone() -> Result<()> {
+    // CVE-2020-8559: a redirect in answer to a WebSocket never leaves.
     let bench = Bench::new().await?;
     for code in ["200 OK", "300 Multiple Choices", "302 Found", "307 Temporary Redirect"] {
-        let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+        let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await?;
         let (mut backend, _) = bench.accept().await?;
         backend
             .write_all(format!("HTTP/1.1 {code}\r\nLocation: http://evil/\r\nContent-Length: 0\r\n\r\n").as_bytes())
@@ -620,6 +620,46 @@ async fn the_bastion_is_no_target() -> Result<()> {
         let answer = read_all(&mut client).await;
         let told = "refusing to proxy to the bastion itself";
         ensure!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(told), "{address}: {answer}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn raises_the_limit_of_open_files_to_the_hard_one() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut command = Command::new("sh");
+    let script = r#"ulimit -S -n 256 && exec "$0" "$@""#;
+    command.args(["-c", script, env!("CARGO_BIN_EXE_kube-bastion"), "serve"]);
+    command.arg("--manifests-dir").arg(folder.path());
+    let bastion = Bastion::run(command)?;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", bastion.pid()))?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).context("a limit of open files")?;
+    let values: Vec<_> = line.split_whitespace().skip(3).take(2).collect();
+    ensure!(values[0] == values[1] && values[0] != "256", "{line}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn broken_manifests_show_nothing_of_their_content() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let bastion = Bastion::start(&["--manifests-dir", folder.path().to_str().context("UTF-8")?])?;
+    bastion.ready().await?;
+    let secret = "kind: Secret\nmetadata: {name: s}\ndata:\n  password: \"s3cr3t\n";
+    std::fs::write(folder.path().join("secret.yaml"), secret)?;
+    let broken = async || Ok(bastion.readyz().await?.1.contains("[!]manifests impaired"));
+    eventually("the broken file to be noticed", broken).await?;
+    let said = bastion.readyz().await?.1 + &bastion.said();
+    ensure!(said.contains("secret.yaml") && said.contains("not YAML") && !said.contains("s3cr3t"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn background_tasks_are_supervised_by_name() -> Result<()> {
+    let bench = Bench::new().await?;
+    let metrics = bench.bastion.metrics().await?;
+    for task in ["admin", "manifests", "serving-tls", "kubelet-tls"] {
+        let line = format!(r#"kube_bastion_task_restarts_total{{task="{task}"}} 0"#);
+        ensure!(metrics.contains(&line), "{line}:\n{metrics}");
     }
     Ok(())
 }

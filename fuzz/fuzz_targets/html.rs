@@ -1,4 +1,5 @@
-//! The rewriter of pages: wherever a page is cut into pieces, the same bytes come out, in any coding.
+//! The rewriter of pages: wherever a page is cut into pieces, the same bytes come out, in any coding; no slice has more
+//! input, output or work than it may, nothing is held past the bound, and work is linear in the page.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -9,7 +10,7 @@ use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use http::{Method, Response};
 use kube_bastion::model::Scheme;
-use kube_bastion::rewrite::{Links, Rewriter, page};
+use kube_bastion::rewrite::{Links, MAX_WORK_PER_SLICE, Rewriter, page};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Clone, Copy)]
@@ -68,7 +69,8 @@ impl Coding {
     }
 }
 
-fn rewrite<'a>(coding: Coding, charset: &str, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+/// Rewrites a page of `length` bytes that comes encoded in pieces.
+fn rewrite<'a>(coding: Coding, charset: &str, length: usize, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     let response = Response::builder()
         .header("content-type", format!("text/html{charset}"))
         .header("content-encoding", coding.header())
@@ -85,30 +87,58 @@ fn rewrite<'a>(coding: Coding, charset: &str, pieces: impl Iterator<Item = &'a [
     };
     let mut rewriter = Rewriter::new(reading, links);
     let mut out = Vec::new();
+    let (mut input, mut slices, mut count) = (0, 0, 0);
     for piece in pieces {
         let mut piece = Bytes::copy_from_slice(piece);
-        while !piece.is_empty() {
-            out.extend(rewriter.take(&mut piece).expect("what was encoded can be decoded"));
+        input += piece.len();
+        count += 1;
+        while !piece.is_empty() || rewriter.has_work() {
+            out.extend(slice(&mut rewriter, &mut piece));
+            slices += 1;
         }
     }
-    out.extend(rewriter.finish().expect("the page is whole"));
-    coding.decode(&out)
+    rewriter.finish();
+    while !rewriter.is_done() {
+        out.extend(slice(&mut rewriter, &mut Bytes::new()));
+        slices += 1;
+    }
+    let page = coding.decode(&out);
+    // A slice ends for want of input or of work that it may do.
+    assert!(slices <= count + rewriter.work() / MAX_WORK_PER_SLICE + 2, "{slices} slices of {count} pieces");
+    // The most work for its bytes has an element of three (`<p>`), and the start of a stream.
+    let bytes = input + length + page.len();
+    assert!(rewriter.work() <= 32 * bytes + 4096, "{} work for {bytes} bytes", rewriter.work());
+    page
+}
+
+fn slice(rewriter: &mut Rewriter, piece: &mut Bytes) -> Vec<u8> {
+    let (before, work) = (piece.len(), rewriter.work());
+    let out = rewriter.take(piece).expect("what was encoded can be decoded");
+    assert!(before - piece.len() <= Rewriter::MAX_INPUT_BYTES_PER_SLICE);
+    assert!(out.len() <= Rewriter::MAX_OUTPUT_BYTES_PER_SLICE);
+    assert!(rewriter.work() - work <= 4 * MAX_WORK_PER_SLICE);
+    assert!(rewriter.held_bytes() <= Rewriter::MAX_HELD_BYTES);
+    out
 }
 
 fuzz_target!(|data: &[u8]| {
-    let [choice, cuts @ .., _] = data else { return };
+    let [choice, cuts @ .., last] = data else { return };
     let coding = [Coding::Identity, Coding::Gzip, Coding::Zlib, Coding::Raw][usize::from(choice & 3)];
-    let charset = ["", "; charset=utf-8", "; charset=windows-1252", "; charset=shift_jis"][usize::from(choice >> 2 & 3)];
+    let charset =
+        ["", "; charset=utf-8", "; charset=windows-1252", "; charset=shift_jis"][usize::from(choice >> 2 & 3)];
     let (cuts, html) = cuts.split_at(cuts.len().min(usize::from(choice >> 4)));
+    // Repeated, a short input reaches the bounds of a page.
+    let repeated = html.repeat([1, 1, 1, 200][usize::from(last & 3)]);
+    let html = &repeated[..];
     let encoded = coding.encode(html);
-    let whole = rewrite(coding, charset, std::iter::once(&encoded[..]));
+    let whole = rewrite(coding, charset, html.len(), std::iter::once(&encoded[..]));
     let mut rest = &encoded[..];
-    let mut sizes = cuts.iter().chain(std::iter::repeat(&1)).map(|cut| usize::from(*cut).max(1));
+    let mut sizes = cuts.iter().chain(std::iter::repeat(last)).map(|cut| usize::from(*cut).max(1));
     let pieces = std::iter::from_fn(|| {
         let size = sizes.next()?.min(rest.len());
         let (piece, after) = rest.split_at(size);
         rest = after;
         (!piece.is_empty()).then_some(piece)
     });
-    assert_eq!(rewrite(coding, charset, pieces), whole);
+    assert_eq!(rewrite(coding, charset, html.len(), pieces), whole);
 });

@@ -103,6 +103,8 @@ pub enum Refusal {
     OtherNamespace,
     #[error("the pod that its targetRef names is not there")]
     PodGone,
+    #[error("the pod that its targetRef names has ended")]
+    PodEnded,
     #[error("the pod that its targetRef names has another address")]
     NotItsAddress,
 }
@@ -218,6 +220,9 @@ where
             return Err(Refusal::OtherNamespace);
         }
         let pod = (self.pod)(&key.namespace, &key.name).ok_or(Refusal::PodGone)?;
+        if pod.phase.has_ended() {
+            return Err(Refusal::PodEnded);
+        }
         if pod.ips.contains(&endpoint.address) {
             Ok(Endpoint { address, name: Arc::clone(&pod.name) })
         } else {

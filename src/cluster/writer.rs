@@ -80,8 +80,11 @@ impl Writer {
                 self.cluster.nodes.insert((*node.name).into(), Arc::new(node));
             }
             Object::Pod(key, pod) => {
-                // Most changes of a pod are none to us: only a new address can change a service.
-                let moved = self.cluster.pods.get(&key).is_none_or(|before| before.ips != pod.ips);
+                // Most changes of a pod are none to us: only a new address, or its end, can change a service.
+                let moved =
+                    self.cluster.pods.get(&key).is_none_or(|before| {
+                        before.ips != pod.ips || before.phase.has_ended() != pod.phase.has_ended()
+                    });
                 if moved {
                     touched.extend(self.services_of.get(&key).into_iter().flatten().cloned());
                 }

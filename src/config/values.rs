@@ -16,6 +16,8 @@ pub(super) const MAX_CONNECTIONS: usize = 10_000_000;
 pub(super) const MAX_REVIEWS: usize = 10_000;
 /// Some hundred bytes each: a larger memory is a mistake of the pen.
 pub(super) const MAX_CACHE: usize = 1_000_000;
+/// More memory than any machine has (1 TiB).
+pub(super) const MAX_BYTES: usize = 1 << 40;
 /// An address has no more ports to connect from.
 pub(super) const MAX_IDLE: usize = 65_535;
 /// More attempts than this turn one request into a load test of its service.
@@ -53,6 +55,33 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         total = total.checked_add(part).ok_or_else(fault)?;
     }
     if total.is_zero() { Err(fault()) } else { Ok(total) }
+}
+
+/// Reads a number of bytes as Kubernetes writes quantities: a whole number, alone or with a suffix (`k`, `M`, `G`, `Ki`,
+/// `Mi`, `Gi`), as `32Mi`.
+///
+/// # Errors
+/// Says what would be right.
+pub fn parse_bytes(text: &str) -> Result<usize, String> {
+    let fault = || {
+        format!(
+            "{text:?} is not a number of bytes: give a whole number with k, M, G, Ki, Mi, Gi or nothing, as 32Mi, 1024Gi at most"
+        )
+    };
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let unit = match suffix {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return Err(fault()),
+    };
+    let bytes = number.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
+    bytes.filter(|bytes| *bytes <= MAX_BYTES).ok_or_else(fault)
 }
 
 /// Reads a number of threads; 0 leaves it to the bastion.
@@ -94,6 +123,28 @@ pub fn parse_log_level(text: &str) -> Result<String, String> {
 fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
+}
+
+/// Writes a number of bytes so that [`parse_bytes`] reads it back.
+fn format_bytes(bytes: usize) -> String {
+    let unit = [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)].into_iter();
+    match unit.into_iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit)) {
+        Some((suffix, unit)) => format!("{}{suffix}", bytes / unit),
+        None => bytes.to_string(),
+    }
+}
+
+pub(super) mod bytes {
+    use super::{Deserializer, Serializer, format_bytes, parse_bytes, scalar};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+        scalar(deserializer, parse_bytes)
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    pub fn serialize<S: Serializer>(bytes: &usize, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format_bytes(*bytes))
+    }
 }
 
 pub(super) mod duration {
@@ -230,6 +281,33 @@ mod tests {
         {
             let fault = parse_log_level(bad).unwrap_err();
             assert!(fault.starts_with(&format!("{bad:?} is not a log level")) && fault.contains("trace"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn bytes_read_as_kubernetes_writes_quantities() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("1000", Some(1000)),
+            ("32Mi", Some(32 << 20)),
+            ("64Ki", Some(64 << 10)),
+            ("2Gi", Some(2 << 30)),
+            ("5M", Some(5_000_000)),
+            ("3k", Some(3000)),
+            ("1G", Some(1_000_000_000)),
+            ("", None),
+            ("Mi", None),
+            ("32MB", None),
+            ("1.5Gi", None),
+            ("-1", None),
+            ("1025Gi", None),
+            ("99999999999999999999", None),
+        ] {
+            let read = parse_bytes(text);
+            assert_eq!(read.clone().ok(), bytes, "{text}");
+            if let Ok(read) = read {
+                assert_eq!(parse_bytes(&format_bytes(read)), Ok(read), "{text}");
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::config;
 use crate::connection;
 use crate::metrics::DialFailures;
 use crate::resolve::Transport;
-use crate::tls::{ClientTls, KubeletTls};
+use crate::tls::ClientTls;
 
 /// Makes connections. One per process, shared by the workers.
 #[derive(Debug)]
@@ -145,7 +145,7 @@ impl Dialer {
     }
 
     pub(super) fn shows_token_to_kubelets(&self) -> bool {
-        matches!(*self.tls.kubelet, KubeletTls { verified: true, certificate: false, .. })
+        self.tls.kubelet.shows_token
     }
 }
 

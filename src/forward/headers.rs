@@ -8,9 +8,15 @@ use http::uri::{PathAndQuery, Uri};
 use http::{Method, Version, request};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
+use super::ForwardError;
 use super::list::{is, tokens};
 use super::upgrade::Upgrade;
 use crate::model::Target;
+
+/// Header fields of one message, and trailer fields, on either side. Browsers send about 20, apps that spread a session
+/// over cookies some hundred, and HTTP/1.1 stops at hyper's 100 before. It is far below the 24,576 names at which
+/// `http::HeaderMap` panics, so that whatever the bastion adds itself has room.
+pub const MAX_HEADERS: usize = 1000;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -39,16 +45,16 @@ pub struct Forwarded<'a> {
 
 impl Forwarded<'_> {
     /// Makes the head of a client's request the head of the backend's: URI in origin form, `Host` as the client sent
-    /// it, hop-by-hop headers off (an upgrade keeps them), forwarded headers on.
+    /// it, hop-by-hop headers and names in disguise off, forwarded headers on, and the upgrade's own where there is one.
     pub fn rewrite(&self, parts: &mut request::Parts) {
         let path = self.target.backend_path();
         let host = host(parts);
+        remove_hop_by_hop(&mut parts.headers, is_disguised);
         if let Some(upgrade) = self.upgrade {
-            upgrade.ask_by_http1(parts);
+            upgrade.ask(parts);
         }
         let headers = &mut parts.headers;
         if self.upgrade.is_none() {
-            remove_hop_by_hop(headers, |_| false);
             let escaped: Cow<'_, str> = utf8_percent_encode(&path, ESCAPED).into();
             if let Ok(value) = HeaderValue::try_from([&*self.target.plain_prefix(), &escaped].concat()) {
                 headers.insert(FORWARDED_URI, value);
@@ -72,7 +78,7 @@ impl Forwarded<'_> {
             // There are backends that ask for a length where a body could be (RFC 9110 section 8.6).
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        if self.has_body && self.upgrade.is_none() && !headers.contains_key(header::CONTENT_LENGTH) {
+        if self.has_body && !headers.contains_key(header::CONTENT_LENGTH) {
             // Said, because of a GET or HEAD hyper would believe that it has none (C69).
             headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
@@ -82,19 +88,26 @@ impl Forwarded<'_> {
 }
 
 /// Makes the head of a backend's answer the head of ours: hop-by-hop headers off (C72), and CORS grants (C70) unless it
-/// answers an upgrade; where the backend says nothing of caching, nothing is cached (C71).
-pub fn clean_answer(headers: &mut HeaderMap, to_upgrade: bool) {
-    remove_hop_by_hop(headers, if to_upgrade { |_| false } else { is_cors_grant });
+/// refuses an upgrade; where the backend says nothing of caching, nothing is cached (C71).
+///
+/// # Errors
+/// [`ForwardError::TooManyHeaders`] where it has more fields than are passed on.
+pub fn clean_answer(headers: &mut HeaderMap, refuses_upgrade: bool) -> Result<(), ForwardError> {
+    if headers.len() > MAX_HEADERS {
+        return Err(ForwardError::TooManyHeaders);
+    }
+    remove_hop_by_hop(headers, if refuses_upgrade { |_| false } else { is_cors_grant });
     if let Entry::Vacant(vacant) = headers.entry(header::CACHE_CONTROL) {
         vacant.insert(NOT_CACHED);
     }
+    Ok(())
 }
 
 /// RFC 9110 section 7.6.1, and what `also` names. `Trailer` is kept, because the trailers that it announces are passed
 /// (C72), and so is `TE: trailers`, by which gRPC asks for them (C66).
 ///
 /// Most messages have none of them: one look at the names that are there is cheaper than a look-up for each that might.
-fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
     let listed = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || also(name.as_str());
     let present: Vec<HeaderName> = headers.keys().filter(listed).cloned().collect();
     if present.contains(&header::CONNECTION) {
@@ -102,7 +115,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
             .get_all(header::CONNECTION)
             .iter()
             .flat_map(tokens)
-            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .filter_map(|token| HeaderName::from_bytes(token).ok())
             .filter(|name| *name != header::TE && *name != header::TRAILER)
             .collect();
         for name in named {
@@ -129,6 +142,8 @@ fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
         "connection"
+            // Belongs to an offer of h2c (RFC 7540 section 3.2.1), which is never passed on.
+            | "http2-settings"
             | "keep-alive"
             | "proxy-authenticate"
             | "proxy-authorization"
@@ -137,6 +152,20 @@ fn is_hop_by_hop(name: &str) -> bool {
             | "transfer-encoding"
             | "upgrade"
     )
+}
+
+/// Whether CGI-like backends (WSGI, PHP) read the name as that of a header which the bastion removes or sets, because
+/// they turn `-` into `_` in all names: `X_Forwarded_Host` would stand beside the true `X-Forwarded-Host`, or for it
+/// (C60). Identity and impersonation headers in disguise are dropped by `identify`, which knows their names.
+fn is_disguised(name: &str) -> bool {
+    // One search for a byte is all that most names cost.
+    if !name.as_bytes().contains(&b'_') {
+        return false;
+    }
+    let name = name.replace('_', "-");
+    is_hop_by_hop(&name)
+        || name.starts_with("x-forwarded-")
+        || matches!(&*name, "accept-encoding" | "audit-id" | "content-length")
 }
 
 /// What would let pages of other origins read through the bastion, which is one origin for all apps (C70).
@@ -194,8 +223,9 @@ mod tests {
         let uri = parts.uri.clone();
         let target = Target::parse(uri.path()).unwrap();
         let client = "192.0.2.7".parse().unwrap();
-        let upgrade = upgrade.then_some(&Upgrade::Http1);
-        Forwarded { target: &target, client, secure: true, upgrade, has_body: false }.rewrite(&mut parts);
+        let asked = upgrade.then(|| Upgrade::asked(&Request::from_parts(parts.clone(), ())).unwrap());
+        Forwarded { target: &target, client, secure: true, upgrade: asked.as_ref(), has_body: false }
+            .rewrite(&mut parts);
         parts
     }
 
@@ -243,15 +273,72 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_keeps_its_hop_by_hop_headers() {
-        let request = Request::get(PREFIX).header("connection", "Upgrade").header("upgrade", "websocket");
-        let parts = rewritten(request, true);
-        assert_eq!(
-            (&parts.headers["connection"], &parts.headers["upgrade"]),
-            (&"Upgrade".parse().unwrap(), &"websocket".parse().unwrap())
-        );
-        assert!(parts.headers.get(FORWARDED_URI).is_none(), "kubernetes#67878");
-        assert_eq!(parts.headers[FORWARDED_FOR], "192.0.2.7");
+    fn an_upgrade_has_one_connection_and_one_upgrade_and_no_other_hop_by_hop_header() {
+        let request = Request::get(PREFIX)
+            .header("host", "bastion.example")
+            .header("connection", "X-Mine, Upgrade, \u{e9}")
+            .header("connection", "HTTP2-Settings, keep-alive")
+            .header("upgrade", "h2c, websocket")
+            .header("upgrade", "TLS/1.2")
+            .header("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA")
+            .header("x-mine", "1")
+            .header("keep-alive", "timeout=5")
+            .header("te", "gzip")
+            .header("proxy-authorization", "Basic x")
+            .header("proxy-connection", "keep-alive")
+            .header("sec-websocket-version", "13");
+        let headers = rewritten(request, true).headers;
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        // No X-Forwarded-Uri (kubernetes#67878).
+        let forwarded = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+        let own = ["connection", "host", "sec-websocket-version", "upgrade"];
+        assert_eq!(names, [&own[..], &forwarded].concat());
+        assert_eq!(headers.len(), names.len(), "one line each");
+        assert!(headers["connection"] == "Upgrade" && headers["upgrade"] == "websocket", "{headers:?}");
+        assert_eq!(headers[FORWARDED_FOR], "192.0.2.7");
+    }
+
+    #[test]
+    fn settings_of_h2c_go_no_further_even_where_connection_does_not_name_them() {
+        let request = Request::get(PREFIX).header("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA");
+        assert!(rewritten(request, false).headers.get("http2-settings").is_none());
+    }
+
+    #[test]
+    fn names_in_disguise_are_dropped_and_other_underscores_pass() {
+        for (name, dropped) in [
+            ("x_forwarded_host", true),
+            ("x-forwarded_proto", true),
+            ("x_forwarded-for", true),
+            ("x_forwarded_uri", true),
+            ("audit_id", true),
+            ("transfer_encoding", true),
+            ("content_length", true),
+            ("accept_encoding", true),
+            ("proxy_authorization", true),
+            ("keep_alive", true),
+            ("http2_settings", true),
+            ("x_forwarded", false),
+            ("x_request_id", false),
+            ("_", false),
+            ("x_audit_id", false),
+        ] {
+            let headers = rewritten(Request::get(PREFIX).header(name, "evil"), false).headers;
+            assert_eq!(headers.get(name).is_none(), dropped, "{name}");
+            assert!(headers.values().filter(|value| *value == "evil").count() == usize::from(!dropped), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn answers_of_too_many_fields_are_rejected() {
+        let mut headers = HeaderMap::new();
+        for n in 0..MAX_HEADERS {
+            headers.append(HeaderName::try_from(format!("x-{}", n % 900)).unwrap(), HeaderValue::from_static("1"));
+        }
+        assert!(clean_answer(&mut headers.clone(), false).is_ok());
+        headers.append("x-1", HeaderValue::from_static("1"));
+        assert!(matches!(clean_answer(&mut headers, false), Err(ForwardError::TooManyHeaders)));
     }
 
     #[test]
@@ -291,12 +378,12 @@ mod tests {
         for name in ["connection", "keep-alive", "access-control-allow-origin", "access-control-max-age", "trailer"] {
             headers.insert(name, HeaderValue::from_static("1"));
         }
-        clean_answer(&mut headers, false);
+        clean_answer(&mut headers, false).unwrap();
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["access-control-max-age", "cache-control", "trailer"]);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=9"));
-        clean_answer(&mut headers, false);
+        clean_answer(&mut headers, false).unwrap();
         assert_eq!(headers[header::CACHE_CONTROL], "max-age=9", "the backend's own wins");
     }
 }

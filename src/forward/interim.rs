@@ -79,7 +79,7 @@ impl Interim {
         }
         let line = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default());
         state.bytes.extend_from_slice(line.as_bytes());
-        let named: Vec<&str> = headers.get_all(CONNECTION).iter().flat_map(tokens).collect();
+        let named: Vec<&[u8]> = headers.get_all(CONNECTION).iter().flat_map(tokens).collect();
         let stays = |name: &HeaderName| stays_on_hop(name) || named.iter().any(|named| is(named, name.as_str()));
         for (name, value) in headers.iter().filter(|(name, _)| !stays(name)) {
             state.bytes.extend_from_slice(name.as_str().as_bytes());

@@ -2,12 +2,13 @@
 
 use http::HeaderValue;
 
-/// The tokens of a value, without the empty ones.
-pub(super) fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
-    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|token| !token.is_empty())
+/// The elements of a value, without the empty ones. They are bytes, so that one that is not text hides none of its
+/// neighbors: `Connection: x-secret, \xff` names `x-secret`.
+pub(super) fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 /// Tokens are compared without regard to case.
-pub(super) fn is(token: &str, expected: &str) -> bool {
-    token.eq_ignore_ascii_case(expected)
+pub(super) fn is(token: &[u8], expected: &str) -> bool {
+    token.eq_ignore_ascii_case(expected.as_bytes())
 }

@@ -12,6 +12,8 @@ use http::{HeaderMap, Request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::headers::MAX_HEADERS;
+
 /// How much of a body is remembered until the answer begins.
 const REMEMBERED: usize = 64 * 1024;
 
@@ -94,6 +96,15 @@ struct State {
     ended: Option<Instant>,
 }
 
+/// Why a client's body does not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    #[error(transparent)]
+    Incoming(#[from] hyper::Error),
+    #[error("more than {} trailer fields", MAX_HEADERS)]
+    TooManyTrailers,
+}
+
 #[derive(Clone, Debug)]
 enum Passed {
     Data(Bytes),
@@ -150,8 +161,14 @@ impl Replay {
 }
 
 impl State {
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        let frame = frame.map(|frame| match frame? {
+            frame if frame.trailers_ref().is_some_and(|trailers| trailers.len() > MAX_HEADERS) => {
+                Err(BodyError::TooManyTrailers)
+            }
+            frame => Ok(frame),
+        });
         self.broken |= matches!(frame, Some(Err(_)));
         if self.ended.is_none() && (frame.is_none() || self.incoming.is_end_stream()) {
             self.ended = Some(Instant::now());
@@ -192,12 +209,12 @@ impl RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let Some(body) = &this.body else { return Poll::Ready(None) };
         let mut state = body.0.borrow_mut();

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::headers::MAX_HEADERS;
 use super::pool::{Connection, Pool};
 
 /// The body of an answer on its way to the client. Read to its end it gives the connection back to the pool; dropped
@@ -17,6 +18,15 @@ pub struct Upstream {
     incoming: Incoming,
     /// None where the connection ends with the body.
     keep: Option<(Connection, Rc<Pool>)>,
+}
+
+/// Why a body does not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error(transparent)]
+    Incoming(#[from] hyper::Error),
+    #[error("more than {} trailer fields", MAX_HEADERS)]
+    TooManyTrailers,
 }
 
 impl Upstream {
@@ -37,17 +47,22 @@ impl Upstream {
 
 impl Body for Upstream {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UpstreamError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
         let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(context));
         if frame.is_none() {
             self.ended();
         }
-        Poll::Ready(frame)
+        if let Some(Ok(frame)) = &frame
+            && frame.trailers_ref().is_some_and(|trailers| trailers.len() > MAX_HEADERS)
+        {
+            return Poll::Ready(Some(Err(UpstreamError::TooManyTrailers)));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(UpstreamError::Incoming)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -14,31 +14,65 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 
+use super::headers::{MAX_HEADERS, remove_hop_by_hop};
 use super::list::{is, tokens};
 use super::response::Upstream;
 use super::{Answer, ForwardError};
 use crate::model::Endpoint;
 
 const WEBSOCKET: &str = "websocket";
+const SPDY: &str = "spdy";
+/// Protocols that one request may offer; further ones are dropped. Clients offer one or two.
+const MAX_PROTOCOLS: usize = 8;
 
 /// How a client asks to leave HTTP.
 #[derive(Clone, Debug)]
 pub enum Upgrade {
     /// By `Connection: Upgrade` (RFC 9110 section 7.8), for WebSocket, SPDY, or anything.
-    Http1,
+    Http1(Protocols),
     /// For a WebSocket by extended CONNECT (RFC 8441). The endpoint is asked by HTTP/1.1, with this key.
     Connect { key: HeaderValue },
 }
 
+/// The protocols that an endpoint is offered: the value of its one `Upgrade` line, never empty.
+#[derive(Clone, Debug)]
+pub struct Protocols(HeaderValue);
+
+impl Protocols {
+    /// Reads the offers of all `Upgrade` lines, as bytes, and drops those that an endpoint must not see. None where
+    /// nothing remains: the request is then served as a plain one (RFC 9110 section 7.8: an offer may be ignored).
+    fn parse(headers: &HeaderMap) -> Option<Self> {
+        let offers = headers.get_all(header::UPGRADE).iter().flat_map(tokens);
+        let offers: Vec<&[u8]> =
+            offers.filter(|offer| is_protocol(offer) && !is_http(offer)).take(MAX_PROTOCOLS).collect();
+        if offers.is_empty() {
+            return None;
+        }
+        HeaderValue::from_bytes(&offers.join(&b", "[..])).ok().map(Self)
+    }
+
+    fn contains(&self, protocol: &[u8]) -> bool {
+        tokens(&self.0).any(|offered| offered.eq_ignore_ascii_case(protocol))
+    }
+
+    /// Whether one of them has this name, in any version.
+    fn names(&self, name: &str) -> bool {
+        tokens(&self.0).any(|offered| is(name_of(offered), name))
+    }
+}
+
 impl Upgrade {
-    /// None where the request asks for no upgrade, or by a CONNECT that opens no WebSocket.
+    /// None where the request asks for no upgrade that may be passed on, or by a CONNECT that opens no WebSocket.
     pub fn asked<B>(request: &Request<B>) -> Option<Self> {
         if request.version() == Version::HTTP_11 {
             let headers = request.headers();
+            // Most requests end here.
+            if !headers.contains_key(header::UPGRADE) {
+                return None;
+            }
             // The tokens are matched whole (C83).
-            let upgrade = headers.get(header::UPGRADE).is_some_and(|to| !is_h2c(to))
-                && headers.get_all(header::CONNECTION).iter().any(|value| tokens(value).any(|it| is(it, "upgrade")));
-            upgrade.then_some(Self::Http1)
+            let named = headers.get_all(header::CONNECTION).iter().flat_map(tokens).any(|token| is(token, "upgrade"));
+            Protocols::parse(headers).filter(|_| named).map(Self::Http1)
         } else {
             let protocol = request.extensions().get::<Protocol>()?;
             let websocket = request.method() == Method::CONNECT && protocol.as_str() == WEBSOCKET;
@@ -47,47 +81,102 @@ impl Upgrade {
     }
 
     /// What is to be opened is a WebSocket.
-    pub fn is_websocket(&self, headers: &HeaderMap) -> bool {
+    pub fn is_websocket(&self) -> bool {
+        self.protocols().names(WEBSOCKET)
+    }
+
+    /// Whether the client can do without: a WebSocket or a SPDY connection is of no use as anything else, other offers
+    /// may be ignored by the endpoint (CONFORMANCE C88).
+    fn is_optional(&self) -> bool {
+        let protocols = self.protocols();
+        !protocols.names(WEBSOCKET) && !protocols.names(SPDY)
+    }
+
+    fn protocols(&self) -> Protocols {
         match self {
-            Self::Http1 => {
-                headers.get(header::UPGRADE).is_some_and(|to| is(to.to_str().unwrap_or_default(), WEBSOCKET))
-            }
-            Self::Connect { .. } => true,
+            Self::Http1(protocols) => protocols.clone(),
+            Self::Connect { .. } => Protocols(HeaderValue::from_static(WEBSOCKET)),
         }
     }
 
-    /// Makes an extended CONNECT the request that an HTTP/1.1 endpoint knows (RFC 6455 section 4.1).
-    pub(super) fn ask_by_http1(&self, parts: &mut request::Parts) {
-        let Self::Connect { key } = self else { return };
-        parts.method = Method::GET;
+    /// Writes the one `Connection` and the one `Upgrade` that the endpoint sees (C84), and makes an extended CONNECT the
+    /// request that HTTP/1.1 knows (RFC 6455 section 4.1). The client's hop-by-hop headers are removed before.
+    pub(super) fn ask(&self, parts: &mut request::Parts) {
         let headers = &mut parts.headers;
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
-        headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
-        headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+        headers.insert(header::UPGRADE, self.protocols().0);
+        if let Self::Connect { key } = self {
+            parts.method = Method::GET;
+            headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
+            headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+        }
     }
 
-    /// Makes a 101 the answer that the client waits for.
+    /// Makes a 101 of the endpoint the answer that the client waits for.
+    ///
+    /// # Errors
+    /// [`ForwardError`] where the endpoint switches to a protocol that it was not offered: whatever that is, the client
+    /// did not ask for it and the caller was not authorized for it.
     fn answer(&self, response: &mut Response<()>) -> Result<(), ForwardError> {
-        let Self::Connect { key } = self else { return Ok(()) };
         let headers = response.headers_mut();
-        let accept = headers.remove(header::SEC_WEBSOCKET_ACCEPT);
-        if accept.is_none_or(|accept| accept != accept_of(key)) {
-            return Err(ForwardError::InvalidAccept);
+        if headers.len() > MAX_HEADERS {
+            return Err(ForwardError::TooManyHeaders);
         }
-        for name in [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING, header::CONTENT_LENGTH] {
-            headers.remove(name);
+        let chosen = self.chosen(headers)?;
+        remove_hop_by_hop(headers, |_| false);
+        // A 101 has no content (RFC 9110 section 8.6).
+        headers.remove(header::CONTENT_LENGTH);
+        match self {
+            Self::Http1(_) => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+                headers.insert(header::UPGRADE, chosen);
+            }
+            Self::Connect { key } => {
+                let accept = headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+                if accept.is_none_or(|accept| accept != accept_of(key)) {
+                    return Err(ForwardError::InvalidAccept);
+                }
+                *response.status_mut() = StatusCode::OK;
+            }
         }
-        *response.status_mut() = StatusCode::OK;
         Ok(())
+    }
+
+    /// The protocol that a 101 names, in the endpoint's spelling; several where they are layered.
+    fn chosen(&self, headers: &HeaderMap) -> Result<HeaderValue, ForwardError> {
+        let offered = self.protocols();
+        let chosen: Vec<&[u8]> = headers.get_all(header::UPGRADE).iter().flat_map(tokens).collect();
+        let was_offered = !chosen.is_empty() && chosen.iter().all(|protocol| offered.contains(protocol));
+        let chosen = chosen.join(&b", "[..]);
+        HeaderValue::from_bytes(&chosen).ok().filter(|_| was_offered).ok_or_else(|| {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            ForwardError::UnofferedUpgrade { chosen: text(&chosen), offered: text(offered.0.as_bytes()) }
+        })
     }
 }
 
-/// HTTP/2 is no other protocol: behind an upgrade to it any request could follow, for the right to one. The request is
-/// served as it is (RFC 7540 section 3.2 lets a server ignore the offer; RFC 9113 has dropped it).
-fn is_h2c(to: &HeaderValue) -> bool {
-    let mut protocols = tokens(to).peekable();
-    protocols.peek().is_some() && protocols.all(|protocol| is(protocol, "h2c"))
+/// `name` or `name/version`, both tokens (RFC 9110 section 7.8). What is none is dropped: no two parsers agree on it.
+fn is_protocol(offer: &[u8]) -> bool {
+    let is_token = |part: &[u8]| !part.is_empty() && part.iter().all(|byte| is_token_byte(*byte));
+    offer.split(|byte| *byte == b'/').count() <= 2 && offer.split(|byte| *byte == b'/').all(is_token)
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// HTTP in any version (`h2c`, `h2`, `HTTP/2.0`, drafts as `h2c-14`) is no other protocol: behind an upgrade to it any
+/// request could follow, unauthorized and unlogged, for the right to one (h2c smuggling). TLS (RFC 2817) is HTTP again
+/// within, and clients that offer it do without (R14).
+fn is_http(offer: &[u8]) -> bool {
+    let name = name_of(offer);
+    let draft = name.iter().position(|byte| *byte == b'-').map_or(name, |dash| &name[..dash]);
+    is(name, "http") || is(name, "tls") || is(draft, "h2c") || is(draft, "h2")
+}
+
+fn name_of(protocol: &[u8]) -> &[u8] {
+    protocol.iter().position(|byte| *byte == b'/').map_or(protocol, |slash| &protocol[..slash])
 }
 
 /// A nonce (RFC 6455 section 4.1). It only has to differ from what caches may hold.
@@ -109,6 +198,8 @@ fn accept_of(key: &HeaderValue) -> String {
 pub enum Upgraded {
     /// The head for the client, and the tunnel that opens behind it.
     Switched { response: Response<()>, tunnel: Tunnel, endpoint: Endpoint },
+    /// The endpoint ignored an offer that was optional: the answer is that to a plain request.
+    Ignored(Answer),
     /// An error, to be passed on; the connection ends with it, so that nothing that the client sends behind the
     /// request reaches the endpoint (C87, CVE-2018-1002105).
     Refused(Answer),
@@ -131,8 +222,12 @@ impl Upgraded {
             status if status.is_client_error() || status.is_server_error() => {
                 Ok(Self::Refused(Answer { response: response.map(Upstream::closing), endpoint }))
             }
-            // A success or a redirect in answer to an upgrade would leave the client talking to nobody knows whom
-            // (C88, CVE-2020-8559).
+            // The client reads it as the answer to a plain request, so it is one (C88).
+            status if asked.is_optional() && !status.is_informational() => {
+                Ok(Self::Ignored(Answer { response: response.map(Upstream::closing), endpoint }))
+            }
+            // A client of WebSocket or SPDY could take what follows a success or a redirect for its tunnel, and follow
+            // a redirect with its credentials (C88, CVE-2020-8559).
             status => Err(ForwardError::InvalidUpgrade(status)),
         }
     }
@@ -207,23 +302,102 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<'_, T> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn upgrades_are_told_by_whole_tokens() {
-        for (connection, upgrade, expected) in [
-            (Some("Upgrade"), Some("websocket"), true),
-            (Some("keep-alive, uPgRaDe"), Some("SPDY/3.1"), true),
-            (Some("upgraded"), Some("websocket"), false),
-            (Some("upgrade"), None, false),
-            (Some("Upgrade, HTTP2-Settings"), Some("h2c"), false),
-            (Some("Upgrade"), Some("H2C, h2c"), false),
-            (None, Some("websocket"), false),
-        ] {
-            let mut request = Request::get("/");
-            request = connection.into_iter().fold(request, |request, value| request.header("connection", value));
-            request = upgrade.into_iter().fold(request, |request, value| request.header("upgrade", value));
-            let asked = Upgrade::asked(&request.body(()).unwrap());
-            assert_eq!(asked.is_some(), expected, "{connection:?} {upgrade:?}");
+    fn asked(connection: Option<&'static str>, upgrades: &[&'static [u8]]) -> Option<Upgrade> {
+        let mut request = Request::get("/").body(()).unwrap();
+        let headers = request.headers_mut();
+        headers.extend(connection.map(|value| (header::CONNECTION, HeaderValue::from_static(value))));
+        for upgrade in upgrades {
+            headers.append(header::UPGRADE, HeaderValue::from_bytes(upgrade).unwrap());
         }
+        Upgrade::asked(&request)
+    }
+
+    #[test]
+    fn an_upgrade_needs_a_whole_token_and_a_protocol() {
+        for (connection, upgrade, expected) in [
+            (Some("Upgrade"), Some(&b"websocket"[..]), true),
+            (Some("keep-alive, uPgRaDe"), Some(b"SPDY/3.1"), true),
+            (Some("upgraded"), Some(b"websocket"), false),
+            (Some("upgrade"), None, false),
+            (None, Some(b"websocket"), false),
+        ] {
+            let upgrades: Vec<_> = upgrade.into_iter().collect();
+            assert_eq!(asked(connection, &upgrades).is_some(), expected, "{connection:?} {upgrade:?}");
+        }
+    }
+
+    #[test]
+    fn drops_offers_of_http_and_tls_and_malformed_ones() {
+        let cases: [(&[&'static [u8]], Option<&str>); 19] = [
+            (&[b"websocket"], Some("websocket")),
+            (&[b"websocket, h2c"], Some("websocket")),
+            (&[b"websocket", b"h2c"], Some("websocket")),
+            (&[b"h2c", b"websocket"], Some("websocket")),
+            (&[b"h2c, \xff"], None),
+            (&[b"\xff, websocket"], Some("websocket")),
+            (&[b"H2C,h2c"], None),
+            (&[b"h2"], None),
+            (&[b"h2c-14, h2-16, h2c/1"], None),
+            (&[b"HTTP/2.0, http/1.1, HTTP"], None),
+            (&[b"TLS/1.2"], None),
+            (&[b"tls/1.3, TLS"], None),
+            (&[b"h2cx, https/1"], Some("h2cx, https/1")),
+            (&[b"SPDY/3.1 , odd/9"], Some("SPDY/3.1, odd/9")),
+            (&[b"\"h2c, websocket\""], None),
+            (&[b"web socket, a/b/c, /x, x/"], None),
+            (&[b", ,"], None),
+            (&[b"h2c\twebsocket"], None),
+            (&[b"a,b,c,d,e,f,g,h,i,j"], Some("a, b, c, d, e, f, g, h")),
+        ];
+        for (upgrades, expected) in cases {
+            let asked = asked(Some("Upgrade, HTTP2-Settings"), upgrades);
+            let sent = asked.map(|asked| asked.protocols().0);
+            assert_eq!(sent.as_ref().map(|sent| sent.to_str().unwrap()), expected, "{upgrades:?}");
+        }
+    }
+
+    #[test]
+    fn only_offers_without_websocket_and_spdy_are_optional() {
+        for (upgrade, websocket, optional) in [
+            (&b"odd/9"[..], false, true),
+            (b"WebSocket", true, false),
+            (b"odd/9, websocket", true, false),
+            (b"websocket/13", true, false),
+            (b"spdy/3.1", false, false),
+        ] {
+            let asked = asked(Some("upgrade"), &[upgrade]).unwrap();
+            assert_eq!((asked.is_websocket(), asked.is_optional()), (websocket, optional), "{upgrade:?}");
+        }
+    }
+
+    #[test]
+    fn a_101_names_a_protocol_that_was_offered() {
+        let asked = asked(Some("upgrade"), &[b"websocket, odd/9"]).unwrap();
+        for (chosen, good) in [
+            (Some("WebSocket"), true),
+            (Some("odd/9"), true),
+            (Some("odd/9, websocket"), true),
+            (Some("odd"), false),
+            (Some("h2c"), false),
+            (Some("websocket, h2c"), false),
+            (Some(","), false),
+            (None, false),
+        ] {
+            let mut response = Response::builder().status(101).header("keep-alive", "1").header("content-length", "0");
+            response = response.header("connection", "upgrade, x-hop").header("x-hop", "1").header("x-kept", "1");
+            response = chosen.into_iter().fold(response, |response, chosen| response.header("upgrade", chosen));
+            let mut response = response.body(()).unwrap();
+            let answered = asked.answer(&mut response);
+            assert_eq!(answered.is_ok(), good, "{chosen:?}: {answered:?}");
+            if good {
+                let headers = response.headers();
+                assert_eq!((headers["connection"].to_str().unwrap(), headers.len()), ("Upgrade", 3), "{headers:?}");
+                assert_eq!((headers["upgrade"].to_str().ok(), &headers["x-kept"]), (chosen, &"1".parse().unwrap()));
+            }
+        }
+        let error = asked.answer(&mut Response::builder().header("upgrade", "h2c").body(()).unwrap()).unwrap_err();
+        let message = r#"backend tried to switch protocol "h2c" when "websocket, odd/9" was requested"#;
+        assert_eq!(error.to_string(), message);
     }
 
     #[test]

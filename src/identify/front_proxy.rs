@@ -13,6 +13,10 @@ use crate::model::Identity;
 use crate::model::identity::with_authenticated;
 use crate::tls::ClientCas;
 
+/// The names that are usual, whatever is configured (C112).
+const USUAL: [&str; 3] = ["x-remote-user", "x-remote-uid", "x-remote-group"];
+const USUAL_EXTRA: &str = "x-remote-extra-";
+
 /// What the cluster publishes of its front proxy. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct FrontProxy {
@@ -79,13 +83,21 @@ impl FrontProxy {
 }
 
 impl Names {
+    /// In disguise too: `X_Remote_User` is the same variable to a CGI-like backend. Only the exact names are believed.
     fn identifies(&self, name: &HeaderName) -> bool {
-        let text = name.as_str();
-        matches!(text, "x-remote-user" | "x-remote-uid" | "x-remote-group")
-            || text.starts_with("x-remote-extra-")
-            || [&self.user, &self.uid, &self.group].into_iter().any(|names| names.contains(name))
-            || self.extra.iter().any(|prefix| text.starts_with(prefix))
+        let name = name.as_str();
+        let configured = [&self.user, &self.uid, &self.group].into_iter().flatten().map(HeaderName::as_str);
+        let prefixes = self.extra.iter().map(String::as_str);
+        USUAL.into_iter().chain(configured).any(|known| name.len() == known.len() && reads_as(name, known))
+            || [USUAL_EXTRA].into_iter().chain(prefixes).any(|prefix| reads_as(name, prefix))
     }
+}
+
+/// Whether a name begins with `prefix` once `_` is read as `-`, as WSGI, CGI and PHP read both. The lengths differ or the
+/// first bytes do for almost all names, so that it costs no more than a comparison.
+pub(super) fn reads_as(name: &str, prefix: &str) -> bool {
+    let dashed = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| dashed(a) == dashed(b))
 }
 
 /// None where no user is named: then the headers say nothing.
@@ -155,6 +167,31 @@ mod tests {
         assert_eq!(identity.extra["acme.com/project"], ["a"]);
         assert_eq!(identity.extra["scopes"], ["b"]);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
+    }
+
+    #[test]
+    fn names_in_disguise_claim_nothing_and_are_gone() {
+        let configured = Names { user: vec![HeaderName::from_static("acme_user")], ..names() };
+        for (name, taken) in [
+            ("x_remote_user", true),
+            ("x-remote_group", true),
+            ("x_remote_extra_scopes", true),
+            ("x_forwarded-user", false),
+            ("x_forwarded_group", true),
+            ("acme_user", true),
+            ("acme-user", true),
+            ("x_remote", false),
+            ("x_remote_users", false),
+            ("x_request_id", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static("admin"));
+            let proxy = FrontProxy::default();
+            proxy.replace(configured.clone());
+            let claimed = proxy.take(&mut headers).map(|claim| claim.identity.user.clone());
+            assert_eq!(claimed.as_deref(), (name == "acme_user").then_some("admin"), "{name}");
+            assert_eq!(headers.is_empty(), taken, "{name}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::IdentifyError;
-use super::front_proxy::extra_key;
+use super::front_proxy::{extra_key, reads_as};
 
 const PREFIX: &str = "impersonate-";
 const USER: &str = "impersonate-user";
@@ -29,11 +29,13 @@ pub struct Impersonation {
 }
 
 impl Impersonation {
+    /// Whether a header is one of them, or is one in disguise (`Impersonate_User`).
     pub(super) fn is_header(name: &HeaderName) -> bool {
-        name.as_str().starts_with(PREFIX)
+        reads_as(name.as_str(), PREFIX)
     }
 
-    /// Takes the headers off the request. None where there are none.
+    /// Takes the headers off the request, those in disguise (`Impersonate_User`) too, which mean nobody. None where
+    /// there are none.
     ///
     /// # Errors
     /// [`IdentifyError::Impersonation`] where they name no user, are not text, or are too long or too many: a caller
@@ -126,6 +128,9 @@ mod tests {
         assert_eq!(asked.groups, ["devs", "ops"]);
         assert_eq!(asked.extra["acme.com/project"], ["a"]);
         assert_eq!(take(&[("x-kept", "1")]), Ok(None));
+        assert_eq!(take(&[("impersonate_user", "admin"), ("impersonate-extra_k", "v"), ("x-kept", "1")]), Ok(None));
+        let extra = take(&[("impersonate-user", "jane"), ("impersonate-extra-a_b", "v")]).unwrap().unwrap().extra;
+        assert_eq!(extra["a_b"], ["v"], "an underscore of the key is the key's");
     }
 
     #[test]

@@ -132,6 +132,11 @@ impl Status {
         Self::of(StatusCode::INTERNAL_SERVER_ERROR, Reason::InternalError, message)
     }
 
+    /// The API has no reason for this one.
+    pub fn header_fields_too_large(message: impl Into<String>) -> Self {
+        Self::of(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Reason::BadRequest, message).without_reason()
+    }
+
     pub fn without_reason(self) -> Self {
         Self { reason: None, ..self }
     }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::connection::Held;
-use crate::forward::Upstream;
-use crate::rewrite::{Links, Page, PageError, Reading};
+use crate::forward::{Upstream, UpstreamError};
+use crate::rewrite::{Links, Page, PageError, Reading, Share};
 use crate::telemetry::Record;
 
 /// What is sent to the client.
@@ -41,8 +41,8 @@ impl Body {
     }
 
     /// A page whose links are rewritten as it passes.
-    pub fn page(body: Upstream, reading: Reading, links: Links) -> Self {
-        Self { content: Content::Page(Box::new(Page::new(body, reading, links))), record: None, _held: None }
+    pub fn page(body: Upstream, reading: Reading, links: Links, share: Share) -> Self {
+        Self { content: Content::Page(Box::new(Page::new(body, reading, links, share))), record: None, _held: None }
     }
 
     /// Lets the record end with the body, and the client's connection be in use until then.
@@ -53,7 +53,7 @@ impl Body {
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = PageError<hyper::Error>;
+    type Error = PageError<UpstreamError>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,

@@ -152,6 +152,7 @@ fn status(error: &ProxyError) -> Status {
     let message = || error.to_string();
     match error {
         ProxyError::NotReady => Status::service_unavailable(message()),
+        ProxyError::TooManyHeaders => Status::header_fields_too_large(message()),
         ProxyError::Host => Status::bad_request(message()),
         ProxyError::Identify(IdentifyError::Unauthenticated(_)) => Status::unauthorized(),
         ProxyError::Identify(IdentifyError::Impersonation(_)) => Status::bad_request(message()),
@@ -178,9 +179,10 @@ fn status(error: &ProxyError) -> Status {
             | ResolveError::NoAddresses
             | ResolveError::Lookup(_) => Status::bad_request(message()),
             ResolveError::NoPreferredAddress(_) => Status::internal(message()).without_reason(),
-            ResolveError::NoServicePort { .. } | ResolveError::NoPort { .. } | ResolveError::NoEndpoints { .. } => {
-                Status::service_unavailable(message())
-            }
+            ResolveError::PodEnded { .. }
+            | ResolveError::NoServicePort { .. }
+            | ResolveError::NoPort { .. }
+            | ResolveError::NoEndpoints { .. } => Status::service_unavailable(message()),
         },
         ProxyError::Forward(ForwardError::Dial(errors)) => {
             // The last that was tried; of the others tell the causes.
@@ -188,12 +190,15 @@ fn status(error: &ProxyError) -> Status {
             Status::service_unavailable(format!("error trying to reach service: {last}"))
         }
         ProxyError::Forward(ForwardError::Client(_)) => Status::bad_request("the request's body broke off"),
-        ProxyError::Forward(ForwardError::Broken { .. }) => {
+        ProxyError::Forward(ForwardError::Broken { .. } | ForwardError::TooManyHeaders) => {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         }
         ProxyError::Forward(ForwardError::Form(_)) => Status::internal(message()),
         ProxyError::Forward(
-            ForwardError::InvalidUpgrade(_) | ForwardError::UnaskedUpgrade(_) | ForwardError::InvalidAccept,
+            ForwardError::InvalidUpgrade(_)
+            | ForwardError::UnaskedUpgrade(_)
+            | ForwardError::UnofferedUpgrade { .. }
+            | ForwardError::InvalidAccept,
         ) => Status::internal(message()).without_reason(),
         ProxyError::Location(_) => Status::internal(format!("Internal error occurred: {error}")),
     }

@@ -1,10 +1,29 @@
-//! Content codings (RFC 9110 section 8.4.1) of pages that are rewritten: taken off on the way in, put on again on the
-//! way out. Each piece that goes in comes out at once, so that a page that is streamed stays so.
+//! Content codings (RFC 9110 section 8.4.1) of pages that are rewritten: decoded on the way in, encoded again on the way
+//! out. Decoding is bounded by its output, so that a step costs the same whatever a page decodes to.
 
-use std::io::{self, Write};
+use std::io;
 
-use flate2::Compression;
-use flate2::write::{DeflateDecoder, DeflateEncoder, GzDecoder, GzEncoder, ZlibDecoder, ZlibEncoder};
+use bytes::{Buf, Bytes};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+
+/// Memory of a decoder: zlib-rs allocates 46 KiB for its state and its window.
+const DECODER_BYTES: usize = 48 * 1024;
+
+/// Memory of an encoder: zlib-rs allocates 371 KiB at the fastest level.
+const ENCODER_BYTES: usize = 384 * 1024;
+
+/// The most that a coding holds.
+pub const MAX_HELD_BYTES: usize = DECODER_BYTES + ENCODER_BYTES;
+
+/// Input that one step of a decoder takes. The output does not bound it: an empty block of deflate is 5 bytes, and a gzip
+/// header may have a comment of any length.
+pub const MAX_INPUT_BYTES_PER_STEP: usize = 4 * 1024;
+
+/// Base-2 logarithm of the deflate window: the largest, which every decoder must support (RFC 1951 section 2).
+const WINDOW_BITS: u8 = 15;
+
+/// Room that the encoder gets in the output at a time.
+const ENCODED_CHUNK_BYTES: usize = 8 * 1024;
 
 /// A coding that can be taken off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,20 +44,32 @@ impl Coding {
             _ => None,
         }
     }
+
+    /// Memory that decoding and encoding hold.
+    pub fn held_bytes(self) -> usize {
+        match self {
+            Self::Identity => 0,
+            Self::Gzip | Self::Deflate => MAX_HELD_BYTES,
+        }
+    }
 }
 
 /// Takes a coding off.
-pub enum Decoder {
+pub struct Decoder {
+    state: State,
+    /// The first bytes of a stream or of a member, at most two, until they are decoded.
+    lead: Vec<u8>,
+}
+
+enum State {
     Identity,
     /// The first two bytes, which tell more, are not in yet.
-    Unsure(Coding, Vec<u8>),
+    Unsure(Coding),
     /// What says it is gzip and is not: it passes as it is.
     Foreign,
-    Gzip(GzDecoder<Vec<u8>>),
+    Inflating(Format, Box<Decompress>),
     /// A member of a gzip stream is through; another may follow (RFC 1952 section 2.2).
-    Between(Vec<u8>),
-    Zlib(ZlibDecoder<Vec<u8>>),
-    Raw(DeflateDecoder<Vec<u8>>),
+    Between,
     /// The stream is through. What follows it is padding.
     Ended(Format),
 }
@@ -52,202 +83,202 @@ pub enum Format {
     Raw,
 }
 
+/// Progress of one step of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// Bytes came in or went out; so many are in the output.
+    Some(usize),
+    /// A member of a gzip stream begins.
+    Member,
+    /// Nothing is left to decode until more bytes come.
+    Starved,
+}
+
 impl Decoder {
     pub fn new(coding: Coding) -> Self {
-        match coding {
-            Coding::Identity => Self::Identity,
-            Coding::Gzip | Coding::Deflate => Self::Unsure(coding, Vec::new()),
-        }
+        let state = match coding {
+            Coding::Identity => State::Identity,
+            Coding::Gzip | Coding::Deflate => State::Unsure(coding),
+        };
+        Self { state, lead: Vec::new() }
     }
 
-    /// How many bytes may be decoded at once, so that what they decode to stays within some hundred KiB: a byte of deflate
-    /// is a thousand at most.
-    pub fn step(&self) -> usize {
-        match self {
-            Self::Identity | Self::Foreign | Self::Ended(_) => 16 * 1024,
-            _ => 128,
-        }
-    }
-
-    /// Appends what `bytes` decode to.
+    /// Decodes bytes off the front of `bytes` into the front of `out`, which is not empty. Call it until it is starved:
+    /// it may have more output without more input.
     ///
     /// # Errors
-    /// Where they are none of the coding.
-    pub fn decode(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match self {
-                Self::Identity | Self::Foreign => {
-                    out.extend_from_slice(bytes);
-                    return Ok(());
+    /// Where the bytes are none of the coding.
+    pub fn decode(&mut self, bytes: &mut Bytes, out: &mut [u8]) -> io::Result<Decoded> {
+        match &mut self.state {
+            State::Unsure(_) | State::Between => return Ok(self.start(bytes)),
+            State::Inflating(format, inflate) => {
+                let input = if self.lead.is_empty() { &bytes[..] } else { &self.lead[..] };
+                let input = &input[..input.len().min(MAX_INPUT_BYTES_PER_STEP)];
+                let (read, written) = (inflate.total_in(), inflate.total_out());
+                let status = inflate.decompress(input, out, FlushDecompress::None)?;
+                let (read, written) = (inflate.total_in() - read, inflate.total_out() - written);
+                let (read, written) = (index(read), index(written));
+                if self.lead.is_empty() {
+                    bytes.advance(read);
+                } else {
+                    self.lead.drain(..read);
                 }
-                Self::Ended(_) => return Ok(()),
-                Self::Gzip(decoder) => {
-                    let taken = pass(decoder, GzDecoder::get_mut, bytes, out)?;
-                    bytes = &bytes[taken..];
-                    if taken == 0 {
-                        decoder.try_finish()?;
-                        out.append(decoder.get_mut());
-                        *self = Self::Between(Vec::new());
-                    }
+                match status {
+                    Status::StreamEnd if *format == Format::Gzip => self.state = State::Between,
+                    Status::StreamEnd => self.state = State::Ended(*format),
+                    // A last bit of the trailer may be taken without output.
+                    Status::Ok | Status::BufError if read == 0 && written == 0 => return Ok(Decoded::Starved),
+                    Status::Ok | Status::BufError => {}
                 }
-                Self::Zlib(decoder) => {
-                    let taken = pass(decoder, ZlibDecoder::get_mut, bytes, out)?;
-                    bytes = &bytes[taken..];
-                    if taken == 0 {
-                        *self = Self::Ended(Format::Zlib);
-                    }
-                }
-                Self::Raw(decoder) => {
-                    let taken = pass(decoder, DeflateDecoder::get_mut, bytes, out)?;
-                    bytes = &bytes[taken..];
-                    if taken == 0 {
-                        *self = Self::Ended(Format::Raw);
-                    }
-                }
-                Self::Unsure(_, first) | Self::Between(first) => {
-                    first.extend_from_slice(bytes);
-                    let [one, two, ..] = first[..] else { return Ok(()) };
-                    let first = std::mem::take(first);
-                    *self = self.told(one, two);
-                    return self.decode(&first, out);
-                }
+                return Ok(Decoded::Some(written));
             }
+            State::Ended(_) => {
+                self.lead.clear();
+                bytes.clear();
+                return Ok(Decoded::Starved);
+            }
+            State::Identity | State::Foreign => {}
         }
-        Ok(())
+        let lead = self.lead.len().min(out.len());
+        out[..lead].copy_from_slice(&self.lead[..lead]);
+        self.lead.drain(..lead);
+        let taken = bytes.len().min(out.len() - lead);
+        bytes.copy_to_slice(&mut out[lead..lead + taken]);
+        Ok(if lead + taken == 0 { Decoded::Starved } else { Decoded::Some(lead + taken) })
     }
 
-    /// By the first two bytes of a stream, or of a member.
-    fn told(&self, one: u8, two: u8) -> Self {
+    /// Gathers the first two bytes of a stream, or of a member, and begins to decode what they tell.
+    fn start(&mut self, bytes: &mut Bytes) -> Decoded {
+        let missing = (2 - self.lead.len()).min(bytes.len());
+        self.lead.extend_from_slice(&bytes.split_to(missing));
+        let [one, two] = self.lead[..] else { return Decoded::Starved };
         // RFC 1952 section 2.3.1.
         let is_gzip = (one, two) == (0x1f, 0x8b);
         // RFC 1950 section 2.2: method 8, and a check sum over both bytes.
         let is_zlib = one & 0xf == 8 && (u16::from(one) << 8 | u16::from(two)).is_multiple_of(31);
-        match self {
-            Self::Unsure(Coding::Gzip, _) | Self::Between(_) if is_gzip => Self::Gzip(GzDecoder::new(Vec::new())),
-            Self::Unsure(Coding::Gzip, _) => Self::Foreign,
-            Self::Unsure(Coding::Deflate, _) if is_zlib => Self::Zlib(ZlibDecoder::new(Vec::new())),
-            Self::Unsure(Coding::Deflate, _) => Self::Raw(DeflateDecoder::new(Vec::new())),
-            _ => Self::Ended(self.format()),
-        }
+        let inflating = |format, inflate| State::Inflating(format, Box::new(inflate));
+        self.state = match self.state {
+            State::Unsure(Coding::Gzip) | State::Between if is_gzip => {
+                inflating(Format::Gzip, Decompress::new_gzip(WINDOW_BITS))
+            }
+            State::Unsure(Coding::Gzip) => State::Foreign,
+            State::Unsure(_) if is_zlib => inflating(Format::Zlib, Decompress::new(true)),
+            State::Unsure(_) => inflating(Format::Raw, Decompress::new(false)),
+            _ => State::Ended(self.format()),
+        };
+        Decoded::Member
     }
 
     /// What the stream is, as far as it is known.
     fn format(&self) -> Format {
-        match self {
-            Self::Identity | Self::Unsure(..) | Self::Foreign => Format::Identity,
-            Self::Gzip(_) | Self::Between(_) => Format::Gzip,
-            Self::Zlib(_) => Format::Zlib,
-            Self::Raw(_) => Format::Raw,
-            Self::Ended(format) => *format,
+        match self.state {
+            State::Identity | State::Unsure(_) | State::Foreign => Format::Identity,
+            State::Between => Format::Gzip,
+            State::Inflating(format, _) | State::Ended(format) => format,
         }
     }
 
     /// Whether anything of the stream came.
     pub fn has_begun(&self) -> bool {
-        !matches!(self, Self::Unsure(_, first) if first.is_empty())
+        !matches!(self.state, State::Unsure(_)) || !self.lead.is_empty()
+    }
+
+    /// Whether bytes are decoded to themselves.
+    pub fn is_identity(&self) -> bool {
+        matches!(self.state, State::Identity | State::Foreign)
     }
 
     /// Whether the stream is not in the coding that it says, so that it is to be left alone.
     pub fn is_foreign(&self) -> bool {
-        matches!(self, Self::Foreign)
+        matches!(self.state, State::Foreign)
     }
 
-    /// Appends what is left.
+    /// Checks, once the decoder is starved and no more bytes follow, that the stream is whole.
     ///
     /// # Errors
     /// Where the stream is cut.
-    pub fn finish(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
-        match self {
-            Self::Identity | Self::Foreign | Self::Between(_) | Self::Ended(_) => {}
-            Self::Gzip(decoder) => {
-                decoder.try_finish()?;
-                out.append(decoder.get_mut());
-            }
-            Self::Zlib(decoder) => {
-                decoder.try_finish()?;
-                out.append(decoder.get_mut());
-            }
-            Self::Raw(decoder) => {
-                decoder.try_finish()?;
-                out.append(decoder.get_mut());
-            }
-            Self::Unsure(_, first) if first.is_empty() => {}
-            Self::Unsure(..) => return Err(io::ErrorKind::UnexpectedEof.into()),
+    pub fn finish(&self) -> io::Result<()> {
+        match self.state {
+            State::Inflating(..) => Err(io::ErrorKind::UnexpectedEof.into()),
+            State::Unsure(_) if !self.lead.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
-/// Lets bytes through a decoder. Tells how many it took: none where its stream is at its end.
-fn pass<D: Write>(
-    decoder: &mut D,
-    buffer: fn(&mut D) -> &mut Vec<u8>,
-    bytes: &[u8],
-    out: &mut Vec<u8>,
-) -> io::Result<usize> {
-    let taken = decoder.write(bytes)?;
-    decoder.flush()?;
-    out.append(buffer(decoder));
-    Ok(taken)
-}
-
 /// Puts a coding on.
-pub enum Encoder {
-    Identity,
-    Gzip(GzEncoder<Vec<u8>>),
-    Zlib(ZlibEncoder<Vec<u8>>),
-    Raw(DeflateEncoder<Vec<u8>>),
+pub struct Encoder {
+    /// None for identity.
+    deflate: Option<Box<Compress>>,
+    /// Something was encoded that the output may not show yet.
+    unflushed: bool,
 }
 
 impl Encoder {
     /// The same coding that `decoder` took off.
     pub fn like(decoder: &Decoder) -> Self {
-        match decoder.format() {
-            Format::Identity => Self::Identity,
-            Format::Gzip => Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())),
-            Format::Zlib => Self::Zlib(ZlibEncoder::new(Vec::new(), Compression::fast())),
-            Format::Raw => Self::Raw(DeflateEncoder::new(Vec::new(), Compression::fast())),
-        }
+        let level = Compression::fast();
+        let deflate = match decoder.format() {
+            Format::Identity => None,
+            Format::Gzip => Some(Compress::new_gzip(level, WINDOW_BITS)),
+            Format::Zlib => Some(Compress::new(level, true)),
+            Format::Raw => Some(Compress::new(level, false)),
+        };
+        Self { deflate: deflate.map(Box::new), unflushed: false }
     }
 
-    /// The bytes of `page`, complete as far as they go.
+    /// Whether bytes are encoded as themselves.
+    pub fn is_identity(&self) -> bool {
+        self.deflate.is_none()
+    }
+
+    /// Appends what `bytes` encode to. Some of it comes with [`Self::flush`] only.
     ///
     /// # Errors
     /// None in practice: memory takes whatever is written.
-    pub fn encode(&mut self, page: Vec<u8>) -> io::Result<Vec<u8>> {
-        if page.is_empty() {
-            return Ok(page);
-        }
-        Ok(match self {
-            Self::Identity => page,
-            Self::Gzip(encoder) => {
-                encoder.write_all(&page)?;
-                encoder.flush()?;
-                std::mem::take(encoder.get_mut())
-            }
-            Self::Zlib(encoder) => {
-                encoder.write_all(&page)?;
-                encoder.flush()?;
-                std::mem::take(encoder.get_mut())
-            }
-            Self::Raw(encoder) => {
-                encoder.write_all(&page)?;
-                encoder.flush()?;
-                std::mem::take(encoder.get_mut())
-            }
-        })
+    pub fn encode(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+        self.unflushed = true;
+        self.deflate(bytes, FlushCompress::None, out)
     }
 
-    /// What ends the stream.
+    /// Appends whatever was encoded and is not in an output yet, so that a page that is streamed stays so.
     ///
     /// # Errors
     /// As [`Self::encode`].
-    pub fn finish(self) -> io::Result<Vec<u8>> {
-        match self {
-            Self::Identity => Ok(Vec::new()),
-            Self::Gzip(encoder) => encoder.finish(),
-            Self::Zlib(encoder) => encoder.finish(),
-            Self::Raw(encoder) => encoder.finish(),
+    pub fn flush(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        if !std::mem::take(&mut self.unflushed) {
+            return Ok(());
+        }
+        self.deflate(&[], FlushCompress::Sync, out)
+    }
+
+    /// Appends what ends the stream.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn finish(mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        self.deflate(&[], FlushCompress::Finish, out)
+    }
+
+    fn deflate(&mut self, mut bytes: &[u8], flush: FlushCompress, out: &mut Vec<u8>) -> io::Result<()> {
+        let Some(deflate) = &mut self.deflate else {
+            out.extend_from_slice(bytes);
+            return Ok(());
+        };
+        loop {
+            out.reserve(ENCODED_CHUNK_BYTES);
+            let read = deflate.total_in();
+            let status = deflate.compress_vec(bytes, out, flush).map_err(io::Error::other)?;
+            bytes = &bytes[index(deflate.total_in() - read)..];
+            // Room that is left says that all is out.
+            if status == Status::StreamEnd || bytes.is_empty() && out.len() < out.capacity() {
+                return Ok(());
+            }
         }
     }
+}
+
+/// The length of a part of a slice, as an index.
+fn index(length: u64) -> usize {
+    usize::try_from(length).expect("a part of a slice in memory")
 }

@@ -2,15 +2,17 @@
 //!
 //! Lines gather in a buffer per worker and leave in large pieces through one writer thread, because a write per
 //! request costs more than all the rest of the log. Where standard output does not take them, lines are lost and
-//! counted; requests never wait for the log.
+//! counted; requests never wait for the log. Lines of requests whose caller is not known gather apart and are lost first,
+//! so that a flood by anybody hides nothing that authenticated callers did.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::fmt;
 use std::io::Write;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,6 +29,27 @@ use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 const PIECE: usize = 32 * 1024;
 /// Pieces that may wait for the writer before lines are lost.
 const WAITING: usize = 64;
+/// Of these, pieces of lines of unknown callers are added only while fewer wait.
+const WAITING_UNAUTHENTICATED: usize = WAITING / 2;
+
+// What a caller can make long is cut, and the cut is marked: nobody may fill the log, or the memory of its queue, with
+// one request. In bytes.
+/// A path longer than this is an app's own state, not a name.
+const MAX_PATH: usize = 2048;
+/// The same before it is known who calls: enough for the names of a target.
+const MAX_PATH_UNAUTHENTICATED: usize = 256;
+/// kube-apiserver logs as much of an `Audit-Id`.
+const MAX_AUDIT_ID: usize = 64;
+/// A namespace is a DNS label (63); what is longer names none.
+const MAX_NAMESPACE: usize = 64;
+/// A scheme, a DNS subdomain (253) and a port (63), and some more for what is no such name.
+const MAX_ID: usize = 384;
+/// Users of OIDC are an issuer's URL and a subject of up to 255.
+const MAX_USER: usize = 512;
+/// The methods that are served have 7 at most; others are any token.
+const MAX_METHOD: usize = 32;
+/// Some chained causes with their addresses.
+const MAX_ERROR: usize = 1024;
 /// How long the end waits for standard output to take what is left.
 const LAST: Duration = Duration::from_secs(1);
 /// The same where the end was forced: enough for a reader that reads, nothing that a person would notice.
@@ -37,15 +60,33 @@ const LAST_FORCED: Duration = Duration::from_millis(100);
 pub struct AccessLog {
     pieces: Option<SyncSender<Piece>>,
     format: LogFormat,
-    /// Lines that were sent and are not written yet.
-    unwritten: Arc<AtomicU64>,
+    unwritten: Arc<Unwritten>,
     /// Disconnected once the thread has ended. Only `drop` looks at it: the lock is what lets workers share the rest.
     ended: Mutex<Receiver<Infallible>>,
     drain: Drain,
 }
 
+/// What was sent and is not written yet.
+#[derive(Debug, Default)]
+struct Unwritten {
+    lines: AtomicU64,
+    pieces: AtomicUsize,
+}
+
+impl Unwritten {
+    fn add(&self, lines: u64) {
+        self.lines.fetch_add(lines, Ordering::Relaxed);
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remove(&self, lines: u64) {
+        self.lines.fetch_sub(lines, Ordering::Relaxed);
+        self.pieces.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Some whole lines.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Piece {
     bytes: Vec<u8>,
     lines: u64,
@@ -59,14 +100,14 @@ impl AccessLog {
     pub fn start(format: LogFormat, mut sink: impl Write + Send + 'static, drain: Drain) -> std::io::Result<Self> {
         let (pieces, received) = sync_channel::<Piece>(WAITING);
         let (end, ended) = channel();
-        let unwritten = Arc::new(AtomicU64::new(0));
+        let unwritten = Arc::new(Unwritten::default());
         let left = Arc::clone(&unwritten);
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
             let _end = end;
             for piece in received {
                 // A closed pipe is no reason to stop serving.
                 let _ = sink.write_all(&piece.bytes).and_then(|()| sink.flush());
-                left.fetch_sub(piece.lines, Ordering::Relaxed);
+                left.remove(piece.lines);
             }
         })?;
         Ok(Self { pieces: Some(pieces), format, unwritten, ended: Mutex::new(ended), drain })
@@ -82,7 +123,7 @@ impl Drop for AccessLog {
         let patience = if forced { LAST_FORCED } else { LAST };
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-            let lines = self.unwritten.load(Ordering::Relaxed);
+            let lines = self.unwritten.lines.load(Ordering::Relaxed);
             tracing::warn!(lines, "standard output takes nothing: the last lines of the access log are lost");
         }
     }
@@ -98,10 +139,10 @@ pub struct Recorder {
 #[derive(Debug)]
 struct Lines {
     pieces: SyncSender<Piece>,
-    unwritten: Arc<AtomicU64>,
+    unwritten: Arc<Unwritten>,
     format: LogFormat,
-    buffer: Vec<u8>,
-    count: u64,
+    authenticated: Piece,
+    unauthenticated: Piece,
     clock: Clock,
 }
 
@@ -110,9 +151,15 @@ impl Recorder {
     pub fn new(metrics: Metrics, log: Option<&AccessLog>) -> Rc<Self> {
         let lines = log.and_then(|log| {
             let pieces = log.pieces.clone()?;
-            let (buffer, clock) = (Vec::with_capacity(PIECE), Clock::default());
-            let unwritten = Arc::clone(&log.unwritten);
-            Some(RefCell::new(Lines { pieces, unwritten, format: log.format, buffer, count: 0, clock }))
+            Some(RefCell::new(Lines {
+                pieces,
+                unwritten: Arc::clone(&log.unwritten),
+                format: log.format,
+                authenticated: Piece::with_room(),
+                // Takes its memory once there is something to write.
+                unauthenticated: Piece::default(),
+                clock: Clock::default(),
+            }))
         });
         Rc::new(Self { metrics, lines })
     }
@@ -136,11 +183,7 @@ impl Recorder {
             sent,
         );
         if let Some(lines) = &self.lines {
-            let mut lines = lines.borrow_mut();
-            lines.write(&Line { record, duration });
-            if lines.buffer.len() >= PIECE {
-                lines.flush(&self.metrics);
-            }
+            lines.borrow_mut().write(&Line { record, duration }, &self.metrics);
         }
     }
 }
@@ -151,27 +194,54 @@ impl Drop for Recorder {
     }
 }
 
+impl Piece {
+    fn with_room() -> Self {
+        Self { bytes: Vec::with_capacity(PIECE), lines: 0 }
+    }
+}
+
 impl Lines {
-    fn write(&mut self, line: &Line<'_>) {
-        self.count += 1;
+    fn write(&mut self, line: &Line<'_>, metrics: &Metrics) {
+        let authenticated = line.record.identity.is_some();
+        let piece = if authenticated { &mut self.authenticated } else { &mut self.unauthenticated };
+        piece.lines += 1;
         match self.format {
-            LogFormat::Json => line.write_json(&mut self.clock, &mut self.buffer),
-            LogFormat::Text => line.write_text(&mut self.clock, &mut self.buffer),
+            LogFormat::Json => line.write_json(&mut self.clock, &mut piece.bytes),
+            LogFormat::Text => line.write_text(&mut self.clock, &mut piece.bytes),
+        }
+        if piece.bytes.len() >= PIECE {
+            self.send(authenticated, metrics);
         }
     }
 
     fn flush(&mut self, metrics: &Metrics) {
-        if self.buffer.is_empty() {
+        self.send(true, metrics);
+        self.send(false, metrics);
+    }
+
+    fn send(&mut self, authenticated: bool, metrics: &Metrics) {
+        let (piece, lost, room) = if authenticated {
+            (&mut self.authenticated, &metrics.access_lines_lost.authenticated, WAITING)
+        } else {
+            (&mut self.unauthenticated, &metrics.access_lines_lost.unauthenticated, WAITING_UNAUTHENTICATED)
+        };
+        if piece.bytes.is_empty() {
             return;
         }
-        let bytes = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
-        let lines = std::mem::take(&mut self.count);
+        // Two workers that look at the same time may both add one: the queue's own bound holds all the same.
+        if self.unwritten.pieces.load(Ordering::Relaxed) >= room {
+            lost.inc_by(piece.lines);
+            piece.bytes.clear();
+            piece.lines = 0;
+            return;
+        }
+        let piece = std::mem::replace(piece, Piece::with_room());
+        let lines = piece.lines;
         // Counted before it is sent, because the writer may be done with it at once.
-        self.unwritten.fetch_add(lines, Ordering::Relaxed);
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.pieces.try_send(Piece { bytes, lines })
-        {
-            self.unwritten.fetch_sub(lines, Ordering::Relaxed);
-            metrics.access_lines_lost.inc_by(lines);
+        self.unwritten.add(lines);
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.pieces.try_send(piece) {
+            self.unwritten.remove(lines);
+            lost.inc_by(lines);
         }
     }
 }
@@ -267,22 +337,22 @@ struct Line<'a> {
 impl Line<'_> {
     /// One JSON object.
     fn write_json(&self, clock: &mut Clock, line: &mut Vec<u8>) {
-        let Record { method, uri, version, client, audit_id, endpoint, code, error, namespace, id, .. } = self.record;
+        let Record { method, version, client, audit_id, endpoint, code, error, namespace, id, .. } = self.record;
         line.extend_from_slice(b"{\"time\":\"");
         clock.write(line);
         line.push(b'"');
-        put_string(line, "user", self.user());
+        put_string(line, "user", &self.user());
         if let Some(acts_as) = &self.record.acts_as {
-            put_string(line, "impersonatedUser", &acts_as.user);
+            put_string(line, "impersonatedUser", &cut(&acts_as.user, MAX_USER));
         }
         put(line, "client", format_args!("\"{client}\""));
         put_string(line, "verb", self.verb());
-        put_string(line, "method", method.as_str());
+        put_string(line, "method", &cut(method.as_str(), MAX_METHOD));
         put_string(line, "resource", self.resource());
-        put_string(line, "namespace", namespace);
-        put_string(line, "name", id);
+        put_string(line, "namespace", &cut(namespace, MAX_NAMESPACE));
+        put_string(line, "name", &cut(id, MAX_ID));
         // Without the query, which may hold secrets.
-        put_string(line, "path", uri.path());
+        put_string(line, "path", &self.path());
         put(line, "protocol", format_args!("\"{version:?}\""));
         if let Some(endpoint) = endpoint {
             put(line, "endpoint", format_args!("\"{}\"", endpoint.address));
@@ -292,32 +362,32 @@ impl Line<'_> {
         put(line, "received", format_args!("{}", self.record.received()));
         put(line, "sent", format_args!("{}", self.record.sent));
         put(line, "duration", format_args!("{}", Seconds(self.duration)));
-        put_string(line, "auditId", audit_id.to_str().unwrap_or_default());
+        put_string(line, "auditId", &cut(audit_id.to_str().unwrap_or_default(), MAX_AUDIT_ID));
         if let Some(error) = error {
-            put_string(line, "error", error);
+            put_string(line, "error", &cut(error, MAX_ERROR));
         }
         line.extend_from_slice(b"}\n");
     }
 
     /// `key=value`, strings that come from outside in quotes: none can pass for a field.
     fn write_text(&self, clock: &mut Clock, line: &mut Vec<u8>) {
-        let Record { method, uri, version, client, audit_id, endpoint, code, error, namespace, id, sent, .. } =
-            self.record;
+        let Record { method, version, client, audit_id, endpoint, code, error, namespace, id, sent, .. } = self.record;
         clock.write(line);
         let slash = if namespace.is_empty() { "" } else { "/" };
         let written = write!(
             line,
-            " {} {method} {} {version:?} user={} client={client} verb={} target=\"{}/{}{slash}{}\" ",
+            " {} {} {} {version:?} user={} client={client} verb={} target=\"{}/{}{slash}{}\" ",
             code.as_u16(),
-            InQuotes(uri.path()),
-            InQuotes(self.user()),
+            cut(method.as_str(), MAX_METHOD),
+            InQuotes(&self.path()),
+            InQuotes(&self.user()),
             self.verb(),
             self.resource(),
-            Escaped(namespace),
-            Escaped(id),
+            Escaped(&cut(namespace, MAX_NAMESPACE)),
+            Escaped(&cut(id, MAX_ID)),
         );
         let written = written.and_then(|()| match &self.record.acts_as {
-            Some(acts_as) => write!(line, "impersonated-user={} ", InQuotes(&acts_as.user)),
+            Some(acts_as) => write!(line, "impersonated-user={} ", InQuotes(&cut(&acts_as.user, MAX_USER))),
             None => Ok(()),
         });
         let written = written.and_then(|()| match endpoint {
@@ -326,16 +396,25 @@ impl Line<'_> {
         });
         let (received, duration) = (self.record.received(), Seconds(self.duration));
         let written = written.and_then(|()| {
-            let audit_id = InQuotes(audit_id.to_str().unwrap_or_default());
+            let audit_id = cut(audit_id.to_str().unwrap_or_default(), MAX_AUDIT_ID);
+            let audit_id = InQuotes(&audit_id);
             write!(line, "received={received} sent={sent} duration={duration} audit-id={audit_id}")
         });
-        let written = written.and_then(|()| error.as_ref().map_or(Ok(()), |error| write!(line, " error={error:?}")));
+        let written = written.and_then(|()| match error {
+            Some(error) => write!(line, " error={:?}", cut(error, MAX_ERROR)),
+            None => Ok(()),
+        });
         written.expect("a Vec takes whatever is written");
         line.push(b'\n');
     }
 
-    fn user(&self) -> &str {
-        self.record.identity.as_deref().map_or("", |identity| &identity.user)
+    fn user(&self) -> Cow<'_, str> {
+        cut(self.record.identity.as_deref().map_or("", |identity| &identity.user), MAX_USER)
+    }
+
+    fn path(&self) -> Cow<'_, str> {
+        let known = self.record.identity.is_some();
+        cut(self.record.uri.path(), if known { MAX_PATH } else { MAX_PATH_UNAUTHENTICATED })
     }
 
     fn verb(&self) -> &'static str {
@@ -345,6 +424,15 @@ impl Line<'_> {
     fn resource(&self) -> &'static str {
         self.record.resource.map_or("", Resource::plural)
     }
+}
+
+/// The text, or its first `most` bytes and a mark. Almost all is short, and costs a comparison.
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    Cow::Owned([&text[..end], "…"].concat())
 }
 
 /// Printable ASCII that ends no string: almost all that is ever logged, and to be told so costs less than to be escaped.
@@ -421,6 +509,7 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::LostLines;
     use prometheus_client::registry::Registry;
 
     #[derive(Clone, Default)]
@@ -460,7 +549,7 @@ mod tests {
             if forced {
                 drain.force();
             }
-            assert_eq!(log.unwritten.load(Ordering::Relaxed), 1);
+            assert_eq!(log.unwritten.lines.load(Ordering::Relaxed), 1);
             let started = Instant::now();
             drop(log);
             let waited = started.elapsed();
@@ -469,6 +558,68 @@ mod tests {
                 "forced {forced}: {waited:?}"
             );
         }
+    }
+
+    #[test]
+    fn unauthenticated_lines_are_lost_first() {
+        // Nothing is taken out of the queue.
+        let log = AccessLog::start(LogFormat::Json, Stuck, Drain::default()).unwrap();
+        let metrics = Metrics::new(&mut Registry::default());
+        let recorder = Recorder::new(metrics.clone(), Some(&log));
+        let log_pieces = |known: bool, count: usize| {
+            for _ in 0..count {
+                log_to(&recorder, |record| {
+                    if !known {
+                        record.identity = None;
+                    }
+                });
+                recorder.flush();
+            }
+        };
+        let lost = || {
+            let LostLines { authenticated, unauthenticated } = &metrics.access_lines_lost;
+            (authenticated.get(), unauthenticated.get())
+        };
+        log_pieces(false, WAITING);
+        assert_eq!(lost(), (0, (WAITING - WAITING_UNAUTHENTICATED) as u64));
+        log_pieces(true, WAITING - WAITING_UNAUTHENTICATED);
+        assert_eq!(lost(), (0, (WAITING - WAITING_UNAUTHENTICATED) as u64), "half of the queue is kept for them");
+        log_pieces(true, 2);
+        assert_eq!(lost().0, 2);
+    }
+
+    #[test]
+    fn fields_are_cut_and_the_cut_is_marked() {
+        let long = "é".repeat(10_000);
+        let change = |record: &mut Record| {
+            record.uri = format!("/{}", "p".repeat(50_000)).parse().unwrap();
+            record.method = Method::from_bytes("M".repeat(5000).as_bytes()).unwrap();
+            record.audit_id = http::HeaderValue::try_from("a".repeat(5000)).unwrap();
+            record.acts_as = Some(Arc::new(Identity::new(&long, "", vec![], Default::default())));
+            record.identity = record.acts_as.clone();
+            (record.namespace, record.id, record.error) = (long.clone(), long.clone(), Some(long.clone()));
+        };
+        let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json, change)).unwrap();
+        for (field, most) in [
+            ("path", MAX_PATH),
+            ("method", MAX_METHOD),
+            ("auditId", MAX_AUDIT_ID),
+            ("user", MAX_USER),
+            ("impersonatedUser", MAX_USER),
+            ("namespace", MAX_NAMESPACE),
+            ("name", MAX_ID),
+            ("error", MAX_ERROR),
+        ] {
+            let value = line[field].as_str().unwrap();
+            assert!(value.ends_with('…') && value.len() == most + '…'.len_utf8(), "{field}: {}", value.len());
+        }
+        let text = logged(LogFormat::Text, change);
+        assert!(text.lines().count() == 1 && text.len() < 8192 && text.matches('…').count() == 8, "{text}");
+        let text = logged(LogFormat::Text, |record| {
+            change(record);
+            (record.identity, record.acts_as) = (None, None);
+        });
+        assert!(text.contains(&format!("/{}…", "p".repeat(MAX_PATH_UNAUTHENTICATED - 1))), "{text}");
     }
 
     fn logged(format: LogFormat, change: impl FnOnce(&mut Record)) -> String {
@@ -481,11 +632,14 @@ mod tests {
     }
 
     fn log_a_request(log: &AccessLog, change: impl FnOnce(&mut Record)) {
-        let recorder = Recorder::new(Metrics::new(&mut Registry::default()), Some(log));
+        log_to(&Recorder::new(Metrics::new(&mut Registry::default()), Some(log)), change);
+    }
+
+    fn log_to(recorder: &Rc<Recorder>, change: impl FnOnce(&mut Record)) {
         let uri = Uri::from_static("/api/v1/namespaces/ns/pods/p:80/proxy/x?token=secret");
         let audit_id = http::HeaderValue::from_static("id-1");
         let client = "192.0.2.1".parse().unwrap();
-        let mut record = Record::start(&recorder, Method::GET, uri, Version::HTTP_11, client, audit_id);
+        let mut record = Record::start(recorder, Method::GET, uri, Version::HTTP_11, client, audit_id);
         record.identity = Some(Arc::new(Identity::new("a \"b\"\n", "", vec![], Default::default())));
         record.verb = Some(Verb::Get);
         record.resource = Some(Resource::Pods);

@@ -43,10 +43,9 @@ impl Offers {
 /// TLS towards kubelets, and whether the bastion may show its own token there.
 #[derive(Debug)]
 pub struct KubeletTls {
-    /// The kubelet's certificate is verified. A token is shown to nobody else.
-    pub verified: bool,
-    /// A client certificate is shown, so that no token is needed.
-    pub certificate: bool,
+    /// Whether kubelets are shown the bastion's own token: the operator opted in, the kubelet's certificate is verified,
+    /// and no client certificate makes it needless.
+    pub shows_token: bool,
     files: KubeletFiles,
     offers: ArcSwap<Offers>,
 }
@@ -64,11 +63,18 @@ impl ClientTls {
     pub fn new(targets: &Targets) -> Result<Self, TlsError> {
         let pair = targets.kubelet_client_certificate.clone().zip(targets.kubelet_client_key.clone());
         let files = KubeletFiles { authority: targets.kubelet_certificate_authority.clone(), pair };
+        let (verified, certificate) = (files.authority.is_some(), files.pair.is_some());
+        if verified && !certificate && !targets.kubelet_service_account_token {
+            // Without a CA nobody expects kubelets to be reached: most bastions serve pods and services alone.
+            tracing::warn!(
+                "kubelets are verified and get no credentials, so they answer 401: set \
+                 targets.kubeletClientCertificate, or targets.kubeletServiceAccountToken where its risk is acceptable"
+            );
+        }
         Ok(Self {
             target: Arc::new(Offers::new(&unverified()?.with_no_client_auth())),
             kubelet: Arc::new(KubeletTls {
-                verified: files.authority.is_some(),
-                certificate: files.pair.is_some(),
+                shows_token: verified && !certificate && targets.kubelet_service_account_token,
                 offers: ArcSwap::from_pointee(files.load()?),
                 files,
             }),

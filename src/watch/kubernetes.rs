@@ -10,14 +10,14 @@ pub use client::{Connections, review_client};
 use client::{Health, watch_client};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use kube::Client;
 use kube::api::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
+use kube::{Client, Resource};
 pub use trusted::Trusted;
 
-use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
+use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
 use super::{Change, Feed};
 use crate::cluster::{Kind, Object, ObjectKey};
 use crate::config::KubernetesSource;
@@ -48,13 +48,13 @@ pub enum KubernetesError {
 
 /// How to reach the API: the kubeconfig that is configured, else the pod's service account.
 ///
-/// Its clients retry nothing by themselves: a review has a deadline of its own, and a watch pauses between its tries
-/// and tells of each that failed.
+/// The clients made of it (`kubernetes/client.rs`) retry nothing by themselves: a review has a deadline of its own, and a
+/// watch pauses between its tries and tells of each that failed.
 ///
 /// # Errors
 /// Where neither is there, or the kubeconfig is no good.
 pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, KubernetesError> {
-    let mut config = match &source.kubeconfig {
+    Ok(match &source.kubeconfig {
         None => kube::Config::incluster()?,
         Some(path) => {
             let options = KubeConfigOptions { context: source.context.clone(), ..KubeConfigOptions::default() };
@@ -62,9 +62,7 @@ pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, Kubernet
             let kubeconfig = Kubeconfig::read_from(path).map_err(fault)?;
             kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(fault)?
         }
-    };
-    config.default_retry = false;
-    Ok(config)
+    })
 }
 
 /// Watches the API. Built before anything runs, so that bad credentials stop the start.
@@ -135,7 +133,7 @@ fn follow<K: Watched>(
 /// Lists and watches one kind for ever, with growing, jittered pauses after failures.
 async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metrics) {
     let kind = K::KIND;
-    let mut events = pin!(watcher::watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff());
+    let mut events = pin!(watcher::watcher(Api::<Item<K>>::all(client), watcher::Config::default()).default_backoff());
     let mut list = Vec::new();
     while let Some(event) = events.next().await {
         let told = translate::<K>(event, &metrics);
@@ -161,7 +159,7 @@ async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metr
     }
 }
 
-fn translate<K: Watched>(event: watcher::Result<Event<K>>, metrics: &Metrics) -> Told {
+fn translate<K: Watched>(event: watcher::Result<Event<Item<K>>>, metrics: &Metrics) -> Told {
     match event {
         Ok(Event::Init) => Told::Begin,
         Ok(Event::InitApply(item)) => match read(item, metrics) {
@@ -187,7 +185,7 @@ fn translate<K: Watched>(event: watcher::Result<Event<K>>, metrics: &Metrics) ->
 struct Malformed;
 
 /// None where the object is none of ours.
-fn read<K: Watched>(item: K, metrics: &Metrics) -> Result<Option<Object>, Malformed> {
+fn read<K: Watched>(item: Item<K>, metrics: &Metrics) -> Result<Option<Object>, Malformed> {
     let name = key(item.meta());
     item.object().map_err(|fault| {
         tracing::warn!(resource = K::KIND.plural(), %name, fault, "a malformed object is skipped");

@@ -10,7 +10,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBind
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::objects::{SlimNode, SlimPod, SlimService, SlimSlice, Watched};
+use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, remove_nulls};
 use super::{Change, Feed};
 use crate::authorize::{Rules, RulesBuilder};
 use crate::cluster::{Kind, Object};
@@ -39,8 +39,8 @@ fn api_version(kind: &str) -> &'static str {
 pub enum ManifestError {
     #[error("cannot read {path:?}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path:?} is not YAML\n{report}")]
-    Yaml { path: PathBuf, report: String },
+    #[error("{path:?}, line {line}: not YAML: {reason}")]
+    Yaml { path: PathBuf, line: u64, reason: String },
     #[error("{path:?}: {what} is malformed: {fault}")]
     Malformed { path: PathBuf, what: String, fault: String },
     #[error("the token file {path:?} is refused: {fault}")]
@@ -124,10 +124,16 @@ impl Manifests {
         for path in files(&self.directory)? {
             let text = read(&path)?;
             // `y`, `n`, `on` and the like are names, as kubectl's YAML has it.
-            let options = serde_saphyr::options! { strict_booleans: true };
-            let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(&text, options)
-                .map_err(|error| ManifestError::Yaml { path: path.clone(), report: error.to_string() })?;
-            for document in documents {
+            let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+            let documents: Vec<Value> =
+                serde_saphyr::from_multiple_with_options(&text, options).map_err(|error| ManifestError::Yaml {
+                    path: path.clone(),
+                    line: error.location().map_or(0, |location| location.line()),
+                    reason: reason(&error),
+                })?;
+            for mut document in documents {
+                // As Helm renders them: `annotations:` with nothing behind it.
+                remove_nulls(&mut document);
                 found.take(&path, document)?;
             }
         }
@@ -139,6 +145,47 @@ impl Manifests {
         self.objects = Some(found.objects);
         Ok(())
     }
+}
+
+/// What is wrong with a file, without anything that stands in it: `/readyz` and the log show it to people who may not read
+/// the Secret that somebody put beside the manifests.
+fn reason(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error;
+    match error.without_snippet() {
+        // The scanner's own words; what they quote may be of the file.
+        Error::ExternalMessage { msg, .. } => without_quotes(msg),
+        Error::Eof { .. } => "the file ends too early".into(),
+        Error::DuplicateMappingKey { .. } => "a key stands twice in one mapping".into(),
+        Error::NonFiniteFloat { .. } => "a number is out of range".into(),
+        Error::InvalidUtf8Input => "it is not UTF-8".into(),
+        _ => "it cannot be read".into(),
+    }
+}
+
+/// serde's message without the value that it complains of: `invalid type: string "x", expected u16`.
+fn without_value(message: &str) -> String {
+    for kind in ["invalid type: ", "invalid value: "] {
+        if let (Some(rest), Some((_, expected))) = (message.strip_prefix(kind), message.rsplit_once(", expected ")) {
+            let unexpected: Vec<_> =
+                rest.split(' ').take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase())).collect();
+            return format!("{kind}{}, expected {}", unexpected.join(" "), without_quotes(expected));
+        }
+    }
+    without_quotes(message)
+}
+
+/// Replaces what stands in quotes or backticks.
+fn without_quotes(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(['"', '\'', '`']) {
+        kept.push_str(&rest[..start]);
+        kept.push('…');
+        let quote = rest[start..].chars().next().unwrap_or('"');
+        // To the last of its kind, because the value may hold quotes itself.
+        rest = rest[start + 1..].rsplit_once(quote).map_or("", |(_, after)| after);
+    }
+    kept + rest
 }
 
 fn read(path: &Path) -> Result<String, ManifestError> {
@@ -176,8 +223,11 @@ impl Found {
         }
         let kind = document["kind"].as_str().unwrap_or_default().to_owned();
         let name = document["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let malformed =
-            |fault: String| ManifestError::Malformed { path: path.into(), what: format!("{kind} {name:?}"), fault };
+        let malformed = |fault: String| ManifestError::Malformed {
+            path: path.into(),
+            what: format!("{kind} {name:?}"),
+            fault: without_value(&fault),
+        };
         let of_ours = document.get("apiVersion").is_none_or(|version| *version == api_version(&kind));
         if kind == "List" && of_ours {
             let items = document["items"].take();
@@ -215,7 +265,7 @@ impl Found {
     }
 
     fn object<K: Watched>(&mut self, document: Value) -> Result<(), String> {
-        let object = parse::<K>(document)?.object()?;
+        let object = Item::<K>::from_value(document).object()?;
         self.objects.extend(object.map(|object| (K::KIND, object)));
         Ok(())
     }
@@ -231,7 +281,7 @@ mod tests {
     use crate::authorize::Decision;
     use crate::cluster::{Cluster, Writer};
     use crate::model::address::AddressPolicy;
-    use crate::model::{Attributes, Identity, Verb};
+    use crate::model::{Attributes, Identity, Verb, with_causes};
     use prometheus_client::registry::Registry;
 
     const POD: &str = "kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: 10.0.0.1}]}\n";
@@ -239,7 +289,7 @@ mod tests {
     #[test]
     fn a_broken_file_is_named_with_what_is_wrong() {
         let cases = [
-            ("kind: Pod\nmetadata: [", "a.yaml", "is not YAML"),
+            ("kind: Pod\nmetadata: [", "a.yaml", "not YAML"),
             ("kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: nope}]}", "Pod \"p\"", "IP address"),
             ("kind: Role\nmetadata: {name: r}\nrules: {}", "Role \"r\"", "malformed"),
             ("metadata: {name: p}", "", "kind and metadata.name"),
@@ -250,6 +300,71 @@ mod tests {
             let error = Manifests::load(folder.path().into(), None).unwrap_err().to_string();
             assert!(error.contains(place) && error.contains(fault), "{error}");
         }
+    }
+
+    #[test]
+    fn errors_show_nothing_of_the_file() {
+        const SECRET: &str = "s3cr3t";
+        let pod = |spec: &str| format!("kind: Pod\nmetadata: {{name: p}}\nspec: {spec}\n");
+        let port = |port: &str| pod(&format!("{{containers: [{{ports: [{{containerPort: {port}}}]}}]}}"));
+        let data = |value: &str| format!("kind: Secret\nmetadata: {{name: s}}\ndata:\n  password: {value}\n");
+        let broken = [
+            data("\"s3cr3t"),
+            data("'s3cr3t"),
+            data("s3cr3t: x"),
+            data("[s3cr3t"),
+            data("*s3cr3t"),
+            data("@s3cr3t"),
+            data("%s3cr3t"),
+            data("\"s3cr3t\\q\""),
+            data("1\n  s3cr3t: 2\n  s3cr3t: 3"),
+            data("1\n\ts3cr3t"),
+            data("!!int s3cr3t"),
+            data("!!binary s3cr3t"),
+            data("1\n<<: s3cr3t"),
+            data("&s3cr3t [*s3cr3t]"),
+            port("s3cr3t"),
+            port("\"s3cr3t \\\"s3cr3t\\\", expected s3cr3t\""),
+            pod("s3cr3t"),
+            pod("[s3cr3t]"),
+            "kind: Role\nmetadata: {name: r}\nrules: s3cr3t\n".to_owned(),
+            "kind: List\nitems: s3cr3t\n".to_owned(),
+        ];
+        for text in broken {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("a.yaml"), &text).unwrap();
+            let Err(error) = Manifests::load(folder.path().into(), None) else { continue };
+            let error = with_causes(&error);
+            assert!(!error.contains(SECRET) && error.contains("a.yaml"), "{text}\n{error}");
+            assert!(error.contains(", line ") || error.contains(" is malformed: "), "{text}\n{error}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.yaml"), data("\"s3cr3t")).unwrap();
+        let error = Manifests::load(folder.path().into(), None).unwrap_err().to_string();
+        assert!(error.contains("not YAML: ") && !error.contains("line 0"), "{error}");
+    }
+
+    #[test]
+    fn null_is_the_same_as_absent_in_manifests() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "kind: Pod
+metadata: {name: p, namespace: , labels: , annotations: }
+spec: {containers: [{ports: }]}
+status: {phase: , podIPs: }
+---
+{kind: Service, metadata: {name: s}, spec: {ports: }}
+---
+{kind: EndpointSlice, addressType: IPv4, metadata: {name: s, labels: {kubernetes.io/service-name: s}}, ports: ,
+ endpoints: [{addresses: [10.0.0.1], conditions: , targetRef: }]}
+---
+{kind: ClusterRole, metadata: {name: r, annotations: }, rules: }
+---
+{kind: Node, metadata: {name: n}, status: }
+";
+        std::fs::write(folder.path().join("a.yaml"), text).unwrap();
+        let manifests = Manifests::load(folder.path().into(), None).unwrap();
+        let kinds: Vec<_> = manifests.objects.as_ref().unwrap().iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::Node]);
     }
 
     #[test]

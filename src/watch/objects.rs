@@ -1,8 +1,9 @@
 //! Kubernetes objects with only the fields that the index needs: the rest is skipped while decoding, never kept.
 //!
-//! Spec and status are decoded apart from the metadata, so that one malformed object is one object skipped and not a
-//! whole list lost.
+//! Every object is decoded on its own ([`Item`]), so that a malformed one is one object skipped and not a whole list or
+//! watch lost. `null` is the same as absent everywhere, as it is to the API server.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::net::IpAddr;
 
@@ -10,10 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::cluster::facts::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
-use crate::cluster::{Affinity, AppProtocol, Family, Kind, Node, Object, ObjectKey, Pod};
+use crate::cluster::{Affinity, AppProtocol, Family, Kind, Node, Object, ObjectKey, Phase, Pod};
 
 /// The port of a kubelet that names none (CONFORMANCE C32).
 const KUBELET_PORT: u16 = 10250;
@@ -22,17 +24,136 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The annotation that tells when the pod changed for which the slice was written.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// An object that a source can tell of.
+/// An object that a source can tell of, well-formed.
 pub(super) trait Watched:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
     const KIND: Kind;
 
     /// The object in the terms of the index. None where it is none of ours, as a slice without a service.
+    fn object(self) -> Option<Object>;
+}
+
+/// An object as a source gave it. Decoding it never fails, so that it fails nothing around it.
+#[derive(Clone, Debug)]
+pub(super) enum Item<K> {
+    Object(K),
+    /// What could be read of its metadata, and what is malformed.
+    Malformed(Box<ObjectMeta>, String),
+}
+
+impl<K: Watched> Item<K> {
+    /// The object in the terms of the index.
     ///
     /// # Errors
     /// What is malformed.
-    fn object(self) -> Result<Option<Object>, String>;
+    pub fn object(self) -> Result<Option<Object>, String> {
+        match self {
+            Self::Object(object) => Ok(object.object()),
+            Self::Malformed(_, fault) => Err(fault),
+        }
+    }
+
+    fn from_text(json: &str) -> Self {
+        // Nearly every object takes this way, which builds no tree of what is skipped.
+        match serde_json::from_str(json) {
+            Ok(object) => Self::checked(object),
+            Err(_) => match serde_json::from_str(json) {
+                Ok(value) => Self::from_value(value),
+                Err(error) => Self::Malformed(Box::default(), error.to_string()),
+            },
+        }
+    }
+
+    pub fn from_value(mut value: Value) -> Self {
+        remove_nulls(&mut value);
+        match K::deserialize(&value) {
+            Ok(object) => Self::checked(object),
+            Err(error) => Self::Malformed(Box::new(readable_meta(&value)), error.to_string()),
+        }
+    }
+
+    /// An object without a name could not be deleted again.
+    fn checked(object: K) -> Self {
+        let empty = |text: Option<&String>| text.is_none_or(String::is_empty);
+        let meta = object.meta();
+        let missing = if empty(meta.name.as_ref()) {
+            "metadata.name"
+        } else if K::KIND != Kind::Node && empty(meta.namespace.as_ref()) {
+            "metadata.namespace"
+        } else {
+            return Self::Object(object);
+        };
+        Self::Malformed(Box::new(meta.clone()), format!("{missing} is missing"))
+    }
+}
+
+impl<'de, K: Watched> Deserialize<'de> for Item<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::from_text(Box::<RawValue>::deserialize(deserializer)?.get()))
+    }
+}
+
+impl<K: Watched> Resource for Item<K> {
+    type DynamicType = ();
+    type Scope = K::Scope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        K::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        K::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        K::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        K::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        match self {
+            Self::Object(object) => object.meta(),
+            Self::Malformed(meta, _) => meta,
+        }
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Self::Object(object) => object.meta_mut(),
+            Self::Malformed(meta, _) => meta,
+        }
+    }
+}
+
+/// Removes members and elements that are null, at every depth.
+pub(super) fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(elements) => {
+            elements.retain(|element| !element.is_null());
+            elements.iter_mut().for_each(remove_nulls);
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// What can be read of the metadata of a malformed object: its name for the log, and the version from which the watch
+/// goes on behind it.
+fn readable_meta(object: &Value) -> ObjectMeta {
+    let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
+    ObjectMeta {
+        name: text("name"),
+        namespace: text("namespace"),
+        resource_version: text("resourceVersion"),
+        ..ObjectMeta::default()
+    }
 }
 
 /// Namespace and name; nodes have no namespace.
@@ -44,23 +165,6 @@ pub(super) fn key(meta: &ObjectMeta) -> ObjectKey {
 pub(super) fn trigger_time(meta: &ObjectMeta) -> Option<f64> {
     let time: jiff::Timestamp = meta.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()?;
     Some(time.as_duration().as_secs_f64())
-}
-
-/// A part of an object, decoded on its own.
-#[derive(Clone, Debug)]
-pub(super) struct Part<T>(Result<T, String>);
-
-impl<T: Default> Default for Part<T> {
-    fn default() -> Self {
-        Self(Ok(T::default()))
-    }
-}
-
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Part<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = Box::<RawValue>::deserialize(deserializer)?;
-        Ok(Self(serde_json::from_str(raw.get()).map_err(|error| error.to_string())))
-    }
 }
 
 /// Metadata without managed fields, owners, and all but the one label and annotation that are read.
@@ -106,7 +210,7 @@ pub(super) struct SlimNode {
     #[serde(deserialize_with = "slim_meta")]
     pub metadata: ObjectMeta,
     #[serde(default)]
-    status: Part<NodeStatus>,
+    status: NodeStatus,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -138,15 +242,15 @@ struct DaemonEndpoint {
 impl Watched for SlimNode {
     const KIND: Kind = Kind::Node;
 
-    fn object(self) -> Result<Option<Object>, String> {
-        let NodeStatus { addresses, daemon_endpoints } = self.status.0?;
+    fn object(self) -> Option<Object> {
+        let NodeStatus { addresses, daemon_endpoints } = self.status;
         let port = daemon_endpoints.kubelet_endpoint.port;
         let addresses = addresses.into_iter().map(|NodeAddress { r#type, address }| (r#type, address)).collect();
-        Ok(Some(Object::Node(Node {
+        Some(Object::Node(Node {
             name: self.metadata.name.unwrap_or_default().into(),
             addresses,
             kubelet_port: if port == 0 { KUBELET_PORT } else { port },
-        })))
+        }))
     }
 }
 
@@ -156,9 +260,9 @@ pub(super) struct SlimPod {
     #[serde(deserialize_with = "slim_meta")]
     pub metadata: ObjectMeta,
     #[serde(default)]
-    spec: Part<PodSpec>,
+    spec: PodSpec,
     #[serde(default)]
-    status: Part<PodStatus>,
+    status: PodStatus,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -183,6 +287,7 @@ struct ContainerPort {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct PodStatus {
+    phase: String,
     #[serde(rename = "podIPs")]
     pod_ips: Vec<PodIp>,
 }
@@ -195,16 +300,21 @@ struct PodIp {
 impl Watched for SlimPod {
     const KIND: Kind = Kind::Pod;
 
-    fn object(self) -> Result<Option<Object>, String> {
-        let (spec, status) = (self.spec.0?, self.status.0?);
+    fn object(self) -> Option<Object> {
+        let (spec, status) = (self.spec, self.status);
         let ports = || spec.containers.iter().flat_map(|container| &container.ports);
         let pod = Pod {
             name: self.metadata.name.as_deref().unwrap_or_default().into(),
             ips: status.pod_ips.into_iter().map(|PodIp { ip }| ip).collect(),
             first_port: ports().next().map(|port| port.container_port),
             named_ports: ports().filter_map(|port| Some((port.name.clone()?, port.container_port))).collect(),
+            phase: match &*status.phase {
+                "Succeeded" => Phase::Succeeded,
+                "Failed" => Phase::Failed,
+                _ => Phase::Active,
+            },
         };
-        Ok(Some(Object::Pod(key(&self.metadata), pod)))
+        Some(Object::Pod(key(&self.metadata), pod))
     }
 }
 
@@ -214,7 +324,7 @@ pub(super) struct SlimService {
     #[serde(deserialize_with = "slim_meta")]
     pub metadata: ObjectMeta,
     #[serde(default)]
-    spec: Part<SlimServiceSpec>,
+    spec: SlimServiceSpec,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -237,8 +347,8 @@ struct SlimServicePort {
 impl Watched for SlimService {
     const KIND: Kind = Kind::Service;
 
-    fn object(self) -> Result<Option<Object>, String> {
-        let SlimServiceSpec { r#type, mut ports, session_affinity, ip_families } = self.spec.0?;
+    fn object(self) -> Option<Object> {
+        let SlimServiceSpec { r#type, mut ports, session_affinity, ip_families } = self.spec;
         // The name that it stands for is never dialled (CONFORMANCE C47, C107).
         if r#type == "ExternalName" {
             ports.clear();
@@ -253,7 +363,7 @@ impl Watched for SlimService {
             affinity: if session_affinity == "ClientIP" { Affinity::ClientIp } else { Affinity::None },
             primary_family: ip_families.first().and_then(|family| self::family(family)),
         };
-        Ok(Some(Object::Service(key(&self.metadata), spec)))
+        Some(Object::Service(key(&self.metadata), spec))
     }
 }
 
@@ -266,9 +376,9 @@ pub(super) struct SlimSlice {
     #[serde(default)]
     address_type: String,
     #[serde(default)]
-    endpoints: Part<Option<Vec<SlimEndpoint>>>,
+    endpoints: Vec<SlimEndpoint>,
     #[serde(default)]
-    ports: Part<Option<Vec<SlimPort>>>,
+    ports: Vec<SlimPort>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -304,11 +414,11 @@ struct SlimPort {
 impl Watched for SlimSlice {
     const KIND: Kind = Kind::EndpointSlice;
 
-    fn object(self) -> Result<Option<Object>, String> {
+    fn object(self) -> Option<Object> {
         let service = self.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
         // A slice of names (addressType FQDN) has no address that could be dialled.
-        let (Some(service), Some(family)) = (service, family(&self.address_type)) else { return Ok(None) };
-        let endpoints = self.endpoints.0?.unwrap_or_default().into_iter().filter_map(|endpoint| {
+        let (Some(service), Some(family)) = (service, family(&self.address_type)) else { return None };
+        let endpoints = self.endpoints.into_iter().filter_map(|endpoint| {
             let Conditions { ready, serving, terminating } = endpoint.conditions;
             // Unknown means ready, and serving follows ready (KEP-1672).
             let ready = ready.unwrap_or(true);
@@ -321,11 +431,10 @@ impl Watched for SlimSlice {
                 pod: pod.map(|pod| ObjectKey::new(&pod.namespace, &pod.name)),
             })
         });
-        let ports = self.ports.0?.unwrap_or_default();
-        let ports = ports.into_iter().filter_map(|port| Some((port.name.unwrap_or_default(), port.port?)));
+        let ports = self.ports.into_iter().filter_map(|port| Some((port.name.unwrap_or_default(), port.port?)));
         let slice =
             Slice { service: (**service).into(), family, ports: ports.collect(), endpoints: endpoints.collect() };
-        Ok(Some(Object::EndpointSlice(key(&self.metadata), slice)))
+        Some(Object::EndpointSlice(key(&self.metadata), slice))
     }
 }
 
@@ -342,9 +451,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn object<K: Watched>(json: &serde_json::Value) -> Result<Option<Object>, String> {
+    fn object<K: Watched>(json: &Value) -> Result<Option<Object>, String> {
         // As the API sends it: text, not values.
-        serde_json::from_str::<K>(&json.to_string()).unwrap().object()
+        serde_json::from_str::<Item<K>>(&json.to_string()).unwrap().object()
     }
 
     #[test]
@@ -365,8 +474,7 @@ mod tests {
 
     #[test]
     fn a_node_gives_its_addresses_and_kubelet_port() {
-        let node =
-            |status: serde_json::Value| object::<SlimNode>(&json!({"metadata": {"name": "n"}, "status": status}));
+        let node = |status: Value| object::<SlimNode>(&json!({"metadata": {"name": "n"}, "status": status}));
         let known = node(json!({
             "addresses": [{"type": "Moon", "address": "x"}, {"type": "InternalIP", "address": "10.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 10255}},
@@ -410,20 +518,70 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_object_is_told_and_costs_nobody_else() {
-        #[derive(Deserialize)]
-        struct List {
-            items: Vec<SlimPod>,
+    fn a_malformed_object_costs_itself_alone_in_a_list() {
+        let good = json!({"metadata": {"name": "good", "namespace": "ns"}, "status": {"podIPs": [{"ip": "10.0.0.1"}]}});
+        let with = |path: &str, value: Value| {
+            let mut pod = good.clone();
+            *pod.pointer_mut(path).unwrap() = value;
+            pod
+        };
+        let malformed = [
+            (with("/metadata", json!(5)), "invalid type"),
+            (with("/metadata", json!({"namespace": "ns"})), "metadata.name is missing"),
+            (with("/metadata", json!({"name": "", "namespace": "ns"})), "metadata.name is missing"),
+            (with("/metadata", json!({"name": "bad"})), "metadata.namespace is missing"),
+            (with("/metadata/name", json!(["x"])), "invalid type"),
+            (with("/metadata", json!({"name": "bad", "namespace": "ns", "labels": "x"})), "invalid type"),
+            (with("/metadata", json!({"name": "bad", "namespace": "ns", "annotations": [1]})), "invalid"),
+            (with("/status", json!("up")), "invalid type"),
+            (with("/status/podIPs", json!({"ip": "10.0.0.1"})), "invalid type"),
+            (with("/status/podIPs/0/ip", json!("nowhere")), "IP address"),
+            (json!(7), "invalid type"),
+            (json!("pod"), "invalid type"),
+            (json!([]), "invalid"),
+            (json!(null), "invalid"),
+        ];
+        for (bad, fault) in malformed {
+            let items = json!({"metadata": {"resourceVersion": "7"}, "items": [bad, good]}).to_string();
+            let list: kube::core::ObjectList<Item<SlimPod>> = serde_json::from_str(&items).unwrap();
+            let [bad_item, good_item] = <[_; 2]>::try_from(list.items).unwrap();
+            assert!(bad_item.object().unwrap_err().contains(fault), "{bad}");
+            assert!(matches!(good_item.object(), Ok(Some(Object::Pod(..)))), "{bad}");
         }
-        let list: List = serde_json::from_str(
-            r#"{"items": [
-                {"metadata": {"name": "bad"}, "spec": {"containers": [{"ports": [{"containerPort": "http"}]}]}},
-                {"metadata": {"name": "good"}, "status": {"podIPs": [{"ip": "10.0.0.1"}]}}
-            ]}"#,
-        )
-        .unwrap();
-        let objects: Vec<_> = list.items.into_iter().map(Watched::object).collect();
-        assert!(objects[0].as_ref().unwrap_err().contains("invalid type"), "{objects:?}");
-        assert!(matches!(objects[1], Ok(Some(Object::Pod(..)))));
+    }
+
+    #[test]
+    fn a_malformed_object_keeps_what_the_watch_needs_to_go_on() {
+        let text = r#"{"metadata": {"name": "p", "namespace": "ns", "resourceVersion": "9", "labels": 5}}"#;
+        let item = serde_json::from_str::<Item<SlimPod>>(text).unwrap();
+        assert_eq!((item.meta().resource_version.as_deref(), key(item.meta())), (Some("9"), ObjectKey::new("ns", "p")));
+        assert!(item.object().is_err());
+    }
+
+    #[test]
+    fn null_is_the_same_as_absent_everywhere() {
+        let meta = json!({"name": "x", "namespace": "ns", "labels": null, "annotations": null, "uid": null});
+        let pod = object::<SlimPod>(&json!({
+            "metadata": meta,
+            "spec": {"containers": [null, {"ports": null}, {"ports": [null, {"name": null, "containerPort": 80}]}]},
+            "status": {"phase": null, "podIPs": null},
+        }));
+        let Ok(Some(Object::Pod(_, pod))) = pod else { panic!("{pod:?}") };
+        assert_eq!((pod.first_port, pod.ips.len()), (Some(80), 0));
+        assert!(object::<SlimPod>(&json!({"metadata": meta, "spec": {"containers": null}, "status": null})).is_ok());
+        let service = json!({"metadata": meta, "spec": {"type": null, "ports": null, "sessionAffinity": null}});
+        assert!(matches!(object::<SlimService>(&service), Ok(Some(_))));
+        let node =
+            json!({"metadata": meta, "status": {"addresses": null, "daemonEndpoints": {"kubeletEndpoint": null}}});
+        assert!(matches!(object::<SlimNode>(&node), Ok(Some(_))));
+        let slice = object::<SlimSlice>(&json!({
+            "metadata": {"name": "x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "s", "y": null}},
+            "addressType": "IPv4", "ports": null,
+            "endpoints": [{"addresses": null}, {"addresses": ["10.0.0.1"], "conditions": null, "targetRef": null}],
+        }));
+        let Ok(Some(Object::EndpointSlice(_, slice))) = slice else { panic!("{slice:?}") };
+        assert!(slice.endpoints.len() == 1 && slice.endpoints[0].ready && slice.ports.is_empty());
+        let bare = json!({"metadata": {"name": "x", "namespace": "ns"}, "endpoints": null, "addressType": null});
+        assert!(matches!(object::<SlimSlice>(&bare), Ok(None)));
     }
 }

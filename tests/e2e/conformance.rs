@@ -170,7 +170,7 @@ pub async fn node_logs_are_read_through_the_kubelet(world: &mut World) -> Result
     let by = By::TokenFile(&token);
     let kubeconfig = world.cluster.kubeconfig("kubelets", &world.cluster.server, &world.cluster.ca.file, &by)?;
     let authority = format!("--kubelet-certificate-authority={}", world.cluster.ca.file.display());
-    let knowing = bastion(&kubeconfig, &world.serving, &[&authority])?;
+    let knowing = bastion(&kubeconfig, &world.serving, &[&authority, "--kubelet-service-account-token"])?;
     knowing.ready().await?;
 
     let mut asked = everyone(world)?;

@@ -32,12 +32,15 @@ pub async fn credentials_are_for_a_kubelet_that_is_verified(world: &mut World) -
     let shown_key = format!("--kubelet-client-key={}", own.key.display());
     let kubeconfig = world.cluster.bastion_kubeconfig("shown", &world.cluster.server).await?;
 
-    let cases: [(&str, &[&str], u16, bool, bool); 5] = [
+    // The token is an opt-in: a node's own serving certificate verifies as a kubelet's.
+    let token = "--kubelet-service-account-token";
+    let cases: [(&str, &[&str], u16, bool, bool); 6] = [
         ("nobody is verified", &[], 200, false, false),
-        ("verified", &[&verify], 200, true, false),
-        ("verified, with a certificate", &[&verify, &shown_certificate, &shown_key], 200, false, true),
+        ("verified", &[&verify], 200, false, false),
+        ("verified, with the token", &[&verify, token], 200, true, false),
+        ("verified, with a certificate", &[&verify, token, &shown_certificate, &shown_key], 200, false, true),
         ("nobody is verified, with a certificate", &[&shown_certificate, &shown_key], 200, false, true),
-        ("of another CA", &[&stranger], 503, false, false),
+        ("of another CA", &[&stranger, token], 503, false, false),
     ];
     for (name, flags, code, token_shown, certificate_shown) in cases {
         let bastion = bastion(&kubeconfig, &world.serving, flags)?;

@@ -41,7 +41,7 @@ const WATCH_USER_TIMEOUT: Duration = Duration::from_secs(30);
 const REVIEW_USER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bound on one page of a list (500 objects), and on the head of any other answer. The API server's own request timeout
 /// is 60 s, so a slower answer does not come.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
+const PAGE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a watch may send nothing. The API server sends bookmarks every minute, with jitter; half a minute covers a
 /// slow one.
 const WATCH_SILENCE: Duration = Duration::from_secs(90);

@@ -175,6 +175,30 @@ async fn a_malformed_object_is_counted_and_stalls_nothing() {
     assert!(bench.metrics().contains(r#"watch_malformed_objects_total{resource="pods"} 2"#), "{}", bench.metrics());
 }
 
+#[tokio::test(start_paused = true)]
+async fn malformed_metadata_costs_its_object_alone_in_lists_and_events() {
+    let labels = |name: &str| {
+        let mut pod = pod(name);
+        pod["metadata"]["labels"] = json!([1]);
+        pod
+    };
+    let bench = Bench::of::<SlimPod>();
+    bench.answer(page(&[labels("a"), json!({"metadata": 5}), json!(null), pod("b")], ""));
+    eventually(|| bench.pods() == "b").await;
+    bench.answer(watch(&[("ADDED", labels("a")), ("MODIFIED", labels("b")), ("ADDED", pod("c"))]));
+    eventually(|| bench.pods() == "bc").await;
+    assert_eq!(bench.asked.lock().unwrap().len(), 2, "it did not list again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_without_a_version_lists_again() {
+    let bench = Bench::of::<SlimPod>();
+    bench.answer(page(&[pod("b")], ""));
+    bench.answer(watch(&[("ADDED", json!({"metadata": 5}))]));
+    bench.answer(page(&[json!({"metadata": 5}), pod("c")], ""));
+    eventually(|| bench.pods() == "c").await;
+}
+
 #[test]
 fn a_slice_that_is_taken_off_its_service_serves_it_no_more() {
     let slice = |labels: Value| {
@@ -183,7 +207,7 @@ fn a_slice_that_is_taken_off_its_service_serves_it_no_more() {
     };
     let labelled = slice(json!({"kubernetes.io/service-name": "s"}));
     let told = |event| translate::<SlimSlice>(Ok(event), &Metrics::new(&mut Registry::default()));
-    let read = |slice: &Value| serde_json::from_str::<SlimSlice>(&slice.to_string()).unwrap();
+    let read = |slice: &Value| serde_json::from_str::<Item<SlimSlice>>(&slice.to_string()).unwrap();
     assert!(matches!(told(Event::Apply(read(&labelled))), Told::Changed(Object::EndpointSlice(..), _)));
     let Told::Gone(key) = told(Event::Apply(read(&slice(json!({}))))) else { panic!("it would go on serving") };
     assert_eq!(key, ObjectKey::new("ns", "s-1"));

@@ -38,12 +38,13 @@ pub struct Setting<'w> {
 }
 
 /// The bastions that rows name, with what they have in their configuration beside the defaults.
-const BASTIONS: [(&str, &str); 5] = [
+const BASTIONS: [(&str, &str); 6] = [
     ("default", ""),
     ("anonymous", "authentication: {anonymous: true}"),
     ("bare-names", "authorization: {acceptBareNames: true}"),
     ("pod-less", "targets: {podLessEndpoints: true, KUBELET}"),
-    ("own-token", "targets: {kubeletCertificateAuthority: CA}"),
+    ("own-token", "targets: {kubeletServiceAccountToken: true, kubeletCertificateAuthority: CA}"),
+    ("no-token", "targets: {kubeletCertificateAuthority: CA}"),
 ];
 
 /// Listeners: pod or node, its address, port, and how it speaks.

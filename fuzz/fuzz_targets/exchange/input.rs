@@ -1,0 +1,370 @@
+//! An input: a few requests on one connection, and how the backend answers them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arbitrary::Arbitrary;
+use kube_bastion::model::Target;
+
+use super::world::{READER, TOKEN, WRITER};
+
+/// Requests on one connection.
+const MAX_REQUESTS: usize = 3;
+/// Fields of one request, so that its head fits into one HTTP/2 frame.
+const MAX_FIELDS: usize = 40;
+const MAX_RAW_BYTES: usize = 300;
+
+const METHODS: [&str; 12] =
+    ["GET", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "get", "PRI"];
+const VERSIONS: [&str; 4] = ["HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0"];
+const ORIGINS: [&str; 6] =
+    ["", "", "http://bastion.example", "https://u:p@bastion.example", "http://bastion.example:99999", "http://[::1"];
+const HOSTS: [&str; 8] = [
+    "bastion.example",
+    "bastion.example",
+    "bastion.example:8443",
+    "[::1]:1",
+    "",
+    "a b",
+    "u:p@bastion.example/x?y#z",
+    "bastion.example:port",
+];
+const NAMES: [&str; 42] = [
+    "Accept-Encoding",
+    "Authorization",
+    "Connection",
+    "Content-Encoding",
+    "Content-Length",
+    "Content-Type",
+    "Content_Length",
+    "Cookie",
+    "Expect",
+    "HTTP2-Settings",
+    "Host",
+    "Impersonate-Extra-a",
+    "Impersonate-Group",
+    "Impersonate-User",
+    "Impersonate_User",
+    "Keep-Alive",
+    "Keep_Alive",
+    "Proxy-Authorization",
+    "Proxy-Connection",
+    "Proxy_Authorization",
+    "Range",
+    "Sec-WebSocket-Key",
+    "Sec-WebSocket-Protocol",
+    "Sec-WebSocket-Version",
+    "TE",
+    "Trailer",
+    "Transfer-Encoding",
+    "Transfer_Encoding",
+    "Upgrade",
+    "X-A",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Uri",
+    "X-Forwarded_Proto",
+    "X-Remote-Extra-a",
+    "X-Remote-Group",
+    "X-Remote-Uid",
+    "X-Remote-User",
+    "X_Forwarded_For",
+    "X_Remote_Extra_a",
+    "X_Remote_User",
+];
+const VALUES: [&[u8]; 40] = [
+    b"",
+    b"0",
+    b"1",
+    b"5",
+    b"+5",
+    b"5, 5",
+    b"5, 6",
+    b"0x5",
+    b"99999999999999999999",
+    b"close",
+    b"keep-alive",
+    b"Upgrade",
+    b"upgrade, close",
+    b"Upgrade, HTTP2-Settings",
+    b"upgrade, x-a, host, content-length",
+    b"x-forwarded-for, x-remote-user",
+    b"websocket",
+    b"WebSocket",
+    b"h2c",
+    b"websocket, h2c",
+    b"h2c, \xff",
+    b"h2c, websocket",
+    b"\xff, h2",
+    b"HTTP/2.0",
+    b"HTTP/2.0, SHTTP/1.3, IRC/6.9, RTA/x11",
+    b"TLS/1.2",
+    b"SPDY/3.1",
+    b"chunked",
+    b"Chunked",
+    b"identity",
+    b"identity, chunked",
+    b"chunked, chunked",
+    b"gzip, chunked",
+    b"chunked\x0b",
+    b"trailers",
+    b"100-continue",
+    b"system:masters",
+    b"content-length, x-a",
+    b"\xe4\xf6\xfc",
+    b"13",
+];
+const SEPARATORS: [&str; 8] = [": ", ": ", ": ", ":", " : ", "\t: ", ":\r\n ", ":\n\t"];
+const LINE_ENDS: [&str; 7] = ["\r\n", "\r\n", "\r\n", "\n", "\r", "\r\r\n", "\0\r\n"];
+const CHUNK_SUFFIXES: [&str; 9] = ["", "", ";a=b", ";a=\"\r\n\"", " ", "\t", ";\n", "g", "\r"];
+const CHUNK_PREFIXES: [&str; 6] = ["", "", "0", "+", "0x", "0000000000000000"];
+
+#[derive(Arbitrary, Clone, Debug)]
+pub struct Case {
+    pub http2: bool,
+    pub answer: Answer,
+    list: Vec<RequestInput>,
+    /// Bytes behind the last request of HTTP/1.1.
+    pub surplus: Vec<u8>,
+}
+
+/// How the backend answers.
+#[derive(Arbitrary, Clone, Debug)]
+pub enum Answer {
+    Length,
+    Chunked,
+    UntilClose,
+    /// 101, whether it was asked for or not.
+    Switch,
+    Early,
+    Redirect,
+    Page,
+    /// The connection closes without an answer.
+    Nothing,
+    Raw(Vec<u8>),
+}
+
+#[derive(Arbitrary, Clone, Debug)]
+struct RequestInput {
+    reader: bool,
+    service: bool,
+    method: u8,
+    version: u8,
+    origin: u8,
+    host: u8,
+    suffix: Vec<u8>,
+    fields: Vec<Field>,
+    body: Body,
+    /// For HTTP/2: a bit each for `:scheme`, `:authority`, a second `:path`, `:protocol`.
+    pseudo: u8,
+}
+
+/// A header or trailer field.
+#[derive(Arbitrary, Clone, Debug)]
+enum Field {
+    Known { name: u8, value: u8 },
+    Odd { name: u8, value: u8, separator: u8, end: u8 },
+    Value { name: u8, value: Vec<u8> },
+    Raw { name: Vec<u8>, value: Vec<u8> },
+}
+
+#[derive(Arbitrary, Clone, Debug)]
+enum Body {
+    None,
+    /// With a length that may be wrong.
+    Length {
+        bytes: Vec<u8>,
+        wrong_by: Option<i8>,
+    },
+    Chunked {
+        chunks: Vec<Chunk>,
+        last: bool,
+        trailers: Vec<Field>,
+    },
+    /// Without any framing but what the fields say.
+    Raw(Vec<u8>),
+}
+
+#[derive(Arbitrary, Clone, Debug)]
+struct Chunk {
+    bytes: Vec<u8>,
+    prefix: u8,
+    suffix: u8,
+    wrong_by: Option<i8>,
+}
+
+/// One request, ready to be sent in either version.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// In its `X-Case` field, by which the backend knows it again.
+    pub number: u64,
+    pub method: &'static str,
+    /// What the backend may get, if anything: whether on the reader's port, and its request target.
+    pub expected: Option<(bool, String)>,
+    pub http1: Vec<u8>,
+    pub http2: Vec<(Vec<u8>, Vec<u8>)>,
+    pub body: Vec<u8>,
+    pub trailers: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Case {
+    /// Each request gets a number of its own, which no other input has.
+    pub fn requests(&self) -> Vec<Request> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = || NEXT.fetch_add(1, Ordering::Relaxed);
+        self.list.iter().take(MAX_REQUESTS).map(|request| request.request(number())).collect()
+    }
+}
+
+impl Field {
+    fn parts(&self) -> (Vec<u8>, Vec<u8>, &'static str, &'static str) {
+        match self {
+            Self::Known { name, value } => (pick(&NAMES, *name).into(), pick(&VALUES, *value).into(), ": ", "\r\n"),
+            Self::Odd { name, value, separator, end } => (
+                pick(&NAMES, *name).into(),
+                pick(&VALUES, *value).into(),
+                pick(&SEPARATORS, *separator),
+                pick(&LINE_ENDS, *end),
+            ),
+            Self::Value { name, value } => (pick(&NAMES, *name).into(), raw(value), ": ", "\r\n"),
+            Self::Raw { name, value } => (raw(name), raw(value), ": ", "\r\n"),
+        }
+    }
+
+    fn line(&self) -> Vec<u8> {
+        let (name, value, separator, end) = self.parts();
+        [&name[..], separator.as_bytes(), &value, end.as_bytes()].concat()
+    }
+
+    /// HTTP/2 has names in lower case; a raw one stays as it is.
+    fn pair(&self) -> (Vec<u8>, Vec<u8>) {
+        let (mut name, value, ..) = self.parts();
+        if !matches!(self, Self::Raw { .. }) {
+            name.make_ascii_lowercase();
+        }
+        (name, value)
+    }
+}
+
+impl RequestInput {
+    fn request(&self, number: u64) -> Request {
+        let method = pick(&METHODS, self.method);
+        let token = if self.reader { READER } else { WRITER };
+        let target = match (self.reader, self.service) {
+            (true, _) => "pods/r",
+            (false, false) => "pods/w",
+            (false, true) => "services/w",
+        };
+        let prefix = format!("/api/v1/namespaces/default/{target}/proxy/").into_bytes();
+        let mut suffix = raw(&self.suffix);
+        // A line that ends within the path would give the token to a request line that the input wrote.
+        suffix.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = 0x0b);
+        let path = [&prefix[..], &suffix].concat();
+        let expected = expected(&path).map(|target| (self.reader, target));
+        let authorization = format!("Bearer {token}").into_bytes();
+        let host = pick(&HOSTS, self.host);
+
+        let mut http1 = [method.as_bytes(), b" ", pick(&ORIGINS, self.origin).as_bytes(), &path, b" "].concat();
+        http1.extend([pick(&VERSIONS, self.version), "\r\nHost: ", host, "\r\nAuthorization: "].concat().bytes());
+        http1.extend_from_slice(&authorization);
+        http1.extend(format!("\r\nX-Case: {number}\r\n").bytes());
+        for field in self.fields.iter().take(MAX_FIELDS) {
+            http1.extend(field.line());
+        }
+        self.body.write(&mut http1);
+
+        let mut http2: Vec<(Vec<u8>, Vec<u8>)> = vec![(b":method".into(), method.into()), (b":path".into(), path)];
+        let bit = |bit: u8| self.pseudo >> bit & 1 == 1;
+        http2.extend((!bit(0)).then(|| (b":scheme".into(), b"https".into())));
+        http2.extend((!bit(1)).then(|| (b":authority".into(), host.into())));
+        http2.extend((bit(2) && bit(3)).then(|| (b":path".into(), b"/smuggled".into())));
+        http2.extend((bit(4) && bit(5)).then(|| (b":protocol".into(), b"websocket".into())));
+        http2.push((b"authorization".into(), authorization));
+        http2.push((b"x-case".into(), number.to_string().into()));
+        http2.extend(self.fields.iter().take(MAX_FIELDS).map(Field::pair));
+        let (body, trailers) = self.body.plain();
+        Request { number, method, expected, http1, http2, body, trailers }
+    }
+}
+
+impl Body {
+    /// The framing fields, the end of the head, and the body.
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::None => out.extend(b"\r\n"),
+            Self::Length { bytes, wrong_by } => {
+                let bytes = raw(bytes);
+                out.extend(format!("Content-Length: {}\r\n\r\n", length(&bytes, *wrong_by)).bytes());
+                out.extend(bytes);
+            }
+            Self::Chunked { chunks, last, trailers } => {
+                out.extend(b"Transfer-Encoding: chunked\r\n\r\n");
+                for chunk in chunks.iter().take(8) {
+                    let bytes = raw(&chunk.bytes);
+                    let size = length(&bytes, chunk.wrong_by);
+                    let (prefix, suffix) = (pick(&CHUNK_PREFIXES, chunk.prefix), pick(&CHUNK_SUFFIXES, chunk.suffix));
+                    out.extend(format!("{prefix}{size:x}{suffix}\r\n").bytes());
+                    out.extend(bytes);
+                    out.extend(b"\r\n");
+                }
+                if *last {
+                    out.extend(b"0\r\n");
+                    out.extend(trailers.iter().take(MAX_FIELDS).flat_map(Field::line));
+                    out.extend(b"\r\n");
+                }
+            }
+            Self::Raw(bytes) => {
+                out.extend(b"\r\n");
+                out.extend(raw(bytes));
+            }
+        }
+    }
+
+    /// For HTTP/2, whose frames tell where a body ends.
+    fn plain(&self) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
+        match self {
+            Self::None => (Vec::new(), Vec::new()),
+            Self::Length { bytes, .. } | Self::Raw(bytes) => (raw(bytes), Vec::new()),
+            Self::Chunked { chunks, trailers, .. } => (
+                chunks.iter().take(8).flat_map(|chunk| raw(&chunk.bytes)).collect(),
+                trailers.iter().take(MAX_FIELDS).map(Field::pair).collect(),
+            ),
+        }
+    }
+}
+
+/// The request target that a backend may get for a path with its query: the bastion's own reading of paths, which has
+/// a fuzz target of its own.
+fn expected(path: &[u8]) -> Option<String> {
+    // A fragment is not sent on.
+    let sent = path.split(|byte| *byte == b'#').next()?;
+    let path = std::str::from_utf8(sent.split(|byte| *byte == b'?').next()?).ok()?;
+    let query = sent.get(path.len() + 1..).map(String::from_utf8_lossy);
+    let backend = Target::parse(path).ok()?.backend_path().into_owned();
+    Some(query.map_or_else(|| backend.clone(), |query| format!("{backend}?{query}")))
+}
+
+fn length(bytes: &[u8], wrong_by: Option<i8>) -> usize {
+    bytes.len().saturating_add_signed(wrong_by.unwrap_or_default().into())
+}
+
+fn pick<T: Copy>(list: &[T], index: u8) -> T {
+    list[usize::from(index) % list.len()]
+}
+
+/// Bytes of the input, but for three texts. The token: a backend that gets it has it from the bastion. The version in a
+/// request line: raw bytes that hold a whole request line could take the token of the request behind them. And the
+/// name of the number, which must not be removed by `Connection`.
+pub fn raw(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes[..bytes.len().min(MAX_RAW_BYTES)].to_vec();
+    for text in [TOKEN.as_bytes(), b"HTTP/1.", b"x-case"] {
+        while let Some(at) = bytes.windows(text.len()).position(|window| window.eq_ignore_ascii_case(text)) {
+            bytes[at] = b'.';
+        }
+    }
+    bytes
+}
+
+pub fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
+    bytes.windows(text.len()).position(|window| window == text)
+}

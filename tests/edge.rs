@@ -1,0 +1,337 @@
+//! The edges of the proxy, through the binary: what is dropped, refused or bounded before a backend or a client meets it.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use support::bastion::Bastion;
+use support::client::{tls, tls_over, tls_with_alpn};
+use support::eventually;
+use support::pki::Ca;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::client::TlsStream;
+
+/// A bastion with the manifests source, one pod `p`, and the service `h2c` before it, whose port is a listener of the
+/// test.
+struct TestBed {
+    bastion: Bastion,
+    backend: TcpListener,
+    folder: tempfile::TempDir,
+}
+
+const PREFIX: &str = "/api/v1/namespaces/default/pods/p/proxy";
+const H2C: &str = "/api/v1/namespaces/default/services/h2c/proxy";
+/// One less than what `http::HeaderMap` cannot take.
+const FULL: usize = 24_576;
+
+impl TestBed {
+    /// With more settings of `serving`.
+    async fn new(settings: &str) -> Result<Self> {
+        kube_bastion::tls::install_provider();
+        let folder = tempfile::tempdir()?;
+        let at = |name: &str| folder.path().join(name);
+        let backend = TcpListener::bind("127.0.0.1:0").await?;
+        let port = backend.local_addr()?.port();
+        let serving = Ca::new(folder.path(), "ca")?.server(folder.path(), "bastion", &["localhost"])?;
+        std::fs::create_dir(at("manifests"))?;
+        let manifests = format!(
+            "kind: Pod
+metadata: {{name: p}}
+spec: {{containers: [{{ports: [{{containerPort: {port}}}]}}]}}
+status: {{podIPs: [{{ip: 127.0.0.1}}]}}
+---
+kind: Service
+metadata: {{name: h2c}}
+spec: {{ports: [{{port: 80, appProtocol: kubernetes.io/h2c}}]}}
+---
+kind: EndpointSlice
+metadata: {{name: h2c, labels: {{kubernetes.io/service-name: h2c}}}}
+addressType: IPv4
+ports: [{{name: '', port: {port}}}]
+endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default, name: p}}}}]
+"
+        );
+        std::fs::write(at("manifests/all.yaml"), manifests)?;
+        std::fs::write(at("tokens"), "t,jane,1,\"system:masters\"\n")?;
+        let config = format!(
+            "apiVersion: kube-bastion.dev/v1alpha1
+kind: BastionConfiguration
+serving: {{tlsCertFile: {}, tlsPrivateKeyFile: {}, {settings}}}
+source: {{type: manifests, manifests: {{directory: {}, tokenAuthFile: {}}}}}
+targets: {{allowLoopback: true}}
+",
+            serving.certificate.display(),
+            serving.key.display(),
+            at("manifests").display(),
+            at("tokens").display()
+        );
+        std::fs::write(at("config.yaml"), config)?;
+        let bastion = Bastion::start(&["--config", &at("config.yaml").display().to_string()])?;
+        bastion.ready().await?;
+        Ok(Self { bastion, backend, folder })
+    }
+
+    fn ca(&self) -> std::path::PathBuf {
+        self.folder.path().join("ca.crt")
+    }
+
+    /// Sends a GET to the pod; `rest` is what follows the usual headers.
+    async fn get(&self, path: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
+        let mut client = tls(self.bastion.secure, &self.ca(), None).await?;
+        let head = format!("GET {PREFIX}{path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n{rest}\r\n");
+        client.write_all(head.as_bytes()).await?;
+        Ok(client)
+    }
+
+    /// The backend's side of the next connection, once the head of a request is in.
+    async fn accept(&self) -> Result<(TcpStream, String)> {
+        let (mut stream, _) = self.backend.accept().await?;
+        let head = read_until(&mut stream, "\r\n\r\n").await?;
+        Ok((stream, head))
+    }
+
+    /// A client of HTTP/2.
+    async fn h2(&self) -> Result<h2::client::SendRequest<Bytes>> {
+        let stream = tls_with_alpn(self.bastion.secure, &self.ca(), None, &[b"h2"]).await?;
+        let (sender, connection) = h2::client::Builder::new().max_header_list_size(16 << 20).handshake(stream).await?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+}
+
+fn request(path: &str) -> Result<Request<()>> {
+    let request = Request::get(format!("https://bastion.test{path}")).header("authorization", "Bearer t");
+    Ok(request.body(())?)
+}
+
+/// Fills a map to `count` entries, of names as short as they can be.
+fn fill(headers: &mut HeaderMap, count: usize) -> Result<()> {
+    for n in 0..count - headers.len() {
+        headers.append(HeaderName::try_from(format!("{n:x}"))?, HeaderValue::from_static(""));
+    }
+    Ok(())
+}
+
+async fn text(mut body: h2::RecvStream) -> Result<String> {
+    let mut text = String::new();
+    while let Some(data) = body.data().await {
+        text += &String::from_utf8_lossy(&data?);
+    }
+    Ok(text)
+}
+
+async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -> Result<String> {
+    let mut all = String::new();
+    while !all.ends_with(end) {
+        let mut byte = [0];
+        ensure!(stream.read(&mut byte).await? == 1, "ended before {end:?}: {all:?}");
+        all.push(byte[0].into());
+    }
+    Ok(all)
+}
+
+/// All that comes until the other side closes, cleanly or not.
+async fn read_all(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+    let mut all = Vec::new();
+    let _ = stream.read_to_end(&mut all).await;
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[tokio::test]
+async fn rejects_requests_of_too_many_headers_and_lives_on() -> Result<()> {
+    let bed = TestBed::new("").await?;
+    let mut sender = bed.h2().await?;
+    for count in [FULL, 1001] {
+        let mut request = request(&format!("{PREFIX}/"))?;
+        fill(request.headers_mut(), count)?;
+        let answer = sender.send_request(request, true)?.0.await?;
+        ensure!(answer.status() == 431 && answer.headers().contains_key("audit-id"), "{count}: {answer:?}");
+        let body = text(answer.into_body()).await?;
+        ensure!(body.contains(r#""kind":"Status""#) && body.contains("more than 1000 header fields"), "{body}");
+    }
+    // The same connection serves what is within the limit.
+    let mut within = request(&format!("{H2C}/"))?;
+    fill(within.headers_mut(), 1000)?;
+    let answer = sender.send_request(within, true)?.0;
+    let mut backend = h2::server::handshake(bed.backend.accept().await?.0).await?;
+    let (request, mut respond) = backend.accept().await.context("a request")??;
+    ensure!(request.headers().len() >= 999, "{}", request.headers().len());
+    respond.send_response(Response::new(()), true)?;
+    tokio::spawn(async move { while backend.accept().await.is_some() {} });
+    ensure!(answer.await?.status() == 200);
+    let metrics = bed.bastion.metrics().await?;
+    let recorded = r#"requests_total{kind="none",method="GET",code="431"} 2"#;
+    ensure!(metrics.contains(recorded), "{recorded} in\n{metrics}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
+    let bed = TestBed::new("").await?;
+    let mut sender = bed.h2().await?;
+    let first = sender.send_request(request(&format!("{H2C}/"))?, true)?.0;
+    let stream = bed.backend.accept().await?.0;
+    let mut backend = h2::server::Builder::new().handshake::<_, Bytes>(stream).await?;
+    let (_, mut respond) = backend.accept().await.context("a request")??;
+    let mut response = Response::new(());
+    fill(response.headers_mut(), FULL)?;
+    respond.send_response(response, true)?;
+    let mut body = {
+        let (requests, mut accepted) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok(request)) = backend.accept().await {
+                if requests.send(request).is_err() {
+                    return;
+                }
+            }
+        });
+        let answer = first.await?;
+        ensure!(answer.status() == 503, "{answer:?}");
+        let body = text(answer.into_body()).await?;
+        ensure!(body.contains("the answer has more than 1000 header fields"), "{body}");
+
+        let second = sender.send_request(request(&format!("{H2C}/"))?, true)?.0;
+        let (_, mut respond) = accepted.recv().await.context("a second request")?;
+        let mut stream = respond.send_response(Response::new(()), false)?;
+        stream.send_data("part".into(), false)?;
+        // Read before the reset, which takes what waits with it.
+        let mut body = second.await?.into_body();
+        ensure!(body.data().await.context("a part")?? == "part");
+        let mut trailers = HeaderMap::new();
+        fill(&mut trailers, 1001)?;
+        stream.send_trailers(trailers)?;
+        body
+    };
+    let error = match body.data().await {
+        Some(data) => data.err(),
+        None => body.trailers().await.err(),
+    };
+    let error = error.context("the trailers passed")?;
+    ensure!(error.is_reset() && error.is_remote(), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn request_trailers_beyond_the_limit_break_the_request_off() -> Result<()> {
+    let bed = TestBed::new("").await?;
+    let mut sender = bed.h2().await?;
+    let mut post = request(&format!("{H2C}/"))?;
+    *post.method_mut() = http::Method::POST;
+    let (answer, mut stream) = sender.send_request(post, false)?;
+    let mut backend = h2::server::handshake(bed.backend.accept().await?.0).await?;
+    let (request, _respond) = backend.accept().await.context("a request")??;
+    tokio::spawn(async move { while backend.accept().await.is_some() {} });
+    let mut trailers = HeaderMap::new();
+    fill(&mut trailers, 1001)?;
+    stream.send_trailers(trailers)?;
+    let mut body = request.into_body();
+    let error = match body.data().await {
+        Some(data) => data.err(),
+        None => body.trailers().await.err(),
+    };
+    ensure!(error.context("the trailers passed")?.is_reset());
+    ensure!(answer.await?.status() == 400);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_offer_of_http_reaches_a_backend() -> Result<()> {
+    // h2c smuggling: behind such an upgrade any request could follow for the right to one.
+    let bed = TestBed::new("").await?;
+    for offer in [
+        "Upgrade: websocket, h2c\r\n",
+        "Upgrade: websocket\r\nUpgrade: h2c\r\n",
+        "Upgrade: h2c\r\nUpgrade: websocket\r\n",
+        "Upgrade: HTTP/2.0, TLS/1.3, websocket, H2\r\n",
+    ] {
+        let rest = format!(
+            "Connection: Upgrade, HTTP2-Settings, X-Mine\r\n{offer}HTTP2-Settings: AAMAAABk\r\nX-Mine: 1\r\n\
+             Proxy-Authorization: Basic x\r\nKeep-Alive: 5\r\n"
+        );
+        let mut client = bed.get("/ws", &rest).await?;
+        let (mut backend, head) = bed.accept().await?;
+        ensure!(head.contains("\r\nConnection: Upgrade\r\n") && head.contains("\r\nUpgrade: websocket\r\n"), "{head}");
+        let lower = head.to_lowercase();
+        ensure!(lower.matches("\r\nupgrade:").count() == 1 && lower.matches("\r\nconnection:").count() == 1, "{head}");
+        for absent in ["h2", "http2-settings", "proxy-authorization", "keep-alive", "x-mine", "tls", "http/2"] {
+            ensure!(!lower.contains(absent), "{absent} in {head}");
+        }
+        // A backend that switches to what was not offered, or to nothing by name, opens no pipe.
+        let switch = if offer.contains("TLS") { "" } else { "Upgrade: h2c\r\n" };
+        let head = format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n{switch}\r\npipe");
+        backend.write_all(head.as_bytes()).await?;
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
+        ensure!(read_all(&mut backend).await.is_empty(), "nothing of the client reaches the backend");
+        let answer = read_until(&mut client, "}\n").await?;
+        let chosen = if switch.is_empty() { "" } else { "h2c" };
+        let message = format!(r#"backend tried to switch protocol \"{chosen}\" when \"websocket\" was requested"#);
+        ensure!(answer.starts_with("HTTP/1.1 500 ") && answer.contains(&message), "{answer}");
+        ensure!(!answer.contains("pipe"), "{answer}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_optional_offer_may_be_ignored() -> Result<()> {
+    let bed = TestBed::new("").await?;
+    // Offers that go no further (Java clients) leave a plain request; others are the endpoint's to ignore.
+    for (offer, sent) in [("TLS/1.2", None), ("h2c", None), ("odd/9", Some("Upgrade: odd/9"))] {
+        let mut client = bed.get("/ok", &format!("Connection: Upgrade\r\nUpgrade: {offer}\r\n")).await?;
+        let (mut backend, head) = bed.accept().await?;
+        ensure!(head.contains("Upgrade") == sent.is_some() && sent.is_none_or(|sent| head.contains(sent)), "{head}");
+        let answer = "HTTP/1.1 302 Found\r\nLocation: /next\r\nKeep-Alive: 5\r\nAccess-Control-Allow-Origin: *\r\n\
+                      Content-Length: 2\r\n\r\nok";
+        backend.write_all(answer.as_bytes()).await?;
+        let head = read_until(&mut client, "\r\n\r\n").await?;
+        ensure!(head.starts_with("HTTP/1.1 302 ") && head.contains(&format!("Location: {PREFIX}/next\r\n")), "{head}");
+        ensure!(!head.contains("Keep-Alive") && !head.contains("Access-Control"), "{head}");
+        ensure!(read_until(&mut client, "ok").await? == "ok");
+        // The client's connection goes on.
+        let again =
+            format!("GET {PREFIX}/again HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nConnection: close\r\n\r\n");
+        client.write_all(again.as_bytes()).await?;
+        drop(backend);
+        let (mut backend, _) = bed.accept().await?;
+        backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nagain").await?;
+        ensure!(read_all(&mut client).await.ends_with("again"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn headers_in_disguise_do_not_reach_backends() -> Result<()> {
+    let bed = TestBed::new("").await?;
+    let rest = "X_Remote_User: admin\r\nX-Remote_Group: system:masters\r\nX_Forwarded_Host: evil.example\r\n\
+                X-Forwarded_Proto: http\r\nImpersonate_User: admin\r\nAudit_Id: 1\r\nX_Request_Id: kept\r\n";
+    let _client = bed.get("/", rest).await?;
+    let (_backend, head) = bed.accept().await?;
+    let lower = head.to_lowercase();
+    for absent in ["admin", "masters", "evil.example", "x-forwarded_proto", "audit_id"] {
+        ensure!(!lower.contains(absent), "{absent} in {head}");
+    }
+    ensure!(lower.contains("\r\nx_request_id: kept\r\n"), "{head}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_address_gets_its_share_of_connections() -> Result<()> {
+    let bed = TestBed::new("maxConnectionsPerClient: 2").await?;
+    let ca = bed.ca();
+    let first = tls(bed.bastion.secure, &ca, None).await?;
+    let _second = tls(bed.bastion.secure, &ca, None).await?;
+    let mut third = TcpStream::connect(bed.bastion.secure).await?;
+    ensure!(read_all(&mut third).await.is_empty(), "closed before a word");
+    let rejected = r#"kube_bastion_connections_rejected_total{reason="client_share"} 1"#;
+    let metrics = bed.bastion.metrics().await?;
+    ensure!(metrics.contains(rejected), "{rejected} in\n{metrics}");
+
+    let other = TcpSocket::new_v4()?;
+    other.bind("127.0.0.2:0".parse()?)?;
+    let other = other.connect(bed.bastion.secure).await?;
+    tls_over(other, &ca, None, &[]).await.context("another address has its own share")?;
+    drop(first);
+    eventually("the place to be free again", async || Ok(tls(bed.bastion.secure, &ca, None).await.is_ok())).await
+}
