@@ -450,7 +450,7 @@ pub struct Retry {
     #[schemars(with = "String")]
     pub connect_deadline: Duration,
     /// Retries allowed per worker as a percentage of its requests of the last ten seconds, from 0 to 100, so that
-    /// retries cannot multiply the load of a service that is failing.
+    /// retries cannot multiply the load of a service that is failing. What reached no endpoint needs none.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_PERCENT>")]
     #[schemars(range(max = MAX_PERCENT))]
     pub budget_percent: usize,

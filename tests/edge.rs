@@ -6,100 +6,33 @@ mod support;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use support::bastion::Bastion;
+use support::bench::{Bench, PREFIX, read_all, read_until};
 use support::client::{tls, tls_over, tls_with_alpn};
 use support::eventually;
-use support::pki::Ca;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
-/// A bastion with the manifests source, one pod `p`, and the service `h2c` before it, whose port is a listener of the
-/// test.
-struct TestBed {
-    bastion: Bastion,
-    backend: TcpListener,
-    folder: tempfile::TempDir,
-}
-
-const PREFIX: &str = "/api/v1/namespaces/default/pods/p/proxy";
 const H2C: &str = "/api/v1/namespaces/default/services/h2c/proxy";
 /// One less than what `http::HeaderMap` cannot take.
 const FULL: usize = 24_576;
 
-impl TestBed {
-    /// With more settings of `serving`.
-    async fn new(settings: &str) -> Result<Self> {
-        kube_bastion::tls::install_provider();
-        let folder = tempfile::tempdir()?;
-        let at = |name: &str| folder.path().join(name);
-        let backend = TcpListener::bind("127.0.0.1:0").await?;
-        let port = backend.local_addr()?.port();
-        let serving = Ca::new(folder.path(), "ca")?.server(folder.path(), "bastion", &["localhost"])?;
-        std::fs::create_dir(at("manifests"))?;
-        let manifests = format!(
-            "kind: Pod
-metadata: {{name: p}}
-spec: {{containers: [{{ports: [{{containerPort: {port}}}]}}]}}
-status: {{podIPs: [{{ip: 127.0.0.1}}]}}
----
-kind: Service
-metadata: {{name: h2c}}
-spec: {{ports: [{{port: 80, appProtocol: kubernetes.io/h2c}}]}}
----
-kind: EndpointSlice
-metadata: {{name: h2c, labels: {{kubernetes.io/service-name: h2c}}}}
-addressType: IPv4
-ports: [{{name: '', port: {port}}}]
-endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default, name: p}}}}]
-"
-        );
-        std::fs::write(at("manifests/all.yaml"), manifests)?;
-        std::fs::write(at("tokens"), "t,jane,1,\"system:masters\"\n")?;
-        let config = format!(
-            "apiVersion: kube-bastion.dev/v1alpha1
-kind: BastionConfiguration
-serving: {{tlsCertFile: {}, tlsPrivateKeyFile: {}, {settings}}}
-source: {{type: manifests, manifests: {{directory: {}, tokenAuthFile: {}}}}}
-targets: {{allowLoopback: true}}
-",
-            serving.certificate.display(),
-            serving.key.display(),
-            at("manifests").display(),
-            at("tokens").display()
-        );
-        std::fs::write(at("config.yaml"), config)?;
-        let bastion = Bastion::start(&["--config", &at("config.yaml").display().to_string()])?;
-        bastion.ready().await?;
-        Ok(Self { bastion, backend, folder })
-    }
+/// With more settings of `serving`.
+async fn test_bed(settings: &str) -> Result<Bench> {
+    Bench::serving(settings, &[]).await
+}
 
-    fn ca(&self) -> std::path::PathBuf {
-        self.folder.path().join("ca.crt")
-    }
+/// Sends a GET to the pod; `rest` is what follows the usual headers.
+async fn get(bed: &Bench, path: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
+    bed.request(&format!("GET {path}"), &format!("{rest}\r\n")).await
+}
 
-    /// Sends a GET to the pod; `rest` is what follows the usual headers.
-    async fn get(&self, path: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
-        let mut client = tls(self.bastion.secure, &self.ca(), None).await?;
-        let head = format!("GET {PREFIX}{path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n{rest}\r\n");
-        client.write_all(head.as_bytes()).await?;
-        Ok(client)
-    }
-
-    /// The backend's side of the next connection, once the head of a request is in.
-    async fn accept(&self) -> Result<(TcpStream, String)> {
-        let (mut stream, _) = self.backend.accept().await?;
-        let head = read_until(&mut stream, "\r\n\r\n").await?;
-        Ok((stream, head))
-    }
-
-    /// A client of HTTP/2.
-    async fn h2(&self) -> Result<h2::client::SendRequest<Bytes>> {
-        let stream = tls_with_alpn(self.bastion.secure, &self.ca(), None, &[b"h2"]).await?;
-        let (sender, connection) = h2::client::Builder::new().max_header_list_size(16 << 20).handshake(stream).await?;
-        tokio::spawn(connection);
-        Ok(sender)
-    }
+/// A client of HTTP/2.
+async fn http2(bed: &Bench) -> Result<h2::client::SendRequest<Bytes>> {
+    let stream = tls_with_alpn(bed.bastion.secure, &bed.ca.file, None, &[b"h2"]).await?;
+    let (sender, connection) = h2::client::Builder::new().max_header_list_size(16 << 20).handshake(stream).await?;
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 fn request(path: &str) -> Result<Request<()>> {
@@ -123,27 +56,10 @@ async fn text(mut body: h2::RecvStream) -> Result<String> {
     Ok(text)
 }
 
-async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -> Result<String> {
-    let mut all = String::new();
-    while !all.ends_with(end) {
-        let mut byte = [0];
-        ensure!(stream.read(&mut byte).await? == 1, "ended before {end:?}: {all:?}");
-        all.push(byte[0].into());
-    }
-    Ok(all)
-}
-
-/// All that comes until the other side closes, cleanly or not.
-async fn read_all(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
-    let mut all = Vec::new();
-    let _ = stream.read_to_end(&mut all).await;
-    String::from_utf8_lossy(&all).into_owned()
-}
-
 #[tokio::test]
 async fn rejects_requests_of_too_many_headers_and_lives_on() -> Result<()> {
-    let bed = TestBed::new("").await?;
-    let mut sender = bed.h2().await?;
+    let bed = test_bed("").await?;
+    let mut sender = http2(&bed).await?;
     for count in [FULL, 1001] {
         let mut request = request(&format!("{PREFIX}/"))?;
         fill(request.headers_mut(), count)?;
@@ -170,8 +86,8 @@ async fn rejects_requests_of_too_many_headers_and_lives_on() -> Result<()> {
 
 #[tokio::test]
 async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
-    let bed = TestBed::new("").await?;
-    let mut sender = bed.h2().await?;
+    let bed = test_bed("").await?;
+    let mut sender = http2(&bed).await?;
     let first = sender.send_request(request(&format!("{H2C}/"))?, true)?.0;
     let stream = bed.backend.accept().await?.0;
     let mut backend = h2::server::Builder::new().handshake::<_, Bytes>(stream).await?;
@@ -216,8 +132,8 @@ async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
 
 #[tokio::test]
 async fn request_trailers_beyond_the_limit_break_the_request_off() -> Result<()> {
-    let bed = TestBed::new("").await?;
-    let mut sender = bed.h2().await?;
+    let bed = test_bed("").await?;
+    let mut sender = http2(&bed).await?;
     let mut post = request(&format!("{H2C}/"))?;
     *post.method_mut() = http::Method::POST;
     let (answer, mut stream) = sender.send_request(post, false)?;
@@ -240,7 +156,7 @@ async fn request_trailers_beyond_the_limit_break_the_request_off() -> Result<()>
 #[tokio::test]
 async fn no_offer_of_http_reaches_a_backend() -> Result<()> {
     // h2c smuggling: behind such an upgrade any request could follow for the right to one.
-    let bed = TestBed::new("").await?;
+    let bed = test_bed("").await?;
     for offer in [
         "Upgrade: websocket, h2c\r\n",
         "Upgrade: websocket\r\nUpgrade: h2c\r\n",
@@ -251,7 +167,7 @@ async fn no_offer_of_http_reaches_a_backend() -> Result<()> {
             "Connection: Upgrade, HTTP2-Settings, X-Mine\r\n{offer}HTTP2-Settings: AAMAAABk\r\nX-Mine: 1\r\n\
              Proxy-Authorization: Basic x\r\nKeep-Alive: 5\r\n"
         );
-        let mut client = bed.get("/ws", &rest).await?;
+        let mut client = get(&bed, "/ws", &rest).await?;
         let (mut backend, head) = bed.accept().await?;
         ensure!(head.contains("\r\nConnection: Upgrade\r\n") && head.contains("\r\nUpgrade: websocket\r\n"), "{head}");
         let lower = head.to_lowercase();
@@ -276,10 +192,10 @@ async fn no_offer_of_http_reaches_a_backend() -> Result<()> {
 
 #[tokio::test]
 async fn an_optional_offer_may_be_ignored() -> Result<()> {
-    let bed = TestBed::new("").await?;
+    let bed = test_bed("").await?;
     // Offers that go no further (Java clients) leave a plain request; others are the endpoint's to ignore.
     for (offer, sent) in [("TLS/1.2", None), ("h2c", None), ("odd/9", Some("Upgrade: odd/9"))] {
-        let mut client = bed.get("/ok", &format!("Connection: Upgrade\r\nUpgrade: {offer}\r\n")).await?;
+        let mut client = get(&bed, "/ok", &format!("Connection: Upgrade\r\nUpgrade: {offer}\r\n")).await?;
         let (mut backend, head) = bed.accept().await?;
         ensure!(head.contains("Upgrade") == sent.is_some() && sent.is_none_or(|sent| head.contains(sent)), "{head}");
         let answer = "HTTP/1.1 302 Found\r\nLocation: /next\r\nKeep-Alive: 5\r\nAccess-Control-Allow-Origin: *\r\n\
@@ -303,10 +219,10 @@ async fn an_optional_offer_may_be_ignored() -> Result<()> {
 
 #[tokio::test]
 async fn headers_in_disguise_do_not_reach_backends() -> Result<()> {
-    let bed = TestBed::new("").await?;
+    let bed = test_bed("").await?;
     let rest = "X_Remote_User: admin\r\nX-Remote_Group: system:masters\r\nX_Forwarded_Host: evil.example\r\n\
                 X-Forwarded_Proto: http\r\nImpersonate_User: admin\r\nAudit_Id: 1\r\nX_Request_Id: kept\r\n";
-    let _client = bed.get("/", rest).await?;
+    let _client = get(&bed, "/", rest).await?;
     let (_backend, head) = bed.accept().await?;
     let lower = head.to_lowercase();
     for absent in ["admin", "masters", "evil.example", "x-forwarded_proto", "audit_id"] {
@@ -318,10 +234,10 @@ async fn headers_in_disguise_do_not_reach_backends() -> Result<()> {
 
 #[tokio::test]
 async fn a_client_address_gets_its_share_of_connections() -> Result<()> {
-    let bed = TestBed::new("maxConnectionsPerClient: 2").await?;
-    let ca = bed.ca();
-    let first = tls(bed.bastion.secure, &ca, None).await?;
-    let _second = tls(bed.bastion.secure, &ca, None).await?;
+    let bed = test_bed("maxConnectionsPerClient: 2").await?;
+    let ca = &bed.ca.file;
+    let first = tls(bed.bastion.secure, ca, None).await?;
+    let _second = tls(bed.bastion.secure, ca, None).await?;
     let mut third = TcpStream::connect(bed.bastion.secure).await?;
     ensure!(read_all(&mut third).await.is_empty(), "closed before a word");
     let rejected = r#"kube_bastion_connections_rejected_total{reason="client_share"} 1"#;
@@ -331,7 +247,7 @@ async fn a_client_address_gets_its_share_of_connections() -> Result<()> {
     let other = TcpSocket::new_v4()?;
     other.bind("127.0.0.2:0".parse()?)?;
     let other = other.connect(bed.bastion.secure).await?;
-    tls_over(other, &ca, None, &[]).await.context("another address has its own share")?;
+    tls_over(other, ca, None, &[]).await.context("another address has its own share")?;
     drop(first);
-    eventually("the place to be free again", async || Ok(tls(bed.bastion.secure, &ca, None).await.is_ok())).await
+    eventually("the place to be free again", async || Ok(tls(bed.bastion.secure, ca, None).await.is_ok())).await
 }

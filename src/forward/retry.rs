@@ -147,7 +147,9 @@ impl Attempts<'_> {
             policy.counters.deadline_exceeded.inc();
             return Decision::GiveUp;
         }
-        if !policy.budget.withdraw(now) {
+        // A request that reached no endpoint loads the next one for the first time. If it needed the budget, an address
+        // that drops packets, or a process that ended, would fail all but a fifth of the requests that met it.
+        if failure.safety != RetrySafety::Unsent && !policy.budget.withdraw(now) {
             // Many requests fail at the same time: to repeat them all would multiply the load of what is still there.
             policy.counters.budget_exhausted.inc();
             return Decision::GiveUp;
@@ -262,12 +264,13 @@ mod tests {
     }
 
     #[test]
-    fn an_exhausted_budget_ends_retries_but_not_stale_repeats() {
+    fn an_exhausted_budget_ends_retries_but_not_stale_repeats_and_failed_connects() {
         let change = |it: &mut config::Upstream| (it.retry.budget_percent, it.retry.budget_min_per_second) = (0, 0);
         let (policy, now) = (policy(change), Instant::now());
         let mut attempts = policy.begin(true, true, now);
         assert_eq!(attempts.after(stale(IfSafe), true, now), Decision::Reconnect);
-        assert_eq!(attempts.after(fresh(Unsent), true, now), Decision::GiveUp);
+        assert_eq!(attempts.after(fresh(Unsent), true, now), Decision::NextEndpoint, "it loaded no endpoint");
+        assert_eq!(attempts.after(fresh(IfSafe), true, now), Decision::GiveUp);
         assert_eq!(policy.counters.budget_exhausted.get(), 1);
     }
 }

@@ -1,8 +1,6 @@
 //! Round-robin, failover, and endpoints that come and go.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,10 +9,10 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
-use tokio::task::JoinSet;
 
 use crate::support::backend::Backend;
 use crate::support::eventually;
+use crate::support::load::{Load, Shape};
 use crate::world::{SHOP, World, path};
 
 pub async fn ten_thousand_requests_go_round(world: &mut World) -> Result<()> {
@@ -33,36 +31,21 @@ pub async fn ten_thousand_requests_go_round(world: &mut World) -> Result<()> {
 }
 
 pub async fn a_killed_backend_fails_no_request(world: &mut World) -> Result<()> {
-    let load = Load::start(world, 16).await?;
-    load.reach(2_000).await;
+    let load = Load::start(&world.target(&world.bastion), Shape { http1: 16, ..Shape::default() }).await?;
+    load.more(2_000).await;
     // Connections, listener and all: what a killed process leaves. The API still lists its endpoint.
     let killed = world.backends.remove("web-2").context("web-2 runs")?;
     drop(killed);
-    load.reach(10_000).await;
-    let (requests, failed) = load.stop().await?;
-    println!("     {requests} requests over 16 connections, one of three backends killed on the way: {failed} failed");
-    ensure!(failed == 0);
+    load.more(8_000).await;
+    let outcome = load.stop().await;
+    println!("     over 16 connections, one of three backends killed on the way: {outcome}");
+    outcome.none_failed()?;
     world.backends.insert("web-2".into(), Backend::start(&world.namespace, 12, 8080, "web-2", None)?);
     world.endpoints("services/web", 3).await
 }
 
-/// Each is killed as soon as the one before is back: a request can meet two of them in one moment.
-pub async fn backends_restarted_in_turn_fail_no_request(world: &mut World) -> Result<()> {
-    let load = Load::start(world, 64).await?;
-    for round in 0..30 {
-        let (name, last) = [("web-1", 11), ("web-2", 12), ("web-3", 13)][round % 3];
-        drop(world.backends.remove(name).context("it runs")?);
-        load.reach(load.requests() + 200).await;
-        world.backends.insert(name.into(), Backend::start(&world.namespace, last, 8080, name, None)?);
-    }
-    let (requests, failed) = load.stop().await?;
-    println!("     {requests} requests over 64 connections, 30 restarts of backends on the way: {failed} failed");
-    ensure!(failed == 0);
-    world.endpoints("services/web", 3).await
-}
-
 pub async fn endpoints_come_and_go_under_load(world: &mut World) -> Result<()> {
-    let load = Load::start(world, 8).await?;
+    let load = Load::start(&world.target(&world.bastion), Shape { http1: 8, ..Shape::default() }).await?;
     for round in 0..5 {
         let name = format!("guest-{round}");
         let last = 20 + round;
@@ -77,12 +60,11 @@ pub async fn endpoints_come_and_go_under_load(world: &mut World) -> Result<()> {
         let served = Served(&backend);
         served.settle().await;
         drop(backend);
-        let next = load.requests() + 500;
-        load.reach(next).await;
+        load.more(500).await;
     }
-    let (requests, failed) = load.stop().await?;
-    println!("     {requests} requests while five endpoints came and went: {failed} failed");
-    ensure!(failed == 0);
+    let outcome = load.stop().await;
+    println!("     while five endpoints came and went: {outcome}");
+    outcome.none_failed()?;
     world.endpoints("services/web", 3).await
 }
 
@@ -168,56 +150,5 @@ impl Served<'_> {
                 return;
             }
         }
-    }
-}
-
-/// Requests on some connections at once, until it is stopped.
-struct Load {
-    requests: Arc<AtomicU64>,
-    failed: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    tasks: JoinSet<Result<()>>,
-}
-
-impl Load {
-    async fn start(world: &World, connections: usize) -> Result<Self> {
-        let mut load =
-            Self { requests: Arc::default(), failed: Arc::default(), stop: Arc::default(), tasks: JoinSet::new() };
-        for _ in 0..connections {
-            let mut client = world.client().await?;
-            let (requests, failed, stop) =
-                (Arc::clone(&load.requests), Arc::clone(&load.failed), Arc::clone(&load.stop));
-            load.tasks.spawn(async move {
-                // Bounded, whatever the test waits for.
-                while !stop.load(Ordering::Relaxed) && requests.load(Ordering::Relaxed) < 500_000 {
-                    let answer = client.get(&path("services/web/proxy/name")).await?;
-                    requests.fetch_add(1, Ordering::Relaxed);
-                    if answer.status != 200 {
-                        println!("     failed: {answer:?}");
-                        failed.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-                Ok(())
-            });
-        }
-        Ok(load)
-    }
-
-    fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
-    }
-
-    async fn reach(&self, requests: u64) {
-        while self.requests() < requests && !self.tasks.is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    async fn stop(mut self) -> Result<(u64, u64)> {
-        self.stop.store(true, Ordering::Relaxed);
-        while let Some(ended) = self.tasks.join_next().await {
-            ended??;
-        }
-        Ok((self.requests(), self.failed.load(Ordering::Relaxed)))
     }
 }

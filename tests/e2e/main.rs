@@ -12,6 +12,7 @@ mod clients;
 mod conformance;
 mod deployed;
 mod differential;
+mod faults;
 mod kubelet;
 mod outages;
 #[path = "../support/mod.rs"]
@@ -41,6 +42,7 @@ macro_rules! scenarios {
 }
 
 fn main() -> Result<ExitCode> {
+    support::process::serve_if_child()?;
     kube_bastion::tls::install_provider();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -77,7 +79,6 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         differential::the_table_holds,
         balance::ten_thousand_requests_go_round,
         balance::a_killed_backend_fails_no_request,
-        balance::backends_restarted_in_turn_fail_no_request,
         balance::endpoints_come_and_go_under_load,
         balance::a_new_endpoint_is_used_at_once,
         balance::a_slice_that_leaves_its_service_serves_no_more,
@@ -103,9 +104,20 @@ async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
         deployed::the_manifests_are_accepted_by_the_api,
         deployed::a_pod_finds_its_account_and_follows_its_token,
         deployed::sigterm_finishes_what_runs,
+        faults::processes_killed_in_turn_fail_no_request,
+        faults::black_holed_addresses_fail_no_request,
+        faults::a_frozen_process_gets_no_new_requests,
+        faults::a_rolling_update_fails_no_request,
+        faults::readiness_flaps_fail_no_request,
+        faults::rotated_certificates_and_tokens_fail_no_request,
+        faults::a_hanging_list_stops_no_other_watch,
+        faults::reviews_answered_429_and_500_fail_no_hot_caller,
+        faults::silently_dead_connections_to_the_api_are_replaced,
         outages::a_broken_watch_is_resumed,
         outages::the_last_known_state_serves_without_the_api,
         outages::an_api_that_is_not_there_at_start_is_waited_for,
+        faults::an_etcd_restart_fails_no_request,
+        faults::an_api_server_down_for_a_minute_fails_no_request,
     );
     Ok(results)
 }

@@ -17,6 +17,7 @@ use crate::support::bastion::Bastion;
 use crate::support::client::Client;
 use crate::support::cluster::Cluster;
 use crate::support::eventually;
+use crate::support::load::Target;
 use crate::support::net::Namespace;
 use crate::support::objects::Objects;
 use crate::support::pki::Pair;
@@ -122,6 +123,25 @@ impl World {
     /// A connection of the caller to the shared bastion.
     pub async fn client(&self) -> Result<Client> {
         Client::connect(self.bastion.secure, &self.cluster.ca.file, Some(&self.token), None).await
+    }
+
+    /// The caller asks `services/web` through a bastion.
+    pub fn target(&self, bastion: &Bastion) -> Target {
+        Target {
+            address: bastion.secure,
+            ca: self.cluster.ca.file.clone(),
+            token: Some(self.token.clone()),
+            certificate: None,
+            path: path("services/web/proxy/name"),
+        }
+    }
+
+    /// A token of a new account that may get `services/proxy`, by a `RoleBinding` of the same name.
+    pub async fn account(&self, name: &str) -> Result<String> {
+        self.objects.create::<ServiceAccount>(json!({"metadata": {"name": name}})).await?;
+        let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": SHOP});
+        self.objects.allow(name, subject, &["services/proxy"], &["get"]).await?;
+        self.cluster.token(SHOP, name, None).await
     }
 
     /// `kubectl` with the caller's token, through the shared bastion.

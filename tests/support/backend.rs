@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::net::Namespace;
@@ -24,7 +25,7 @@ use super::net::Namespace;
 pub struct Backend {
     pub address: SocketAddr,
     served: Arc<AtomicU64>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 impl Backend {
@@ -36,8 +37,14 @@ impl Backend {
         let address = SocketAddr::from((namespace.address(last), port));
         let listener = TcpListener::from_std(namespace.bind(address)?)?;
         let served = Arc::new(AtomicU64::new(0));
-        let task = tokio::spawn(accept(listener, name.into(), Arc::clone(&served), tls)).abort_handle();
+        let task = tokio::spawn(accept(listener, name.into(), Arc::clone(&served), tls));
         Ok(Self { address, served, task })
+    }
+
+    /// Ends it as SIGKILL ends a process, and returns once its address is free.
+    pub async fn kill(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 
     /// How many requests it has answered.
@@ -52,7 +59,8 @@ impl Drop for Backend {
     }
 }
 
-async fn accept(listener: TcpListener, name: Arc<str>, served: Arc<AtomicU64>, tls: Option<TlsAcceptor>) {
+/// Serves until its task is aborted, and its connections with it.
+pub async fn accept(listener: TcpListener, name: Arc<str>, served: Arc<AtomicU64>, tls: Option<TlsAcceptor>) {
     // Aborted with this task.
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
@@ -90,6 +98,11 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<Full<Byt
     let path = request.uri().to_string();
     let body = match request.uri().path() {
         "/name" => name.to_owned(),
+        // So that requests are on their way whenever a test does something.
+        "/slow" => {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            name.to_owned()
+        }
         "/echo" => {
             let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
             return Response::new(Full::new(body.unwrap_or_default()));

@@ -92,6 +92,33 @@ impl Bastion {
         Ok(pages * 4096)
     }
 
+    /// The most bytes of memory that it has held since [`Self::forget_peak`].
+    ///
+    /// # Errors
+    /// Where the process has ended.
+    pub fn peak(&self) -> Result<usize> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel keeps a peak")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? * 1024)
+    }
+
+    /// Begins a new peak with what it holds now.
+    ///
+    /// # Errors
+    /// Where the process has ended.
+    pub fn forget_peak(&self) -> Result<()> {
+        const PEAK: &str = "5";
+        Ok(std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), PEAK)?)
+    }
+
+    /// Open file descriptors.
+    ///
+    /// # Errors
+    /// Where the process has ended.
+    pub fn descriptors(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -1,6 +1,6 @@
 //! HTTP clients on single connections, so that a test knows which bytes went where.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -28,10 +28,15 @@ pub struct Answer {
     pub body: String,
 }
 
-/// One keep-alive connection over TLS.
+/// One keep-alive connection over TLS, or one more user of a connection of HTTP/2.
 pub struct Client {
-    sender: SendRequest<Full<Bytes>>,
+    sender: Sender,
     token: Option<String>,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
 }
 
 impl Client {
@@ -46,7 +51,36 @@ impl Client {
         let stream = tls(address, ca, certificate).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        Ok(Self { sender, token: token.map(str::to_owned) })
+        Ok(Self { sender: Sender::Http1(sender), token: token.map(str::to_owned) })
+    }
+
+    /// Connects by HTTP/2.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_http2(
+        address: SocketAddr,
+        ca: &Path,
+        token: Option<&str>,
+        certificate: Option<&Pair>,
+    ) -> Result<Self> {
+        let stream = tls_with_alpn(address, ca, certificate, &[b"h2"]).await?;
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self { sender: Sender::Http2(sender), token: token.map(str::to_owned) })
+    }
+
+    /// Another client of the same connection, where that is one of HTTP/2.
+    pub fn another(&self) -> Option<Self> {
+        match &self.sender {
+            Sender::Http1(_) => None,
+            Sender::Http2(sender) => Some(Self { sender: Sender::Http2(sender.clone()), token: self.token.clone() }),
+        }
+    }
+
+    /// Sends another token from now on.
+    pub fn set_token(&mut self, token: &str) {
+        self.token = Some(token.into());
     }
 
     pub async fn get(&mut self, path: &str) -> Result<Answer> {
@@ -56,12 +90,25 @@ impl Client {
     /// # Errors
     /// Where the connection breaks.
     pub async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer> {
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "bastion.test");
+        let mut request = match self.sender {
+            Sender::Http1(_) => Request::builder().uri(path).header(header::HOST, "bastion.test"),
+            Sender::Http2(_) => Request::builder().uri(format!("https://bastion.test{path}")),
+        }
+        .method(method);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        self.sender.ready().await?;
-        let response = self.sender.send_request(request.body(Full::new(body))?).await?;
+        let request = request.body(Full::new(body))?;
+        let response = match &mut self.sender {
+            Sender::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Sender::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+        };
         let (parts, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
@@ -110,6 +157,15 @@ pub async fn tls_over(
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     let name = ServerName::try_from("localhost")?;
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.context("the TLS handshake failed")
+}
+
+/// A TLS connection from another loopback address than 127.0.0.1, as another client has one.
+pub async fn tls_from(local: IpAddr, address: SocketAddr, ca: &Path, alpn: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((local, 0).into())?;
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    tls_over(stream, ca, None, alpn).await
 }
 
 /// Status and body of a plain request.

@@ -34,9 +34,10 @@ pub struct Cluster {
     pub kubectl: PathBuf,
     binaries: PathBuf,
     apiserver_arguments: Vec<String>,
+    etcd_arguments: Vec<String>,
     apiserver: Process,
     _manager: Process,
-    _etcd: Process,
+    etcd: Process,
 }
 
 /// A child that ends with its owner.
@@ -68,19 +69,16 @@ impl Cluster {
 
         let etcd_url = format!("http://127.0.0.1:{etcd_port}");
         let peer_url = format!("http://127.0.0.1:{peer_port}");
-        let etcd = spawn(
-            folder.path(),
-            &binaries.join("etcd"),
-            &[
-                format!("--data-dir={}", at("etcd")),
-                format!("--listen-client-urls={etcd_url}"),
-                format!("--advertise-client-urls={etcd_url}"),
-                format!("--listen-peer-urls={peer_url}"),
-                format!("--initial-advertise-peer-urls={peer_url}"),
-                format!("--initial-cluster=default={peer_url}"),
-                "--unsafe-no-fsync".into(),
-            ],
-        )?;
+        let etcd_arguments = vec![
+            format!("--data-dir={}", at("etcd")),
+            format!("--listen-client-urls={etcd_url}"),
+            format!("--advertise-client-urls={etcd_url}"),
+            format!("--listen-peer-urls={peer_url}"),
+            format!("--initial-advertise-peer-urls={peer_url}"),
+            format!("--initial-cluster=default={peer_url}"),
+            "--unsafe-no-fsync".into(),
+        ];
+        let etcd = spawn(folder.path(), &binaries.join("etcd"), &etcd_arguments)?;
         let apiserver_arguments = vec![
             format!("--etcd-servers={etcd_url}"),
             "--bind-address=127.0.0.1".into(),
@@ -129,9 +127,10 @@ impl Cluster {
             server,
             binaries,
             apiserver_arguments,
+            etcd_arguments,
             apiserver,
             _manager: manager,
-            _etcd: etcd,
+            etcd,
         })
     }
 
@@ -219,6 +218,23 @@ impl Cluster {
     pub async fn start_apiserver(&mut self) -> Result<()> {
         let binary = self.binaries.join("kube-apiserver");
         self.apiserver = spawn(self.folder.path(), &binary, &self.apiserver_arguments)?;
+        up(&self.client, self.folder.path()).await
+    }
+}
+
+impl Cluster {
+    /// Kills etcd. The apiserver goes on without its store.
+    pub fn stop_etcd(&mut self) {
+        let _ = self.etcd.0.kill();
+        let _ = self.etcd.0.wait();
+    }
+
+    /// Starts it again on its data, and waits until the apiserver is ready.
+    ///
+    /// # Errors
+    /// Where one of them does not come up.
+    pub async fn start_etcd(&mut self) -> Result<()> {
+        self.etcd = spawn(self.folder.path(), &self.binaries.join("etcd"), &self.etcd_arguments)?;
         up(&self.client, self.folder.path()).await
     }
 }

@@ -5,15 +5,20 @@
 pub mod app;
 pub mod backend;
 pub mod bastion;
+pub mod bench;
 pub mod client;
 pub mod cluster;
+pub mod fault_proxy;
 pub mod kubelet;
+pub mod load;
 pub mod net;
 pub mod objects;
 pub mod pki;
+pub mod process;
 pub mod program;
 pub mod raw;
 pub mod relay;
+pub mod scripted_api;
 
 use std::time::Duration;
 

@@ -67,6 +67,25 @@ impl Namespace {
         Ipv4Addr::new(a, b, c, last)
     }
 
+    /// Makes the network drop every packet towards an address, until [`Self::heal`]: no refusal, no ICMP. The
+    /// address need not exist.
+    ///
+    /// # Errors
+    /// Where `ip` fails.
+    pub fn black_hole(&self, address: Ipv4Addr) -> Result<()> {
+        // A frame for a station that is not there is dropped by the other end of the cable.
+        let (address, device) = (address.to_string(), format!("{}-h", self.name));
+        ip(&["neigh", "replace", &address, "lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev", &device])
+    }
+
+    /// Makes an address reachable again.
+    ///
+    /// # Errors
+    /// Where `ip` fails.
+    pub fn heal(&self, address: Ipv4Addr) -> Result<()> {
+        ip(&["neigh", "del", &address.to_string(), "dev", &format!("{}-h", self.name)])
+    }
+
     /// A listener inside the namespace. A socket belongs to the namespace in which it was made, so it can be served
     /// from any thread.
     ///

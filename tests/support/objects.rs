@@ -54,6 +54,33 @@ impl Objects {
         Ok(())
     }
 
+    /// Sets a pod's readiness, as a kubelet does after a probe.
+    pub async fn set_ready(&self, name: &str, ready: bool) -> Result<()> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
+        let status =
+            json!({"status": {"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}});
+        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        Ok(())
+    }
+
+    /// Begins to delete a pod: it is terminating until [`Self::delete_pod`].
+    pub async fn terminate(&self, name: &str) -> Result<()> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
+        pods.delete(name, &DeleteParams::default().grace_period(30)).await?;
+        Ok(())
+    }
+
+    pub async fn delete<K>(&self, name: &str) -> Result<()>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        Api::<K>::namespaced(self.client.clone(), &self.namespace).delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
     pub async fn service(&self, name: &str, spec: Value) -> Result<()> {
         self.create::<Service>(json!({"metadata": {"name": name}, "spec": spec})).await
     }

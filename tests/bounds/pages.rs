@@ -1,0 +1,132 @@
+//! FINDINGS S3: memory for pages that are rewritten.
+
+use std::io::Write;
+
+use anyhow::{Result, ensure};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use crate::MIB;
+use crate::support::bench::{Bench, read_until};
+
+/// Three times the budget for rewriting; without bounds each attack here takes twice as much as this.
+const LIMIT: usize = 96 * MIB;
+
+fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes)?;
+    Ok(encoder.finish()?)
+}
+
+/// Begins a page: the backend's side of it, and a client that reads what comes to its end.
+async fn page(bench: &Bench, headers: &str) -> Result<(TcpStream, JoinHandle<u64>)> {
+    let mut client = bench.request("GET /page", "Connection: close\r\n\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n{headers}\r\n");
+    backend.write_all(head.as_bytes()).await?;
+    let read = tokio::spawn(async move {
+        let mut read = 0;
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(more @ 1..) = client.read(&mut buffer).await {
+            read += more as u64;
+        }
+        read
+    });
+    Ok((backend, read))
+}
+
+fn grown(bench: &Bench, before: usize) -> Result<usize> {
+    Ok(bench.bastion.peak()?.saturating_sub(before))
+}
+
+fn begin(bench: &Bench) -> Result<usize> {
+    bench.bastion.forget_peak()?;
+    bench.bastion.resident()
+}
+
+#[tokio::test]
+async fn one_huge_srcset_takes_bounded_memory() -> Result<()> {
+    let bench = Bench::new().await?;
+    let candidates = "/a 1x,".repeat(15 * MIB / 6);
+    let zipped = gzip(format!("<img srcset=\"{candidates}\">").as_bytes())?;
+    let before = begin(&bench)?;
+    let (mut backend, read) = page(&bench, "Content-Encoding: gzip\r\n").await?;
+    backend.write_all(&zipped).await?;
+    drop(backend);
+    let read = read.await?;
+    let grown = grown(&bench, before)?;
+    println!(
+        "S3a: a srcset of 15 MiB, {} bytes as gzip: {} KiB at the peak, {read} bytes out",
+        zipped.len(),
+        grown / 1024
+    );
+    ensure!(read > 0 && grown < LIMIT, "{grown} bytes");
+    Ok(())
+}
+
+#[tokio::test]
+async fn pages_stalled_inside_a_tag_take_bounded_memory() -> Result<()> {
+    const PAGES: usize = 20;
+    const SIZE: usize = 8 * MIB;
+    let bench = Bench::new().await?;
+    let before = begin(&bench)?;
+    let start = format!("<a title=\"{}", "x".repeat(SIZE));
+    let mut stalled = Vec::new();
+    for _ in 0..PAGES {
+        let (mut backend, read) = page(&bench, "").await?;
+        backend.write_all(start.as_bytes()).await?;
+        stalled.push((backend, read));
+    }
+    let grown = grown(&bench, before)?;
+    println!("S3b: {PAGES} pages stalled in a tag of {SIZE} bytes: {} KiB at the peak", grown / 1024);
+    ensure!(grown < LIMIT, "{grown} bytes");
+    // They were stalled, not broken off: their rest comes through.
+    for (mut backend, read) in stalled {
+        backend.write_all(b"\">end</a>").await?;
+        drop(backend);
+        ensure!(read.await? > SIZE as u64);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn unclosed_elements_with_long_names_take_bounded_memory() -> Result<()> {
+    const TOTAL: usize = 80 * MIB;
+    const NAME: usize = 60_000;
+    let bench = Bench::new().await?;
+    let before = begin(&bench)?;
+    let (mut backend, read) = page(&bench, "").await?;
+    for n in 0..TOTAL / NAME {
+        backend.write_all(format!("<n{n:06}{}>", "x".repeat(NAME)).as_bytes()).await?;
+    }
+    drop(backend);
+    let read = read.await?;
+    let grown = grown(&bench, before)?;
+    println!("S3c: {TOTAL} bytes of unclosed names: {} KiB at the peak, {read} bytes out", grown / 1024);
+    ensure!(read > TOTAL as u64 && grown < LIMIT, "{grown} bytes");
+    Ok(())
+}
+
+#[tokio::test]
+async fn empty_gzip_members_keep_nobody_from_being_served() -> Result<()> {
+    let bench = Bench::serving("workers: 1", &[]).await?;
+    let member = gzip(b"")?;
+    let members = member.repeat(4 * MIB / member.len());
+    let before = begin(&bench)?;
+    let (mut hostile, read) = page(&bench, "Content-Encoding: gzip\r\n").await?;
+    // Whole members alone: the page could go on for ever.
+    hostile.write_all(&members).await?;
+    let mut neighbor = bench.request("GET /", "\r\n").await?;
+    let (mut backend, _) = bench.accept().await?;
+    backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+    read_until(&mut neighbor, "ok").await?;
+    drop(hostile);
+    read.await?;
+    let grown = grown(&bench, before)?;
+    println!("S3d: {} bytes of empty gzip members: {} KiB at the peak", members.len(), grown / 1024);
+    ensure!(grown < LIMIT, "{grown} bytes");
+    Ok(())
+}
