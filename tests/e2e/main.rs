@@ -21,6 +21,7 @@ mod targets;
 mod world;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Result;
 use world::World;
@@ -30,10 +31,12 @@ macro_rules! scenarios {
         $(
             let name = concat!(stringify!($module), "::", stringify!($name));
             if name.contains(&*$filter) {
+                let began = Instant::now();
                 let outcome = $module::$name(&mut $world).await;
+                let took = began.elapsed().as_secs();
                 match &outcome {
-                    Ok(()) => println!("test {name} ... ok"),
-                    Err(error) => println!("test {name} ... FAILED\n{error:#}"),
+                    Ok(()) => println!("test {name} ... ok ({took} s)"),
+                    Err(error) => println!("test {name} ... FAILED ({took} s)\n{error:#}"),
                 }
                 $results.push((name, outcome.is_ok()));
             }
