@@ -295,3 +295,10 @@ async fn a_hung_list_holds_up_no_other_watch() {
     eventually(|| others.iter().all(|line| ready.report().1.contains(line))).await;
     assert!(ready.report().1.contains("[-]pods pending"), "{}", ready.report().1);
 }
+
+#[test]
+fn pauses_after_failures_stay_short() {
+    let pauses: Vec<_> = Pauses::default().take(30).collect();
+    assert!(pauses.len() == 30 && pauses.iter().all(|pause| *pause <= Duration::from_secs(15)), "{pauses:?}");
+    assert!(pauses[29] >= Duration::from_millis(7500), "{pauses:?}");
+}

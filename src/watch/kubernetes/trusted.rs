@@ -12,7 +12,7 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 
-use super::{Health, KubernetesError, SERVES, UNREADY, fault, lost, watch_client};
+use super::{Health, KubernetesError, Pauses, SERVES, UNREADY, fault, lost, watch_client};
 use crate::identify::{FrontProxy, Names};
 use crate::metrics::Metrics;
 use crate::ready::{Hold, Ready};
@@ -55,7 +55,7 @@ impl Trusted {
     async fn run(self, api: Api<ConfigMap>, hold: Arc<Mutex<Option<Hold>>>, health: Health) {
         let release = || drop(hold.lock().unwrap_or_else(PoisonError::into_inner).take());
         let only = watcher::Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
-        let mut events = pin!(watcher::watcher(api, only).default_backoff());
+        let mut events = pin!(watcher::watcher(api, only).backoff(Pauses::default()));
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Apply(map) | Event::InitApply(map)) => self.take(&map.data.unwrap_or_default()),
