@@ -230,14 +230,11 @@ impl Setup<'_> {
             metrics: self.metrics.clone(),
             cluster_domain: config.targets.cluster_domain.as_str().into(),
             rewriting: Budget::new(config.rewriting.max_memory, self.metrics.pages.clone()),
-            tunnels: TunnelPolicy {
-                check_interval: config
-                    .authentication
-                    .token_review
-                    .cache_ttl
-                    .min(config.authorization.allowed_cache_ttl),
-                max_age: config.serving.tunnel_max_age,
-            },
+            tunnels: TunnelPolicy::new(
+                config.authentication.token_review.cache_ttl.min(config.authorization.allowed_cache_ttl),
+                config.reviews.stale_on_error,
+                config.serving.tunnel_max_age,
+            ),
         }))
     }
 

@@ -15,7 +15,7 @@ pub use rules::{Rules, RulesBuilder};
 
 use crate::model::quote::Quoted;
 use crate::model::target::Id;
-use crate::model::{Attributes, ClientAddress, Identity, Target, Verb};
+use crate::model::{Attributes, ClientAddress, Identity, Resource, Target, Verb};
 use crate::review::Rejection;
 
 /// Who decides.
@@ -94,6 +94,23 @@ impl Authorize {
             return Ok(Permit { target });
         }
         Err(denied)
+    }
+
+    /// Asks what an upgrade needs beside the right to its request: a WebSocket to a kubelet can be an exec, more than `get`
+    /// on nodes was ever meant to grant (C111).
+    ///
+    /// # Errors
+    /// As [`Self::authorize`].
+    pub async fn authorize_upgrade(
+        &self,
+        identity: &Identity,
+        target: &Target<'_>,
+        client: ClientAddress,
+    ) -> Result<(), AuthorizeError> {
+        if target.resource == Resource::Nodes {
+            self.authorize(identity, Verb::Create, target, client).await?;
+        }
+        Ok(())
     }
 
     /// Whether `identity` may look at the object behind the target (`get` on the node, pod or service itself): then it

@@ -62,7 +62,10 @@ impl Balance {
     ) -> Order<'r> {
         let endpoints = candidates.endpoints();
         // The common case, none is ejected, costs one load.
-        let now = (endpoints.len() > 1 && !self.ejections.is_empty()).then(now);
+        let now = (endpoints.len() > 1 && !self.ejections.is_empty()).then(now).filter(|_| {
+            // While endpoints of other services are ejected: a look at each, and nothing else.
+            endpoints.iter().any(|it| self.ejections.has(EndpointKey { address: it.address, transport }))
+        });
         let healthy = now.and_then(|now| self.healthy(endpoints, transport, now));
         let among = healthy.as_ref().map_or(endpoints.len(), |order| order.healthy);
         let turn = match candidates {
@@ -85,7 +88,7 @@ impl Balance {
         order
     }
 
-    /// Ejects an endpoint to which no connection came about.
+    /// Ejects an endpoint after a failed connect.
     pub fn connect_failed(&self, key: EndpointKey) {
         self.ejections.eject(key, Reason::Connect, Instant::now());
     }

@@ -65,7 +65,7 @@ pub struct Outgoing {
     pub interim: Option<Interim>,
 }
 
-/// Who is to blame for an error.
+/// The party to blame for an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
     /// The client left, or sent what it may not.
@@ -76,7 +76,7 @@ pub enum Blame {
     Bastion,
 }
 
-/// Why no endpoint answered. [`Self::blame`] says whose fault it is, [`Self::retry_safety`] whether the request may be sent
+/// A failure to get a response from any endpoint. [`Self::blame`] says whose fault it is, [`Self::retry_safety`] whether the request may be sent
 /// again.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
@@ -139,6 +139,21 @@ impl ForwardError {
             | Self::TooManyHeaders
             | Self::InvalidAccept => RetrySafety::Never,
         }
+    }
+
+    /// The error for the access log: with the party to blame, and whether the request may have taken effect.
+    pub fn log_text(&self) -> String {
+        let blame = match self.blame() {
+            Blame::Client => "client",
+            Blame::Upstream => "upstream",
+            Blame::Bastion => "bastion",
+        };
+        let effect = match self.retry_safety() {
+            RetrySafety::Unsent => "nothing was sent",
+            RetrySafety::Unprocessed => "it was not processed",
+            RetrySafety::IfSafe | RetrySafety::Never => "it may have been processed",
+        };
+        format!("{self} (fault of the {blame}; of the request: {effect})")
     }
 
     /// Adds the dials that failed before the last one.
@@ -399,6 +414,9 @@ mod tests {
         ] {
             assert_eq!((error.blame(), error.retry_safety()), (blame, safety), "{error}");
         }
+        let dial = ForwardError::Dial(vec![DialError::Timeout { address }]);
+        let logged = "dial tcp 10.0.0.1:80: i/o timeout (fault of the upstream; of the request: nothing was sent)";
+        assert_eq!(dial.log_text(), logged);
     }
 
     #[test]

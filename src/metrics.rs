@@ -119,6 +119,8 @@ pub struct ReviewMetrics {
 pub struct TunnelsClosed {
     /// The caller's credentials or right are gone.
     pub revoked: Counter,
+    /// It could not be found out for too long whether the caller still has the right.
+    pub unverified: Counter,
     /// The tunnel reached `serving.tunnelMaxAge`.
     pub max_age: Counter,
 }
@@ -261,7 +263,11 @@ impl Metrics {
         let tunnels_closed = Family::<[(&str, &str); 1], Counter>::default();
         registry.register("tunnels_closed", "Open tunnels closed by the bastion, by reason", tunnels_closed.clone());
         let closed = |reason| tunnels_closed.get_or_create_owned(&[("reason", reason)]);
-        let tunnels_closed = TunnelsClosed { revoked: closed("permit_revoked"), max_age: closed("max_age") };
+        let tunnels_closed = TunnelsClosed {
+            revoked: closed("permit_revoked"),
+            unverified: closed("unverified"),
+            max_age: closed("max_age"),
+        };
 
         let lost = Family::<[(&str, &str); 1], Counter>::default();
         registry.register(
@@ -396,7 +402,11 @@ fn register_ejections(registry: &mut Registry) -> EjectionMetrics {
     let total = Family::<[(&str, &str); 1], Counter>::default();
     registry.register("ejections", "Ejections of endpoints from the rotation, by reason", total.clone());
     let now = Family::<[(&str, &str); 1], Gauge>::default();
-    registry.register("endpoints_ejected", "Endpoints that are ejected from the rotation, by reason", now.clone());
+    registry.register(
+        "endpoints_ejected",
+        "Endpoints that are ejected from the rotation, or were and have not been tried successfully since, by reason",
+        now.clone(),
+    );
     let metric = |reason| EjectionMetric {
         total: total.get_or_create_owned(&[("reason", reason)]),
         now: now.get_or_create_owned(&[("reason", reason)]),

@@ -29,7 +29,7 @@ use crate::identify::{Identify, IdentifyError, Peer};
 use crate::metrics::Metrics;
 use crate::model::status::Cause;
 use crate::model::target::TargetError;
-use crate::model::{ClientAddress, Endpoint, Resource, ServiceAddress, Target, Verb};
+use crate::model::{ClientAddress, Endpoint, ServiceAddress, Target, Verb};
 use crate::ready::Ready;
 use crate::resolve::{Resolve, ResolveError, Route};
 use crate::rewrite::{self, BadLink, Links};
@@ -131,7 +131,10 @@ impl Proxy {
                 return response.map(|()| Body::empty());
             }
             Err(error) => {
-                record.error = Some(error.to_string());
+                record.error = Some(match &error {
+                    ProxyError::Forward(error) => error.log_text(),
+                    error => error.to_string(),
+                });
                 let form = taste.form(record.uri.query());
                 respond::refuse(&error, self.causes(&error, &record).await, form)
             }
@@ -181,9 +184,8 @@ impl Proxy {
         let verb = Verb::of(&method, !target.id.is_empty());
         record.name(&target, verb);
         let permit = authorize.authorize(&identity, verb, &target, client).await?;
-        if upgrade.is_some() && target.resource == Resource::Nodes {
-            // A WebSocket to a kubelet can be an exec: more than `get` was ever meant to grant (C111).
-            authorize.authorize(&identity, Verb::Create, &target, client).await?;
+        if upgrade.is_some() {
+            authorize.authorize_upgrade(&identity, &target, client).await?;
         }
         if !is_served(&method) {
             return Err(ProxyError::Method);
@@ -210,7 +212,7 @@ impl Proxy {
         let (Answer { mut response, endpoint }, refuses_upgrade) = match &upgrade {
             None => (forward.send(&permit, &route, outgoing, client, dialed).await?, false),
             Some(asked) => match forward.upgrade(&permit, &route, outgoing, client, on_client, asked, dialed).await? {
-                Upgraded::Switched { response, tunnel, .. } => {
+                Upgraded::Switched { response, tunnel } => {
                     let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
                     return Ok(Outcome::Switch(response, tunnel, Box::new(grant)));
                 }

@@ -26,6 +26,8 @@ use crate::model::{ClientAddress, with_causes};
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 /// Pause before a review that was answered with 429 is sent again, where the API does not say how long.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The longest text of an answer that is kept and passed on: what an authenticator says of a token may quote the token.
+const MAX_TEXT_BYTES: usize = 1024;
 /// The fault of an answer that says nothing.
 pub const NO_STATUS: &str = "the API answered without a status";
 /// The part of the timeout after which an unanswered review is sent again, on a new connection: the pooled one may be
@@ -39,7 +41,13 @@ pub fn refresh_timeout(ttl: Duration) -> Duration {
     (ttl / 2).max(SHORTEST)
 }
 
-/// Why a review has no answer.
+/// A text of the API, cut to a length that may be cached.
+pub fn cut_text(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+    text
+}
+
+/// A review without a usable answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReviewError {
     /// The bastion did not send it: too many wait.
@@ -126,8 +134,10 @@ where
             let _place = place;
             ask(&api, &K::url_path(&(), None), body, timeout).await
         });
-        let Ok(answer) = AbortOnDropHandle::new(asked).await else {
-            return Err(ReviewError::Unreachable("the bastion is shutting down".into()));
+        let answer = match AbortOnDropHandle::new(asked).await {
+            Ok(answer) => answer,
+            Err(ended) if ended.is_panic() => Err(ReviewError::Refused("the review panicked".into())),
+            Err(_) => return Err(ReviewError::Unreachable("the bastion is shutting down".into())),
         };
         match answer.and_then(|body| read(&body)) {
             Ok(review) => {
@@ -163,7 +173,7 @@ async fn ask(api: &ReviewApi, path: &str, body: Vec<u8>, timeout: Duration) -> R
             }
             Err(Attempt::Refused(fault)) => return Err(ReviewError::Refused(fault.into())),
             Err(Attempt::TooManyRequests { retry_after }) => {
-                if Instant::now() + retry_after >= deadline {
+                if retry_after >= deadline.saturating_duration_since(Instant::now()) {
                     return Err(ReviewError::Unreachable("the API answers 429 Too Many Requests".into()));
                 }
                 tokio::time::sleep(retry_after).await;

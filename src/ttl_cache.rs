@@ -80,6 +80,8 @@ pub enum Lookup<K: Hash + Eq, V> {
 #[derive(Debug)]
 pub struct Ticket<K: Hash + Eq> {
     key: K,
+    /// The expiry of the entry that is due: an entry with another one was fetched meanwhile, and is newer.
+    expires: Instant,
     refreshing: Arc<DashMap<K, ()>>,
 }
 
@@ -109,8 +111,11 @@ where
             self.counters.stale.inc();
         }
         self.counters.hits.inc();
-        if now >= lifetime.refresh_at && self.refreshing.insert(key.clone(), ()).is_none() {
-            return Lookup::Due(value, Ticket { key: key.clone(), refreshing: Arc::clone(&self.refreshing) });
+        // A look costs less than the lock of an insertion, for every hit while a refresh runs.
+        let due = now >= lifetime.refresh_at && !self.refreshing.contains_key(key);
+        if due && self.refreshing.insert(key.clone(), ()).is_none() {
+            let refreshing = Arc::clone(&self.refreshing);
+            return Lookup::Due(value, Ticket { key: key.clone(), expires: lifetime.expires, refreshing });
         }
         Lookup::Hit(value)
     }
@@ -151,18 +156,32 @@ where
     /// Replaces the entry of the ticket's key by the answer that `fetch` brings. Without an answer the old one stays
     /// until its own end.
     pub async fn refresh(&self, ticket: Ticket<K>, fetch: impl Future<Output = Fetched<V>>) {
-        let fetched = fetch.await;
-        // Gone, it was evicted, or another caller fetches it.
-        let Some(Entry { value, lifetime }) = self.entries.get(&ticket.key) else { return };
-        let answered = matches!(fetched, Fetched::Answer { .. } | Fetched::Denial { .. });
-        let entry = match self.entry(fetched, None) {
-            Ok(entry) if answered => entry,
-            _ => {
-                let refresh_at = Instant::now() + REFRESH_PAUSE;
-                Entry { value, lifetime: Lifetime { refresh_at, ..lifetime } }
+        match fetch.await {
+            answer @ (Fetched::Answer { .. } | Fetched::Denial { .. }) => {
+                if let Ok(answer) = self.entry(answer, None) {
+                    self.replace(&ticket, |entry| *entry = answer);
+                }
             }
-        };
-        self.entries.insert(ticket.key.clone(), entry);
+            Fetched::Unreachable { .. } | Fetched::Failed { .. } | Fetched::NotAsked { .. } => self.postpone(&ticket),
+        }
+    }
+
+    /// Lets the entry of the ticket's key be for a moment, so that hits do not try to refresh it one after the other.
+    pub fn postpone(&self, ticket: &Ticket<K>) {
+        self.replace(ticket, |entry| entry.lifetime.refresh_at = Instant::now() + REFRESH_PAUSE);
+    }
+
+    /// Changes the entry that the ticket was given for. One that another caller has fetched meanwhile stays: it is newer,
+    /// and may be a denial.
+    fn replace(&self, ticket: &Ticket<K>, change: impl FnOnce(&mut Entry<V>)) {
+        // Without an entry, or with one that is being fetched, there is nothing to change. The guard of a vacant place is
+        // dropped, which leaves it vacant.
+        let _ = self.entries.entry(&ticket.key, Some(Duration::ZERO), |_, entry| {
+            if entry.lifetime.expires == ticket.expires {
+                change(entry);
+            }
+            EntryAction::Retain(())
+        });
     }
 
     /// Removes the entries that can serve no more. Called from time to time, so that memory follows use, not capacity.
@@ -384,6 +403,26 @@ mod tests {
         let denial = async { Fetched::Denial { value: Err("denied"), ttl: LONG } };
         cache.refresh(due(&cache), denial).await;
         assert_eq!(hit(cache.get(&"k", || true)), Some(Err("denied")));
+    }
+
+    #[tokio::test]
+    async fn a_slow_refresh_does_not_overwrite_a_newer_denial() {
+        let cache = cache(LONG);
+        cache.get_or_fetch(&"k", async { answer(1, Duration::ZERO) }).await.unwrap();
+        let Lookup::Due(_, ticket) = cache.get(&"k", || true) else { panic!("the entry is due") };
+        cache.get_or_fetch(&"k", async { Fetched::Denial { value: Err("denied"), ttl: LONG } }).await.unwrap_err();
+        cache.refresh(ticket, async { answer(1, LONG) }).await;
+        assert_eq!(hit(cache.get(&"k", || true)), Some(Err("denied")));
+    }
+
+    #[tokio::test]
+    async fn a_refresh_of_an_entry_that_is_gone_leaves_nothing() {
+        let cache = cache(LONG);
+        cache.get_or_fetch(&"k", async { answer(1, Duration::ZERO) }).await.unwrap();
+        let Lookup::Due(_, ticket) = cache.get(&"k", || true) else { panic!("the entry is due") };
+        cache.entries.remove(&"k");
+        cache.refresh(ticket, async { answer(2, LONG) }).await;
+        assert!(cache.is_empty() && cache.refreshing.is_empty());
     }
 
     fn lifetime_due() -> Lifetime {

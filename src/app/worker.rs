@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwapOption;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use crate::balance::Balance;
@@ -81,6 +82,7 @@ fn run(ports: Vec<Port>, shared: &Shared) -> Result<()> {
 async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
     let Shared { stages, dialer, balance, kubelet_token, limits, access, drain } = shared;
     let tasks = TaskTracker::new();
+    let mut background = JoinSet::new();
     let recorder = Recorder::new(stages.metrics.clone(), access.as_deref());
     let pool = Rc::new(Pool::new(Arc::clone(dialer), Arc::clone(balance)));
     let proxy = Rc::new(Proxy {
@@ -105,20 +107,34 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
             drain: drain.clone(),
             tasks: tasks.clone(),
         };
-        tasks.spawn_local(listener.run(socket));
+        background.spawn_local(tasks.track_future(listener.run(socket)));
     }
-    tokio::task::spawn_local(every(FLUSH, move || recorder.flush()));
+    background.spawn_local(every(FLUSH, move || recorder.flush()));
     let swept = Rc::clone(&pool);
-    tokio::task::spawn_local(every(SWEEP, move || swept.sweep()));
-    tokio::task::spawn_local(every(STALL_CHECK, move || pool.detect_stalls()));
+    background.spawn_local(every(SWEEP, move || swept.sweep()));
+    background.spawn_local(every(STALL_CHECK, move || pool.detect_stalls()));
 
-    drain.begun().await;
+    until_drained(&mut background, drain).await?;
     tasks.close();
     tokio::select! {
         () = tasks.wait() => {}
         () = drain.forced() => {}
     }
     Ok(())
+}
+
+/// Waits for the drain. No background task of a worker ends before it: one that panicked would leave the worker without
+/// its port, its log or its watch over stalled endpoints, so the process ends, to be started again.
+async fn until_drained(background: &mut JoinSet<()>, drain: &Drain) -> Result<()> {
+    tokio::select! {
+        // Listeners end with the drain, which is no fault of theirs.
+        biased;
+        () = drain.begun() => Ok(()),
+        Some(ended) = background.join_next() => match ended {
+            Ok(()) => bail!("a background task of a worker ended"),
+            Err(error) => Err(error).context("a background task of a worker panicked"),
+        },
+    }
 }
 
 async fn every(interval: Duration, mut work: impl FnMut()) {
@@ -133,5 +149,27 @@ impl Handler for Proxy {
 
     async fn handle(&self, request: Request<Incoming>, peer: &Peer, interim: Option<&Interim>) -> Response<Body> {
         Self::handle(self, request, peer, interim).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_background_task_that_panics_ends_its_worker() {
+        let mut background = JoinSet::new();
+        background.spawn(std::future::pending::<()>());
+        background.spawn(async { panic!("a fault") });
+        let ended = until_drained(&mut background, &Drain::default()).await.unwrap_err();
+        assert!(format!("{ended:#}").contains("panicked"), "{ended:#}");
+    }
+
+    #[tokio::test]
+    async fn tasks_may_end_with_the_drain() {
+        let (mut background, drain) = (JoinSet::new(), Drain::default());
+        background.spawn(async {});
+        drain.begin();
+        until_drained(&mut background, &drain).await.unwrap();
     }
 }

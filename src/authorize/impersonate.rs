@@ -1,12 +1,15 @@
 //! May a caller act as somebody else? Each thing that they want to be is asked for (CONFORMANCE C61).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Authorize, AuthorizeError};
 use crate::identify::Impersonation;
 use crate::model::identity::{ANONYMOUS_USER, UNAUTHENTICATED, with_authenticated};
 use crate::model::{Attributes, ClientAddress, Identity, Verb};
 
+/// Time limit of all reviews that one request to impersonate needs: each value costs one, and they are asked in turn.
+const MAX_DURATION: Duration = Duration::from_secs(30);
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
@@ -17,6 +20,18 @@ impl Authorize {
     /// # Errors
     /// As [`Self::authorize`], for the first of them that is denied.
     pub async fn impersonate(
+        &self,
+        caller: &Identity,
+        wanted: Impersonation,
+        client: ClientAddress,
+    ) -> Result<Arc<Identity>, AuthorizeError> {
+        let asked = tokio::time::timeout(MAX_DURATION, self.ask_to_impersonate(caller, wanted, client));
+        asked.await.unwrap_or_else(|_| {
+            Err(AuthorizeError::Unavailable(format!("the reviews took longer than {MAX_DURATION:?} together").into()))
+        })
+    }
+
+    async fn ask_to_impersonate(
         &self,
         caller: &Identity,
         wanted: Impersonation,

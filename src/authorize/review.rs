@@ -10,15 +10,12 @@ use super::{AuthorizeError, Decision};
 use crate::config;
 use crate::metrics::CacheCounters;
 use crate::model::{Attributes, ClientAddress, Identity};
-use crate::review::{NO_STATUS, ReviewError, Reviewer, refresh_timeout};
+use crate::review::{NO_STATUS, ReviewError, Reviewer, cut_text, refresh_timeout};
 use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 
 type Verdict = Result<Decision, AuthorizeError>;
 /// SHA-256 over everything that the verdict depends on: names of any length take the same memory.
 type CacheKey = [u8; digest::SHA256_OUTPUT_LEN];
-
-/// The longest reason of a denial that is kept and passed on.
-const MAX_REASON_BYTES: usize = 1024;
 
 /// Authorizes by SubjectAccessReview.
 #[derive(Debug)]
@@ -65,7 +62,7 @@ impl Reviews {
 
     /// Asks in the background while the old verdict still serves.
     fn refresh(self: &Arc<Self>, review: SubjectAccessReview, ticket: Ticket<CacheKey>) {
-        let Some(place) = self.reviewer.try_enter() else { return };
+        let Some(place) = self.reviewer.try_enter() else { return self.verdicts.postpone(&ticket) };
         let this = Arc::clone(self);
         self.reviewer.control().spawn(async move {
             let timeout = refresh_timeout(this.settings.allowed_cache_ttl);
@@ -93,8 +90,7 @@ impl Reviews {
             let ttl = self.settings.allowed_cache_ttl;
             Fetched::Answer { value: Ok(Decision::Allow), ttl, usable_for: Duration::MAX }
         } else {
-            let mut reason = status.reason.unwrap_or_default();
-            reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+            let reason = cut_text(status.reason.unwrap_or_default());
             Fetched::Denial { value: Ok(Decision::Deny(reason.into())), ttl: self.settings.denied_cache_ttl }
         }
     }

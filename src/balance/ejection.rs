@@ -16,10 +16,10 @@ const BASE_EJECTION: Duration = Duration::from_secs(1);
 /// The longest time without a probe, and how long an ejection is remembered after its end for the next one to be longer.
 const MAX_EJECTION: Duration = Duration::from_secs(30);
 
-/// Why an endpoint is ejected.
+/// The reason for an ejection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// No TCP connection came about: refused, unreachable, or timed out.
+    /// No connection came about: refused, unreachable, or timed out.
     Connect,
     /// Requests wait for a response and none comes.
     Stalled,
@@ -70,6 +70,11 @@ impl Ejections {
 
     pub fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether anything is known of the endpoint: it is ejected, or was and has not been tried successfully since.
+    pub fn has(&self, key: EndpointKey) -> bool {
+        self.entries.contains_key(&key)
     }
 
     pub fn contains(&self, key: EndpointKey, now: Instant) -> bool {

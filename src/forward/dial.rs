@@ -43,7 +43,7 @@ pub(super) enum Protocol {
     Http1,
 }
 
-/// Why an endpoint could not be dialled, in the words of Go's dialer, which clients of the apiserver know. Nothing of a
+/// A failure to connect to an endpoint, worded like Go's dialer, which clients of kube-apiserver know. Nothing of a
 /// request was sent, so that another endpoint can be tried for any request.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -57,8 +57,8 @@ pub enum DialError {
     /// this says nothing about the endpoint.
     #[error("dial tcp {address}: tls: {source}")]
     Tls { address: SocketAddr, source: io::Error },
-    /// The endpoint took the connection and did not finish the TLS handshake in time. So does a plain HTTP server that
-    /// waits for the rest of a request.
+    /// The endpoint took the connection and did not finish the TLS handshake in time: it is frozen, or does not speak TLS,
+    /// and answers no caller of this transport.
     #[error("dial tcp {address}: i/o timeout")]
     TlsTimeout { address: SocketAddr },
     /// The endpoint took the connection and closed it before HTTP began.
@@ -74,8 +74,8 @@ impl DialError {
     /// callers away from it.
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Timeout { .. } => true,
-            Self::Tls { .. } | Self::TlsTimeout { .. } | Self::Closed { .. } | Self::Itself { .. } => false,
+            Self::Connect { .. } | Self::Timeout { .. } | Self::TlsTimeout { .. } => true,
+            Self::Tls { .. } | Self::Closed { .. } | Self::Itself { .. } => false,
         }
     }
 }
@@ -221,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn only_failures_of_the_tcp_connection_make_an_endpoint_unreachable() {
+    fn only_connects_and_handshakes_without_an_answer_make_an_endpoint_unreachable() {
         let address = "10.0.0.1:80".parse().unwrap();
         let source = || io::Error::from_raw_os_error(111);
         assert!(DialError::Connect { address, source: source() }.is_unreachable());
         assert!(DialError::Timeout { address }.is_unreachable());
         assert!(!DialError::Tls { address, source: source() }.is_unreachable());
-        assert!(!DialError::TlsTimeout { address }.is_unreachable());
+        assert!(DialError::TlsTimeout { address }.is_unreachable());
         assert!(!DialError::Itself { address }.is_unreachable());
     }
 }

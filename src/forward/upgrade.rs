@@ -197,7 +197,7 @@ fn accept_of(key: &HeaderValue) -> String {
 #[derive(Debug)]
 pub enum Upgraded {
     /// The head for the client, and the tunnel that opens behind it.
-    Switched { response: Response<()>, tunnel: Tunnel, endpoint: Endpoint },
+    Switched { response: Response<()>, tunnel: Tunnel },
     /// The endpoint ignored an offer that was optional: the answer is that to a plain request.
     Ignored(Answer),
     /// An error, to be passed on; the connection ends with it, so that nothing that the client sends behind the
@@ -217,7 +217,7 @@ impl Upgraded {
                 let upstream = hyper::upgrade::on(&mut response);
                 let mut response = response.map(|_| ());
                 asked.answer(&mut response)?;
-                Ok(Self::Switched { response, tunnel: Tunnel { client, upstream }, endpoint })
+                Ok(Self::Switched { response, tunnel: Tunnel { client, upstream } })
             }
             status if status.is_client_error() || status.is_server_error() => {
                 Ok(Self::Refused(Answer { response: response.map(Upstream::closing), endpoint }))

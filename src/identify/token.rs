@@ -16,7 +16,7 @@ use crate::config;
 use crate::metrics::CacheCounters;
 use crate::model::identity::AUTHENTICATED;
 use crate::model::{ClientAddress, Identity};
-use crate::review::{NO_STATUS, ReviewError, Reviewer, refresh_timeout};
+use crate::review::{NO_STATUS, ReviewError, Reviewer, cut_text, refresh_timeout};
 use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 
 /// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OIDC with many groups some
@@ -75,7 +75,7 @@ impl TokenReviews {
 
     /// Reviews a token in the background while its verdict still serves.
     fn refresh(self: &Arc<Self>, token: String, ticket: Ticket<TokenHash>) {
-        let Some(place) = self.reviewer.try_enter() else { return };
+        let Some(place) = self.reviewer.try_enter() else { return self.verdicts.postpone(&ticket) };
         let this = Arc::clone(self);
         self.reviewer.control().spawn(async move {
             let timeout = refresh_timeout(this.settings.cache_ttl);
@@ -102,7 +102,7 @@ impl TokenReviews {
                     usable_for: until_expiry(token, SystemTime::now()).unwrap_or(Duration::MAX),
                 },
                 Err(fault) => Fetched::Denial {
-                    value: Err(IdentifyError::Unauthenticated(fault)),
+                    value: Err(IdentifyError::Unauthenticated(cut_text(fault))),
                     ttl: self.settings.failure_cache_ttl,
                 },
             },
@@ -142,7 +142,7 @@ fn hash(token: &str) -> TokenHash {
     hash
 }
 
-/// Whether a JWT has expired by its own word, by more than the clocks of two hosts may differ.
+/// Whether a JWT's `exp` has passed, with tolerance for clock skew.
 fn has_expired(token: &str, now: SystemTime) -> bool {
     until_expiry(token, now - MAX_CLOCK_SKEW).is_some_and(|left| left.is_zero())
 }
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jwt_past_its_expiry_is_told_without_a_review() {
+    fn rejects_expired_jwt_without_review() {
         let jwt = |exp: u64| format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#)));
         let now = UNIX_EPOCH + Duration::from_secs(1000);
         let cases =

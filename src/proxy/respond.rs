@@ -139,7 +139,7 @@ pub(super) fn causes(error: &ProxyError) -> Vec<Cause> {
     }
 }
 
-/// A caller over its share is told so; where all callers together are too many, the bastion is.
+/// A client address over its share gets 429; a full queue or a timeout gets 503.
 fn rejected(rejection: Rejection, message: String) -> Status {
     let status = match rejection {
         Rejection::ClientShare => Status::too_many_requests(message),

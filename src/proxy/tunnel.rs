@@ -14,15 +14,19 @@ use crate::drain::Drain;
 use crate::forward::Tunnel;
 use crate::identify::{IdentifyError, Peer};
 use crate::model::target::TargetError;
-use crate::model::{ClientAddress, Resource, Target, Verb};
+use crate::model::{ClientAddress, Target, Verb};
 use crate::telemetry::Record;
 
 /// Limits on the life of tunnels.
 #[derive(Clone, Copy, Debug)]
 pub struct TunnelPolicy {
-    /// Time between two checks of a tunnel's grant: the shorter of the TTLs of the caches that the checks go through, so
-    /// that they add no reviews to those of ordinary requests.
+    /// Time between two checks of a tunnel's grant. Shorter than the TTL of the results that a check looks up, and longer
+    /// than the half of it after which a look-up refreshes them: so a check is answered by the cache, and its refresh
+    /// needs no place in the queue of reviews, which strangers may have filled.
     pub check_interval: Duration,
+    /// Time for which a tunnel stays open while it cannot be found out whether its caller may have it:
+    /// `reviews.staleOnError`.
+    pub unverified_for: Duration,
     /// None where only the grant ends a tunnel.
     pub max_age: Option<Duration>,
 }
@@ -37,7 +41,7 @@ pub(super) struct Grant {
     verb: Verb,
 }
 
-/// Why a tunnel may be open no longer.
+/// The reason why a tunnel must be closed.
 #[derive(Debug, thiserror::Error)]
 enum GrantError {
     #[error(transparent)]
@@ -46,6 +50,17 @@ enum GrantError {
     Target(#[from] TargetError),
     #[error(transparent)]
     Authorize(#[from] AuthorizeError),
+}
+
+/// Checks that may fail for want of a place before the tunnel is closed: a flood must not close the tunnels of others
+/// immediately, nor keep one open whose caller has lost the right to it.
+const MAX_REJECTED_CHECKS: u32 = 3;
+
+impl TunnelPolicy {
+    /// `ttl` is the shortest TTL of the results that a check looks up.
+    pub fn new(ttl: Duration, unverified_for: Duration, max_age: Option<Duration>) -> Self {
+        Self { check_interval: ttl * 3 / 4, unverified_for, max_age }
+    }
 }
 
 impl Grant {
@@ -64,17 +79,24 @@ impl Grant {
         };
         let target = Target::parse(path)?;
         authorize.authorize(&identity, self.verb, &target, client).await?;
-        if target.resource == Resource::Nodes {
-            authorize.authorize(&identity, Verb::Create, &target, client).await?;
-        }
-        Ok(())
+        Ok(authorize.authorize_upgrade(&identity, &target, client).await?)
     }
 }
 
 impl GrantError {
-    /// The bastion was too busy to ask: no reason to close a tunnel, else a flood of strangers could close all.
-    fn is_overload(&self) -> bool {
-        matches!(self, Self::Identify(IdentifyError::Rejected(_)) | Self::Authorize(AuthorizeError::Rejected(_)))
+    /// The time since the last good check after which this error closes the tunnel. Zero for a definite denial.
+    fn tolerated_for(&self, policy: TunnelPolicy) -> Duration {
+        match self {
+            Self::Identify(IdentifyError::Unauthenticated(_) | IdentifyError::Impersonation(_))
+            | Self::Target(_)
+            | Self::Authorize(AuthorizeError::Forbidden(_)) => Duration::ZERO,
+            Self::Identify(IdentifyError::Rejected(_)) | Self::Authorize(AuthorizeError::Rejected(_)) => {
+                policy.check_interval * MAX_REJECTED_CHECKS
+            }
+            Self::Identify(IdentifyError::Unavailable(_)) | Self::Authorize(AuthorizeError::Unavailable(_)) => {
+                policy.unverified_for
+            }
+        }
     }
 }
 
@@ -102,7 +124,7 @@ pub(super) async fn run(
 
 /// Returns the reason once the tunnel may be open no longer.
 async fn grant_ends(grant: &Grant, stages: &Stages, path: &str) -> String {
-    let TunnelPolicy { check_interval, max_age } = stages.tunnels;
+    let TunnelPolicy { check_interval, max_age, .. } = stages.tunnels;
     let opened = Instant::now();
     // Spread out, because thousands of tunnels may have been opened in one moment.
     let first = check_interval.mul_f32(0.5 + fastrand::f32() / 2.0);
@@ -114,12 +136,13 @@ async fn grant_ends(grant: &Grant, stages: &Stages, path: &str) -> String {
             None => std::future::pending().await,
         }
     };
-    let revoked = async {
+    let refused = async {
+        let mut confirmed = opened;
         loop {
             checks.tick().await;
             match grant.check(stages, path).await {
-                Ok(()) => {}
-                Err(error) if error.is_overload() => {}
+                Ok(()) => confirmed = Instant::now(),
+                Err(error) if confirmed.elapsed() < error.tolerated_for(stages.tunnels) => {}
                 Err(error) => return error,
             }
         }
@@ -129,9 +152,38 @@ async fn grant_ends(grant: &Grant, stages: &Stages, path: &str) -> String {
             stages.metrics.tunnels_closed.max_age.inc();
             "the tunnel was closed: it reached its maximum age".to_owned()
         }
-        error = revoked => {
+        error = refused => if error.tolerated_for(stages.tunnels).is_zero() {
             stages.metrics.tunnels_closed.revoked.inc();
             format!("the tunnel was closed: its caller may open it no longer: {error}")
+        } else {
+            stages.metrics.tunnels_closed.unverified.inc();
+            format!("the tunnel was closed: it cannot be verified that its caller may open it: {error}")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::review::Rejection;
+
+    #[test]
+    fn a_denial_closes_immediately_an_overload_soon_and_an_outage_when_stale_results_end() {
+        let minutes = Duration::from_mins;
+        let policy = TunnelPolicy::new(minutes(4), minutes(5), None);
+        assert_eq!(policy.check_interval, minutes(3));
+        let cases: [(GrantError, Duration); 5] = [
+            (IdentifyError::Unauthenticated("revoked".into()).into(), Duration::ZERO),
+            (TargetError::NoRoute.into(), Duration::ZERO),
+            (IdentifyError::Rejected(Rejection::ClientShare).into(), minutes(9)),
+            (AuthorizeError::Rejected(Rejection::Timeout).into(), minutes(9)),
+            (AuthorizeError::Unavailable("down".into()).into(), minutes(5)),
+        ];
+        for (error, tolerated_for) in cases {
+            assert_eq!(error.tolerated_for(policy), tolerated_for, "{error}");
+        }
+        // With staleOnError off an outage closes tunnels, as it denies requests.
+        let strict = TunnelPolicy::new(minutes(4), Duration::ZERO, None);
+        assert!(GrantError::from(IdentifyError::Unavailable("down".into())).tolerated_for(strict).is_zero());
     }
 }

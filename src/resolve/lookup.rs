@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// TTL of an answer. Nodes change their addresses rarely, and a changed one fails to connect; a busy node
-/// would otherwise cost a look-up per request.
-const TTL: Duration = Duration::from_secs(10);
+/// TTL of an answer, from the question: longer than the system's resolver takes with several servers that do not answer.
+/// Nodes change their addresses rarely, and a changed one fails to connect.
+const TTL: Duration = Duration::from_secs(30);
 /// TTL of a failure: short, so that a repaired DNS is noticed by the next request of a person.
 const FAILURE_TTL: Duration = Duration::from_secs(2);
 /// Names remembered or being looked up. They come from Node objects alone, of which large clusters have some thousand.
@@ -119,7 +119,7 @@ impl Lookups {
             let thread = std::thread::Builder::new().name("lookup".into());
             match thread.spawn(move || shared.work()) {
                 Ok(_) => state.threads += 1,
-                // Where others run they take it; where none does nobody would.
+                // If other threads run, they take the look-up; without any it would wait forever.
                 Err(error) if state.threads == 0 => {
                     state.queue.clear();
                     return Err(format!("no thread for it: {error}").into());

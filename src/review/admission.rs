@@ -59,7 +59,7 @@ struct Waiter {
     admitted: oneshot::Sender<Place>,
 }
 
-/// Why a review was not admitted.
+/// The reason for rejecting a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     #[error("too many requests of this client address wait for a review")]
@@ -100,13 +100,21 @@ impl Admission {
             Entered::Admitted(place) => return Ok(place),
             Entered::Queued(queued, admitted) => (queued, admitted),
         };
-        // The sender is dropped only with its waiter, which `queued` alone removes.
-        if let Ok(Ok(place)) = tokio::time::timeout(self.0.timeout, admitted).await {
-            queued.ticket = None;
-            return Ok(place);
+        match tokio::time::timeout(self.0.timeout, admitted).await {
+            Ok(Ok(place)) => {
+                queued.ticket = None;
+                Ok(place)
+            }
+            // Its place in the queue went to an address with fewer waiters.
+            Ok(Err(_)) => {
+                self.0.metrics.rejected_queue_full.inc();
+                Err(Rejection::QueueFull)
+            }
+            Err(_) => {
+                self.0.metrics.rejected_timeout.inc();
+                Err(Rejection::Timeout)
+            }
         }
-        self.0.metrics.rejected_timeout.inc();
-        Err(Rejection::Timeout)
     }
 
     /// A place for a refresh, where one is free: a refresh that has none is left to a later hit.
@@ -123,7 +131,7 @@ impl Admission {
         if !waits && shared.has_place(&state, client) {
             return Ok(Entered::Admitted(shared.occupy(&mut state, Some(client))));
         }
-        if state.queued >= shared.max_queued {
+        if state.queued >= shared.max_queued && !shared.displace(&mut state, client) {
             shared.metrics.rejected_queue_full.inc();
             return Err(Rejection::QueueFull);
         }
@@ -170,6 +178,20 @@ impl Shared {
         }
         self.metrics.in_flight.inc();
         Place { shared: Arc::clone(self), client }
+    }
+
+    /// Makes room in a full queue for an address that has fewer waiters than another: else as many addresses as there are
+    /// shares could keep all others out.
+    fn displace(&self, state: &mut State, client: ClientAddress) -> bool {
+        let waiting = |client: &Client| client.waiters.len();
+        let own = state.clients.get(&client).map_or(0, waiting);
+        let longest = state.clients.values_mut().max_by_key(|client| waiting(client));
+        let Some(longest) = longest.filter(|longest| waiting(longest) > own + 1) else { return false };
+        // Its last waiter has waited least. Dropping the sender wakes it.
+        longest.waiters.pop_back();
+        state.queued -= 1;
+        self.metrics.queued.dec();
+        true
     }
 
     /// Gives free places to the waiters, one client address after the other.
@@ -361,6 +383,33 @@ mod tests {
         }
         let metrics = &admission.0.metrics;
         assert_eq!((metrics.rejected_client_share.get(), metrics.rejected_queue_full.get()), (7, 1));
+    }
+
+    #[tokio::test]
+    async fn an_address_without_waiters_gets_a_place_in_a_full_queue() {
+        let admission = admission(3, 16);
+        let places = [admission.enter(client(1)).await.unwrap(), admission.enter(client(2)).await.unwrap()];
+        let lasts = (1..=8).flat_map(|last| [last, last]);
+        let mut waiters: Vec<_> = lasts.map(|last| waiting(&admission, client(last))).collect();
+        let mut ninth = waiting(&admission, client(9));
+        let mut displaced = Vec::new();
+        waiters.retain_mut(|waiter| match waiter.as_mut().now_or_never() {
+            Some(entered) => {
+                displaced.push(entered.unwrap_err());
+                false
+            }
+            None => true,
+        });
+        assert_eq!(displaced, [Rejection::QueueFull]);
+        assert_eq!((admission.0.metrics.queued.get(), admission.0.state().queued), (16, 16));
+        drop(places);
+        // Each place is left as soon as it is given: the ninth has its turn after those of the eight.
+        let mut rounds = 0;
+        while admitted(&mut ninth).is_none() {
+            rounds += 1;
+            assert!(rounds <= 8, "its turn comes");
+            waiters.retain_mut(|waiter| waiter.as_mut().now_or_never().is_none());
+        }
     }
 
     #[tokio::test(start_paused = true)]

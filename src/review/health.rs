@@ -9,7 +9,7 @@ use crate::ready::Ready;
 /// The name under which it stands in `/readyz`.
 const NAME: &str = "reviews";
 
-/// Knows whether the last review was answered, and tells operators when that changes. Clones share the state.
+/// Tracks whether the last review was answered; logs and reports changes. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct ApiHealth(Arc<Shared>);
 

@@ -126,6 +126,20 @@ async fn a_429_is_waited_for_as_the_api_says_and_is_an_error_only_past_the_deadl
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_retry_after_beyond_every_clock_is_past_the_deadline() {
+    let (reviewer, _) = Script::new(&[Act::RetryAfter("18446744073709551615")], &[]).reviewer();
+    let fault = ask(&reviewer).await.unwrap_err();
+    assert_eq!(fault.to_string(), "the API answers 429 Too Many Requests");
+}
+
+#[test]
+fn texts_of_the_api_are_cut_at_a_character() {
+    assert_eq!(cut_text("short".into()), "short");
+    let long = cut_text(["x", &"é".repeat(MAX_TEXT_BYTES)].concat());
+    assert_eq!(long.len(), MAX_TEXT_BYTES - 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_api_that_refuses_is_asked_once_and_is_not_taken_for_unreachable() {
     for act in [Act::Answer(403, r#"{"message":"no rights"}"#), Act::Answer(201, "secret, not JSON")] {
         let (reviewer, _) = Script::new(&[act], &[]).reviewer();

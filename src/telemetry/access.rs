@@ -23,6 +23,7 @@ use http::{Method, StatusCode, Uri, Version};
 use crate::config::LogFormat;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
+use crate::model::identity::ANONYMOUS_USER;
 use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 
 /// A piece is sent on when it has grown to this, or when [`Recorder::flush`] is called.
@@ -202,7 +203,7 @@ impl Piece {
 
 impl Lines {
     fn write(&mut self, line: &Line<'_>, metrics: &Metrics) {
-        let authenticated = line.record.identity.is_some();
+        let authenticated = line.record.is_authenticated();
         let piece = if authenticated { &mut self.authenticated } else { &mut self.unauthenticated };
         piece.lines += 1;
         match self.format {
@@ -316,6 +317,11 @@ impl Record {
         self.id = target.id.clone().into_owned();
     }
 
+    /// Whether it is known who calls. An anonymous caller is a stranger, whatever they may do.
+    fn is_authenticated(&self) -> bool {
+        self.identity.as_ref().is_some_and(|identity| identity.user != ANONYMOUS_USER)
+    }
+
     fn received(&self) -> u64 {
         self.received.as_deref().map_or(0, Cell::get)
     }
@@ -413,7 +419,7 @@ impl Line<'_> {
     }
 
     fn path(&self) -> Cow<'_, str> {
-        let known = self.record.identity.is_some();
+        let known = self.record.is_authenticated();
         cut(self.record.uri.path(), if known { MAX_PATH } else { MAX_PATH_UNAUTHENTICATED })
     }
 

@@ -111,7 +111,7 @@ async fn unclosed_elements_with_long_names_take_bounded_memory() -> Result<()> {
 }
 
 #[tokio::test]
-async fn empty_gzip_members_keep_nobody_from_being_served() -> Result<()> {
+async fn empty_gzip_members_take_little_memory() -> Result<()> {
     let bench = Bench::serving("workers: 1", &[]).await?;
     let member = gzip(b"")?;
     let members = member.repeat(4 * MIB / member.len());

@@ -1,6 +1,8 @@
 //! Tunnels end when their callers may open them no longer.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -37,11 +39,16 @@ impl Open {
     }
 
     /// Waits until both ends are closed.
-    async fn ends(mut self) {
+    async fn ends(mut self) -> Result<()> {
         let (mut client, mut backend) = (Vec::new(), Vec::new());
-        let _ = tokio::join!(self.client.read_to_end(&mut client), self.backend.read_to_end(&mut backend));
+        let ends = async { tokio::join!(self.client.read_to_end(&mut client), self.backend.read_to_end(&mut backend)) };
+        let _ends = tokio::time::timeout(PATIENCE, ends).await.context("the tunnel stays open")?;
+        Ok(())
     }
 }
+
+/// For a tunnel to end, on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 const SHORT_TTLS: [&str; 2] =
     ["--authentication-token-webhook-cache-ttl=1s", "--authorization-webhook-cache-authorized-ttl=1s"];
@@ -53,7 +60,7 @@ async fn a_tunnel_ends_with_the_right_to_it_and_others_stay_open() -> Result<()>
     let file = bench.folder.path().join("manifests/all.yaml");
     let manifests = std::fs::read_to_string(&file)?;
     std::fs::write(&file, manifests.replace("{kind: User, name: reader}", "{kind: User, name: somebody-else}"))?;
-    readers.ends().await;
+    readers.ends().await?;
     masters.passes().await?;
     closed(&bench, "permit_revoked").await
 }
@@ -63,14 +70,14 @@ async fn a_tunnel_ends_with_its_credential() -> Result<()> {
     let bench = Bench::with(&SHORT_TTLS).await?;
     let open = Open::new(&bench, "r").await?;
     std::fs::write(bench.folder.path().join("tokens"), "t,jane,1,\"system:masters\"\n")?;
-    open.ends().await;
+    open.ends().await?;
     closed(&bench, "permit_revoked").await
 }
 
 #[tokio::test]
 async fn a_tunnel_ends_at_its_maximum_age() -> Result<()> {
     let bench = Bench::serving("tunnelMaxAge: 1s", &[]).await?;
-    Open::new(&bench, "t").await?.ends().await;
+    Open::new(&bench, "t").await?.ends().await?;
     closed(&bench, "max_age").await
 }
 
