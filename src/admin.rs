@@ -1,7 +1,8 @@
 //! The port for probes and Prometheus: plain HTTP, for the cluster alone. Every wait and every connection is bounded,
 //! because whoever reaches the pod reaches this port.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +67,7 @@ impl Admin {
         let mut connections = Connections::default();
         loop {
             match self.socket.accept().await {
-                Ok((stream, _)) => connections.add(connection(stream, self.routes.clone())),
+                Ok((stream, peer)) => connections.add(peer.ip(), connection(stream, self.routes.clone())),
                 Err(error) => {
                     tracing::warn!(%error, "a connection to the admin port could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -80,22 +81,29 @@ impl Admin {
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    order: VecDeque<AbortHandle>,
+    order: VecDeque<(IpAddr, AbortHandle)>,
 }
 
 impl Connections {
-    /// Of too many the oldest gives way: were the new one rejected or made to wait, a client that opens
-    /// connections and says nothing would keep the kubelet's probes out, and the pod be killed.
-    fn add(&mut self, connection: impl Future<Output = ()> + Send + 'static) {
+    /// Of too many, the oldest of the address that has most gives way: were the new one rejected or made to wait, a client
+    /// that opens connections and says nothing would keep the kubelet's probes out, and the pod be killed; were it the
+    /// oldest of all, a flood would end probes that are being answered.
+    fn add(&mut self, peer: IpAddr, connection: impl Future<Output = ()> + Send + 'static) {
         while self.tasks.try_join_next().is_some() {}
-        self.order.retain(|task| !task.is_finished());
+        self.order.retain(|(_, task)| !task.is_finished());
         while self.order.len() >= MAX_CONNECTIONS {
-            if let Some(oldest) = self.order.pop_front() {
-                tracing::debug!("too many connections to the admin port: the oldest is closed");
+            let mut counts = HashMap::new();
+            for (address, _) in &self.order {
+                *counts.entry(*address).or_insert(0_usize) += 1;
+            }
+            let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(address, _)| address);
+            let Some(oldest) = self.order.iter().position(|(address, _)| Some(*address) == most) else { break };
+            if let Some((address, oldest)) = self.order.remove(oldest) {
+                tracing::debug!(%address, "too many connections to the admin port: the oldest of this address is closed");
                 oldest.abort();
             }
         }
-        self.order.push_back(self.tasks.spawn(connection));
+        self.order.push_back((peer, self.tasks.spawn(connection)));
     }
 }
 
@@ -185,5 +193,17 @@ mod tests {
         let probe = say(address, "GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
         assert!(rest(probe).await.ends_with("ok\n"));
         assert_eq!(rest(silent.remove(0)).await, "", "the oldest is closed");
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_one_address_ends_no_connection_of_another() {
+        let (flood, kubelet) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let mut connections = Connections::default();
+        connections.add(kubelet, std::future::pending());
+        for _ in 0..2 * MAX_CONNECTIONS {
+            connections.add(flood, std::future::pending());
+        }
+        assert_eq!(connections.order.len(), MAX_CONNECTIONS);
+        assert_eq!(connections.order.iter().filter(|(peer, _)| *peer == kubelet).count(), 1);
     }
 }

@@ -4,6 +4,7 @@ mod admission;
 mod health;
 
 use std::fmt::{self, Debug};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,16 +31,9 @@ const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 const MAX_TEXT_BYTES: usize = 1024;
 /// The fault of an answer that says nothing.
 pub const NO_STATUS: &str = "the API answered without a status";
-/// The part of the timeout after which an unanswered review is sent again, on a new connection: the pooled one may be
-/// dead without a word.
+/// The part of the timeout after which an unanswered review is also sent on a new connection: the pooled one may be dead
+/// without a word. The API may as well be slow, so the first attempt goes on, and the first answer counts.
 const FIRST_ATTEMPT_SHARE: u32 = 2;
-
-/// The time that a refresh may take: it begins at half of the TTL, and the API is known to be unreachable before the
-/// entry expires, so that no caller waits for that.
-pub fn refresh_timeout(ttl: Duration) -> Duration {
-    const SHORTEST: Duration = Duration::from_secs(1);
-    (ttl / 2).max(SHORTEST)
-}
 
 /// A text of the API, cut to a length that may be cached.
 pub fn cut_text(mut text: String) -> String {
@@ -114,7 +108,7 @@ where
     /// [`ReviewError`]; an API that became unreachable has been logged.
     pub async fn ask(&self, review: K, client: ClientAddress) -> Result<K, ReviewError> {
         let place = self.admission.enter(client).await?;
-        self.ask_within(review, place, self.timeout).await
+        self.ask_in(review, place).await
     }
 
     /// A place for a refresh. None where all are taken.
@@ -126,8 +120,8 @@ where
     ///
     /// # Errors
     /// As [`Self::ask`].
-    pub async fn ask_within(&self, review: K, place: Place, timeout: Duration) -> Result<K, ReviewError> {
-        let timeout = timeout.min(self.timeout);
+    pub async fn ask_in(&self, review: K, place: Place) -> Result<K, ReviewError> {
+        let timeout = self.timeout;
         let (api, body) = (self.api.clone(), serde_json::to_vec(&review).expect("a review is plain data"));
         let asked = self.api.control.spawn(async move {
             // The place is free again when nothing of the review is in flight any more, and not before.
@@ -156,15 +150,10 @@ where
     }
 }
 
-/// Asks until there is an answer or the time is over: once more on a new connection where the first attempt brings
-/// none, and again after each 429 when the API says.
+/// Asks until there is an answer or the time is over, and again after each 429 when the API says.
 async fn ask(api: &ReviewApi, path: &str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, ReviewError> {
     let deadline = Instant::now() + timeout;
-    let first = Instant::now() + timeout / FIRST_ATTEMPT_SHARE;
-    let mut answer = attempt(&api.pooled, path, &body, first).await;
-    if matches!(answer, Err(Attempt::NoAnswer(_))) {
-        answer = attempt(&api.fresh, path, &body, deadline).await;
-    }
+    let mut answer = first_answer(api, path, &body, timeout / FIRST_ATTEMPT_SHARE, deadline).await;
     loop {
         match answer {
             Ok(body) => return Ok(body),
@@ -180,6 +169,34 @@ async fn ask(api: &ReviewApi, path: &str, body: Vec<u8>, timeout: Duration) -> R
                 answer = attempt(&api.pooled, path, &body, deadline).await;
             }
         }
+    }
+}
+
+/// Asks on a pooled connection, and on a new one as well where that breaks or has not answered after `patience`.
+async fn first_answer(
+    api: &ReviewApi,
+    path: &str,
+    body: &[u8],
+    patience: Duration,
+    deadline: Instant,
+) -> Result<Vec<u8>, Attempt> {
+    let mut pooled = pin!(attempt(&api.pooled, path, body, deadline));
+    let fresh = attempt(&api.fresh, path, body, deadline);
+    match tokio::time::timeout(patience, &mut pooled).await {
+        Ok(Err(Attempt::NoAnswer(_))) => return fresh.await,
+        Ok(answer) => return answer,
+        Err(_) => {}
+    }
+    let mut fresh = pin!(fresh);
+    tokio::select! {
+        answer = &mut pooled => match answer {
+            Err(Attempt::NoAnswer(_)) => fresh.await,
+            answer => answer,
+        },
+        answer = &mut fresh => match answer {
+            Err(Attempt::NoAnswer(_)) => pooled.await,
+            answer => answer,
+        },
     }
 }
 

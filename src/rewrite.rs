@@ -6,7 +6,7 @@ mod html;
 mod link;
 
 use std::borrow::Cow;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
@@ -427,7 +427,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Page<B> {
             // hyper polls on after a frame, so a turn has as much work as one slice, however many polls it has.
             if this.rewriter.work() - this.turn >= MAX_WORK_PER_SLICE {
                 this.turn = this.rewriter.work();
-                context.waker().wake_by_ref();
+                // Woken after the worker has looked at its sockets: a task that wakes itself keeps the queue of the runtime
+                // full, and a full queue is left for the sockets only every 61 tasks.
+                let _ = pin!(tokio::task::yield_now()).poll(context);
                 return Poll::Pending;
             }
             if this.pending.has_remaining() || this.rewriter.has_work() {

@@ -100,12 +100,13 @@ where
         Self { entries: Cache::new(capacity), refreshing: Arc::default(), stale_on_error, counters }
     }
 
-    /// Looks `key` up. Where the source is `unreachable`, an expired entry serves as long as it may.
+    /// Looks `key` up. An expired entry serves as long as it may while the source is `unreachable`; and while a refresh of
+    /// it runs, which has a deadline: by its end there is an answer, or the source is known to be unreachable.
     pub fn get(&self, key: &K, unreachable: impl FnOnce() -> bool) -> Lookup<K, V> {
         let Some(Entry { value, lifetime }) = self.entries.get(key) else { return Lookup::Miss };
         let now = Instant::now();
         if now >= lifetime.expires {
-            if now >= lifetime.stale_until || !unreachable() {
+            if now >= lifetime.stale_until || !(unreachable() || self.refreshing.contains_key(key)) {
                 return Lookup::Miss;
             }
             self.counters.stale.inc();
@@ -403,6 +404,18 @@ mod tests {
         let denial = async { Fetched::Denial { value: Err("denied"), ttl: LONG } };
         cache.refresh(due(&cache), denial).await;
         assert_eq!(hit(cache.get(&"k", || true)), Some(Err("denied")));
+    }
+
+    #[tokio::test]
+    async fn an_expired_entry_serves_while_its_refresh_runs_unless_stale_answers_are_off() {
+        for (stale_on_error, served) in [(LONG, Some(Ok(1))), (Duration::ZERO, None)] {
+            let cache = cache(stale_on_error);
+            cache.get_or_fetch(&"k", async { answer(1, Duration::ZERO) }).await.unwrap();
+            cache.refreshing.insert("k", ());
+            assert_eq!(hit(cache.get(&"k", || false)), served);
+            cache.refreshing.remove("k");
+            assert_eq!(hit(cache.get(&"k", || false)), None);
+        }
     }
 
     #[tokio::test]

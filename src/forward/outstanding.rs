@@ -15,6 +15,9 @@ use crate::balance::Health;
 
 /// An endpoint is slow for a request that takes this many times as long as its 99th percentile.
 const SLOWER_THAN_USUAL: u32 = 10;
+/// The longest limit that follows from an endpoint's own latency. One caller's slow path raises it for all callers of the
+/// endpoint, and must not switch the detection of stalls off.
+const MAX_USUAL_LIMIT: Duration = Duration::from_secs(10);
 /// Half-life of what is remembered of response times: "recent" is some tens of seconds.
 const HALF_LIFE: Duration = Duration::from_secs(10);
 
@@ -86,7 +89,8 @@ impl Outstanding {
         if waits.free.len() == waits.places.len() {
             return false;
         }
-        let limit = self.latency.p99().map_or(limit, |p99| limit.max(p99 * SLOWER_THAN_USUAL));
+        let usual = self.latency.p99().map_or(limit, |p99| (p99 * SLOWER_THAN_USUAL).min(MAX_USUAL_LIMIT));
+        let limit = limit.max(usual);
         let began = waits.places.iter().flatten().filter_map(Wait::began);
         let mut slow = began.filter(|began| now.saturating_duration_since(*began) >= limit);
         slow.any(|began| !self.health.has_answered_since(began))

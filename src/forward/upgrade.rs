@@ -166,13 +166,13 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// HTTP in any version (`h2c`, `h2`, `HTTP/2.0`, drafts as `h2c-14`) is no other protocol: behind an upgrade to it any
-/// request could follow, unauthorized and unlogged, for the right to one (h2c smuggling). TLS (RFC 2817) is HTTP again
-/// within, and clients that offer it do without (R14).
+/// HTTP in any version (`h2c`, `h2`, `HTTP/2.0`, drafts as `h2c-14`) is not a different protocol: behind an upgrade to it
+/// any request could follow, unauthorized and unlogged, for the right to one (h2c smuggling). Matched generously, because
+/// backends match tokens loosely. TLS (RFC 2817) is HTTP again within, and clients that offer it do without (R14).
 fn is_http(offer: &[u8]) -> bool {
-    let name = name_of(offer);
-    let draft = name.iter().position(|byte| *byte == b'-').map_or(name, |dash| &name[..dash]);
-    is(name, "http") || is(name, "tls") || is(draft, "h2c") || is(draft, "h2")
+    let name = name_of(offer).to_ascii_lowercase();
+    let begins = |prefix: &[u8]| name.starts_with(prefix);
+    begins(b"http") || begins(b"tls") || begins(b"h2") || begins(b"h3") || name.windows(3).any(|part| part == b"h2c")
 }
 
 fn name_of(protocol: &[u8]) -> &[u8] {
@@ -341,7 +341,7 @@ mod tests {
             (&[b"HTTP/2.0, http/1.1, HTTP"], None),
             (&[b"TLS/1.2"], None),
             (&[b"tls/1.3, TLS"], None),
-            (&[b"h2cx, https/1"], Some("h2cx, https/1")),
+            (&[b"h2c.x, h2c_14, h2c+x, 'h2c', h2c|, HTTPS/2, h3"], None),
             (&[b"SPDY/3.1 , odd/9"], Some("SPDY/3.1, odd/9")),
             (&[b"\"h2c, websocket\""], None),
             (&[b"web socket, a/b/c, /x, x/"], None),

@@ -16,7 +16,7 @@ use crate::config;
 use crate::metrics::CacheCounters;
 use crate::model::identity::AUTHENTICATED;
 use crate::model::{ClientAddress, Identity};
-use crate::review::{NO_STATUS, ReviewError, Reviewer, cut_text, refresh_timeout};
+use crate::review::{NO_STATUS, ReviewError, Reviewer, cut_text};
 use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 
 /// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OIDC with many groups some
@@ -78,9 +78,7 @@ impl TokenReviews {
         let Some(place) = self.reviewer.try_enter() else { return self.verdicts.postpone(&ticket) };
         let this = Arc::clone(self);
         self.reviewer.control().spawn(async move {
-            let timeout = refresh_timeout(this.settings.cache_ttl);
-            let fetch =
-                async { this.accept(&token, this.reviewer.ask_within(this.review(&token), place, timeout).await) };
+            let fetch = async { this.accept(&token, this.reviewer.ask_in(this.review(&token), place).await) };
             this.verdicts.refresh(ticket, fetch).await;
         });
     }

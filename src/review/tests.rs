@@ -23,6 +23,8 @@ enum Act {
     RetryAfter(&'static str),
     /// A connection that brings nothing.
     Hang,
+    /// An answer that comes late.
+    Slow(u64),
     Break,
 }
 
@@ -62,6 +64,10 @@ impl Script {
                         Ok(answer(429).header(header::RETRY_AFTER, seconds).body(Body::empty()).unwrap())
                     }
                     Act::Hang => std::future::pending().await,
+                    Act::Slow(seconds) => {
+                        tokio::time::sleep(Duration::from_secs(seconds)).await;
+                        Ok(answer(201).body(Body::from(ANSWER.as_bytes().to_vec())).unwrap())
+                    }
                     Act::Break => Err("connection reset by peer"),
                 }
             }
@@ -91,8 +97,8 @@ async fn ask(reviewer: &Reviewer<TokenReview>) -> Result<bool, ReviewError> {
     Ok(answer.status.unwrap_or_default().authenticated == Some(true))
 }
 
-const YES: Act =
-    Act::Answer(201, r#"{"kind":"TokenReview","spec":{"token":"secret"},"status":{"authenticated":true}}"#);
+const ANSWER: &str = r#"{"kind":"TokenReview","spec":{"token":"secret"},"status":{"authenticated":true}}"#;
+const YES: Act = Act::Answer(201, ANSWER);
 
 #[tokio::test(start_paused = true)]
 async fn a_dead_pooled_connection_costs_one_repetition_on_a_new_one() {
@@ -101,6 +107,17 @@ async fn a_dead_pooled_connection_costs_one_repetition_on_a_new_one() {
         assert!(ask(&reviewer).await.unwrap());
         assert!(!reviewer.is_unreachable() && !ready.report().1.contains("reviews"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_api_is_waited_for_as_long_as_the_timeout_says() {
+    for (pooled, fresh) in [(Act::Slow(9), Act::Hang), (Act::Hang, Act::Slow(4)), (Act::Slow(8), Act::Break)] {
+        let (reviewer, _) = Script::new(&[pooled], &[fresh]).reviewer();
+        assert!(ask(&reviewer).await.unwrap());
+        assert!(!reviewer.is_unreachable(), "slow is not unreachable");
+    }
+    let (reviewer, _) = Script::new(&[Act::Slow(4)], &[]).reviewer();
+    assert!(ask(&reviewer).await.unwrap(), "one that answers in half the time is asked once");
 }
 
 #[tokio::test(start_paused = true)]
