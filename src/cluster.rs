@@ -6,6 +6,7 @@
 
 pub mod facts;
 mod key;
+mod retries;
 mod service;
 mod writer;
 
@@ -16,6 +17,7 @@ use dashmap::DashMap;
 
 pub use facts::{Family, Kind, Object};
 pub use key::ObjectKey;
+pub use retries::RetryWindow;
 pub use service::{Affinity, AppProtocol, Refusal, Refused, Rotation, Service, ServicePort};
 pub use writer::Writer;
 

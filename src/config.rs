@@ -449,13 +449,13 @@ pub struct Retry {
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub connect_deadline: Duration,
-    /// Retries allowed per worker as a percentage of its requests of the last ten seconds, from 0 to 100, so that
-    /// retries cannot multiply the load of a service that is failing. What reached no endpoint needs none.
+    /// Retries allowed of a service port as a percentage of its requests of the last ten to twenty seconds, from 0 to 100,
+    /// so that retries cannot multiply the load of a service that is failing. What reached no endpoint needs none.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_PERCENT>")]
     #[schemars(range(max = MAX_PERCENT))]
     pub budget_percent: usize,
-    /// Retries allowed per worker and second however few requests there are, from 0 to 10000, so that quiet services
-    /// have failover too.
+    /// Retries allowed of a service port in a second however few requests there are, from 0 to 10000, so that quiet
+    /// services have failover too.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_BUDGET_PER_SECOND>")]
     #[schemars(range(max = MAX_BUDGET_PER_SECOND))]
     pub budget_min_per_second: usize,

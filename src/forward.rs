@@ -264,7 +264,7 @@ impl Forward {
         let mut pending = Pending::new(parts, body, can_refuse);
         let mut order = self.balance.order(&route.candidates, route.transport, client);
         let choice = order.len() > 1;
-        let mut attempts = self.retry.begin(choice, pending.is_safe(), now);
+        let mut attempts = self.retry.begin(route.candidates.retries(), choice, pending.is_safe(), now);
         let mut failed_dials = Vec::new();
         let mut next = order.next();
         while let Some(endpoint) = next {

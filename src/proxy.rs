@@ -230,7 +230,9 @@ impl Proxy {
         let links = || self.links(&target, &route, &endpoint, client_host.as_ref());
         rewrite::rewrite_location(response.headers_mut(), links)?;
         let reading = rewrite::page(&method, &response);
-        let page = reading.and_then(|reading| Some((reading, self.stages.rewriting.reserve(reading.held_bytes())?)));
+        let page = reading.and_then(|reading| {
+            Some((reading, self.stages.rewriting.reserve(reading.held_bytes(), record.client.into())?))
+        });
         Ok(Outcome::Answer(match page {
             None => response.map(Body::upstream),
             Some((reading, share)) => {

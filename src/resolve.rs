@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::authorize::Permit;
-use crate::cluster::{Affinity, AppProtocol, Cluster, Node, Phase, Refused, Rotation, Service, ServicePort};
+use crate::cluster::{
+    Affinity, AppProtocol, Cluster, Node, Phase, Refused, RetryWindow, Rotation, Service, ServicePort,
+};
 use crate::model::address::{AddressPolicy, AddressType};
 use crate::model::quote::Quoted;
 use crate::model::target::{Id, InvalidId};
@@ -43,6 +45,14 @@ pub enum Candidates {
 }
 
 impl Candidates {
+    /// The retry budget of the service.
+    pub fn retries(&self) -> Option<&RetryWindow> {
+        match self {
+            Self::One(_) => None,
+            Self::Port { rotation, .. } => Some(&rotation.retries),
+        }
+    }
+
     pub fn endpoints(&self) -> &[Endpoint] {
         match self {
             Self::One(endpoint) => std::slice::from_ref(endpoint),

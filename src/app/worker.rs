@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwapOption;
@@ -90,7 +90,7 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
         forward: Forward {
             pool: Rc::clone(&pool),
             balance: Arc::clone(balance),
-            retry: RetryPolicy::new(&dialer.settings, stages.metrics.retries.clone(), Instant::now()),
+            retry: RetryPolicy::new(&dialer.settings, stages.metrics.retries.clone()),
             kubelet_token: Arc::clone(kubelet_token),
         },
         recorder: Rc::clone(&recorder),

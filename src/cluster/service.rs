@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::facts::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
-use super::{Family, Pod};
+use super::{Family, Pod, RetryWindow};
 use crate::model::address::AddressPolicy;
 use crate::model::{Endpoint, Scheme};
 
@@ -49,14 +49,18 @@ impl AppProtocol {
     }
 }
 
-/// Where the round-robin of a service port stands. It outlives changes of the endpoints.
+/// The round-robin of a service port, and its retries. Both outlive changes of the endpoints.
 #[derive(Debug, Default)]
-pub struct Rotation(AtomicUsize);
+pub struct Rotation {
+    turn: AtomicUsize,
+    /// A service has a budget of its own, so that a broken one takes no failover from others.
+    pub retries: RetryWindow,
+}
 
 impl Rotation {
     /// The next turn; every worker counts on the same number, so the order is strict across connections.
     pub fn advance(&self) -> usize {
-        self.0.fetch_add(1, Ordering::Relaxed)
+        self.turn.fetch_add(1, Ordering::Relaxed)
     }
 }
 

@@ -1,13 +1,11 @@
 //! The retry policy: decides after a failed attempt whether a request goes out again, and where. Pure: time and events
 //! come in as arguments.
 
-mod budget;
-
 use std::time::{Duration, Instant};
 
+use crate::cluster::RetryWindow;
 use crate::config;
 use crate::metrics::RetryCounters;
-use budget::Budget;
 
 /// Whether a request may be sent again after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,36 +40,45 @@ pub(super) struct Failure {
     pub reused: bool,
 }
 
-/// The limits on retries of one worker. The budget is per worker, so that requests share no cache line with other
-/// threads.
+/// The limits on retries.
 #[derive(Debug)]
 pub struct RetryPolicy {
     max_attempts: usize,
     connect_deadline: Duration,
     dial_timeout: Duration,
     failover_dial_timeout: Duration,
-    budget: Budget,
+    budget_percent: u64,
+    budget_min_per_second: u64,
     counters: RetryCounters,
 }
 
 impl RetryPolicy {
-    pub fn new(settings: &config::Upstream, counters: RetryCounters, now: Instant) -> Self {
+    pub fn new(settings: &config::Upstream, counters: RetryCounters) -> Self {
         let config::Retry { max_attempts, connect_deadline, budget_percent, budget_min_per_second } = settings.retry;
         Self {
             max_attempts,
             connect_deadline,
             dial_timeout: settings.dial_timeout,
             failover_dial_timeout: settings.failover_dial_timeout,
-            budget: Budget::new(budget_percent, budget_min_per_second, now),
+            budget_percent: budget_percent as u64,
+            budget_min_per_second: budget_min_per_second as u64,
             counters,
         }
     }
 
-    /// Begins a request. `choice` is whether the route has several endpoints; `safe` whether the request has a safe
+    /// Begins a request. `budget` is that of its service, none for a pod or a node. `choice` is whether the route has several endpoints; `safe` whether the request has a safe
     /// method (RFC 9110 section 9.2.1) and no body, so that to repeat it changes nothing.
-    pub(super) fn begin(&self, choice: bool, safe: bool, now: Instant) -> Attempts<'_> {
-        self.budget.deposit(now);
-        Attempts { policy: self, choice, safe, failed: 0, connecting: Duration::ZERO }
+    pub(super) fn begin<'a>(
+        &'a self,
+        budget: Option<&'a RetryWindow>,
+        choice: bool,
+        safe: bool,
+        now: Instant,
+    ) -> Attempts<'a> {
+        if let Some(budget) = budget {
+            budget.deposit(now);
+        }
+        Attempts { policy: self, budget, choice, safe, failed: 0, connecting: Duration::ZERO }
     }
 }
 
@@ -79,6 +86,7 @@ impl RetryPolicy {
 #[derive(Debug)]
 pub(super) struct Attempts<'p> {
     policy: &'p RetryPolicy,
+    budget: Option<&'p RetryWindow>,
     choice: bool,
     safe: bool,
     /// Failed attempts that count.
@@ -149,7 +157,9 @@ impl Attempts<'_> {
         }
         // A request that reached no endpoint loads the next one for the first time. If it needed the budget, an address
         // that drops packets, or a process that ended, would fail all but a fifth of the requests that met it.
-        if failure.safety != RetrySafety::Unsent && !policy.budget.withdraw(now) {
+        // A pod or a node has no other endpoint that a retry could load.
+        let left = |budget: &RetryWindow| budget.withdraw(policy.budget_percent, policy.budget_min_per_second, now);
+        if failure.safety != RetrySafety::Unsent && !self.budget.is_none_or(left) {
             // Many requests fail at the same time: to repeat them all would multiply the load of what is still there.
             policy.counters.budget_exhausted.inc();
             return Decision::GiveUp;
@@ -167,7 +177,7 @@ mod tests {
     fn policy(change: impl FnOnce(&mut config::Upstream)) -> RetryPolicy {
         let mut settings = config::Upstream::default();
         change(&mut settings);
-        RetryPolicy::new(&settings, RetryCounters::default(), Instant::now())
+        RetryPolicy::new(&settings, RetryCounters::default())
     }
 
     fn fresh(safety: RetrySafety) -> Failure {
@@ -181,7 +191,7 @@ mod tests {
     /// The step after the first failed attempt of a request.
     fn first(safe: bool, failure: Failure, others: bool) -> Decision {
         let (policy, now) = (policy(|_| ()), Instant::now());
-        policy.begin(others, safe, now).after(failure, others, now)
+        policy.begin(None, others, safe, now).after(failure, others, now)
     }
 
     #[test]
@@ -209,7 +219,7 @@ mod tests {
     #[test]
     fn a_stale_connection_costs_no_attempt() {
         let (policy, now) = (policy(|_| ()), Instant::now());
-        let mut attempts = policy.begin(true, true, now);
+        let mut attempts = policy.begin(None, true, true, now);
         let nexts =
             [stale(IfSafe), fresh(Unsent), fresh(IfSafe), fresh(IfSafe)].map(|it| attempts.after(it, true, now));
         assert_eq!(nexts, [Decision::Reconnect, Decision::NextEndpoint, Decision::NextEndpoint, Decision::GiveUp]);
@@ -223,7 +233,7 @@ mod tests {
         assert_eq!(first(true, fresh(IfSafe), false), Decision::GiveUp);
         assert_eq!(first(false, fresh(Unprocessed), false), Decision::Reconnect);
         let (policy, now) = (policy(|_| ()), Instant::now());
-        let mut attempts = policy.begin(false, false, now);
+        let mut attempts = policy.begin(None, false, false, now);
         let nexts = [(); 3].map(|()| attempts.after(fresh(Unprocessed), false, now));
         assert_eq!(nexts, [Decision::Reconnect, Decision::Reconnect, Decision::GiveUp]);
     }
@@ -231,14 +241,14 @@ mod tests {
     #[test]
     fn one_attempt_is_no_retry() {
         let (policy, now) = (policy(|it| it.retry.max_attempts = 1), Instant::now());
-        assert_eq!(policy.begin(true, true, now).after(fresh(Unsent), true, now), Decision::GiveUp);
+        assert_eq!(policy.begin(None, true, true, now).after(fresh(Unsent), true, now), Decision::GiveUp);
     }
 
     #[test]
     fn connects_end_at_the_deadline() {
         let (policy, now) = (policy(|_| ()), Instant::now());
         let seconds = Duration::from_secs;
-        let mut attempts = policy.begin(true, true, now);
+        let mut attempts = policy.begin(None, true, true, now);
         assert_eq!(attempts.connect_timeout(true), seconds(2), "others remain");
         attempts.spent_connecting(seconds(2));
         assert_eq!(attempts.after(fresh(Unsent), true, now), Decision::NextEndpoint);
@@ -246,7 +256,7 @@ mod tests {
         attempts.spent_connecting(seconds(2));
         assert_eq!(attempts.after(fresh(Unsent), true, now), Decision::NextEndpoint);
         assert_eq!(attempts.connect_timeout(true), seconds(6), "the last attempt has what is left");
-        let mut attempts = policy.begin(true, true, now);
+        let mut attempts = policy.begin(None, true, true, now);
         assert_eq!(attempts.connect_timeout(false), seconds(10), "no other remains");
         attempts.spent_connecting(seconds(9));
         assert_eq!(attempts.connect_timeout(true), seconds(1));
@@ -258,7 +268,7 @@ mod tests {
     #[test]
     fn a_target_without_a_choice_keeps_the_dial_timeout() {
         let policy = policy(|_| ());
-        let mut attempts = policy.begin(false, true, Instant::now());
+        let mut attempts = policy.begin(None, false, true, Instant::now());
         attempts.spent_connecting(Duration::from_secs(29));
         assert_eq!(attempts.connect_timeout(false), Duration::from_secs(30));
     }
@@ -267,7 +277,8 @@ mod tests {
     fn an_exhausted_budget_ends_retries_but_not_stale_repeats_and_failed_connects() {
         let change = |it: &mut config::Upstream| (it.retry.budget_percent, it.retry.budget_min_per_second) = (0, 0);
         let (policy, now) = (policy(change), Instant::now());
-        let mut attempts = policy.begin(true, true, now);
+        let broken = RetryWindow::default();
+        let mut attempts = policy.begin(Some(&broken), true, true, now);
         assert_eq!(attempts.after(stale(IfSafe), true, now), Decision::Reconnect);
         assert_eq!(attempts.after(fresh(Unsent), true, now), Decision::NextEndpoint, "it loaded no endpoint");
         assert_eq!(attempts.after(fresh(IfSafe), true, now), Decision::GiveUp);

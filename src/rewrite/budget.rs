@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use dashmap::DashMap;
+
 use crate::metrics::PageMetrics;
+use crate::model::ClientAddress;
 
 /// A limit at which a page stops being rewritten. The rest of the page passes as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +33,10 @@ pub enum Bound {
 /// slice.
 const RESERVATION_BYTES: usize = 16 * 1024;
 
+/// The part of the budget that the pages of one client address may hold: a client that reads slowly must not keep the
+/// pages of all others from being rewritten.
+const CLIENT_SHARE: usize = 2;
+
 /// Memory that rewriting may hold in the whole process: `rewriting.maxMemory`.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Inner>);
@@ -37,13 +44,15 @@ pub struct Budget(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     max_bytes: usize,
+    /// Reserved by each client address that has pages. Touched as rarely as the counter of all.
+    clients: DashMap<ClientAddress, usize>,
     metrics: PageMetrics,
 }
 
 impl Budget {
     /// A budget of `max_bytes`; with 0 no page is rewritten.
     pub fn new(max_bytes: usize, metrics: PageMetrics) -> Self {
-        Self(Arc::new(Inner { max_bytes, metrics }))
+        Self(Arc::new(Inner { max_bytes, clients: DashMap::new(), metrics }))
     }
 
     /// Whether pages are rewritten at all.
@@ -51,10 +60,10 @@ impl Budget {
         self.0.max_bytes > 0
     }
 
-    /// Reserves the memory that a page needs at its start. Counts the page as passed and returns none where the budget
-    /// has no room.
-    pub fn reserve(&self, bytes: usize) -> Option<Share> {
-        let mut share = Share { budget: self.clone(), bytes: 0 };
+    /// Reserves the memory that a page for `client` needs at its start. Counts the page as passed and returns none where
+    /// the budget, or the client's share of it, has no room.
+    pub fn reserve(&self, bytes: usize, client: ClientAddress) -> Option<Share> {
+        let mut share = Share { budget: self.clone(), client, bytes: 0 };
         if self.is_enabled() && share.resize(bytes) {
             return Some(share);
         }
@@ -85,6 +94,7 @@ impl Budget {
 #[derive(Debug)]
 pub struct Share {
     budget: Budget,
+    client: ClientAddress,
     bytes: usize,
 }
 
@@ -96,13 +106,20 @@ impl Share {
             self.set(wanted);
             return true;
         }
+        let inner = &self.budget.0;
+        // Held until the counter of all is changed too, so that the two agree.
+        let mut of_client = inner.clients.entry(self.client).or_insert(0);
+        if *of_client + (wanted - self.bytes) > inner.max_bytes / CLIENT_SHARE {
+            return false;
+        }
         let more = signed(wanted - self.bytes);
-        let max = signed(self.budget.0.max_bytes);
+        let max = signed(inner.max_bytes);
         // Relaxed: the counter guards no other data.
         let reserved = self.reserved().fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
             reserved.checked_add(more).filter(|sum| *sum <= max)
         });
         if reserved.is_ok() {
+            *of_client += wanted - self.bytes;
             self.bytes = wanted;
         }
         reserved.is_ok()
@@ -121,6 +138,8 @@ impl Share {
     fn set(&mut self, wanted: usize) {
         if wanted != self.bytes {
             self.reserved().fetch_add(signed(wanted) - signed(self.bytes), Ordering::Relaxed);
+            let mut of_client = self.budget.0.clients.entry(self.client).or_insert(0);
+            *of_client = (*of_client + wanted).saturating_sub(self.bytes);
             self.bytes = wanted;
         }
     }
@@ -133,6 +152,8 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.set(0);
+        // A client without pages takes no memory.
+        self.budget.0.clients.remove_if(&self.client, |_, bytes| *bytes == 0);
     }
 }
 
@@ -155,11 +176,11 @@ mod tests {
     #[test]
     fn pages_share_one_budget_and_return_their_part() {
         let (budget, metrics) = budget(4 * RESERVATION_BYTES);
-        let mut first = budget.reserve(1).unwrap();
-        let second = budget.reserve(2 * RESERVATION_BYTES).unwrap();
+        let mut first = budget.reserve(1, client(1)).unwrap();
+        let second = budget.reserve(2 * RESERVATION_BYTES, client(2)).unwrap();
         assert!(!first.resize(2 * RESERVATION_BYTES + 1), "three parts of four are in use");
         assert!(first.resize(2 * RESERVATION_BYTES));
-        assert!(budget.reserve(1).is_none(), "all is in use");
+        assert!(budget.reserve(1, client(3)).is_none(), "all is in use");
         assert_eq!(metrics.passed.memory.get(), 1);
         assert_eq!(metrics.reserved.get(), signed(4 * RESERVATION_BYTES));
         drop(second);
@@ -168,12 +189,27 @@ mod tests {
         assert_eq!(metrics.reserved.get(), signed(5 * RESERVATION_BYTES));
         drop(first);
         assert_eq!(metrics.reserved.get(), 0);
+        assert!(budget.0.clients.is_empty());
+    }
+
+    #[test]
+    fn one_client_address_gets_half_of_the_budget() {
+        let (budget, _) = budget(4 * RESERVATION_BYTES);
+        let pages = [budget.reserve(1, client(1)).unwrap(), budget.reserve(1, client(1)).unwrap()];
+        assert!(budget.reserve(1, client(1)).is_none());
+        assert!(budget.reserve(1, client(2)).is_some());
+        drop(pages);
+        assert!(budget.reserve(2 * RESERVATION_BYTES, client(1)).is_some());
+    }
+
+    fn client(last: u8) -> ClientAddress {
+        std::net::IpAddr::from([192, 0, 2, last]).into()
     }
 
     #[test]
     fn zero_turns_rewriting_off_without_counting_pages() {
         let (budget, metrics) = budget(0);
-        assert!(!budget.is_enabled() && budget.reserve(0).is_none());
+        assert!(!budget.is_enabled() && budget.reserve(0, client(1)).is_none());
         assert_eq!(metrics.passed.memory.get(), 0);
     }
 }

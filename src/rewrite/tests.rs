@@ -43,6 +43,10 @@ fn gunzip(bytes: &[u8]) -> Vec<u8> {
     page
 }
 
+fn client(last: u8) -> crate::model::ClientAddress {
+    std::net::IpAddr::from([192, 0, 2, last]).into()
+}
+
 fn budget(max_bytes: usize) -> (Budget, PageMetrics) {
     let metrics = Metrics::new(&mut Registry::default()).pages;
     (Budget::new(max_bytes, metrics.clone()), metrics)
@@ -220,7 +224,7 @@ fn a_page_yields_to_the_others_of_its_worker() {
     let page = "<img src>".repeat(MIB / 36);
     // In one frame, and in many that are all there at once.
     let (budget, _) = budget(32 * MIB);
-    let share = || budget.reserve(0).unwrap();
+    let share = || budget.reserve(0, client(1)).unwrap();
     let whole = Full::new(Bytes::from(page.clone()));
     let pieces = futures::stream::iter(
         page.as_bytes()
@@ -242,7 +246,7 @@ fn without_memory_a_page_passes_from_there_on_and_its_share_returns() {
     let link = "<a href=/a>";
     let page = format!("{link}{}{link}", "<p>".repeat(2000));
     let (budget, metrics) = budget(64 * 1024);
-    let share = budget.reserve(reading("identity").held_bytes()).unwrap();
+    let share = budget.reserve(reading("identity").held_bytes(), client(1)).unwrap();
     let pieces = page.as_bytes().chunks(1000).map(Bytes::copy_from_slice).collect::<Vec<_>>();
     let body = http_body_util::StreamBody::new(futures::stream::iter(
         pieces.into_iter().map(|piece| Ok::<_, std::convert::Infallible>(Frame::data(piece))),
@@ -257,12 +261,12 @@ fn without_memory_a_page_passes_from_there_on_and_its_share_returns() {
 #[test]
 fn a_page_in_flight_holds_its_share() {
     let (budget, metrics) = budget(MIB);
-    let share = budget.reserve(reading("gzip").held_bytes()).unwrap();
+    let share = budget.reserve(reading("gzip").held_bytes(), client(1)).unwrap();
     let page = Page::new(Full::new(Bytes::new()).boxed(), reading("gzip"), links(), share);
     assert!(usize::try_from(metrics.reserved.get()).unwrap() >= coding::MAX_HELD_BYTES);
-    assert!(budget.reserve(reading("gzip").held_bytes()).is_some());
-    let second = budget.reserve(reading("gzip").held_bytes()).unwrap();
-    assert!(budget.reserve(reading("gzip").held_bytes()).is_none(), "two pages with a coding fill a MiB");
+    assert!(budget.reserve(reading("gzip").held_bytes(), client(2)).is_some());
+    let second = budget.reserve(reading("gzip").held_bytes(), client(2)).unwrap();
+    assert!(budget.reserve(reading("gzip").held_bytes(), client(3)).is_none(), "two pages with a coding fill a MiB");
     drop((page, second));
     assert_eq!(metrics.reserved.get(), 0);
 }

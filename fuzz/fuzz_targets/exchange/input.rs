@@ -7,6 +7,9 @@ use kube_bastion::model::Target;
 
 use super::world::{READER, TOKEN, WRITER};
 
+/// Name and value of a header or trailer field.
+type Pair = (Vec<u8>, Vec<u8>);
+
 /// Requests on one connection.
 const MAX_REQUESTS: usize = 3;
 /// Fields of one request, so that its head fits into one HTTP/2 frame.
@@ -321,7 +324,7 @@ impl Body {
     }
 
     /// For HTTP/2, whose frames tell where a body ends.
-    fn plain(&self) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
+    fn plain(&self) -> (Vec<u8>, Vec<Pair>) {
         match self {
             Self::None => (Vec::new(), Vec::new()),
             Self::Length { bytes, .. } | Self::Raw(bytes) => (raw(bytes), Vec::new()),
