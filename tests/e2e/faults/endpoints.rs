@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::backend::Backend;
 use crate::support::load::{Load, Shape};
 use crate::support::process::BackendProcess;
-use crate::world::{World, path};
+use crate::world::{World, bastion, path};
 
 /// The endpoints of `services/web`, by pod and last octet of the address.
 const WEB: [(&str, u8); 3] = [("web-1", 11), ("web-2", 12), ("web-3", 13)];
@@ -84,7 +84,11 @@ pub async fn a_frozen_process_gets_no_new_requests(world: &mut World) -> Result<
     world.backends.remove("web-2").context("it runs")?.kill().await;
     let process = BackendProcess::start(&world.namespace, 12, 8080, "web-2")?;
     world.endpoints("services/web", 3).await?;
-    let load = Load::start_at_rate(&world.target(&world.bastion), CONNECTIONS, INTERVAL).await?;
+    // A bastion that has not met other faults: an endpoint that lately was slow is given more time.
+    let kubeconfig = world.cluster.bastion_kubeconfig("unbiased", &world.cluster.server).await?;
+    let unbiased = bastion(&kubeconfig, &world.serving, &[])?;
+    unbiased.ready().await?;
+    let load = Load::start_at_rate(&world.target(&unbiased), CONNECTIONS, INTERVAL).await?;
     load.more(REQUESTS).await;
     process.freeze()?;
     // Long enough to be noticed.
