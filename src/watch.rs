@@ -1,6 +1,6 @@
 //! Sources of facts: each tells the index what there is, and goes on telling what changes.
 //!
-//! Sources run in tasks of their own and send [`Change`]s through one bounded channel ([`Feed`]) to the one task that
+//! Sources run in tasks of their own and send changes through one bounded channel ([`Feed`]) to the one task that
 //! owns the [`Writer`] ([`Index`]). A source that hangs or breaks holds up no other; changes of one kind keep their order,
 //! because one task sends them.
 
