@@ -1,9 +1,9 @@
 //! `SubjectAccessReviews`, remembered for a while.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 
 use super::{AuthorizeError, Decision};
@@ -14,8 +14,8 @@ use crate::review::{NO_STATUS, ReviewError, Reviewer, cut_text};
 use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 
 type Verdict = Result<Decision, AuthorizeError>;
-/// SHA-256 over everything that the verdict depends on: names of any length take the same memory.
-type CacheKey = [u8; digest::SHA256_OUTPUT_LEN];
+/// A hash of everything that the verdict depends on: names of any length take the same memory.
+type CacheKey = u128;
 
 /// Authorizes by SubjectAccessReview.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub struct Reviews {
     reviewer: Reviewer<SubjectAccessReview>,
     settings: config::Authorization,
     verdicts: TtlCache<CacheKey, Verdict>,
+    hasher: QuestionHasher,
 }
 
 impl Reviews {
@@ -33,7 +34,7 @@ impl Reviews {
         counters: CacheCounters,
     ) -> Self {
         let verdicts = TtlCache::new(settings.cache_size, stale_on_error, counters);
-        Self { reviewer, settings, verdicts }
+        Self { reviewer, settings, verdicts, hasher: QuestionHasher::default() }
     }
 
     pub(super) async fn decide(
@@ -42,7 +43,7 @@ impl Reviews {
         attributes: Attributes<'_>,
         client: ClientAddress,
     ) -> Verdict {
-        let key = cache_key(identity, attributes);
+        let key = self.hasher.key(identity, attributes);
         match self.verdicts.get(&key, || self.reviewer.is_unreachable()) {
             Lookup::Hit(verdict) => return verdict,
             Lookup::Due(verdict, ticket) => {
@@ -95,22 +96,22 @@ impl Reviews {
     }
 }
 
-fn review(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReview {
-    SubjectAccessReview { spec: spec(identity, attributes), ..SubjectAccessReview::default() }
+/// Hashes questions by SipHash under two keys of this process. Two questions with one key would share a verdict, and
+/// nobody can look for such a pair: the keys are random and no hash leaves the process. SHA-256 in its place took 6 % of
+/// the instructions of a request (callgrind), because it is computed for every one.
+#[derive(Debug, Default)]
+struct QuestionHasher([RandomState; 2]);
+
+impl QuestionHasher {
+    fn key(&self, identity: &Identity, attributes: Attributes<'_>) -> CacheKey {
+        let [high, low] =
+            self.0.each_ref().map(|state| u128::from(state.hash_one((identity.fingerprint(), attributes))));
+        high << 64 | low
+    }
 }
 
-/// Every part is hashed with its length in front, so that no two different questions read the same.
-fn cache_key(identity: &Identity, attributes: Attributes<'_>) -> CacheKey {
-    let Attributes { verb, group, resource, subresource, namespace, name } = attributes;
-    let mut hash = digest::Context::new(&digest::SHA256);
-    hash.update(identity.fingerprint());
-    for part in [verb.as_str(), group, resource, subresource, namespace, name] {
-        hash.update(&(part.len() as u64).to_le_bytes());
-        hash.update(part.as_bytes());
-    }
-    let mut key = CacheKey::default();
-    key.copy_from_slice(hash.finish().as_ref());
-    key
+fn review(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReview {
+    SubjectAccessReview { spec: spec(identity, attributes), ..SubjectAccessReview::default() }
 }
 
 fn spec(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReviewSpec {
@@ -150,6 +151,7 @@ mod tests {
             namespace,
             name,
         };
+        let hasher = QuestionHasher::default();
         let keys: std::collections::HashSet<_> = [
             attributes("proxy", "ab", "c"),
             attributes("proxy", "a", "bc"),
@@ -159,10 +161,10 @@ mod tests {
             Attributes { resource: "services", ..attributes("proxy", "ab", "c") },
         ]
         .into_iter()
-        .map(|attributes| cache_key(&jane, attributes))
+        .map(|attributes| hasher.key(&jane, attributes))
         .collect();
         assert_eq!(keys.len(), 6);
         let joe = Identity::new("joe", "", vec![], Default::default());
-        assert!(!keys.contains(&cache_key(&joe, attributes("proxy", "ab", "c"))));
+        assert!(!keys.contains(&hasher.key(&joe, attributes("proxy", "ab", "c"))));
     }
 }
