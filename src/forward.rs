@@ -4,6 +4,7 @@
 mod dial;
 mod executor;
 mod headers;
+mod hop;
 mod interim;
 mod list;
 mod outstanding;
@@ -27,7 +28,8 @@ use hyper::upgrade::OnUpgrade;
 
 pub use dial::{DialError, Dialer, Itself};
 pub use executor::LocalExecutor;
-pub use headers::{Forwarded, MAX_HEADERS, clean_answer};
+pub use headers::{Forwarded, clean_answer};
+pub use hop::MAX_HEADERS;
 pub use interim::{Interim, WithInterim};
 pub use pool::{InvalidForm, MAX_HEADER_BYTES, Pool, STALL_CHECK};
 pub use response::{Upstream, UpstreamError};

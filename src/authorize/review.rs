@@ -96,7 +96,7 @@ impl Reviews {
     }
 }
 
-/// Hashes questions by SipHash under two keys of this process. Two questions with one key would share a verdict, and
+/// Hashes questions by `SipHash` under two keys of this process. Two questions with one key would share a verdict, and
 /// nobody can look for such a pair: the keys are random and no hash leaves the process. SHA-256 in its place took 6 % of
 /// the instructions of a request (callgrind), because it is computed for every one.
 #[derive(Debug, Default)]

@@ -9,14 +9,9 @@ use http::{Method, Version, request};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::ForwardError;
-use super::list::{is, tokens};
+use super::hop::{MAX_HEADERS, is_hop_by_hop, remove_hop_by_hop};
 use super::upgrade::Upgrade;
 use crate::model::Target;
-
-/// Header fields of one message, and trailer fields, on either side. Browsers send about 20, apps that spread a session
-/// over cookies some hundred, and HTTP/1.1 stops at hyper's 100 before. It is far below the 24,576 names at which
-/// `http::HeaderMap` panics, so that whatever the bastion adds itself has room.
-pub const MAX_HEADERS: usize = 1000;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -25,7 +20,6 @@ const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
 const HTTP: HeaderValue = HeaderValue::from_static("http");
 const HTTPS: HeaderValue = HeaderValue::from_static("https");
-const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 /// What the apiserver says of answers that say nothing themselves (C71).
 const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 
@@ -103,55 +97,10 @@ pub fn clean_answer(headers: &mut HeaderMap, refuses_upgrade: bool) -> Result<()
     Ok(())
 }
 
-/// RFC 9110 section 7.6.1, and what `also` names. `Trailer` is kept, because the trailers that it announces are passed
-/// (C72), and so is `TE: trailers`, by which gRPC asks for them (C66).
-///
-/// Most messages have none of them: one look at the names that are there is cheaper than a look-up for each that might.
-pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
-    let listed = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || also(name.as_str());
-    let present: Vec<HeaderName> = headers.keys().filter(listed).cloned().collect();
-    if present.contains(&header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(tokens)
-            .filter_map(|token| HeaderName::from_bytes(token).ok())
-            .filter(|name| *name != header::TE && *name != header::TRAILER)
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-    }
-    for name in present {
-        let values = headers.get_all(&name);
-        if name == header::TE && values.iter().flat_map(tokens).any(|token| is(token, "trailers")) {
-            headers.insert(header::TE, TRAILERS);
-        } else {
-            headers.remove(name);
-        }
-    }
-}
-
 /// What stays behind of an interim answer: it has no body to be framed, and grants nothing (RFC 9112 section 6.1).
 pub(super) fn stays_on_hop(name: &HeaderName) -> bool {
     let name = name.as_str();
     is_hop_by_hop(name) || is_cors_grant(name) || matches!(name, "content-length" | "trailer")
-}
-
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            // Belongs to an offer of h2c (RFC 7540 section 3.2.1), which is never passed on.
-            | "http2-settings"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "proxy-connection"
-            | "te"
-            | "transfer-encoding"
-            | "upgrade"
-    )
 }
 
 /// Whether CGI-like backends (WSGI, PHP) read the name as that of a header which the bastion removes or sets, because

@@ -12,7 +12,7 @@ use http::{HeaderMap, Request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::headers::MAX_HEADERS;
+use super::hop::MAX_HEADERS;
 
 /// How much of a body is remembered until the answer begins.
 const REMEMBERED: usize = 64 * 1024;

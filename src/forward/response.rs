@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::headers::MAX_HEADERS;
+use super::hop::MAX_HEADERS;
 use super::pool::{Connection, Pool};
 
 /// The body of an answer on its way to the client. Read to its end it gives the connection back to the pool; dropped

@@ -14,7 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 
-use super::headers::{MAX_HEADERS, remove_hop_by_hop};
+use super::hop::{MAX_HEADERS, remove_hop_by_hop};
 use super::list::{is, tokens};
 use super::response::Upstream;
 use super::{Answer, ForwardError};
