@@ -66,7 +66,7 @@ struct Peer {
     rounds: [Vec<Figures>; LOADS.len()],
 }
 
-/// What one load showed.
+/// The figures of one load.
 #[derive(Clone, Copy)]
 struct Figures {
     /// µs a request.
@@ -322,7 +322,7 @@ fn start(command: &mut Command) -> Result<Child> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().with_context(|| name)
 }
 
-/// What the others are compared with.
+/// The peer that the others are compared with.
 const REFERENCE: &str = "HAProxy";
 
 fn backend_conf(folder: &Path, backends: &[SocketAddr]) -> Result<PathBuf> {

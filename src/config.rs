@@ -391,7 +391,7 @@ impl Default for Targets {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Upstream {
     /// Time limit of one connect, TLS handshake included, to a pod, a node, or the only endpoint of a service, as `30s`.
-    /// Where endpoints can be chosen, `retry.connectDeadline` is the limit if it is shorter.
+    /// For a choice of endpoints, `retry.connectDeadline` is the limit if it is shorter.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub dial_timeout: Duration,

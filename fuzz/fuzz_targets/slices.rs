@@ -25,7 +25,7 @@ const V4: [(&str, bool); 5] =
     [("10.0.0.1", true), ("10.0.0.2", true), ("10.0.0.3", true), ("127.0.0.1", false), ("169.254.169.254", false)];
 const V6: [(&str, bool); 4] = [("fd00::1", true), ("fd00::2", true), ("::1", false), ("::ffff:10.0.0.1", false)];
 
-/// How many refused endpoints a service port lists at most.
+/// The maximum number of refused endpoints that a service port lists.
 const MAX_REFUSED: usize = 8;
 
 /// An index into one of the lists above.

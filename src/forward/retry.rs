@@ -21,7 +21,7 @@ pub enum RetrySafety {
     Never,
 }
 
-/// Where a request goes after a failed attempt.
+/// The next step of a request after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     /// To the same endpoint, on a new connection.

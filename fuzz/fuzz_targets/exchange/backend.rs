@@ -10,7 +10,7 @@ use super::strict::{self, Head};
 
 /// A request that was cut may reach the backend while other inputs run; on a busy machine many do.
 const MAX_REMEMBERED: usize = 10_000;
-/// How often the bastion may send one request: it tries again where a connection breaks.
+/// The number of times that the bastion may send one request: it retries when a connection breaks.
 const MAX_ATTEMPTS: u8 = 3;
 
 pub struct Backend {
@@ -131,7 +131,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Whether the connection goes on.
+    /// Answers a request. Returns true if the connection stays open.
     fn answer(&self, stream: &mut TcpStream, head: &Head) -> bool {
         let answer = self.state().answer.clone();
         let ok = "HTTP/1.1 200 OK\r\n";

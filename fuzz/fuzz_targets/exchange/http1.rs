@@ -49,7 +49,7 @@ pub fn exchange(world: &World, requests: &[Request], surplus: &[u8]) {
     }
 }
 
-/// How many of the requests are answered to the end: enough to know when to stop reading.
+/// The number of requests answered to the end, to know when to stop reading.
 fn count(mut bytes: &[u8], methods: &[&str]) -> usize {
     let mut count = 0;
     while let Some(end) = find(bytes, b"\r\n\r\n") {

@@ -131,7 +131,7 @@ pub struct Case {
     pub surplus: Vec<u8>,
 }
 
-/// How the backend answers.
+/// An answer of the backend.
 #[derive(Arbitrary, Clone, Debug)]
 pub enum Answer {
     Length,
@@ -202,7 +202,7 @@ pub struct Request {
     /// In its `X-Case` field, by which the backend knows it again.
     pub number: u64,
     pub method: &'static str,
-    /// What the backend may get, if anything: whether on the reader's port, and its request target.
+    /// The request that the backend may get, if any: true for the port of the reader, and the request target.
     pub expected: Option<(bool, String)>,
     pub http1: Vec<u8>,
     pub http2: Vec<(Vec<u8>, Vec<u8>)>,

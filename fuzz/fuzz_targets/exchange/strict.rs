@@ -70,7 +70,7 @@ pub enum Framing {
 
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// What the input calls the request.
+    /// The number of the request in the input.
     pub number: u64,
     pub method: String,
     pub target: String,

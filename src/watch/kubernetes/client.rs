@@ -58,7 +58,7 @@ pub enum Connections {
 /// Builds a client for reviews. It has no timeout of its own for the answer: a review has a deadline.
 ///
 /// # Errors
-/// Where the credentials of the configuration cannot be loaded.
+/// The credentials of the configuration cannot be loaded.
 pub fn review_client(config: &kube::Config, connections: Connections) -> Result<Client, KubernetesError> {
     let service = http_client(config, REVIEW_USER_TIMEOUT, connections)?;
     Ok(client(config, ServiceExt::map_err(service, BoxError::from))?)
@@ -121,7 +121,7 @@ where
     Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
 }
 
-/// Where the health of one watch is recorded.
+/// Records the health of one watch.
 #[derive(Clone, Debug)]
 pub(super) struct Health {
     /// The name of the watch in `/readyz` and in the metrics.
