@@ -170,7 +170,7 @@ fn is_timeout(error: &Error) -> bool {
 
 /// A header block of literal fields that are not indexed: neither side keeps anything (RFC 7541 section 6.2.2).
 fn block(fields: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
-    /// The initial SETTINGS_MAX_FRAME_SIZE (RFC 9113 section 6.5.2), in bytes.
+    /// The initial `SETTINGS_MAX_FRAME_SIZE` (RFC 9113 section 6.5.2), in bytes.
     const MAX_FRAME: usize = 16_384;
     let mut block = Vec::new();
     for (name, value) in fields {
