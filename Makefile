@@ -38,16 +38,17 @@ compatibility: ## Writes docs/compatibility.md from the table of the differentia
 	UPDATE_COMPATIBILITY=1 $(CARGO) test --quiet --test compatibility the_document_is_that_of_the_table
 
 FUZZ_SECONDS ?= 600
+FUZZ_TARGET ?= fuzz/target
 NIGHTLY ?= nightly
 fuzz: ## Ten minutes of each fuzz target (cargo-fuzz, a nightly compiler, g++); FUZZ_SECONDS=60 for a shorter look
 	@rustup run $(NIGHTLY) rustc --version >/dev/null 2>&1 || { \
 	  echo "make fuzz needs a nightly compiler: rustup toolchain install $(NIGHTLY) --profile minimal" >&2; exit 1; }
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \
 	  echo "make fuzz needs cargo-fuzz: cargo install --locked cargo-fuzz" >&2; exit 1; }
-	$(CARGO) +$(NIGHTLY) fuzz build
+	$(CARGO) +$(NIGHTLY) fuzz build --target-dir $(FUZZ_TARGET)
 	# No search for leaks: `exchange` has threads that are about to end, and what they hold passes for lost.
 	set -e; targets=$$($(CARGO) +$(NIGHTLY) fuzz list); for target in $$targets; do \
 	  dictionary=fuzz/dictionaries/$$target.dict; test -f $$dictionary || dictionary=; \
-	  $(CARGO) +$(NIGHTLY) fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -detect_leaks=0 \
+	  $(CARGO) +$(NIGHTLY) fuzz run --target-dir $(FUZZ_TARGET) $$target -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -detect_leaks=0 \
 	    $${dictionary:+-dict=$$dictionary}; \
 	done
