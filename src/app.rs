@@ -19,14 +19,14 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::authorize::{Authorize, Authorizer, Reviews};
+use crate::authorize::{AccessJudge, Authorize, Authorizer, Reviews};
 use crate::balance::Balance;
 use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::{Config, SourceKind};
 use crate::connection::ClientShares;
 use crate::drain::Drain;
 use crate::forward::{Dialer, Itself};
-use crate::identify::{FrontProxy, Identify, TokenReviews, Tokens};
+use crate::identify::{FrontProxy, Identify, TokenJudge, TokenReviews, Tokens};
 use crate::listen::Limits;
 use crate::metrics::Metrics;
 use crate::model::address::AddressPolicy;
@@ -279,12 +279,14 @@ impl Setup<'_> {
         let settings = &config.reviews;
         let admission = Admission::new(settings, metrics.token_reviews.clone());
         let reviewer = Reviewer::new(api.clone(), admission, config.authentication.token_review.timeout);
-        let token_review = config.authentication.token_review.clone();
-        let tokens = TokenReviews::new(reviewer, token_review, settings.stale_on_error, metrics.tokens.clone());
+        let judge = TokenJudge(config.authentication.token_review.clone());
+        let (capacity, stale, counters) = (judge.0.cache_size, settings.stale_on_error, metrics.tokens.clone());
+        let tokens = TokenReviews::new(judge, reviewer, capacity, stale, counters);
         let admission = Admission::new(settings, metrics.access_reviews.clone());
         let reviewer = Reviewer::new(api, admission, config.authorization.timeout);
-        let authorization = config.authorization.clone();
-        let reviews = Reviews::new(reviewer, authorization, settings.stale_on_error, metrics.reviews.clone());
+        let judge = AccessJudge(config.authorization.clone());
+        let (capacity, counters) = (judge.0.cache_size, metrics.reviews.clone());
+        let reviews = Reviews::new(judge, reviewer, capacity, stale, counters);
         Ok((Arc::new(tokens), Arc::new(reviews)))
     }
 

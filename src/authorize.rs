@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use review::Reviews;
+pub use review::{AccessJudge, Reviews};
 pub use rules::{Rules, RulesBuilder};
 
 use crate::model::quote::Quoted;
 use crate::model::target::Id;
 use crate::model::{Attributes, ClientAddress, Identity, Resource, Target, Verb};
-use crate::review::Rejection;
+use crate::review::{Rejection, ReviewError};
 
 /// Who decides.
 #[derive(Debug)]
@@ -65,7 +65,16 @@ pub enum AuthorizeError {
     Unavailable(Arc<str>),
     /// The bastion has too many reviews to send; asking again later may help.
     #[error("the access could not be reviewed: {0}")]
-    Rejected(#[from] Rejection),
+    Rejected(Rejection),
+}
+
+impl From<ReviewError> for AuthorizeError {
+    fn from(error: ReviewError) -> Self {
+        match error {
+            ReviewError::Rejected(rejection) => Self::Rejected(rejection),
+            ReviewError::Unreachable(fault) | ReviewError::Refused(fault) => Self::Unavailable(fault),
+        }
+    }
 }
 
 impl Authorize {

@@ -15,11 +15,11 @@ use http::{HeaderMap, header};
 pub use certificate::ClientCertificate;
 pub use front_proxy::{FrontProxy, Names};
 pub use impersonate::Impersonation;
-pub use token::{StaticTokens, TokenReviews};
+pub use token::{StaticTokens, TokenJudge, TokenReviews};
 
 use crate::connection::Held;
 use crate::model::{ClientAddress, Identity};
-use crate::review::Rejection;
+use crate::review::{Rejection, ReviewError};
 use crate::tls::ClientCas;
 
 /// The other side of a connection.
@@ -66,7 +66,16 @@ pub enum IdentifyError {
     Unavailable(Arc<str>),
     /// The bastion has too many reviews to send; asking again later may help.
     #[error("the token could not be reviewed: {0}")]
-    Rejected(#[from] Rejection),
+    Rejected(Rejection),
+}
+
+impl From<ReviewError> for IdentifyError {
+    fn from(error: ReviewError) -> Self {
+        match error {
+            ReviewError::Rejected(rejection) => Self::Rejected(rejection),
+            ReviewError::Unreachable(fault) | ReviewError::Refused(fault) => Self::Unavailable(fault),
+        }
+    }
 }
 
 /// Who calls, and whom they want to act as.

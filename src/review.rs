@@ -1,6 +1,7 @@
 //! Reviews by the API (TokenReview, SubjectAccessReview): objects that are created to be answered, never stored.
 
 mod admission;
+mod cached;
 mod health;
 
 use std::fmt::{self, Debug};
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use admission::{Admission, Place, Rejection};
+pub use cached::{CachedReviews, Judge, Verdict};
 pub use health::ApiHealth;
 
 use crate::model::{ClientAddress, with_causes};
@@ -30,7 +32,7 @@ const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The longest text of an answer that is kept and passed on: what an authenticator says of a token may quote the token.
 const MAX_TEXT_BYTES: usize = 1024;
 /// The fault of an answer that says nothing.
-pub const NO_STATUS: &str = "the API answered without a status";
+const NO_STATUS: &str = "the API answered without a status";
 /// The part of the timeout after which an unanswered review is also sent on a new connection: the pooled one may be dead
 /// without a word. The API may as well be slow, so the first attempt goes on, and the first answer counts.
 const FIRST_ATTEMPT_SHARE: u32 = 2;
@@ -74,6 +76,17 @@ impl Debug for ReviewApi {
     }
 }
 
+/// A kind of review.
+pub trait Reviewable:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
+{
+}
+
+impl<K> Reviewable for K where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
+{
+}
+
 /// Asks the API for reviews of one kind.
 #[derive(Debug)]
 pub struct Reviewer<K> {
@@ -83,10 +96,7 @@ pub struct Reviewer<K> {
     kind: std::marker::PhantomData<fn() -> K>,
 }
 
-impl<K> Reviewer<K>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static,
-{
+impl<K: Reviewable> Reviewer<K> {
     /// `timeout` is for the answer, without the wait for a place.
     pub fn new(api: ReviewApi, admission: Admission, timeout: Duration) -> Self {
         Self { api, admission, timeout, kind: std::marker::PhantomData }
@@ -106,7 +116,7 @@ where
     ///
     /// # Errors
     /// [`ReviewError`]; an API that became unreachable has been logged.
-    pub async fn ask(&self, review: K, client: ClientAddress) -> Result<K, ReviewError> {
+    pub async fn ask(&self, review: &K, client: ClientAddress) -> Result<K, ReviewError> {
         let place = self.admission.enter(client).await?;
         self.ask_in(review, place).await
     }
@@ -120,9 +130,9 @@ where
     ///
     /// # Errors
     /// As [`Self::ask`].
-    pub async fn ask_in(&self, review: K, place: Place) -> Result<K, ReviewError> {
+    pub async fn ask_in(&self, review: &K, place: Place) -> Result<K, ReviewError> {
         let timeout = self.timeout;
-        let (api, body) = (self.api.clone(), serde_json::to_vec(&review).expect("a review is plain data"));
+        let (api, body) = (self.api.clone(), serde_json::to_vec(review).expect("a review is plain data"));
         let asked = self.api.control.spawn(async move {
             // The place is free again when nothing of the review is in flight any more, and not before.
             let _place = place;

@@ -13,11 +13,10 @@ use serde::Deserialize;
 
 use super::IdentifyError;
 use crate::config;
-use crate::metrics::CacheCounters;
 use crate::model::identity::AUTHENTICATED;
 use crate::model::{ClientAddress, Identity};
-use crate::review::{NO_STATUS, ReviewError, Reviewer, cut_text};
-use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
+use crate::review::{CachedReviews, Judge, cut_text};
+use crate::ttl_cache::Fetched;
 
 /// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OIDC with many groups some
 /// KiB.
@@ -25,91 +24,54 @@ const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// The difference that kube-apiserver tolerates between the clock of the issuer and its own.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
 
-/// SHA-256 of a token: the token itself is kept nowhere.
-type TokenHash = [u8; digest::SHA256_OUTPUT_LEN];
-type Verdict = Result<Arc<Identity>, IdentifyError>;
+type TokenVerdict = Result<Arc<Identity>, IdentifyError>;
 
 /// Identifies callers by TokenReview.
-#[derive(Debug)]
-pub struct TokenReviews {
-    reviewer: Reviewer<TokenReview>,
-    settings: config::TokenReview,
-    verdicts: TtlCache<TokenHash, Verdict>,
-}
+pub type TokenReviews = CachedReviews<TokenJudge>;
 
 impl TokenReviews {
-    pub fn new(
-        reviewer: Reviewer<TokenReview>,
-        settings: config::TokenReview,
-        stale_on_error: Duration,
-        counters: CacheCounters,
-    ) -> Self {
-        let verdicts = TtlCache::new(settings.cache_size, stale_on_error, counters);
-        Self { reviewer, settings, verdicts }
-    }
-
-    pub(super) async fn identity(self: &Arc<Self>, token: &str, client: ClientAddress) -> Verdict {
+    pub(super) async fn identity(self: &Arc<Self>, token: &str, client: ClientAddress) -> TokenVerdict {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(IdentifyError::Unauthenticated(format!("the token is longer than {MAX_TOKEN_BYTES} bytes")));
         }
-        let hash = hash(token);
-        match self.verdicts.get(&hash, || self.reviewer.is_unreachable()) {
-            Lookup::Hit(verdict) => return verdict,
-            Lookup::Due(verdict, ticket) => {
-                self.refresh(token.to_owned(), ticket);
-                return verdict;
-            }
-            Lookup::Miss => {}
-        }
+        self.verdict(token, || self.judge.review(token), client).await
+    }
+}
+
+/// Judges TokenReviews.
+#[derive(Debug)]
+pub struct TokenJudge(pub config::TokenReview);
+
+impl Judge for TokenJudge {
+    type Review = TokenReview;
+    type Outcome = Arc<Identity>;
+    type Error = IdentifyError;
+
+    fn judge(&self, review: &TokenReview, answer: TokenReview) -> Option<Fetched<TokenVerdict>> {
+        Some(match self.identify(answer.status?) {
+            Ok(identity) => Fetched::Answer {
+                value: Ok(Arc::new(identity)),
+                ttl: self.0.cache_ttl,
+                // What the token says of itself wins over every cache (RFC 7519 section 4.1.4).
+                usable_for: until_expiry(&review.spec.token, SystemTime::now()).unwrap_or(Duration::MAX),
+            },
+            Err(fault) => Fetched::Denial {
+                value: Err(IdentifyError::Unauthenticated(cut_text(fault))),
+                ttl: self.0.failure_cache_ttl,
+            },
+        })
+    }
+}
+
+impl TokenJudge {
+    /// The review of `token`, which an expired one does not get.
+    fn review(&self, token: &str) -> Result<TokenReview, IdentifyError> {
         if has_expired(token, SystemTime::now()) {
             return Err(IdentifyError::Unauthenticated("the token has expired".into()));
         }
-        let fetch = async { self.accept(token, self.reviewer.ask(self.review(token), client).await) };
-        self.verdicts.get_or_fetch(&hash, fetch).await
-    }
-
-    /// Removes what can serve no more.
-    pub fn purge(&self) {
-        self.verdicts.purge();
-    }
-
-    /// Reviews a token in the background while its verdict still serves.
-    fn refresh(self: &Arc<Self>, token: String, ticket: Ticket<TokenHash>) {
-        let Some(place) = self.reviewer.try_enter() else { return self.verdicts.postpone(&ticket) };
-        let this = Arc::clone(self);
-        self.reviewer.control().spawn(async move {
-            let fetch = async { this.accept(&token, this.reviewer.ask_in(this.review(&token), place).await) };
-            this.verdicts.refresh(ticket, fetch).await;
-        });
-    }
-
-    fn review(&self, token: &str) -> TokenReview {
-        let audiences = (!self.settings.audiences.is_empty()).then(|| self.settings.audiences.clone());
+        let audiences = (!self.0.audiences.is_empty()).then(|| self.0.audiences.clone());
         let spec = TokenReviewSpec { audiences, token: token.to_owned() };
-        TokenReview { spec, ..TokenReview::default() }
-    }
-
-    fn accept(&self, token: &str, review: Result<TokenReview, ReviewError>) -> Fetched<Verdict> {
-        match review.map(|review| review.status) {
-            Ok(None) => Fetched::Failed { error: Err(IdentifyError::Unavailable(NO_STATUS.into())) },
-            Ok(Some(status)) => match self.identify(status) {
-                Ok(identity) => Fetched::Answer {
-                    value: Ok(Arc::new(identity)),
-                    ttl: self.settings.cache_ttl,
-                    // What the token says of itself wins over every cache (RFC 7519 section 4.1.4).
-                    usable_for: until_expiry(token, SystemTime::now()).unwrap_or(Duration::MAX),
-                },
-                Err(fault) => Fetched::Denial {
-                    value: Err(IdentifyError::Unauthenticated(cut_text(fault))),
-                    ttl: self.settings.failure_cache_ttl,
-                },
-            },
-            Err(ReviewError::Rejected(rejection)) => Fetched::NotAsked { error: Err(rejection.into()) },
-            Err(ReviewError::Unreachable(fault)) => {
-                Fetched::Unreachable { error: Err(IdentifyError::Unavailable(fault)) }
-            }
-            Err(ReviewError::Refused(fault)) => Fetched::Failed { error: Err(IdentifyError::Unavailable(fault)) },
-        }
+        Ok(TokenReview { spec, ..TokenReview::default() })
     }
 
     /// Where audiences are configured the API must say that it checked one of them: an authenticator that does not
@@ -118,7 +80,7 @@ impl TokenReviews {
         if status.authenticated != Some(true) {
             return Err(status.error.unwrap_or_else(|| "the API does not know the token".into()));
         }
-        let wanted = &self.settings.audiences;
+        let wanted = &self.0.audiences;
         let checked = status.audiences.unwrap_or_default();
         if !wanted.is_empty() && !wanted.iter().any(|audience| checked.contains(audience)) {
             return Err(format!("the token is for the audiences {checked:?}, not for {wanted:?}"));
@@ -132,12 +94,6 @@ impl TokenReviews {
             extra.unwrap_or_default(),
         ))
     }
-}
-
-fn hash(token: &str) -> TokenHash {
-    let mut hash = TokenHash::default();
-    hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
-    hash
 }
 
 /// Whether a JWT's `exp` has passed, with tolerance for clock skew.
@@ -155,6 +111,15 @@ fn until_expiry(token: &str, now: SystemTime) -> Option<Duration> {
     let Claims { exp } = serde_json::from_slice(&payload).ok()?;
     let expires = UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(exp).ok()?)?;
     Some(expires.duration_since(now).unwrap_or_default())
+}
+
+/// SHA-256 of a token: the token itself is kept nowhere.
+type TokenHash = [u8; digest::SHA256_OUTPUT_LEN];
+
+fn hash(token: &str) -> TokenHash {
+    let mut hash = TokenHash::default();
+    hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+    hash
 }
 
 /// The tokens of a file in kube-apiserver's format, replaced as a whole when the file changes.
@@ -203,7 +168,7 @@ impl StaticTokens {
         Ok(())
     }
 
-    pub(crate) fn identity(&self, token: &str) -> Verdict {
+    pub(crate) fn identity(&self, token: &str) -> TokenVerdict {
         let tokens = self.0.load();
         let known = tokens.get(&hash(token)).cloned();
         known.ok_or_else(|| IdentifyError::Unauthenticated("the token is not in the token file".into()))

@@ -93,7 +93,7 @@ fn client() -> ClientAddress {
 }
 
 async fn ask(reviewer: &Reviewer<TokenReview>) -> Result<bool, ReviewError> {
-    let answer = reviewer.ask(TokenReview::default(), client()).await?;
+    let answer = reviewer.ask(&TokenReview::default(), client()).await?;
     Ok(answer.status.unwrap_or_default().authenticated == Some(true))
 }
 
