@@ -19,27 +19,27 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::authorize::{AccessJudge, Authorize, Authorizer, Reviews};
-use crate::balance::Balance;
+use crate::authenticate::{Authenticator, RequestHeaderAuthenticator, TokenJudge, TokenReviewAuthenticator, Tokens};
+use crate::authorize::{AccessJudge, Authorizer, PolicySource, Reviews};
+use crate::balance::LoadBalancer;
 use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::{Config, SourceKind};
 use crate::connection::ClientShares;
 use crate::drain::Drain;
-use crate::forward::{Dialer, Itself};
-use crate::identify::{FrontProxy, Identify, TokenJudge, TokenReviews, Tokens};
+use crate::forward::{Dialer, OwnAddresses};
 use crate::listen::Limits;
 use crate::metrics::Metrics;
 use crate::model::address::AddressPolicy;
-use crate::model::with_causes;
+use crate::model::error_chain;
 use crate::proxy::{Stages, TunnelPolicy};
-use crate::ready::{Hold, Ready};
-use crate::resolve::{Lookups, Resolve};
+use crate::ready::{BlockReady, Ready};
+use crate::resolve::{Lookups, Resolver};
 use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
 use crate::rewrite::Budget;
 use crate::supervise::Supervisor;
-use crate::telemetry::{ALWAYS, AccessLog};
-use crate::tls::{ClientCas, ClientTls, FileWatch, ServerTls, sha256_hex};
-use crate::watch::kubernetes::{self, Connections, KubernetesWatch, Trusted};
+use crate::telemetry::{AccessLog, OPERATOR_TARGET};
+use crate::tls::{ClientTls, DynamicClientCas, FileWatch, ServerTls, sha256_hex};
+use crate::watch::kubernetes::{self, AuthenticationConfigMap, Connections, KubernetesWatch};
 use crate::watch::manifests::Manifests;
 use crate::watch::{self, Feed};
 use worker::{Port, Shared};
@@ -82,8 +82,8 @@ struct Sockets {
 struct Files {
     server_tls: Arc<ServerTls>,
     client_tls: ClientTls,
-    client_cas: ClientCas,
-    front_proxy: FrontProxy,
+    client_cas: DynamicClientCas,
+    front_proxy: RequestHeaderAuthenticator,
 }
 
 /// A source that has been found usable.
@@ -130,7 +130,7 @@ impl Bound {
         let stages = setup.stages(source, &kubelet_token)?;
         setup.follow_files();
         let shared = setup.shared(stages, kubelet_token, addresses, &drain)?;
-        supervisor.fatal("drain", end(drain.clone(), ready.clone(), config.drain.timeout));
+        supervisor.fatal("drain", enforce_drain_deadline(drain.clone(), ready.clone(), config.drain.timeout));
         let admin = tokio::net::TcpListener::from_std(sockets.admin)?;
         let admin = Arc::new(Admin::new(admin, ready, registry));
         supervisor.restart("admin", move || Arc::clone(&admin).serve());
@@ -154,12 +154,12 @@ impl Bound {
 
 impl Files {
     fn load(config: &Config) -> Result<Self> {
-        let client_cas = ClientCas::default();
+        let client_cas = DynamicClientCas::default();
         if let Some(path) = &config.serving.client_ca_file {
             let pem = std::fs::read(path).with_context(|| format!("cannot read the client CA file {path:?}"))?;
             client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} cannot be used"))?;
         }
-        let front_proxy = FrontProxy::default();
+        let front_proxy = RequestHeaderAuthenticator::default();
         let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
         let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
         let client_tls = ClientTls::new(&config.targets)?;
@@ -185,7 +185,7 @@ impl Source {
 ///
 /// # Errors
 /// The first file that is no good, with what would be right.
-pub async fn try_files(config: &Config) -> Result<()> {
+pub async fn load_all(config: &Config) -> Result<()> {
     Files::load(config)?;
     if let Source::Kubernetes(api) = Source::load(config).await? {
         // Plugins may ask somebody: theirs are left for the start.
@@ -218,9 +218,14 @@ impl Setup<'_> {
         let Files { client_cas, front_proxy, .. } = self.files;
         let (client_cas, front_proxy) = (client_cas.clone(), front_proxy.clone());
         Ok(Arc::new(Stages {
-            identify: Identify { tokens, client_cas, front_proxy, anonymous: config.authentication.anonymous },
-            authorize: Authorize { authorizer, accept_bare_names: config.authorization.accept_bare_names },
-            resolve: Resolve {
+            authenticator: Authenticator {
+                tokens,
+                client_cas,
+                front_proxy,
+                anonymous: config.authentication.anonymous,
+            },
+            authorizer: Authorizer { authorizer, accept_bare_names: config.authorization.accept_bare_names },
+            resolver: Resolver {
                 cluster,
                 addresses: addresses_allowed,
                 preferred: config.targets.kubelet_preferred_address_types.clone(),
@@ -243,13 +248,13 @@ impl Setup<'_> {
         api: &kube::Config,
         writer: Writer,
         kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
-    ) -> Result<(Tokens, Authorizer)> {
+    ) -> Result<(Tokens, PolicySource)> {
         let Self { config, files, ready, metrics, .. } = *self;
         tracing::info!(api = %api.cluster_url, "the facts come from a Kubernetes API");
         let watch = KubernetesWatch::new(api, ready, metrics)?;
         let feed = self.index(writer, KubernetesWatch::holds(ready));
         watch.start(&feed, self.supervisor);
-        let trusted = Trusted {
+        let trusted = AuthenticationConfigMap {
             client_cas: config.serving.client_ca_file.is_none().then(|| files.client_cas.clone()),
             front_proxy: files.front_proxy.clone(),
         };
@@ -257,7 +262,7 @@ impl Setup<'_> {
         match (&api.auth_info.token_file, &api.auth_info.token) {
             (Some(file), _) => {
                 let (file, token) = (std::path::PathBuf::from(file), Arc::clone(kubelet_token));
-                self.supervisor.restart("own-token", move || keep_token_current(file.clone(), Arc::clone(&token)));
+                self.supervisor.restart("own-token", move || reload_own_token(file.clone(), Arc::clone(&token)));
             }
             (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
             (None, None) => {}
@@ -265,10 +270,10 @@ impl Setup<'_> {
         let (tokens, reviews) = self.reviews(api)?;
         let caches = (Arc::clone(&tokens), Arc::clone(&reviews));
         self.supervisor.restart("purge-caches", move || purge_caches(caches.clone()));
-        Ok((Tokens::Review(tokens), Authorizer::Review(reviews)))
+        Ok((Tokens::Review(tokens), PolicySource::Review(reviews)))
     }
 
-    fn reviews(&self, api: &kube::Config) -> Result<(Arc<TokenReviews>, Arc<Reviews>)> {
+    fn reviews(&self, api: &kube::Config) -> Result<(Arc<TokenReviewAuthenticator>, Arc<Reviews>)> {
         let Self { config, ready, metrics, .. } = self;
         let api = ReviewApi {
             pooled: kubernetes::review_client(api, Connections::Pooled)?,
@@ -281,7 +286,7 @@ impl Setup<'_> {
         let reviewer = Reviewer::new(api.clone(), admission, config.authentication.token_review.timeout);
         let judge = TokenJudge(config.authentication.token_review.clone());
         let (capacity, stale, counters) = (judge.0.cache_size, settings.stale_on_error, metrics.tokens.clone());
-        let tokens = TokenReviews::new(judge, reviewer, capacity, stale, counters);
+        let tokens = TokenReviewAuthenticator::new(judge, reviewer, capacity, stale, counters);
         let admission = Admission::new(settings, metrics.access_reviews.clone());
         let reviewer = Reviewer::new(api, admission, config.authorization.timeout);
         let judge = AccessJudge(config.authorization.clone());
@@ -290,17 +295,17 @@ impl Setup<'_> {
         Ok((Arc::new(tokens), Arc::new(reviews)))
     }
 
-    fn manifests(&mut self, manifests: Manifests, writer: Writer) -> (Tokens, Authorizer) {
+    fn manifests(&mut self, manifests: Manifests, writer: Writer) -> (Tokens, PolicySource) {
         let Self { config, ready, metrics, .. } = *self;
         tracing::info!(directory = ?config.source.manifests.directory, "the facts come from a folder of manifests");
         let (tokens, rules) = (Arc::clone(&manifests.tokens), Arc::clone(&manifests.rules));
-        let feed = self.index(writer, vec![Manifests::hold(ready)]);
+        let feed = self.index(writer, vec![Manifests::block(ready)]);
         self.supervisor.restart("manifests", manifests.follow(feed, ready.clone(), metrics.clone()));
-        (Tokens::Static(tokens), Authorizer::Rules(rules))
+        (Tokens::Static(tokens), PolicySource::RbacRules(rules))
     }
 
     /// Starts the one task that writes the index.
-    fn index(&mut self, writer: Writer, holds: Vec<(Kind, Hold)>) -> Feed {
+    fn index(&mut self, writer: Writer, holds: Vec<(Kind, BlockReady)>) -> Feed {
         let (feed, index) = watch::feed(writer, holds, self.metrics);
         // A panic here may leave a fact half-joined, and its state is gone: only a new process reads everything again.
         self.supervisor.fatal("index", index.run());
@@ -315,13 +320,13 @@ impl Setup<'_> {
         let mut restarted = false;
         self.supervisor.restart("serving-tls", move || {
             let again = std::mem::replace(&mut restarted, true);
-            keep_tls_current(Arc::clone(&tls), asked_for.clone(), file.clone(), again)
+            reload_server_tls(Arc::clone(&tls), asked_for.clone(), file.clone(), again)
         });
         let kubelet = Arc::clone(&client_tls.kubelet);
-        self.supervisor.restart("kubelet-tls", move || Arc::clone(&kubelet).follow());
+        self.supervisor.restart("kubelet-tls", move || Arc::clone(&kubelet).watch_files());
         if self.config.serving.tls_cert_file.is_none() {
             let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
-            tracing::warn!(target: ALWAYS, sha256 = leaf, "no certificate is configured: serving a self-signed one");
+            tracing::warn!(target: OPERATOR_TARGET, sha256 = leaf, "no certificate is configured: serving a self-signed one");
         }
     }
 
@@ -338,10 +343,10 @@ impl Setup<'_> {
         let dialer = Dialer {
             settings: config.upstream.clone(),
             tls: self.files.client_tls.clone(),
-            itself: Itself::new(own.into_iter().flatten()),
+            itself: OwnAddresses::new(own.into_iter().flatten()),
             failures: self.metrics.dial_failures.clone(),
         };
-        let balance = Arc::new(Balance::new(self.metrics.ejections.clone()));
+        let balance = Arc::new(LoadBalancer::new(self.metrics.ejections.clone()));
         let swept = Arc::clone(&balance);
         self.supervisor.restart("sweep-ejections", move || sweep_balance(Arc::clone(&swept)));
         let access = || AccessLog::start(config.log.format, std::io::stdout(), drain.clone());
@@ -393,9 +398,9 @@ async fn supervise(workers: Vec<JoinHandle<Result<()>>>, mut supervisor: Supervi
 }
 
 /// Counts down from the beginning of the drain to its deadline.
-async fn end(drain: Drain, ready: Ready, timeout: Duration) {
+async fn enforce_drain_deadline(drain: Drain, ready: Ready, timeout: Duration) {
     drain.begun().await;
-    ready.end();
+    ready.set_draining();
     tracing::info!(?timeout, "draining: no new connections, running requests go on");
     tokio::time::sleep(timeout).await;
     tracing::warn!("the drain's deadline is over: what still runs is cut");
@@ -411,9 +416,9 @@ fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
 /// Takes changed certificates and client CAs into use. What is no good changes nothing and is logged.
 ///
 /// `again` loads them first: the run before ended somewhere between a change and its use.
-async fn keep_tls_current(
+async fn reload_server_tls(
     tls: Arc<ServerTls>,
-    cas: [ClientCas; 2],
+    cas: [DynamicClientCas; 2],
     client_ca_file: Option<std::path::PathBuf>,
     mut again: bool,
 ) {
@@ -435,7 +440,7 @@ async fn keep_tls_current(
         match tls.reload() {
             Ok(()) => tracing::info!("certificates or client CAs changed and are in use"),
             Err(error) => {
-                let error = with_causes(&error);
+                let error = error_chain(&error);
                 tracing::error!(error, "the certificate changed and cannot be used; the old one stays");
             }
         }
@@ -443,7 +448,7 @@ async fn keep_tls_current(
 }
 
 /// Frees the memory of cached reviews that can serve no more.
-async fn purge_caches((tokens, reviews): (Arc<TokenReviews>, Arc<Reviews>)) {
+async fn purge_caches((tokens, reviews): (Arc<TokenReviewAuthenticator>, Arc<Reviews>)) {
     loop {
         tokio::time::sleep(PURGE_INTERVAL).await;
         tokens.purge();
@@ -451,7 +456,7 @@ async fn purge_caches((tokens, reviews): (Arc<TokenReviews>, Arc<Reviews>)) {
     }
 }
 
-async fn sweep_balance(balance: Arc<Balance>) {
+async fn sweep_balance(balance: Arc<LoadBalancer>) {
     loop {
         tokio::time::sleep(BALANCE_SWEEP).await;
         balance.sweep();
@@ -464,7 +469,7 @@ fn bearer(token: &str) -> Option<HeaderValue> {
     Some(bearer)
 }
 
-async fn keep_token_current(file: std::path::PathBuf, token: Arc<ArcSwapOption<HeaderValue>>) {
+async fn reload_own_token(file: std::path::PathBuf, token: Arc<ArcSwapOption<HeaderValue>>) {
     loop {
         let read = tokio::fs::read_to_string(&file).await;
         if let Some(bearer) = read.ok().and_then(|token| bearer(&token)) {

@@ -11,26 +11,26 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use review::{AccessJudge, Reviews};
-pub use rules::{Rules, RulesBuilder};
+pub use rules::{RbacRules, RbacRulesBuilder};
 
-use crate::model::quote::Quoted;
+use crate::model::quote::GoQuoted;
 use crate::model::target::Id;
 use crate::model::{Attributes, ClientAddress, Identity, Resource, Target, Verb};
 use crate::review::{Rejection, ReviewError};
 
 /// Who decides.
 #[derive(Debug)]
-pub enum Authorizer {
+pub enum PolicySource {
     /// The API, by SubjectAccessReview.
     Review(Arc<Reviews>),
     /// RBAC objects of a folder.
-    Rules(Arc<ArcSwap<Rules>>),
+    RbacRules(Arc<ArcSwap<RbacRules>>),
 }
 
 /// The stage. One per process.
 #[derive(Debug)]
-pub struct Authorize {
-    pub authorizer: Authorizer,
+pub struct Authorizer {
+    pub authorizer: PolicySource,
     /// Asks again with the bare name where the id with scheme and port is denied (CONFORMANCE C19).
     pub accept_bare_names: bool,
 }
@@ -77,7 +77,7 @@ impl From<ReviewError> for AuthorizeError {
     }
 }
 
-impl Authorize {
+impl Authorizer {
     /// Asks whether `identity` may do `verb` on the target. A review takes the share of the `client` address.
     ///
     /// # Errors
@@ -89,7 +89,7 @@ impl Authorize {
         target: &'t Target<'t>,
         client: ClientAddress,
     ) -> Result<Permit<'t>, AuthorizeError> {
-        let attributes = Attributes::of_proxy(verb, target);
+        let attributes = Attributes::for_proxy(verb, target);
         let denied = match self.require(identity, attributes, client).await {
             Ok(()) => return Ok(Permit { target }),
             Err(denied) => denied,
@@ -124,9 +124,9 @@ impl Authorize {
 
     /// Whether `identity` may look at the object behind the target (`get` on the node, pod or service itself): then it
     /// may be told more of it than yes or no. An error is a no.
-    pub async fn sees(&self, identity: &Identity, target: &Target<'_>, client: ClientAddress) -> bool {
+    pub async fn can_get_object(&self, identity: &Identity, target: &Target<'_>, client: ClientAddress) -> bool {
         let Ok(Id { name, .. }) = target.id() else { return false };
-        matches!(self.decide(identity, Attributes::of_object(target, name), client).await, Ok(Decision::Allow))
+        matches!(self.decide(identity, Attributes::for_object(target, name), client).await, Ok(Decision::Allow))
     }
 
     async fn require(
@@ -148,8 +148,8 @@ impl Authorize {
         client: ClientAddress,
     ) -> Result<Decision, AuthorizeError> {
         match &self.authorizer {
-            Authorizer::Review(reviews) => reviews.decide(identity, attributes, client).await,
-            Authorizer::Rules(rules) => Ok(rules.load().decide(identity, attributes)),
+            PolicySource::Review(reviews) => reviews.decide(identity, attributes, client).await,
+            PolicySource::RbacRules(rules) => Ok(rules.load().decide(identity, attributes)),
         }
     }
 }
@@ -171,9 +171,9 @@ impl Forbidden {
         let Attributes { verb, group, resource, subresource, namespace, name } = attributes;
         let scope = match namespace {
             "" => "at the cluster scope".to_owned(),
-            namespace => format!("in the namespace {}", Quoted(namespace)),
+            namespace => format!("in the namespace {}", GoQuoted(namespace)),
         };
-        let who = Quoted(&identity.user);
+        let who = GoQuoted(&identity.user);
         let verb = verb.as_str();
         let slash = if subresource.is_empty() { "" } else { "/" };
         let what = format!("{resource}{slash}{subresource}");
@@ -184,11 +184,11 @@ impl Forbidden {
         }
         let review = format!(
             "SubjectAccessReview denied: verb={} group={} resource={} namespace={} name={}",
-            Quoted(verb),
-            Quoted(group),
-            Quoted(&what),
-            Quoted(namespace),
-            Quoted(name)
+            GoQuoted(verb),
+            GoQuoted(group),
+            GoQuoted(&what),
+            GoQuoted(namespace),
+            GoQuoted(name)
         );
         Self { group, resource, name: name.to_owned(), message, review }
     }
@@ -205,7 +205,7 @@ impl fmt::Display for Forbidden {
         }
         match &**name {
             "" => write!(f, " is forbidden: {message}"),
-            name => write!(f, " {} is forbidden: {message}", Quoted(name)),
+            name => write!(f, " {} is forbidden: {message}", GoQuoted(name)),
         }
     }
 }
@@ -219,13 +219,13 @@ mod tests {
         let jane = Identity::new("jane", "", vec![], Default::default());
         let pods = Target::parse("/api/v1/namespaces/ns/pods/https:p:1/proxy").unwrap();
         assert_eq!(
-            Forbidden::new(&jane, Attributes::of_proxy(Verb::Get, &pods), "").to_string(),
+            Forbidden::new(&jane, Attributes::for_proxy(Verb::Get, &pods), "").to_string(),
             r#"pods "https:p:1" is forbidden: User "jane" cannot get resource "pods/proxy" in API group "" in the namespace "ns""#
         );
         let mallory = Identity::new("<b>&", "", vec![], Default::default());
         let nodes = Target::parse("/api/v1/nodes//proxy").unwrap();
         assert_eq!(
-            Forbidden::new(&mallory, Attributes::of_proxy(Verb::None, &nodes), "why").to_string(),
+            Forbidden::new(&mallory, Attributes::for_proxy(Verb::None, &nodes), "why").to_string(),
             r#"nodes is forbidden: User "&lt;b&gt;&amp;" cannot  resource "nodes/proxy" in API group "" at the cluster scope: why"#
         );
         let scopes = Attributes {
@@ -251,12 +251,12 @@ mod tests {
             );
             let binding = "kind: ClusterRoleBinding\nmetadata: {name: b}\nroleRef: {kind: ClusterRole, name: r}\n\
                            subjects: [{kind: User, name: jane}]\n";
-            let builder = RulesBuilder {
+            let builder = RbacRulesBuilder {
                 cluster_roles: vec![serde_saphyr::from_str(&yaml).unwrap()],
                 cluster_role_bindings: vec![serde_saphyr::from_str(binding).unwrap()],
-                ..RulesBuilder::default()
+                ..RbacRulesBuilder::default()
             };
-            Authorizer::Rules(Arc::new(ArcSwap::from_pointee(builder.build())))
+            PolicySource::RbacRules(Arc::new(ArcSwap::from_pointee(builder.build())))
         };
         let jane = Identity::new("jane", "", vec![], Default::default());
         let client = ClientAddress::from(std::net::IpAddr::from([192, 0, 2, 1]));
@@ -268,7 +268,7 @@ mod tests {
             ("http:web:80", true, "web", false),
             ("web", true, "a:web:80", false),
         ] {
-            let authorize = Authorize { authorizer: named(granted), accept_bare_names };
+            let authorize = Authorizer { authorizer: named(granted), accept_bare_names };
             let path = format!("/api/v1/namespaces/ns/services/{id}/proxy/");
             let target = Target::parse(&path).unwrap();
             let permit = authorize.authorize(&jane, Verb::Get, &target, client).await;

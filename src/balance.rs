@@ -30,7 +30,7 @@ pub struct EndpointKey {
 ///
 /// Nothing is recorded for a target without a choice of endpoints: it has to be tried anyway.
 #[derive(Debug)]
-pub struct Balance {
+pub struct LoadBalancer {
     ejections: Ejections,
     /// Endpoints that some worker has connections or requests at.
     health: DashMap<EndpointKey, Arc<Health>>,
@@ -38,7 +38,7 @@ pub struct Balance {
     hasher: RandomState,
 }
 
-impl Balance {
+impl LoadBalancer {
     pub fn new(metrics: EjectionMetrics) -> Self {
         Self {
             ejections: Ejections::new(metrics),
@@ -49,7 +49,7 @@ impl Balance {
     }
 
     /// The order in which to try the candidates for one request. Takes a turn of the rotation.
-    pub fn order<'r>(&self, candidates: &'r Candidates, transport: Transport, client: IpAddr) -> Order<'r> {
+    pub fn select<'r>(&self, candidates: &'r Candidates, transport: Transport, client: IpAddr) -> EndpointIter<'r> {
         self.order_at(candidates, transport, client, Instant::now)
     }
 
@@ -59,7 +59,7 @@ impl Balance {
         transport: Transport,
         client: IpAddr,
         now: impl FnOnce() -> Instant,
-    ) -> Order<'r> {
+    ) -> EndpointIter<'r> {
         let endpoints = candidates.endpoints();
         // The common case, none is ejected, costs one load.
         let now = (endpoints.len() > 1 && !self.ejections.is_empty()).then(now).filter(|_| {
@@ -71,7 +71,7 @@ impl Balance {
         let turn = match candidates {
             Candidates::One(_) => 0,
             Candidates::Port { rotation, affinity: Affinity::None, .. } => rotation.advance() % among,
-            Candidates::Port { affinity: Affinity::ClientIp, .. } => self.home(
+            Candidates::Port { affinity: Affinity::ClientIp, .. } => self.rendezvous_pick(
                 client,
                 (0..among)
                     .map(|i| healthy.as_ref().map_or(&endpoints[i], |order| &endpoints[order.indices[i]]).address),
@@ -81,7 +81,7 @@ impl Balance {
             order.indices[..among].rotate_left(turn);
             order.indices
         });
-        let order = Order { endpoints, turn, indices, taken: 0 };
+        let order = EndpointIter { endpoints, turn, indices, taken: 0 };
         if let (Some(now), Some(first)) = (now, order.peek()) {
             self.ejections.probe(EndpointKey { address: first.address, transport }, now);
         }
@@ -132,7 +132,7 @@ impl Balance {
 
     /// Where a client of a service with `sessionAffinity: ClientIP` is at home: the endpoint with the highest hash of
     /// both (rendezvous hashing), so that an endpoint that comes or goes moves only the clients it takes or leaves.
-    fn home(&self, client: IpAddr, endpoints: impl Iterator<Item = SocketAddr>) -> usize {
+    fn rendezvous_pick(&self, client: IpAddr, endpoints: impl Iterator<Item = SocketAddr>) -> usize {
         let best = endpoints.enumerate().max_by_key(|(_, address)| self.hasher.hash_one((client, address)));
         best.map_or(0, |(index, _)| index)
     }
@@ -146,7 +146,7 @@ struct Healthy {
 
 /// Endpoints in the order in which to try them, each once.
 #[derive(Clone, Debug)]
-pub struct Order<'r> {
+pub struct EndpointIter<'r> {
     endpoints: &'r [Endpoint],
     turn: usize,
     /// Set where some are ejected: the order, the healthy ones first.
@@ -154,7 +154,7 @@ pub struct Order<'r> {
     taken: usize,
 }
 
-impl<'r> Order<'r> {
+impl<'r> EndpointIter<'r> {
     fn peek(&self) -> Option<&'r Endpoint> {
         if self.taken == self.endpoints.len() {
             return None;
@@ -167,7 +167,7 @@ impl<'r> Order<'r> {
     }
 }
 
-impl<'r> Iterator for Order<'r> {
+impl<'r> Iterator for EndpointIter<'r> {
     type Item = &'r Endpoint;
 
     fn next(&mut self) -> Option<&'r Endpoint> {
@@ -182,7 +182,7 @@ impl<'r> Iterator for Order<'r> {
     }
 }
 
-impl ExactSizeIterator for Order<'_> {}
+impl ExactSizeIterator for EndpointIter<'_> {}
 
 #[cfg(test)]
 mod tests {
@@ -190,8 +190,8 @@ mod tests {
     use std::collections::HashMap;
     use std::time::Duration;
 
-    fn balance() -> Balance {
-        Balance::new(EjectionMetrics::default())
+    fn balance() -> LoadBalancer {
+        LoadBalancer::new(EjectionMetrics::default())
     }
 
     fn endpoint(last: u8) -> Endpoint {
@@ -211,12 +211,12 @@ mod tests {
         IpAddr::from([192, 0, 2, last])
     }
 
-    fn names(order: Order<'_>) -> String {
+    fn names(order: EndpointIter<'_>) -> String {
         order.map(|endpoint| &*endpoint.name).collect()
     }
 
-    fn orders(balance: &Balance, port: &Candidates, transport: Transport) -> [String; 4] {
-        [(); 4].map(|()| names(balance.order(port, transport, client(1))))
+    fn orders(balance: &LoadBalancer, port: &Candidates, transport: Transport) -> [String; 4] {
+        [(); 4].map(|()| names(balance.select(port, transport, client(1))))
     }
 
     #[test]
@@ -291,7 +291,7 @@ mod tests {
         let balance = balance();
         let (three, four) = (port(3, Affinity::ClientIp), port(4, Affinity::ClientIp));
         let home = |candidates, last| {
-            balance.order(candidates, Transport::Http, client(last)).next().unwrap().name.to_string()
+            balance.select(candidates, Transport::Http, client(last)).next().unwrap().name.to_string()
         };
         let mut users: HashMap<String, u32> = HashMap::new();
         for last in 0..=255 {

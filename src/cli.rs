@@ -159,7 +159,7 @@ impl Cli {
             Command::Check(options) => {
                 let config = options.settings.effective()?;
                 if options.load {
-                    control_runtime()?.block_on(app::try_files(&config))?;
+                    control_runtime()?.block_on(app::load_all(&config))?;
                 } else {
                     eprintln!(
                         "kube-bastion: the files that the configuration names are not checked; check --load does"
@@ -220,30 +220,30 @@ impl Settings {
     fn apply(self, config: &mut Config) {
         let Config { serving, admin, source, authentication, authorization, targets, log, drain, .. } = config;
         self.source.apply(source);
-        over(&mut serving.secure_listen_address, self.secure_listen_address);
-        over(&mut serving.insecure_listen_address, self.insecure_listen_address.map(Some));
-        over(&mut admin.listen_address, self.admin_listen_address);
-        over(&mut serving.tls_cert_file, self.tls_cert_file.map(Some));
-        over(&mut serving.tls_private_key_file, self.tls_private_key_file.map(Some));
-        over(&mut serving.tls_min_version, self.tls_min_version);
-        over(&mut serving.workers, self.workers);
-        over(&mut drain.timeout, self.drain_timeout);
-        over(&mut serving.client_ca_file, self.client_ca_file.map(Some));
-        over(&mut authentication.anonymous, self.anonymous_auth);
-        over(&mut authentication.token_review.cache_ttl, self.authentication_token_webhook_cache_ttl);
-        over(&mut authorization.allowed_cache_ttl, self.authorization_webhook_cache_authorized_ttl);
-        over(&mut authorization.denied_cache_ttl, self.authorization_webhook_cache_unauthorized_ttl);
-        over(&mut targets.kubelet_certificate_authority, self.kubelet_certificate_authority.map(Some));
-        over(&mut targets.kubelet_client_certificate, self.kubelet_client_certificate.map(Some));
-        over(&mut targets.kubelet_client_key, self.kubelet_client_key.map(Some));
-        over(&mut targets.kubelet_service_account_token, self.kubelet_service_account_token);
-        over(&mut log.level, self.log_level);
-        over(&mut log.format, self.logging_format);
-        over(&mut log.access, self.access_log);
+        set_if_some(&mut serving.secure_listen_address, self.secure_listen_address);
+        set_if_some(&mut serving.insecure_listen_address, self.insecure_listen_address.map(Some));
+        set_if_some(&mut admin.listen_address, self.admin_listen_address);
+        set_if_some(&mut serving.tls_cert_file, self.tls_cert_file.map(Some));
+        set_if_some(&mut serving.tls_private_key_file, self.tls_private_key_file.map(Some));
+        set_if_some(&mut serving.tls_min_version, self.tls_min_version);
+        set_if_some(&mut serving.workers, self.workers);
+        set_if_some(&mut drain.timeout, self.drain_timeout);
+        set_if_some(&mut serving.client_ca_file, self.client_ca_file.map(Some));
+        set_if_some(&mut authentication.anonymous, self.anonymous_auth);
+        set_if_some(&mut authentication.token_review.cache_ttl, self.authentication_token_webhook_cache_ttl);
+        set_if_some(&mut authorization.allowed_cache_ttl, self.authorization_webhook_cache_authorized_ttl);
+        set_if_some(&mut authorization.denied_cache_ttl, self.authorization_webhook_cache_unauthorized_ttl);
+        set_if_some(&mut targets.kubelet_certificate_authority, self.kubelet_certificate_authority.map(Some));
+        set_if_some(&mut targets.kubelet_client_certificate, self.kubelet_client_certificate.map(Some));
+        set_if_some(&mut targets.kubelet_client_key, self.kubelet_client_key.map(Some));
+        set_if_some(&mut targets.kubelet_service_account_token, self.kubelet_service_account_token);
+        set_if_some(&mut log.level, self.log_level);
+        set_if_some(&mut log.format, self.logging_format);
+        set_if_some(&mut log.access, self.access_log);
     }
 }
 
-fn over<T>(setting: &mut T, given: Option<T>) {
+fn set_if_some<T>(setting: &mut T, given: Option<T>) {
     if let Some(given) = given {
         *setting = given;
     }

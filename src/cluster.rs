@@ -4,8 +4,8 @@
 //! the [`Cluster`]. All joining (which endpoint belongs to which port of which service, and may be dialled) is done when
 //! a fact changes, so that a request costs one look-up.
 
-pub mod facts;
 mod key;
+pub mod resources;
 mod retries;
 mod service;
 mod writer;
@@ -15,10 +15,10 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 
-pub use facts::{Family, Kind, Object};
 pub use key::ObjectKey;
+pub use resources::{Family, Kind, Object};
 pub use retries::RetryWindow;
-pub use service::{Affinity, AppProtocol, Refusal, Refused, Rotation, Service, ServicePort};
+pub use service::{Affinity, AppProtocol, ExcludedEndpoint, ExclusionReason, RoundRobinCounter, Service, ServicePort};
 pub use writer::Writer;
 
 use crate::model::address::AddressPolicy;

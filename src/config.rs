@@ -577,9 +577,9 @@ impl Config {
     /// Names the field that is missing or does not go with another.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let Serving { tls_cert_file: cert, tls_private_key_file: key, .. } = &self.serving;
-        together("serving.tlsPrivateKeyFile", "serving.tlsCertFile", key.as_ref(), cert.as_ref())?;
+        require_both("serving.tlsPrivateKeyFile", "serving.tlsCertFile", key.as_ref(), cert.as_ref())?;
         let Targets { kubelet_client_certificate: cert, kubelet_client_key: key, .. } = &self.targets;
-        together("targets.kubeletClientKey", "targets.kubeletClientCertificate", key.as_ref(), cert.as_ref())?;
+        require_both("targets.kubeletClientKey", "targets.kubeletClientCertificate", key.as_ref(), cert.as_ref())?;
         if self.targets.kubelet_service_account_token && self.targets.kubelet_certificate_authority.is_none() {
             return Err(ConfigError::Conflict {
                 field: "targets.kubeletCertificateAuthority",
@@ -634,7 +634,7 @@ pub fn schema() -> String {
     serde_json::to_string_pretty(&schema).expect("a schema is plain data") + "\n"
 }
 
-fn together(
+fn require_both(
     first: &'static str,
     second: &'static str,
     a: Option<&PathBuf>,

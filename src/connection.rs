@@ -24,7 +24,7 @@ const PROBES: u32 = 9;
 ///
 /// # Errors
 /// Where the peer has reset it already.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
+pub fn configure_socket(stream: &TcpStream) -> io::Result<()> {
     // Without it a small message waits for the acknowledgement of the one before (Nagle).
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE).with_retries(PROBES);
@@ -77,7 +77,7 @@ impl Drop for ClientShare {
 
 /// The places that a connection holds under the limits.
 #[derive(Debug, Default)]
-pub struct Places {
+pub struct ConnectionPermits {
     /// Among all connections. None where there is no limit.
     pub permit: Option<OwnedSemaphorePermit>,
     /// Among those of its client address.
@@ -87,23 +87,23 @@ pub struct Places {
 /// A place among the connections that may be open, and one in the metrics. The connection holds it, and so does each of
 /// its requests until the answer's last byte, and each tunnel, which may outlive the connection's own task.
 #[derive(Clone, Debug)]
-pub struct Held(Rc<Place>);
+pub struct ConnectionGuard(Rc<Tracked>);
 
 #[derive(Debug)]
-struct Place {
+struct Tracked {
     _counted: OpenGuard,
-    _places: Option<Places>,
+    _places: Option<ConnectionPermits>,
     /// How many times it was taken up.
     used: Cell<u64>,
 }
 
-impl Held {
-    pub fn new(counted: OpenGuard, places: Option<Places>) -> Self {
-        Self(Rc::new(Place { _counted: counted, _places: places, used: Cell::new(0) }))
+impl ConnectionGuard {
+    pub fn new(counted: OpenGuard, places: Option<ConnectionPermits>) -> Self {
+        Self(Rc::new(Tracked { _counted: counted, _places: places, used: Cell::new(0) }))
     }
 
     /// For one more request.
-    pub fn by_request(&self) -> Self {
+    pub fn track_request(&self) -> Self {
         self.0.used.set(self.0.used.get() + 1);
         self.clone()
     }

@@ -3,10 +3,10 @@
 
 mod dial;
 mod executor;
+mod header_list;
 mod headers;
 mod hop;
 mod interim;
-mod list;
 mod outstanding;
 mod pool;
 mod request;
@@ -26,30 +26,30 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-pub use dial::{DialError, Dialer, Itself};
+pub use dial::{DialError, Dialer, OwnAddresses};
 pub use executor::LocalExecutor;
-pub use headers::{Forwarded, clean_answer};
+pub use headers::{RequestHeaderRewriter, sanitize_response_headers};
 pub use hop::MAX_HEADERS;
 pub use interim::{Interim, WithInterim};
 pub use pool::{InvalidForm, MAX_HEADER_BYTES, Pool, STALL_CHECK};
-pub use response::{Upstream, UpstreamError};
+pub use response::{UpstreamBody, UpstreamError};
 pub use retry::{RetryPolicy, RetrySafety};
 pub use upgrade::{Tunnel, Upgrade, Upgraded};
 
 use crate::authorize::Permit;
-use crate::balance::{Balance, EndpointKey};
+use crate::balance::{EndpointKey, LoadBalancer};
 use crate::model::Endpoint;
 use crate::resolve::{Route, Transport};
 use dial::Protocol;
 use pool::{Connection, SendError};
-use request::{Pending, Replay};
+use request::{Pending, ReplayBody};
 use retry::{Attempts, Decision, Failure};
 
 /// The stage. One per worker; what workers share of it stands behind `Arc`s.
 #[derive(Debug)]
-pub struct Forward {
+pub struct Forwarder {
     pub pool: Rc<Pool>,
-    pub balance: Arc<Balance>,
+    pub balance: Arc<LoadBalancer>,
     pub retry: RetryPolicy,
     /// `Bearer …` of the bastion's own account, shown to kubelets whose certificate was verified, where no client
     /// certificate is configured (CONFORMANCE C32). Replaced when the token rotates.
@@ -58,7 +58,7 @@ pub struct Forward {
 
 /// A request ready to be sent: headers rewritten, the URI in origin form.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct UpstreamRequest {
     pub parts: Parts,
     pub body: Incoming,
     /// Counts the bytes of the body as they pass. None where there is no body.
@@ -73,7 +73,7 @@ pub enum Blame {
     /// The client left, or sent what it may not.
     Client,
     /// The endpoint is not there, broke off, or answered what it may not.
-    Upstream,
+    UpstreamBody,
     /// A fault of this program.
     Bastion,
 }
@@ -91,7 +91,7 @@ pub enum ForwardError {
     Broken { address: std::net::SocketAddr, source: hyper::Error, safety: RetrySafety },
     /// The request cannot be written in the protocol of its connection.
     #[error("the request has no form in the protocol of the endpoint: {0}")]
-    Form(#[from] InvalidForm),
+    OutputFormat(#[from] InvalidForm),
     /// The client broke off its request.
     #[error("the request's body broke off: {0}")]
     Client(hyper::Error),
@@ -116,14 +116,14 @@ impl ForwardError {
     pub fn blame(&self) -> Blame {
         match self {
             Self::Client(_) => Blame::Client,
-            Self::Form(_) => Blame::Bastion,
+            Self::OutputFormat(_) => Blame::Bastion,
             Self::Dial(_)
             | Self::Broken { .. }
             | Self::InvalidUpgrade(_)
             | Self::UnaskedUpgrade(_)
             | Self::UnofferedUpgrade { .. }
             | Self::TooManyHeaders
-            | Self::InvalidAccept => Blame::Upstream,
+            | Self::InvalidAccept => Blame::UpstreamBody,
         }
     }
 
@@ -134,7 +134,7 @@ impl ForwardError {
             // The client is gone; what cannot be written once cannot be written again; an answer is an answer, also one
             // that must not be passed on.
             Self::Client(_)
-            | Self::Form(_)
+            | Self::OutputFormat(_)
             | Self::InvalidUpgrade(_)
             | Self::UnaskedUpgrade(_)
             | Self::UnofferedUpgrade { .. }
@@ -147,7 +147,7 @@ impl ForwardError {
     pub fn log_text(&self) -> String {
         let blame = match self.blame() {
             Blame::Client => "client",
-            Blame::Upstream => "upstream",
+            Blame::UpstreamBody => "upstream",
             Blame::Bastion => "bastion",
         };
         let effect = match self.retry_safety() {
@@ -197,12 +197,12 @@ struct Attempt<'a> {
 
 /// What an endpoint answered, and which it was.
 #[derive(Debug)]
-pub struct Answer {
-    pub response: Response<Upstream>,
+pub struct UpstreamResponse {
+    pub response: Response<UpstreamBody>,
     pub endpoint: Endpoint,
 }
 
-impl Forward {
+impl Forwarder {
     /// Sends the request to the first endpoint that takes it. The permit proves that the caller may. `dialed` is set to each
     /// endpoint as it is tried, so that it is known whatever becomes of the request.
     ///
@@ -212,10 +212,10 @@ impl Forward {
         &self,
         _: &Permit<'_>,
         route: &Route,
-        outgoing: Outgoing,
+        outgoing: UpstreamRequest,
         client: IpAddr,
         dialed: &mut Option<Endpoint>,
-    ) -> Result<Answer, ForwardError> {
+    ) -> Result<UpstreamResponse, ForwardError> {
         let exchanged = self.exchange(route, outgoing, client, Protocol::Any, dialed).await?;
         let Exchange { response, connection, endpoint } = exchanged;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -223,8 +223,8 @@ impl Forward {
             let to = response.headers().get(header::UPGRADE).and_then(|to| to.to_str().ok()).unwrap_or_default();
             return Err(ForwardError::UnaskedUpgrade(to.to_owned()));
         }
-        let response = response.map(|body| Upstream::pooled(body, connection, &self.pool));
-        Ok(Answer { response, endpoint })
+        let response = response.map(|body| UpstreamBody::pooled(body, connection, &self.pool));
+        Ok(UpstreamResponse { response, endpoint })
     }
 
     /// Asks an endpoint to upgrade, on a connection of its own. `on_client` is the upgrade of the client's connection;
@@ -237,7 +237,7 @@ impl Forward {
         &self,
         _: &Permit<'_>,
         route: &Route,
-        outgoing: Outgoing,
+        outgoing: UpstreamRequest,
         client: IpAddr,
         on_client: OnUpgrade,
         asked: &Upgrade,
@@ -245,7 +245,7 @@ impl Forward {
     ) -> Result<Upgraded, ForwardError> {
         let exchanged = self.exchange(route, outgoing, client, Protocol::Http1, dialed).await?;
         let Exchange { response, endpoint, .. } = exchanged;
-        Upgraded::of(response, endpoint, on_client, asked)
+        Upgraded::from_response(response, endpoint, on_client, asked)
     }
 
     /// Tries the endpoints in turn, for as long as the retry policy allows. Where `protocol` is not any, each connection is
@@ -253,18 +253,18 @@ impl Forward {
     async fn exchange(
         &self,
         route: &Route,
-        outgoing: Outgoing,
+        outgoing: UpstreamRequest,
         client: IpAddr,
         protocol: Protocol,
         dialed: &mut Option<Endpoint>,
     ) -> Result<Exchange, ForwardError> {
         let mut now = Instant::now();
-        let Outgoing { parts, body, received, interim } = outgoing;
+        let UpstreamRequest { parts, body, received, interim } = outgoing;
         let mut reuse = protocol == Protocol::Any;
         let can_refuse = reuse && route.transport.may_be_http2();
-        let body = received.map(|received| Replay::new(body, received, can_refuse));
+        let body = received.map(|received| ReplayBody::new(body, received, can_refuse));
         let mut pending = Pending::new(parts, body, can_refuse);
-        let mut order = self.balance.order(&route.candidates, route.transport, client);
+        let mut order = self.balance.select(&route.candidates, route.transport, client);
         let choice = order.len() > 1;
         let mut attempts = self.retry.begin(route.candidates.retries(), choice, pending.is_safe(), now);
         let mut failed_dials = Vec::new();
@@ -321,7 +321,7 @@ impl Forward {
             None => self.dial(attempt, attempts).await.map_err(|error| (ForwardError::Dial(vec![error]), false))?,
         };
         let mut request = pending.take(connection.can_refuse()).expect("the policy repeats only what is kept");
-        self.show_kubelet_token(&mut request, key.transport);
+        self.insert_kubelet_token(&mut request, key.transport);
         if let Some(interim) = interim {
             interim.listen(&mut request);
         }
@@ -336,16 +336,16 @@ impl Forward {
                     self.balance.answered(key);
                 }
                 if let Some(body) = pending.body() {
-                    body.forget();
+                    body.stop_buffering();
                 }
                 return Ok((response, connection));
             }
-            Err(SendError::Form(error)) => return Err((error.into(), reused)),
+            Err(SendError::OutputFormat(error)) => return Err((error.into(), reused)),
             Err(SendError::Broken(error)) => error,
         };
         let unsent = error.take_message();
         let error = error.into_error();
-        if pending.body().is_some_and(Replay::is_broken) {
+        if pending.body().is_some_and(ReplayBody::is_broken) {
             return Err((ForwardError::Client(error), reused));
         }
         let safety = match unsent {
@@ -375,7 +375,7 @@ impl Forward {
         dialed
     }
 
-    fn show_kubelet_token<B>(&self, request: &mut Request<B>, transport: Transport) {
+    fn insert_kubelet_token<B>(&self, request: &mut Request<B>, transport: Transport) {
         if transport == Transport::Kubelet
             && self.pool.shows_token_to_kubelets()
             && let Some(token) = &*self.kubelet_token.load()
@@ -408,11 +408,11 @@ mod tests {
         let dial = ForwardError::Dial(vec![DialError::Timeout { address }]);
         let upgrade = ForwardError::InvalidUpgrade(StatusCode::OK);
         for (error, blame, safety) in [
-            (dial, Blame::Upstream, RetrySafety::Unsent),
+            (dial, Blame::UpstreamBody, RetrySafety::Unsent),
             (InvalidForm::NoPath.into(), Blame::Bastion, RetrySafety::Never),
-            (upgrade, Blame::Upstream, RetrySafety::Never),
-            (ForwardError::UnaskedUpgrade("x".into()), Blame::Upstream, RetrySafety::Never),
-            (ForwardError::InvalidAccept, Blame::Upstream, RetrySafety::Never),
+            (upgrade, Blame::UpstreamBody, RetrySafety::Never),
+            (ForwardError::UnaskedUpgrade("x".into()), Blame::UpstreamBody, RetrySafety::Never),
+            (ForwardError::InvalidAccept, Blame::UpstreamBody, RetrySafety::Never),
         ] {
             assert_eq!((error.blame(), error.retry_safety()), (blame, safety), "{error}");
         }

@@ -27,10 +27,10 @@ pub mod demo;
 pub mod listen;
 pub mod proxy;
 
+pub mod authenticate;
 pub mod authorize;
 pub mod balance;
 pub mod forward;
-pub mod identify;
 pub mod resolve;
 pub mod rewrite;
 

@@ -23,10 +23,10 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::{ClientShares, Held, Places};
+use crate::authenticate::{ClientCertificate, Peer};
+use crate::connection::{ClientShares, ConnectionGuard, ConnectionPermits};
 use crate::drain::Drain;
 use crate::forward::{Interim, LocalExecutor, MAX_HEADER_BYTES, WithInterim};
-use crate::identify::{ClientCertificate, Peer};
 use crate::metrics::Metrics;
 use crate::tls::ServerTls;
 
@@ -101,10 +101,10 @@ impl<H: Handler> Listener<H> {
         }
     }
 
-    async fn accept(&self, socket: &TcpListener) -> std::io::Result<(TcpStream, SocketAddr, Places)> {
+    async fn accept(&self, socket: &TcpListener) -> std::io::Result<(TcpStream, SocketAddr, ConnectionPermits)> {
         loop {
             let (stream, address) = socket.accept().await?;
-            let mut places = Places::default();
+            let mut places = ConnectionPermits::default();
             if let Some(clients) = &self.limits.clients {
                 // Before the wait below, so that no address over its share makes the others wait behind it; and before
                 // TLS, so that it costs nothing but the accept.
@@ -129,10 +129,10 @@ impl<H: Handler> Listener<H> {
         }
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, places: Places) {
-        let held = Held::new(self.metrics.connections.enter(), Some(places));
+    async fn connection(&self, stream: TcpStream, address: SocketAddr, places: ConnectionPermits) {
+        let held = ConnectionGuard::new(self.metrics.connections.enter(), Some(places));
         // A peer that reset already is found out by the first read.
-        let _ = crate::connection::tune(&stream);
+        let _ = crate::connection::configure_socket(&stream);
         let served = match &self.tls {
             None => self.http1(stream, Peer { address, secure: false, certificate: None, held }).await,
             Some(tls) => {
@@ -211,7 +211,7 @@ impl<H: Handler> Listener<H> {
         &self,
         connection: C,
         finish: impl FnOnce(Pin<&mut C>),
-        held: Option<&Held>,
+        held: Option<&ConnectionGuard>,
     ) -> hyper::Result<()> {
         let mut connection = pin!(connection);
         tokio::select! {
@@ -227,7 +227,7 @@ impl<H: Handler> Listener<H> {
     }
 
     /// Returns once nothing was asked for the idle timeout. A client that never said anything is idle from the first.
-    async fn idle(&self, held: Option<&Held>) {
+    async fn idle(&self, held: Option<&ConnectionGuard>) {
         let Some(held) = held else { return std::future::pending().await };
         let mut before = held.idle_since();
         loop {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kube_bastion::cli::Cli;
-use kube_bastion::model::with_causes;
+use kube_bastion::model::error_chain;
 use kube_bastion::tls;
 
 #[global_allocator]
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kube-bastion: {}", with_causes(&*error));
+            eprintln!("kube-bastion: {}", error_chain(&*error));
             ExitCode::FAILURE
         }
     }

@@ -12,7 +12,7 @@ pub mod status;
 pub mod target;
 
 pub use attributes::{Attributes, Resource, Verb};
-pub use causes::with_causes;
+pub use causes::error_chain;
 pub use client::ClientAddress;
 pub use endpoint::{Endpoint, Scheme, ServiceAddress};
 pub use identity::Identity;

@@ -17,22 +17,23 @@ use tokio_util::task::TaskTracker;
 pub use body::Body;
 pub use tunnel::TunnelPolicy;
 
-use respond::Taste;
+use respond::AcceptPreference;
 use tunnel::Grant;
 
-use crate::authorize::{Authorize, AuthorizeError};
+use crate::authenticate::{AuthenticationError, Authenticator, Peer};
+use crate::authorize::{AuthorizeError, Authorizer};
 use crate::drain::Drain;
 use crate::forward::{
-    Answer, Forward, ForwardError, Forwarded, Interim, MAX_HEADERS, Outgoing, Tunnel, Upgrade, Upgraded, clean_answer,
+    ForwardError, Forwarder, Interim, MAX_HEADERS, RequestHeaderRewriter, Tunnel, Upgrade, Upgraded, UpstreamRequest,
+    UpstreamResponse, sanitize_response_headers,
 };
-use crate::identify::{Identify, IdentifyError, Peer};
 use crate::metrics::Metrics;
 use crate::model::status::Cause;
 use crate::model::target::TargetError;
 use crate::model::{ClientAddress, Endpoint, ServiceAddress, Target, Verb};
 use crate::ready::Ready;
-use crate::resolve::{Resolve, ResolveError, Route};
-use crate::rewrite::{self, BadLink, Links};
+use crate::resolve::{ResolveError, Resolver, Route};
+use crate::rewrite::{self, InvalidUrl, LinkRewriter, PageFormat};
 use crate::telemetry::{Record, Recorder};
 
 pub const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
@@ -40,9 +41,9 @@ pub const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 /// The stages that all workers share.
 #[derive(Debug)]
 pub struct Stages {
-    pub identify: Identify,
-    pub authorize: Authorize,
-    pub resolve: Resolve,
+    pub authenticator: Authenticator,
+    pub authorizer: Authorizer,
+    pub resolver: Resolver,
     pub ready: Ready,
     pub metrics: Metrics,
     pub cluster_domain: Arc<str>,
@@ -52,17 +53,17 @@ pub struct Stages {
 }
 
 /// How a request that was let through goes on.
-enum Outcome {
-    Answer(Response<Body>),
+enum Reply {
+    Response(Response<Body>),
     /// The head of the answer, and the tunnel that opens behind it with the grant that it lives by.
-    Switch(Response<()>, Tunnel, Box<Grant>),
+    Upgrade(Response<()>, Tunnel, Box<Grant>),
 }
 
 /// Serves requests on one worker.
 #[derive(Debug)]
 pub struct Proxy {
     pub stages: Arc<Stages>,
-    pub forward: Forward,
+    pub forwarder: Forwarder,
     pub recorder: Rc<Recorder>,
     pub drain: Drain,
     /// The worker's tasks: a tunnel outlives the connection that it came from, and is waited for all the same.
@@ -82,19 +83,19 @@ enum ProxyError {
     #[error("the request has no Host header, or several: send one")]
     Host,
     #[error(transparent)]
-    Identify(#[from] IdentifyError),
+    Authenticator(#[from] AuthenticationError),
     #[error(transparent)]
     Target(#[from] TargetError),
     #[error(transparent)]
-    Authorize(#[from] AuthorizeError),
+    Authorizer(#[from] AuthorizeError),
     #[error("the server does not allow this method on the requested resource")]
     Method,
     #[error(transparent)]
-    Resolve(#[from] ResolveError),
+    Resolver(#[from] ResolveError),
     #[error(transparent)]
-    Forward(#[from] ForwardError),
+    Forwarder(#[from] ForwardError),
     #[error("error trying to parse Location header: {0}")]
-    Location(#[from] BadLink),
+    Location(#[from] InvalidUrl),
 }
 
 impl Proxy {
@@ -105,11 +106,11 @@ impl Proxy {
         peer: &Peer,
         interim: Option<&Interim>,
     ) -> Response<Body> {
-        let held = peer.held.by_request();
+        let held = peer.held.track_request();
         // Before the first insert.
         let fits = request.headers().len() <= MAX_HEADERS;
         let audit_id = audit_id(request.headers_mut());
-        let taste = Taste::of(request.headers());
+        let accept = AcceptPreference::from_headers(request.headers());
         let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
         let client = peer.address.ip().to_canonical();
         let mut record = Record::start(&self.recorder, method, uri, version, client, audit_id.clone());
@@ -122,8 +123,8 @@ impl Proxy {
             interim.end();
         }
         let mut response = match routed {
-            Ok(Outcome::Answer(response)) => response,
-            Ok(Outcome::Switch(mut response, tunnel, grant)) => {
+            Ok(Reply::Response(response)) => response,
+            Ok(Reply::Upgrade(mut response, tunnel, grant)) => {
                 response.headers_mut().insert(AUDIT_ID, audit_id);
                 record.code = response.status();
                 let stages = Arc::clone(&self.stages);
@@ -132,10 +133,10 @@ impl Proxy {
             }
             Err(error) => {
                 record.error = Some(match &error {
-                    ProxyError::Forward(error) => error.log_text(),
+                    ProxyError::Forwarder(error) => error.log_text(),
                     error => error.to_string(),
                 });
-                let form = taste.form(record.uri.query());
+                let form = accept.form(record.uri.query());
                 respond::refuse(&error, self.causes(&error, &record).await, form)
             }
         };
@@ -150,8 +151,8 @@ impl Proxy {
         peer: &Peer,
         interim: Option<&Interim>,
         record: &mut Record,
-    ) -> Result<Outcome, ProxyError> {
-        let Stages { identify, authorize, resolve, ready, .. } = &*self.stages;
+    ) -> Result<Reply, ProxyError> {
+        let Stages { authenticator, authorizer, resolver, ready, .. } = &*self.stages;
         if !ready.is_synced() {
             return Err(ProxyError::NotReady);
         }
@@ -160,15 +161,15 @@ impl Proxy {
         }
         let upgrade = Upgrade::asked(&request);
         let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
-        let credentials = upgrade.is_some().then(|| identify.credentials(request.headers()));
-        let caller = identify.identify(request.headers_mut(), peer, websocket).await?;
+        let credentials = upgrade.is_some().then(|| authenticator.credentials(request.headers()));
+        let caller = authenticator.authenticate(request.headers_mut(), peer, websocket).await?;
         record.identity = Some(Arc::clone(&caller.identity));
         let client = ClientAddress::from(record.client);
         let identity = match caller.impersonates {
             None => caller.identity,
             Some(wanted) => {
-                let identity = authorize.impersonate(&caller.identity, wanted, client).await?;
-                record.acts_as = Some(Arc::clone(&identity));
+                let identity = authorizer.impersonate(&caller.identity, wanted, client).await?;
+                record.impersonated_user = Some(Arc::clone(&identity));
                 identity
             }
         };
@@ -181,59 +182,61 @@ impl Proxy {
             Some(Upgrade::Connect { .. }) => Method::GET,
             _ => request.method().clone(),
         };
-        let verb = Verb::of(&method, !target.id.is_empty());
+        let verb = Verb::from_method(&method, !target.id.is_empty());
         record.name(&target, verb);
-        let permit = authorize.authorize(&identity, verb, &target, client).await?;
+        let permit = authorizer.authorize(&identity, verb, &target, client).await?;
         if upgrade.is_some() {
-            authorize.authorize_upgrade(&identity, &target, client).await?;
+            authorizer.authorize_upgrade(&identity, &target, client).await?;
         }
         if !is_served(&method) {
             return Err(ProxyError::Method);
         }
 
-        let route = resolve.resolve(&permit).await?;
+        let route = resolver.resolve(&permit).await?;
         let on_client = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         if upgrade.is_none() && target.rest.is_empty() && matches!(method, Method::GET | Method::HEAD) {
-            return Ok(Outcome::Answer(respond::redirect(&target.with_trailing_slash(uri.query()))));
+            return Ok(Reply::Response(respond::redirect(&target.with_trailing_slash(uri.query()))));
         }
 
         let client = record.client;
         let has_body = !body.is_end_stream();
         let (secure, asked) = (peer.secure, upgrade.as_ref());
-        Forwarded { target: &target, client, secure, upgrade: asked, has_body }.rewrite(&mut parts);
+        RequestHeaderRewriter { target: &target, client, secure, upgrade: asked, has_body }.rewrite(&mut parts);
         if self.stages.rewriting.is_enabled() {
             rewrite::narrow_accept_encoding(&method, &mut parts.headers);
         }
         let client_host = parts.headers.get(header::HOST).cloned();
         record.received = has_body.then(Rc::<Cell<u64>>::default);
-        let outgoing = Outgoing { parts, body, received: record.received.clone(), interim: interim.cloned() };
-        let (forward, dialed) = (&self.forward, &mut record.endpoint);
-        let (Answer { mut response, endpoint }, refuses_upgrade) = match &upgrade {
-            None => (forward.send(&permit, &route, outgoing, client, dialed).await?, false),
-            Some(asked) => match forward.upgrade(&permit, &route, outgoing, client, on_client, asked, dialed).await? {
-                Upgraded::Switched { response, tunnel } => {
-                    let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
-                    return Ok(Outcome::Switch(response, tunnel, Box::new(grant)));
+        let outgoing = UpstreamRequest { parts, body, received: record.received.clone(), interim: interim.cloned() };
+        let (forwarder, dialed) = (&self.forwarder, &mut record.endpoint);
+        let (UpstreamResponse { mut response, endpoint }, refuses_upgrade) = match &upgrade {
+            None => (forwarder.send(&permit, &route, outgoing, client, dialed).await?, false),
+            Some(asked) => {
+                match forwarder.upgrade(&permit, &route, outgoing, client, on_client, asked, dialed).await? {
+                    Upgraded::Switched { response, tunnel } => {
+                        let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
+                        return Ok(Reply::Upgrade(response, tunnel, Box::new(grant)));
+                    }
+                    Upgraded::Ignored(answer) => (answer, false),
+                    Upgraded::Refused(answer) => (answer, true),
                 }
-                Upgraded::Ignored(answer) => (answer, false),
-                Upgraded::Refused(answer) => (answer, true),
-            },
+            }
         };
         // Whatever the endpoint speaks: our answer is framed as the client's connection wants it.
         *response.version_mut() = Version::HTTP_11;
-        clean_answer(response.headers_mut(), refuses_upgrade)?;
+        sanitize_response_headers(response.headers_mut(), refuses_upgrade)?;
         if refuses_upgrade {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            return Ok(Outcome::Answer(response.map(Body::upstream)));
+            return Ok(Reply::Response(response.map(Body::upstream)));
         }
         let links = || self.links(&target, &route, &endpoint, client_host.as_ref());
         rewrite::rewrite_location(response.headers_mut(), links)?;
-        let reading = rewrite::page(&method, &response);
+        let reading = PageFormat::detect(&method, &response);
         let page = reading.and_then(|reading| {
             Some((reading, self.stages.rewriting.reserve(reading.held_bytes(), record.client.into())?))
         });
-        Ok(Outcome::Answer(match page {
+        Ok(Reply::Response(match page {
             None => response.map(Body::upstream),
             Some((reading, share)) => {
                 // The length is that of the page as it came.
@@ -250,10 +253,10 @@ impl Proxy {
         route: &Route,
         endpoint: &Endpoint,
         client_host: Option<&HeaderValue>,
-    ) -> Links {
+    ) -> LinkRewriter {
         let name = target.id().map(|id| id.name.to_owned()).unwrap_or_default();
         let namespace = target.namespace.clone().into_owned();
-        Links {
+        LinkRewriter {
             prefix: target.plain_prefix().into_owned(),
             client_host: client_host.and_then(|host| host.to_str().ok()).map(str::to_owned),
             endpoint: endpoint.address,
@@ -265,11 +268,12 @@ impl Proxy {
 
     /// What helps a caller to see why, where they may see the target.
     async fn causes(&self, error: &ProxyError, record: &Record) -> Vec<Cause> {
-        let causes = respond::causes(error);
-        let identity = record.acts_as.as_ref().or(record.identity.as_ref());
+        let causes = respond::status_causes(error);
+        let identity = record.impersonated_user.as_ref().or(record.identity.as_ref());
         match (identity, Target::parse(record.uri.path())) {
             (Some(identity), Ok(target))
-                if !causes.is_empty() && self.stages.authorize.sees(identity, &target, record.client.into()).await =>
+                if !causes.is_empty()
+                    && self.stages.authorizer.can_get_object(identity, &target, record.client.into()).await =>
             {
                 causes
             }

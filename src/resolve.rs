@@ -7,17 +7,17 @@ use std::sync::Arc;
 
 use crate::authorize::Permit;
 use crate::cluster::{
-    Affinity, AppProtocol, Cluster, Node, Phase, Refused, RetryWindow, Rotation, Service, ServicePort,
+    Affinity, AppProtocol, Cluster, ExcludedEndpoint, Node, Phase, RetryWindow, RoundRobinCounter, Service, ServicePort,
 };
 use crate::model::address::{AddressPolicy, AddressType};
-use crate::model::quote::Quoted;
+use crate::model::quote::GoQuoted;
 use crate::model::target::{Id, InvalidId};
 use crate::model::{Endpoint, Resource, Scheme, Target};
 pub use lookup::Lookups;
 
 /// The stage. One per process.
 #[derive(Debug)]
-pub struct Resolve {
+pub struct Resolver {
     pub cluster: Arc<Cluster>,
     pub addresses: AddressPolicy,
     /// Which of a node's addresses is taken: the first of these types that it has.
@@ -41,7 +41,7 @@ pub enum Candidates {
     /// A node or a pod.
     One(Endpoint),
     /// The endpoints of a service port, whose turns `rotation` counts.
-    Port { endpoints: Arc<[Endpoint]>, rotation: Arc<Rotation>, affinity: Affinity },
+    Port { endpoints: Arc<[Endpoint]>, rotation: Arc<RoundRobinCounter>, affinity: Affinity },
 }
 
 impl Candidates {
@@ -117,10 +117,10 @@ pub enum ResolveError {
     BadName(String),
     #[error(transparent)]
     BadId(#[from] InvalidId),
-    #[error("{resource} {} not found", Quoted(name))]
+    #[error("{resource} {} not found", GoQuoted(name))]
     NotFound { resource: Resource, name: String },
     /// Its address may belong to another pod by now (C40).
-    #[error("pod {} has ended (phase {phase:?})", Quoted(name))]
+    #[error("pod {} has ended (phase {phase:?})", GoQuoted(name))]
     PodEnded { name: String, phase: Phase },
     #[error("address not allowed")]
     AddressNotAllowed,
@@ -131,18 +131,18 @@ pub enum ResolveError {
     #[error("no preferred addresses found; known addresses: [{0}]")]
     NoPreferredAddress(String),
     /// `offered` are the ports that could have been named.
-    #[error("no service port {port} found for service {}", Quoted(service))]
+    #[error("no service port {port} found for service {}", GoQuoted(service))]
     NoServicePort { port: i64, service: String, offered: Vec<String> },
     /// No port has the name that the id gives, or gives none where there are several (C43). `which` is the id, or the
     /// bare name where the service has no endpoint at all (C48).
-    #[error("no endpoints available for service {}", Quoted(which))]
+    #[error("no endpoints available for service {}", GoQuoted(which))]
     NoPort { which: String, offered: Vec<String> },
     /// Nobody serves the port. `refused` are endpoints that are there, and why they do not.
-    #[error("no endpoints available for service {}", Quoted(which))]
-    NoEndpoints { which: String, refused: Vec<Refused> },
+    #[error("no endpoints available for service {}", GoQuoted(which))]
+    NoEndpoints { which: String, refused: Vec<ExcludedEndpoint> },
 }
 
-impl Resolve {
+impl Resolver {
     /// Looks the target up. What it finds is a snapshot: a request goes on with it whatever changes meanwhile.
     ///
     /// # Errors
@@ -276,8 +276,8 @@ fn port_number(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authorize::{Authorize, Authorizer, Rules};
-    use crate::cluster::facts::{Family, PortSpec, ServiceSpec, Slice, SliceEndpoint};
+    use crate::authorize::{Authorizer, PolicySource, RbacRules};
+    use crate::cluster::resources::{Family, PortSpec, ServiceSpec, Slice, SliceEndpoint};
     use crate::cluster::{AppProtocol, Kind, Object, ObjectKey, Pod, Writer};
     use crate::model::{Identity, Verb};
 
@@ -315,21 +315,21 @@ mod tests {
         SliceEndpoint { address: ip.parse().unwrap(), ready: true, serving: true, terminating: false, pod }
     }
 
-    fn resolver(pod_less: bool, objects: Vec<Object>) -> (Resolve, Writer) {
+    fn resolver(pod_less: bool, objects: Vec<Object>) -> (Resolver, Writer) {
         let (cluster, mut writer) = Cluster::new(AddressPolicy::default(), pod_less);
         objects.into_iter().for_each(|object| writer.apply(object));
         let preferred = vec![AddressType::InternalIp, AddressType::Hostname];
         let lookups = Lookups::new(std::time::Duration::from_secs(5));
-        (Resolve { cluster, addresses: AddressPolicy::default(), preferred, lookups }, writer)
+        (Resolver { cluster, addresses: AddressPolicy::default(), preferred, lookups }, writer)
     }
 
     /// What a path resolves to: scheme and addresses, or the error.
-    async fn ask(resolve: &Resolve, path: &str) -> Result<String, String> {
+    async fn ask(resolve: &Resolver, path: &str) -> Result<String, String> {
         let path = format!("/api/v1/{path}/proxy/");
         let target = Target::parse(&path).unwrap();
         let master = Arc::new(Identity::new("m", "", vec!["system:masters".into()], Default::default()));
-        let authorizer = Authorizer::Rules(Arc::new(arc_swap::ArcSwap::from_pointee(Rules::default())));
-        let authorize = Authorize { authorizer, accept_bare_names: false };
+        let authorizer = PolicySource::RbacRules(Arc::new(arc_swap::ArcSwap::from_pointee(RbacRules::default())));
+        let authorize = Authorizer { authorizer, accept_bare_names: false };
         let client = IpAddr::from([192, 0, 2, 1]).into();
         let permit = authorize.authorize(&master, Verb::Get, &target, client).await.unwrap();
         let route = resolve.resolve(&permit).await.map_err(|error| error.to_string())?;
@@ -337,7 +337,7 @@ mod tests {
         Ok(format!("{:?} {}", route.transport, addresses.join(",")))
     }
 
-    async fn check(resolve: &Resolve, cases: &[(&str, Result<&str, &str>)]) {
+    async fn check(resolve: &Resolver, cases: &[(&str, Result<&str, &str>)]) {
         for (path, expected) in cases {
             let found = ask(resolve, path).await;
             assert_eq!(found.as_deref().map_err(|error| &**error), *expected, "{path}");
@@ -394,7 +394,7 @@ mod tests {
 
     #[tokio::test]
     async fn endpoints_count_only_with_a_pod_of_the_namespace_behind_them() {
-        let facts = || {
+        let objects = || {
             vec![
                 pod("p", &["10.0.0.1", "fd00::1"]),
                 service("s", &[("", 80, AppProtocol::Unspecified)]),
@@ -413,10 +413,10 @@ mod tests {
                 ),
             ]
         };
-        let (resolve, _writer) = resolver(false, facts());
+        let (resolve, _writer) = resolver(false, objects());
         assert_eq!(ask(&resolve, "namespaces/ns/services/s").await.unwrap(), "Http 10.0.0.1:80");
         // Opted in, addresses without a pod serve; those that must not be dialled do not, whatever is opted in.
-        let (resolve, _writer) = resolver(true, facts());
+        let (resolve, _writer) = resolver(true, objects());
         assert_eq!(ask(&resolve, "namespaces/ns/services/s").await.unwrap(), "Http 10.0.0.1:80,10.0.0.3:80");
     }
 
@@ -476,7 +476,7 @@ mod tests {
             )
             .await;
             let service = resolve.cluster.service("ns", "s").unwrap();
-            assert_eq!(service.ports[0].refused[0].why, crate::cluster::Refusal::PodEnded);
+            assert_eq!(service.ports[0].refused[0].why, crate::cluster::ExclusionReason::PodEnded);
             writer.apply(ended(Phase::Active));
         }
     }

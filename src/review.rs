@@ -23,7 +23,7 @@ pub use admission::{Admission, Place, Rejection};
 pub use cached::{CachedReviews, Judge, Verdict};
 pub use health::ApiHealth;
 
-use crate::model::{ClientAddress, with_causes};
+use crate::model::{ClientAddress, error_chain};
 
 /// The largest answer that is read. A TokenReview holds the groups of a user, thousands at most.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
@@ -228,7 +228,7 @@ async fn attempt(client: &kube::Client, path: &str, body: &[u8], deadline: Insta
         let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
         let request = request.body(Body::from(body.to_vec())).map_err(|error| Attempt::Refused(error.to_string()))?;
         // Not by kube's typed calls: they hide Retry-After, and log an answer that they cannot read, token included.
-        let response = client.send(request).await.map_err(|error| Attempt::NoAnswer(with_causes(&error)))?;
+        let response = client.send(request).await.map_err(|error| Attempt::NoAnswer(error_chain(&error)))?;
         let (parts, body) = response.into_parts();
         let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
         let body = body.map_err(|error| Attempt::NoAnswer(error.to_string()))?.to_bytes().to_vec();

@@ -19,7 +19,7 @@ use budget::Bound;
 pub use budget::{Budget, Share};
 use coding::{Coding, Decoded, Decoder, Encoder};
 use html::{BLOCK_BYTES, Html};
-pub use link::{BadLink, Links};
+pub use link::{InvalidUrl, LinkRewriter};
 
 /// Nothing of ASCII is escaped.
 const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
@@ -44,13 +44,13 @@ const MAX_ENCODED_BYTES_PER_STEP: usize = 16 * 1024;
 /// Makes `Location` lead through the bastion.
 ///
 /// # Errors
-/// [`BadLink`] where it is no URL: nobody can tell where it leads.
-pub fn rewrite_location(headers: &mut HeaderMap, links: impl FnOnce() -> Links) -> Result<(), BadLink> {
+/// [`InvalidUrl`] where it is no URL: nobody can tell where it leads.
+pub fn rewrite_location(headers: &mut HeaderMap, links: impl FnOnce() -> LinkRewriter) -> Result<(), InvalidUrl> {
     let Some(location) = headers.get(header::LOCATION) else { return Ok(()) };
     // Bytes beyond ASCII, text or not, are escaped as they are.
     let text: Cow<'_, str> = percent_encode(location.as_bytes(), BEYOND_ASCII).into();
     if let Some(rewritten) = links().rewrite(&text)? {
-        let value = HeaderValue::try_from(rewritten).map_err(|_| BadLink(text.into_owned()))?;
+        let value = HeaderValue::try_from(rewritten).map_err(|_| InvalidUrl(text.into_owned()))?;
         headers.insert(header::LOCATION, value);
     }
     Ok(())
@@ -58,42 +58,43 @@ pub fn rewrite_location(headers: &mut HeaderMap, links: impl FnOnce() -> Links) 
 
 /// How to read a page.
 #[derive(Clone, Copy, Debug)]
-pub struct Reading {
+pub struct PageFormat {
     coding: Coding,
     encoding: AsciiCompatibleEncoding,
 }
 
-impl Reading {
+impl PageFormat {
+    /// How to read the answer's page, where it is one whose links are to be rewritten: `text/html` to the letter, whole, in
+    /// a coding and an encoding that are understood, and no redirect.
+    pub fn detect<B>(method: &Method, response: &Response<B>) -> Option<Self> {
+        let (headers, code) = (response.headers(), response.status());
+        let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+        let (media_type, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
+        if media_type.trim() != "text/html" || headers.contains_key(header::LOCATION) {
+            return None;
+        }
+        let bodiless = *method == Method::HEAD
+            || matches!(code, StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
+        if bodiless {
+            return None;
+        }
+        let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+        let coding = match (codings.next(), codings.next()) {
+            (None, _) => Coding::Identity,
+            (Some(one), None) => Coding::parse(one.to_str().ok()?)?,
+            (Some(_), Some(_)) => return None,
+        };
+        let charset =
+            parameters.split(';').filter_map(|parameter| parameter.split_once('=')).find_map(|(name, value)| {
+                name.trim().eq_ignore_ascii_case("charset").then(|| value.trim().trim_matches(['"', '\'']))
+            });
+        Some(Self { coding, encoding: html::encoding(charset)? })
+    }
+
     /// Memory that rewriting the page holds from its start.
     pub fn held_bytes(&self) -> usize {
         html::PARSER_BYTES + BLOCK_BYTES + self.coding.held_bytes()
     }
-}
-
-/// How to read the answer's page, where it is one whose links are to be rewritten: `text/html` to the letter, whole, in
-/// a coding and an encoding that are understood, and no redirect.
-pub fn page<B>(method: &Method, response: &Response<B>) -> Option<Reading> {
-    let (headers, code) = (response.headers(), response.status());
-    let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
-    let (media_type, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
-    if media_type.trim() != "text/html" || headers.contains_key(header::LOCATION) {
-        return None;
-    }
-    let bodiless = *method == Method::HEAD
-        || matches!(code, StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
-    if bodiless {
-        return None;
-    }
-    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
-    let coding = match (codings.next(), codings.next()) {
-        (None, _) => Coding::Identity,
-        (Some(one), None) => Coding::parse(one.to_str().ok()?)?,
-        (Some(_), Some(_)) => return None,
-    };
-    let charset = parameters.split(';').filter_map(|parameter| parameter.split_once('=')).find_map(|(name, value)| {
-        name.trim().eq_ignore_ascii_case("charset").then(|| value.trim().trim_matches(['"', '\'']))
-    });
-    Some(Reading { coding, encoding: html::encoding(charset)? })
 }
 
 /// Whether a request may be answered by a page for a browser: then only codings that can be taken off are asked for.
@@ -176,7 +177,7 @@ impl Rewriter {
     pub const MAX_OUTPUT_BYTES_PER_SLICE: usize =
         2 * (MAX_WORK_PER_SLICE / WORK_PER_OUTPUT_BYTE + html::MAX_OUTPUT_BYTES_PER_BLOCK);
 
-    pub fn new(reading: Reading, links: Links) -> Self {
+    pub fn new(reading: PageFormat, links: LinkRewriter) -> Self {
         Self {
             coding: reading.coding,
             decoder: Decoder::new(reading.coding),
@@ -356,7 +357,7 @@ impl Rewriter {
 
 /// A page on its way to the client.
 #[expect(missing_debug_implementations, reason = "as Rewriter")]
-pub struct Page<B> {
+pub struct RewrittenBody<B> {
     incoming: B,
     rewriter: Rewriter,
     share: Share,
@@ -379,9 +380,9 @@ pub enum PageError<E> {
     Page(#[from] BadPage),
 }
 
-impl<B> Page<B> {
-    /// `share` is what the process's budget gave for [`Reading::held_bytes`].
-    pub fn new(incoming: B, reading: Reading, links: Links, share: Share) -> Self {
+impl<B> RewrittenBody<B> {
+    /// `share` is what the process's budget gave for [`PageFormat::held_bytes`].
+    pub fn new(incoming: B, reading: PageFormat, links: LinkRewriter, share: Share) -> Self {
         let rewriter = Rewriter::new(reading, links);
         Self {
             incoming,
@@ -414,7 +415,7 @@ impl<B> Page<B> {
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Page<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for RewrittenBody<B> {
     type Data = Bytes;
     type Error = PageError<B::Error>;
 

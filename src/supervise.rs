@@ -99,7 +99,7 @@ impl Supervisor {
                         settled = true;
                         if std::mem::take(&mut impaired) {
                             tracing::info!(task = name, "the restarted background task has recovered");
-                            ready.mend(name);
+                            ready.clear_degraded(name);
                         }
                         running.await
                     }
@@ -113,7 +113,7 @@ impl Supervisor {
                 // Tasks that fail of one cause, as after an outage, must not come back in step.
                 let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
                 tracing::error!(task = name, fault, pause = ?jittered, "a background task ended; restarting it");
-                ready.impair(name, format!("this background task {fault}; it is restarted"));
+                ready.set_degraded(name, format!("this background task {fault}; it is restarted"));
                 impaired = true;
                 metrics.task_restarted(name);
                 tokio::select! {
@@ -139,7 +139,7 @@ impl Supervisor {
                 return Ok(());
             }
             tracing::error!(task = name, fault, "a background task ended without which the process cannot go on");
-            ready.impair(name, format!("this background task {fault}; the process ends"));
+            ready.set_degraded(name, format!("this background task {fault}; the process ends"));
             Err(TaskError { task: name, fault })
         });
     }

@@ -11,8 +11,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-pub use client::{ClientTls, KubeletTls, Offers};
-pub use reload::{CaError, ClientCas, FileWatch};
+pub use client::{AlpnConfigs, ClientTls, KubeletTls};
+pub use reload::{CaError, DynamicClientCas, FileWatch};
 pub use server::{ServerTls, sha256_hex};
 
 /// Why TLS cannot be set up. Every variant names the file to look at, and has its cause as its source.

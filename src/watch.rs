@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::cluster::{Kind, Object, ObjectKey, Writer};
 use crate::metrics::Metrics;
-use crate::ready::Hold;
+use crate::ready::BlockReady;
 
 /// Changes on their way to the index. A source waits while there are more: what it has read is in memory already, so a
 /// longer queue would only hold it twice.
@@ -39,12 +39,12 @@ pub struct Feed(mpsc::Sender<Change>);
 pub struct Index {
     changes: mpsc::Receiver<Change>,
     writer: Writer,
-    holds: Vec<(Kind, Hold)>,
+    holds: Vec<(Kind, BlockReady)>,
     metrics: Metrics,
 }
 
 /// A feed and the index that it leads to. Each of `holds` is released when the first whole set of its kind is in.
-pub fn feed(writer: Writer, holds: Vec<(Kind, Hold)>, metrics: &Metrics) -> (Feed, Index) {
+pub fn feed(writer: Writer, holds: Vec<(Kind, BlockReady)>, metrics: &Metrics) -> (Feed, Index) {
     let (sender, changes) = mpsc::channel(QUEUE);
     (Feed(sender), Index { changes, writer, holds, metrics: metrics.clone() })
 }

@@ -6,9 +6,9 @@ mod support;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use support::bench::{Bench, PREFIX, read_all, read_until};
 use support::client::{tls, tls_over, tls_with_alpn};
 use support::eventually;
+use support::test_bed::{PREFIX, TestBed, read_all, read_until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -18,17 +18,17 @@ const H2C: &str = "/api/v1/namespaces/default/services/h2c/proxy";
 const FULL: usize = 24_576;
 
 /// With more settings of `serving`.
-async fn test_bed(settings: &str) -> Result<Bench> {
-    Bench::serving(settings, &[]).await
+async fn test_bed(settings: &str) -> Result<TestBed> {
+    TestBed::serving(settings, &[]).await
 }
 
 /// Sends a GET to the pod; `rest` is what follows the usual headers.
-async fn get(bed: &Bench, path: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
+async fn get(bed: &TestBed, path: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
     bed.request(&format!("GET {path}"), &format!("{rest}\r\n")).await
 }
 
 /// A client of HTTP/2.
-async fn http2(bed: &Bench) -> Result<h2::client::SendRequest<Bytes>> {
+async fn http2(bed: &TestBed) -> Result<h2::client::SendRequest<Bytes>> {
     let stream = tls_with_alpn(bed.bastion.secure, &bed.ca.file, None, &[b"h2"]).await?;
     let (sender, connection) = h2::client::Builder::new().max_header_list_size(16 << 20).handshake(stream).await?;
     tokio::spawn(connection);

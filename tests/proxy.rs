@@ -18,18 +18,18 @@ use nix::sys::signal::Signal;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use support::bastion::Bastion;
-use support::bench::{Bench, PREFIX, read_all, read_until};
 use support::eventually;
+use support::test_bed::{PREFIX, TestBed, read_all, read_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 #[tokio::test]
 async fn head_and_body_cross_as_they_are() -> Result<()> {
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     let rest = "X-Odd: a\r\nX-Odd: b\r\nCookie: c=d\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
-    let mut client = bench.request("POST /a%2Fb//c;d?e=%20f&&g", rest).await?;
-    let (mut backend, head) = bench.accept().await?;
+    let mut client = bed.request("POST /a%2Fb//c;d?e=%20f&&g", rest).await?;
+    let (mut backend, head) = bed.accept().await?;
     ensure!(head.starts_with("POST /a%2Fb//c;d?e=%20f&&g HTTP/1.1\r\n"), "{head}");
     for line in
         ["Host: h", "X-Odd: a", "X-Odd: b", "Cookie: c=d", "Transfer-Encoding: chunked", "X-Forwarded-Proto: https"]
@@ -57,10 +57,10 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[tokio::test]
 async fn an_idle_connection_serves_the_next_request_and_a_stale_one_is_replaced() -> Result<()> {
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     // The bastion has a pool per worker: one client connection stays on one worker.
-    let mut client = bench.request("GET /1", "\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
+    let mut client = bed.request("GET /1", "\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
     backend.write_all(ANSWER).await?;
     read_until(&mut client, "ok").await?;
     let request = |n: u8| format!("GET {PREFIX}/{n} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n");
@@ -72,7 +72,7 @@ async fn an_idle_connection_serves_the_next_request_and_a_stale_one_is_replaced(
     client.write_all(request(3).as_bytes()).await?;
     read_until(&mut backend, "\r\n\r\n").await?;
     drop(backend);
-    let (mut backend, head) = bench.accept().await?;
+    let (mut backend, head) = bed.accept().await?;
     ensure!(head.starts_with("GET /3 "), "{head}");
     backend.write_all(ANSWER).await?;
     ensure!(read_until(&mut client, "ok").await?.starts_with("HTTP/1.1 200 "));
@@ -81,23 +81,23 @@ async fn an_idle_connection_serves_the_next_request_and_a_stale_one_is_replaced(
 
 #[tokio::test]
 async fn what_may_have_acted_is_not_repeated() -> Result<()> {
-    let bench = Bench::new().await?;
-    let mut client = bench.request("POST /", "Content-Length: 1\r\nConnection: close\r\n\r\nx").await?;
-    let (backend, _) = bench.accept().await?;
+    let bed = TestBed::new().await?;
+    let mut client = bed.request("POST /", "Content-Length: 1\r\nConnection: close\r\n\r\nx").await?;
+    let (backend, _) = bed.accept().await?;
     drop(backend);
     let answer = read_all(&mut client).await;
     ensure!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("error trying to reach service: "), "{answer}");
-    let again = tokio::time::timeout(Duration::from_millis(300), bench.accept()).await;
+    let again = tokio::time::timeout(Duration::from_millis(300), bed.accept()).await;
     ensure!(again.is_err(), "the request came a second time");
     Ok(())
 }
 
 #[tokio::test]
 async fn a_broken_answer_is_cut_and_never_ends_cleanly() -> Result<()> {
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     for (head, part) in [("Transfer-Encoding: chunked", "5\r\nhello\r\n"), ("Content-Length: 10", "hello")] {
-        let mut client = bench.request("GET /", "\r\n").await?;
-        let (mut backend, _) = bench.accept().await?;
+        let mut client = bed.request("GET /", "\r\n").await?;
+        let (mut backend, _) = bed.accept().await?;
         backend.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{part}").as_bytes()).await?;
         read_until(&mut client, "hello").await?;
         drop(backend);
@@ -109,9 +109,9 @@ async fn a_broken_answer_is_cut_and_never_ends_cleanly() -> Result<()> {
 
 #[tokio::test]
 async fn the_first_byte_does_not_wait_for_the_last() -> Result<()> {
-    let bench = Bench::new().await?;
-    let mut client = bench.request("GET /events", "\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
+    let bed = TestBed::new().await?;
+    let mut client = bed.request("GET /events", "\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
     backend
         .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         .await?;
@@ -128,9 +128,9 @@ async fn the_first_byte_does_not_wait_for_the_last() -> Result<()> {
 
 #[tokio::test]
 async fn back_pressure_reaches_the_backend() -> Result<()> {
-    let bench = Bench::new().await?;
-    let client = bench.request("GET /big", "\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
+    let bed = TestBed::new().await?;
+    let client = bed.request("GET /big", "\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
     backend.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
     let chunk = [b"10000\r\n", &vec![b'x'; 0x10000][..], b"\r\n"].concat();
     let mut sent = 0;
@@ -146,9 +146,9 @@ async fn back_pressure_reaches_the_backend() -> Result<()> {
 
 #[tokio::test]
 async fn trailers_and_interim_answers_pass() -> Result<()> {
-    let bench = Bench::new().await?;
-    let mut client = bench.request("GET /", "TE: trailers\r\n\r\n").await?;
-    let (mut backend, head) = bench.accept().await?;
+    let bed = TestBed::new().await?;
+    let mut client = bed.request("GET /", "TE: trailers\r\n\r\n").await?;
+    let (mut backend, head) = bed.accept().await?;
     ensure!(head.contains("Te: trailers"), "{head}");
     backend.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n").await?;
     let hints = read_until(&mut client, "\r\n\r\n").await?;
@@ -169,10 +169,10 @@ async fn trailers_and_interim_answers_pass() -> Result<()> {
 #[tokio::test]
 async fn a_refused_upgrade_is_no_pipe() -> Result<()> {
     // CVE-2018-1002105: bytes behind a refused upgrade must not reach the backend.
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     for code in ["400 Bad Request", "500 Oops"] {
-        let mut client = bench.request("GET /here", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await?;
-        let (mut backend, head) = bench.accept().await?;
+        let mut client = bed.request("GET /here", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await?;
+        let (mut backend, head) = bed.accept().await?;
         ensure!(head.contains("Connection: Upgrade") && head.contains("Upgrade: websocket"), "{head}");
         backend.write_all(format!("HTTP/1.1 {code}\r\nContent-Length: 4\r\n\r\nnope").as_bytes()).await?;
         client.write_all(b"GET /there HTTP/1.1\r\nHost: h\r\n\r\n").await?;
@@ -186,10 +186,10 @@ async fn a_refused_upgrade_is_no_pipe() -> Result<()> {
 #[tokio::test]
 async fn a_websocket_is_answered_by_101_or_an_error_alone() -> Result<()> {
     // CVE-2020-8559: a redirect in answer to a WebSocket never leaves.
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     for code in ["200 OK", "300 Multiple Choices", "302 Found", "307 Temporary Redirect"] {
-        let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await?;
-        let (mut backend, _) = bench.accept().await?;
+        let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await?;
+        let (mut backend, _) = bed.accept().await?;
         backend
             .write_all(format!("HTTP/1.1 {code}\r\nLocation: http://evil/\r\nContent-Length: 0\r\n\r\n").as_bytes())
             .await?;
@@ -203,8 +203,8 @@ async fn a_websocket_is_answered_by_101_or_an_error_alone() -> Result<()> {
 
 #[tokio::test]
 async fn an_upgrade_to_a_node_takes_more_than_get() -> Result<()> {
-    let bench = Bench::new().await?;
-    let node = format!("/api/v1/nodes/n:{}/proxy/exec", bench.backend.local_addr()?.port());
+    let bed = TestBed::new().await?;
+    let node = format!("/api/v1/nodes/n:{}/proxy/exec", bed.backend.local_addr()?.port());
     let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     for (token, target, upgrade, code) in [
         ("r", &*node, "", "200"),
@@ -212,12 +212,12 @@ async fn an_upgrade_to_a_node_takes_more_than_get() -> Result<()> {
         ("t", &*node, upgrade, "101"),
         ("r", PREFIX, upgrade, "101"),
     ] {
-        let mut client = bench.client().await?;
+        let mut client = bed.client().await?;
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{upgrade}\r\n");
         client.write_all(head.as_bytes()).await?;
         let answered = read_until(&mut client, "\r\n\r\n");
         let serve = async {
-            let (mut backend, _) = bench.accept().await?;
+            let (mut backend, _) = bed.accept().await?;
             let head = if upgrade.is_empty() {
                 "200 OK\r\nContent-Length: 0"
             } else {
@@ -238,10 +238,10 @@ async fn an_upgrade_to_a_node_takes_more_than_get() -> Result<()> {
 #[tokio::test]
 async fn both_length_and_encoding_is_refused() -> Result<()> {
     // Request smuggling: two lengths, two opinions.
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     let rest = "Content-Length: 5\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
-    let mut client = bench.request("POST /", rest).await?;
-    let accepted = tokio::time::timeout(Duration::from_millis(500), bench.accept()).await;
+    let mut client = bed.request("POST /", rest).await?;
+    let accepted = tokio::time::timeout(Duration::from_millis(500), bed.accept()).await;
     if let Ok(accepted) = accepted {
         let (mut backend, head) = accepted?;
         ensure!(!head.contains("Content-Length"), "both go on: {head}");
@@ -255,10 +255,10 @@ async fn both_length_and_encoding_is_refused() -> Result<()> {
 
 #[tokio::test]
 async fn large_headers_pass() -> Result<()> {
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     let many: String = (0..80).map(|n| format!("X-{n}: {}\r\n", "v".repeat(12_000))).collect();
-    let mut client = bench.request("GET /", &format!("{many}\r\n")).await?;
-    let (mut backend, head) = bench.accept().await?;
+    let mut client = bed.request("GET /", &format!("{many}\r\n")).await?;
+    let (mut backend, head) = bed.accept().await?;
     ensure!(head.contains("\r\nX-79: v"), "{} bytes arrived", head.len());
     backend.write_all(format!("HTTP/1.1 200 OK\r\n{many}Content-Length: 0\r\n\r\n").as_bytes()).await?;
     let head = read_until(&mut client, "\r\n\r\n").await?;
@@ -268,9 +268,9 @@ async fn large_headers_pass() -> Result<()> {
 
 #[tokio::test]
 async fn an_upgrade_grants_no_more_than_its_method_does() -> Result<()> {
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     for method in ["DELETE", "POST", "PROPFIND"] {
-        let mut client = bench.client().await?;
+        let mut client = bed.client().await?;
         let head = format!(
             "{method} {PREFIX}/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer r\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
         );
@@ -278,15 +278,15 @@ async fn an_upgrade_grants_no_more_than_its_method_does() -> Result<()> {
         let answer = read_until(&mut client, "\r\n\r\n").await?;
         ensure!(answer.starts_with("HTTP/1.1 403 "), "{method}: {answer}");
     }
-    let seen = tokio::time::timeout(Duration::from_millis(100), bench.backend.accept()).await;
+    let seen = tokio::time::timeout(Duration::from_millis(100), bed.backend.accept()).await;
     ensure!(seen.is_err(), "the backend must not hear of it");
     Ok(())
 }
 
 #[tokio::test]
 async fn a_refused_upload_is_sent_again_whole() -> Result<()> {
-    let bench = Bench::new().await?;
-    let mut client = bench.client().await?;
+    let bed = TestBed::new().await?;
+    let mut client = bed.client().await?;
     let path = "/api/v1/namespaces/default/services/h2c/proxy/up";
     let pieces: Vec<String> = (0..60).map(|n| format!("{n:04}").repeat(256)).collect();
     let whole = pieces.concat();
@@ -297,7 +297,7 @@ async fn a_refused_upload_is_sent_again_whole() -> Result<()> {
     client.write_all(pieces[..50].concat().as_bytes()).await?;
 
     // The first connection refuses it once most of it is there (RFC 9113 section 8.7).
-    let mut first = h2::server::handshake(bench.backend.accept().await?.0).await?;
+    let mut first = h2::server::handshake(bed.backend.accept().await?.0).await?;
     let (mut request, mut respond) = first.accept().await.context("a request")??;
     let mut seen = 0;
     while seen < 50 * 1024 {
@@ -312,7 +312,7 @@ async fn a_refused_upload_is_sent_again_whole() -> Result<()> {
     let closed = tokio::spawn(async move { while first.accept().await.is_some() {} });
 
     // The second answers at once and reads slowly: what is still to be sent again must not be forgotten with the answer.
-    let stream = bench.backend.accept().await?.0;
+    let stream = bed.backend.accept().await?.0;
     let mut second = h2::server::Builder::new().initial_window_size(1000).handshake::<_, bytes::Bytes>(stream).await?;
     let (mut request, mut respond) = second.accept().await.context("it comes again")??;
     let mut answer = respond.send_response(http::Response::new(()), false)?;
@@ -335,15 +335,15 @@ async fn a_refused_upload_is_sent_again_whole() -> Result<()> {
 
 #[tokio::test]
 async fn a_page_that_unfolds_leaves_others_their_turn() -> Result<()> {
-    let bench = Bench::serving("workers: 1", &[]).await?;
+    let bed = TestBed::serving("workers: 1", &[]).await?;
     let page = "<a href=/x></a>".repeat(1 << 20);
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     std::io::Write::write_all(&mut encoder, page.as_bytes())?;
     let page = encoder.finish()?;
-    let mut hostile = bench.request("GET /page", "\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
-    let mut neighbour = bench.request("GET /", "\r\n").await?;
-    let (mut other, _) = bench.accept().await?;
+    let mut hostile = bed.request("GET /page", "\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
+    let mut neighbour = bed.request("GET /", "\r\n").await?;
+    let (mut other, _) = bed.accept().await?;
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\r\n",
         page.len()
@@ -365,9 +365,9 @@ async fn a_page_that_unfolds_leaves_others_their_turn() -> Result<()> {
 
 #[tokio::test]
 async fn who_breaks_off_an_upload_is_told_so_and_blames_nobody() -> Result<()> {
-    let bench = Bench::new().await?;
-    let mut client = bench.request("POST /up", "Content-Length: 9\r\n\r\nhalf").await?;
-    let _backend = bench.accept().await?;
+    let bed = TestBed::new().await?;
+    let mut client = bed.request("POST /up", "Content-Length: 9\r\n\r\nhalf").await?;
+    let _backend = bed.accept().await?;
     client.shutdown().await?;
     let answer = read_all(&mut client).await;
     ensure!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("the request's body broke off"), "{answer}");
@@ -376,11 +376,11 @@ async fn who_breaks_off_an_upload_is_told_so_and_blames_nobody() -> Result<()> {
 
 #[tokio::test]
 async fn silent_clients_of_http2_are_shown_the_door() -> Result<()> {
-    let bench = Bench::serving("idleTimeout: 200ms", &[]).await?;
-    let ca = bench.folder.path().join("ca.crt");
-    let mut mute = http2(bench.bastion.secure, &ca).await?;
+    let bed = TestBed::serving("idleTimeout: 200ms", &[]).await?;
+    let ca = bed.folder.path().join("ca.crt");
+    let mut mute = http2(bed.bastion.secure, &ca).await?;
     read_all(&mut mute).await;
-    let io = hyper_util::rt::TokioIo::new(http2(bench.bastion.secure, &ca).await?);
+    let io = hyper_util::rt::TokioIo::new(http2(bed.bastion.secure, &ca).await?);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await?;
     let ended = tokio::spawn(connection);
@@ -388,7 +388,7 @@ async fn silent_clients_of_http2_are_shown_the_door() -> Result<()> {
         .header("authorization", "Bearer t")
         .body(http_body_util::Empty::<bytes::Bytes>::new())?;
     let answer = tokio::spawn(async move { (sender.send_request(request).await, sender) });
-    let (mut backend, _) = bench.accept().await?;
+    let (mut backend, _) = bed.accept().await?;
     // Long enough for an idle connection, and this one is none.
     tokio::time::sleep(Duration::from_secs(1)).await;
     backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
@@ -401,39 +401,39 @@ async fn silent_clients_of_http2_are_shown_the_door() -> Result<()> {
 
 #[tokio::test]
 async fn tunnels_count_among_the_connections() -> Result<()> {
-    let bench = Bench::serving("maxConnections: 1, workers: 1", &["--insecure-listen-address=127.0.0.1:0"]).await?;
-    let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
+    let bed = TestBed::serving("maxConnections: 1, workers: 1", &["--insecure-listen-address=127.0.0.1:0"]).await?;
+    let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
     backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
     read_until(&mut client, "\r\n\r\n").await?;
     let open = "kube_bastion_connections_open 1\n";
-    eventually("the tunnel to be counted", async || Ok(bench.bastion.metrics().await?.contains(open))).await?;
-    let second = bench.client();
+    eventually("the tunnel to be counted", async || Ok(bed.bastion.metrics().await?.contains(open))).await?;
+    let second = bed.client();
     ensure!(tokio::time::timeout(Duration::from_millis(300), second).await.is_err(), "a second one must wait");
     drop((client, backend));
-    bench.client().await?;
+    bed.client().await?;
     Ok(())
 }
 
 #[tokio::test]
 async fn early_answers_that_nobody_reads_fill_no_memory() -> Result<()> {
-    let bench = Bench::new().await?;
-    let _client = bench.request("GET /", "\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
+    let bed = TestBed::new().await?;
+    let _client = bed.request("GET /", "\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
     let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(8000)).repeat(100);
-    let before = bench.bastion.resident()?;
+    let before = bed.bastion.resident()?;
     for _ in 0..64 {
         backend.write_all(hint.as_bytes()).await?;
     }
-    let grown = bench.bastion.resident()?.saturating_sub(before);
+    let grown = bed.bastion.resident()?.saturating_sub(before);
     ensure!(grown < 16 << 20, "of 51 MB of early answers {grown} bytes stay");
     Ok(())
 }
 
 #[tokio::test]
 async fn http2_clients_reach_http1_backends() -> Result<()> {
-    let bench = Bench::new().await?;
-    let stream = http2(bench.bastion.secure, &bench.folder.path().join("ca.crt")).await?;
+    let bed = TestBed::new().await?;
+    let stream = http2(bed.bastion.secure, &bed.folder.path().join("ca.crt")).await?;
     let io = hyper_util::rt::TokioIo::new(stream);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await?;
@@ -444,7 +444,7 @@ async fn http2_clients_reach_http1_backends() -> Result<()> {
         .header("cookie", "b=2")
         .body(http_body_util::Empty::<bytes::Bytes>::new())?;
     let answer = tokio::spawn(async move { sender.send_request(request).await });
-    let (mut backend, head) = bench.accept().await?;
+    let (mut backend, head) = bed.accept().await?;
     ensure!(head.starts_with("GET /x?y HTTP/1.1\r\n") && head.contains("Host: bastion.test"), "{head}");
     ensure!(head.contains("Cookie: a=1; b=2"), "{head}");
     backend
@@ -460,18 +460,18 @@ async fn http2_clients_reach_http1_backends() -> Result<()> {
 
 #[tokio::test]
 async fn a_changed_certificate_is_served_and_a_broken_one_is_not() -> Result<()> {
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     let served = async || -> Result<Vec<u8>> {
-        let stream = bench.client().await?;
+        let stream = bed.client().await?;
         Ok(stream.get_ref().1.peer_certificates().context("a certificate")?[0].to_vec())
     };
     let before = served().await?;
-    let (certificate, key) = (bench.folder.path().join("bastion.crt"), bench.folder.path().join("bastion.key"));
+    let (certificate, key) = (bed.folder.path().join("bastion.crt"), bed.folder.path().join("bastion.key"));
     std::fs::write(&key, "not a key")?;
-    eventually("the broken key to be told", async || Ok(bench.bastion.said().contains("the old one stays"))).await?;
+    eventually("the broken key to be told", async || Ok(bed.bastion.said().contains("the old one stays"))).await?;
     ensure!(served().await? == before);
     // Of the same CA, so that the client still trusts it.
-    let renewed = bench.ca.server(bench.folder.path(), "renewed", &["localhost"])?;
+    let renewed = bed.ca.server(bed.folder.path(), "renewed", &["localhost"])?;
     std::fs::copy(&renewed.key, &key)?;
     std::fs::copy(&renewed.certificate, &certificate)?;
     eventually("the new certificate", async || Ok(served().await? != before)).await
@@ -501,15 +501,15 @@ async fn without_certificates_a_self_signed_one_is_made_and_its_fingerprint_told
 
 #[tokio::test]
 async fn plain_http_is_served_where_it_is_asked_for() -> Result<()> {
-    let bench = Bench::with(&["--insecure-listen-address=127.0.0.1:0"]).await?;
-    let said = bench.bastion.said();
+    let bed = TestBed::with(&["--insecure-listen-address=127.0.0.1:0"]).await?;
+    let said = bed.bastion.said();
     let (_, rest) = said.split_once(r#""insecure":""#).context("the port is told")?;
     let (address, _) = rest.split_once('"').context("a JSON string")?;
     let mut client = TcpStream::connect(address).await?;
     client
         .write_all(format!("GET {PREFIX}/ HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n").as_bytes())
         .await?;
-    let (mut backend, head) = bench.accept().await?;
+    let (mut backend, head) = bed.accept().await?;
     ensure!(head.contains("X-Forwarded-Proto: http\r\n"), "{head}");
     backend.write_all(ANSWER).await?;
     ensure!(read_until(&mut client, "ok").await?.starts_with("HTTP/1.1 200 "));
@@ -518,34 +518,34 @@ async fn plain_http_is_served_where_it_is_asked_for() -> Result<()> {
 
 #[tokio::test]
 async fn a_second_signal_ends_at_once() -> Result<()> {
-    let mut bench = Bench::new().await?;
-    let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
+    let mut bed = TestBed::new().await?;
+    let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
     backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
     read_until(&mut client, "\r\n\r\n").await?;
-    bench.bastion.signal(Signal::SIGTERM)?;
-    eventually("the drain", async || Ok(bench.bastion.said().contains("draining"))).await?;
+    bed.bastion.signal(Signal::SIGTERM)?;
+    eventually("the drain", async || Ok(bed.bastion.said().contains("draining"))).await?;
     client.write_all(b"x").await?;
     ensure!(backend.read(&mut [0]).await? == 1, "the tunnel goes on");
-    bench.bastion.signal(Signal::SIGTERM)?;
+    bed.bastion.signal(Signal::SIGTERM)?;
     ensure!(backend.read(&mut [0]).await.unwrap_or(0) == 0, "the tunnel is cut");
-    ensure!(tokio::task::spawn_blocking(move || bench.bastion.wait()).await??.success());
+    ensure!(tokio::task::spawn_blocking(move || bed.bastion.wait()).await??.success());
     Ok(())
 }
 
 #[tokio::test]
 async fn the_deadline_of_the_drain_cuts_a_tunnel() -> Result<()> {
-    let mut bench = Bench::with(&["--drain-timeout=1s"]).await?;
-    let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
+    let mut bed = TestBed::with(&["--drain-timeout=1s"]).await?;
+    let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
     backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
     read_until(&mut client, "\r\n\r\n").await?;
-    bench.bastion.signal(Signal::SIGTERM)?;
+    bed.bastion.signal(Signal::SIGTERM)?;
     // Both sides are held open here: nothing but the deadline ends them.
     let cut = tokio::time::timeout(Duration::from_secs(30), backend.read(&mut [0])).await;
     ensure!(cut.context("the tunnel outlived the drain")?.unwrap_or(0) == 0);
     read_all(&mut client).await;
-    let said = tokio::task::spawn_blocking(move || bench.bastion.wait().map(|ended| (ended, bench.bastion.said())));
+    let said = tokio::task::spawn_blocking(move || bed.bastion.wait().map(|ended| (ended, bed.bastion.said())));
     let (ended, said) = said.await??;
     ensure!(ended.success() && said.contains("the drain's deadline is over"), "{ended}: {said}");
     Ok(())
@@ -553,31 +553,31 @@ async fn the_deadline_of_the_drain_cuts_a_tunnel() -> Result<()> {
 
 #[tokio::test]
 async fn old_versions_of_tls_are_refused() -> Result<()> {
-    let with_tls12 = async |bench: &Bench| {
+    let with_tls12 = async |bed: &TestBed| {
         let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(CertificateDer::pem_file_iter(&bench.ca.file)?.flatten());
+        roots.add_parsable_certificates(CertificateDer::pem_file_iter(&bed.ca.file)?.flatten());
         let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS12])?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let stream = TcpStream::connect(bench.bastion.secure).await?;
+        let stream = TcpStream::connect(bed.bastion.secure).await?;
         let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
         anyhow::Ok(connector.connect("localhost".try_into()?, stream).await?)
     };
-    let bench = Bench::new().await?;
-    with_tls12(&bench).await.context("TLS 1.2 is served")?;
+    let bed = TestBed::new().await?;
+    with_tls12(&bed).await.context("TLS 1.2 is served")?;
     // A ClientHello of TLS 1.1 (RFC 4346): version, random, no session, one suite, no compression.
     let hello = [&[3, 2][..], &[7; 32], &[0], &[0, 2, 0, 0x2f], &[1, 0]].concat();
     let length = u8::try_from(hello.len())?;
     let record = [&[22, 3, 1, 0, length + 4, 1, 0, 0, length][..], &hello].concat();
-    let mut client = TcpStream::connect(bench.bastion.secure).await?;
+    let mut client = TcpStream::connect(bed.bastion.secure).await?;
     client.write_all(&record).await?;
     let mut alert = [0; 7];
     client.read_exact(&mut alert).await?;
     ensure!((alert[0], alert[5]) == (21, 2), "no fatal alert: {alert:?}");
 
-    let strict = Bench::with(&["--tls-min-version=VersionTLS13"]).await?;
+    let strict = TestBed::with(&["--tls-min-version=VersionTLS13"]).await?;
     let refused = with_tls12(&strict).await.err().context("TLS 1.2 was served")?;
     ensure!(refused.to_string().contains("ProtocolVersion"), "{refused:#}");
     strict.client().await.context("TLS 1.3 is served")?;
@@ -587,15 +587,15 @@ async fn old_versions_of_tls_are_refused() -> Result<()> {
 #[tokio::test]
 async fn a_broken_answer_resets_the_stream_of_http2() -> Result<()> {
     // CONFORMANCE C99: a clean end would make a whole of a part.
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     for (head, part) in [("Transfer-Encoding: chunked", "5\r\nhello\r\n"), ("Content-Length: 10", "hello")] {
-        let stream = http2(bench.bastion.secure, &bench.folder.path().join("ca.crt")).await?;
+        let stream = http2(bed.bastion.secure, &bed.folder.path().join("ca.crt")).await?;
         let (mut sender, connection) = h2::client::handshake(stream).await?;
         tokio::spawn(connection);
         let uri = format!("https://bastion.test{PREFIX}/");
         let request = http::Request::get(uri).header("authorization", "Bearer t").body(())?;
         let (answer, _) = sender.send_request(request, true)?;
-        let (mut backend, _) = bench.accept().await?;
+        let (mut backend, _) = bed.accept().await?;
         backend.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{part}").as_bytes()).await?;
         let mut body = answer.await?.into_body();
         let first = body.data().await.context("a first part")??;
@@ -611,9 +611,9 @@ async fn a_broken_answer_resets_the_stream_of_http2() -> Result<()> {
 #[tokio::test]
 async fn the_bastion_is_no_target() -> Result<()> {
     // CONFORMANCE C110: it would ask itself until nothing is left.
-    let bench = Bench::new().await?;
-    for address in [bench.bastion.secure, bench.bastion.admin] {
-        let mut client = bench.client().await?;
+    let bed = TestBed::new().await?;
+    for address in [bed.bastion.secure, bed.bastion.admin] {
+        let mut client = bed.client().await?;
         let path = format!("/api/v1/namespaces/default/pods/https:p:{}/proxy/", address.port());
         let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nConnection: close\r\n\r\n");
         client.write_all(head.as_bytes()).await?;
@@ -655,8 +655,8 @@ async fn broken_manifests_show_nothing_of_their_content() -> Result<()> {
 
 #[tokio::test]
 async fn background_tasks_are_supervised_by_name() -> Result<()> {
-    let bench = Bench::new().await?;
-    let metrics = bench.bastion.metrics().await?;
+    let bed = TestBed::new().await?;
+    let metrics = bed.bastion.metrics().await?;
     for task in ["admin", "manifests", "serving-tls", "kubelet-tls"] {
         let line = format!(r#"kube_bastion_task_restarts_total{{task="{task}"}} 0"#);
         ensure!(metrics.contains(&line), "{line}:\n{metrics}");

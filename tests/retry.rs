@@ -77,7 +77,7 @@ async fn serve(mut stream: TcpStream, mut mode: watch::Receiver<Mode>, requests:
 }
 
 /// A bastion of one worker with the service `web` over some endpoints.
-struct Bench {
+struct TestBed {
     bastion: Bastion,
     folder: tempfile::TempDir,
 }
@@ -86,7 +86,7 @@ const EJECTIONS_FOR_CONNECTS: &str = r#"ejections_total{reason="connect"}"#;
 const EJECTED_FOR_CONNECTS: &str = r#"endpoints_ejected{reason="connect"}"#;
 const WEB: &str = "/api/v1/namespaces/default/services/web:80/proxy/";
 
-impl Bench {
+impl TestBed {
     async fn new(endpoints: &[SocketAddr]) -> Result<Self> {
         kube_bastion::tls::install_provider();
         let folder = tempfile::tempdir()?;
@@ -170,14 +170,14 @@ endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default
     "kind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n".to_owned() + &slices.collect::<String>()
 }
 
-async fn backends<const N: usize>(modes: [Mode; N]) -> Result<(Vec<Backend>, Bench)> {
+async fn backends<const N: usize>(modes: [Mode; N]) -> Result<(Vec<Backend>, TestBed)> {
     let mut backends = Vec::new();
     for mode in modes {
         backends.push(Backend::start(mode).await?);
     }
     let addresses: Vec<_> = backends.iter().map(|backend| backend.address).collect();
-    let bench = Bench::new(&addresses).await?;
-    Ok((backends, bench))
+    let bed = TestBed::new(&addresses).await?;
+    Ok((backends, bed))
 }
 
 /// Ports that the system has given to this process and on which nothing listens.
@@ -194,30 +194,30 @@ fn dead_ports(count: usize) -> Result<(Vec<TcpSocket>, Vec<SocketAddr>)> {
 
 #[tokio::test]
 async fn a_safe_request_outlives_two_endpoints_that_break() -> Result<()> {
-    let (backends, bench) = backends([Mode::Close, Mode::Close, Mode::Answer]).await?;
+    let (backends, bed) = backends([Mode::Close, Mode::Close, Mode::Answer]).await?;
     // Each of the three begins at another endpoint: one meets both broken ones.
     for _ in 0..3 {
-        let answer = bench.get(WEB).await?;
+        let answer = bed.get(WEB).await?;
         ensure!(answer.status == 200, "{answer:?}");
     }
     let requests: Vec<_> = backends.iter().map(Backend::requests).collect();
     ensure!(requests.iter().sum::<usize>() == 6 && requests[2] == 3, "{requests:?}");
-    let granted = bench.metric(r#"retries_total{outcome="granted"}"#).await?;
+    let granted = bed.metric(r#"retries_total{outcome="granted"}"#).await?;
     ensure!(granted == 3, "{granted} retries");
     Ok(())
 }
 
 #[tokio::test]
 async fn a_stale_connection_and_two_breaks_fail_no_request() -> Result<()> {
-    let (backends, bench) = backends([Mode::Answer, Mode::Answer, Mode::Answer]).await?;
+    let (backends, bed) = backends([Mode::Answer, Mode::Answer, Mode::Answer]).await?;
     for _ in 0..3 {
-        ensure!(bench.get(WEB).await?.status == 200);
+        ensure!(bed.get(WEB).await?.status == 200);
     }
     // Three connections are idle now. Whichever of the two is tried first breaks its idle one, and the new one too.
     backends[0].mode.send(Mode::Close)?;
     backends[1].mode.send(Mode::Close)?;
     for _ in 0..3 {
-        let answer = bench.get(WEB).await?;
+        let answer = bed.get(WEB).await?;
         ensure!(answer.status == 200, "{answer:?}");
     }
     Ok(())
@@ -226,60 +226,60 @@ async fn a_stale_connection_and_two_breaks_fail_no_request() -> Result<()> {
 #[tokio::test]
 async fn dials_per_request_are_bounded() -> Result<()> {
     let (_sockets, addresses) = dead_ports(20)?;
-    let bench = Bench::new(&addresses).await?;
-    let answer = bench.get(WEB).await?;
+    let bed = TestBed::new(&addresses).await?;
+    let answer = bed.get(WEB).await?;
     ensure!(answer.status == 503 && answer.body.contains("error trying to reach service: dial tcp "), "{answer:?}");
-    let dials = bench.metric(r#"dial_failures_total{reason="connect"}"#).await?;
+    let dials = bed.metric(r#"dial_failures_total{reason="connect"}"#).await?;
     ensure!(dials == 3, "{dials} dials");
-    ensure!(bench.metric(r#"retries_total{outcome="attempts_exhausted"}"#).await? == 1);
-    ensure!(bench.metric(EJECTED_FOR_CONNECTS).await? == 3);
+    ensure!(bed.metric(r#"retries_total{outcome="attempts_exhausted"}"#).await? == 1);
+    ensure!(bed.metric(EJECTED_FOR_CONNECTS).await? == 3);
     Ok(())
 }
 
 #[tokio::test]
 async fn one_callers_scheme_steers_no_other_caller() -> Result<()> {
-    let (backends, bench) = backends([Mode::Answer; 3]).await?;
+    let (backends, bed) = backends([Mode::Answer; 3]).await?;
     for _ in 0..3 {
-        let answer = bench.get("/api/v1/namespaces/default/services/https:web:80/proxy/").await?;
+        let answer = bed.get("/api/v1/namespaces/default/services/https:web:80/proxy/").await?;
         ensure!(answer.status == 503 && answer.body.contains("tls: "), "{answer:?}");
     }
     // After an ejection an endpoint would be probed by one request, and then take its turns again.
-    ensure!(bench.metric(EJECTIONS_FOR_CONNECTS).await? == 0);
+    ensure!(bed.metric(EJECTIONS_FOR_CONNECTS).await? == 0);
     for _ in 0..6 {
-        ensure!(bench.get(WEB).await?.status == 200);
+        ensure!(bed.get(WEB).await?.status == 200);
     }
     let requests: Vec<_> = backends.iter().map(Backend::requests).collect();
     ensure!(requests == [2, 2, 2], "{requests:?}");
-    ensure!(bench.metric(EJECTIONS_FOR_CONNECTS).await? == 0);
+    ensure!(bed.metric(EJECTIONS_FOR_CONNECTS).await? == 0);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_single_target_that_refuses_is_not_ejected() -> Result<()> {
     let (_sockets, addresses) = dead_ports(1)?;
-    let bench = Bench::new(&addresses).await?;
+    let bed = TestBed::new(&addresses).await?;
     let pod = format!("/api/v1/namespaces/default/pods/web-0:{}/proxy/", addresses[0].port());
     for path in [WEB, &pod] {
-        ensure!(bench.get(path).await?.status == 503);
+        ensure!(bed.get(path).await?.status == 503);
     }
-    ensure!(bench.metric(EJECTIONS_FOR_CONNECTS).await? == 0);
+    ensure!(bed.metric(EJECTIONS_FOR_CONNECTS).await? == 0);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_frozen_endpoint_gets_no_new_requests_until_it_answers() -> Result<()> {
-    let (backends, bench) = backends([Mode::Freeze, Mode::Answer, Mode::Answer]).await?;
+    let (backends, bed) = backends([Mode::Freeze, Mode::Answer, Mode::Answer]).await?;
     let mut stuck = Vec::new();
     while backends[0].requests() == 0 {
         let asked = backends.iter().map(Backend::requests).sum::<usize>();
-        stuck.push(bench.spawn_get(WEB.to_owned()));
+        stuck.push(bed.spawn_get(WEB.to_owned()));
         eventually("the request to arrive", async || Ok(backends.iter().map(Backend::requests).sum::<usize>() > asked))
             .await?;
     }
-    let ejected = async || bench.metric(r#"endpoints_ejected{reason="stalled"}"#).await;
+    let ejected = async || bed.metric(r#"endpoints_ejected{reason="stalled"}"#).await;
     eventually("the frozen endpoint to be ejected", async || Ok(ejected().await? == 1)).await?;
     for _ in 0..20 {
-        ensure!(bench.get(WEB).await?.status == 200);
+        ensure!(bed.get(WEB).await?.status == 200);
     }
     // One more where the machine was too busy to look for stalls in time, so that the ejection lapsed and was probed.
     let reached = backends[0].requests();
@@ -290,7 +290,7 @@ async fn a_frozen_endpoint_gets_no_new_requests_until_it_answers() -> Result<()>
     }
     ensure!(ejected().await? == 0);
     for _ in 0..3 {
-        ensure!(bench.get(WEB).await?.status == 200);
+        ensure!(bed.get(WEB).await?.status == 200);
     }
     ensure!(backends[0].requests() == reached + 1, "it takes its turns again");
     Ok(())
@@ -298,18 +298,18 @@ async fn a_frozen_endpoint_gets_no_new_requests_until_it_answers() -> Result<()>
 
 #[tokio::test]
 async fn a_slow_pod_that_one_caller_chose_steers_no_service() -> Result<()> {
-    let (mut backends, bench) = backends([Mode::Freeze; 3]).await?;
+    let (mut backends, bed) = backends([Mode::Freeze; 3]).await?;
     // The order in which the service takes its first turns.
     backends.sort_unstable_by_key(|backend| backend.address);
     let [first, _, last] = &backends[..] else { unreachable!("three were started") };
     let pods = (0..3).map(|n| format!("/api/v1/namespaces/default/pods/web-{n}:{}/proxy/", last.address.port()));
-    let chosen = pods.map(|path| bench.spawn_get(path)).collect::<Vec<_>>();
+    let chosen = pods.map(|path| bed.spawn_get(path)).collect::<Vec<_>>();
     eventually("the requests to arrive", async || Ok(last.requests() == 3)).await?;
-    let on_first = bench.spawn_get(WEB.to_owned());
+    let on_first = bed.spawn_get(WEB.to_owned());
     // The requests to the pod began earlier: if they counted, the last endpoint would be ejected before the first.
-    let ejections = async || bench.metric(r#"ejections_total{reason="stalled"}"#).await;
+    let ejections = async || bed.metric(r#"ejections_total{reason="stalled"}"#).await;
     eventually("the first endpoint to be ejected", async || Ok(ejections().await? == 1)).await?;
-    let others = [bench.spawn_get(WEB.to_owned()), bench.spawn_get(WEB.to_owned())];
+    let others = [bed.spawn_get(WEB.to_owned()), bed.spawn_get(WEB.to_owned())];
     eventually("the last endpoint to have its turn", async || Ok(last.requests() == 4)).await?;
     ensure!(first.requests() == 1, "{} requests reached the ejected endpoint", first.requests());
     for backend in &backends {
@@ -323,17 +323,17 @@ async fn a_slow_pod_that_one_caller_chose_steers_no_service() -> Result<()> {
 
 #[tokio::test]
 async fn an_endpoint_that_waits_for_the_clients_body_is_not_stalled() -> Result<()> {
-    let (mut backends, bench) = backends([Mode::Freeze; 3]).await?;
+    let (mut backends, bed) = backends([Mode::Freeze; 3]).await?;
     backends.sort_unstable_by_key(|backend| backend.address);
-    let mut upload = tls(bench.bastion.secure, &bench.ca(), None).await?;
+    let mut upload = tls(bed.bastion.secure, &bed.ca(), None).await?;
     let head = format!("POST {WEB} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nContent-Length: 9\r\n\r\nhalf");
     upload.write_all(head.as_bytes()).await?;
     eventually("the upload to arrive", async || Ok(backends[0].requests() == 1)).await?;
     // The upload began earlier: if it counted, its endpoint would be ejected before the second one.
-    let stuck = bench.spawn_get(WEB.to_owned());
-    let ejections = async || bench.metric(r#"ejections_total{reason="stalled"}"#).await;
+    let stuck = bed.spawn_get(WEB.to_owned());
+    let ejections = async || bed.metric(r#"ejections_total{reason="stalled"}"#).await;
     eventually("the second endpoint to be ejected", async || Ok(ejections().await? == 1)).await?;
-    let next = bench.spawn_get(WEB.to_owned());
+    let next = bed.spawn_get(WEB.to_owned());
     eventually("the first endpoint to have its turn", async || Ok(backends[0].requests() == 2)).await?;
     ensure!(backends[1].requests() == 1);
     stuck.abort();
@@ -344,17 +344,17 @@ async fn an_endpoint_that_waits_for_the_clients_body_is_not_stalled() -> Result<
 #[tokio::test]
 async fn an_endpoint_that_refuses_is_logged() -> Result<()> {
     let (_sockets, addresses) = dead_ports(1)?;
-    let bench = Bench::new(&addresses).await?;
-    ensure!(bench.get(WEB).await?.status == 503);
-    bench.logs(&[r#""code":503"#.into(), format!(r#""endpoint":"{}""#, addresses[0])]).await
+    let bed = TestBed::new(&addresses).await?;
+    ensure!(bed.get(WEB).await?.status == 503);
+    bed.logs(&[r#""code":503"#.into(), format!(r#""endpoint":"{}""#, addresses[0])]).await
 }
 
 #[tokio::test]
 async fn the_endpoint_of_a_client_that_leaves_is_logged() -> Result<()> {
-    let (backends, bench) = backends([Mode::Freeze]).await?;
-    let mut client = tls(bench.bastion.secure, &bench.ca(), None).await?;
+    let (backends, bed) = backends([Mode::Freeze]).await?;
+    let mut client = tls(bed.bastion.secure, &bed.ca(), None).await?;
     client.write_all(format!("GET {WEB} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n").as_bytes()).await?;
     eventually("the request to arrive", async || Ok(backends[0].requests() == 1)).await?;
     drop(client);
-    bench.logs(&[r#""code":499"#.into(), format!(r#""endpoint":"{}""#, backends[0].address)]).await
+    bed.logs(&[r#""code":499"#.into(), format!(r#""endpoint":"{}""#, backends[0].address)]).await
 }

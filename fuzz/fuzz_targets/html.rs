@@ -10,7 +10,7 @@ use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use http::{Method, Response};
 use kube_bastion::model::Scheme;
-use kube_bastion::rewrite::{Links, MAX_WORK_PER_SLICE, Rewriter, page};
+use kube_bastion::rewrite::{LinkRewriter, MAX_WORK_PER_SLICE, PageFormat, Rewriter};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Clone, Copy)]
@@ -76,8 +76,8 @@ fn rewrite<'a>(coding: Coding, charset: &str, length: usize, pieces: impl Iterat
         .header("content-encoding", coding.header())
         .body(())
         .expect("a response");
-    let reading = page(&Method::GET, &response).expect("a page");
-    let links = Links {
+    let reading = PageFormat::detect(&Method::GET, &response).expect("a page");
+    let links = LinkRewriter {
         prefix: "/p".into(),
         client_host: Some("bastion.example".into()),
         endpoint: "10.0.0.1:80".parse().expect("an address"),

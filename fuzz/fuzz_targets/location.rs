@@ -2,14 +2,14 @@
 #![no_main]
 
 use kube_bastion::model::{Scheme, ServiceAddress};
-use kube_bastion::rewrite::Links;
+use kube_bastion::rewrite::LinkRewriter;
 use libfuzzer_sys::fuzz_target;
 
 const PREFIX: &str = "/api/v1/namespaces/ns/services/web/proxy";
 const CLIENT: &str = "bastion.example:8443";
 
 fuzz_target!(|link: &str| {
-    let links = Links {
+    let links = LinkRewriter {
         prefix: PREFIX.into(),
         client_host: Some(CLIENT.into()),
         endpoint: "10.0.0.1:80".parse().expect("an address"),

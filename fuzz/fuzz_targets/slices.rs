@@ -7,9 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
-use kube_bastion::cluster::facts::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
+use kube_bastion::cluster::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
 use kube_bastion::cluster::{
-    Affinity, AppProtocol, Cluster, Family, Kind, Object, ObjectKey, Phase, Pod, Refusal, Service, ServicePort, Writer,
+    Affinity, AppProtocol, Cluster, ExclusionReason, Family, Kind, Object, ObjectKey, Phase, Pod, Service, ServicePort,
+    Writer,
 };
 use kube_bastion::model::address::AddressPolicy;
 use libfuzzer_sys::fuzz_target;
@@ -249,23 +250,23 @@ impl Model {
     }
 
     /// The name of the pod behind an endpoint, or why the endpoint does not count (C46, C110).
-    fn pod_behind(&self, namespace: &str, endpoint: &SliceEndpoint) -> Result<String, Refusal> {
+    fn pod_behind(&self, namespace: &str, endpoint: &SliceEndpoint) -> Result<String, ExclusionReason> {
         let listed = |(text, permitted): &(&str, bool)| (text.parse() == Ok(endpoint.address)).then_some(*permitted);
         if V4.iter().chain(&V6).find_map(listed) != Some(true) {
-            return Err(Refusal::Address);
+            return Err(ExclusionReason::Address);
         }
         let Some(key) = &endpoint.pod else {
-            return if self.pod_less { Ok(endpoint.address.to_string()) } else { Err(Refusal::NoPod) };
+            return if self.pod_less { Ok(endpoint.address.to_string()) } else { Err(ExclusionReason::NoPod) };
         };
         if *key.namespace != *namespace {
-            return Err(Refusal::OtherNamespace);
+            return Err(ExclusionReason::OtherNamespace);
         }
-        let pod = self.pods.get(key).ok_or(Refusal::PodGone)?;
+        let pod = self.pods.get(key).ok_or(ExclusionReason::PodGone)?;
         if pod.phase != Phase::Active {
-            return Err(Refusal::PodEnded);
+            return Err(ExclusionReason::PodEnded);
         }
         if !pod.ips.contains(&endpoint.address) {
-            return Err(Refusal::NotItsAddress);
+            return Err(ExclusionReason::NotItsAddress);
         }
         Ok(key.name.to_string())
     }
@@ -347,7 +348,7 @@ impl Model {
             .filter(with_port)
             .flat_map(|slice| &slice.endpoints)
             .map(|endpoint| {
-                (endpoint.address, self.pod_behind(&key.namespace, endpoint).err().unwrap_or(Refusal::NotReady))
+                (endpoint.address, self.pod_behind(&key.namespace, endpoint).err().unwrap_or(ExclusionReason::NotReady))
             })
             .collect();
         assert_eq!(port.refused.len(), all.len().min(MAX_REFUSED), "{key} {}: {:?}", port.name, port.refused);

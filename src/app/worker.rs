@@ -15,10 +15,10 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
-use crate::balance::Balance;
+use crate::authenticate::Peer;
+use crate::balance::LoadBalancer;
 use crate::drain::Drain;
-use crate::forward::{Dialer, Forward, Interim, Pool, RetryPolicy, STALL_CHECK};
-use crate::identify::Peer;
+use crate::forward::{Dialer, Forwarder, Interim, Pool, RetryPolicy, STALL_CHECK};
 use crate::listen::{Handler, Limits, Listener};
 use crate::proxy::{Body, Proxy, Stages};
 use crate::telemetry::{AccessLog, Recorder};
@@ -48,7 +48,7 @@ impl Port {
 pub(super) struct Shared {
     pub stages: Arc<Stages>,
     pub dialer: Arc<Dialer>,
-    pub balance: Arc<Balance>,
+    pub balance: Arc<LoadBalancer>,
     pub kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
     pub limits: Limits,
     pub access: Option<Arc<AccessLog>>,
@@ -87,7 +87,7 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
     let pool = Rc::new(Pool::new(Arc::clone(dialer), Arc::clone(balance)));
     let proxy = Rc::new(Proxy {
         stages: Arc::clone(stages),
-        forward: Forward {
+        forwarder: Forwarder {
             pool: Rc::clone(&pool),
             balance: Arc::clone(balance),
             retry: RetryPolicy::new(&dialer.settings, stages.metrics.retries.clone()),

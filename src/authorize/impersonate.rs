@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Authorize, AuthorizeError};
-use crate::identify::Impersonation;
+use super::{AuthorizeError, Authorizer};
+use crate::authenticate::Impersonation;
 use crate::model::identity::{ANONYMOUS_USER, UNAUTHENTICATED, with_authenticated};
 use crate::model::{Attributes, ClientAddress, Identity, Verb};
 
@@ -13,7 +13,7 @@ const MAX_DURATION: Duration = Duration::from_secs(30);
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
-impl Authorize {
+impl Authorizer {
     /// The identity that `caller` wants, where they may take it: user, groups, uid and extra attributes, each asked for
     /// with the verb `impersonate`, as kube-apiserver asks.
     ///
@@ -39,24 +39,24 @@ impl Authorize {
     ) -> Result<Arc<Identity>, AuthorizeError> {
         let Impersonation { user, uid, mut groups, extra } = wanted;
         let account = service_account(&user);
-        let may_be = async |group, resource, subresource: &str, namespace: &str, name: &str| {
+        let check_impersonate = async |group, resource, subresource: &str, namespace: &str, name: &str| {
             let verb = Verb::Impersonate;
             self.require(caller, Attributes { verb, group, resource, subresource, namespace, name }, client).await
         };
         match account {
-            Some((namespace, name)) => may_be("", "serviceaccounts", "", namespace, name).await?,
-            None => may_be("", "users", "", "", &user).await?,
+            Some((namespace, name)) => check_impersonate("", "serviceaccounts", "", namespace, name).await?,
+            None => check_impersonate("", "users", "", "", &user).await?,
         }
         for group in &groups {
-            may_be("", "groups", "", "", group).await?;
+            check_impersonate("", "groups", "", "", group).await?;
         }
         for (key, values) in &extra {
             for value in values {
-                may_be(AUTHENTICATION, "userextras", key, "", value).await?;
+                check_impersonate(AUTHENTICATION, "userextras", key, "", value).await?;
             }
         }
         if !uid.is_empty() {
-            may_be(AUTHENTICATION, "uids", "", "", &uid).await?;
+            check_impersonate(AUTHENTICATION, "uids", "", "", &uid).await?;
         }
         if let Some((namespace, _)) = account
             && groups.is_empty()

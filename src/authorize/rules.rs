@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
+use k8s_openapi::api::rbac::v1::{
+    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject as RbacSubject,
+};
 
 use super::Decision;
 use crate::model::{Attributes, Identity};
@@ -12,30 +14,30 @@ const MASTERS: &str = "system:masters";
 
 /// Who may do what, ready to be asked.
 #[derive(Debug, Default)]
-pub struct Rules {
+pub struct RbacRules {
     /// Grants of `ClusterRoleBindings`.
-    everywhere: Vec<Grant>,
+    cluster_wide: Vec<Grant>,
     /// Grants of `RoleBindings`, by namespace.
-    within: HashMap<String, Vec<Grant>>,
+    namespaced: HashMap<String, Vec<Grant>>,
 }
 
 #[derive(Debug)]
 struct Grant {
-    subjects: Vec<Who>,
+    subjects: Vec<Subject>,
     rules: Vec<PolicyRule>,
 }
 
 #[derive(Debug)]
-enum Who {
+enum Subject {
     User(String),
     Group(String),
 }
 
-impl Rules {
+impl RbacRules {
     /// Whether any rule allows it. A no has no reason, as with kube-apiserver's RBAC.
     pub fn decide(&self, identity: &Identity, attributes: Attributes<'_>) -> Decision {
-        let here = self.within.get(attributes.namespace).into_iter().flatten();
-        let mut grants = self.everywhere.iter().chain(here);
+        let here = self.namespaced.get(attributes.namespace).into_iter().flatten();
+        let mut grants = self.cluster_wide.iter().chain(here);
         let allowed = identity.groups.iter().any(|group| group == MASTERS)
             || grants.any(|grant| grant.is_for(identity) && grant.rules.iter().any(|rule| covers(rule, attributes)));
         if allowed { Decision::Allow } else { Decision::Deny("".into()) }
@@ -45,8 +47,8 @@ impl Rules {
 impl Grant {
     fn is_for(&self, identity: &Identity) -> bool {
         self.subjects.iter().any(|subject| match subject {
-            Who::User(name) => *name == identity.user,
-            Who::Group(name) => identity.groups.contains(name),
+            Subject::User(name) => *name == identity.user,
+            Subject::Group(name) => identity.groups.contains(name),
         })
     }
 }
@@ -68,16 +70,16 @@ fn covers(rule: &PolicyRule, attributes: Attributes<'_>) -> bool {
 
 /// Gathers objects of a folder in any order.
 #[derive(Debug, Default)]
-pub struct RulesBuilder {
+pub struct RbacRulesBuilder {
     pub roles: Vec<Role>,
     pub cluster_roles: Vec<ClusterRole>,
     pub role_bindings: Vec<RoleBinding>,
     pub cluster_role_bindings: Vec<ClusterRoleBinding>,
 }
 
-impl RulesBuilder {
+impl RbacRulesBuilder {
     /// Joins bindings with the roles that they name. A binding whose role is missing grants nothing, as in a cluster.
-    pub fn build(self) -> Rules {
+    pub fn build(self) -> RbacRules {
         let cluster_roles: HashMap<_, _> = self
             .cluster_roles
             .into_iter()
@@ -90,11 +92,11 @@ impl RulesBuilder {
                 ((metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default()), rules.unwrap_or_default())
             })
             .collect();
-        let mut granted = Rules::default();
+        let mut granted = RbacRules::default();
         for ClusterRoleBinding { metadata, role_ref, subjects } in self.cluster_role_bindings {
             let role = (role_ref.kind == "ClusterRole").then(|| cluster_roles.get(&role_ref.name)).flatten();
             match role {
-                Some(found) => granted.everywhere.push(grant(subjects, found, "")),
+                Some(found) => granted.cluster_wide.push(grant(subjects, found, "")),
                 None => dangling("ClusterRoleBinding", metadata.name, &role_ref),
             }
         }
@@ -108,7 +110,7 @@ impl RulesBuilder {
             match role {
                 Some(found) => {
                     let grant = grant(subjects, found, &namespace);
-                    granted.within.entry(namespace).or_default().push(grant);
+                    granted.namespaced.entry(namespace).or_default().push(grant);
                 }
                 None => dangling("RoleBinding", metadata.name, &role_ref),
             }
@@ -122,14 +124,14 @@ fn dangling(kind: &str, name: Option<String>, role: &RoleRef) {
     tracing::warn!("{kind} {name:?} grants nothing: there is no {} {:?}", role.kind, role.name);
 }
 
-fn grant(subjects: Option<Vec<Subject>>, rules: &[PolicyRule], namespace: &str) -> Grant {
+fn grant(subjects: Option<Vec<RbacSubject>>, rules: &[PolicyRule], namespace: &str) -> Grant {
     let subjects = subjects.unwrap_or_default().into_iter();
     let subjects = subjects.filter_map(|subject| match &*subject.kind {
-        "User" => Some(Who::User(subject.name)),
-        "Group" => Some(Who::Group(subject.name)),
+        "User" => Some(Subject::User(subject.name)),
+        "Group" => Some(Subject::Group(subject.name)),
         "ServiceAccount" => {
             let home = subject.namespace.as_deref().unwrap_or(namespace);
-            Some(Who::User(format!("system:serviceaccount:{home}:{}", subject.name)))
+            Some(Subject::User(format!("system:serviceaccount:{home}:{}", subject.name)))
         }
         _ => None,
     });
@@ -141,8 +143,8 @@ mod tests {
     use super::*;
     use crate::model::{Resource, Verb};
 
-    fn rules(yaml: &str) -> Rules {
-        let mut builder = RulesBuilder::default();
+    fn rules(yaml: &str) -> RbacRules {
+        let mut builder = RbacRulesBuilder::default();
         for document in yaml.split("---\n") {
             let kind = document.lines().find_map(|line| line.strip_prefix("kind: ")).unwrap();
             match kind {

@@ -6,7 +6,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
 
-use super::over;
+use super::set_if_some;
 use crate::config::{self, KubernetesSource, ManifestsSource, SourceKind};
 
 /// The source that the line names, else the one that the environment names: of what names another source in the
@@ -50,11 +50,11 @@ impl Source {
             Some(SourceKind::Manifests) => source.kubernetes = KubernetesSource::default(),
             None => {}
         }
-        over(&mut source.kind, self.kind);
-        over(&mut source.kubernetes.kubeconfig, self.given.kubeconfig.map(Some));
-        over(&mut source.kubernetes.context, self.given.context.map(Some));
-        over(&mut source.manifests.directory, self.given.manifests_dir.map(Some));
-        over(&mut source.manifests.token_auth_file, self.given.token_auth_file.map(Some));
+        set_if_some(&mut source.kind, self.kind);
+        set_if_some(&mut source.kubernetes.kubeconfig, self.given.kubeconfig.map(Some));
+        set_if_some(&mut source.kubernetes.context, self.given.context.map(Some));
+        set_if_some(&mut source.manifests.directory, self.given.manifests_dir.map(Some));
+        set_if_some(&mut source.manifests.token_auth_file, self.given.token_auth_file.map(Some));
     }
 }
 

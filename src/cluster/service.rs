@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::facts::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
+use super::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
 use super::{Family, Pod, RetryWindow};
 use crate::model::address::AddressPolicy;
 use crate::model::{Endpoint, Scheme};
@@ -51,13 +51,13 @@ impl AppProtocol {
 
 /// The round-robin of a service port, and its retries. Both outlive changes of the endpoints.
 #[derive(Debug, Default)]
-pub struct Rotation {
+pub struct RoundRobinCounter {
     turn: AtomicUsize,
     /// A service has a budget of its own, so that a broken one takes no failover from others.
     pub retries: RetryWindow,
 }
 
-impl Rotation {
+impl RoundRobinCounter {
     /// The next turn; every worker counts on the same number, so the order is strict across connections.
     pub fn advance(&self) -> usize {
         self.turn.fetch_add(1, Ordering::Relaxed)
@@ -83,20 +83,20 @@ pub struct ServicePort {
     /// they terminate.
     pub endpoints: Arc<[Endpoint]>,
     /// Where nobody serves: some of the endpoints that are there, and why they do not.
-    pub refused: Box<[Refused]>,
-    pub rotation: Arc<Rotation>,
+    pub refused: Box<[ExcludedEndpoint]>,
+    pub rotation: Arc<RoundRobinCounter>,
 }
 
 /// An endpoint that does not serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub struct ExcludedEndpoint {
     pub address: IpAddr,
-    pub why: Refusal,
+    pub why: ExclusionReason,
 }
 
 /// Why an endpoint does not serve (C46, C110).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum ExclusionReason {
     #[error("not ready")]
     NotReady,
     #[error("its address must not be dialled: only global unicast ones may be")]
@@ -114,17 +114,17 @@ pub enum Refusal {
 }
 
 /// How many refused endpoints are remembered: enough to see why.
-const REFUSED: usize = 8;
+const MAX_REPORTED: usize = 8;
 
 /// In which state endpoints are wanted.
 #[derive(Clone, Copy)]
-enum Serves {
+enum EndpointState {
     Ready,
     /// Serving while terminating.
     Draining,
 }
 
-impl Serves {
+impl EndpointState {
     fn holds(self, endpoint: &SliceEndpoint) -> bool {
         match self {
             Self::Ready => endpoint.ready,
@@ -175,8 +175,12 @@ where
     fn endpoints(&self, spec: &ServiceSpec, port: &str) -> Arc<[Endpoint]> {
         let primary = spec.primary_family.unwrap_or(Family::V4);
         let other = if primary == Family::V4 { Family::V6 } else { Family::V4 };
-        let tries =
-            [(primary, Serves::Ready), (other, Serves::Ready), (primary, Serves::Draining), (other, Serves::Draining)];
+        let tries = [
+            (primary, EndpointState::Ready),
+            (other, EndpointState::Ready),
+            (primary, EndpointState::Draining),
+            (other, EndpointState::Draining),
+        ];
         tries
             .into_iter()
             .map(|(family, serves)| self.select(family, port, serves))
@@ -185,12 +189,12 @@ where
             .into()
     }
 
-    fn select(&self, family: Family, port: &str, serves: Serves) -> Vec<Endpoint> {
+    fn select(&self, family: Family, port: &str, serves: EndpointState) -> Vec<Endpoint> {
         let mut found = Vec::new();
         for slice in self.slices.iter().filter(|slice| slice.family == family) {
             let Some((_, number)) = slice.ports.iter().find(|(name, _)| **name == *port) else { continue };
             let usable = slice.endpoints.iter().filter(|endpoint| serves.holds(endpoint));
-            found.extend(usable.filter_map(|endpoint| self.judge(endpoint, *number).ok()));
+            found.extend(usable.filter_map(|endpoint| self.check(endpoint, *number).ok()));
         }
         found.sort_unstable_by_key(|endpoint: &Endpoint| endpoint.address);
         // A pod may stand in two slices for a moment while the controller moves it (KEP-752).
@@ -199,38 +203,38 @@ where
     }
 
     /// Why those that are there do not serve.
-    fn refused(&self, port: &str) -> Box<[Refused]> {
+    fn refused(&self, port: &str) -> Box<[ExcludedEndpoint]> {
         let slices = self.slices.iter().filter_map(|slice| {
             let (_, number) = slice.ports.iter().find(|(name, _)| **name == *port)?;
-            Some(slice.endpoints.iter().map(|endpoint| Refused {
+            Some(slice.endpoints.iter().map(|endpoint| ExcludedEndpoint {
                 address: endpoint.address,
-                why: self.judge(endpoint, *number).err().unwrap_or(Refusal::NotReady),
+                why: self.check(endpoint, *number).err().unwrap_or(ExclusionReason::NotReady),
             }))
         });
-        slices.flatten().take(REFUSED).collect()
+        slices.flatten().take(MAX_REPORTED).collect()
     }
 
     /// An endpoint counts only where a pod of this namespace stands behind it and holds that very address (C46).
-    fn judge(&self, endpoint: &SliceEndpoint, port: u16) -> Result<Endpoint, Refusal> {
+    fn check(&self, endpoint: &SliceEndpoint, port: u16) -> Result<Endpoint, ExclusionReason> {
         if !self.addresses.permits(endpoint.address) {
-            return Err(Refusal::Address);
+            return Err(ExclusionReason::Address);
         }
         let address = SocketAddr::new(endpoint.address, port);
         let Some(key) = &endpoint.pod else {
             let name = || endpoint.address.to_string().into();
-            return if self.pod_less { Ok(Endpoint { address, name: name() }) } else { Err(Refusal::NoPod) };
+            return if self.pod_less { Ok(Endpoint { address, name: name() }) } else { Err(ExclusionReason::NoPod) };
         };
         if *key.namespace != *self.namespace {
-            return Err(Refusal::OtherNamespace);
+            return Err(ExclusionReason::OtherNamespace);
         }
-        let pod = (self.pod)(&key.namespace, &key.name).ok_or(Refusal::PodGone)?;
+        let pod = (self.pod)(&key.namespace, &key.name).ok_or(ExclusionReason::PodGone)?;
         if pod.phase.has_ended() {
-            return Err(Refusal::PodEnded);
+            return Err(ExclusionReason::PodEnded);
         }
         if pod.ips.contains(&endpoint.address) {
             Ok(Endpoint { address, name: Arc::clone(&pod.name) })
         } else {
-            Err(Refusal::NotItsAddress)
+            Err(ExclusionReason::NotItsAddress)
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::facts::{Kind, Object, ServiceSpec, Slice};
+use super::resources::{Kind, Object, ServiceSpec, Slice};
 use super::service::Join;
 use super::{Cluster, ObjectKey};
 use crate::model::address::AddressPolicy;

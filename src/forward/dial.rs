@@ -24,7 +24,7 @@ use crate::tls::ClientTls;
 pub struct Dialer {
     pub settings: config::Upstream,
     pub tls: ClientTls,
-    pub itself: Itself,
+    pub itself: OwnAddresses,
     pub failures: DialFailures,
 }
 
@@ -66,7 +66,7 @@ pub enum DialError {
     Closed { address: SocketAddr, source: hyper::Error },
     /// The endpoint is this very process: a loop (CONFORMANCE C110).
     #[error("dial tcp {address}: refusing to proxy to the bastion itself")]
-    Itself { address: SocketAddr },
+    OwnAddresses { address: SocketAddr },
 }
 
 impl DialError {
@@ -75,7 +75,7 @@ impl DialError {
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Timeout { .. } | Self::TlsTimeout { .. } => true,
-            Self::Tls { .. } | Self::Closed { .. } | Self::Itself { .. } => false,
+            Self::Tls { .. } | Self::Closed { .. } | Self::OwnAddresses { .. } => false,
         }
     }
 }
@@ -98,7 +98,7 @@ impl Dialer {
             Err(DialError::Tls { .. }) => {
                 self.failures.tls.inc();
             }
-            Err(DialError::Connect { .. } | DialError::Closed { .. } | DialError::Itself { .. }) => {
+            Err(DialError::Connect { .. } | DialError::Closed { .. } | DialError::OwnAddresses { .. }) => {
                 self.failures.connect.inc();
             }
         }
@@ -113,14 +113,14 @@ impl Dialer {
         limit: Duration,
     ) -> Result<Stream, DialError> {
         if self.itself.is_at(address) {
-            return Err(DialError::Itself { address });
+            return Err(DialError::OwnAddresses { address });
         }
         let end = Instant::now() + limit;
         let stream = timeout(limit, TcpStream::connect(address))
             .await
             .map_err(|_| DialError::Timeout { address })?
             .map_err(|source| DialError::Connect { address, source })?;
-        connection::tune(&stream).map_err(|source| DialError::Connect { address, source })?;
+        connection::configure_socket(&stream).map_err(|source| DialError::Connect { address, source })?;
         let Some(config) = self.tls_config(transport, protocol) else { return Ok(Stream::Plain(stream)) };
         let name = ServerName::IpAddress(address.ip().into());
         let handshake = TlsConnector::from(config).connect(name, stream);
@@ -151,9 +151,9 @@ impl Dialer {
 
 /// The sockets that this process serves on.
 #[derive(Clone, Debug, Default)]
-pub struct Itself(Arc<[SocketAddr]>);
+pub struct OwnAddresses(Arc<[SocketAddr]>);
 
-impl Itself {
+impl OwnAddresses {
     pub fn new(sockets: impl IntoIterator<Item = SocketAddr>) -> Self {
         Self(sockets.into_iter().collect())
     }
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_bastion_knows_itself_by_any_address_of_the_host() {
-        let own = |text: &str| Itself::new([text.parse().unwrap()]);
+        let own = |text: &str| OwnAddresses::new([text.parse().unwrap()]);
         let cases = [
             ("127.0.0.1:8443", "127.0.0.1:8443", true),
             ("127.0.0.1:8443", "127.0.0.1:8444", false),
@@ -228,6 +228,6 @@ mod tests {
         assert!(DialError::Timeout { address }.is_unreachable());
         assert!(!DialError::Tls { address, source: source() }.is_unreachable());
         assert!(DialError::TlsTimeout { address }.is_unreachable());
-        assert!(!DialError::Itself { address }.is_unreachable());
+        assert!(!DialError::OwnAddresses { address }.is_unreachable());
     }
 }

@@ -23,13 +23,13 @@ const HTTPS: HeaderValue = HeaderValue::from_static("https");
 /// What the apiserver says of answers that say nothing themselves (C71).
 const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 
-/// What a path may hold unescaped in `X-Forwarded-Uri`: whatever could end an attribute or begin a tag may not (C64).
+/// What a path may hold unescaped in `X-RequestHeaderRewriter-Uri`: whatever could end an attribute or begin a tag may not (C64).
 const ESCAPED: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'`').add(b'{').add(b'}').add(b'\\').add(b'^').add(b'|');
 
 /// What the backend is told of the way that a request came.
 #[derive(Debug)]
-pub struct Forwarded<'a> {
+pub struct RequestHeaderRewriter<'a> {
     pub target: &'a Target<'a>,
     pub client: IpAddr,
     pub secure: bool,
@@ -37,7 +37,7 @@ pub struct Forwarded<'a> {
     pub has_body: bool,
 }
 
-impl Forwarded<'_> {
+impl RequestHeaderRewriter<'_> {
     /// Makes the head of a client's request the head of the backend's: URI in origin form, `Host` as the client sent
     /// it, hop-by-hop headers and names in disguise off, forwarded headers on, and the upgrade's own where there is one.
     pub fn rewrite(&self, parts: &mut request::Parts) {
@@ -86,7 +86,7 @@ impl Forwarded<'_> {
 ///
 /// # Errors
 /// [`ForwardError::TooManyHeaders`] where it has more fields than are passed on.
-pub fn clean_answer(headers: &mut HeaderMap, refuses_upgrade: bool) -> Result<(), ForwardError> {
+pub fn sanitize_response_headers(headers: &mut HeaderMap, refuses_upgrade: bool) -> Result<(), ForwardError> {
     if headers.len() > MAX_HEADERS {
         return Err(ForwardError::TooManyHeaders);
     }
@@ -104,7 +104,7 @@ pub(super) fn stays_on_hop(name: &HeaderName) -> bool {
 }
 
 /// Whether CGI-like backends (WSGI, PHP) read the name as that of a header which the bastion removes or sets, because
-/// they turn `-` into `_` in all names: `X_Forwarded_Host` would stand beside the true `X-Forwarded-Host`, or for it
+/// they turn `-` into `_` in all names: `X_Forwarded_Host` would stand beside the true `X-RequestHeaderRewriter-Host`, or for it
 /// (C60). Identity and impersonation headers in disguise are dropped by `identify`, which knows their names.
 fn is_disguised(name: &str) -> bool {
     // One search for a byte is all that most names cost.
@@ -173,7 +173,7 @@ mod tests {
         let target = Target::parse(uri.path()).unwrap();
         let client = "192.0.2.7".parse().unwrap();
         let asked = upgrade.then(|| Upgrade::asked(&Request::from_parts(parts.clone(), ())).unwrap());
-        Forwarded { target: &target, client, secure: true, upgrade: asked.as_ref(), has_body: false }
+        RequestHeaderRewriter { target: &target, client, secure: true, upgrade: asked.as_ref(), has_body: false }
             .rewrite(&mut parts);
         parts
     }
@@ -285,9 +285,9 @@ mod tests {
         for n in 0..MAX_HEADERS {
             headers.append(HeaderName::try_from(format!("x-{}", n % 900)).unwrap(), HeaderValue::from_static("1"));
         }
-        assert!(clean_answer(&mut headers.clone(), false).is_ok());
+        assert!(sanitize_response_headers(&mut headers.clone(), false).is_ok());
         headers.append("x-1", HeaderValue::from_static("1"));
-        assert!(matches!(clean_answer(&mut headers, false), Err(ForwardError::TooManyHeaders)));
+        assert!(matches!(sanitize_response_headers(&mut headers, false), Err(ForwardError::TooManyHeaders)));
     }
 
     #[test]
@@ -327,12 +327,12 @@ mod tests {
         for name in ["connection", "keep-alive", "access-control-allow-origin", "access-control-max-age", "trailer"] {
             headers.insert(name, HeaderValue::from_static("1"));
         }
-        clean_answer(&mut headers, false).unwrap();
+        sanitize_response_headers(&mut headers, false).unwrap();
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["access-control-max-age", "cache-control", "trailer"]);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=9"));
-        clean_answer(&mut headers, false).unwrap();
+        sanitize_response_headers(&mut headers, false).unwrap();
         assert_eq!(headers[header::CACHE_CONTROL], "max-age=9", "the backend's own wins");
     }
 }

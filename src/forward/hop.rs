@@ -2,7 +2,7 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use super::list::{is, tokens};
+use super::header_list::tokens;
 
 /// Header fields of one message, and trailer fields, on either side. Browsers send about 20, apps that spread a session
 /// over cookies some hundred, and HTTP/1.1 stops at hyper's 100 before. It is far below the 24,576 names at which
@@ -32,7 +32,7 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool)
     }
     for name in present {
         let values = headers.get_all(&name);
-        if name == header::TE && values.iter().flat_map(tokens).any(|token| is(token, "trailers")) {
+        if name == header::TE && values.iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers")) {
             headers.insert(header::TE, TRAILERS);
         } else {
             headers.remove(name);

@@ -15,11 +15,11 @@ use http::header::{CONNECTION, HeaderName};
 use http::{HeaderMap, Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::header_list::tokens;
 use super::headers::stays_on_hop;
-use super::list::{is, tokens};
 
 /// How many bytes of interim answers may wait for a client; further ones are dropped, as a proxy may.
-const MOST: usize = 16 * 1024;
+const MAX_PENDING_BYTES: usize = 16 * 1024;
 
 /// The interim answers of one connection. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -73,14 +73,16 @@ impl Interim {
         }
         let mut state = self.state();
         let length: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-        if state.bytes.len() + length > MOST {
+        if state.bytes.len() + length > MAX_PENDING_BYTES {
             // The client does not read them: an endpoint must not fill the memory with what nobody waits for.
             return;
         }
         let line = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default());
         state.bytes.extend_from_slice(line.as_bytes());
         let named: Vec<&[u8]> = headers.get_all(CONNECTION).iter().flat_map(tokens).collect();
-        let stays = |name: &HeaderName| stays_on_hop(name) || named.iter().any(|named| is(named, name.as_str()));
+        let stays = |name: &HeaderName| {
+            stays_on_hop(name) || named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
+        };
         for (name, value) in headers.iter().filter(|(name, _)| !stays(name)) {
             state.bytes.extend_from_slice(name.as_str().as_bytes());
             state.bytes.extend_from_slice(b": ");

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::request::Replay;
+use super::request::ReplayBody;
 use crate::balance::Health;
 
 /// An endpoint is slow for a request that takes this many times as long as its 99th percentile.
@@ -42,13 +42,13 @@ struct Waits {
 struct Wait {
     sent: Instant,
     /// A body that may still be on its way: until it is through, the endpoint may wait for the client.
-    body: Option<Replay>,
+    body: Option<ReplayBody>,
 }
 
 impl Wait {
     /// The time when the endpoint had all of the request. None where the client still sends.
     fn began(&self) -> Option<Instant> {
-        self.body.as_ref().map_or(Some(self.sent), Replay::ended)
+        self.body.as_ref().map_or(Some(self.sent), ReplayBody::ended)
     }
 }
 
@@ -65,7 +65,7 @@ impl Outstanding {
     }
 
     /// A request is sent.
-    pub fn begin(self: &Rc<Self>, sent: Instant, body: Option<Replay>) -> Waiting {
+    pub fn begin(self: &Rc<Self>, sent: Instant, body: Option<ReplayBody>) -> Waiting {
         let mut waits = self.waits.borrow_mut();
         let wait = Some(Wait { sent, body });
         let place = if let Some(place) = waits.free.pop() {
@@ -169,7 +169,7 @@ impl Latency {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balance::{Balance, EndpointKey};
+    use crate::balance::{EndpointKey, LoadBalancer};
     use crate::metrics::EjectionMetrics;
     use crate::resolve::Transport;
 
@@ -177,7 +177,7 @@ mod tests {
 
     /// The same endpoint as two workers see it, and a time.
     fn workers() -> (Rc<Outstanding>, Rc<Outstanding>, Instant) {
-        let balance = Balance::new(EjectionMetrics::default());
+        let balance = LoadBalancer::new(EjectionMetrics::default());
         let key = EndpointKey { address: ([10, 0, 0, 1], 80).into(), transport: Transport::Http };
         let now = Instant::now();
         let worker = || Rc::new(Outstanding::new(balance.health(key), now));

@@ -20,7 +20,7 @@ use super::dial::{DialError, Dialer, Protocol, Stream};
 use super::executor::LocalExecutor;
 use super::outstanding::Outstanding;
 use super::request::RequestBody;
-use crate::balance::{Balance, EndpointKey};
+use crate::balance::{EndpointKey, LoadBalancer};
 use crate::model::Scheme as ModelScheme;
 use crate::resolve::Transport;
 
@@ -51,7 +51,7 @@ pub struct Connection {
 #[expect(clippy::large_enum_variant, reason = "the large variant is the common one, and lives for some lines")]
 pub(super) enum SendError {
     /// The request has no form in the connection's protocol.
-    Form(InvalidForm),
+    OutputFormat(InvalidForm),
     Broken(TrySendError<Request<RequestBody>>),
 }
 
@@ -71,12 +71,12 @@ pub enum InvalidForm {
 enum Sender {
     /// This request has it for itself.
     Http1(http1::SendRequest<RequestBody>),
-    Http2(http2::SendRequest<RequestBody>, #[expect(dead_code, reason = "counts while it lives")] Stream2),
+    Http2(http2::SendRequest<RequestBody>, #[expect(dead_code, reason = "counts while it lives")] StreamGuard),
 }
 
 /// A request on a shared connection, counted as long as it lives.
 #[derive(Debug)]
-struct Stream2(Rc<Streams>);
+struct StreamGuard(Rc<Streams>);
 
 /// The requests on a shared connection.
 #[derive(Debug)]
@@ -88,14 +88,14 @@ struct Streams {
     ended: Cell<Instant>,
 }
 
-impl Stream2 {
+impl StreamGuard {
     fn new(streams: &Rc<Streams>) -> Self {
         streams.open.set(streams.open.get() + 1);
         Self(Rc::clone(streams))
     }
 }
 
-impl Drop for Stream2 {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.0.open.set(self.0.open.get() - 1);
         self.0.ended.set(Instant::now());
@@ -116,11 +116,11 @@ impl Connection {
     pub(super) async fn send(&mut self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.sender {
             Sender::Http1(sender) => {
-                as_http1(&mut request).map_err(SendError::Form)?;
+                as_http1(&mut request).map_err(SendError::OutputFormat)?;
                 sender.try_send_request(request).await
             }
             Sender::Http2(sender, _) => {
-                as_http2(&mut request, self.key).map_err(SendError::Form)?;
+                as_http2(&mut request, self.key).map_err(SendError::OutputFormat)?;
                 sender.try_send_request(request).await
             }
         };
@@ -202,14 +202,14 @@ impl Open {
 #[derive(Debug)]
 pub struct Pool {
     dialer: Arc<Dialer>,
-    balance: Arc<Balance>,
+    balance: Arc<LoadBalancer>,
     open: RefCell<HashMap<EndpointKey, Open>>,
     /// The time of the last search for stalls.
     checked: Cell<Instant>,
 }
 
 impl Pool {
-    pub fn new(dialer: Arc<Dialer>, balance: Arc<Balance>) -> Self {
+    pub fn new(dialer: Arc<Dialer>, balance: Arc<LoadBalancer>) -> Self {
         Self { dialer, balance, open: RefCell::default(), checked: Cell::new(Instant::now()) }
     }
 
@@ -218,7 +218,7 @@ impl Pool {
         let mut open = self.open.borrow_mut();
         let Open { outstanding, idle, shared } = open.get_mut(&key)?;
         if let Some(shared) = shared.iter_mut().find(|shared| shared.has_room()) {
-            let sender = Sender::Http2(shared.sender.clone(), Stream2::new(&shared.streams));
+            let sender = Sender::Http2(shared.sender.clone(), StreamGuard::new(&shared.streams));
             return Some(Connection { key, sender, outstanding: Rc::clone(outstanding) });
         }
         // One that is not ready yet still sends the body of a request that was answered early. The rest is for `sweep`.
@@ -328,7 +328,7 @@ impl Pool {
                 tracing::debug!(%error, "a connection to an endpoint ended with an error");
             }
         });
-        let stream = Stream2::new(&streams);
+        let stream = StreamGuard::new(&streams);
         let shared = Shared { sender: sender.clone(), streams };
         self.opened(&mut self.open.borrow_mut(), key).shared.push(shared);
         Ok(Sender::Http2(sender, stream))

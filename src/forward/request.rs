@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use super::hop::MAX_HEADERS;
 
 /// How much of a body is remembered until the answer begins.
-const REMEMBERED: usize = 64 * 1024;
+const MAX_REPLAY_BYTES: usize = 64 * 1024;
 
 /// A request that is to be sent, with what it takes to send it again.
 #[derive(Debug)]
@@ -25,15 +25,15 @@ pub(super) struct Pending {
     /// A copy, where the request may be repeated after an attempt has used it up. Cloned once per request, before the
     /// first attempt, because hyper consumes the original; repetitions, which are rare, clone it again.
     copy: Option<Parts>,
-    body: Option<Replay>,
+    body: Option<ReplayBody>,
     safe: bool,
 }
 
 impl Pending {
     /// `can_refuse` is whether an endpoint may speak HTTP/2 and refuse the request without a look at it.
-    pub fn new(parts: Parts, body: Option<Replay>, can_refuse: bool) -> Self {
+    pub fn new(parts: Parts, body: Option<ReplayBody>, can_refuse: bool) -> Self {
         let safe = parts.method.is_safe() && body.is_none();
-        let repeatable = safe || can_refuse && body.as_ref().is_none_or(Replay::keeps);
+        let repeatable = safe || can_refuse && body.as_ref().is_none_or(ReplayBody::is_buffering);
         let copy = repeatable.then(|| parts.clone());
         Self { request: Some(Request::from_parts(parts, RequestBody::new(body.clone()))), copy, body, safe }
     }
@@ -43,7 +43,7 @@ impl Pending {
         self.safe
     }
 
-    pub fn body(&self) -> Option<&Replay> {
+    pub fn body(&self) -> Option<&ReplayBody> {
         self.body.as_ref()
     }
 
@@ -57,7 +57,7 @@ impl Pending {
         });
         if !can_refuse && let Some(body) = &self.body {
             // HTTP/1.1 has no way to say that a request was not looked at: this body cannot be needed again.
-            body.forget();
+            body.stop_buffering();
             self.copy = None;
         }
         request
@@ -70,14 +70,14 @@ impl Pending {
 
     /// Makes ready to send the request again from its beginning. False where its body is no longer remembered.
     pub fn rewind(&mut self) -> bool {
-        self.copy.is_some() && self.body.as_ref().is_none_or(Replay::rewind)
+        self.copy.is_some() && self.body.as_ref().is_none_or(ReplayBody::rewind)
     }
 }
 
 /// A client's body, and what has passed of it, in case an HTTP/2 endpoint says that it did not look at the request. The
 /// bytes pass at once all the same; that they are remembered costs no copy. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Replay(Rc<RefCell<State>>);
+pub(super) struct ReplayBody(Rc<RefCell<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -120,7 +120,7 @@ impl Passed {
     }
 }
 
-impl Replay {
+impl ReplayBody {
     /// `received` counts the bytes as they come from the client. `keep` has them remembered.
     pub fn new(incoming: Incoming, received: Rc<Cell<u64>>, keep: bool) -> Self {
         let passed = keep.then(Vec::new);
@@ -129,7 +129,7 @@ impl Replay {
     }
 
     /// Whether all that has passed is remembered.
-    pub fn keeps(&self) -> bool {
+    pub fn is_buffering(&self) -> bool {
         self.0.borrow().passed.is_some()
     }
 
@@ -151,7 +151,7 @@ impl Replay {
     }
 
     /// The request will not be repeated. What is remembered and still to be read in this run stays until it is.
-    pub fn forget(&self) {
+    pub fn stop_buffering(&self) {
         let mut state = self.0.borrow_mut();
         state.last = true;
         if state.run == 0 {
@@ -179,7 +179,7 @@ impl State {
             self.received.set(self.received.get() + length as u64);
             // Only a run that is through with what is remembered gets here, so that nothing of it is lost.
             self.length += length;
-            if self.last || self.length > REMEMBERED {
+            if self.last || self.length > MAX_REPLAY_BYTES {
                 self.passed = None;
             }
             if let Some(passed) = &mut self.passed {
@@ -194,14 +194,14 @@ impl State {
 /// The body of a request on its way to an endpoint.
 #[derive(Debug)]
 pub(super) struct RequestBody {
-    body: Option<Replay>,
+    body: Option<ReplayBody>,
     run: u32,
     /// How many of the remembered pieces have passed in this run.
     at: usize,
 }
 
 impl RequestBody {
-    pub fn new(body: Option<Replay>) -> Self {
+    pub fn new(body: Option<ReplayBody>) -> Self {
         let run = body.as_ref().map_or(0, |body| body.0.borrow().run);
         Self { body, run, at: 0 }
     }

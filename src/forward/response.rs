@@ -14,7 +14,7 @@ use super::pool::{Connection, Pool};
 /// The body of an answer on its way to the client. Read to its end it gives the connection back to the pool; dropped
 /// before, it closes the connection, and the endpoint learns that nobody listens any more (CONFORMANCE C101).
 #[derive(Debug)]
-pub struct Upstream {
+pub struct UpstreamBody {
     incoming: Incoming,
     /// None where the connection ends with the body.
     keep: Option<(Connection, Rc<Pool>)>,
@@ -29,7 +29,7 @@ pub enum UpstreamError {
     TooManyTrailers,
 }
 
-impl Upstream {
+impl UpstreamBody {
     pub(super) fn pooled(incoming: Incoming, connection: Connection, pool: &Rc<Pool>) -> Self {
         Self { incoming, keep: Some((connection, Rc::clone(pool))) }
     }
@@ -45,7 +45,7 @@ impl Upstream {
     }
 }
 
-impl Body for Upstream {
+impl Body for UpstreamBody {
     type Data = Bytes;
     type Error = UpstreamError;
 
@@ -74,7 +74,7 @@ impl Body for Upstream {
     }
 }
 
-impl Drop for Upstream {
+impl Drop for UpstreamBody {
     /// The server asks a body that says it is at its end for no further frame.
     fn drop(&mut self) {
         if self.incoming.is_end_stream() {

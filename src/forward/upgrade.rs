@@ -14,10 +14,10 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 
+use super::header_list::tokens;
 use super::hop::{MAX_HEADERS, remove_hop_by_hop};
-use super::list::{is, tokens};
-use super::response::Upstream;
-use super::{Answer, ForwardError};
+use super::response::UpstreamBody;
+use super::{ForwardError, UpstreamResponse};
 use crate::model::Endpoint;
 
 const WEBSOCKET: &str = "websocket";
@@ -57,7 +57,7 @@ impl Protocols {
 
     /// Whether one of them has this name, in any version.
     fn names(&self, name: &str) -> bool {
-        tokens(&self.0).any(|offered| is(name_of(offered), name))
+        tokens(&self.0).any(|offered| name_of(offered).eq_ignore_ascii_case(name.as_bytes()))
     }
 }
 
@@ -71,7 +71,11 @@ impl Upgrade {
                 return None;
             }
             // The tokens are matched whole (C83).
-            let named = headers.get_all(header::CONNECTION).iter().flat_map(tokens).any(|token| is(token, "upgrade"));
+            let named = headers
+                .get_all(header::CONNECTION)
+                .iter()
+                .flat_map(tokens)
+                .any(|token| token.eq_ignore_ascii_case(b"upgrade"));
             Protocols::parse(headers).filter(|_| named).map(Self::Http1)
         } else {
             let protocol = request.extensions().get::<Protocol>()?;
@@ -199,14 +203,14 @@ pub enum Upgraded {
     /// The head for the client, and the tunnel that opens behind it.
     Switched { response: Response<()>, tunnel: Tunnel },
     /// The endpoint ignored an offer that was optional: the answer is that to a plain request.
-    Ignored(Answer),
+    Ignored(UpstreamResponse),
     /// An error, to be passed on; the connection ends with it, so that nothing that the client sends behind the
     /// request reaches the endpoint (C87, CVE-2018-1002105).
-    Refused(Answer),
+    Refused(UpstreamResponse),
 }
 
 impl Upgraded {
-    pub(super) fn of(
+    pub(super) fn from_response(
         mut response: Response<Incoming>,
         endpoint: Endpoint,
         client: OnUpgrade,
@@ -220,11 +224,11 @@ impl Upgraded {
                 Ok(Self::Switched { response, tunnel: Tunnel { client, upstream } })
             }
             status if status.is_client_error() || status.is_server_error() => {
-                Ok(Self::Refused(Answer { response: response.map(Upstream::closing), endpoint }))
+                Ok(Self::Refused(UpstreamResponse { response: response.map(UpstreamBody::closing), endpoint }))
             }
             // The client reads it as the answer to a plain request, so it is one (C88).
             status if asked.is_optional() && !status.is_informational() => {
-                Ok(Self::Ignored(Answer { response: response.map(Upstream::closing), endpoint }))
+                Ok(Self::Ignored(UpstreamResponse { response: response.map(UpstreamBody::closing), endpoint }))
             }
             // A client of WebSocket or SPDY could take what follows a success or a redirect for its tunnel, and follow
             // a redirect with its credentials (C88, CVE-2020-8559).

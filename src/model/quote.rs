@@ -4,9 +4,9 @@ use std::fmt::{self, Write};
 
 /// Displays as Go's `%q` does: in double quotes, with what cannot be printed as `\n`, `\x7f`, `\u200b`.
 #[derive(Clone, Copy, Debug)]
-pub struct Quoted<'a>(pub &'a str);
+pub struct GoQuoted<'a>(pub &'a str);
 
-impl fmt::Display for Quoted<'_> {
+impl fmt::Display for GoQuoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_char('"')?;
         for c in self.0.chars() {
@@ -48,7 +48,7 @@ mod tests {
             ("\u{200b}é", r#""\u200bé""#),
         ];
         for (text, quoted) in cases {
-            assert_eq!(Quoted(text).to_string(), quoted);
+            assert_eq!(GoQuoted(text).to_string(), quoted);
         }
     }
 }

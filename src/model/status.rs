@@ -5,7 +5,7 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::Resource;
-use super::quote::Quoted;
+use super::quote::GoQuoted;
 
 /// The machine-readable reason, one of the API's `StatusReason`s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,7 +62,7 @@ pub enum CauseReason {
 
 /// The form in which an answer is written (CONFORMANCE C93).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum OutputFormat {
     Json,
     /// Indented, for people.
     PrettyJson,
@@ -81,37 +81,37 @@ pub struct Status {
 
 impl Status {
     pub fn unauthorized() -> Self {
-        Self::of(StatusCode::UNAUTHORIZED, Reason::Unauthorized, "Unauthorized")
+        Self::new(StatusCode::UNAUTHORIZED, Reason::Unauthorized, "Unauthorized")
     }
 
     pub fn bad_request(message: impl Into<String>) -> Self {
-        Self::of(StatusCode::BAD_REQUEST, Reason::BadRequest, message)
+        Self::new(StatusCode::BAD_REQUEST, Reason::BadRequest, message)
     }
 
     /// `resource` is a plural of the API group `group`.
     pub fn forbidden(group: &'static str, resource: &'static str, name: &str, message: String) -> Self {
         let details = Details { name: name.into(), group, kind: resource, ..Details::default() };
-        Self { details: Some(details), ..Self::of(StatusCode::FORBIDDEN, Reason::Forbidden, message) }
+        Self { details: Some(details), ..Self::new(StatusCode::FORBIDDEN, Reason::Forbidden, message) }
     }
 
     pub fn object_not_found(resource: Resource, name: &str) -> Self {
-        let message = format!("{resource} {} not found", Quoted(name));
+        let message = format!("{resource} {} not found", GoQuoted(name));
         let details = Details { name: name.into(), kind: resource.plural(), ..Details::default() };
-        Self { details: Some(details), ..Self::of(StatusCode::NOT_FOUND, Reason::NotFound, message) }
+        Self { details: Some(details), ..Self::new(StatusCode::NOT_FOUND, Reason::NotFound, message) }
     }
 
     /// The path is none of ours.
     pub fn route_not_found() -> Self {
         Self {
             details: Some(Details::default()),
-            ..Self::of(StatusCode::NOT_FOUND, Reason::NotFound, "the server could not find the requested resource")
+            ..Self::new(StatusCode::NOT_FOUND, Reason::NotFound, "the server could not find the requested resource")
         }
     }
 
     pub fn method_not_allowed() -> Self {
         Self {
             details: Some(Details::default()),
-            ..Self::of(
+            ..Self::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 Reason::MethodNotAllowed,
                 "the server does not allow this method on the requested resource",
@@ -120,28 +120,28 @@ impl Status {
     }
 
     pub fn service_unavailable(message: impl Into<String>) -> Self {
-        Self::of(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, message)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, message)
     }
 
     /// As kube-apiserver's priority and fairness rejects.
     pub fn too_many_requests(message: impl Into<String>) -> Self {
-        Self::of(StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, message)
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, message)
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::of(StatusCode::INTERNAL_SERVER_ERROR, Reason::InternalError, message)
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Reason::InternalError, message)
     }
 
     /// The API has no reason for this one.
     pub fn header_fields_too_large(message: impl Into<String>) -> Self {
-        Self::of(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Reason::BadRequest, message).without_reason()
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Reason::BadRequest, message).without_reason()
     }
 
     pub fn without_reason(self) -> Self {
         Self { reason: None, ..self }
     }
 
-    fn of(code: StatusCode, reason: Reason, message: impl Into<String>) -> Self {
+    fn new(code: StatusCode, reason: Reason, message: impl Into<String>) -> Self {
         Self { code, reason: Some(reason), message: message.into(), details: None }
     }
 
@@ -165,7 +165,7 @@ impl Status {
     }
 
     /// The bytes of the wire. JSON in one line is ended by a newline, as Go's encoder does.
-    pub fn render(&self, form: Form) -> Bytes {
+    pub fn render(&self, form: OutputFormat) -> Bytes {
         let wire = Wire {
             kind: "Status",
             api_version: "v1",
@@ -177,9 +177,9 @@ impl Status {
             code: self.code.as_u16(),
         };
         let json = match form {
-            Form::Json => serde_json::to_string(&wire).expect(PLAIN),
-            Form::PrettyJson => serde_json::to_string_pretty(&wire).expect(PLAIN),
-            Form::Yaml => {
+            OutputFormat::Json => serde_json::to_string(&wire).expect(PLAIN),
+            OutputFormat::PrettyJson => serde_json::to_string_pretty(&wire).expect(PLAIN),
+            OutputFormat::Yaml => {
                 // By way of JSON, as the apiserver's: the keys come out in order.
                 let sorted = serde_json::to_value(&wire).expect(PLAIN);
                 return Bytes::from(serde_saphyr::to_string(&sorted).expect(PLAIN));
@@ -188,7 +188,7 @@ impl Status {
         let mut json = json.replace('&', "\\u0026");
         // `<`, `>` and `&` stand only inside strings; Go escapes them so that no browser reads JSON as HTML.
         json = json.replace('<', "\\u003c").replace('>', "\\u003e");
-        if form == Form::Json {
+        if form == OutputFormat::Json {
             json.push('\n');
         }
         Bytes::from(json)
@@ -220,13 +220,13 @@ mod tests {
     use super::*;
 
     fn json(status: &Status) -> String {
-        String::from_utf8(status.render(Form::Json).to_vec()).unwrap()
+        String::from_utf8(status.render(OutputFormat::Json).to_vec()).unwrap()
     }
 
     #[test]
     fn yaml_has_its_keys_in_order() {
         let status = Status::object_not_found(Resource::Pods, "p");
-        let yaml = String::from_utf8(status.render(Form::Yaml).to_vec()).unwrap();
+        let yaml = String::from_utf8(status.render(OutputFormat::Yaml).to_vec()).unwrap();
         let keys: Vec<_> = yaml.lines().filter_map(|line| line.split_once(':')).map(|(key, _)| key).collect();
         let expected =
             ["apiVersion", "code", "details", "  kind", "  name", "kind", "message", "metadata", "reason", "status"];

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use percent_encoding::{percent_decode_str, utf8_percent_encode};
 
 use super::path::{self, without_dot_segments};
-use super::quote::Quoted;
+use super::quote::GoQuoted;
 use super::{Resource, Scheme};
 
 /// A namespace is a DNS label of at most 63 bytes (RFC 1123).
@@ -161,13 +161,13 @@ impl<'a> Id<'a> {
                 faults.join(";")
             }
         };
-        Some(format!("Name parameter invalid: {}: {fault}", Quoted(self.name)))
+        Some(format!("Name parameter invalid: {}: {fault}", GoQuoted(self.name)))
     }
 }
 
 /// An id that names nothing, quoted whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid {} request {}", resource.singular(), Quoted(id))]
+#[error("invalid {} request {}", resource.singular(), GoQuoted(id))]
 pub struct InvalidId {
     resource: Resource,
     id: String,

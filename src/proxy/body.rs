@@ -6,9 +6,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::connection::Held;
-use crate::forward::{Upstream, UpstreamError};
-use crate::rewrite::{Links, Page, PageError, Reading, Share};
+use crate::connection::ConnectionGuard;
+use crate::forward::{UpstreamBody, UpstreamError};
+use crate::rewrite::{LinkRewriter, PageError, PageFormat, RewrittenBody, Share};
 use crate::telemetry::Record;
 
 /// What is sent to the client.
@@ -17,14 +17,14 @@ pub struct Body {
     content: Content,
     record: Option<Box<Record>>,
     /// The connection is in use until the last byte.
-    _held: Option<Held>,
+    _held: Option<ConnectionGuard>,
 }
 
 enum Content {
     /// Words of our own, in one piece; none once they are taken.
     Whole(Option<Bytes>),
-    Upstream(Upstream),
-    Page(Box<Page<Upstream>>),
+    UpstreamBody(UpstreamBody),
+    Page(Box<RewrittenBody<UpstreamBody>>),
 }
 
 impl Body {
@@ -36,17 +36,21 @@ impl Body {
         Self { content: Content::Whole(Some(bytes)), record: None, _held: None }
     }
 
-    pub fn upstream(body: Upstream) -> Self {
-        Self { content: Content::Upstream(body), record: None, _held: None }
+    pub fn upstream(body: UpstreamBody) -> Self {
+        Self { content: Content::UpstreamBody(body), record: None, _held: None }
     }
 
     /// A page whose links are rewritten as it passes.
-    pub fn page(body: Upstream, reading: Reading, links: Links, share: Share) -> Self {
-        Self { content: Content::Page(Box::new(Page::new(body, reading, links, share))), record: None, _held: None }
+    pub fn page(body: UpstreamBody, reading: PageFormat, links: LinkRewriter, share: Share) -> Self {
+        Self {
+            content: Content::Page(Box::new(RewrittenBody::new(body, reading, links, share))),
+            record: None,
+            _held: None,
+        }
     }
 
     /// Lets the record end with the body, and the client's connection be in use until then.
-    pub fn recorded(self, record: Box<Record>, held: Held) -> Self {
+    pub fn recorded(self, record: Box<Record>, held: ConnectionGuard) -> Self {
         Self { record: Some(record), _held: Some(held), ..self }
     }
 }
@@ -62,7 +66,7 @@ impl HttpBody for Body {
         let this = &mut *self;
         let frame = match &mut this.content {
             Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Content::Upstream(body) => {
+            Content::UpstreamBody(body) => {
                 ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(PageError::Incoming))
             }
             Content::Page(page) => ready!(Pin::new(page).poll_frame(context)),
@@ -81,7 +85,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Whole(bytes) => bytes.is_none(),
-            Content::Upstream(body) => body.is_end_stream(),
+            Content::UpstreamBody(body) => body.is_end_stream(),
             Content::Page(page) => page.is_end_stream(),
         }
     }
@@ -89,7 +93,7 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Content::Upstream(body) => body.size_hint(),
+            Content::UpstreamBody(body) => body.size_hint(),
             // Not known before its end.
             Content::Page(page) => page.size_hint(),
         }

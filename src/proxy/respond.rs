@@ -3,12 +3,12 @@
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::{Body, ProxyError};
+use crate::authenticate::AuthenticationError;
 use crate::authorize::AuthorizeError;
-use crate::cluster::Refused;
+use crate::cluster::ExcludedEndpoint;
 use crate::forward::{DialError, ForwardError};
-use crate::identify::IdentifyError;
 use crate::model::Status;
-use crate::model::status::{Cause, CauseReason, Form};
+use crate::model::status::{Cause, CauseReason, OutputFormat};
 use crate::model::target::TargetError;
 use crate::resolve::ResolveError;
 use crate::review::Rejection;
@@ -20,18 +20,18 @@ const REVIEW_RETRY_AFTER_SECONDS: u32 = 1;
 const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 
 /// The answer to a request that got no further.
-pub(super) fn refuse(error: &ProxyError, causes: Vec<Cause>, form: Form) -> Response<Body> {
+pub(super) fn refuse(error: &ProxyError, causes: Vec<Cause>, form: OutputFormat) -> Response<Body> {
     let status = status(error).with_causes(causes);
     let mut response = Response::new(Body::whole(status.render(form)));
     *response.status_mut() = status.code;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, if form == Form::Yaml { YAML } else { JSON });
+    headers.insert(header::CONTENT_TYPE, if form == OutputFormat::Yaml { YAML } else { JSON });
     headers.insert(header::CACHE_CONTROL, NOT_CACHED);
     if let Some(seconds) = status.retry_after() {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
     match status.code {
-        StatusCode::BAD_REQUEST if matches!(error, ProxyError::Identify(_)) => {
+        StatusCode::BAD_REQUEST if matches!(error, ProxyError::Authenticator(_)) => {
             headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         }
         StatusCode::UNAUTHORIZED => {
@@ -61,23 +61,23 @@ pub(super) fn redirect(location: &str) -> Response<Body> {
 }
 
 /// What a request says of the answers that its sender can read. It is looked at only where the answer is ours.
-pub(super) struct Taste {
+pub(super) struct AcceptPreference {
     accept: Option<HeaderValue>,
     agent: Option<HeaderValue>,
 }
 
-impl Taste {
-    pub fn of(headers: &HeaderMap) -> Self {
+impl AcceptPreference {
+    pub fn from_headers(headers: &HeaderMap) -> Self {
         Self { accept: headers.get(header::ACCEPT).cloned(), agent: headers.get(header::USER_AGENT).cloned() }
     }
 
     /// The form that the sender can read best (C93): JSON unless YAML is asked for first; indented for people.
-    pub fn form(&self, query: Option<&str>) -> Form {
+    pub fn form(&self, query: Option<&str>) -> OutputFormat {
         match self.accepted() {
-            Some(media_type) if media_type == "application/yaml" => Form::Yaml,
-            Some(_) if !self.is_of_people(query) => Form::Json,
+            Some(media_type) if media_type == "application/yaml" => OutputFormat::Yaml,
+            Some(_) if !self.is_of_people(query) => OutputFormat::Json,
             // Who takes neither is not one of the API's clients.
-            _ => Form::PrettyJson,
+            _ => OutputFormat::PrettyJson,
         }
     }
 
@@ -112,26 +112,26 @@ impl Taste {
 }
 
 /// What helps to see why, for those who may see the target.
-pub(super) fn causes(error: &ProxyError) -> Vec<Cause> {
+pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
     let ports = |offered: &[String]| {
         let cause = |port: &String| Cause { reason: CauseReason::ServicePort, message: format!("port {port}") };
         offered.iter().map(cause).collect()
     };
     match error {
-        ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
+        ProxyError::Authorizer(AuthorizeError::Forbidden(no)) => {
             vec![Cause { reason: CauseReason::AccessReview, message: no.review.clone() }]
         }
-        ProxyError::Resolve(ResolveError::NoServicePort { offered, .. } | ResolveError::NoPort { offered, .. }) => {
+        ProxyError::Resolver(ResolveError::NoServicePort { offered, .. } | ResolveError::NoPort { offered, .. }) => {
             ports(offered)
         }
-        ProxyError::Resolve(ResolveError::NoEndpoints { refused, .. }) => {
-            let cause = |Refused { address, why }: &Refused| Cause {
+        ProxyError::Resolver(ResolveError::NoEndpoints { refused, .. }) => {
+            let cause = |ExcludedEndpoint { address, why }: &ExcludedEndpoint| Cause {
                 reason: CauseReason::EndpointRefused,
                 message: format!("{address}: {why}"),
             };
             refused.iter().map(cause).collect()
         }
-        ProxyError::Forward(ForwardError::Dial(errors)) if errors.len() > 1 => {
+        ProxyError::Forwarder(ForwardError::Dial(errors)) if errors.len() > 1 => {
             let cause = |error: &DialError| Cause { reason: CauseReason::DialFailed, message: error.to_string() };
             errors.iter().map(cause).collect()
         }
@@ -154,22 +154,24 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::NotReady => Status::service_unavailable(message()),
         ProxyError::TooManyHeaders => Status::header_fields_too_large(message()),
         ProxyError::Host => Status::bad_request(message()),
-        ProxyError::Identify(IdentifyError::Unauthenticated(_)) => Status::unauthorized(),
-        ProxyError::Identify(IdentifyError::Impersonation(_)) => Status::bad_request(message()),
+        ProxyError::Authenticator(AuthenticationError::Unauthenticated(_)) => Status::unauthorized(),
+        ProxyError::Authenticator(AuthenticationError::Impersonation(_)) => Status::bad_request(message()),
         // What failed there is for the log: it names the API and the bastion's account.
-        ProxyError::Identify(IdentifyError::Unavailable(_)) => Status::internal("the token could not be reviewed"),
-        ProxyError::Identify(IdentifyError::Rejected(rejection))
-        | ProxyError::Authorize(AuthorizeError::Rejected(rejection)) => rejected(*rejection, message()),
+        ProxyError::Authenticator(AuthenticationError::Unavailable(_)) => {
+            Status::internal("the token could not be reviewed")
+        }
+        ProxyError::Authenticator(AuthenticationError::Rejected(rejection))
+        | ProxyError::Authorizer(AuthorizeError::Rejected(rejection)) => rejected(*rejection, message()),
         ProxyError::Target(TargetError::NoRoute) => Status::route_not_found(),
         ProxyError::Target(TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8) => {
             Status::bad_request(message())
         }
-        ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
+        ProxyError::Authorizer(AuthorizeError::Forbidden(no)) => {
             Status::forbidden(no.group, no.resource, &no.name, no.to_string())
         }
-        ProxyError::Authorize(AuthorizeError::Unavailable(_)) => Status::internal("the access could not be reviewed"),
+        ProxyError::Authorizer(AuthorizeError::Unavailable(_)) => Status::internal("the access could not be reviewed"),
         ProxyError::Method => Status::method_not_allowed(),
-        ProxyError::Resolve(error) => match error {
+        ProxyError::Resolver(error) => match error {
             ResolveError::NotFound { resource, name } => Status::object_not_found(*resource, name),
             ResolveError::NoName
             | ResolveError::NoNamespace
@@ -184,17 +186,17 @@ fn status(error: &ProxyError) -> Status {
             | ResolveError::NoPort { .. }
             | ResolveError::NoEndpoints { .. } => Status::service_unavailable(message()),
         },
-        ProxyError::Forward(ForwardError::Dial(errors)) => {
+        ProxyError::Forwarder(ForwardError::Dial(errors)) => {
             // The last that was tried; of the others tell the causes.
             let last = errors.last().map(ToString::to_string).unwrap_or_default();
             Status::service_unavailable(format!("error trying to reach service: {last}"))
         }
-        ProxyError::Forward(ForwardError::Client(_)) => Status::bad_request("the request's body broke off"),
-        ProxyError::Forward(ForwardError::Broken { .. } | ForwardError::TooManyHeaders) => {
+        ProxyError::Forwarder(ForwardError::Client(_)) => Status::bad_request("the request's body broke off"),
+        ProxyError::Forwarder(ForwardError::Broken { .. } | ForwardError::TooManyHeaders) => {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         }
-        ProxyError::Forward(ForwardError::Form(_)) => Status::internal(message()),
-        ProxyError::Forward(
+        ProxyError::Forwarder(ForwardError::OutputFormat(_)) => Status::internal(message()),
+        ProxyError::Forwarder(
             ForwardError::InvalidUpgrade(_)
             | ForwardError::UnaskedUpgrade(_)
             | ForwardError::UnofferedUpgrade { .. }
@@ -214,24 +216,24 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
             headers.insert(header::USER_AGENT, HeaderValue::from_static(agent));
-            Taste::of(&headers).form(query)
+            AcceptPreference::from_headers(&headers).form(query)
         };
         for (accept, expected) in [
-            ("*/*", Form::Json),
-            ("application/yaml", Form::Yaml),
-            ("Application/YAML; charset=utf-8", Form::Yaml),
-            ("application/json, application/yaml", Form::Json),
-            ("application/json;q=0.8, application/yaml;q=0.9", Form::Yaml),
-            ("text/html, application/yaml;q=0.9, */*;q=0.8", Form::Yaml),
-            ("application/yaml;q=0", Form::PrettyJson),
-            ("", Form::Json),
-            ("application/vnd.kubernetes.protobuf, application/yaml", Form::Yaml),
-            ("text/html", Form::PrettyJson),
+            ("*/*", OutputFormat::Json),
+            ("application/yaml", OutputFormat::Yaml),
+            ("Application/YAML; charset=utf-8", OutputFormat::Yaml),
+            ("application/json, application/yaml", OutputFormat::Json),
+            ("application/json;q=0.8, application/yaml;q=0.9", OutputFormat::Yaml),
+            ("text/html, application/yaml;q=0.9, */*;q=0.8", OutputFormat::Yaml),
+            ("application/yaml;q=0", OutputFormat::PrettyJson),
+            ("", OutputFormat::Json),
+            ("application/vnd.kubernetes.protobuf, application/yaml", OutputFormat::Yaml),
+            ("text/html", OutputFormat::PrettyJson),
         ] {
             assert_eq!(ask(accept, "kubectl", None), expected, "{accept}");
         }
-        assert_eq!(ask("*/*", "curl/8", None), Form::PrettyJson);
-        assert_eq!(ask("*/*", "curl/8", Some("a=b&pretty=false")), Form::Json);
-        assert_eq!(ask("*/*", "kubectl", Some("pretty=true")), Form::PrettyJson);
+        assert_eq!(ask("*/*", "curl/8", None), OutputFormat::PrettyJson);
+        assert_eq!(ask("*/*", "curl/8", Some("a=b&pretty=false")), OutputFormat::Json);
+        assert_eq!(ask("*/*", "kubectl", Some("pretty=true")), OutputFormat::PrettyJson);
     }
 }

@@ -8,11 +8,11 @@ use http::HeaderMap;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Stages;
+use crate::authenticate::{AuthenticationError, Peer};
 use crate::authorize::AuthorizeError;
-use crate::connection::Held;
+use crate::connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::Tunnel;
-use crate::identify::{IdentifyError, Peer};
 use crate::model::target::TargetError;
 use crate::model::{ClientAddress, Target, Verb};
 use crate::telemetry::Record;
@@ -45,11 +45,11 @@ pub(super) struct Grant {
 #[derive(Debug, thiserror::Error)]
 enum GrantError {
     #[error(transparent)]
-    Identify(#[from] IdentifyError),
+    Authenticator(#[from] AuthenticationError),
     #[error(transparent)]
     Target(#[from] TargetError),
     #[error(transparent)]
-    Authorize(#[from] AuthorizeError),
+    Authorizer(#[from] AuthorizeError),
 }
 
 /// Checks that may fail for want of a place before the tunnel is closed: a flood must not close the tunnels of others
@@ -70,16 +70,16 @@ impl Grant {
 
     /// Asks what was asked when the tunnel was opened, in the same order (see `Proxy::route`).
     async fn check(&self, stages: &Stages, path: &str) -> Result<(), GrantError> {
-        let Stages { identify, authorize, .. } = stages;
-        let caller = identify.identify(&mut self.credentials.clone(), &self.peer, self.websocket).await?;
+        let Stages { authenticator, authorizer, .. } = stages;
+        let caller = authenticator.authenticate(&mut self.credentials.clone(), &self.peer, self.websocket).await?;
         let client = ClientAddress::from(self.peer.address.ip());
         let identity = match caller.impersonates {
             None => caller.identity,
-            Some(wanted) => authorize.impersonate(&caller.identity, wanted, client).await?,
+            Some(wanted) => authorizer.impersonate(&caller.identity, wanted, client).await?,
         };
         let target = Target::parse(path)?;
-        authorize.authorize(&identity, self.verb, &target, client).await?;
-        Ok(authorize.authorize_upgrade(&identity, &target, client).await?)
+        authorizer.authorize(&identity, self.verb, &target, client).await?;
+        Ok(authorizer.authorize_upgrade(&identity, &target, client).await?)
     }
 }
 
@@ -87,15 +87,14 @@ impl GrantError {
     /// The time since the last good check after which this error closes the tunnel. Zero for a definite denial.
     fn tolerated_for(&self, policy: TunnelPolicy) -> Duration {
         match self {
-            Self::Identify(IdentifyError::Unauthenticated(_) | IdentifyError::Impersonation(_))
+            Self::Authenticator(AuthenticationError::Unauthenticated(_) | AuthenticationError::Impersonation(_))
             | Self::Target(_)
-            | Self::Authorize(AuthorizeError::Forbidden(_)) => Duration::ZERO,
-            Self::Identify(IdentifyError::Rejected(_)) | Self::Authorize(AuthorizeError::Rejected(_)) => {
+            | Self::Authorizer(AuthorizeError::Forbidden(_)) => Duration::ZERO,
+            Self::Authenticator(AuthenticationError::Rejected(_)) | Self::Authorizer(AuthorizeError::Rejected(_)) => {
                 policy.check_interval * MAX_REJECTED_CHECKS
             }
-            Self::Identify(IdentifyError::Unavailable(_)) | Self::Authorize(AuthorizeError::Unavailable(_)) => {
-                policy.unverified_for
-            }
+            Self::Authenticator(AuthenticationError::Unavailable(_))
+            | Self::Authorizer(AuthorizeError::Unavailable(_)) => policy.unverified_for,
         }
     }
 }
@@ -106,7 +105,7 @@ pub(super) async fn run(
     tunnel: Tunnel,
     grant: Box<Grant>,
     mut record: Box<Record>,
-    _held: Held,
+    _held: ConnectionGuard,
     drain: Drain,
     stages: Arc<Stages>,
 ) {
@@ -173,9 +172,9 @@ mod tests {
         let policy = TunnelPolicy::new(minutes(4), minutes(5), None);
         assert_eq!(policy.check_interval, minutes(3));
         let cases: [(GrantError, Duration); 5] = [
-            (IdentifyError::Unauthenticated("revoked".into()).into(), Duration::ZERO),
+            (AuthenticationError::Unauthenticated("revoked".into()).into(), Duration::ZERO),
             (TargetError::NoRoute.into(), Duration::ZERO),
-            (IdentifyError::Rejected(Rejection::ClientShare).into(), minutes(9)),
+            (AuthenticationError::Rejected(Rejection::ClientShare).into(), minutes(9)),
             (AuthorizeError::Rejected(Rejection::Timeout).into(), minutes(9)),
             (AuthorizeError::Unavailable("down".into()).into(), minutes(5)),
         ];
@@ -184,6 +183,6 @@ mod tests {
         }
         // With staleOnError off an outage closes tunnels, as it denies requests.
         let strict = TunnelPolicy::new(minutes(4), Duration::ZERO, None);
-        assert!(GrantError::from(IdentifyError::Unavailable("down".into())).tolerated_for(strict).is_zero());
+        assert!(GrantError::from(AuthenticationError::Unavailable("down".into())).tolerated_for(strict).is_zero());
     }
 }

@@ -33,7 +33,7 @@ impl ApiHealth {
         if self.0.unreachable.load(Ordering::Relaxed) && self.0.unreachable.swap(false, Ordering::Relaxed) {
             tracing::info!("the API answers reviews again");
             self.0.metrics.api_reachable.set(1);
-            self.0.ready.mend(NAME);
+            self.0.ready.clear_degraded(NAME);
         }
     }
 
@@ -41,7 +41,7 @@ impl ApiHealth {
         if !self.0.unreachable.swap(true, Ordering::Relaxed) {
             tracing::warn!(kind, fault, "the API does not answer reviews; cached results serve as long as they may");
             self.0.metrics.api_reachable.set(0);
-            self.0.ready.impair(NAME, format!("{kind}: {fault}"));
+            self.0.ready.set_degraded(NAME, format!("{kind}: {fault}"));
         }
     }
 }

@@ -64,12 +64,12 @@ pub struct Decoder {
 enum State {
     Identity,
     /// The first two bytes, which tell more, are not in yet.
-    Unsure(Coding),
+    Detecting(Coding),
     /// What says it is gzip and is not: it passes as it is.
-    Foreign,
+    Passthrough,
     Inflating(Format, Box<Decompress>),
     /// A member of a gzip stream is through; another may follow (RFC 1952 section 2.2).
-    Between,
+    BetweenMembers,
     /// The stream is through. What follows it is padding.
     Ended(Format),
 }
@@ -98,7 +98,7 @@ impl Decoder {
     pub fn new(coding: Coding) -> Self {
         let state = match coding {
             Coding::Identity => State::Identity,
-            Coding::Gzip | Coding::Deflate => State::Unsure(coding),
+            Coding::Gzip | Coding::Deflate => State::Detecting(coding),
         };
         Self { state, lead: Vec::new() }
     }
@@ -110,7 +110,7 @@ impl Decoder {
     /// The bytes are not of the coding.
     pub fn decode(&mut self, bytes: &mut Bytes, out: &mut [u8]) -> io::Result<Decoded> {
         match &mut self.state {
-            State::Unsure(_) | State::Between => return Ok(self.start(bytes)),
+            State::Detecting(_) | State::BetweenMembers => return Ok(self.start(bytes)),
             State::Inflating(format, inflate) => {
                 let input = if self.lead.is_empty() { &bytes[..] } else { &self.lead[..] };
                 let input = &input[..input.len().min(MAX_INPUT_BYTES_PER_STEP)];
@@ -124,7 +124,7 @@ impl Decoder {
                     self.lead.drain(..read);
                 }
                 match status {
-                    Status::StreamEnd if *format == Format::Gzip => self.state = State::Between,
+                    Status::StreamEnd if *format == Format::Gzip => self.state = State::BetweenMembers,
                     Status::StreamEnd => self.state = State::Ended(*format),
                     // A last bit of the trailer may be taken without output.
                     Status::Ok | Status::BufError if read == 0 && written == 0 => return Ok(Decoded::Starved),
@@ -137,7 +137,7 @@ impl Decoder {
                 bytes.clear();
                 return Ok(Decoded::Starved);
             }
-            State::Identity | State::Foreign => {}
+            State::Identity | State::Passthrough => {}
         }
         let lead = self.lead.len().min(out.len());
         out[..lead].copy_from_slice(&self.lead[..lead]);
@@ -158,12 +158,12 @@ impl Decoder {
         let is_zlib = one & 0xf == 8 && (u16::from(one) << 8 | u16::from(two)).is_multiple_of(31);
         let inflating = |format, inflate| State::Inflating(format, Box::new(inflate));
         self.state = match self.state {
-            State::Unsure(Coding::Gzip) | State::Between if is_gzip => {
+            State::Detecting(Coding::Gzip) | State::BetweenMembers if is_gzip => {
                 inflating(Format::Gzip, Decompress::new_gzip(WINDOW_BITS))
             }
-            State::Unsure(Coding::Gzip) => State::Foreign,
-            State::Unsure(_) if is_zlib => inflating(Format::Zlib, Decompress::new(true)),
-            State::Unsure(_) => inflating(Format::Raw, Decompress::new(false)),
+            State::Detecting(Coding::Gzip) => State::Passthrough,
+            State::Detecting(_) if is_zlib => inflating(Format::Zlib, Decompress::new(true)),
+            State::Detecting(_) => inflating(Format::Raw, Decompress::new(false)),
             _ => State::Ended(self.format()),
         };
         Decoded::Member
@@ -172,25 +172,25 @@ impl Decoder {
     /// What the stream is, as far as it is known.
     fn format(&self) -> Format {
         match self.state {
-            State::Identity | State::Unsure(_) | State::Foreign => Format::Identity,
-            State::Between => Format::Gzip,
+            State::Identity | State::Detecting(_) | State::Passthrough => Format::Identity,
+            State::BetweenMembers => Format::Gzip,
             State::Inflating(format, _) | State::Ended(format) => format,
         }
     }
 
     /// Whether anything of the stream came.
     pub fn has_begun(&self) -> bool {
-        !matches!(self.state, State::Unsure(_)) || !self.lead.is_empty()
+        !matches!(self.state, State::Detecting(_)) || !self.lead.is_empty()
     }
 
     /// Whether bytes are decoded to themselves.
     pub fn is_identity(&self) -> bool {
-        matches!(self.state, State::Identity | State::Foreign)
+        matches!(self.state, State::Identity | State::Passthrough)
     }
 
     /// Whether the stream is not in the coding that it says, so that it is to be left alone.
     pub fn is_foreign(&self) -> bool {
-        matches!(self.state, State::Foreign)
+        matches!(self.state, State::Passthrough)
     }
 
     /// Checks, once the decoder is starved and no more bytes follow, that the stream is whole.
@@ -200,7 +200,7 @@ impl Decoder {
     pub fn finish(&self) -> io::Result<()> {
         match self.state {
             State::Inflating(..) => Err(io::ErrorKind::UnexpectedEof.into()),
-            State::Unsure(_) if !self.lead.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
+            State::Detecting(_) if !self.lead.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
     }

@@ -10,7 +10,7 @@ use lol_html::html_content::{Element, EndTag};
 use lol_html::{AsciiCompatibleEncoding, HandlerResult, HtmlRewriter, MemorySettings, OutputSink, Settings, element};
 
 use super::budget::Bound;
-use super::link::Links;
+use super::link::LinkRewriter;
 
 /// Bytes that the parser gets at a time. Blocks are aligned to the page, not to the pieces that it comes in, so that
 /// the bounds below stop a page at the same byte wherever it is cut.
@@ -161,7 +161,7 @@ impl OutputSink for Out {
 
 impl Html {
     /// `encoding` is that of the page until it says otherwise in a `<meta charset>`.
-    pub fn new(links: Links, encoding: AsciiCompatibleEncoding) -> Self {
+    pub fn new(links: LinkRewriter, encoding: AsciiCompatibleEncoding) -> Self {
         let out = Out::default();
         let elements = Rc::<Elements>::default();
         let rules = Rules { links, elements: Rc::clone(&elements) };
@@ -402,7 +402,7 @@ fn add(count: &Cell<usize>, more: usize) {
 
 /// Rewrites the links of elements, and bounds the elements.
 struct Rules {
-    links: Links,
+    links: LinkRewriter,
     elements: Rc<Elements>,
 }
 
@@ -510,7 +510,7 @@ fn is_inline(attribute: &str, raw: &str) -> bool {
 
 /// Image candidates: `url descriptor, url descriptor` (WHATWG HTML section 4.8.4.2.1). A URL may hold commas, but not at
 /// its end.
-fn rewrite_source_set(links: &Links, value: &str) -> Result<Option<String>, Bound> {
+fn rewrite_source_set(links: &LinkRewriter, value: &str) -> Result<Option<String>, Bound> {
     let mut out = String::new();
     let mut candidates = 0;
     let mut changed = false;
@@ -555,7 +555,7 @@ fn rewrite_source_set(links: &Links, value: &str) -> Result<Option<String>, Boun
 }
 
 /// `<meta http-equiv=refresh content="5; url=/x">` (WHATWG HTML section 4.2.5.3).
-fn rewrite_refresh(links: &Links, value: &str) -> Option<String> {
+fn rewrite_refresh(links: &LinkRewriter, value: &str) -> Option<String> {
     let after_time = value.find([';', ','])? + 1;
     let rest = &value[after_time..];
     let skipped = rest.len() - rest.trim_ascii_start().len();
@@ -579,8 +579,8 @@ mod tests {
     use super::*;
     use crate::model::Scheme;
 
-    fn links() -> Links {
-        Links {
+    fn links() -> LinkRewriter {
+        LinkRewriter {
             prefix: "/p".into(),
             client_host: Some("bastion.example".into()),
             endpoint: "10.0.0.1:80".parse().unwrap(),

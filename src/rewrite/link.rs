@@ -11,7 +11,7 @@ use crate::model::{Scheme, ServiceAddress};
 
 /// Who an answer comes from, as its links may spell it, and where that is reached through the bastion.
 #[derive(Clone, Debug)]
-pub struct Links {
+pub struct LinkRewriter {
     /// The path of the target on the bastion, up to and including `/proxy`.
     pub prefix: String,
     /// `Host` as the client sent it.
@@ -29,7 +29,7 @@ pub struct Links {
 /// A link that is no URL (RFC 3986, as Go's `net/url` reads it).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no URL")]
-pub struct BadLink(pub String);
+pub struct InvalidUrl(pub String);
 
 /// A URL in its raw parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,13 +54,13 @@ enum Host {
     Other,
 }
 
-impl Links {
+impl LinkRewriter {
     /// The link as the client must follow it; none where it is good as it is.
     ///
     /// # Errors
-    /// [`BadLink`] where it cannot be read.
-    pub fn rewrite(&self, link: &str) -> Result<Option<String>, BadLink> {
-        let parts = Parts::of(link).ok_or_else(|| BadLink(link.into()))?;
+    /// [`InvalidUrl`] where it cannot be read.
+    pub fn rewrite(&self, link: &str) -> Result<Option<String>, InvalidUrl> {
+        let parts = Parts::parse(link).ok_or_else(|| InvalidUrl(link.into()))?;
         let host = self.host(parts);
         let path = match (&host, parts.path) {
             (Host::Other, _) => return Ok(None),
@@ -123,7 +123,7 @@ impl Links {
 }
 
 impl<'a> Parts<'a> {
-    fn of(link: &'a str) -> Option<Self> {
+    fn parse(link: &'a str) -> Option<Self> {
         if link.bytes().any(|byte| byte.is_ascii_control()) {
             return None;
         }
@@ -211,8 +211,8 @@ mod tests {
 
     const PREFIX: &str = "/api/v1/namespaces/ns/services/web/proxy";
 
-    fn links() -> Links {
-        Links {
+    fn links() -> LinkRewriter {
+        LinkRewriter {
             prefix: PREFIX.into(),
             client_host: Some("bastion.example:8443".into()),
             endpoint: "10.0.0.1:8080".parse().unwrap(),
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn ipv6_and_default_ports_are_understood() {
-        let links = Links { endpoint: "[fd00::1]:80".parse().unwrap(), ..links() };
+        let links = LinkRewriter { endpoint: "[fd00::1]:80".parse().unwrap(), ..links() };
         for link in ["http://[fd00::1]/x", "http://[fd00::1]:80/x", "http://[fd00:0::1]:/x"] {
             assert_eq!(links.rewrite(link), Ok(Some(format!("{PREFIX}/x"))), "{link}");
         }

@@ -15,8 +15,8 @@ use crate::model::Scheme;
 
 const MIB: usize = 1024 * 1024;
 
-fn links() -> Links {
-    Links {
+fn links() -> LinkRewriter {
+    LinkRewriter {
         prefix: "/p".repeat(100),
         client_host: None,
         endpoint: "10.0.0.1:80".parse().unwrap(),
@@ -26,9 +26,9 @@ fn links() -> Links {
     }
 }
 
-fn reading(coding: &str) -> Reading {
+fn reading(coding: &str) -> PageFormat {
     let response = Response::builder().header("content-type", "text/html").header("content-encoding", coding);
-    page(&Method::GET, &response.body(()).unwrap()).unwrap()
+    PageFormat::detect(&Method::GET, &response.body(()).unwrap()).unwrap()
 }
 
 fn gzip(page: &[u8]) -> Vec<u8> {
@@ -203,7 +203,7 @@ fn the_work_of_a_slice_is_bounded_whatever_a_page_decodes_to() {
 }
 
 /// Polls a page to its end. Gives what came out between two yields, each.
-fn turns<B: Body<Data = Bytes> + Unpin>(page: Page<B>) -> Vec<Vec<u8>> {
+fn turns<B: Body<Data = Bytes> + Unpin>(page: RewrittenBody<B>) -> Vec<Vec<u8>> {
     let mut page = pin!(page);
     let mut context = Context::from_waker(Waker::noop());
     let mut turns = vec![Vec::new()];
@@ -233,8 +233,8 @@ fn a_page_yields_to_the_others_of_its_worker() {
     );
     let pieces = http_body_util::StreamBody::new(pieces);
     for turns in [
-        turns(Page::new(whole, reading("identity"), links(), share())),
-        turns(Page::new(pieces, reading("identity"), links(), share())),
+        turns(RewrittenBody::new(whole, reading("identity"), links(), share())),
+        turns(RewrittenBody::new(pieces, reading("identity"), links(), share())),
     ] {
         assert!(turns.iter().all(|turn| turn.len() <= 2 * MAX_WORK_PER_SLICE / WORK_PER_ELEMENT * 9));
         assert!(turns.concat() == page.as_bytes());
@@ -251,7 +251,7 @@ fn without_memory_a_page_passes_from_there_on_and_its_share_returns() {
     let body = http_body_util::StreamBody::new(futures::stream::iter(
         pieces.into_iter().map(|piece| Ok::<_, std::convert::Infallible>(Frame::data(piece))),
     ));
-    let out = turns(Page::new(body, reading("identity"), links(), share)).concat();
+    let out = turns(RewrittenBody::new(body, reading("identity"), links(), share)).concat();
     let expected = page.replacen(link, &format!("<a href=\"{}/a\">", links().prefix), 1);
     assert!(out == expected.as_bytes());
     assert_eq!(metrics.passed.memory.get(), 1);
@@ -262,7 +262,7 @@ fn without_memory_a_page_passes_from_there_on_and_its_share_returns() {
 fn a_page_in_flight_holds_its_share() {
     let (budget, metrics) = budget(MIB);
     let share = budget.reserve(reading("gzip").held_bytes(), client(1)).unwrap();
-    let page = Page::new(Full::new(Bytes::new()).boxed(), reading("gzip"), links(), share);
+    let page = RewrittenBody::new(Full::new(Bytes::new()).boxed(), reading("gzip"), links(), share);
     assert!(usize::try_from(metrics.reserved.get()).unwrap() >= coding::MAX_HELD_BYTES);
     assert!(budget.reserve(reading("gzip").held_bytes(), client(2)).is_some());
     let second = budget.reserve(reading("gzip").held_bytes(), client(2)).unwrap();

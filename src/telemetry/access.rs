@@ -27,11 +27,11 @@ use crate::model::identity::ANONYMOUS_USER;
 use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 
 /// A piece is sent on when it has grown to this, or when [`Recorder::flush`] is called.
-const PIECE: usize = 32 * 1024;
+const FLUSH_BYTES: usize = 32 * 1024;
 /// Pieces that may wait for the writer before lines are lost.
-const WAITING: usize = 64;
+const QUEUE_LEN: usize = 64;
 /// Of these, pieces of lines of unknown callers are added only while fewer wait.
-const WAITING_UNAUTHENTICATED: usize = WAITING / 2;
+const WAITING_UNAUTHENTICATED: usize = QUEUE_LEN / 2;
 
 // What a caller can make long is cut, and the cut is marked: nobody may fill the log, or the memory of its queue, with
 // one request. In bytes.
@@ -52,14 +52,14 @@ const MAX_METHOD: usize = 32;
 /// Some chained causes with their addresses.
 const MAX_ERROR: usize = 1024;
 /// How long the end waits for standard output to take what is left.
-const LAST: Duration = Duration::from_secs(1);
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 /// The same where the end was forced: enough for a reader that reads, nothing that a person would notice.
 const LAST_FORCED: Duration = Duration::from_millis(100);
 
 /// The process's access log: a thread that writes what the workers send.
 #[derive(Debug)]
 pub struct AccessLog {
-    pieces: Option<SyncSender<Piece>>,
+    pieces: Option<SyncSender<Batch>>,
     format: LogFormat,
     unwritten: Arc<Unwritten>,
     /// Disconnected once the thread has ended. Only `drop` looks at it: the lock is what lets workers share the rest.
@@ -88,7 +88,7 @@ impl Unwritten {
 
 /// Some whole lines.
 #[derive(Debug, Default)]
-struct Piece {
+struct Batch {
     bytes: Vec<u8>,
     lines: u64,
 }
@@ -99,7 +99,7 @@ impl AccessLog {
     /// # Errors
     /// Where the thread cannot be started.
     pub fn start(format: LogFormat, mut sink: impl Write + Send + 'static, drain: Drain) -> std::io::Result<Self> {
-        let (pieces, received) = sync_channel::<Piece>(WAITING);
+        let (pieces, received) = sync_channel::<Batch>(QUEUE_LEN);
         let (end, ended) = channel();
         let unwritten = Arc::new(Unwritten::default());
         let left = Arc::clone(&unwritten);
@@ -121,7 +121,7 @@ impl Drop for AccessLog {
     fn drop(&mut self) {
         self.pieces = None;
         let forced = self.drain.forced().now_or_never().is_some();
-        let patience = if forced { LAST_FORCED } else { LAST };
+        let patience = if forced { LAST_FORCED } else { SHUTDOWN_WAIT };
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
             let lines = self.unwritten.lines.load(Ordering::Relaxed);
@@ -139,11 +139,11 @@ pub struct Recorder {
 
 #[derive(Debug)]
 struct Lines {
-    pieces: SyncSender<Piece>,
+    pieces: SyncSender<Batch>,
     unwritten: Arc<Unwritten>,
     format: LogFormat,
-    authenticated: Piece,
-    unauthenticated: Piece,
+    authenticated: Batch,
+    unauthenticated: Batch,
     clock: Clock,
 }
 
@@ -156,9 +156,9 @@ impl Recorder {
                 pieces,
                 unwritten: Arc::clone(&log.unwritten),
                 format: log.format,
-                authenticated: Piece::with_room(),
+                authenticated: Batch::with_room(),
                 // Takes its memory once there is something to write.
-                unauthenticated: Piece::default(),
+                unauthenticated: Batch::default(),
                 clock: Clock::default(),
             }))
         });
@@ -195,9 +195,9 @@ impl Drop for Recorder {
     }
 }
 
-impl Piece {
+impl Batch {
     fn with_room() -> Self {
-        Self { bytes: Vec::with_capacity(PIECE), lines: 0 }
+        Self { bytes: Vec::with_capacity(FLUSH_BYTES), lines: 0 }
     }
 }
 
@@ -210,7 +210,7 @@ impl Lines {
             LogFormat::Json => line.write_json(&mut self.clock, &mut piece.bytes),
             LogFormat::Text => line.write_text(&mut self.clock, &mut piece.bytes),
         }
-        if piece.bytes.len() >= PIECE {
+        if piece.bytes.len() >= FLUSH_BYTES {
             self.send(authenticated, metrics);
         }
     }
@@ -222,7 +222,7 @@ impl Lines {
 
     fn send(&mut self, authenticated: bool, metrics: &Metrics) {
         let (piece, lost, room) = if authenticated {
-            (&mut self.authenticated, &metrics.access_lines_lost.authenticated, WAITING)
+            (&mut self.authenticated, &metrics.access_lines_lost.authenticated, QUEUE_LEN)
         } else {
             (&mut self.unauthenticated, &metrics.access_lines_lost.unauthenticated, WAITING_UNAUTHENTICATED)
         };
@@ -236,7 +236,7 @@ impl Lines {
             piece.lines = 0;
             return;
         }
-        let piece = std::mem::replace(piece, Piece::with_room());
+        let piece = std::mem::replace(piece, Batch::with_room());
         let lines = piece.lines;
         // Counted before it is sent, because the writer may be done with it at once.
         self.unwritten.add(lines);
@@ -259,7 +259,7 @@ pub struct Record {
     pub audit_id: http::HeaderValue,
     pub identity: Option<Arc<Identity>>,
     /// Whom the caller impersonates.
-    pub acts_as: Option<Arc<Identity>>,
+    pub impersonated_user: Option<Arc<Identity>>,
     pub verb: Option<Verb>,
     pub resource: Option<Resource>,
     pub namespace: String,
@@ -295,7 +295,7 @@ impl Record {
             client,
             audit_id,
             identity: None,
-            acts_as: None,
+            impersonated_user: None,
             verb: None,
             resource: None,
             namespace: String::new(),
@@ -348,8 +348,8 @@ impl Line<'_> {
         clock.write(line);
         line.push(b'"');
         put_string(line, "user", &self.user());
-        if let Some(acts_as) = &self.record.acts_as {
-            put_string(line, "impersonatedUser", &cut(&acts_as.user, MAX_USER));
+        if let Some(impersonated_user) = &self.record.impersonated_user {
+            put_string(line, "impersonatedUser", &cut(&impersonated_user.user, MAX_USER));
         }
         put(line, "client", format_args!("\"{client}\""));
         put_string(line, "verb", self.verb());
@@ -392,8 +392,10 @@ impl Line<'_> {
             Escaped(&cut(namespace, MAX_NAMESPACE)),
             Escaped(&cut(id, MAX_ID)),
         );
-        let written = written.and_then(|()| match &self.record.acts_as {
-            Some(acts_as) => write!(line, "impersonated-user={} ", InQuotes(&cut(&acts_as.user, MAX_USER))),
+        let written = written.and_then(|()| match &self.record.impersonated_user {
+            Some(impersonated_user) => {
+                write!(line, "impersonated-user={} ", InQuotes(&cut(&impersonated_user.user, MAX_USER)))
+            }
             None => Ok(()),
         });
         let written = written.and_then(|()| match endpoint {
@@ -548,7 +550,7 @@ mod tests {
 
     #[test]
     fn the_end_does_not_wait_for_a_reader_that_does_not_read() {
-        for (forced, patience) in [(false, LAST), (true, LAST_FORCED)] {
+        for (forced, patience) in [(false, SHUTDOWN_WAIT), (true, LAST_FORCED)] {
             let drain = Drain::default();
             let log = AccessLog::start(LogFormat::Text, Stuck, drain.clone()).unwrap();
             log_a_request(&log, |_| ());
@@ -586,10 +588,10 @@ mod tests {
             let LostLines { authenticated, unauthenticated } = &metrics.access_lines_lost;
             (authenticated.get(), unauthenticated.get())
         };
-        log_pieces(false, WAITING);
-        assert_eq!(lost(), (0, (WAITING - WAITING_UNAUTHENTICATED) as u64));
-        log_pieces(true, WAITING - WAITING_UNAUTHENTICATED);
-        assert_eq!(lost(), (0, (WAITING - WAITING_UNAUTHENTICATED) as u64), "half of the queue is kept for them");
+        log_pieces(false, QUEUE_LEN);
+        assert_eq!(lost(), (0, (QUEUE_LEN - WAITING_UNAUTHENTICATED) as u64));
+        log_pieces(true, QUEUE_LEN - WAITING_UNAUTHENTICATED);
+        assert_eq!(lost(), (0, (QUEUE_LEN - WAITING_UNAUTHENTICATED) as u64), "half of the queue is kept for them");
         log_pieces(true, 2);
         assert_eq!(lost().0, 2);
     }
@@ -601,8 +603,8 @@ mod tests {
             record.uri = format!("/{}", "p".repeat(50_000)).parse().unwrap();
             record.method = Method::from_bytes("M".repeat(5000).as_bytes()).unwrap();
             record.audit_id = http::HeaderValue::try_from("a".repeat(5000)).unwrap();
-            record.acts_as = Some(Arc::new(Identity::new(&long, "", vec![], Default::default())));
-            record.identity = record.acts_as.clone();
+            record.impersonated_user = Some(Arc::new(Identity::new(&long, "", vec![], Default::default())));
+            record.identity = record.impersonated_user.clone();
             (record.namespace, record.id, record.error) = (long.clone(), long.clone(), Some(long.clone()));
         };
         let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json, change)).unwrap();
@@ -623,7 +625,7 @@ mod tests {
         assert!(text.lines().count() == 1 && text.len() < 8192 && text.matches('…').count() == 8, "{text}");
         let text = logged(LogFormat::Text, |record| {
             change(record);
-            (record.identity, record.acts_as) = (None, None);
+            (record.identity, record.impersonated_user) = (None, None);
         });
         assert!(text.contains(&format!("/{}…", "p".repeat(MAX_PATH_UNAUTHENTICATED - 1))), "{text}");
     }
@@ -677,7 +679,7 @@ mod tests {
         let line = logged(LogFormat::Text, |record| {
             record.uri = Uri::from_static("/a\"forged=1");
             record.identity = Some(Arc::new(Identity::new(FORGED, "", vec![], Default::default())));
-            record.acts_as = record.identity.clone();
+            record.impersonated_user = record.identity.clone();
             (record.namespace, record.id) = (FORGED.into(), FORGED.into());
             record.endpoint.as_mut().unwrap().name = FORGED.into();
             record.audit_id = http::HeaderValue::from_static("a\" forged=1");

@@ -10,26 +10,26 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use super::{FileWatch, TlsError, load_certificates, load_pair};
 use crate::config::Targets;
-use crate::model::with_causes;
+use crate::model::error_chain;
 
 /// TLS setups towards targets, shared by the workers.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     /// Towards pods, services and the other ports of nodes.
-    pub target: Arc<Offers>,
+    pub target: Arc<AlpnConfigs>,
     pub kubelet: Arc<KubeletTls>,
 }
 
 /// One setup with two offers (ALPN, RFC 7301).
 #[derive(Clone, Debug)]
-pub struct Offers {
+pub struct AlpnConfigs {
     /// HTTP/2, and HTTP/1.1 where the target does not have it (CONFORMANCE C53).
     pub any: Arc<ClientConfig>,
     /// HTTP/1.1 alone, for upgrades (C84).
     pub http1: Arc<ClientConfig>,
 }
 
-impl Offers {
+impl AlpnConfigs {
     fn new(config: &ClientConfig) -> Self {
         let offering = |protocols: &[&str]| {
             let mut config = config.clone();
@@ -47,7 +47,7 @@ pub struct KubeletTls {
     /// and no client certificate makes it needless.
     pub shows_token: bool,
     files: KubeletFiles,
-    offers: ArcSwap<Offers>,
+    offers: ArcSwap<AlpnConfigs>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ impl ClientTls {
             );
         }
         Ok(Self {
-            target: Arc::new(Offers::new(&unverified()?.with_no_client_auth())),
+            target: Arc::new(AlpnConfigs::new(&unverified()?.with_no_client_auth())),
             kubelet: Arc::new(KubeletTls {
                 shows_token: verified && !certificate && targets.kubelet_service_account_token,
                 offers: ArcSwap::from_pointee(files.load()?),
@@ -84,12 +84,12 @@ impl ClientTls {
 
 impl KubeletTls {
     /// The setup for the next handshake.
-    pub fn offers(&self) -> Arc<Offers> {
+    pub fn offers(&self) -> Arc<AlpnConfigs> {
         self.offers.load_full()
     }
 
     /// Takes changed files into use for the next handshakes, for ever. What is no good changes nothing and is logged.
-    pub async fn follow(self: Arc<Self>) {
+    pub async fn watch_files(self: Arc<Self>) {
         let KubeletFiles { authority, pair } = self.files.clone();
         let pair = pair.map(|(certificate, key)| [certificate, key]);
         let files: Vec<_> = authority.into_iter().chain(pair.into_iter().flatten()).collect();
@@ -106,7 +106,7 @@ impl KubeletTls {
                     tracing::info!("the CA or the client certificate for kubelets changed and is in use");
                 }
                 Err(error) => tracing::error!(
-                    error = with_causes(&error),
+                    error = error_chain(&error),
                     "the CA or the client certificate for kubelets changed and cannot be used; the old one stays"
                 ),
             }
@@ -115,7 +115,7 @@ impl KubeletTls {
 }
 
 impl KubeletFiles {
-    fn load(&self) -> Result<Offers, TlsError> {
+    fn load(&self) -> Result<AlpnConfigs, TlsError> {
         let builder = match &self.authority {
             Some(path) => {
                 let mut roots = RootCertStore::empty();
@@ -126,7 +126,7 @@ impl KubeletFiles {
             }
             None => unverified()?,
         };
-        Ok(Offers::new(&match &self.pair {
+        Ok(AlpnConfigs::new(&match &self.pair {
             Some((certificate, key)) => {
                 let pair = load_pair(certificate, key)?;
                 builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from((*pair).clone())))

@@ -74,7 +74,7 @@ pub enum CaError {
 
 /// The CAs that client certificates are verified against, as they are now. Clones share the state.
 #[derive(Clone, Debug, Default)]
-pub struct ClientCas(Arc<Shared>);
+pub struct DynamicClientCas(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -93,7 +93,7 @@ impl Default for Shared {
     }
 }
 
-impl ClientCas {
+impl DynamicClientCas {
     /// Replaces the CAs by those of a PEM bundle; certificates in it that cannot be used are skipped. Returns how
     /// many are in force.
     ///
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn a_bundle_that_is_no_pem_keeps_the_old_cas() {
         crate::tls::install_provider();
-        let cas = ClientCas::default();
+        let cas = DynamicClientCas::default();
         let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
         assert_eq!(cas.replace(ca.cert.pem().as_bytes()).unwrap(), 1);
         let generation = cas.generation();

@@ -13,7 +13,7 @@ use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
-use super::{ClientCas, TlsError, load_pair};
+use super::{DynamicClientCas, TlsError, load_pair};
 use crate::config::{Serving, TlsVersion};
 
 /// Session tickets sent after a TLS 1.3 handshake: one to resume with and one spare. None triples the cost of
@@ -25,7 +25,7 @@ const TICKETS: usize = 2;
 pub struct ServerTls {
     current: ArcSwap<ServerConfig>,
     certificate: Arc<Certificate>,
-    client_cas: [ClientCas; 2],
+    client_cas: [DynamicClientCas; 2],
     min_version: TlsVersion,
     ticketer: Arc<dyn ProducesTickets>,
     files: Option<(PathBuf, PathBuf)>,
@@ -37,7 +37,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// Where a file cannot be read, or key and certificate do not match.
-    pub fn new(serving: &Serving, client_cas: [ClientCas; 2]) -> Result<Self, TlsError> {
+    pub fn new(serving: &Serving, client_cas: [DynamicClientCas; 2]) -> Result<Self, TlsError> {
         let files = serving.tls_cert_file.clone().zip(serving.tls_private_key_file.clone());
         let key = match &files {
             Some((certificate, key)) => load_pair(certificate, key)?,
@@ -81,7 +81,7 @@ impl ServerTls {
 
 fn server_config(
     certificate: &Arc<Certificate>,
-    client_cas: &[ClientCas],
+    client_cas: &[DynamicClientCas],
     min_version: TlsVersion,
     ticketer: &Arc<dyn ProducesTickets>,
 ) -> Result<ServerConfig, TlsError> {
@@ -90,7 +90,7 @@ fn server_config(
         TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
         TlsVersion::Tls13 => &[&rustls::version::TLS13],
     };
-    let verifier = AskForCertificate {
+    let verifier = DeferredClientVerifier {
         hints: client_cas.iter().flat_map(|cas| cas.roots().subjects()).collect(),
         algorithms: provider.signature_verification_algorithms,
     };
@@ -136,12 +136,12 @@ impl ResolvesServerCert for Certificate {
 /// judged per request, as kube-apiserver does, so that a wrong one is a 401 with words instead of a broken
 /// handshake, and a changed CA counts on connections and resumed sessions that are older than the change.
 #[derive(Debug)]
-struct AskForCertificate {
+struct DeferredClientVerifier {
     hints: Vec<DistinguishedName>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ClientCertVerifier for AskForCertificate {
+impl ClientCertVerifier for DeferredClientVerifier {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

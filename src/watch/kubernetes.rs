@@ -1,12 +1,13 @@
 //! A Kubernetes API as the source: nodes, pods, services and EndpointSlices by list and watch, and the CAs of client
 //! certificates that the cluster publishes.
 
+mod authentication_config;
 mod client;
-mod trusted;
 
 use std::pin::pin;
 use std::time::Duration;
 
+pub use authentication_config::AuthenticationConfigMap;
 pub use client::{Connections, review_client};
 use client::{Health, watch_client};
 use futures::future::BoxFuture;
@@ -17,15 +18,14 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, DefaultBackoff, Event};
 use kube::{Client, Resource};
-pub use trusted::Trusted;
 
 use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
 use super::{Change, Feed};
 use crate::cluster::{Kind, Object, ObjectKey};
 use crate::config::KubernetesSource;
 use crate::metrics::Metrics;
-use crate::model::with_causes;
-use crate::ready::{Hold, Ready};
+use crate::model::error_chain;
+use crate::ready::{BlockReady, Ready};
 use crate::supervise::Supervisor;
 
 /// The rights that the watches of facts need, as deploy/ gives them.
@@ -77,7 +77,7 @@ pub struct KubernetesWatch {
 }
 
 /// What the API told of one kind.
-enum Told {
+enum WatchEvent {
     /// A list begins: what was known stays until it is whole.
     Begin,
     Listed(Object),
@@ -105,8 +105,8 @@ impl KubernetesWatch {
     }
 
     /// The holds that keep the bastion unready until every kind has been listed.
-    pub fn holds(ready: &Ready) -> Vec<(Kind, Hold)> {
-        Kind::ALL.into_iter().map(|kind| (kind, ready.hold(kind.plural()))).collect()
+    pub fn holds(ready: &Ready) -> Vec<(Kind, BlockReady)> {
+        Kind::ALL.into_iter().map(|kind| (kind, ready.block(kind.plural()))).collect()
     }
 
     /// Starts a task for each kind, so that one that hangs delays no other. A restarted one lists anew, while the old set
@@ -161,46 +161,46 @@ async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metr
     while let Some(event) = events.next().await {
         let told = translate::<K>(event, &metrics);
         // That a list begins is no word of the API: it has not even been asked.
-        if !matches!(told, Told::Begin | Told::Lost(_)) {
+        if !matches!(told, WatchEvent::Begin | WatchEvent::Lost(_)) {
             metrics.watch_event(kind.plural());
         }
         match told {
-            Told::Begin => list.clear(),
-            Told::Listed(object) => list.push(object),
-            Told::Whole => {
+            WatchEvent::Begin => list.clear(),
+            WatchEvent::Listed(object) => list.push(object),
+            WatchEvent::Whole => {
                 tracing::info!(resource = kind.plural(), objects = list.len(), "listed");
                 feed.send(Change::Reset(kind, std::mem::take(&mut list))).await;
             }
-            Told::Changed(object, trigger) => feed.send(Change::Apply(object, trigger)).await,
-            Told::Gone(key) => feed.send(Change::Delete(kind, key)).await,
-            Told::Skipped => {}
-            Told::Lost(fault) => {
+            WatchEvent::Changed(object, trigger) => feed.send(Change::Apply(object, trigger)).await,
+            WatchEvent::Gone(key) => feed.send(Change::Delete(kind, key)).await,
+            WatchEvent::Skipped => {}
+            WatchEvent::Lost(fault) => {
                 let meanwhile = if ready.is_pending(kind.plural()) { UNREADY } else { SERVES };
-                lost(&ready, &metrics, kind.plural(), &fault, meanwhile);
+                watch_failed(&ready, &metrics, kind.plural(), &fault, meanwhile);
             }
         }
     }
 }
 
-fn translate<K: Watched>(event: watcher::Result<Event<Item<K>>>, metrics: &Metrics) -> Told {
+fn translate<K: Watched>(event: watcher::Result<Event<Item<K>>>, metrics: &Metrics) -> WatchEvent {
     match event {
-        Ok(Event::Init) => Told::Begin,
+        Ok(Event::Init) => WatchEvent::Begin,
         Ok(Event::InitApply(item)) => match read(item, metrics) {
-            Ok(Some(object)) => Told::Listed(object),
-            Ok(None) | Err(Malformed) => Told::Skipped,
+            Ok(Some(object)) => WatchEvent::Listed(object),
+            Ok(None) | Err(Malformed) => WatchEvent::Skipped,
         },
-        Ok(Event::InitDone) => Told::Whole,
+        Ok(Event::InitDone) => WatchEvent::Whole,
         Ok(Event::Apply(item)) => {
             let (key, trigger) = (key(item.meta()), trigger_time(item.meta()));
             match read(item, metrics) {
-                Ok(Some(object)) => Told::Changed(object, trigger),
+                Ok(Some(object)) => WatchEvent::Changed(object, trigger),
                 // It may have been ours before the change: a slice can be taken off its service.
-                Ok(None) => Told::Gone(key),
-                Err(Malformed) => Told::Skipped,
+                Ok(None) => WatchEvent::Gone(key),
+                Err(Malformed) => WatchEvent::Skipped,
             }
         }
-        Ok(Event::Delete(item)) => Told::Gone(key(item.meta())),
-        Err(error) => Told::Lost(fault(&error, RIGHTS)),
+        Ok(Event::Delete(item)) => WatchEvent::Gone(key(item.meta())),
+        Err(error) => WatchEvent::Lost(fault(&error, RIGHTS)),
     }
 }
 
@@ -218,16 +218,16 @@ fn read<K: Watched>(item: Item<K>, metrics: &Metrics) -> Result<Option<Object>, 
 }
 
 /// `meanwhile` tells what becomes of requests.
-fn lost(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str, meanwhile: &str) {
+fn watch_failed(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str, meanwhile: &str) {
     tracing::warn!(resource = what, fault, "the watch is broken: {meanwhile}; trying again");
-    ready.impair(what, fault.to_owned());
+    ready.set_degraded(what, fault.to_owned());
     metrics.watch_up(what, false);
 }
 
 /// What failed and, where the API refused, what to look at. `rights` are those that the watch needs.
 fn fault(error: &watcher::Error, rights: &str) -> String {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
-    let text = with_causes(error);
+    let text = error_chain(error);
     let code = match error {
         WatchError(status)
         | InitialListFailed(kube::Error::Api(status))

@@ -12,11 +12,11 @@ use serde_json::Value;
 
 use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, remove_nulls};
 use super::{Change, Feed};
-use crate::authorize::{Rules, RulesBuilder};
+use crate::authenticate::TokenFile;
+use crate::authorize::{RbacRules, RbacRulesBuilder};
 use crate::cluster::{Kind, Object};
-use crate::identify::StaticTokens;
 use crate::metrics::Metrics;
-use crate::ready::{Hold, Ready};
+use crate::ready::{BlockReady, Ready};
 use crate::tls::FileWatch;
 
 /// The name under which this source stands in `/readyz` and in the metrics.
@@ -52,8 +52,8 @@ pub enum ManifestError {
 pub struct Manifests {
     directory: PathBuf,
     token_file: Option<PathBuf>,
-    pub tokens: Arc<StaticTokens>,
-    pub rules: Arc<ArcSwap<Rules>>,
+    pub tokens: Arc<TokenFile>,
+    pub rules: Arc<ArcSwap<RbacRules>>,
     /// Read and not sent to the index yet.
     objects: Option<Vec<(Kind, Object)>>,
     /// Made before the first reading, so that no change is missed between the two.
@@ -74,8 +74,8 @@ impl Manifests {
     }
 
     /// The hold that keeps the bastion unready until the last of the kinds is in.
-    pub fn hold(ready: &Ready) -> (Kind, Hold) {
-        (KINDS[KINDS.len() - 1], ready.hold(MANIFESTS))
+    pub fn block(ready: &Ready) -> (Kind, BlockReady) {
+        (KINDS[KINDS.len() - 1], ready.block(MANIFESTS))
     }
 
     /// Makes the task that sends what was read, and again whenever a file changes. A file that breaks changes nothing: the
@@ -104,7 +104,7 @@ impl Manifests {
                 }
                 metrics.watch_event(MANIFESTS);
                 metrics.watch_up(MANIFESTS, true);
-                ready.mend(MANIFESTS);
+                ready.clear_degraded(MANIFESTS);
             }
             self.changes.changed().await;
             match self.read() {
@@ -112,7 +112,7 @@ impl Manifests {
                 Err(error) => {
                     tracing::error!(%error, "the manifests changed and cannot be used; the last good ones serve");
                     metrics.watch_up(MANIFESTS, false);
-                    ready.impair(MANIFESTS, error.to_string());
+                    ready.set_degraded(MANIFESTS, error.to_string());
                 }
             }
         }
@@ -212,7 +212,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, ManifestError> {
 #[derive(Debug, Default)]
 struct Found {
     objects: Vec<(Kind, Object)>,
-    rules: RulesBuilder,
+    rules: RbacRulesBuilder,
 }
 
 impl Found {
@@ -281,7 +281,7 @@ mod tests {
     use crate::authorize::Decision;
     use crate::cluster::{Cluster, Writer};
     use crate::model::address::AddressPolicy;
-    use crate::model::{Attributes, Identity, Verb, with_causes};
+    use crate::model::{Attributes, Identity, Verb, error_chain};
     use prometheus_client::registry::Registry;
 
     const POD: &str = "kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: 10.0.0.1}]}\n";
@@ -334,7 +334,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("a.yaml"), &text).unwrap();
             let Err(error) = Manifests::load(folder.path().into(), None) else { continue };
-            let error = with_causes(&error);
+            let error = error_chain(&error);
             assert!(!error.contains(SECRET) && error.contains("a.yaml"), "{text}\n{error}");
             assert!(error.contains(", line ") || error.contains(" is malformed: "), "{text}\n{error}");
         }
@@ -470,7 +470,7 @@ subjects: [{kind: User, name: jane}]
     }
 
     fn run(manifests: Manifests, writer: Writer, ready: &Ready, metrics: &Metrics) {
-        let (feed, index) = crate::watch::feed(writer, vec![Manifests::hold(ready)], metrics);
+        let (feed, index) = crate::watch::feed(writer, vec![Manifests::block(ready)], metrics);
         tokio::spawn(index.run());
         tokio::spawn(manifests.follow(feed, ready.clone(), metrics.clone())());
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::cluster::facts::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
+use crate::cluster::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
 use crate::cluster::{Affinity, AppProtocol, Family, Kind, Node, Object, ObjectKey, Phase, Pod};
 
 /// The port of a kubelet that names none (CONFORMANCE C32).

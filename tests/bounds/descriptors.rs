@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::bench::{Bench, read_until};
 use crate::support::eventually;
+use crate::support::test_bed::{TestBed, read_until};
 
 /// Connections that a pool keeps, those of the test's own probes, and a file that is being read.
 const SLACK: usize = 8;
@@ -17,10 +17,10 @@ async fn read_some(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     String::from_utf8_lossy(&buffer[..read]).into_owned()
 }
 
-async fn returns_to(bench: &Bench, before: usize, what: &str) -> Result<()> {
+async fn returns_to(bed: &TestBed, before: usize, what: &str) -> Result<()> {
     let mut now = 0;
     let returned = eventually(what, async || {
-        now = bench.bastion.descriptors()?;
+        now = bed.bastion.descriptors()?;
         Ok(now <= before + SLACK)
     })
     .await;
@@ -31,52 +31,52 @@ async fn returns_to(bench: &Bench, before: usize, what: &str) -> Result<()> {
 #[tokio::test]
 async fn connections_that_end_give_their_descriptors_back() -> Result<()> {
     const CONNECTIONS: usize = 200;
-    let bench = Bench::new().await?;
-    let before = bench.bastion.descriptors()?;
+    let bed = TestBed::new().await?;
+    let before = bed.bastion.descriptors()?;
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
-        let mut client = bench.client().await?;
+        let mut client = bed.client().await?;
         client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await?;
         read_until(&mut client, "\r\n\r\n").await?;
         clients.push(client);
     }
-    ensure!(bench.bastion.descriptors()? >= before + CONNECTIONS - SLACK, "they are open");
+    ensure!(bed.bastion.descriptors()? >= before + CONNECTIONS - SLACK, "they are open");
     drop(clients);
-    returns_to(&bench, before, "connections that ended").await
+    returns_to(&bed, before, "connections that ended").await
 }
 
 #[tokio::test]
 async fn tunnels_and_uploads_that_are_cut_give_their_descriptors_back() -> Result<()> {
     const EACH: usize = 50;
-    let bench = Bench::new().await?;
-    let before = bench.bastion.descriptors()?;
+    let bed = TestBed::new().await?;
+    let before = bed.bastion.descriptors()?;
     for cut_by_client in [true, false] {
         let (mut clients, mut backends) = (Vec::new(), Vec::new());
         for _ in 0..EACH {
-            let mut client = bench.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
-            let (mut backend, _) = bench.accept().await?;
+            let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+            let (mut backend, _) = bed.accept().await?;
             backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
             read_until(&mut client, "\r\n\r\n").await?;
             clients.push(client);
             backends.push(backend);
-            let mut client = bench.request("POST /", "Content-Length: 100\r\n\r\nhalf").await?;
-            let (mut backend, _) = bench.accept().await?;
+            let mut client = bed.request("POST /", "Content-Length: 100\r\n\r\nhalf").await?;
+            let (mut backend, _) = bed.accept().await?;
             read_until(&mut backend, "half").await?;
             client.flush().await?;
             clients.push(client);
             backends.push(backend);
         }
-        ensure!(bench.bastion.descriptors()? >= before + 4 * EACH - SLACK, "they are open, on both sides");
+        ensure!(bed.bastion.descriptors()? >= before + 4 * EACH - SLACK, "they are open, on both sides");
         if cut_by_client {
             drop(clients);
-            returns_to(&bench, before, "tunnels and uploads that their clients cut").await?;
+            returns_to(&bed, before, "tunnels and uploads that their clients cut").await?;
         } else {
             drop(backends);
             // A client may go on sending into a tunnel whose other end is shut: it learns of that end, and leaves.
             for mut client in clients {
                 ensure!(!read_some(&mut client).await.contains("200 OK"));
             }
-            returns_to(&bench, before, "tunnels and uploads that their backends cut").await?;
+            returns_to(&bed, before, "tunnels and uploads that their backends cut").await?;
         }
     }
     Ok(())
@@ -86,15 +86,15 @@ async fn tunnels_and_uploads_that_are_cut_give_their_descriptors_back() -> Resul
 #[tokio::test]
 async fn unfinished_heads_do_not_hold_the_admin_port() -> Result<()> {
     const HEADS: usize = 200;
-    let bench = Bench::new().await?;
-    let before = bench.bastion.descriptors()?;
+    let bed = TestBed::new().await?;
+    let before = bed.bastion.descriptors()?;
     let mut clients = Vec::new();
     for _ in 0..HEADS {
-        let mut client = TcpStream::connect(bench.bastion.admin).await?;
+        let mut client = TcpStream::connect(bed.bastion.admin).await?;
         client.write_all(b"GET /readyz HTTP/1.1\r\nHost: h\r\n").await?;
         clients.push(client);
     }
-    returns_to(&bench, before, "unfinished heads at the admin port").await?;
-    ensure!(bench.bastion.readyz().await?.0 == 200);
+    returns_to(&bed, before, "unfinished heads at the admin port").await?;
+    ensure!(bed.bastion.readyz().await?.0 == 200);
     Ok(())
 }

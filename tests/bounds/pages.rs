@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::MIB;
-use crate::support::bench::{Bench, read_until};
+use crate::support::test_bed::{TestBed, read_until};
 
 /// Three times the budget for rewriting; without bounds each attack here takes twice as much as this.
 const LIMIT: usize = 96 * MIB;
@@ -22,9 +22,9 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Begins a page: the backend's side of it, and a client that reads what comes to its end.
-async fn page(bench: &Bench, headers: &str) -> Result<(TcpStream, JoinHandle<u64>)> {
-    let mut client = bench.request("GET /page", "Connection: close\r\n\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
+async fn page(bed: &TestBed, headers: &str) -> Result<(TcpStream, JoinHandle<u64>)> {
+    let mut client = bed.request("GET /page", "Connection: close\r\n\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
     let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n{headers}\r\n");
     backend.write_all(head.as_bytes()).await?;
     let read = tokio::spawn(async move {
@@ -38,26 +38,26 @@ async fn page(bench: &Bench, headers: &str) -> Result<(TcpStream, JoinHandle<u64
     Ok((backend, read))
 }
 
-fn grown(bench: &Bench, before: usize) -> Result<usize> {
-    Ok(bench.bastion.peak()?.saturating_sub(before))
+fn grown(bed: &TestBed, before: usize) -> Result<usize> {
+    Ok(bed.bastion.peak()?.saturating_sub(before))
 }
 
-fn begin(bench: &Bench) -> Result<usize> {
-    bench.bastion.forget_peak()?;
-    bench.bastion.resident()
+fn begin(bed: &TestBed) -> Result<usize> {
+    bed.bastion.forget_peak()?;
+    bed.bastion.resident()
 }
 
 #[tokio::test]
 async fn one_huge_srcset_takes_bounded_memory() -> Result<()> {
-    let bench = Bench::new().await?;
+    let bed = TestBed::new().await?;
     let candidates = "/a 1x,".repeat(15 * MIB / 6);
     let zipped = gzip(format!("<img srcset=\"{candidates}\">").as_bytes())?;
-    let before = begin(&bench)?;
-    let (mut backend, read) = page(&bench, "Content-Encoding: gzip\r\n").await?;
+    let before = begin(&bed)?;
+    let (mut backend, read) = page(&bed, "Content-Encoding: gzip\r\n").await?;
     backend.write_all(&zipped).await?;
     drop(backend);
     let read = read.await?;
-    let grown = grown(&bench, before)?;
+    let grown = grown(&bed, before)?;
     println!(
         "S3a: a srcset of 15 MiB, {} bytes as gzip: {} KiB at the peak, {read} bytes out",
         zipped.len(),
@@ -71,16 +71,16 @@ async fn one_huge_srcset_takes_bounded_memory() -> Result<()> {
 async fn pages_stalled_inside_a_tag_take_bounded_memory() -> Result<()> {
     const PAGES: usize = 20;
     const SIZE: usize = 8 * MIB;
-    let bench = Bench::new().await?;
-    let before = begin(&bench)?;
+    let bed = TestBed::new().await?;
+    let before = begin(&bed)?;
     let start = format!("<a title=\"{}", "x".repeat(SIZE));
     let mut stalled = Vec::new();
     for _ in 0..PAGES {
-        let (mut backend, read) = page(&bench, "").await?;
+        let (mut backend, read) = page(&bed, "").await?;
         backend.write_all(start.as_bytes()).await?;
         stalled.push((backend, read));
     }
-    let grown = grown(&bench, before)?;
+    let grown = grown(&bed, before)?;
     println!("S3b: {PAGES} pages stalled in a tag of {SIZE} bytes: {} KiB at the peak", grown / 1024);
     ensure!(grown < LIMIT, "{grown} bytes");
     // They were stalled, not broken off: their rest comes through.
@@ -96,15 +96,15 @@ async fn pages_stalled_inside_a_tag_take_bounded_memory() -> Result<()> {
 async fn unclosed_elements_with_long_names_take_bounded_memory() -> Result<()> {
     const TOTAL: usize = 80 * MIB;
     const NAME: usize = 60_000;
-    let bench = Bench::new().await?;
-    let before = begin(&bench)?;
-    let (mut backend, read) = page(&bench, "").await?;
+    let bed = TestBed::new().await?;
+    let before = begin(&bed)?;
+    let (mut backend, read) = page(&bed, "").await?;
     for n in 0..TOTAL / NAME {
         backend.write_all(format!("<n{n:06}{}>", "x".repeat(NAME)).as_bytes()).await?;
     }
     drop(backend);
     let read = read.await?;
-    let grown = grown(&bench, before)?;
+    let grown = grown(&bed, before)?;
     println!("S3c: {TOTAL} bytes of unclosed names: {} KiB at the peak, {read} bytes out", grown / 1024);
     ensure!(read > TOTAL as u64 && grown < LIMIT, "{grown} bytes");
     Ok(())
@@ -112,20 +112,20 @@ async fn unclosed_elements_with_long_names_take_bounded_memory() -> Result<()> {
 
 #[tokio::test]
 async fn empty_gzip_members_take_little_memory() -> Result<()> {
-    let bench = Bench::serving("workers: 1", &[]).await?;
+    let bed = TestBed::serving("workers: 1", &[]).await?;
     let member = gzip(b"")?;
     let members = member.repeat(4 * MIB / member.len());
-    let before = begin(&bench)?;
-    let (mut hostile, read) = page(&bench, "Content-Encoding: gzip\r\n").await?;
+    let before = begin(&bed)?;
+    let (mut hostile, read) = page(&bed, "Content-Encoding: gzip\r\n").await?;
     // Whole members alone: the page could go on for ever.
     hostile.write_all(&members).await?;
-    let mut neighbor = bench.request("GET /", "\r\n").await?;
-    let (mut backend, _) = bench.accept().await?;
+    let mut neighbor = bed.request("GET /", "\r\n").await?;
+    let (mut backend, _) = bed.accept().await?;
     backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
     read_until(&mut neighbor, "ok").await?;
     drop(hostile);
     read.await?;
-    let grown = grown(&bench, before)?;
+    let grown = grown(&bed, before)?;
     println!("S3d: {} bytes of empty gzip members: {} KiB at the peak", members.len(), grown / 1024);
     ensure!(grown < LIMIT, "{grown} bytes");
     Ok(())

@@ -10,11 +10,11 @@ use tokio::io::AsyncWriteExt;
 
 use crate::MIB;
 use crate::support::bastion::Bastion;
-use crate::support::bench::{read_all, read_until};
 use crate::support::client::{tls, tls_from, tls_with_alpn};
 use crate::support::eventually;
 use crate::support::pki::Ca;
 use crate::support::scripted_api::{GOOD, ScriptedApi};
+use crate::support::test_bed::{read_all, read_until};
 
 const PATH: &str = "/api/v1/namespaces/default/services/s/proxy/";
 

@@ -5,7 +5,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
 
-use crate::Bench;
+use crate::TestBed;
 use crate::support::client::{Answer, Client};
 use crate::support::eventually;
 use crate::support::kubelet::Kubelet;
@@ -34,9 +34,9 @@ async fn changed_files_for_kubelets_are_followed_and_broken_ones_are_not() -> Re
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port();
     let kubelet = Kubelet::start(listener, &serving, &ca.file)?;
-    let bench = Bench::with(&flags.each_ref().map(String::as_str)).await?;
+    let bed = TestBed::with(&flags.each_ref().map(String::as_str)).await?;
     std::fs::write(
-        bench.folder.path().join("manifests/kubelet.yaml"),
+        bed.folder.path().join("manifests/kubelet.yaml"),
         format!(
             "kind: Node
 metadata: {{name: kubelet}}
@@ -46,7 +46,7 @@ status:
 "
         ),
     )?;
-    let client = Client::connect(bench.bastion.secure, &bench.ca.file, Some("t"), None).await?;
+    let client = Client::connect(bed.bastion.secure, &bed.ca.file, Some("t"), None).await?;
     let client = tokio::sync::Mutex::new(client);
     let ask = async || -> Result<Answer> { client.lock().await.get("/api/v1/nodes/kubelet/proxy/healthz").await };
     let shown = async || -> Result<Option<Vec<u8>>> {
@@ -70,7 +70,7 @@ status:
 
     std::fs::write(at("followed.crt"), "no CA")?;
     let told = "for kubelets changed and cannot be used";
-    eventually("the broken file to be told", async || Ok(bench.bastion.said().contains(told))).await?;
+    eventually("the broken file to be told", async || Ok(bed.bastion.said().contains(told))).await?;
     ensure!(ask().await?.status == 200, "the old one stays");
     Ok(())
 }

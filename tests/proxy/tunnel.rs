@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::support::eventually;
-use crate::{Bench, PREFIX, read_until};
+use crate::{PREFIX, TestBed, read_until};
 
 /// Both ends of an open tunnel.
 struct Open {
@@ -17,12 +17,12 @@ struct Open {
 }
 
 impl Open {
-    async fn new(bench: &Bench, token: &str) -> Result<Self> {
-        let mut client = bench.client().await?;
+    async fn new(bed: &TestBed, token: &str) -> Result<Self> {
+        let mut client = bed.client().await?;
         let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
         let head = format!("GET {PREFIX}/ HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{upgrade}\r\n");
         client.write_all(head.as_bytes()).await?;
-        let (mut backend, _) = bench.accept().await?;
+        let (mut backend, _) = bed.accept().await?;
         backend.write_all(format!("HTTP/1.1 101 Switching Protocols\r\n{upgrade}\r\n").as_bytes()).await?;
         read_until(&mut client, "\r\n\r\n").await?;
         let mut open = Self { client, backend };
@@ -55,33 +55,33 @@ const SHORT_TTLS: [&str; 2] =
 
 #[tokio::test]
 async fn a_tunnel_ends_with_the_right_to_it_and_others_stay_open() -> Result<()> {
-    let bench = Bench::with(&SHORT_TTLS).await?;
-    let (readers, mut masters) = (Open::new(&bench, "r").await?, Open::new(&bench, "t").await?);
-    let file = bench.folder.path().join("manifests/all.yaml");
+    let bed = TestBed::with(&SHORT_TTLS).await?;
+    let (readers, mut masters) = (Open::new(&bed, "r").await?, Open::new(&bed, "t").await?);
+    let file = bed.folder.path().join("manifests/all.yaml");
     let manifests = std::fs::read_to_string(&file)?;
     std::fs::write(&file, manifests.replace("{kind: User, name: reader}", "{kind: User, name: somebody-else}"))?;
     readers.ends().await?;
     masters.passes().await?;
-    closed(&bench, "permit_revoked").await
+    closed(&bed, "permit_revoked").await
 }
 
 #[tokio::test]
 async fn a_tunnel_ends_with_its_credential() -> Result<()> {
-    let bench = Bench::with(&SHORT_TTLS).await?;
-    let open = Open::new(&bench, "r").await?;
-    std::fs::write(bench.folder.path().join("tokens"), "t,jane,1,\"system:masters\"\n")?;
+    let bed = TestBed::with(&SHORT_TTLS).await?;
+    let open = Open::new(&bed, "r").await?;
+    std::fs::write(bed.folder.path().join("tokens"), "t,jane,1,\"system:masters\"\n")?;
     open.ends().await?;
-    closed(&bench, "permit_revoked").await
+    closed(&bed, "permit_revoked").await
 }
 
 #[tokio::test]
 async fn a_tunnel_ends_at_its_maximum_age() -> Result<()> {
-    let bench = Bench::serving("tunnelMaxAge: 1s", &[]).await?;
-    Open::new(&bench, "t").await?.ends().await?;
-    closed(&bench, "max_age").await
+    let bed = TestBed::serving("tunnelMaxAge: 1s", &[]).await?;
+    Open::new(&bed, "t").await?.ends().await?;
+    closed(&bed, "max_age").await
 }
 
-async fn closed(bench: &Bench, reason: &str) -> Result<()> {
+async fn closed(bed: &TestBed, reason: &str) -> Result<()> {
     let counted = format!(r#"kube_bastion_tunnels_closed_total{{reason="{reason}"}} 1"#);
-    eventually("the metric to count it", async || Ok(bench.bastion.metrics().await?.contains(&counted))).await
+    eventually("the metric to count it", async || Ok(bed.bastion.metrics().await?.contains(&counted))).await
 }

@@ -5,7 +5,6 @@
 pub mod app;
 pub mod backend;
 pub mod bastion;
-pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod fault_proxy;
@@ -19,6 +18,7 @@ pub mod program;
 pub mod raw;
 pub mod relay;
 pub mod scripted_api;
+pub mod test_bed;
 
 use std::time::Duration;
 

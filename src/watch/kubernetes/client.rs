@@ -133,7 +133,7 @@ pub(super) struct Health {
 impl Health {
     /// The watcher does not tell when it resumes; a successful answer does.
     fn answered(&self) {
-        self.ready.mend(self.watch);
+        self.ready.clear_degraded(self.watch);
         self.metrics.watch_up(self.watch, true);
     }
 
@@ -141,7 +141,7 @@ impl Health {
         // Not a warning yet: a kind that never changed since the API server started gets no bookmarks either. Whether
         // the API is gone shows in the reconnect, which follows immediately.
         tracing::debug!(resource = self.watch, silence = ?WATCH_SILENCE, "the watch is silent; reconnecting");
-        self.ready.impair(self.watch, format!("the API sent nothing for {WATCH_SILENCE:?}; reconnecting"));
+        self.ready.set_degraded(self.watch, format!("the API sent nothing for {WATCH_SILENCE:?}; reconnecting"));
         self.metrics.watch_up(self.watch, false);
     }
 }

@@ -22,7 +22,7 @@ use crate::model::address::AddressPolicy;
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// A watch of one kind, before an API that gives each request the next of the answers that the test has for it.
-struct Bench {
+struct TestBed {
     cluster: Arc<Cluster>,
     ready: Ready,
     registry: Registry,
@@ -30,7 +30,7 @@ struct Bench {
     asked: Arc<Mutex<Vec<String>>>,
 }
 
-impl Bench {
+impl TestBed {
     fn of<K: Watched>() -> Self {
         let (answers, mut prepared) = unbounded_channel();
         let asked = Arc::<Mutex<Vec<String>>>::default();
@@ -53,7 +53,7 @@ impl Bench {
         let (ready, mut registry) = (Ready::default(), Registry::default());
         let metrics = Metrics::new(&mut registry);
         let health = Health { watch: K::KIND.plural(), ready: ready.clone(), metrics: metrics.clone() };
-        let holds = vec![(K::KIND, ready.hold(K::KIND.plural()))];
+        let holds = vec![(K::KIND, ready.block(K::KIND.plural()))];
         let (feed, index) = crate::watch::feed(writer, holds, &metrics);
         tokio::spawn(index.run());
         let client = Client::new(Bounded { inner: service, health }, "default");
@@ -132,47 +132,47 @@ fn watch(events: &[(&str, Value)]) -> Answer {
 
 #[tokio::test(start_paused = true)]
 async fn a_list_of_several_pages_is_known_once_the_last_is_in() {
-    let bench = Bench::of::<SlimPod>();
-    bench.answer(page(&[pod("a"), pod("b")], "next"));
-    bench.asks(&["limit=500", "continue=next"]).await;
-    assert!(bench.pods().is_empty() && !bench.ready.is_synced(), "a part is no set");
-    bench.answer(page(&[pod("c")], ""));
-    bench.asks(&["watch=true", "resourceVersion=7"]).await;
-    assert!(bench.pods() == "abc" && bench.ready.is_synced());
+    let bed = TestBed::of::<SlimPod>();
+    bed.answer(page(&[pod("a"), pod("b")], "next"));
+    bed.asks(&["limit=500", "continue=next"]).await;
+    assert!(bed.pods().is_empty() && !bed.ready.is_synced(), "a part is no set");
+    bed.answer(page(&[pod("c")], ""));
+    bed.asks(&["watch=true", "resourceVersion=7"]).await;
+    assert!(bed.pods() == "abc" && bed.ready.is_synced());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_is_too_old_lists_again_while_the_old_set_serves() {
-    let bench = Bench::of::<SlimPod>();
-    bench.answer(page(&[pod("a")], ""));
-    bench.answer(watch(&[("ADDED", pod("b")), ("ERROR", status(410))]));
-    eventually(|| bench.asked.lock().unwrap().len() == 3).await;
-    assert_eq!(bench.pods(), "ab");
-    assert!(!bench.asked.lock().unwrap()[2].contains("watch=true"), "it lists");
+    let bed = TestBed::of::<SlimPod>();
+    bed.answer(page(&[pod("a")], ""));
+    bed.answer(watch(&[("ADDED", pod("b")), ("ERROR", status(410))]));
+    eventually(|| bed.asked.lock().unwrap().len() == 3).await;
+    assert_eq!(bed.pods(), "ab");
+    assert!(!bed.asked.lock().unwrap()[2].contains("watch=true"), "it lists");
     // Half-way through, the list breaks, and with it what has been read of it.
-    bench.answer(page(&[pod("c")], "next"));
-    bench.asks(&["continue=next"]).await;
-    bench.answer(whole(500, &status(500)));
-    eventually(|| bench.asked.lock().unwrap().len() == 5).await;
-    assert_eq!(bench.pods(), "ab", "the old set serves");
-    let (is_ready, report) = bench.ready.report();
+    bed.answer(page(&[pod("c")], "next"));
+    bed.asks(&["continue=next"]).await;
+    bed.answer(whole(500, &status(500)));
+    eventually(|| bed.asked.lock().unwrap().len() == 5).await;
+    assert_eq!(bed.pods(), "ab", "the old set serves");
+    let (is_ready, report) = bed.ready.report();
     assert!(is_ready && report.contains("[!]pods impaired"), "{report}");
-    assert!(bench.metrics().contains(r#"watch_up{resource="pods"} 0"#), "{}", bench.metrics());
-    assert!(!bench.asked.lock().unwrap()[4].contains("continue"), "it begins anew");
-    bench.answer(page(&[pod("b")], ""));
-    eventually(|| bench.pods() == "b").await;
+    assert!(bed.metrics().contains(r#"watch_up{resource="pods"} 0"#), "{}", bed.metrics());
+    assert!(!bed.asked.lock().unwrap()[4].contains("continue"), "it begins anew");
+    bed.answer(page(&[pod("b")], ""));
+    eventually(|| bed.pods() == "b").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_malformed_object_is_counted_and_stalls_nothing() {
-    let bench = Bench::of::<SlimPod>();
-    bench.answer(page(&[malformed("a"), pod("b")], ""));
-    eventually(|| bench.pods() == "b").await;
-    assert!(bench.metrics().contains(r#"watch_malformed_objects_total{resource="pods"} 1"#), "{}", bench.metrics());
-    bench.answer(watch(&[("MODIFIED", malformed("b")), ("ADDED", pod("c"))]));
-    eventually(|| bench.pods().contains('c')).await;
-    assert_eq!(bench.pods(), "bc", "what was known of it stays");
-    assert!(bench.metrics().contains(r#"watch_malformed_objects_total{resource="pods"} 2"#), "{}", bench.metrics());
+    let bed = TestBed::of::<SlimPod>();
+    bed.answer(page(&[malformed("a"), pod("b")], ""));
+    eventually(|| bed.pods() == "b").await;
+    assert!(bed.metrics().contains(r#"watch_malformed_objects_total{resource="pods"} 1"#), "{}", bed.metrics());
+    bed.answer(watch(&[("MODIFIED", malformed("b")), ("ADDED", pod("c"))]));
+    eventually(|| bed.pods().contains('c')).await;
+    assert_eq!(bed.pods(), "bc", "what was known of it stays");
+    assert!(bed.metrics().contains(r#"watch_malformed_objects_total{resource="pods"} 2"#), "{}", bed.metrics());
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,21 +182,21 @@ async fn malformed_metadata_costs_its_object_alone_in_lists_and_events() {
         pod["metadata"]["labels"] = json!([1]);
         pod
     };
-    let bench = Bench::of::<SlimPod>();
-    bench.answer(page(&[labels("a"), json!({"metadata": 5}), json!(null), pod("b")], ""));
-    eventually(|| bench.pods() == "b").await;
-    bench.answer(watch(&[("ADDED", labels("a")), ("MODIFIED", labels("b")), ("ADDED", pod("c"))]));
-    eventually(|| bench.pods() == "bc").await;
-    assert_eq!(bench.asked.lock().unwrap().len(), 2, "it did not list again");
+    let bed = TestBed::of::<SlimPod>();
+    bed.answer(page(&[labels("a"), json!({"metadata": 5}), json!(null), pod("b")], ""));
+    eventually(|| bed.pods() == "b").await;
+    bed.answer(watch(&[("ADDED", labels("a")), ("MODIFIED", labels("b")), ("ADDED", pod("c"))]));
+    eventually(|| bed.pods() == "bc").await;
+    assert_eq!(bed.asked.lock().unwrap().len(), 2, "it did not list again");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_event_without_a_version_lists_again() {
-    let bench = Bench::of::<SlimPod>();
-    bench.answer(page(&[pod("b")], ""));
-    bench.answer(watch(&[("ADDED", json!({"metadata": 5}))]));
-    bench.answer(page(&[json!({"metadata": 5}), pod("c")], ""));
-    eventually(|| bench.pods() == "c").await;
+    let bed = TestBed::of::<SlimPod>();
+    bed.answer(page(&[pod("b")], ""));
+    bed.answer(watch(&[("ADDED", json!({"metadata": 5}))]));
+    bed.answer(page(&[json!({"metadata": 5}), pod("c")], ""));
+    eventually(|| bed.pods() == "c").await;
 }
 
 #[test]
@@ -208,33 +208,33 @@ fn a_slice_that_is_taken_off_its_service_serves_it_no_more() {
     let labelled = slice(json!({"kubernetes.io/service-name": "s"}));
     let told = |event| translate::<SlimSlice>(Ok(event), &Metrics::new(&mut Registry::default()));
     let read = |slice: &Value| serde_json::from_str::<Item<SlimSlice>>(&slice.to_string()).unwrap();
-    assert!(matches!(told(Event::Apply(read(&labelled))), Told::Changed(Object::EndpointSlice(..), _)));
-    let Told::Gone(key) = told(Event::Apply(read(&slice(json!({}))))) else { panic!("it would go on serving") };
+    assert!(matches!(told(Event::Apply(read(&labelled))), WatchEvent::Changed(Object::EndpointSlice(..), _)));
+    let WatchEvent::Gone(key) = told(Event::Apply(read(&slice(json!({}))))) else { panic!("it would go on serving") };
     assert_eq!(key, ObjectKey::new("ns", "s-1"));
-    assert!(matches!(told(Event::InitApply(read(&slice(json!({}))))), Told::Skipped));
+    assert!(matches!(told(Event::InitApply(read(&slice(json!({}))))), WatchEvent::Skipped));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_api_that_says_nothing_is_not_counted_as_having_told_something() {
-    let bench = Bench::of::<SlimPod>();
+    let bed = TestBed::of::<SlimPod>();
     for _ in 0..3 {
-        bench.answer(whole(500, &status(500)));
+        bed.answer(whole(500, &status(500)));
     }
-    eventually(|| bench.asked.lock().unwrap().len() == 4).await;
-    let metrics = bench.metrics();
+    eventually(|| bed.asked.lock().unwrap().len() == 4).await;
+    let metrics = bed.metrics();
     assert!(!metrics.contains("watch_events_total{") && !metrics.contains("timestamp_seconds{"), "{metrics}");
-    bench.answer(page(&[], ""));
-    eventually(|| bench.ready.is_synced()).await;
-    assert!(bench.metrics().contains(r#"watch_events_total{resource="pods"} 1"#), "{}", bench.metrics());
+    bed.answer(page(&[], ""));
+    eventually(|| bed.ready.is_synced()).await;
+    assert!(bed.metrics().contains(r#"watch_events_total{resource="pods"} 1"#), "{}", bed.metrics());
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_where_the_api_refuses_rights_are_asked_for() {
     for (code, hint) in [(401, "its account or kubeconfig"), (403, "the bastion's account needs"), (500, "")] {
-        let bench = Bench::of::<SlimPod>();
-        bench.answer(whole(code, &status(code)));
-        eventually(|| bench.ready.report().1.contains("not well")).await;
-        let (_, report) = bench.ready.report();
+        let bed = TestBed::of::<SlimPod>();
+        bed.answer(whole(code, &status(code)));
+        eventually(|| bed.ready.report().1.contains("not well")).await;
+        let (_, report) = bed.ready.report();
         assert!(report.contains("[-]pods pending") && report.contains(hint), "{code}: {report}");
         assert!(!hint.is_empty() || !report.contains("bastion's"), "{code}: {report}");
     }
@@ -242,31 +242,31 @@ async fn only_where_the_api_refuses_rights_are_asked_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hung_list_fails_at_its_deadline_and_is_asked_again() {
-    let bench = Bench::of::<SlimPod>();
+    let bed = TestBed::of::<SlimPod>();
     // The first page's head comes, its body never ends.
     let hung = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Infallible>>());
-    bench.answer(Response::new(BodyExt::boxed_unsync(hung)));
-    eventually(|| bench.ready.report().1.contains("did not answer within 60s")).await;
-    assert!(bench.metrics().contains(r#"watch_up{resource="pods"} 0"#), "{}", bench.metrics());
-    bench.answer(page(&[pod("a")], ""));
-    eventually(|| bench.pods() == "a").await;
-    assert!(bench.ready.report().0);
+    bed.answer(Response::new(BodyExt::boxed_unsync(hung)));
+    eventually(|| bed.ready.report().1.contains("did not answer within 60s")).await;
+    assert!(bed.metrics().contains(r#"watch_up{resource="pods"} 0"#), "{}", bed.metrics());
+    bed.answer(page(&[pod("a")], ""));
+    eventually(|| bed.pods() == "a").await;
+    assert!(bed.ready.report().0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_watch_is_noticed_and_resumed() {
-    let bench = Bench::of::<SlimPod>();
-    bench.answer(page(&[pod("a")], ""));
-    bench.answer(watch(&[]));
-    bench.asks(&["watch=true"]).await;
-    eventually(|| bench.metrics().contains(r#"watch_up{resource="pods"} 1"#)).await;
+    let bed = TestBed::of::<SlimPod>();
+    bed.answer(page(&[pod("a")], ""));
+    bed.answer(watch(&[]));
+    bed.asks(&["watch=true"]).await;
+    eventually(|| bed.metrics().contains(r#"watch_up{resource="pods"} 1"#)).await;
     // kube's own idle timeout (295 s) would resume without a word.
-    eventually(|| bench.ready.report().1.contains("[!]pods impaired")).await;
-    assert!(bench.metrics().contains(r#"watch_up{resource="pods"} 0"#), "{}", bench.metrics());
+    eventually(|| bed.ready.report().1.contains("[!]pods impaired")).await;
+    assert!(bed.metrics().contains(r#"watch_up{resource="pods"} 0"#), "{}", bed.metrics());
     // It resumes from where it stood, and says so.
-    bench.answer(watch(&[("ADDED", pod("b"))]));
-    eventually(|| bench.pods() == "ab").await;
-    assert!(bench.metrics().contains(r#"watch_up{resource="pods"} 1"#) && !bench.ready.report().1.contains("[!]"));
+    bed.answer(watch(&[("ADDED", pod("b"))]));
+    eventually(|| bed.pods() == "ab").await;
+    assert!(bed.metrics().contains(r#"watch_up{resource="pods"} 1"#) && !bed.ready.report().1.contains("[!]"));
 }
 
 #[tokio::test(start_paused = true)]

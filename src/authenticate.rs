@@ -13,14 +13,14 @@ use std::sync::Arc;
 use http::{HeaderMap, header};
 
 pub use certificate::ClientCertificate;
-pub use front_proxy::{FrontProxy, Names};
+pub use front_proxy::{RequestHeaderAuthenticator, RequestHeaderConfig};
 pub use impersonate::Impersonation;
-pub use token::{StaticTokens, TokenJudge, TokenReviews};
+pub use token::{TokenFile, TokenJudge, TokenReviewAuthenticator};
 
-use crate::connection::Held;
+use crate::connection::ConnectionGuard;
 use crate::model::{ClientAddress, Identity};
 use crate::review::{Rejection, ReviewError};
-use crate::tls::ClientCas;
+use crate::tls::DynamicClientCas;
 
 /// The other side of a connection.
 #[derive(Clone, Debug)]
@@ -30,31 +30,31 @@ pub struct Peer {
     pub secure: bool,
     /// What the client showed in the handshake, its key proven, its CA not yet judged.
     pub certificate: Option<Arc<ClientCertificate>>,
-    pub held: Held,
+    pub held: ConnectionGuard,
 }
 
 /// Where bearer tokens are judged.
 #[derive(Debug)]
 pub enum Tokens {
     /// The API, by TokenReview.
-    Review(Arc<TokenReviews>),
+    Review(Arc<TokenReviewAuthenticator>),
     /// A file.
-    Static(Arc<StaticTokens>),
+    Static(Arc<TokenFile>),
 }
 
 /// The stage. One per process.
 #[derive(Debug)]
-pub struct Identify {
+pub struct Authenticator {
     pub tokens: Tokens,
-    pub client_cas: ClientCas,
-    pub front_proxy: FrontProxy,
+    pub client_cas: DynamicClientCas,
+    pub front_proxy: RequestHeaderAuthenticator,
     /// Lets callers without credentials through as `system:anonymous`.
     pub anonymous: bool,
 }
 
 /// Why it is not known who calls.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum IdentifyError {
+pub enum AuthenticationError {
     /// The caller's fault: no credentials, or none that are good. The text is for the log, never for the caller.
     #[error("unauthenticated: {0}")]
     Unauthenticated(String),
@@ -69,7 +69,7 @@ pub enum IdentifyError {
     Rejected(Rejection),
 }
 
-impl From<ReviewError> for IdentifyError {
+impl From<ReviewError> for AuthenticationError {
     fn from(error: ReviewError) -> Self {
         match error {
             ReviewError::Rejected(rejection) => Self::Rejected(rejection),
@@ -85,19 +85,19 @@ pub struct Caller {
     pub impersonates: Option<Impersonation>,
 }
 
-impl Identify {
+impl Authenticator {
     /// Finds out who calls, in kube-apiserver's order: by what a front proxy says, by client certificate, by bearer
     /// token, by the token in the subprotocols of a `websocket`. The first that is good counts. Takes all of them off
     /// `headers` (CONFORMANCE C60 to C62).
     ///
     /// # Errors
-    /// [`IdentifyError`]; the caller is then nobody, not even anonymous, unless they showed nothing at all.
-    pub async fn identify(
+    /// [`AuthenticationError`]; the caller is then nobody, not even anonymous, unless they showed nothing at all.
+    pub async fn authenticate(
         &self,
         headers: &mut HeaderMap,
         peer: &Peer,
         websocket: bool,
-    ) -> Result<Caller, IdentifyError> {
+    ) -> Result<Caller, AuthenticationError> {
         let authorization = headers.remove(header::AUTHORIZATION);
         let claim = self.front_proxy.take(headers);
         let impersonates = Impersonation::take(headers);
@@ -113,19 +113,19 @@ impl Identify {
         if let (Some(claim), Some(certificate)) = (claim, certificate) {
             match self.front_proxy.accept(claim, certificate) {
                 Ok(identity) => return Ok(Caller { identity, impersonates: impersonates? }),
-                Err(why) => fault = Some(IdentifyError::Unauthenticated(why)),
+                Err(why) => fault = Some(AuthenticationError::Unauthenticated(why)),
             }
         }
         if let Some(certificate) = certificate {
             match certificate.identity(&self.client_cas) {
                 Ok(identity) => return Ok(Caller { identity, impersonates: impersonates? }),
-                Err(why) => fault = Some(IdentifyError::Unauthenticated(why)),
+                Err(why) => fault = Some(AuthenticationError::Unauthenticated(why)),
             }
         }
         for token in [bearer.map(Ok), subprotocol.as_ref().map(|token| token.as_deref())].into_iter().flatten() {
             let identity = match token {
                 Ok(token) => self.by_token(token, peer.address.ip().into()).await,
-                Err(why) => Err(IdentifyError::Unauthenticated((*why).to_owned())),
+                Err(why) => Err(AuthenticationError::Unauthenticated((*why).to_owned())),
             };
             match identity {
                 Ok(identity) => return Ok(Caller { identity, impersonates: impersonates? }),
@@ -137,7 +137,7 @@ impl Identify {
             None if self.anonymous => {
                 Ok(Caller { identity: Arc::new(Identity::anonymous()), impersonates: impersonates? })
             }
-            None => Err(IdentifyError::Unauthenticated("no credentials".into())),
+            None => Err(AuthenticationError::Unauthenticated("no credentials".into())),
         }
     }
 
@@ -151,7 +151,7 @@ impl Identify {
         names.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
-    async fn by_token(&self, token: &str, client: ClientAddress) -> Result<Arc<Identity>, IdentifyError> {
+    async fn by_token(&self, token: &str, client: ClientAddress) -> Result<Arc<Identity>, AuthenticationError> {
         match &self.tokens {
             Tokens::Review(reviews) => reviews.identity(token, client).await,
             Tokens::Static(tokens) => tokens.identity(token),
@@ -172,25 +172,25 @@ mod tests {
     use crate::metrics::OpenGauge;
     use http::HeaderValue;
 
-    fn identify(anonymous: bool) -> Identify {
-        let tokens = Arc::new(StaticTokens::parse("good,jane,1,\"devs,ops\"\n").unwrap());
-        let (client_cas, front_proxy) = (ClientCas::default(), FrontProxy::default());
-        Identify { tokens: Tokens::Static(tokens), client_cas, front_proxy, anonymous }
+    fn authenticator(anonymous: bool) -> Authenticator {
+        let tokens = Arc::new(TokenFile::parse("good,jane,1,\"devs,ops\"\n").unwrap());
+        let (client_cas, front_proxy) = (DynamicClientCas::default(), RequestHeaderAuthenticator::default());
+        Authenticator { tokens: Tokens::Static(tokens), client_cas, front_proxy, anonymous }
     }
 
     fn peer() -> Peer {
-        let held = Held::new(OpenGauge::default().enter(), None);
+        let held = ConnectionGuard::new(OpenGauge::default().enter(), None);
         Peer { address: ([192, 0, 2, 1], 1).into(), secure: true, certificate: None, held }
     }
 
-    async fn ask(anonymous: bool, authorization: Option<&'static str>) -> Result<String, IdentifyError> {
+    async fn ask(anonymous: bool, authorization: Option<&'static str>) -> Result<String, AuthenticationError> {
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
         }
         headers.insert("x-remote-user", HeaderValue::from_static("admin"));
         headers.insert("x-remote-extra-scopes", HeaderValue::from_static("all"));
-        let answer = identify(anonymous).identify(&mut headers, &peer(), false).await;
+        let answer = authenticator(anonymous).authenticate(&mut headers, &peer(), false).await;
         assert!(headers.is_empty(), "no credential stays on the request: {headers:?}");
         answer.map(|caller| caller.identity.user.clone())
     }
@@ -201,7 +201,7 @@ mod tests {
             assert_eq!(ask(false, Some(good)).await.unwrap(), "jane", "{good}");
         }
         for bad in ["Bearer bad", "Bearer  good", "Bearer", "Basic good", "good"] {
-            assert!(matches!(ask(false, Some(bad)).await, Err(IdentifyError::Unauthenticated(_))), "{bad}");
+            assert!(matches!(ask(false, Some(bad)).await, Err(AuthenticationError::Unauthenticated(_))), "{bad}");
         }
     }
 
@@ -222,7 +222,7 @@ mod tests {
             headers.extend(authorization.map(|value| (header::AUTHORIZATION, HeaderValue::from_static(value))));
             let offered = HeaderValue::from_static("chat, base64url.bearer.authorization.k8s.io.Z29vZA");
             headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
-            let answer = identify(false).identify(&mut headers, &peer(), websocket).await;
+            let answer = authenticator(false).authenticate(&mut headers, &peer(), websocket).await;
             assert_eq!(answer.ok().map(|caller| caller.identity.user.clone()).as_deref(), user);
             assert_eq!(headers[header::SEC_WEBSOCKET_PROTOCOL], "chat", "the token goes no further");
         }
@@ -234,17 +234,17 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::AUTHORIZATION, HeaderValue::from_static(authorization));
             headers.insert(wanted, HeaderValue::from_static("jane"));
-            let answer = identify(true).identify(&mut headers, &peer(), false).await;
+            let answer = authenticator(true).authenticate(&mut headers, &peer(), false).await;
             match answer {
                 Ok(caller) => assert_eq!(caller.impersonates.unwrap().user, "jane"),
-                Err(error) => assert!(matches!(error, IdentifyError::Unauthenticated(_)), "{error}"),
+                Err(error) => assert!(matches!(error, AuthenticationError::Unauthenticated(_)), "{error}"),
             }
             assert!(headers.is_empty());
         }
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer good"));
         headers.insert("impersonate-group", HeaderValue::from_static("system:masters"));
-        let answer = identify(false).identify(&mut headers, &peer(), false).await;
-        assert!(matches!(answer, Err(IdentifyError::Impersonation(_))));
+        let answer = authenticator(false).authenticate(&mut headers, &peer(), false).await;
+        assert!(matches!(answer, Err(AuthenticationError::Impersonation(_))));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::IdentifyError;
+use super::AuthenticationError;
 use super::front_proxy::{extra_key, reads_as};
 
 const PREFIX: &str = "impersonate-";
@@ -38,9 +38,9 @@ impl Impersonation {
     /// there are none.
     ///
     /// # Errors
-    /// [`IdentifyError::Impersonation`] where they name no user, are not text, or are too long or too many: a caller
+    /// [`AuthenticationError::Impersonation`] where they name no user, are not text, or are too long or too many: a caller
     /// who sends them must not be taken for themselves.
-    pub(super) fn take(headers: &mut HeaderMap) -> Result<Option<Self>, IdentifyError> {
+    pub(super) fn take(headers: &mut HeaderMap) -> Result<Option<Self>, AuthenticationError> {
         // Almost nobody does.
         if !headers.keys().any(Self::is_header) {
             return Ok(None);
@@ -52,7 +52,7 @@ impl Impersonation {
             headers.remove(&name);
             let values = values.iter().map(|value| std::str::from_utf8(value.as_bytes()).map(str::to_owned));
             let values: Vec<String> = values.collect::<Result<_, _>>().map_err(|_| {
-                IdentifyError::Impersonation(format!("the header {name} is not UTF-8: nobody can be meant by it"))
+                AuthenticationError::Impersonation(format!("the header {name} is not UTF-8: nobody can be meant by it"))
             })?;
             let first = |values: Vec<String>| values.into_iter().next().unwrap_or_default();
             match name.as_str() {
@@ -69,23 +69,23 @@ impl Impersonation {
         asked.check_size()?;
         match asked {
             asked if asked == Self::default() => Ok(None),
-            asked if asked.user.is_empty() => Err(IdentifyError::Impersonation(asked.without_user())),
+            asked if asked.user.is_empty() => Err(AuthenticationError::Impersonation(asked.without_user())),
             asked => Ok(Some(asked)),
         }
     }
 
     /// Checked before anything is asked or put into a message.
-    fn check_size(&self) -> Result<(), IdentifyError> {
+    fn check_size(&self) -> Result<(), AuthenticationError> {
         let extra = self.extra.iter().flat_map(|(key, values)| values.iter().map(move |value| (key, value)));
         if self.groups.len() + extra.clone().count() > MAX_VALUES {
             let fault = format!("more than {MAX_VALUES} groups and extra attributes to impersonate");
-            return Err(IdentifyError::Impersonation(fault));
+            return Err(AuthenticationError::Impersonation(fault));
         }
         let mut values = [&self.user, &self.uid].into_iter().chain(&self.groups);
         let is_long = |value: &String| value.len() > MAX_VALUE_BYTES;
         if values.any(is_long) || self.extra.keys().any(is_long) || extra.clone().any(|(_, value)| is_long(value)) {
             let fault = format!("a value to impersonate is longer than {MAX_VALUE_BYTES} bytes");
-            return Err(IdentifyError::Impersonation(fault));
+            return Err(AuthenticationError::Impersonation(fault));
         }
         Ok(())
     }

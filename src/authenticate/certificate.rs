@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::model::Identity;
 use crate::model::identity::AUTHENTICATED;
-use crate::tls::ClientCas;
+use crate::tls::DynamicClientCas;
 
 /// The attribute type of a user's uid in a subject (KEP-4601's OID under the CNCF's arc).
 const UID: Oid<'static> = oid!(1.3.6.1.4.1.57683.2);
@@ -20,21 +20,21 @@ const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// How long a no is kept, in seconds: a certificate that is not good yet, by a clock that is a little behind, must not
 /// cost its client the connection.
-const NO_HOLDS: u64 = 10;
+const NEGATIVE_TTL: u64 = 10;
 
 /// The chain that a client showed. What is made of it is kept for the connection, until the CAs change or it expires.
 #[derive(Debug)]
 pub struct ClientCertificate {
     chain: Vec<CertificateDer<'static>>,
-    caller: Kept<Arc<Identity>>,
-    front_proxy: Kept<Arc<str>>,
+    caller: Cached<Arc<Identity>>,
+    front_proxy: Cached<Arc<str>>,
 }
 
 #[derive(Debug)]
-struct Kept<T>(Mutex<Option<Judged<T>>>);
+struct Cached<T>(Mutex<Option<CachedVerdict<T>>>);
 
 #[derive(Clone, Debug)]
-struct Judged<T> {
+struct CachedVerdict<T> {
     generation: u64,
     /// Unix seconds after which it must be judged again.
     expires: u64,
@@ -45,7 +45,7 @@ impl ClientCertificate {
     /// `chain` has the leaf first. None where it is empty.
     pub fn new(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-        let (caller, front_proxy) = (Kept(Mutex::new(None)), Kept(Mutex::new(None)));
+        let (caller, front_proxy) = (Cached(Mutex::new(None)), Cached(Mutex::new(None)));
         (!chain.is_empty()).then_some(Self { chain, caller, front_proxy })
     }
 
@@ -53,11 +53,11 @@ impl ClientCertificate {
     ///
     /// # Errors
     /// Why it is no good, for the log.
-    pub(super) fn identity(&self, cas: &ClientCas) -> Result<Arc<Identity>, String> {
+    pub(super) fn identity(&self, cas: &DynamicClientCas) -> Result<Arc<Identity>, String> {
         self.identity_at(unix_now(), cas)
     }
 
-    fn identity_at(&self, now: Duration, cas: &ClientCas) -> Result<Arc<Identity>, String> {
+    fn identity_at(&self, now: Duration, cas: &DynamicClientCas) -> Result<Arc<Identity>, String> {
         self.kept(&self.caller, now, cas, |certificate, leaf| identity(certificate.subject(), leaf).map(Arc::new))
     }
 
@@ -65,15 +65,15 @@ impl ClientCertificate {
     ///
     /// # Errors
     /// As [`Self::identity`].
-    pub(super) fn common_name(&self, cas: &ClientCas) -> Result<Arc<str>, String> {
+    pub(super) fn common_name(&self, cas: &DynamicClientCas) -> Result<Arc<str>, String> {
         self.kept(&self.front_proxy, unix_now(), cas, |certificate, _| Ok(common_name(certificate.subject()).into()))
     }
 
     fn kept<T: Clone>(
         &self,
-        kept: &Kept<T>,
+        kept: &Cached<T>,
         now: Duration,
-        cas: &ClientCas,
+        cas: &DynamicClientCas,
         read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, String>,
     ) -> Result<T, String> {
         let generation = cas.generation();
@@ -86,15 +86,15 @@ impl ClientCertificate {
         }
         let (expires, verdict) = match self.judge(cas, UnixTime::since_unix_epoch(now), read) {
             Ok((told, expires)) => (expires, Ok(told)),
-            Err(fault) => (now.as_secs() + NO_HOLDS, Err(fault)),
+            Err(fault) => (now.as_secs() + NEGATIVE_TTL, Err(fault)),
         };
-        *judged = Some(Judged { generation, expires, verdict: verdict.clone() });
+        *judged = Some(CachedVerdict { generation, expires, verdict: verdict.clone() });
         verdict
     }
 
     fn judge<T>(
         &self,
-        cas: &ClientCas,
+        cas: &DynamicClientCas,
         now: UnixTime,
         read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, String>,
     ) -> Result<(T, u64), String> {
@@ -172,8 +172,8 @@ mod tests {
         ClientCertificate::new(&[leaf.der().clone()]).unwrap()
     }
 
-    fn trusting(ca: &Ca) -> ClientCas {
-        let cas = ClientCas::default();
+    fn trusting(ca: &Ca) -> DynamicClientCas {
+        let cas = DynamicClientCas::default();
         cas.replace(ca.pem.as_bytes()).unwrap();
         cas
     }
@@ -200,7 +200,7 @@ mod tests {
         for (what, certificate) in cases {
             assert!(certificate.identity(&cas).is_err(), "{what}");
         }
-        assert!(client(&trusted, |_| ()).identity(&ClientCas::default()).is_err(), "no CA known");
+        assert!(client(&trusted, |_| ()).identity(&DynamicClientCas::default()).is_err(), "no CA known");
     }
 
     #[test]

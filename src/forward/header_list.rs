@@ -7,8 +7,3 @@ use http::HeaderValue;
 pub(super) fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
-
-/// Tokens are compared without regard to case.
-pub(super) fn is(token: &[u8], expected: &str) -> bool {
-    token.eq_ignore_ascii_case(expected.as_bytes())
-}

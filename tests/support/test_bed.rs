@@ -10,7 +10,7 @@ use super::client::tls;
 use super::pki::Ca;
 
 /// A bastion with one pod, whose only port is a listener of the test.
-pub struct Bench {
+pub struct TestBed {
     pub bastion: Bastion,
     pub backend: TcpListener,
     pub folder: tempfile::TempDir,
@@ -20,7 +20,7 @@ pub struct Bench {
 /// The path of the pod.
 pub const PREFIX: &str = "/api/v1/namespaces/default/pods/p/proxy";
 
-impl Bench {
+impl TestBed {
     pub async fn new() -> Result<Self> {
         Self::with(&[]).await
     }

@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 use super::certificate::ClientCertificate;
 use crate::model::Identity;
 use crate::model::identity::with_authenticated;
-use crate::tls::ClientCas;
+use crate::tls::DynamicClientCas;
 
 /// The names that are usual, whatever is configured (C112).
 const USUAL: [&str; 3] = ["x-remote-user", "x-remote-uid", "x-remote-group"];
@@ -19,14 +19,14 @@ const USUAL_EXTRA: &str = "x-remote-extra-";
 
 /// What the cluster publishes of its front proxy. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct FrontProxy {
-    pub cas: ClientCas,
-    names: Arc<ArcSwap<Names>>,
+pub struct RequestHeaderAuthenticator {
+    pub cas: DynamicClientCas,
+    names: Arc<ArcSwap<RequestHeaderConfig>>,
 }
 
 /// Which proxies may vouch, and by which headers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names {
+pub struct RequestHeaderConfig {
     /// Common names of the proxies' certificates; any where it is empty.
     pub allowed: Vec<String>,
     pub user: Vec<HeaderName>,
@@ -40,11 +40,11 @@ pub struct Names {
 #[derive(Debug)]
 pub(super) struct Claim {
     identity: Identity,
-    names: Arc<Names>,
+    names: Arc<RequestHeaderConfig>,
 }
 
-impl FrontProxy {
-    pub fn replace(&self, names: Names) {
+impl RequestHeaderAuthenticator {
+    pub fn replace(&self, names: RequestHeaderConfig) {
         self.names.store(Arc::new(names));
     }
 
@@ -82,7 +82,7 @@ impl FrontProxy {
     }
 }
 
-impl Names {
+impl RequestHeaderConfig {
     /// In disguise too: `X_Remote_User` is the same variable to a CGI-like backend. Only the exact names are believed.
     fn identifies(&self, name: &HeaderName) -> bool {
         let name = name.as_str();
@@ -101,7 +101,7 @@ pub(super) fn reads_as(name: &str, prefix: &str) -> bool {
 }
 
 /// None where no user is named: then the headers say nothing.
-fn claim(names: &Names, headers: &HeaderMap) -> Option<Identity> {
+fn claim(names: &RequestHeaderConfig, headers: &HeaderMap) -> Option<Identity> {
     let user = first(&names.user, headers)?;
     let uid = first(&names.uid, headers).unwrap_or_default();
     let groups = names.group.iter().flat_map(|name| headers.get_all(name)).filter_map(text).map(str::to_owned);
@@ -133,9 +133,9 @@ pub(super) fn extra_key(encoded: &str) -> String {
 mod tests {
     use super::*;
 
-    fn names() -> Names {
+    fn names() -> RequestHeaderConfig {
         let header = HeaderName::from_static;
-        Names {
+        RequestHeaderConfig {
             allowed: vec![],
             user: vec![header("x-remote-user"), header("x-forwarded-user")],
             uid: vec![header("x-remote-uid")],
@@ -159,7 +159,7 @@ mod tests {
         ] {
             headers.append(name, HeaderValue::from_static(value));
         }
-        let proxy = FrontProxy::default();
+        let proxy = RequestHeaderAuthenticator::default();
         proxy.replace(names());
         let Claim { identity, .. } = proxy.take(&mut headers).unwrap();
         assert_eq!((&*identity.user, &*identity.uid), ("jane", "7"));
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn names_in_disguise_claim_nothing_and_are_gone() {
-        let configured = Names { user: vec![HeaderName::from_static("acme_user")], ..names() };
+        let configured = RequestHeaderConfig { user: vec![HeaderName::from_static("acme_user")], ..names() };
         for (name, taken) in [
             ("x_remote_user", true),
             ("x-remote_group", true),
@@ -186,7 +186,7 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(name, HeaderValue::from_static("admin"));
-            let proxy = FrontProxy::default();
+            let proxy = RequestHeaderAuthenticator::default();
             proxy.replace(configured.clone());
             let claimed = proxy.take(&mut headers).map(|claim| claim.identity.user.clone());
             assert_eq!(claimed.as_deref(), (name == "acme_user").then_some("admin"), "{name}");
@@ -196,8 +196,8 @@ mod tests {
 
     #[test]
     fn without_a_user_nothing_is_claimed_and_all_is_taken() {
-        for names in [names(), Names::default()] {
-            let proxy = FrontProxy::default();
+        for names in [names(), RequestHeaderConfig::default()] {
+            let proxy = RequestHeaderAuthenticator::default();
             proxy.replace(names);
             let mut headers = HeaderMap::new();
             headers.insert("x-remote-group", HeaderValue::from_static("system:masters"));

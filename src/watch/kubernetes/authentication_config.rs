@@ -12,11 +12,11 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 
-use super::{Health, KubernetesError, Pauses, SERVES, UNREADY, fault, lost, watch_client};
-use crate::identify::{FrontProxy, Names};
+use super::{Health, KubernetesError, Pauses, SERVES, UNREADY, fault, watch_client, watch_failed};
+use crate::authenticate::{RequestHeaderAuthenticator, RequestHeaderConfig};
 use crate::metrics::Metrics;
-use crate::ready::{Hold, Ready};
-use crate::tls::ClientCas;
+use crate::ready::{BlockReady, Ready};
+use crate::tls::DynamicClientCas;
 
 /// Where every cluster publishes how it authenticates, for those to whom it delegates.
 const AUTHENTICATION_NAMESPACE: &str = "kube-system";
@@ -27,13 +27,13 @@ const RIGHTS: &str = "the Role extension-apiserver-authentication-reader in kube
 
 /// Whose word counts, as the cluster publishes it for those to whom it delegates.
 #[derive(Clone, Debug)]
-pub struct Trusted {
+pub struct AuthenticationConfigMap {
     /// None where the configuration says which CAs count.
-    pub client_cas: Option<ClientCas>,
-    pub front_proxy: FrontProxy,
+    pub client_cas: Option<DynamicClientCas>,
+    pub front_proxy: RequestHeaderAuthenticator,
 }
 
-impl Trusted {
+impl AuthenticationConfigMap {
     /// Makes the task that follows what is published.
     ///
     /// # Errors
@@ -48,11 +48,11 @@ impl Trusted {
         let client = watch_client(config, health.clone())?;
         let api = Api::<ConfigMap>::namespaced(client, AUTHENTICATION_NAMESPACE);
         // Shared by the runs of the task, so that one that breaks does not make the bastion ready.
-        let hold = Arc::new(Mutex::new(Some(ready.hold(AUTHENTICATION))));
+        let hold = Arc::new(Mutex::new(Some(ready.block(AUTHENTICATION))));
         Ok(move || self.clone().run(api.clone(), Arc::clone(&hold), health.clone()).boxed())
     }
 
-    async fn run(self, api: Api<ConfigMap>, hold: Arc<Mutex<Option<Hold>>>, health: Health) {
+    async fn run(self, api: Api<ConfigMap>, hold: Arc<Mutex<Option<BlockReady>>>, health: Health) {
         let release = || drop(hold.lock().unwrap_or_else(PoisonError::into_inner).take());
         let only = watcher::Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
         let mut events = pin!(watcher::watcher(api, only).backoff(Pauses::default()));
@@ -70,7 +70,7 @@ impl Trusted {
                         true if optional => "front proxies identify nobody until the API answers",
                         true => UNREADY,
                     };
-                    lost(&health.ready, &health.metrics, AUTHENTICATION, &fault(&error, RIGHTS), meanwhile);
+                    watch_failed(&health.ready, &health.metrics, AUTHENTICATION, &fault(&error, RIGHTS), meanwhile);
                     if optional {
                         release();
                     }
@@ -92,7 +92,7 @@ impl Trusted {
 }
 
 /// As kube-apiserver's own readers of this map do, what lacks or cannot be read takes nothing away: the old CAs stay.
-fn take_cas(cas: &ClientCas, pem: Option<&String>, of: &str) {
+fn take_cas(cas: &DynamicClientCas, pem: Option<&String>, of: &str) {
     let old = cas.roots().len();
     match (pem, old) {
         (None, 0) => tracing::info!("the cluster publishes no CA of {of}: they identify nobody"),
@@ -105,7 +105,7 @@ fn take_cas(cas: &ClientCas, pem: Option<&String>, of: &str) {
 }
 
 /// The lists stand as JSON in strings.
-fn names(published: &BTreeMap<String, String>) -> Result<Names, String> {
+fn names(published: &BTreeMap<String, String>) -> Result<RequestHeaderConfig, String> {
     let list = |key: &str| -> Result<Vec<String>, String> {
         let text = published.get(key).map(|text| text.trim()).filter(|text| !text.is_empty());
         text.map_or(Ok(Vec::new()), |text| serde_json::from_str(text).map_err(|error| format!("{key}: {error}")))
@@ -115,7 +115,7 @@ fn names(published: &BTreeMap<String, String>) -> Result<Names, String> {
             list(key)?.into_iter().map(|name| name.parse().map_err(|error| format!("{key}: {name:?}: {error}")));
         names.collect()
     };
-    Ok(Names {
+    Ok(RequestHeaderConfig {
         allowed: list("requestheader-allowed-names")?,
         user: headers("requestheader-username-headers")?,
         uid: headers("requestheader-uid-headers")?,
@@ -151,14 +151,14 @@ mod tests {
             (&["front-proxy".into()][..], &["x-remote-extra-".into()][..])
         );
         assert_eq!((&read.user[0], read.uid.len()), (&HeaderName::from_static("x-remote-user"), 0));
-        assert_eq!(names(&published(&[])).unwrap(), Names::default());
+        assert_eq!(names(&published(&[])).unwrap(), RequestHeaderConfig::default());
         let fault = names(&published(&[("requestheader-allowed-names", "front-proxy")])).unwrap_err();
         assert!(fault.starts_with("requestheader-allowed-names: "), "{fault}");
     }
     #[test]
     fn what_is_no_longer_published_takes_no_ca_away() {
         install_provider();
-        let cas = ClientCas::default();
+        let cas = DynamicClientCas::default();
         let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap().cert.pem();
         take_cas(&cas, None, "client certificates");
         assert_eq!(cas.roots().len(), 0);

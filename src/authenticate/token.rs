@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use serde::Deserialize;
 
-use super::IdentifyError;
+use super::AuthenticationError;
 use crate::config;
 use crate::model::identity::AUTHENTICATED;
 use crate::model::{ClientAddress, Identity};
@@ -24,15 +24,17 @@ const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// The difference that kube-apiserver tolerates between the clock of the issuer and its own.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
 
-type TokenVerdict = Result<Arc<Identity>, IdentifyError>;
+type TokenVerdict = Result<Arc<Identity>, AuthenticationError>;
 
 /// Identifies callers by TokenReview.
-pub type TokenReviews = CachedReviews<TokenJudge>;
+pub type TokenReviewAuthenticator = CachedReviews<TokenJudge>;
 
-impl TokenReviews {
+impl TokenReviewAuthenticator {
     pub(super) async fn identity(self: &Arc<Self>, token: &str, client: ClientAddress) -> TokenVerdict {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(IdentifyError::Unauthenticated(format!("the token is longer than {MAX_TOKEN_BYTES} bytes")));
+            return Err(AuthenticationError::Unauthenticated(format!(
+                "the token is longer than {MAX_TOKEN_BYTES} bytes"
+            )));
         }
         self.verdict(token, || self.judge.review(token), client).await
     }
@@ -45,10 +47,10 @@ pub struct TokenJudge(pub config::TokenReview);
 impl Judge for TokenJudge {
     type Review = TokenReview;
     type Outcome = Arc<Identity>;
-    type Error = IdentifyError;
+    type Error = AuthenticationError;
 
     fn judge(&self, review: &TokenReview, answer: TokenReview) -> Option<Fetched<TokenVerdict>> {
-        Some(match self.identify(answer.status?) {
+        Some(match self.authenticate(answer.status?) {
             Ok(identity) => Fetched::Answer {
                 value: Ok(Arc::new(identity)),
                 ttl: self.0.cache_ttl,
@@ -56,7 +58,7 @@ impl Judge for TokenJudge {
                 usable_for: until_expiry(&review.spec.token, SystemTime::now()).unwrap_or(Duration::MAX),
             },
             Err(fault) => Fetched::Denial {
-                value: Err(IdentifyError::Unauthenticated(cut_text(fault))),
+                value: Err(AuthenticationError::Unauthenticated(cut_text(fault))),
                 ttl: self.0.failure_cache_ttl,
             },
         })
@@ -65,9 +67,9 @@ impl Judge for TokenJudge {
 
 impl TokenJudge {
     /// The review of `token`, which an expired one does not get.
-    fn review(&self, token: &str) -> Result<TokenReview, IdentifyError> {
+    fn review(&self, token: &str) -> Result<TokenReview, AuthenticationError> {
         if has_expired(token, SystemTime::now()) {
-            return Err(IdentifyError::Unauthenticated("the token has expired".into()));
+            return Err(AuthenticationError::Unauthenticated("the token has expired".into()));
         }
         let audiences = (!self.0.audiences.is_empty()).then(|| self.0.audiences.clone());
         let spec = TokenReviewSpec { audiences, token: token.to_owned() };
@@ -76,7 +78,7 @@ impl TokenJudge {
 
     /// Where audiences are configured the API must say that it checked one of them: an authenticator that does not
     /// know of audiences would let tokens for others through (KEP-1205).
-    fn identify(&self, status: TokenReviewStatus) -> Result<Identity, String> {
+    fn authenticate(&self, status: TokenReviewStatus) -> Result<Identity, String> {
         if status.authenticated != Some(true) {
             return Err(status.error.unwrap_or_else(|| "the API does not know the token".into()));
         }
@@ -124,9 +126,9 @@ fn hash(token: &str) -> TokenHash {
 
 /// The tokens of a file in kube-apiserver's format, replaced as a whole when the file changes.
 #[derive(Debug, Default)]
-pub struct StaticTokens(ArcSwap<HashMap<TokenHash, Arc<Identity>>>);
+pub struct TokenFile(ArcSwap<HashMap<TokenHash, Arc<Identity>>>);
 
-impl StaticTokens {
+impl TokenFile {
     /// Reads `token,user,uid[,"group1,group2"]`, a line each.
     ///
     /// # Errors
@@ -171,7 +173,7 @@ impl StaticTokens {
     pub(crate) fn identity(&self, token: &str) -> TokenVerdict {
         let tokens = self.0.load();
         let known = tokens.get(&hash(token)).cloned();
-        known.ok_or_else(|| IdentifyError::Unauthenticated("the token is not in the token file".into()))
+        known.ok_or_else(|| AuthenticationError::Unauthenticated("the token is not in the token file".into()))
     }
 }
 
@@ -214,7 +216,7 @@ mod tests {
 
     #[test]
     fn the_token_file_is_the_apiservers() {
-        let tokens = StaticTokens::parse("# who\nt1,jane,7,\"devs,ops\"\nt2,joe,8\n").unwrap();
+        let tokens = TokenFile::parse("# who\nt1,jane,7,\"devs,ops\"\nt2,joe,8\n").unwrap();
         let jane = tokens.identity("t1").unwrap();
         assert_eq!((&*jane.user, &*jane.uid), ("jane", "7"));
         assert_eq!(jane.groups, ["devs", "ops", "system:authenticated"]);
@@ -224,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_broken_token_file_is_told_by_line_and_keeps_the_old_tokens() {
-        let tokens = StaticTokens::parse("t1,jane,7\n").unwrap();
+        let tokens = TokenFile::parse("t1,jane,7\n").unwrap();
         for (text, told) in [
             ("t1,jane\n", "line 1: give token,user,uid"),
             ("t1,jane,7\nsecret,,\n", "line 2: the token and the user must not be empty"),
