@@ -1,5 +1,5 @@
-//! The port for probes and Prometheus: plain HTTP, for the cluster alone. Every wait and every connection is bounded,
-//! because whoever reaches the pod reaches this port.
+//! The port for probes and Prometheus: plain HTTP, for the cluster alone. Every wait and every
+//! connection is bounded, because whoever reaches the pod reaches this port.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -24,12 +24,13 @@ use crate::ready::Ready;
 
 /// What OpenMetrics asks for as the type of its text.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Time limit of a request's head, and of a kept connection without one. Probes and scrapes send theirs in one
-/// packet.
+/// Time limit of a request's head, and of a kept connection without one. Probes and scrapes send
+/// theirs in one packet.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time that a response makes no progress because the client does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest life of a connection: some scrapes. Whatever a client does, it is gone after this and [`HEAD_TIMEOUT`].
+/// Longest life of a connection: some scrapes. Whatever a client does, it is gone after this and
+/// [`HEAD_TIMEOUT`].
 const MAX_AGE: Duration = Duration::from_mins(5);
 /// Connections at once. A kubelet and a few Prometheus servers need a handful.
 const MAX_CONNECTIONS: usize = 128;
@@ -57,8 +58,16 @@ impl Admin {
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
-            .fallback(async || (StatusCode::NOT_FOUND, "there is /livez, /readyz and /metrics\n"))
-            .with_state(Shown { ready, registry: Arc::new(registry) });
+            .fallback(async || {
+                (
+                    StatusCode::NOT_FOUND,
+                    "there is /livez, /readyz and /metrics\n",
+                )
+            })
+            .with_state(Shown {
+                ready,
+                registry: Arc::new(registry),
+            });
         Self { socket, routes }
     }
 
@@ -67,7 +76,9 @@ impl Admin {
         let mut connections = Connections::default();
         loop {
             match self.socket.accept().await {
-                Ok((stream, peer)) => connections.add(peer.ip(), connection(stream, self.routes.clone())),
+                Ok((stream, peer)) => {
+                    connections.add(peer.ip(), connection(stream, self.routes.clone()));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a connection to the admin port could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -85,9 +96,10 @@ struct Connections {
 }
 
 impl Connections {
-    /// Of too many, the oldest of the address that has most gives way: were the new one rejected or made to wait, a client
-    /// that opens connections and says nothing would keep the kubelet's probes out, and the pod be killed; were it the
-    /// oldest of all, a flood would end probes that are being answered.
+    /// Of too many, the oldest of the address that has most gives way: were the new one rejected or
+    /// made to wait, a client that opens connections and says nothing would keep the kubelet's
+    /// probes out, and the pod be killed; were it the oldest of all, a flood would end probes that
+    /// are being answered.
     fn add(&mut self, peer: IpAddr, connection: impl Future<Output = ()> + Send + 'static) {
         while self.tasks.try_join_next().is_some() {}
         self.order.retain(|(_, task)| !task.is_finished());
@@ -96,8 +108,17 @@ impl Connections {
             for (address, _) in &self.order {
                 *counts.entry(*address).or_insert(0_usize) += 1;
             }
-            let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(address, _)| address);
-            let Some(oldest) = self.order.iter().position(|(address, _)| Some(*address) == most) else { break };
+            let most = counts
+                .into_iter()
+                .max_by_key(|(_, count)| *count)
+                .map(|(address, _)| address);
+            let Some(oldest) = self
+                .order
+                .iter()
+                .position(|(address, _)| Some(*address) == most)
+            else {
+                break;
+            };
             if let Some((address, oldest)) = self.order.remove(oldest) {
                 tracing::debug!(%address, "too many connections to the admin port: the oldest of this address is closed");
                 oldest.abort();
@@ -108,7 +129,8 @@ impl Connections {
 }
 
 async fn connection(stream: TcpStream, routes: Router) {
-    // The kernel also counts data that a closed window holds back (tcp(7)). Failing means that the peer reset already.
+    // The kernel also counts data that a closed window holds back (tcp(7)). Failing means that the
+    // peer reset already.
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_TIMEOUT));
     let mut connection = pin!(
@@ -132,7 +154,14 @@ async fn connection(stream: TcpStream, routes: Router) {
 
 async fn readyz(State(Shown { ready, .. }): State<Shown>) -> impl IntoResponse {
     let (ready, report) = ready.report();
-    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, report)
+    (
+        if ready {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        },
+        report,
+    )
 }
 
 async fn metrics(State(Shown { registry, .. }): State<Shown>) -> impl IntoResponse {
@@ -190,7 +219,11 @@ mod tests {
         for _ in 0..=MAX_CONNECTIONS {
             silent.push(say(address, "GET /livez HTTP/1.1\r\n").await);
         }
-        let probe = say(address, "GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        let probe = say(
+            address,
+            "GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        )
+        .await;
         assert!(rest(probe).await.ends_with("ok\n"));
         assert_eq!(rest(silent.remove(0)).await, "", "the oldest is closed");
     }
@@ -204,6 +237,13 @@ mod tests {
             connections.add(flood, std::future::pending());
         }
         assert_eq!(connections.order.len(), MAX_CONNECTIONS);
-        assert_eq!(connections.order.iter().filter(|(peer, _)| *peer == kubelet).count(), 1);
+        assert_eq!(
+            connections
+                .order
+                .iter()
+                .filter(|(peer, _)| *peer == kubelet)
+                .count(),
+            1
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Wires everything: a [`Config`] becomes [`Bound`] once all that can be wrong with it has been tried, and runs until
-//! it is drained.
+//! Wires everything: a [`Config`] becomes [`Bound`] once all that can be wrong with it has been
+//! tried, and runs until it is drained.
 
 mod sockets;
 mod worker;
@@ -19,7 +19,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::authenticate::{Authenticator, RequestHeaderAuthenticator, TokenJudge, TokenReviewAuthenticator, Tokens};
+use crate::authenticate::{
+    Authenticator, RequestHeaderAuthenticator, TokenJudge, TokenReviewAuthenticator, Tokens,
+};
 use crate::authorize::{AccessJudge, Authorizer, PolicySource, Reviews};
 use crate::balance::LoadBalancer;
 use crate::cluster::{Cluster, Kind, Writer};
@@ -46,12 +48,13 @@ use worker::{Port, Shared};
 
 /// How often the bastion's own token is read again: it rotates within the hour.
 const TOKEN_INTERVAL: Duration = Duration::from_mins(1);
-/// Interval between removals of ejected endpoints that are gone. A request pays for each endpoint of its service while any is
-/// remembered, so this adds little to the minute that they are remembered at most.
+/// Interval between removals of ejected endpoints that are gone. A request pays for each endpoint
+/// of its service while any is remembered, so this adds little to the minute that they are
+/// remembered at most.
 const BALANCE_SWEEP: Duration = Duration::from_secs(5);
 
-/// Interval between removals of expired reviews from the caches: a scan of all entries, which holds one shard's lock at
-/// a time for less than a millisecond.
+/// Interval between removals of expired reviews from the caches: a scan of all entries, which holds
+/// one shard's lock at a time for less than a millisecond.
 const PURGE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Where a bastion listens, with the ports that port 0 became.
@@ -63,7 +66,10 @@ pub struct Addresses {
 }
 
 /// A bastion with its ports bound and its TLS loaded, ready to run.
-#[expect(missing_debug_implementations, reason = "it holds credentials of the Kubernetes API")]
+#[expect(
+    missing_debug_implementations,
+    reason = "it holds credentials of the Kubernetes API"
+)]
 pub struct Bound {
     config: Config,
     pub addresses: Addresses,
@@ -104,38 +110,69 @@ impl Bound {
         let source = Source::load(&config).await?;
         let secure = bind(config.serving.secure_listen_address, "secureListenAddress")?;
         let insecure = config.serving.insecure_listen_address;
-        let insecure = insecure.map(|address| bind(address, "insecureListenAddress")).transpose()?;
+        let insecure = insecure
+            .map(|address| bind(address, "insecureListenAddress"))
+            .transpose()?;
         let admin = bind(config.admin.listen_address, "admin.listenAddress")?;
         let addresses = Addresses {
             secure: secure.local_addr()?,
             insecure: insecure.as_ref().map(TcpListener::local_addr).transpose()?,
             admin: admin.local_addr()?,
         };
-        Ok(Self { config, addresses, sockets: Sockets { secure, insecure, admin }, files, source })
+        Ok(Self {
+            config,
+            addresses,
+            sockets: Sockets {
+                secure,
+                insecure,
+                admin,
+            },
+            files,
+            source,
+        })
     }
 
-    /// Serves until the drain is over: what runs when it begins is finished, or cut at the deadline.
+    /// Serves until the drain is over: what runs when it begins is finished, or cut at the
+    /// deadline.
     ///
     /// # Errors
-    /// A worker, or a background task without which the process cannot go on, failed: restart the process.
+    /// A worker, or a background task without which the process cannot go on, failed: restart the
+    /// process.
     pub async fn run(self, drain: Drain) -> Result<()> {
-        let Self { config, addresses, sockets, files, source } = self;
+        let Self {
+            config,
+            addresses,
+            sockets,
+            files,
+            source,
+        } = self;
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let ready = Ready::default();
         let mut supervisor = Supervisor::new(ready.clone(), metrics.clone(), drain.clone());
-        let mut setup =
-            Setup { config: &config, files: &files, ready: &ready, metrics: &metrics, supervisor: &mut supervisor };
+        let mut setup = Setup {
+            config: &config,
+            files: &files,
+            ready: &ready,
+            metrics: &metrics,
+            supervisor: &mut supervisor,
+        };
         let kubelet_token = Arc::new(ArcSwapOption::empty());
         let stages = setup.stages(source, &kubelet_token)?;
         setup.follow_files();
         let shared = setup.shared(stages, kubelet_token, addresses, &drain)?;
-        supervisor.fatal("drain", enforce_drain_deadline(drain.clone(), ready.clone(), config.drain.timeout));
+        supervisor.fatal(
+            "drain",
+            enforce_drain_deadline(drain.clone(), ready.clone(), config.drain.timeout),
+        );
         let admin = tokio::net::TcpListener::from_std(sockets.admin)?;
         let admin = Arc::new(Admin::new(admin, ready, registry));
         supervisor.restart("admin", move || Arc::clone(&admin).serve());
 
-        let mut ports = vec![Port { socket: sockets.secure, tls: Some(files.server_tls) }];
+        let mut ports = vec![Port {
+            socket: sockets.secure,
+            tls: Some(files.server_tls),
+        }];
         ports.extend(sockets.insecure.map(|socket| Port { socket, tls: None }));
         let workers = match config.serving.workers {
             // Follows the CPU quota of the cgroup.
@@ -156,32 +193,47 @@ impl Files {
     fn load(config: &Config) -> Result<Self> {
         let client_cas = DynamicClientCas::default();
         if let Some(path) = &config.serving.client_ca_file {
-            let pem = std::fs::read(path).with_context(|| format!("cannot read the client CA file {path:?}"))?;
-            client_cas.replace(&pem).with_context(|| format!("the client CA file {path:?} cannot be used"))?;
+            let pem = std::fs::read(path)
+                .with_context(|| format!("cannot read the client CA file {path:?}"))?;
+            client_cas
+                .replace(&pem)
+                .with_context(|| format!("the client CA file {path:?} cannot be used"))?;
         }
         let front_proxy = RequestHeaderAuthenticator::default();
         let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
         let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
         let client_tls = ClientTls::new(&config.targets)?;
-        Ok(Self { server_tls, client_tls, client_cas, front_proxy })
+        Ok(Self {
+            server_tls,
+            client_tls,
+            client_cas,
+            front_proxy,
+        })
     }
 }
 
 impl Source {
     async fn load(config: &Config) -> Result<Self> {
         Ok(match config.source.kind {
-            SourceKind::Kubernetes => Self::Kubernetes(Box::new(kubernetes::connect(&config.source.kubernetes).await?)),
+            SourceKind::Kubernetes => Self::Kubernetes(Box::new(
+                kubernetes::connect(&config.source.kubernetes).await?,
+            )),
             SourceKind::Manifests => {
                 let manifests = config.source.manifests.clone();
-                let directory = manifests.directory.context("source.manifests.directory is not set")?;
-                Self::Manifests(Box::new(Manifests::load(directory, manifests.token_auth_file)?))
+                let directory = manifests
+                    .directory
+                    .context("source.manifests.directory is not set")?;
+                Self::Manifests(Box::new(Manifests::load(
+                    directory,
+                    manifests.token_auth_file,
+                )?))
             }
         })
     }
 }
 
-/// Loads everything that the configuration names as a start would: certificates, kubeconfig, manifests. Binds no port
-/// and dials nothing.
+/// Loads everything that the configuration names as a start would: certificates, kubeconfig,
+/// manifests. Binds no port and dials nothing.
 ///
 /// # Errors
 /// The first file that is no good, with what would be right.
@@ -207,15 +259,25 @@ struct Setup<'a> {
 
 impl Setup<'_> {
     /// Builds the stages of a request that all workers share, and starts the source of facts.
-    fn stages(&mut self, source: Source, kubelet_token: &Arc<ArcSwapOption<HeaderValue>>) -> Result<Arc<Stages>> {
+    fn stages(
+        &mut self,
+        source: Source,
+        kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
+    ) -> Result<Arc<Stages>> {
         let config = self.config;
-        let addresses_allowed = AddressPolicy { allow_loopback: config.targets.allow_loopback };
+        let addresses_allowed = AddressPolicy {
+            allow_loopback: config.targets.allow_loopback,
+        };
         let (cluster, writer) = Cluster::new(addresses_allowed, config.targets.pod_less_endpoints);
         let (tokens, authorizer) = match source {
             Source::Kubernetes(api) => self.kubernetes(&api, writer, kubelet_token)?,
             Source::Manifests(manifests) => self.manifests(*manifests, writer),
         };
-        let Files { client_cas, front_proxy, .. } = self.files;
+        let Files {
+            client_cas,
+            front_proxy,
+            ..
+        } = self.files;
         let (client_cas, front_proxy) = (client_cas.clone(), front_proxy.clone());
         Ok(Arc::new(Stages {
             authenticator: Authenticator {
@@ -224,7 +286,10 @@ impl Setup<'_> {
                 front_proxy,
                 anonymous: config.authentication.anonymous,
             },
-            authorizer: Authorizer { authorizer, accept_bare_names: config.authorization.accept_bare_names },
+            authorizer: Authorizer {
+                authorizer,
+                accept_bare_names: config.authorization.accept_bare_names,
+            },
             resolver: Resolver {
                 cluster,
                 addresses: addresses_allowed,
@@ -236,7 +301,11 @@ impl Setup<'_> {
             cluster_domain: config.targets.cluster_domain.as_str().into(),
             rewriting: Budget::new(config.rewriting.max_memory, self.metrics.pages.clone()),
             tunnels: TunnelPolicy::new(
-                config.authentication.token_review.cache_ttl.min(config.authorization.allowed_cache_ttl),
+                config
+                    .authentication
+                    .token_review
+                    .cache_ttl
+                    .min(config.authorization.allowed_cache_ttl),
                 config.reviews.stale_on_error,
                 config.serving.tunnel_max_age,
             ),
@@ -249,32 +318,51 @@ impl Setup<'_> {
         writer: Writer,
         kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
     ) -> Result<(Tokens, PolicySource)> {
-        let Self { config, files, ready, metrics, .. } = *self;
+        let Self {
+            config,
+            files,
+            ready,
+            metrics,
+            ..
+        } = *self;
         tracing::info!(api = %api.cluster_url, "the facts come from a Kubernetes API");
         let watch = KubernetesWatch::new(api, ready, metrics)?;
         let feed = self.index(writer, KubernetesWatch::holds(ready));
         watch.start(&feed, self.supervisor);
         let trusted = AuthenticationConfigMap {
-            client_cas: config.serving.client_ca_file.is_none().then(|| files.client_cas.clone()),
+            client_cas: config
+                .serving
+                .client_ca_file
+                .is_none()
+                .then(|| files.client_cas.clone()),
             front_proxy: files.front_proxy.clone(),
         };
-        self.supervisor.restart("watch-authentication", trusted.follow(api, ready, metrics)?);
+        self.supervisor
+            .restart("watch-authentication", trusted.follow(api, ready, metrics)?);
         match (&api.auth_info.token_file, &api.auth_info.token) {
             (Some(file), _) => {
                 let (file, token) = (std::path::PathBuf::from(file), Arc::clone(kubelet_token));
-                self.supervisor.restart("own-token", move || reload_own_token(file.clone(), Arc::clone(&token)));
+                self.supervisor.restart("own-token", move || {
+                    reload_own_token(file.clone(), Arc::clone(&token))
+                });
             }
             (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
             (None, None) => {}
         }
         let (tokens, reviews) = self.reviews(api)?;
         let caches = (Arc::clone(&tokens), Arc::clone(&reviews));
-        self.supervisor.restart("purge-caches", move || purge_caches(caches.clone()));
+        self.supervisor
+            .restart("purge-caches", move || purge_caches(caches.clone()));
         Ok((Tokens::Review(tokens), PolicySource::Review(reviews)))
     }
 
     fn reviews(&self, api: &kube::Config) -> Result<(Arc<TokenReviewAuthenticator>, Arc<Reviews>)> {
-        let Self { config, ready, metrics, .. } = self;
+        let Self {
+            config,
+            ready,
+            metrics,
+            ..
+        } = self;
         let api = ReviewApi {
             pooled: kubernetes::review_client(api, Connections::Pooled)?,
             fresh: kubernetes::review_client(api, Connections::Fresh)?,
@@ -283,9 +371,17 @@ impl Setup<'_> {
         };
         let settings = &config.reviews;
         let admission = Admission::new(settings, metrics.token_reviews.clone());
-        let reviewer = Reviewer::new(api.clone(), admission, config.authentication.token_review.timeout);
+        let reviewer = Reviewer::new(
+            api.clone(),
+            admission,
+            config.authentication.token_review.timeout,
+        );
         let judge = TokenJudge(config.authentication.token_review.clone());
-        let (capacity, stale, counters) = (judge.0.cache_size, settings.stale_on_error, metrics.tokens.clone());
+        let (capacity, stale, counters) = (
+            judge.0.cache_size,
+            settings.stale_on_error,
+            metrics.tokens.clone(),
+        );
         let tokens = TokenReviewAuthenticator::new(judge, reviewer, capacity, stale, counters);
         let admission = Admission::new(settings, metrics.access_reviews.clone());
         let reviewer = Reviewer::new(api, admission, config.authorization.timeout);
@@ -296,26 +392,43 @@ impl Setup<'_> {
     }
 
     fn manifests(&mut self, manifests: Manifests, writer: Writer) -> (Tokens, PolicySource) {
-        let Self { config, ready, metrics, .. } = *self;
+        let Self {
+            config,
+            ready,
+            metrics,
+            ..
+        } = *self;
         tracing::info!(directory = ?config.source.manifests.directory, "the facts come from a folder of manifests");
         let (tokens, rules) = (Arc::clone(&manifests.tokens), Arc::clone(&manifests.rules));
         let feed = self.index(writer, vec![Manifests::block(ready)]);
-        self.supervisor.restart("manifests", manifests.follow(feed, ready.clone(), metrics.clone()));
+        self.supervisor.restart(
+            "manifests",
+            manifests.follow(feed, ready.clone(), metrics.clone()),
+        );
         (Tokens::Static(tokens), PolicySource::RbacRules(rules))
     }
 
     /// Starts the one task that writes the index.
     fn index(&mut self, writer: Writer, holds: Vec<(Kind, BlockReady)>) -> Feed {
         let (feed, index) = watch::feed(writer, holds, self.metrics);
-        // A panic here may leave a fact half-joined, and its state is gone: only a new process reads everything again.
+        // A panic here may leave a fact half-joined, and its state is gone: only a new process
+        // reads everything again.
         self.supervisor.fatal("index", index.run());
         feed
     }
 
     /// Takes changed certificates and CAs into use while the bastion runs.
     fn follow_files(&mut self) {
-        let Files { server_tls, client_tls, client_cas, front_proxy } = self.files;
-        let (tls, file) = (Arc::clone(server_tls), self.config.serving.client_ca_file.clone());
+        let Files {
+            server_tls,
+            client_tls,
+            client_cas,
+            front_proxy,
+        } = self.files;
+        let (tls, file) = (
+            Arc::clone(server_tls),
+            self.config.serving.client_ca_file.clone(),
+        );
         let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
         let mut restarted = false;
         self.supervisor.restart("serving-tls", move || {
@@ -323,9 +436,14 @@ impl Setup<'_> {
             reload_server_tls(Arc::clone(&tls), asked_for.clone(), file.clone(), again)
         });
         let kubelet = Arc::clone(&client_tls.kubelet);
-        self.supervisor.restart("kubelet-tls", move || Arc::clone(&kubelet).watch_files());
+        self.supervisor
+            .restart("kubelet-tls", move || Arc::clone(&kubelet).watch_files());
         if self.config.serving.tls_cert_file.is_none() {
-            let leaf = server_tls.chain().first().map(|leaf| sha256_hex(leaf, ":")).unwrap_or_default();
+            let leaf = server_tls
+                .chain()
+                .first()
+                .map(|leaf| sha256_hex(leaf, ":"))
+                .unwrap_or_default();
             tracing::warn!(target: OPERATOR_TARGET, sha256 = leaf, "no certificate is configured: serving a self-signed one");
         }
     }
@@ -339,7 +457,11 @@ impl Setup<'_> {
         drain: &Drain,
     ) -> Result<Shared> {
         let config = self.config;
-        let own = [Some(addresses.secure), addresses.insecure, Some(addresses.admin)];
+        let own = [
+            Some(addresses.secure),
+            addresses.insecure,
+            Some(addresses.admin),
+        ];
         let dialer = Dialer {
             settings: config.upstream.clone(),
             tls: self.files.client_tls.clone(),
@@ -348,7 +470,8 @@ impl Setup<'_> {
         };
         let balance = Arc::new(LoadBalancer::new(self.metrics.ejections.clone()));
         let swept = Arc::clone(&balance);
-        self.supervisor.restart("sweep-ejections", move || sweep_balance(Arc::clone(&swept)));
+        self.supervisor
+            .restart("sweep-ejections", move || sweep_balance(Arc::clone(&swept)));
         let access = || AccessLog::start(config.log.format, std::io::stdout(), drain.clone());
         let access = config.log.access.then(access).transpose()?;
         Ok(Shared {
@@ -374,9 +497,13 @@ impl Setup<'_> {
     }
 }
 
-/// Waits until all workers have ended. Where one panicked, or a background task ended that is fatal, the others end too,
-/// and the process is started anew.
-async fn supervise(workers: Vec<JoinHandle<Result<()>>>, mut supervisor: Supervisor, drain: &Drain) -> Result<()> {
+/// Waits until all workers have ended. Where one panicked, or a background task ended that is
+/// fatal, the others end too, and the process is started anew.
+async fn supervise(
+    workers: Vec<JoinHandle<Result<()>>>,
+    mut supervisor: Supervisor,
+    drain: &Drain,
+) -> Result<()> {
     let mut joins = JoinSet::new();
     for worker in workers {
         joins.spawn_blocking(move || worker.join());
@@ -401,7 +528,10 @@ async fn supervise(workers: Vec<JoinHandle<Result<()>>>, mut supervisor: Supervi
 async fn enforce_drain_deadline(drain: Drain, ready: Ready, timeout: Duration) {
     drain.begun().await;
     ready.set_draining();
-    tracing::info!(?timeout, "draining: no new connections, running requests go on");
+    tracing::info!(
+        ?timeout,
+        "draining: no new connections, running requests go on"
+    );
     tokio::time::sleep(timeout).await;
     tracing::warn!("the drain's deadline is over: what still runs is cut");
     drain.force();
@@ -413,7 +543,8 @@ fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
     })
 }
 
-/// Takes changed certificates and client CAs into use. What is no good changes nothing and is logged.
+/// Takes changed certificates and client CAs into use. What is no good changes nothing and is
+/// logged.
 ///
 /// `again` loads them first: the run before ended somewhere between a change and its use.
 async fn reload_server_tls(
@@ -422,7 +553,12 @@ async fn reload_server_tls(
     client_ca_file: Option<std::path::PathBuf>,
     mut again: bool,
 ) {
-    let mut files = FileWatch::new(tls.files().into_iter().chain(client_ca_file.clone()).collect());
+    let mut files = FileWatch::new(
+        tls.files()
+            .into_iter()
+            .chain(client_ca_file.clone())
+            .collect(),
+    );
     loop {
         if !std::mem::take(&mut again) {
             tokio::select! {
@@ -441,7 +577,10 @@ async fn reload_server_tls(
             Ok(()) => tracing::info!("certificates or client CAs changed and are in use"),
             Err(error) => {
                 let error = error_chain(&error);
-                tracing::error!(error, "the certificate changed and cannot be used; the old one stays");
+                tracing::error!(
+                    error,
+                    "the certificate changed and cannot be used; the old one stays"
+                );
             }
         }
     }
@@ -475,7 +614,10 @@ async fn reload_own_token(file: std::path::PathBuf, token: Arc<ArcSwapOption<Hea
         if let Some(bearer) = read.ok().and_then(|token| bearer(&token)) {
             token.store(Some(Arc::new(bearer)));
         } else {
-            tracing::warn!(?file, "the bastion's own token cannot be read; the old one stays");
+            tracing::warn!(
+                ?file,
+                "the bastion's own token cannot be read; the old one stays"
+            );
         }
         tokio::time::sleep(TOKEN_INTERVAL).await;
     }

@@ -1,5 +1,5 @@
-//! May they? `(Identity, Attributes)` in, [`Permit`] out. A permit can be made here alone, and the later stages ask
-//! for one: to forward without authorization does not compile.
+//! May they? `(Identity, Attributes)` in, [`Permit`] out. A permit can be made here alone, and the
+//! later stages ask for one: to forward without authorization does not compile.
 
 mod impersonate;
 mod review;
@@ -72,13 +72,16 @@ impl From<ReviewError> for AuthorizeError {
     fn from(error: ReviewError) -> Self {
         match error {
             ReviewError::Rejected(rejection) => Self::Rejected(rejection),
-            ReviewError::Unreachable(fault) | ReviewError::Refused(fault) => Self::Unavailable(fault),
+            ReviewError::Unreachable(fault) | ReviewError::Refused(fault) => {
+                Self::Unavailable(fault)
+            }
         }
     }
 }
 
 impl Authorizer {
-    /// Asks whether `identity` may do `verb` on the target. A review takes the share of the `client` address.
+    /// Asks whether `identity` may do `verb` on the target. A review takes the share of the
+    /// `client` address.
     ///
     /// # Errors
     /// [`AuthorizeError::Forbidden`] for a denial, else why there is no answer.
@@ -98,15 +101,18 @@ impl Authorizer {
             && matches!(denied, AuthorizeError::Forbidden(_))
             && let Ok(Id { name, .. }) = target.id()
             && name != target.id
-            && self.decide(identity, Attributes { name, ..attributes }, client).await? == Decision::Allow
+            && self
+                .decide(identity, Attributes { name, ..attributes }, client)
+                .await?
+                == Decision::Allow
         {
             return Ok(Permit { target });
         }
         Err(denied)
     }
 
-    /// Asks what an upgrade needs beside the right to its request: a WebSocket to a kubelet can be an exec, more than `get`
-    /// on nodes was ever meant to grant (C111).
+    /// Asks what an upgrade needs beside the right to its request: a WebSocket to a kubelet can be
+    /// an exec, more than `get` on nodes was ever meant to grant (C111).
     ///
     /// # Errors
     /// As [`Self::authorize`].
@@ -117,16 +123,28 @@ impl Authorizer {
         client: ClientAddress,
     ) -> Result<(), AuthorizeError> {
         if target.resource == Resource::Nodes {
-            self.authorize(identity, Verb::Create, target, client).await?;
+            self.authorize(identity, Verb::Create, target, client)
+                .await?;
         }
         Ok(())
     }
 
-    /// Whether `identity` may look at the object behind the target (`get` on the node, pod or service itself): then it
-    /// may be told more of it than yes or no. An error is a no.
-    pub async fn can_get_object(&self, identity: &Identity, target: &Target<'_>, client: ClientAddress) -> bool {
-        let Ok(Id { name, .. }) = target.id() else { return false };
-        matches!(self.decide(identity, Attributes::for_object(target, name), client).await, Ok(Decision::Allow))
+    /// Whether `identity` may look at the object behind the target (`get` on the node, pod or
+    /// service itself): then it may be told more of it than yes or no. An error is a no.
+    pub async fn can_get_object(
+        &self,
+        identity: &Identity,
+        target: &Target<'_>,
+        client: ClientAddress,
+    ) -> bool {
+        let Ok(Id { name, .. }) = target.id() else {
+            return false;
+        };
+        matches!(
+            self.decide(identity, Attributes::for_object(target, name), client)
+                .await,
+            Ok(Decision::Allow)
+        )
     }
 
     async fn require(
@@ -137,7 +155,9 @@ impl Authorizer {
     ) -> Result<(), AuthorizeError> {
         match self.decide(identity, attributes, client).await? {
             Decision::Allow => Ok(()),
-            Decision::Deny(reason) => Err(AuthorizeError::Forbidden(Forbidden::new(identity, attributes, &reason))),
+            Decision::Deny(reason) => Err(AuthorizeError::Forbidden(Forbidden::new(
+                identity, attributes, &reason,
+            ))),
         }
     }
 
@@ -168,7 +188,14 @@ pub struct Forbidden {
 
 impl Forbidden {
     fn new(identity: &Identity, attributes: Attributes<'_>, reason: &str) -> Self {
-        let Attributes { verb, group, resource, subresource, namespace, name } = attributes;
+        let Attributes {
+            verb,
+            group,
+            resource,
+            subresource,
+            namespace,
+            name,
+        } = attributes;
         let scope = match namespace {
             "" => "at the cluster scope".to_owned(),
             namespace => format!("in the namespace {}", GoQuoted(namespace)),
@@ -177,8 +204,12 @@ impl Forbidden {
         let verb = verb.as_str();
         let slash = if subresource.is_empty() { "" } else { "/" };
         let what = format!("{resource}{slash}{subresource}");
-        let message = format!(r#"User {who} cannot {verb} resource "{what}" in API group "{group}" {scope}"#);
-        let mut message = message.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        let message =
+            format!(r#"User {who} cannot {verb} resource "{what}" in API group "{group}" {scope}"#);
+        let mut message = message
+            .replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;");
         if !reason.is_empty() {
             message = format!("{message}: {reason}");
         }
@@ -190,7 +221,13 @@ impl Forbidden {
             GoQuoted(namespace),
             GoQuoted(name)
         );
-        Self { group, resource, name: name.to_owned(), message, review }
+        Self {
+            group,
+            resource,
+            name: name.to_owned(),
+            message,
+            review,
+        }
     }
 }
 
@@ -198,7 +235,13 @@ impl std::error::Error for Forbidden {}
 
 impl fmt::Display for Forbidden {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { group, resource, name, message, .. } = self;
+        let Self {
+            group,
+            resource,
+            name,
+            message,
+            ..
+        } = self;
         f.write_str(resource)?;
         if !group.is_empty() {
             write!(f, ".{group}")?;
@@ -268,11 +311,18 @@ mod tests {
             ("http:web:80", true, "web", false),
             ("web", true, "a:web:80", false),
         ] {
-            let authorize = Authorizer { authorizer: named(granted), accept_bare_names };
+            let authorize = Authorizer {
+                authorizer: named(granted),
+                accept_bare_names,
+            };
             let path = format!("/api/v1/namespaces/ns/services/{id}/proxy/");
             let target = Target::parse(&path).unwrap();
             let permit = authorize.authorize(&jane, Verb::Get, &target, client).await;
-            assert_eq!(permit.is_ok(), allowed, "{granted} {accept_bare_names} {id}");
+            assert_eq!(
+                permit.is_ok(),
+                allowed,
+                "{granted} {accept_bare_names} {id}"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Load balancing: strict round-robin per service port. Ejected endpoints get no requests while others can serve
-//! (CONFORMANCE C50).
+//! Load balancing: strict round-robin per service port. Ejected endpoints get no requests while
+//! others can serve (CONFORMANCE C50).
 
 mod ejection;
 mod health;
@@ -18,15 +18,17 @@ use crate::resolve::{Candidates, Transport};
 use ejection::{Ejections, Reason};
 pub use health::Health;
 
-/// An endpoint as it is connected to. What is learned by one transport says nothing about another: a caller can ask a
-/// plain HTTP endpoint for HTTPS, and its failure must not steer the requests of other callers.
+/// An endpoint as it is connected to. What is learned by one transport says nothing about another:
+/// a caller can ask a plain HTTP endpoint for HTTPS, and its failure must not steer the requests of
+/// other callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointKey {
     pub address: SocketAddr,
     pub transport: Transport,
 }
 
-/// Selects endpoints and tracks ejected ones. One per process, so that what one worker learns spares the others.
+/// Selects endpoints and tracks ejected ones. One per process, so that what one worker learns
+/// spares the others.
 ///
 /// Nothing is recorded for a target without a choice of endpoints: it has to be tried anyway.
 #[derive(Debug)]
@@ -49,7 +51,12 @@ impl LoadBalancer {
     }
 
     /// The order in which to try the candidates for one request. Takes a turn of the rotation.
-    pub fn select<'r>(&self, candidates: &'r Candidates, transport: Transport, client: IpAddr) -> EndpointIter<'r> {
+    pub fn select<'r>(
+        &self,
+        candidates: &'r Candidates,
+        transport: Transport,
+        client: IpAddr,
+    ) -> EndpointIter<'r> {
         self.order_at(candidates, transport, client, Instant::now)
     }
 
@@ -62,28 +69,59 @@ impl LoadBalancer {
     ) -> EndpointIter<'r> {
         let endpoints = candidates.endpoints();
         // The common case, none is ejected, costs one load.
-        let now = (endpoints.len() > 1 && !self.ejections.is_empty()).then(now).filter(|_| {
-            // While endpoints of other services are ejected: a look at each, and nothing else.
-            endpoints.iter().any(|it| self.ejections.has(EndpointKey { address: it.address, transport }))
-        });
+        let now = (endpoints.len() > 1 && !self.ejections.is_empty())
+            .then(now)
+            .filter(|_| {
+                // While endpoints of other services are ejected: a look at each, and nothing else.
+                endpoints.iter().any(|it| {
+                    self.ejections.has(EndpointKey {
+                        address: it.address,
+                        transport,
+                    })
+                })
+            });
         let healthy = now.and_then(|now| self.healthy(endpoints, transport, now));
-        let among = healthy.as_ref().map_or(endpoints.len(), |order| order.healthy);
+        let among = healthy
+            .as_ref()
+            .map_or(endpoints.len(), |order| order.healthy);
         let turn = match candidates {
             Candidates::One(_) => 0,
-            Candidates::Port { rotation, affinity: Affinity::None, .. } => rotation.advance() % among,
-            Candidates::Port { affinity: Affinity::ClientIp, .. } => self.rendezvous_pick(
+            Candidates::Port {
+                rotation,
+                affinity: Affinity::None,
+                ..
+            } => rotation.advance() % among,
+            Candidates::Port {
+                affinity: Affinity::ClientIp,
+                ..
+            } => self.rendezvous_pick(
                 client,
-                (0..among)
-                    .map(|i| healthy.as_ref().map_or(&endpoints[i], |order| &endpoints[order.indices[i]]).address),
+                (0..among).map(|i| {
+                    healthy
+                        .as_ref()
+                        .map_or(&endpoints[i], |order| &endpoints[order.indices[i]])
+                        .address
+                }),
             ),
         };
         let indices = healthy.map(|mut order| {
             order.indices[..among].rotate_left(turn);
             order.indices
         });
-        let order = EndpointIter { endpoints, turn, indices, taken: 0 };
+        let order = EndpointIter {
+            endpoints,
+            turn,
+            indices,
+            taken: 0,
+        };
         if let (Some(now), Some(first)) = (now, order.peek()) {
-            self.ejections.probe(EndpointKey { address: first.address, transport }, now);
+            self.ejections.probe(
+                EndpointKey {
+                    address: first.address,
+                    transport,
+                },
+                now,
+            );
         }
         order
     }
@@ -93,7 +131,8 @@ impl LoadBalancer {
         self.ejections.eject(key, Reason::Connect, Instant::now());
     }
 
-    /// Ejects an endpoint on which requests wait and that answers none. To be called again while that is so.
+    /// Ejects an endpoint on which requests wait and that answers none. To be called again while
+    /// that is so.
     pub fn stalled(&self, key: EndpointKey, now: Instant) {
         self.ejections.eject(key, Reason::Stalled, now);
     }
@@ -110,30 +149,58 @@ impl LoadBalancer {
 
     /// The answers of an endpoint as all workers know them.
     pub fn health(&self, key: EndpointKey) -> Arc<Health> {
-        Arc::clone(&self.health.entry(key).or_insert_with(|| Arc::new(Health::new(self.started))))
+        Arc::clone(
+            &self
+                .health
+                .entry(key)
+                .or_insert_with(|| Arc::new(Health::new(self.started))),
+        )
     }
 
     /// Forgets endpoints that are gone. To be called every few seconds, off the request path.
     pub fn sweep(&self) {
         self.ejections.sweep(Instant::now());
-        // Who else holds one is a worker with connections or requests there. A worker that asks for it in this very
-        // moment does so under the lock of the entry.
-        self.health.retain(|_, health| Arc::strong_count(health) > 1);
+        // Who else holds one is a worker with connections or requests there. A worker that asks for
+        // it in this very moment does so under the lock of the entry.
+        self.health
+            .retain(|_, health| Arc::strong_count(health) > 1);
     }
 
-    /// The healthy endpoints first. None where all are healthy, or none is: then the plain ring serves.
-    fn healthy(&self, endpoints: &[Endpoint], transport: Transport, now: Instant) -> Option<Healthy> {
-        let (mut indices, ejected): (Vec<_>, Vec<_>) = (0..endpoints.len())
-            .partition(|i| !self.ejections.contains(EndpointKey { address: endpoints[*i].address, transport }, now));
+    /// The healthy endpoints first. None where all are healthy, or none is: then the plain ring
+    /// serves.
+    fn healthy(
+        &self,
+        endpoints: &[Endpoint],
+        transport: Transport,
+        now: Instant,
+    ) -> Option<Healthy> {
+        let (mut indices, ejected): (Vec<_>, Vec<_>) = (0..endpoints.len()).partition(|i| {
+            !self.ejections.contains(
+                EndpointKey {
+                    address: endpoints[*i].address,
+                    transport,
+                },
+                now,
+            )
+        });
         let healthy = indices.len();
         indices.extend(ejected);
-        (1..endpoints.len()).contains(&healthy).then_some(Healthy { indices, healthy })
+        (1..endpoints.len())
+            .contains(&healthy)
+            .then_some(Healthy { indices, healthy })
     }
 
-    /// Where a client of a service with `sessionAffinity: ClientIP` is at home: the endpoint with the highest hash of
-    /// both (rendezvous hashing), so that an endpoint that comes or goes moves only the clients it takes or leaves.
-    fn rendezvous_pick(&self, client: IpAddr, endpoints: impl Iterator<Item = SocketAddr>) -> usize {
-        let best = endpoints.enumerate().max_by_key(|(_, address)| self.hasher.hash_one((client, address)));
+    /// Where a client of a service with `sessionAffinity: ClientIP` is at home: the endpoint with
+    /// the highest hash of both (rendezvous hashing), so that an endpoint that comes or goes moves
+    /// only the clients it takes or leaves.
+    fn rendezvous_pick(
+        &self,
+        client: IpAddr,
+        endpoints: impl Iterator<Item = SocketAddr>,
+    ) -> usize {
+        let best = endpoints
+            .enumerate()
+            .max_by_key(|(_, address)| self.hasher.hash_one((client, address)));
         best.map_or(0, |(index, _)| index)
     }
 }
@@ -195,16 +262,26 @@ mod tests {
     }
 
     fn endpoint(last: u8) -> Endpoint {
-        Endpoint { address: ([10, 0, 0, last], 80).into(), name: last.to_string().into() }
+        Endpoint {
+            address: ([10, 0, 0, last], 80).into(),
+            name: last.to_string().into(),
+        }
     }
 
     fn key(last: u8) -> EndpointKey {
-        EndpointKey { address: endpoint(last).address, transport: Transport::Http }
+        EndpointKey {
+            address: endpoint(last).address,
+            transport: Transport::Http,
+        }
     }
 
     fn port(count: u8, affinity: Affinity) -> Candidates {
         let endpoints = (1..=count).map(endpoint).collect();
-        Candidates::Port { endpoints, rotation: Arc::default(), affinity }
+        Candidates::Port {
+            endpoints,
+            rotation: Arc::default(),
+            affinity,
+        }
     }
 
     fn client(last: u8) -> IpAddr {
@@ -222,16 +299,25 @@ mod tests {
     #[test]
     fn every_request_takes_the_next_and_can_fall_back_on_all() {
         let (balance, port) = (balance(), port(3, Affinity::None));
-        assert_eq!(orders(&balance, &port, Transport::Http), ["123", "231", "312", "123"]);
+        assert_eq!(
+            orders(&balance, &port, Transport::Http),
+            ["123", "231", "312", "123"]
+        );
     }
 
     #[test]
     fn an_ejected_endpoint_stands_last_and_the_others_share_its_turns() {
         let (balance, port) = (balance(), port(3, Affinity::None));
         balance.connect_failed(key(2));
-        assert_eq!(orders(&balance, &port, Transport::Http), ["132", "312", "132", "312"]);
+        assert_eq!(
+            orders(&balance, &port, Transport::Http),
+            ["132", "312", "132", "312"]
+        );
         balance.answered(key(2));
-        assert_eq!(orders(&balance, &port, Transport::Http), ["231", "312", "123", "231"]);
+        assert_eq!(
+            orders(&balance, &port, Transport::Http),
+            ["231", "312", "123", "231"]
+        );
         assert!(balance.ejections.is_empty());
     }
 
@@ -239,10 +325,19 @@ mod tests {
     fn transports_do_not_share_ejections() {
         let (balance, port) = (balance(), port(3, Affinity::None));
         for last in 1..=3 {
-            balance.connect_failed(EndpointKey { transport: Transport::Https, ..key(last) });
+            balance.connect_failed(EndpointKey {
+                transport: Transport::Https,
+                ..key(last)
+            });
         }
-        balance.connect_failed(EndpointKey { transport: Transport::Https, ..key(2) });
-        assert_eq!(orders(&balance, &port, Transport::Http), ["123", "231", "312", "123"]);
+        balance.connect_failed(EndpointKey {
+            transport: Transport::Https,
+            ..key(2)
+        });
+        assert_eq!(
+            orders(&balance, &port, Transport::Http),
+            ["123", "231", "312", "123"]
+        );
     }
 
     #[test]
@@ -250,7 +345,10 @@ mod tests {
         let (balance, port) = (balance(), port(2, Affinity::None));
         balance.connect_failed(key(1));
         balance.stalled(key(2), Instant::now());
-        assert_eq!(orders(&balance, &port, Transport::Http), ["12", "21", "12", "21"]);
+        assert_eq!(
+            orders(&balance, &port, Transport::Http),
+            ["12", "21", "12", "21"]
+        );
     }
 
     #[test]
@@ -260,7 +358,10 @@ mod tests {
         let later = || Instant::now() + Duration::from_secs(1);
         let first = || names(balance.order_at(&port, Transport::Http, client(1), later)).remove(0);
         let firsts: String = (0..4).map(|_| first()).collect();
-        assert_eq!(firsts, "1222", "the others keep away until it is known to be healthy");
+        assert_eq!(
+            firsts, "1222",
+            "the others keep away until it is known to be healthy"
+        );
     }
 
     #[test]
@@ -291,18 +392,32 @@ mod tests {
         let balance = balance();
         let (three, four) = (port(3, Affinity::ClientIp), port(4, Affinity::ClientIp));
         let home = |candidates, last| {
-            balance.select(candidates, Transport::Http, client(last)).next().unwrap().name.to_string()
+            balance
+                .select(candidates, Transport::Http, client(last))
+                .next()
+                .unwrap()
+                .name
+                .to_string()
         };
         let mut users: HashMap<String, u32> = HashMap::new();
         for last in 0..=255 {
             let at = home(&three, last);
             assert_eq!(home(&three, last), at);
             let moved = home(&four, last);
-            assert!(moved == at || moved == "4", "client {last} moved from {at} to {moved}");
+            assert!(
+                moved == at || moved == "4",
+                "client {last} moved from {at} to {moved}"
+            );
             *users.entry(at).or_default() += 1;
         }
-        assert!(users.len() == 3 && users.values().all(|count| *count > 40), "{users:?}");
+        assert!(
+            users.len() == 3 && users.values().all(|count| *count > 40),
+            "{users:?}"
+        );
         balance.connect_failed(key(1));
-        assert!((0..=255).all(|last| home(&three, last) != "1"), "an ejected endpoint has no clients");
+        assert!(
+            (0..=255).all(|last| home(&three, last) != "1"),
+            "an ejected endpoint has no clients"
+        );
     }
 }

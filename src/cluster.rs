@@ -1,8 +1,9 @@
 //! The index: what the bastion knows of nodes, pods, services and their endpoints.
 //!
-//! One [`Writer`] applies facts, in the order in which they come; any number of readers take immutable snapshots from
-//! the [`Cluster`]. All joining (which endpoint belongs to which port of which service, and may be dialled) is done when
-//! a fact changes, so that a request costs one look-up.
+//! One [`Writer`] applies facts, in the order in which they come; any number of readers take
+//! immutable snapshots from the [`Cluster`]. All joining (which endpoint belongs to which port of
+//! which service, and may be dialled) is done when a fact changes, so that a request costs one
+//! look-up.
 
 mod key;
 pub mod resources;
@@ -18,7 +19,10 @@ use dashmap::DashMap;
 pub use key::ObjectKey;
 pub use resources::{Family, Kind, Object};
 pub use retries::RetryWindow;
-pub use service::{Affinity, AppProtocol, ExcludedEndpoint, ExclusionReason, RoundRobinCounter, Service, ServicePort};
+pub use service::{
+    Affinity, AppProtocol, ExcludedEndpoint, ExclusionReason, RoundRobinCounter, Service,
+    ServicePort,
+};
 pub use writer::Writer;
 
 use crate::model::address::AddressPolicy;
@@ -28,7 +32,8 @@ use key::BorrowedKey;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub name: Arc<str>,
-    /// `status.addresses` by type, in the order of the object. A value may be an IP address or a host name.
+    /// `status.addresses` by type, in the order of the object. A value may be an IP address or a
+    /// host name.
     pub addresses: Box<[(Box<str>, Box<str>)]>,
     /// `status.daemonEndpoints.kubeletEndpoint.Port`, else 10250 (C32).
     pub kubelet_port: u16,
@@ -57,7 +62,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Whether the pod's containers have ended for good: its address may belong to another pod by now.
+    /// Whether the pod's containers have ended for good: its address may belong to another pod by
+    /// now.
     pub fn has_ended(self) -> bool {
         self != Self::Active
     }
@@ -72,8 +78,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// An empty index and the one handle that can fill it. `pod_less` lets service endpoints through that no pod of
-    /// the namespace stands behind (C46).
+    /// An empty index and the one handle that can fill it. `pod_less` lets service endpoints
+    /// through that no pod of the namespace stands behind (C46).
     pub fn new(addresses: AddressPolicy, pod_less: bool) -> (Arc<Self>, Writer) {
         let cluster = Arc::new(Self::default());
         let writer = Writer::new(Arc::clone(&cluster), addresses, pod_less);
@@ -85,15 +91,23 @@ impl Cluster {
     }
 
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        self.pods.get(&(namespace, name) as &dyn BorrowedKey).map(|pod| Arc::clone(&pod))
+        self.pods
+            .get(&(namespace, name) as &dyn BorrowedKey)
+            .map(|pod| Arc::clone(&pod))
     }
 
     pub fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
-        self.services.get(&(namespace, name) as &dyn BorrowedKey).map(|service| Arc::clone(&service))
+        self.services
+            .get(&(namespace, name) as &dyn BorrowedKey)
+            .map(|service| Arc::clone(&service))
     }
 
     /// How many objects of each kind are known, for the metrics.
     pub fn sizes(&self) -> [(Kind, usize); 3] {
-        [(Kind::Node, self.nodes.len()), (Kind::Pod, self.pods.len()), (Kind::Service, self.services.len())]
+        [
+            (Kind::Node, self.nodes.len()),
+            (Kind::Pod, self.pods.len()),
+            (Kind::Service, self.services.len()),
+        ]
     }
 }

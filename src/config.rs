@@ -1,8 +1,9 @@
-//! Typed settings, one section per component: `kind: BastionConfiguration` of `kube-bastion.dev/v1alpha1`.
+//! Typed settings, one section per component: `kind: BastionConfiguration` of
+//! `kube-bastion.dev/v1alpha1`.
 //!
-//! A field is read once, checked where it is read, and handed on as the type that its component wants. What a field
-//! is for, its default and its unit stand in its doc comment, which is also its description in
-//! `config/bastionconfiguration.schema.json`.
+//! A field is read once, checked where it is read, and handed on as the type that its component
+//! wants. What a field is for, its default and its unit stand in its doc comment, which is also its
+//! description in `config/bastionconfiguration.schema.json`.
 
 mod values;
 
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::address::AddressType;
 
 use values::{
-    MAX_ATTEMPTS, MAX_BUDGET_PER_SECOND, MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_PERCENT, MAX_REVIEWS, MAX_WORKERS,
+    MAX_ATTEMPTS, MAX_BUDGET_PER_SECOND, MAX_CACHE, MAX_CONNECTIONS, MAX_IDLE, MAX_PERCENT,
+    MAX_REVIEWS, MAX_WORKERS,
 };
 pub use values::{parse_address, parse_bytes, parse_duration, parse_log_level, parse_workers};
 
@@ -75,34 +77,39 @@ pub struct Serving {
     #[serde(deserialize_with = "values::optional_address")]
     #[schemars(with = "Option<String>")]
     pub insecure_listen_address: Option<SocketAddr>,
-    /// PEM file with the serving certificate and its intermediates, read again when it changes. Without one, a
-    /// self-signed certificate is made at start and its fingerprint logged, whatever `log.level` is.
+    /// PEM file with the serving certificate and its intermediates, read again when it changes.
+    /// Without one, a self-signed certificate is made at start and its fingerprint logged, whatever
+    /// `log.level` is.
     pub tls_cert_file: Option<PathBuf>,
     /// PEM file with the private key of `tlsCertFile`.
     pub tls_private_key_file: Option<PathBuf>,
     /// The oldest TLS version that is spoken: `VersionTLS12` or `VersionTLS13`.
     pub tls_min_version: TlsVersion,
-    /// PEM file with the CAs of client certificates. Without one, the CAs that the cluster publishes in
-    /// `kube-system/extension-apiserver-authentication` are followed.
+    /// PEM file with the CAs of client certificates. Without one, the CAs that the cluster
+    /// publishes in `kube-system/extension-apiserver-authentication` are followed.
     #[serde(rename = "clientCAFile")]
     pub client_ca_file: Option<PathBuf>,
-    /// Threads that serve requests; 0 takes one per core that the cgroup's CPU quota allows. 1024 at most.
+    /// Threads that serve requests; 0 takes one per core that the cgroup's CPU quota allows. 1024
+    /// at most.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_WORKERS>")]
     #[schemars(range(max = MAX_WORKERS))]
     pub workers: usize,
-    /// Connections served at once, tunnels included; further ones wait. An idle connection takes 24.5 KiB with TLS, so
-    /// that the default takes half of a memory limit of 512 MiB. 0 sets no limit; else 10000000 at most.
+    /// Connections served at once, tunnels included; further ones wait. An idle connection takes
+    /// 24.5 KiB with TLS, so that the default takes half of a memory limit of 512 MiB. 0 sets no
+    /// limit; else 10000000 at most.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_CONNECTIONS>")]
     #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections: usize,
-    /// Connections of one client address (IPv6: of one /64 network), which is all that can be told of callers before
-    /// they authenticate; further ones are closed. The default is a quarter of `maxConnections`, because behind a load
-    /// balancer or a gateway that translates addresses many callers share one. 0 sets no limit; else 10000000 at most.
+    /// Connections of one client address (IPv6: of one /64 network), which is all that can be told
+    /// of callers before they authenticate; further ones are closed. The default is a quarter of
+    /// `maxConnections`, because behind a load balancer or a gateway that translates addresses many
+    /// callers share one. 0 sets no limit; else 10000000 at most.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_CONNECTIONS>")]
     #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections_per_client: usize,
-    /// Longest life of an upgraded connection (WebSocket, SPDY), as `12h`; unlimited unless set. Whatever it is, the
-    /// caller's credentials and rights are checked again as often as their cached results expire.
+    /// Longest life of an upgraded connection (WebSocket, SPDY), as `12h`; unlimited unless set.
+    /// Whatever it is, the caller's credentials and rights are checked again as often as their
+    /// cached results expire.
     #[serde(with = "values::optional_duration")]
     #[schemars(with = "Option<String>")]
     pub tunnel_max_age: Option<Duration>,
@@ -110,7 +117,8 @@ pub struct Serving {
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub handshake_timeout: Duration,
-    /// How long a connection may stay without a request, and how long the head of a request may take, as `90s`.
+    /// How long a connection may stay without a request, and how long the head of a request may
+    /// take, as `90s`.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub idle_timeout: Duration,
@@ -137,7 +145,9 @@ impl Default for Serving {
 }
 
 /// TLS versions, spelled as kube-apiserver's `--tls-min-version` spells them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum,
+)]
 pub enum TlsVersion {
     #[default]
     #[serde(rename = "VersionTLS12")]
@@ -160,7 +170,9 @@ pub struct Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen_address: SocketAddr::from(([0, 0, 0, 0], 8080)) }
+        Self {
+            listen_address: SocketAddr::from(([0, 0, 0, 0], 8080)),
+        }
     }
 }
 
@@ -202,10 +214,12 @@ pub struct KubernetesSource {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ManifestsSource {
-    /// A folder whose `*.yaml`, `*.yml` and `*.json` files hold Node, Pod, Service, EndpointSlice, Role, `ClusterRole`,
-    /// `RoleBinding` and `ClusterRoleBinding` objects; read again when a file changes.
+    /// A folder whose `*.yaml`, `*.yml` and `*.json` files hold Node, Pod, Service, EndpointSlice,
+    /// Role, `ClusterRole`, `RoleBinding` and `ClusterRoleBinding` objects; read again when a file
+    /// changes.
     pub directory: Option<PathBuf>,
-    /// A file of bearer tokens in kube-apiserver's format: `token,user,uid,"group1,group2"`, a line each.
+    /// A file of bearer tokens in kube-apiserver's format: `token,user,uid,"group1,group2"`, a line
+    /// each.
     pub token_auth_file: Option<PathBuf>,
 }
 
@@ -213,7 +227,8 @@ pub struct ManifestsSource {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Authentication {
-    /// Lets callers without credentials in as `system:anonymous`; what they may do is the authorizer's to say.
+    /// Lets callers without credentials in as `system:anonymous`; what they may do is the
+    /// authorizer's to say.
     #[serde(deserialize_with = "values::flag")]
     pub anonymous: bool,
     #[serde(deserialize_with = "values::or_default")]
@@ -277,8 +292,9 @@ pub struct Authorization {
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub timeout: Duration,
-    /// Asks a second time with the bare name where the id with its scheme and port is denied, so that a rule whose
-    /// `resourceNames` list `web` covers `http:web:80` too. kube-apiserver does not.
+    /// Asks a second time with the bare name where the id with its scheme and port is denied, so
+    /// that a rule whose `resourceNames` list `web` covers `http:web:80` too. kube-apiserver does
+    /// not.
     #[serde(deserialize_with = "values::flag")]
     pub accept_bare_names: bool,
 }
@@ -299,25 +315,26 @@ impl Default for Authorization {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Reviews {
-    /// Reviews that the API has not answered yet, from 2 to 10000. A client address has at most half of them. The
-    /// default is far below the API server's own limit of 200 mutating requests, which other clients need too.
+    /// Reviews that the API has not answered yet, from 2 to 10000. A client address has at most
+    /// half of them. The default is far below the API server's own limit of 200 mutating requests,
+    /// which other clients need too.
     #[serde(deserialize_with = "values::count::<_, 2, MAX_REVIEWS>")]
     #[schemars(range(min = 2, max = MAX_REVIEWS))]
     pub max_in_flight: usize,
-    /// Reviews that wait for one in flight to end, from 8 to 10000. A client address has at most an eighth of them:
-    /// beyond that its requests get 429, and 503 where the whole queue is full. The default is what the API answers in
-    /// a few seconds.
+    /// Reviews that wait for one in flight to end, from 8 to 10000. A client address has at most an
+    /// eighth of them: beyond that its requests get 429, and 503 where the whole queue is full. The
+    /// default is what the API answers in a few seconds.
     #[serde(deserialize_with = "values::count::<_, 8, MAX_REVIEWS>")]
     #[schemars(range(min = 8, max = MAX_REVIEWS))]
     pub max_queued: usize,
-    /// Longest wait in the queue, as `5s`; the request gets 503 after it. Less than clients' usual timeouts, so that
-    /// they read why.
+    /// Longest wait in the queue, as `5s`; the request gets 503 after it. Less than clients' usual
+    /// timeouts, so that they read why.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub queue_timeout: Duration,
-    /// Time for which an expired result stays valid while the API cannot be reached (no connection, no answer in time,
-    /// 429 or 5xx), as `5m`; `0s` turns it off. A denial is never overruled, and no token outlives its own expiry.
-    /// The default outlasts the restart of a control plane.
+    /// Time for which an expired result stays valid while the API cannot be reached (no connection,
+    /// no answer in time, 429 or 5xx), as `5m`; `0s` turns it off. A denial is never overruled, and
+    /// no token outlives its own expiry. The default outlasts the restart of a control plane.
     #[serde(with = "values::duration_or_zero")]
     #[schemars(with = "String")]
     pub stale_on_error: Duration,
@@ -340,30 +357,35 @@ impl Default for Reviews {
 pub struct Targets {
     /// Which of a node's addresses is dialled: the first of these types that it has.
     pub kubelet_preferred_address_types: Vec<AddressType>,
-    /// PEM file with the CAs of the kubelets' serving certificates; unverified without one, as with kube-apiserver.
+    /// PEM file with the CAs of the kubelets' serving certificates; unverified without one, as with
+    /// kube-apiserver.
     pub kubelet_certificate_authority: Option<PathBuf>,
     /// PEM file with the client certificate that is shown to kubelets.
     pub kubelet_client_certificate: Option<PathBuf>,
     /// PEM file with the private key of `kubeletClientCertificate`.
     pub kubelet_client_key: Option<PathBuf>,
-    /// Shows the bastion's own service account token to kubelets that `kubeletCertificateAuthority` verifies, where there
-    /// is no `kubeletClientCertificate`. Off, because every node's serving certificate verifies as a kubelet's: one
-    /// compromised node collects the token, and with it the bastion's rights on all nodes. A client certificate proves
-    /// the bastion without giving anything away.
+    /// Shows the bastion's own service account token to kubelets that `kubeletCertificateAuthority`
+    /// verifies, where there is no `kubeletClientCertificate`. Off, because every node's serving
+    /// certificate verifies as a kubelet's: one compromised node collects the token, and with it
+    /// the bastion's rights on all nodes. A client certificate proves the bastion without giving
+    /// anything away.
     #[serde(deserialize_with = "values::flag")]
     pub kubelet_service_account_token: bool,
-    /// The cluster's DNS domain: links to the service that was asked for are rewritten in this spelling of its name too.
+    /// The cluster's DNS domain: links to the service that was asked for are rewritten in this
+    /// spelling of its name too.
     #[serde(deserialize_with = "values::dns_domain")]
     pub cluster_domain: String,
-    /// Serves endpoints that no pod of the service's namespace stands behind (services without a selector).
+    /// Serves endpoints that no pod of the service's namespace stands behind (services without a
+    /// selector).
     #[serde(deserialize_with = "values::flag")]
     pub pod_less_endpoints: bool,
-    /// Longest wait of a request for the look-up of a node's host name, as `5s`: two tries of the system's resolver with
-    /// a DNS server that answers, while one that does not is not waited for.
+    /// Longest wait of a request for the look-up of a node's host name, as `5s`: two tries of the
+    /// system's resolver with a DNS server that answers, while one that does not is not waited for.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub lookup_timeout: Duration,
-    /// Lets loopback addresses be dialled: for a first look and for tests on one machine, never in a cluster.
+    /// Lets loopback addresses be dialled: for a first look and for tests on one machine, never in
+    /// a cluster.
     #[serde(deserialize_with = "values::flag")]
     pub allow_loopback: bool,
 }
@@ -372,8 +394,15 @@ impl Default for Targets {
     fn default() -> Self {
         use AddressType::{ExternalDns, ExternalIp, Hostname, InternalDns, InternalIp};
         Self {
-            // Node names rarely resolve outside a node, so the address comes before them (CONFORMANCE C34).
-            kubelet_preferred_address_types: vec![InternalIp, Hostname, InternalDns, ExternalDns, ExternalIp],
+            // Node names rarely resolve outside a node, so the address comes before them
+            // (CONFORMANCE C34).
+            kubelet_preferred_address_types: vec![
+                InternalIp,
+                Hostname,
+                InternalDns,
+                ExternalDns,
+                ExternalIp,
+            ],
             kubelet_certificate_authority: None,
             kubelet_client_certificate: None,
             kubelet_client_key: None,
@@ -390,12 +419,14 @@ impl Default for Targets {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Upstream {
-    /// Time limit of one connect, TLS handshake included, to a pod, a node, or the only endpoint of a service, as `30s`.
-    /// For a choice of endpoints, `retry.connectDeadline` is the limit if it is shorter.
+    /// Time limit of one connect, TLS handshake included, to a pod, a node, or the only endpoint of
+    /// a service, as `30s`. For a choice of endpoints, `retry.connectDeadline` is the limit if it
+    /// is shorter.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub dial_timeout: Duration,
-    /// Time limit of one connect, TLS handshake included, while another endpoint can be tried instead, as `2s`.
+    /// Time limit of one connect, TLS handshake included, while another endpoint can be tried
+    /// instead, as `2s`.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub failover_dial_timeout: Duration,
@@ -411,9 +442,10 @@ pub struct Upstream {
     #[serde(deserialize_with = "values::count::<_, 1, MAX_IDLE>")]
     #[schemars(range(min = 1, max = MAX_IDLE))]
     pub max_idle_per_endpoint: usize,
-    /// An endpoint of several that lets a request wait for the head of its response for longer than this, or than ten
-    /// times its own recent 99th percentile if that is longer, and that answers nothing meanwhile, gets no new requests
-    /// until it answers, as `1s`. A shorter limit skips a frozen endpoint earlier, a longer one tolerates longer pauses.
+    /// An endpoint of several that lets a request wait for the head of its response for longer than
+    /// this, or than ten times its own recent 99th percentile if that is longer, and that answers
+    /// nothing meanwhile, gets no new requests until it answers, as `1s`. A shorter limit skips a
+    /// frozen endpoint earlier, a longer one tolerates longer pauses.
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub slow_endpoint_timeout: Duration,
@@ -429,7 +461,8 @@ impl Default for Upstream {
             tls_handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(90),
             max_idle_per_endpoint: 256,
-            // Longer than a garbage collection or a CPU throttled for a few periods; shorter than what users wait for.
+            // Longer than a garbage collection or a CPU throttled for a few periods; shorter than
+            // what users wait for.
             slow_endpoint_timeout: Duration::from_secs(1),
             retry: Retry::default(),
         }
@@ -440,8 +473,8 @@ impl Default for Upstream {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Retry {
-    /// Endpoints tried per request, the first included, from 1 to 10. A reused connection that turns out to be closed
-    /// does not count.
+    /// Endpoints tried per request, the first included, from 1 to 10. A reused connection that
+    /// turns out to be closed does not count.
     #[serde(deserialize_with = "values::count::<_, 1, MAX_ATTEMPTS>")]
     #[schemars(range(min = 1, max = MAX_ATTEMPTS))]
     pub max_attempts: usize,
@@ -449,13 +482,14 @@ pub struct Retry {
     #[serde(with = "values::duration")]
     #[schemars(with = "String")]
     pub connect_deadline: Duration,
-    /// Retries allowed of a service port as a percentage of its requests of the last ten to twenty seconds, from 0 to 100,
-    /// so that retries cannot multiply the load of a service that is failing. What reached no endpoint needs none.
+    /// Retries allowed of a service port as a percentage of its requests of the last ten to twenty
+    /// seconds, from 0 to 100, so that retries cannot multiply the load of a service that is
+    /// failing. What reached no endpoint needs none.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_PERCENT>")]
     #[schemars(range(max = MAX_PERCENT))]
     pub budget_percent: usize,
-    /// Retries allowed of a service port in a second however few requests there are, from 0 to 10000, so that quiet
-    /// services have failover too.
+    /// Retries allowed of a service port in a second however few requests there are, from 0 to
+    /// 10000, so that quiet services have failover too.
     #[serde(deserialize_with = "values::count::<_, 0, MAX_BUDGET_PER_SECOND>")]
     #[schemars(range(max = MAX_BUDGET_PER_SECOND))]
     pub budget_min_per_second: usize,
@@ -464,9 +498,11 @@ pub struct Retry {
 impl Default for Retry {
     fn default() -> Self {
         Self {
-            // One endpoint is gone, and the next goes in the same moment (a rolling restart): the third serves.
+            // One endpoint is gone, and the next goes in the same moment (a rolling restart): the
+            // third serves.
             max_attempts: 3,
-            // Two attempts of `failoverDialTimeout` and six seconds for the last, below the usual 15 s of clients.
+            // Two attempts of `failoverDialTimeout` and six seconds for the last, below the usual
+            // 15 s of clients.
             connect_deadline: Duration::from_secs(10),
             // What Envoy and Linkerd take.
             budget_percent: 20,
@@ -479,9 +515,10 @@ impl Default for Retry {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Rewriting {
-    /// Memory that all pages that are being rewritten may hold together, as `32Mi`: a page needs some 16 KiB, one with a
-    /// content coding some 448 KiB, and up to 0.5 MiB more while it has many elements. Pages beyond it pass unmodified and
-    /// are counted in `kube_bastion_rewriting_pages_passed_total`. 0 turns rewriting off; 1024Gi at most.
+    /// Memory that all pages that are being rewritten may hold together, as `32Mi`: a page needs
+    /// some 16 KiB, one with a content coding some 448 KiB, and up to 0.5 MiB more while it has
+    /// many elements. Pages beyond it pass unmodified and are counted in
+    /// `kube_bastion_rewriting_pages_passed_total`. 0 turns rewriting off; 1024Gi at most.
     #[serde(with = "values::bytes")]
     #[schemars(with = "String")]
     pub max_memory: usize,
@@ -489,8 +526,11 @@ pub struct Rewriting {
 
 impl Default for Rewriting {
     fn default() -> Self {
-        // Some seventy pages with a content coding at a time, in a small part of a pod's memory limit.
-        Self { max_memory: 32 * 1024 * 1024 }
+        // Some seventy pages with a content coding at a time, in a small part of a pod's memory
+        // limit.
+        Self {
+            max_memory: 32 * 1024 * 1024,
+        }
     }
 }
 
@@ -498,7 +538,8 @@ impl Default for Rewriting {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Log {
-    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or directives as `info,kube_bastion::watch=debug`.
+    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or directives as
+    /// `info,kube_bastion::watch=debug`.
     #[serde(deserialize_with = "values::log_level")]
     pub level: String,
     /// How events and requests are written: `text` for people, `json` for machines.
@@ -510,12 +551,18 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text, access: true }
+        Self {
+            level: "info".into(),
+            format: LogFormat::Text,
+            access: true,
+        }
     }
 }
 
 /// The form of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     #[default]
@@ -535,7 +582,9 @@ pub struct Drain {
 
 impl Default for Drain {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(30) }
+        Self {
+            timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -543,8 +592,12 @@ impl Default for Drain {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration file {path:?}")]
-    Read { path: PathBuf, source: std::io::Error },
-    /// The parser's own words: line, column, field, value and what would be right, with the lines around it.
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// The parser's own words: line, column, field, value and what would be right, with the lines
+    /// around it.
     #[error("the configuration file {path:?} is refused\n{report}")]
     Parse { path: PathBuf, report: String },
     /// Fields that are right by themselves and do not go together.
@@ -555,14 +608,24 @@ pub enum ConfigError {
 impl Config {
     /// The defaults, as a file that says nothing gives them.
     pub fn new() -> Self {
-        Self { api_version: API_VERSION.into(), kind: KIND.into(), ..Self::default() }
+        Self {
+            api_version: API_VERSION.into(),
+            kind: KIND.into(),
+            ..Self::default()
+        }
     }
 
     /// # Errors
     /// Where the file cannot be read, or a field is unknown or its value no good.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        Self::parse(&text).map_err(|report| ConfigError::Parse { path: path.into(), report })
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|report| ConfigError::Parse {
+            path: path.into(),
+            report,
+        })
     }
 
     /// # Errors
@@ -576,11 +639,31 @@ impl Config {
     /// # Errors
     /// Names the field that is missing or does not go with another.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let Serving { tls_cert_file: cert, tls_private_key_file: key, .. } = &self.serving;
-        require_both("serving.tlsPrivateKeyFile", "serving.tlsCertFile", key.as_ref(), cert.as_ref())?;
-        let Targets { kubelet_client_certificate: cert, kubelet_client_key: key, .. } = &self.targets;
-        require_both("targets.kubeletClientKey", "targets.kubeletClientCertificate", key.as_ref(), cert.as_ref())?;
-        if self.targets.kubelet_service_account_token && self.targets.kubelet_certificate_authority.is_none() {
+        let Serving {
+            tls_cert_file: cert,
+            tls_private_key_file: key,
+            ..
+        } = &self.serving;
+        require_both(
+            "serving.tlsPrivateKeyFile",
+            "serving.tlsCertFile",
+            key.as_ref(),
+            cert.as_ref(),
+        )?;
+        let Targets {
+            kubelet_client_certificate: cert,
+            kubelet_client_key: key,
+            ..
+        } = &self.targets;
+        require_both(
+            "targets.kubeletClientKey",
+            "targets.kubeletClientCertificate",
+            key.as_ref(),
+            cert.as_ref(),
+        )?;
+        if self.targets.kubelet_service_account_token
+            && self.targets.kubelet_certificate_authority.is_none()
+        {
             return Err(ConfigError::Conflict {
                 field: "targets.kubeletCertificateAuthority",
                 fault: "not set, but targets.kubeletServiceAccountToken is: give the CA of the kubelets' serving \
@@ -595,7 +678,11 @@ impl Config {
                 fault: "an empty list lets no node be reached; leave the field out for the default order".into(),
             });
         }
-        let Source { kubernetes, manifests, .. } = &self.source;
+        let Source {
+            kubernetes,
+            manifests,
+            ..
+        } = &self.source;
         match self.source.kind {
             SourceKind::Manifests if manifests.directory.is_none() => Err(ConfigError::Conflict {
                 field: "source.manifests.directory",
@@ -622,7 +709,8 @@ impl Config {
         }
     }
 
-    /// The configuration as a file that would give it. It holds names of files, never what is in them.
+    /// The configuration as a file that would give it. It holds names of files, never what is in
+    /// them.
     pub fn to_yaml(&self) -> String {
         serde_saphyr::to_string(self).expect("the configuration is plain data")
     }
@@ -645,7 +733,10 @@ fn require_both(
         (None, Some(set)) => (first, second, set),
         _ => return Ok(()),
     };
-    Err(ConfigError::Conflict { field, fault: format!("not set, but {other} is {set:?}: give both or neither") })
+    Err(ConfigError::Conflict {
+        field,
+        fault: format!("not set, but {other} is {set:?}: give both or neither"),
+    })
 }
 
 #[cfg(test)]
@@ -667,7 +758,10 @@ mod tests {
     fn a_section_of_which_nothing_is_said_is_left_out() {
         let body = "serving:\nadmin: ~\nsource: {kubernetes: , manifests: null}\nauthentication: {tokenReview: }\n\
                     authorization:\ntargets:\nupstream:\nrewriting:\nlog:\ndrain:\n";
-        assert_eq!(Config::parse(&format!("{HEAD}{body}")).unwrap(), Config::new());
+        assert_eq!(
+            Config::parse(&format!("{HEAD}{body}")).unwrap(),
+            Config::new()
+        );
     }
 
     #[test]
@@ -685,50 +779,133 @@ mod tests {
             ("servin: {}\n", &["line 3", "`servin`", "serving"][..]),
             (
                 "serving:\n  secureListenAddress: localhost\n",
-                &["line 4", "secureListenAddress", "\"localhost\"", "0.0.0.0:8443"],
+                &[
+                    "line 4",
+                    "secureListenAddress",
+                    "\"localhost\"",
+                    "0.0.0.0:8443",
+                ],
             ),
-            ("serving:\n  workers: -1\n", &["line 4", "workers", "\"-1\"", "whole number"]),
-            ("serving:\n  tlsMinVersion: VersionTLS10\n", &["line 4", "VersionTLS10", "VersionTLS12"]),
-            ("upstream:\n  dialTimeout: 30\n", &["line 4", "dialTimeout", "\"30\"", "30s"]),
-            ("upstream:\n  maxIdlePerEndpoint: 0\n", &["line 4", "maxIdlePerEndpoint", "\"0\"", "from 1 to 65535"]),
-            ("upstream:\n  retry:\n    maxAttempts: 11\n", &["line 5", "maxAttempts", "\"11\"", "from 1 to 10"]),
-            ("upstream: {retry: {budgetPercent: 101}}\n", &["line 3", "budgetPercent", "from 0 to 100"]),
-            ("serving:\n  workers: 1000000\n", &["line 4", "workers", "\"1000000\"", "from 0 to 1024"]),
-            ("serving:\n  maxConnections: 99999999999\n", &["line 4", "maxConnections", "from 0 to 10000000"]),
-            ("serving:\n  maxConnectionsPerClient: -1\n", &["line 4", "maxConnectionsPerClient", "from 0 to 10000000"]),
+            (
+                "serving:\n  workers: -1\n",
+                &["line 4", "workers", "\"-1\"", "whole number"],
+            ),
+            (
+                "serving:\n  tlsMinVersion: VersionTLS10\n",
+                &["line 4", "VersionTLS10", "VersionTLS12"],
+            ),
+            (
+                "upstream:\n  dialTimeout: 30\n",
+                &["line 4", "dialTimeout", "\"30\"", "30s"],
+            ),
+            (
+                "upstream:\n  maxIdlePerEndpoint: 0\n",
+                &["line 4", "maxIdlePerEndpoint", "\"0\"", "from 1 to 65535"],
+            ),
+            (
+                "upstream:\n  retry:\n    maxAttempts: 11\n",
+                &["line 5", "maxAttempts", "\"11\"", "from 1 to 10"],
+            ),
+            (
+                "upstream: {retry: {budgetPercent: 101}}\n",
+                &["line 3", "budgetPercent", "from 0 to 100"],
+            ),
+            (
+                "serving:\n  workers: 1000000\n",
+                &["line 4", "workers", "\"1000000\"", "from 0 to 1024"],
+            ),
+            (
+                "serving:\n  maxConnections: 99999999999\n",
+                &["line 4", "maxConnections", "from 0 to 10000000"],
+            ),
+            (
+                "serving:\n  maxConnectionsPerClient: -1\n",
+                &["line 4", "maxConnectionsPerClient", "from 0 to 10000000"],
+            ),
             (
                 "authorization:\n  cacheSize: 99999999999999\n",
-                &["line 4", "cacheSize", "\"99999999999999\"", "from 1 to 1000000"],
+                &[
+                    "line 4",
+                    "cacheSize",
+                    "\"99999999999999\"",
+                    "from 1 to 1000000",
+                ],
             ),
             (
                 "authentication:\n  tokenReview:\n    cacheSize: 1000001\n",
                 &["line 5", "cacheSize", "from 1 to 1000000"],
             ),
-            ("serving:\n  workers:\n", &["workers:", "whole number", "or leave the field out"]),
-            ("serving:\n  workers:\n  maxConnections: 1\n", &["workers:", "whole number", "or leave the field out"]),
-            ("serving: {secureListenAddress: ~}\n", &["line 3", "secureListenAddress", "IP:port", "or leave"]),
-            ("log:\n  access: null\n", &["line 4", "access", "true or false", "or leave the field out"]),
-            ("rewriting:\n  maxMemory: 32MB\n", &["line 4", "maxMemory", "\"32MB\"", "32Mi"]),
-            ("log:\n  level: inf\n", &["line 4", "level", "\"inf\"", "info", "trace"]),
-            ("targets:\n  clusterDomain: .local.\n", &["line 4", "clusterDomain", "\".local.\"", "cluster.local"]),
-            ("log:\n  level: loud=much\n", &["line 4", "level", "loud", "info"]),
-            ("source:\n  type: etcd\n", &["line 4", "etcd", "kubernetes", "manifests"]),
-            ("targets:\n  kubeletPreferredAddressTypes: [Internal]\n", &["line 4", "Internal", "InternalIP"]),
+            (
+                "serving:\n  workers:\n",
+                &["workers:", "whole number", "or leave the field out"],
+            ),
+            (
+                "serving:\n  workers:\n  maxConnections: 1\n",
+                &["workers:", "whole number", "or leave the field out"],
+            ),
+            (
+                "serving: {secureListenAddress: ~}\n",
+                &["line 3", "secureListenAddress", "IP:port", "or leave"],
+            ),
+            (
+                "log:\n  access: null\n",
+                &[
+                    "line 4",
+                    "access",
+                    "true or false",
+                    "or leave the field out",
+                ],
+            ),
+            (
+                "rewriting:\n  maxMemory: 32MB\n",
+                &["line 4", "maxMemory", "\"32MB\"", "32Mi"],
+            ),
+            (
+                "log:\n  level: inf\n",
+                &["line 4", "level", "\"inf\"", "info", "trace"],
+            ),
+            (
+                "targets:\n  clusterDomain: .local.\n",
+                &["line 4", "clusterDomain", "\".local.\"", "cluster.local"],
+            ),
+            (
+                "log:\n  level: loud=much\n",
+                &["line 4", "level", "loud", "info"],
+            ),
+            (
+                "source:\n  type: etcd\n",
+                &["line 4", "etcd", "kubernetes", "manifests"],
+            ),
+            (
+                "targets:\n  kubeletPreferredAddressTypes: [Internal]\n",
+                &["line 4", "Internal", "InternalIP"],
+            ),
         ];
         for (body, told) in cases {
             let report = refused(body);
             for word in told {
-                assert!(report.contains(word), "{body:?} should be told {word:?}:\n{report}");
+                assert!(
+                    report.contains(word),
+                    "{body:?} should be told {word:?}:\n{report}"
+                );
             }
         }
     }
 
     #[test]
     fn another_kind_or_version_is_refused() {
-        let report = Config::parse("apiVersion: kube-bastion.dev/v1\nkind: BastionConfiguration\n").unwrap_err();
-        assert!(report.contains("line 1") && report.contains("kube-bastion.dev/v1alpha1"), "{report}");
-        let report = Config::parse("apiVersion: kube-bastion.dev/v1alpha1\nkind: Pod\n").unwrap_err();
-        assert!(report.contains("line 2") && report.contains("BastionConfiguration"), "{report}");
+        let report = Config::parse("apiVersion: kube-bastion.dev/v1\nkind: BastionConfiguration\n")
+            .unwrap_err();
+        assert!(
+            report.contains("line 1") && report.contains("kube-bastion.dev/v1alpha1"),
+            "{report}"
+        );
+        let report =
+            Config::parse("apiVersion: kube-bastion.dev/v1alpha1\nkind: Pod\n").unwrap_err();
+        assert!(
+            report.contains("line 2") && report.contains("BastionConfiguration"),
+            "{report}"
+        );
     }
 
     #[test]
@@ -736,15 +913,27 @@ mod tests {
         let mut config = Config::new();
         config.serving.tls_cert_file = Some("tls.crt".into());
         let error = config.validate().unwrap_err().to_string();
-        assert!(error.starts_with("serving.tlsPrivateKeyFile: not set") && error.contains("tls.crt"), "{error}");
+        assert!(
+            error.starts_with("serving.tlsPrivateKeyFile: not set") && error.contains("tls.crt"),
+            "{error}"
+        );
 
         let mut config = Config::new();
         config.source.kind = SourceKind::Manifests;
-        assert!(config.validate().unwrap_err().to_string().starts_with("source.manifests.directory"));
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .starts_with("source.manifests.directory")
+        );
         let mut config = Config::new();
         config.targets.kubelet_service_account_token = true;
         let error = config.validate().unwrap_err().to_string();
-        assert!(error.starts_with("targets.kubeletCertificateAuthority: not set"), "{error}");
+        assert!(
+            error.starts_with("targets.kubeletCertificateAuthority: not set"),
+            "{error}"
+        );
         config.targets.kubelet_certificate_authority = Some("ca.crt".into());
         assert!(config.validate().is_ok());
         assert!(Config::new().validate().is_ok());

@@ -15,8 +15,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::metrics::OpenGuard;
 use crate::model::ClientAddress;
 
-/// A peer that is silent for so long is asked whether it is there, as often again, and given up after so many times: one
-/// that vanished must not hold its place, and its tunnel's other end, for ever. They are Go's.
+/// A peer that is silent for so long is asked whether it is there, as often again, and given up
+/// after so many times: one that vanished must not hold its place, and its tunnel's other end, for
+/// ever. They are Go's.
 const SILENCE: Duration = Duration::from_secs(15);
 const PROBES: u32 = 9;
 
@@ -27,16 +28,20 @@ const PROBES: u32 = 9;
 pub fn configure_socket(stream: &TcpStream) -> io::Result<()> {
     // Without it a small message waits for the acknowledgement of the one before (Nagle).
     stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE).with_retries(PROBES);
+    let keepalive = TcpKeepalive::new()
+        .with_time(SILENCE)
+        .with_interval(SILENCE)
+        .with_retries(PROBES);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// Open connections of each client address, over all workers. It is touched when a connection is accepted
-/// and when it ends, never by a request.
+/// Open connections of each client address, over all workers. It is touched when a connection is
+/// accepted and when it ends, never by a request.
 #[derive(Debug)]
 pub struct ClientShares {
     limit: usize,
-    /// Holds addresses with open connections only, so that it is no longer than there are connections.
+    /// Holds addresses with open connections only, so that it is no longer than there are
+    /// connections.
     open: DashMap<ClientAddress, usize>,
 }
 
@@ -50,7 +55,10 @@ pub struct ClientShare {
 impl ClientShares {
     /// `limit` connections for each address.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, open: DashMap::new() })
+        Arc::new(Self {
+            limit,
+            open: DashMap::new(),
+        })
     }
 
     /// A place for one more connection of `client`. None where it has its share.
@@ -60,7 +68,10 @@ impl ClientShares {
             return None;
         }
         *open += 1;
-        Some(ClientShare { shares: Arc::clone(self), client })
+        Some(ClientShare {
+            shares: Arc::clone(self),
+            client,
+        })
     }
 }
 
@@ -84,8 +95,9 @@ pub struct ConnectionPermits {
     pub share: Option<ClientShare>,
 }
 
-/// A place among the connections that may be open, and one in the metrics. The connection holds it, and so does each of
-/// its requests until the answer's last byte, and each tunnel, which may outlive the connection's own task.
+/// A place among the connections that may be open, and one in the metrics. The connection holds it,
+/// and so does each of its requests until the answer's last byte, and each tunnel, which may
+/// outlive the connection's own task.
 #[derive(Clone, Debug)]
 pub struct ConnectionGuard(Rc<Tracked>);
 
@@ -99,7 +111,11 @@ struct Tracked {
 
 impl ConnectionGuard {
     pub fn new(counted: OpenGuard, places: Option<ConnectionPermits>) -> Self {
-        Self(Rc::new(Tracked { _counted: counted, _places: places, used: Cell::new(0) }))
+        Self(Rc::new(Tracked {
+            _counted: counted,
+            _places: places,
+            used: Cell::new(0),
+        }))
     }
 
     /// For one more request.
@@ -108,7 +124,8 @@ impl ConnectionGuard {
         self.clone()
     }
 
-    /// How many requests there have been, where none is open now and the connection alone holds its place.
+    /// How many requests there have been, where none is open now and the connection alone holds its
+    /// place.
     pub fn idle_since(&self) -> Option<u64> {
         (Rc::strong_count(&self.0) == 1).then(|| self.0.used.get())
     }
@@ -131,6 +148,9 @@ mod tests {
         let third = take("192.0.2.1");
         assert!(third.is_some() && take("192.0.2.1").is_none());
         drop((second, third, other));
-        assert!(shares.open.is_empty(), "an address without connections takes no memory");
+        assert!(
+            shares.open.is_empty(),
+            "an address without connections takes no memory"
+        );
     }
 }

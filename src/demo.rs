@@ -1,5 +1,5 @@
-//! A first look: the whole bastion in one process, with the manifests source, a built-in cluster and real backends on
-//! loopback, TLS included.
+//! A first look: the whole bastion in one process, with the manifests source, a built-in cluster
+//! and real backends on loopback, TLS included.
 
 mod backends;
 mod manifests;
@@ -37,11 +37,20 @@ pub struct Options {
 /// # Errors
 /// Where a port is taken, or the temporary folder cannot be written.
 pub async fn run(options: Options, drain: Drain) -> Result<()> {
-    telemetry::init(&Log { level: "warn".into(), ..Log::default() });
-    let folder = tempfile::Builder::new().prefix("kube-bastion-demo-").tempdir().context("cannot make a folder")?;
+    telemetry::init(&Log {
+        level: "warn".into(),
+        ..Log::default()
+    });
+    let folder = tempfile::Builder::new()
+        .prefix("kube-bastion-demo-")
+        .tempdir()
+        .context("cannot make a folder")?;
     let files = Files::write(folder.path())?;
     let ports = backends::start(&files.certificate, &files.key).await?;
-    fs::write(files.manifests.join("cluster.yaml"), manifests::cluster(&ports))?;
+    fs::write(
+        files.manifests.join("cluster.yaml"),
+        manifests::cluster(&ports),
+    )?;
     fs::write(files.manifests.join("rbac.yaml"), manifests::RBAC)?;
     let bastion = Bound::new(config(&options, &files)).await?;
     println!("{}", guide(&bastion.addresses, &files));
@@ -69,14 +78,21 @@ impl Files {
         let ca_key = KeyPair::generate()?;
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca.distinguished_name.push(DnType::CommonName, "kube-bastion demo CA");
+        ca.distinguished_name
+            .push(DnType::CommonName, "kube-bastion demo CA");
         fs::write(&files.ca, ca.self_signed(&ca_key)?.pem())?;
         let key = KeyPair::generate()?;
         let leaf = CertificateParams::new(["localhost", "127.0.0.1", "::1"].map(str::to_owned))?;
-        fs::write(&files.certificate, leaf.signed_by(&key, &Issuer::new(ca, ca_key))?.pem())?;
+        fs::write(
+            &files.certificate,
+            leaf.signed_by(&key, &Issuer::new(ca, ca_key))?.pem(),
+        )?;
         fs::write(&files.key, key.serialize_pem())?;
         fs::create_dir(&files.manifests)?;
-        fs::write(&files.tokens, format!("{JANE},jane,1,\"viewers\"\n{GUEST},guest,2\n"))?;
+        fs::write(
+            &files.tokens,
+            format!("{JANE},jane,1,\"viewers\"\n{GUEST},guest,2\n"),
+        )?;
         Ok(files)
     }
 }

@@ -1,5 +1,5 @@
-//! The upstream side: sends a request to the endpoints of its route in the order of the balancer, as often as the retry
-//! policy allows, streams bodies both ways, and carries upgrades.
+//! The upstream side: sends a request to the endpoints of its route in the order of the balancer,
+//! as often as the retry policy allows, streams bodies both ways, and carries upgrades.
 
 mod dial;
 mod executor;
@@ -51,8 +51,9 @@ pub struct Forwarder {
     pub pool: Rc<Pool>,
     pub balance: Arc<LoadBalancer>,
     pub retry: RetryPolicy,
-    /// `Bearer …` of the bastion's own account, shown to kubelets whose certificate was verified, where no client
-    /// certificate is configured (CONFORMANCE C32). Replaced when the token rotates.
+    /// `Bearer …` of the bastion's own account, shown to kubelets whose certificate was verified,
+    /// where no client certificate is configured (CONFORMANCE C32). Replaced when the token
+    /// rotates.
     pub kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
 }
 
@@ -78,17 +79,21 @@ pub enum Blame {
     Bastion,
 }
 
-/// A failure to get a response from any endpoint. [`Self::blame`] says whose fault it is, [`Self::retry_safety`] whether the request may be sent
-/// again.
+/// A failure to get a response from any endpoint. [`Self::blame`] says whose fault it is,
+/// [`Self::retry_safety`] whether the request may be sent again.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
     /// No endpoint could be dialled; in the order in which they were tried.
     #[error("{}", join(.0))]
     Dial(Vec<DialError>),
-    /// The endpoint broke off before it answered, or its answer was not HTTP. `safety` says how much of the request may
-    /// have reached it.
+    /// The endpoint broke off before it answered, or its answer was not HTTP. `safety` says how
+    /// much of the request may have reached it.
     #[error("{address}: {source}")]
-    Broken { address: std::net::SocketAddr, source: hyper::Error, safety: RetrySafety },
+    Broken {
+        address: std::net::SocketAddr,
+        source: hyper::Error,
+        safety: RetrySafety,
+    },
     /// The request cannot be written in the protocol of its connection.
     #[error("the request has no form in the protocol of the endpoint: {0}")]
     OutputFormat(#[from] InvalidForm),
@@ -131,8 +136,8 @@ impl ForwardError {
         match self {
             Self::Dial(_) => RetrySafety::Unsent,
             Self::Broken { safety, .. } => *safety,
-            // The client is gone; what cannot be written once cannot be written again; an answer is an answer, also one
-            // that must not be passed on.
+            // The client is gone; what cannot be written once cannot be written again; an answer is
+            // an answer, also one that must not be passed on.
             Self::Client(_)
             | Self::OutputFormat(_)
             | Self::InvalidUpgrade(_)
@@ -143,7 +148,8 @@ impl ForwardError {
         }
     }
 
-    /// The error for the access log: with the party to blame, and whether the request may have taken effect.
+    /// The error for the access log: with the party to blame, and whether the request may have
+    /// taken effect.
     pub fn log_text(&self) -> String {
         let blame = match self.blame() {
             Blame::Client => "client",
@@ -171,7 +177,11 @@ impl ForwardError {
 }
 
 fn join(errors: &[DialError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    errors
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 /// One request and its answer, as they went over the connection.
@@ -203,8 +213,9 @@ pub struct UpstreamResponse {
 }
 
 impl Forwarder {
-    /// Sends the request to the first endpoint that takes it. The permit proves that the caller may. `dialed` is set to each
-    /// endpoint as it is tried, so that it is known whatever becomes of the request.
+    /// Sends the request to the first endpoint that takes it. The permit proves that the caller
+    /// may. `dialed` is set to each endpoint as it is tried, so that it is known whatever becomes
+    /// of the request.
     ///
     /// # Errors
     /// [`ForwardError`] where no endpoint answered.
@@ -216,23 +227,37 @@ impl Forwarder {
         client: IpAddr,
         dialed: &mut Option<Endpoint>,
     ) -> Result<UpstreamResponse, ForwardError> {
-        let exchanged = self.exchange(route, outgoing, client, Protocol::Any, dialed).await?;
-        let Exchange { response, connection, endpoint } = exchanged;
+        let exchanged = self
+            .exchange(route, outgoing, client, Protocol::Any, dialed)
+            .await?;
+        let Exchange {
+            response,
+            connection,
+            endpoint,
+        } = exchanged;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            // What follows is no HTTP, and nobody asked for it: the connection ends here (CVE-2018-1002105).
-            let to = response.headers().get(header::UPGRADE).and_then(|to| to.to_str().ok()).unwrap_or_default();
+            // What follows is no HTTP, and nobody asked for it: the connection ends here
+            // (CVE-2018-1002105).
+            let to = response
+                .headers()
+                .get(header::UPGRADE)
+                .and_then(|to| to.to_str().ok())
+                .unwrap_or_default();
             return Err(ForwardError::UnaskedUpgrade(to.to_owned()));
         }
         let response = response.map(|body| UpstreamBody::pooled(body, connection, &self.pool));
         Ok(UpstreamResponse { response, endpoint })
     }
 
-    /// Asks an endpoint to upgrade, on a connection of its own. `on_client` is the upgrade of the client's connection;
-    /// `dialed` as in [`Self::send`].
+    /// Asks an endpoint to upgrade, on a connection of its own. `on_client` is the upgrade of the
+    /// client's connection; `dialed` as in [`Self::send`].
     ///
     /// # Errors
     /// [`ForwardError`] where no endpoint answered, or not as it should.
-    #[expect(clippy::too_many_arguments, reason = "each is a product of another stage")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a product of another stage"
+    )]
     pub async fn upgrade(
         &self,
         _: &Permit<'_>,
@@ -243,13 +268,17 @@ impl Forwarder {
         asked: &Upgrade,
         dialed: &mut Option<Endpoint>,
     ) -> Result<Upgraded, ForwardError> {
-        let exchanged = self.exchange(route, outgoing, client, Protocol::Http1, dialed).await?;
-        let Exchange { response, endpoint, .. } = exchanged;
+        let exchanged = self
+            .exchange(route, outgoing, client, Protocol::Http1, dialed)
+            .await?;
+        let Exchange {
+            response, endpoint, ..
+        } = exchanged;
         Upgraded::from_response(response, endpoint, on_client, asked)
     }
 
-    /// Tries the endpoints in turn, for as long as the retry policy allows. Where `protocol` is not any, each connection is
-    /// a new one: it will not come back.
+    /// Tries the endpoints in turn, for as long as the retry policy allows. Where `protocol` is not
+    /// any, each connection is a new one: it will not come back.
     async fn exchange(
         &self,
         route: &Route,
@@ -259,29 +288,48 @@ impl Forwarder {
         dialed: &mut Option<Endpoint>,
     ) -> Result<Exchange, ForwardError> {
         let mut now = Instant::now();
-        let UpstreamRequest { parts, body, received, interim } = outgoing;
+        let UpstreamRequest {
+            parts,
+            body,
+            received,
+            interim,
+        } = outgoing;
         let mut reuse = protocol == Protocol::Any;
         let can_refuse = reuse && route.transport.may_be_http2();
         let body = received.map(|received| ReplayBody::new(body, received, can_refuse));
         let mut pending = Pending::new(parts, body, can_refuse);
-        let mut order = self.balance.select(&route.candidates, route.transport, client);
+        let mut order = self
+            .balance
+            .select(&route.candidates, route.transport, client);
         let choice = order.len() > 1;
-        let mut attempts = self.retry.begin(route.candidates.retries(), choice, pending.is_safe(), now);
+        let mut attempts =
+            self.retry
+                .begin(route.candidates.retries(), choice, pending.is_safe(), now);
         let mut failed_dials = Vec::new();
         let mut next = order.next();
         while let Some(endpoint) = next {
             *dialed = Some(endpoint.clone());
             let attempt = Attempt {
-                key: EndpointKey { address: endpoint.address, transport: route.transport },
+                key: EndpointKey {
+                    address: endpoint.address,
+                    transport: route.transport,
+                },
                 protocol,
                 reuse,
                 choice,
                 others: order.len() > 0,
                 interim: interim.as_ref(),
             };
-            let (error, reused) = match self.attempt(&attempt, &mut attempts, &mut pending, now).await {
+            let (error, reused) = match self
+                .attempt(&attempt, &mut attempts, &mut pending, now)
+                .await
+            {
                 Ok((response, connection)) => {
-                    return Ok(Exchange { response, connection, endpoint: endpoint.clone() });
+                    return Ok(Exchange {
+                        response,
+                        connection,
+                        endpoint: endpoint.clone(),
+                    });
                 }
                 Err(failed) => failed,
             };
@@ -297,15 +345,16 @@ impl Forwarder {
             }
             match error {
                 ForwardError::Dial(errors) => failed_dials.extend(errors),
-                // Where one connection broke in use, the idle ones are as old: all further ones are new.
+                // Where one connection broke in use, the idle ones are as old: all further ones are
+                // new.
                 _ => reuse = false,
             }
         }
         Err(ForwardError::Dial(failed_dials))
     }
 
-    /// Sends the request to one endpoint, on an open connection or a new one. The flag beside an error is whether the
-    /// connection was an open one.
+    /// Sends the request to one endpoint, on an open connection or a new one. The flag beside an
+    /// error is whether the connection was an open one.
     async fn attempt(
         &self,
         attempt: &Attempt<'_>,
@@ -313,21 +362,34 @@ impl Forwarder {
         pending: &mut Pending,
         now: Instant,
     ) -> Result<(Response<Incoming>, Connection), (ForwardError, bool)> {
-        let Attempt { key, reuse, choice, interim, .. } = *attempt;
+        let Attempt {
+            key,
+            reuse,
+            choice,
+            interim,
+            ..
+        } = *attempt;
         let pooled = reuse.then(|| self.pool.take(key, now)).flatten();
         let reused = pooled.is_some();
         let mut connection = match pooled {
             Some(connection) => connection,
-            None => self.dial(attempt, attempts).await.map_err(|error| (ForwardError::Dial(vec![error]), false))?,
+            None => self
+                .dial(attempt, attempts)
+                .await
+                .map_err(|error| (ForwardError::Dial(vec![error]), false))?,
         };
-        let mut request = pending.take(connection.can_refuse()).expect("the policy repeats only what is kept");
+        let mut request = pending
+            .take(connection.can_refuse())
+            .expect("the policy repeats only what is kept");
         self.insert_kubelet_token(&mut request, key.transport);
         if let Some(interim) = interim {
             interim.listen(&mut request);
         }
         let waiting = choice.then(|| {
             let begun = if reused { now } else { Instant::now() };
-            connection.outstanding().begin(begun, pending.body().cloned())
+            connection
+                .outstanding()
+                .begin(begun, pending.body().cloned())
         });
         let mut error = match connection.send(request).await {
             Ok(response) => {
@@ -358,14 +420,35 @@ impl Forwarder {
             None if error.is_parse() => RetrySafety::Never,
             None => RetrySafety::IfSafe,
         };
-        Err((ForwardError::Broken { address: key.address, source: error, safety }, reused))
+        Err((
+            ForwardError::Broken {
+                address: key.address,
+                source: error,
+                safety,
+            },
+            reused,
+        ))
     }
 
-    /// Connects to an endpoint. What the outcome says about the endpoint is recorded where another could be chosen.
-    async fn dial(&self, attempt: &Attempt<'_>, attempts: &mut Attempts<'_>) -> Result<Connection, DialError> {
-        let Attempt { key, protocol, choice, others, .. } = *attempt;
+    /// Connects to an endpoint. What the outcome says about the endpoint is recorded where another
+    /// could be chosen.
+    async fn dial(
+        &self,
+        attempt: &Attempt<'_>,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Connection, DialError> {
+        let Attempt {
+            key,
+            protocol,
+            choice,
+            others,
+            ..
+        } = *attempt;
         let started = Instant::now();
-        let dialed = self.pool.dial(key, protocol, attempts.connect_timeout(others)).await;
+        let dialed = self
+            .pool
+            .dial(key, protocol, attempts.connect_timeout(others))
+            .await;
         attempts.spent_connecting(started.elapsed());
         match &dialed {
             Ok(_) if choice => self.balance.connected(key),
@@ -380,18 +463,21 @@ impl Forwarder {
             && self.pool.shows_token_to_kubelets()
             && let Some(token) = &*self.kubelet_token.load()
         {
-            request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::clone(token));
+            request
+                .headers_mut()
+                .insert(header::AUTHORIZATION, HeaderValue::clone(token));
         }
     }
 }
 
-/// Whether the endpoint says that it did not look at the request (RFC 9113 section 8.7): it refused the stream, or went
-/// away before it.
+/// Whether the endpoint says that it did not look at the request (RFC 9113 section 8.7): it refused
+/// the stream, or went away before it.
 fn is_refused(error: &hyper::Error) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM));
+            return error.is_remote()
+                && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM));
         }
         cause = error.source();
     }
@@ -409,12 +495,28 @@ mod tests {
         let upgrade = ForwardError::InvalidUpgrade(StatusCode::OK);
         for (error, blame, safety) in [
             (dial, Blame::UpstreamBody, RetrySafety::Unsent),
-            (InvalidForm::NoPath.into(), Blame::Bastion, RetrySafety::Never),
+            (
+                InvalidForm::NoPath.into(),
+                Blame::Bastion,
+                RetrySafety::Never,
+            ),
             (upgrade, Blame::UpstreamBody, RetrySafety::Never),
-            (ForwardError::UnaskedUpgrade("x".into()), Blame::UpstreamBody, RetrySafety::Never),
-            (ForwardError::InvalidAccept, Blame::UpstreamBody, RetrySafety::Never),
+            (
+                ForwardError::UnaskedUpgrade("x".into()),
+                Blame::UpstreamBody,
+                RetrySafety::Never,
+            ),
+            (
+                ForwardError::InvalidAccept,
+                Blame::UpstreamBody,
+                RetrySafety::Never,
+            ),
         ] {
-            assert_eq!((error.blame(), error.retry_safety()), (blame, safety), "{error}");
+            assert_eq!(
+                (error.blame(), error.retry_safety()),
+                (blame, safety),
+                "{error}"
+            );
         }
         let dial = ForwardError::Dial(vec![DialError::Timeout { address }]);
         let logged = "dial tcp 10.0.0.1:80: i/o timeout (fault of the upstream; of the request: nothing was sent)";
@@ -423,10 +525,11 @@ mod tests {
 
     #[test]
     fn the_last_failed_dial_is_told_last() {
-        let failed = |last: u8| DialError::Timeout { address: ([10, 0, 0, last], 80).into() };
+        let failed = |last: u8| DialError::Timeout {
+            address: ([10, 0, 0, last], 80).into(),
+        };
         let error = ForwardError::Dial(vec![failed(3)]).after(vec![failed(1), failed(2)]);
-        let told =
-            "dial tcp 10.0.0.1:80: i/o timeout; dial tcp 10.0.0.2:80: i/o timeout; dial tcp 10.0.0.3:80: i/o timeout";
+        let told = "dial tcp 10.0.0.1:80: i/o timeout; dial tcp 10.0.0.2:80: i/o timeout; dial tcp 10.0.0.3:80: i/o timeout";
         assert_eq!(error.to_string(), told);
     }
 }

@@ -16,7 +16,8 @@
 //!      └─ rewrite    Location, pages         → what the client can follow
 //! ```
 //!
-//! `ARCHITECTURE.md` tells the rest. The library is there for the binary and its tests; its API promises nothing.
+//! `ARCHITECTURE.md` tells the rest. The library is there for the binary and its tests; its API
+//! promises nothing.
 
 // The command, and what wires everything.
 pub mod app;

@@ -1,5 +1,5 @@
-//! Accepts connections, shakes hands and serves HTTP/1.1 or HTTP/2 on them: one task per connection, on the worker
-//! that accepted it.
+//! Accepts connections, shakes hands and serves HTTP/1.1 or HTTP/2 on them: one task per
+//! connection, on the worker that accepted it.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -33,7 +33,8 @@ use crate::tls::ServerTls;
 /// What an HTTP/2 client may have open and in flight, as kube-apiserver lets it (CONFORMANCE C102).
 const H2_STREAMS: u32 = 100;
 const H2_WINDOW: u32 = 256 * 1024;
-/// An HTTP/2 client that is silent is asked whether it is there, and given this long to say so (C53).
+/// An HTTP/2 client that is silent is asked whether it is there, and given this long to say so
+/// (C53).
 const H2_PING: Duration = Duration::from_secs(30);
 const H2_PONG: Duration = Duration::from_secs(15);
 /// How long accepting pauses when the process is out of file descriptors.
@@ -78,8 +79,8 @@ pub struct Listener<H> {
 }
 
 impl<H: Handler> Listener<H> {
-    /// Accepts until the drain begins, then closes `socket`. Connections live on in their tasks. The workers listen on
-    /// clones of one socket: whoever is free takes the next connection.
+    /// Accepts until the drain begins, then closes `socket`. Connections live on in their tasks.
+    /// The workers listen on clones of one socket: whoever is free takes the next connection.
     pub async fn run(self, socket: TcpListener) {
         let listener = Rc::new(self);
         let mut drained = pin!(listener.drain.begun());
@@ -91,7 +92,9 @@ impl<H: Handler> Listener<H> {
             match accepted {
                 Ok((stream, address, places)) => {
                     let serving = Rc::clone(&listener);
-                    listener.tasks.spawn_local(async move { serving.connection(stream, address, places).await });
+                    listener.tasks.spawn_local(async move {
+                        serving.connection(stream, address, places).await;
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -101,13 +104,16 @@ impl<H: Handler> Listener<H> {
         }
     }
 
-    async fn accept(&self, socket: &TcpListener) -> std::io::Result<(TcpStream, SocketAddr, ConnectionPermits)> {
+    async fn accept(
+        &self,
+        socket: &TcpListener,
+    ) -> std::io::Result<(TcpStream, SocketAddr, ConnectionPermits)> {
         loop {
             let (stream, address) = socket.accept().await?;
             let mut places = ConnectionPermits::default();
             if let Some(clients) = &self.limits.clients {
-                // Before the wait below, so that no address over its share makes the others wait behind it; and before
-                // TLS, so that it costs nothing but the accept.
+                // Before the wait below, so that no address over its share makes the others wait
+                // behind it; and before TLS, so that it costs nothing but the accept.
                 places.share = clients.take(address.ip().into());
                 if places.share.is_none() {
                     self.metrics.connection_limits.over_share.inc();
@@ -116,8 +122,8 @@ impl<H: Handler> Listener<H> {
                 }
             }
             if let Some(connections) = &self.limits.connections {
-                // The one that came waits for its place, the others in the kernel's queue. The other way round a port
-                // where nobody comes would hold places.
+                // The one that came waits for its place, the others in the kernel's queue. The
+                // other way round a port where nobody comes would hold places.
                 places.permit = if let Ok(permit) = Arc::clone(connections).try_acquire_owned() {
                     Some(permit)
                 } else {
@@ -134,18 +140,37 @@ impl<H: Handler> Listener<H> {
         // A peer that reset already is found out by the first read.
         let _ = crate::connection::configure_socket(&stream);
         let served = match &self.tls {
-            None => self.http1(stream, Peer { address, secure: false, certificate: None, held }).await,
+            None => {
+                self.http1(
+                    stream,
+                    Peer {
+                        address,
+                        secure: false,
+                        certificate: None,
+                        held,
+                    },
+                )
+                .await
+            }
             Some(tls) => {
                 let handshake = TlsAcceptor::from(tls.config()).accept(stream);
-                let stream = match tokio::time::timeout(self.limits.handshake_timeout, handshake).await {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(error)) => return tracing::debug!(%address, %error, "a TLS handshake failed"),
-                    Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
-                };
+                let stream =
+                    match tokio::time::timeout(self.limits.handshake_timeout, handshake).await {
+                        Ok(Ok(stream)) => stream,
+                        Ok(Err(error)) => {
+                            return tracing::debug!(%address, %error, "a TLS handshake failed");
+                        }
+                        Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
+                    };
                 let session = stream.get_ref().1;
                 let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
                 let certificate = ClientCertificate::new(chain).map(Arc::new);
-                let peer = Peer { address, secure: true, certificate, held };
+                let peer = Peer {
+                    address,
+                    secure: true,
+                    certificate,
+                    held,
+                };
                 if session.alpn_protocol() == Some(b"h2") {
                     self.http2(stream, peer).await
                 } else {
@@ -177,7 +202,12 @@ impl<H: Handler> Listener<H> {
             .max_buf_size(MAX_HEADER_BYTES as usize)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
-        self.until_drained(connection, http1::UpgradeableConnection::graceful_shutdown, None).await
+        self.until_drained(
+            connection,
+            http1::UpgradeableConnection::graceful_shutdown,
+            None,
+        )
+        .await
     }
 
     async fn http2<I>(&self, stream: I, peer: Peer) -> hyper::Result<()>
@@ -202,11 +232,16 @@ impl<H: Handler> Listener<H> {
             .keep_alive_interval(H2_PING)
             .keep_alive_timeout(H2_PONG)
             .serve_connection(TokioIo::new(stream), service);
-        self.until_drained(connection, http2::Connection::graceful_shutdown, Some(&holder.held)).await
+        self.until_drained(
+            connection,
+            http2::Connection::graceful_shutdown,
+            Some(&holder.held),
+        )
+        .await
     }
 
-    /// Serves to the end; once the drain begins, or what is `held` was idle too long, to the end of the requests that run
-    /// (HTTP/2 sends GOAWAY). HTTP/1.1 has its idle timeout in hyper.
+    /// Serves to the end; once the drain begins, or what is `held` was idle too long, to the end of
+    /// the requests that run (HTTP/2 sends GOAWAY). HTTP/1.1 has its idle timeout in hyper.
     async fn until_drained<C: Future<Output = hyper::Result<()>>>(
         &self,
         connection: C,
@@ -226,9 +261,12 @@ impl<H: Handler> Listener<H> {
         }
     }
 
-    /// Returns once nothing was asked for the idle timeout. A client that never said anything is idle from the first.
+    /// Returns once nothing was asked for the idle timeout. A client that never said anything is
+    /// idle from the first.
     async fn idle(&self, held: Option<&ConnectionGuard>) {
-        let Some(held) = held else { return std::future::pending().await };
+        let Some(held) = held else {
+            return std::future::pending().await;
+        };
         let mut before = held.idle_since();
         loop {
             tokio::time::sleep(self.limits.idle_timeout).await;

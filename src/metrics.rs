@@ -1,5 +1,5 @@
-//! Every metric family, with closed labels. The hot path touches plain atomics; names, labels and text are made when
-//! Prometheus asks.
+//! Every metric family, with closed labels. The hot path touches plain atomics; names, labels and
+//! text are made when Prometheus asks.
 
 mod table;
 
@@ -223,9 +223,17 @@ impl Metrics {
         registry.register_collector(Box::new(table::Exposed(Arc::clone(&requests))));
 
         let connections = OpenGauge::default();
-        registry.register("connections_open", "Client connections that are open", connections.0.clone());
+        registry.register(
+            "connections_open",
+            "Client connections that are open",
+            connections.0.clone(),
+        );
         let rejected = Family::<[(&str, &str); 1], Counter>::default();
-        registry.register("connections_rejected", "Client connections closed by a limit", rejected.clone());
+        registry.register(
+            "connections_rejected",
+            "Client connections closed by a limit",
+            rejected.clone(),
+        );
         let delayed = Counter::default();
         registry.register(
             "connections_delayed",
@@ -233,19 +241,38 @@ impl Metrics {
             delayed.clone(),
         );
         let over_share = rejected.get_or_create_owned(&[("reason", "client_share")]);
-        let connection_limits = ConnectionLimits { over_share, delayed };
+        let connection_limits = ConnectionLimits {
+            over_share,
+            delayed,
+        };
         let upgrades = OpenGauge::default();
-        registry.register("upgrades_open", "Upgraded connections (WebSocket, SPDY) that are open", upgrades.0.clone());
+        registry.register(
+            "upgrades_open",
+            "Upgraded connections (WebSocket, SPDY) that are open",
+            upgrades.0.clone(),
+        );
 
         let dials = Family::<[(&str, &str); 1], Counter>::default();
-        registry.register("dial_failures", "Dials to endpoints that failed, by what failed", dials.clone());
+        registry.register(
+            "dial_failures",
+            "Dials to endpoints that failed, by what failed",
+            dials.clone(),
+        );
         let dial = |what| dials.get_or_create_owned(&[("reason", what)]);
-        let dial_failures = DialFailures { connect: dial("connect"), timeout: dial("timeout"), tls: dial("tls") };
+        let dial_failures = DialFailures {
+            connect: dial("connect"),
+            timeout: dial("timeout"),
+            tls: dial("tls"),
+        };
 
         let (retries, ejections) = (register_retries(registry), register_ejections(registry));
 
         let caches = Family::<[(&str, &str); 2], Counter>::default();
-        registry.register("cache_requests", "Look-ups in the caches of reviews, by outcome", caches.clone());
+        registry.register(
+            "cache_requests",
+            "Look-ups in the caches of reviews, by outcome",
+            caches.clone(),
+        );
         let cache = |name| CacheCounters {
             hits: caches.get_or_create_owned(&[("cache", name), ("outcome", "hit")]),
             misses: caches.get_or_create_owned(&[("cache", name), ("outcome", "miss")]),
@@ -261,7 +288,11 @@ impl Metrics {
         );
         api_reachable.set(1);
         let tunnels_closed = Family::<[(&str, &str); 1], Counter>::default();
-        registry.register("tunnels_closed", "Open tunnels closed by the bastion, by reason", tunnels_closed.clone());
+        registry.register(
+            "tunnels_closed",
+            "Open tunnels closed by the bastion, by reason",
+            tunnels_closed.clone(),
+        );
         let closed = |reason| tunnels_closed.get_or_create_owned(&[("reason", reason)]);
         let tunnels_closed = TunnelsClosed {
             revoked: closed("permit_revoked"),
@@ -276,14 +307,29 @@ impl Metrics {
             lost.clone(),
         );
         let lost = |authenticated| lost.get_or_create_owned(&[("authenticated", authenticated)]);
-        let access_lines_lost = LostLines { authenticated: lost("true"), unauthenticated: lost("false") };
+        let access_lines_lost = LostLines {
+            authenticated: lost("true"),
+            unauthenticated: lost("false"),
+        };
         let pages = PageMetrics::new(registry);
         let watch_up = Family::default();
-        registry.register("watch_up", "1 while the watch of a resource is connected, else 0", watch_up.clone());
+        registry.register(
+            "watch_up",
+            "1 while the watch of a resource is connected, else 0",
+            watch_up.clone(),
+        );
         let watch_events = Family::default();
-        registry.register("watch_events", "Objects that the watch of a resource told of", watch_events.clone());
+        registry.register(
+            "watch_events",
+            "Objects that the watch of a resource told of",
+            watch_events.clone(),
+        );
         let watch_malformed = Family::default();
-        registry.register("watch_malformed_objects", "Objects skipped as malformed", watch_malformed.clone());
+        registry.register(
+            "watch_malformed_objects",
+            "Objects skipped as malformed",
+            watch_malformed.clone(),
+        );
         let watch_last_event = Family::default();
         registry.register_with_unit(
             "watch_last_event_timestamp",
@@ -331,18 +377,26 @@ impl Metrics {
     }
 
     pub fn watch_up(&self, resource: &'static str, up: bool) {
-        self.watch_up.get_or_create(&ResourceLabel { resource }).set(up.into());
+        self.watch_up
+            .get_or_create(&ResourceLabel { resource })
+            .set(up.into());
     }
 
     pub fn watch_event(&self, resource: &'static str) {
         let label = ResourceLabel { resource };
         self.watch_events.get_or_create(&label).inc();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        self.watch_last_event.get_or_create(&label).set(now.as_secs_f64());
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.watch_last_event
+            .get_or_create(&label)
+            .set(now.as_secs_f64());
     }
 
     pub fn watch_malformed(&self, resource: &'static str) {
-        self.watch_malformed.get_or_create(&ResourceLabel { resource }).inc();
+        self.watch_malformed
+            .get_or_create(&ResourceLabel { resource })
+            .inc();
     }
 
     /// Shows a supervised task, with no restart yet.
@@ -363,11 +417,23 @@ impl Metrics {
 /// The metrics of TokenReviews and of SubjectAccessReviews.
 fn review_metrics(registry: &mut Registry) -> (ReviewMetrics, ReviewMetrics) {
     let in_flight = Family::<[(&str, &str); 1], Gauge>::default();
-    registry.register("reviews_in_flight", "Reviews that the API has not answered yet, by kind", in_flight.clone());
+    registry.register(
+        "reviews_in_flight",
+        "Reviews that the API has not answered yet, by kind",
+        in_flight.clone(),
+    );
     let queued = Family::<[(&str, &str); 1], Gauge>::default();
-    registry.register("reviews_queued", "Reviews that wait for one in flight to end, by kind", queued.clone());
+    registry.register(
+        "reviews_queued",
+        "Reviews that wait for one in flight to end, by kind",
+        queued.clone(),
+    );
     let rejected = Family::<[(&str, &str); 2], Counter>::default();
-    registry.register("reviews_rejected", "Reviews that were not sent, by kind and reason", rejected.clone());
+    registry.register(
+        "reviews_rejected",
+        "Reviews that were not sent, by kind and reason",
+        rejected.clone(),
+    );
     let of = |kind| {
         let rejected = |reason| rejected.get_or_create_owned(&[("kind", kind), ("reason", reason)]);
         ReviewMetrics {
@@ -400,7 +466,11 @@ fn register_retries(registry: &mut Registry) -> RetryCounters {
 
 fn register_ejections(registry: &mut Registry) -> EjectionMetrics {
     let total = Family::<[(&str, &str); 1], Counter>::default();
-    registry.register("ejections", "Ejections of endpoints from the rotation, by reason", total.clone());
+    registry.register(
+        "ejections",
+        "Ejections of endpoints from the rotation, by reason",
+        total.clone(),
+    );
     let now = Family::<[(&str, &str); 1], Gauge>::default();
     registry.register(
         "endpoints_ejected",
@@ -411,7 +481,10 @@ fn register_ejections(registry: &mut Registry) -> EjectionMetrics {
         total: total.get_or_create_owned(&[("reason", reason)]),
         now: now.get_or_create_owned(&[("reason", reason)]),
     };
-    EjectionMetrics { connect: metric("connect"), stalled: metric("stalled") }
+    EjectionMetrics {
+        connect: metric("connect"),
+        stalled: metric("stalled"),
+    }
 }
 
 /// A sum that several threads add to.

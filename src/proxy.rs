@@ -24,8 +24,8 @@ use crate::authenticate::{AuthenticationError, Authenticator, Peer};
 use crate::authorize::{AuthorizeError, Authorizer};
 use crate::drain::Drain;
 use crate::forward::{
-    ForwardError, Forwarder, Interim, MAX_HEADERS, RequestHeaderRewriter, Tunnel, Upgrade, Upgraded, UpstreamRequest,
-    UpstreamResponse, sanitize_response_headers,
+    ForwardError, Forwarder, Interim, MAX_HEADERS, RequestHeaderRewriter, Tunnel, Upgrade,
+    Upgraded, UpstreamRequest, UpstreamResponse, sanitize_response_headers,
 };
 use crate::metrics::Metrics;
 use crate::model::status::Cause;
@@ -66,7 +66,8 @@ pub struct Proxy {
     pub forwarder: Forwarder,
     pub recorder: Rc<Recorder>,
     pub drain: Drain,
-    /// The worker's tasks: a tunnel outlives the connection that it came from, and is waited for all the same.
+    /// The worker's tasks: a tunnel outlives the connection that it came from, and is waited for
+    /// all the same.
     pub tasks: TaskTracker,
 }
 
@@ -111,14 +112,28 @@ impl Proxy {
         let fits = request.headers().len() <= MAX_HEADERS;
         let audit_id = audit_id(request.headers_mut());
         let accept = AcceptPreference::from_headers(request.headers());
-        let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
+        let (method, uri, version) = (
+            request.method().clone(),
+            request.uri().clone(),
+            request.version(),
+        );
         let client = peer.address.ip().to_canonical();
-        let mut record = Record::start(&self.recorder, method, uri, version, client, audit_id.clone());
+        let mut record = Record::start(
+            &self.recorder,
+            method,
+            uri,
+            version,
+            client,
+            audit_id.clone(),
+        );
         if let Some(interim) = interim {
             interim.begin().await;
         }
-        let routed =
-            if fits { self.route(request, peer, interim, &mut record).await } else { Err(ProxyError::TooManyHeaders) };
+        let routed = if fits {
+            self.route(request, peer, interim, &mut record).await
+        } else {
+            Err(ProxyError::TooManyHeaders)
+        };
         if let Some(interim) = interim {
             interim.end();
         }
@@ -128,7 +143,14 @@ impl Proxy {
                 response.headers_mut().insert(AUDIT_ID, audit_id);
                 record.code = response.status();
                 let stages = Arc::clone(&self.stages);
-                self.tasks.spawn_local(tunnel::run(tunnel, grant, record, held, self.drain.clone(), stages));
+                self.tasks.spawn_local(tunnel::run(
+                    tunnel,
+                    grant,
+                    record,
+                    held,
+                    self.drain.clone(),
+                    stages,
+                ));
                 return response.map(|()| Body::empty());
             }
             Err(error) => {
@@ -152,23 +174,37 @@ impl Proxy {
         interim: Option<&Interim>,
         record: &mut Record,
     ) -> Result<Reply, ProxyError> {
-        let Stages { authenticator, authorizer, resolver, ready, .. } = &*self.stages;
+        let Stages {
+            authenticator,
+            authorizer,
+            resolver,
+            ready,
+            ..
+        } = &*self.stages;
         if !ready.is_synced() {
             return Err(ProxyError::NotReady);
         }
-        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        if request.version() == Version::HTTP_11
+            && request.headers().get_all(header::HOST).iter().count() != 1
+        {
             return Err(ProxyError::Host);
         }
         let upgrade = Upgrade::asked(&request);
         let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
-        let credentials = upgrade.is_some().then(|| authenticator.credentials(request.headers()));
-        let caller = authenticator.authenticate(request.headers_mut(), peer, websocket).await?;
+        let credentials = upgrade
+            .is_some()
+            .then(|| authenticator.credentials(request.headers()));
+        let caller = authenticator
+            .authenticate(request.headers_mut(), peer, websocket)
+            .await?;
         record.identity = Some(Arc::clone(&caller.identity));
         let client = ClientAddress::from(record.client);
         let identity = match caller.impersonates {
             None => caller.identity,
             Some(wanted) => {
-                let identity = authorizer.impersonate(&caller.identity, wanted, client).await?;
+                let identity = authorizer
+                    .impersonate(&caller.identity, wanted, client)
+                    .await?;
                 record.impersonated_user = Some(Arc::clone(&identity));
                 identity
             }
@@ -176,17 +212,21 @@ impl Proxy {
 
         let uri = record.uri.clone();
         let target = Target::parse(uri.path())?;
-        // An extended CONNECT becomes a GET (C21, RFC 8441). Nothing else becomes anything: the method that is asked for is
-        // the one that the endpoint gets.
+        // An extended CONNECT becomes a GET (C21, RFC 8441). Nothing else becomes anything: the
+        // method that is asked for is the one that the endpoint gets.
         let method = match &upgrade {
             Some(Upgrade::Connect { .. }) => Method::GET,
             _ => request.method().clone(),
         };
         let verb = Verb::from_method(&method, !target.id.is_empty());
         record.name(&target, verb);
-        let permit = authorizer.authorize(&identity, verb, &target, client).await?;
+        let permit = authorizer
+            .authorize(&identity, verb, &target, client)
+            .await?;
         if upgrade.is_some() {
-            authorizer.authorize_upgrade(&identity, &target, client).await?;
+            authorizer
+                .authorize_upgrade(&identity, &target, client)
+                .await?;
         }
         if !is_served(&method) {
             return Err(ProxyError::Method);
@@ -195,27 +235,59 @@ impl Proxy {
         let route = resolver.resolve(&permit).await?;
         let on_client = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
-        if upgrade.is_none() && target.rest.is_empty() && matches!(method, Method::GET | Method::HEAD) {
-            return Ok(Reply::Response(respond::redirect(&target.with_trailing_slash(uri.query()))));
+        if upgrade.is_none()
+            && target.rest.is_empty()
+            && matches!(method, Method::GET | Method::HEAD)
+        {
+            return Ok(Reply::Response(respond::redirect(
+                &target.with_trailing_slash(uri.query()),
+            )));
         }
 
         let client = record.client;
         let has_body = !body.is_end_stream();
         let (secure, asked) = (peer.secure, upgrade.as_ref());
-        RequestHeaderRewriter { target: &target, client, secure, upgrade: asked, has_body }.rewrite(&mut parts);
+        RequestHeaderRewriter {
+            target: &target,
+            client,
+            secure,
+            upgrade: asked,
+            has_body,
+        }
+        .rewrite(&mut parts);
         if self.stages.rewriting.is_enabled() {
             rewrite::narrow_accept_encoding(&method, &mut parts.headers);
         }
         let client_host = parts.headers.get(header::HOST).cloned();
         record.received = has_body.then(Rc::<Cell<u64>>::default);
-        let outgoing = UpstreamRequest { parts, body, received: record.received.clone(), interim: interim.cloned() };
+        let outgoing = UpstreamRequest {
+            parts,
+            body,
+            received: record.received.clone(),
+            interim: interim.cloned(),
+        };
         let (forwarder, dialed) = (&self.forwarder, &mut record.endpoint);
-        let (UpstreamResponse { mut response, endpoint }, refuses_upgrade) = match &upgrade {
-            None => (forwarder.send(&permit, &route, outgoing, client, dialed).await?, false),
+        let (
+            UpstreamResponse {
+                mut response,
+                endpoint,
+            },
+            refuses_upgrade,
+        ) = match &upgrade {
+            None => (
+                forwarder
+                    .send(&permit, &route, outgoing, client, dialed)
+                    .await?,
+                false,
+            ),
             Some(asked) => {
-                match forwarder.upgrade(&permit, &route, outgoing, client, on_client, asked, dialed).await? {
+                match forwarder
+                    .upgrade(&permit, &route, outgoing, client, on_client, asked, dialed)
+                    .await?
+                {
                     Upgraded::Switched { response, tunnel } => {
-                        let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
+                        let grant =
+                            Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
                         return Ok(Reply::Upgrade(response, tunnel, Box::new(grant)));
                     }
                     Upgraded::Ignored(answer) => (answer, false),
@@ -227,14 +299,21 @@ impl Proxy {
         *response.version_mut() = Version::HTTP_11;
         sanitize_response_headers(response.headers_mut(), refuses_upgrade)?;
         if refuses_upgrade {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
             return Ok(Reply::Response(response.map(Body::upstream)));
         }
         let links = || self.links(&target, &route, &endpoint, client_host.as_ref());
         rewrite::rewrite_location(response.headers_mut(), links)?;
         let reading = PageFormat::detect(&method, &response);
         let page = reading.and_then(|reading| {
-            Some((reading, self.stages.rewriting.reserve(reading.held_bytes(), record.client.into())?))
+            Some((
+                reading,
+                self.stages
+                    .rewriting
+                    .reserve(reading.held_bytes(), record.client.into())?,
+            ))
         });
         Ok(Reply::Response(match page {
             None => response.map(Body::upstream),
@@ -258,10 +337,16 @@ impl Proxy {
         let namespace = target.namespace.clone().into_owned();
         LinkRewriter {
             prefix: target.plain_prefix().into_owned(),
-            client_host: client_host.and_then(|host| host.to_str().ok()).map(str::to_owned),
+            client_host: client_host
+                .and_then(|host| host.to_str().ok())
+                .map(str::to_owned),
             endpoint: endpoint.address,
             scheme: route.transport.scheme(),
-            service: route.service_port.map(|port| ServiceAddress { namespace, name, port }),
+            service: route.service_port.map(|port| ServiceAddress {
+                namespace,
+                name,
+                port,
+            }),
             cluster_domain: Arc::clone(&self.stages.cluster_domain),
         }
     }
@@ -269,11 +354,18 @@ impl Proxy {
     /// What helps a caller to see why, where they may see the target.
     async fn causes(&self, error: &ProxyError, record: &Record) -> Vec<Cause> {
         let causes = respond::status_causes(error);
-        let identity = record.impersonated_user.as_ref().or(record.identity.as_ref());
+        let identity = record
+            .impersonated_user
+            .as_ref()
+            .or(record.identity.as_ref());
         match (identity, Target::parse(record.uri.path())) {
             (Some(identity), Ok(target))
                 if !causes.is_empty()
-                    && self.stages.authorizer.can_get_object(identity, &target, record.client.into()).await =>
+                    && self
+                        .stages
+                        .authorizer
+                        .can_get_object(identity, &target, record.client.into())
+                        .await =>
             {
                 causes
             }
@@ -284,14 +376,16 @@ impl Proxy {
 
 /// The client's audit id as it is (CONFORMANCE C68), else a new one; forwarded and returned.
 fn audit_id(headers: &mut HeaderMap) -> HeaderValue {
-    // A map that is full (24,576 names) cannot take one more; its request is rejected, with an id all the same.
+    // A map that is full (24,576 names) cannot take one more; its request is rejected, with an id
+    // all the same.
     if let Ok(entry) = headers.try_entry(AUDIT_ID) {
         return entry.or_insert_with(new_audit_id).clone();
     }
     headers.get(AUDIT_ID).cloned().unwrap_or_else(new_audit_id)
 }
 
-/// A random UUID (RFC 9562, version 4). It tells requests apart and protects nothing, so a fast generator will do.
+/// A random UUID (RFC 9562, version 4). It tells requests apart and protects nothing, so a fast
+/// generator will do.
 fn new_audit_id() -> HeaderValue {
     let random = fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
     let mut id = [b'-'; 36];
@@ -306,7 +400,13 @@ fn new_audit_id() -> HeaderValue {
 fn is_served(method: &Method) -> bool {
     matches!(
         *method,
-        Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::HEAD | Method::OPTIONS
+        Method::GET
+            | Method::POST
+            | Method::PUT
+            | Method::PATCH
+            | Method::DELETE
+            | Method::HEAD
+            | Method::OPTIONS
     )
 }
 
@@ -330,7 +430,12 @@ mod tests {
     fn a_full_map_of_headers_gets_an_audit_id_without_a_panic() {
         let mut headers = HeaderMap::new();
         let mut n = 0;
-        while headers.try_append(HeaderName::try_from(format!("x{n}")).unwrap(), HeaderValue::from_static("1")).is_ok()
+        while headers
+            .try_append(
+                HeaderName::try_from(format!("x{n}")).unwrap(),
+                HeaderValue::from_static("1"),
+            )
+            .is_ok()
         {
             n += 1;
         }

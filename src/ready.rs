@@ -1,4 +1,5 @@
-//! Readiness: a latch that is released by dropping what holds it, and what to say of a source that went away.
+//! Readiness: a latch that is released by dropping what holds it, and what to say of a source that
+//! went away.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -18,7 +19,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Conditions {
-    /// Name → whether it is still pending. Names stay once released, so that `/readyz` lists them as fine.
+    /// Name → whether it is still pending. Names stay once released, so that `/readyz` lists them
+    /// as fine.
     pending: BTreeMap<&'static str, bool>,
     /// Name → what is wrong, for things that do not keep the bastion from serving.
     degraded: BTreeMap<&'static str, String>,
@@ -37,7 +39,10 @@ impl Ready {
     pub fn block(&self, name: &'static str) -> BlockReady {
         self.0.blockers.fetch_add(1, Ordering::AcqRel);
         self.conditions(|conditions| conditions.pending.insert(name, true));
-        BlockReady { ready: self.clone(), name }
+        BlockReady {
+            ready: self.clone(),
+            name,
+        }
     }
 
     /// Whether every hold has been released: the first full set of facts is in.
@@ -50,8 +55,8 @@ impl Ready {
         self.conditions(|conditions| conditions.pending.get(name) == Some(&true))
     }
 
-    /// Something that the bastion can serve without is not well. Told by `/readyz`, which stays 200: if it did not,
-    /// an outage of the API would take every replica out of its Service.
+    /// Something that the bastion can serve without is not well. Told by `/readyz`, which stays
+    /// 200: if it did not, an outage of the API would take every replica out of its Service.
     pub fn set_degraded(&self, name: &'static str, fault: String) {
         self.conditions(|conditions| conditions.degraded.insert(name, fault));
     }
@@ -80,27 +85,41 @@ impl Ready {
             }
             for (name, fault) in &conditions.degraded {
                 if conditions.pending.get(name) != Some(&true) {
-                    writeln!(report, "[!]{name} impaired, the last known state serves: {fault}")
-                        .expect("a String takes whatever is written");
+                    writeln!(
+                        report,
+                        "[!]{name} impaired, the last known state serves: {fault}"
+                    )
+                    .expect("a String takes whatever is written");
                 }
             }
             if conditions.draining {
                 report.push_str("[-]draining\n");
             }
             let ready = !conditions.draining && conditions.pending.values().all(|pending| !pending);
-            report.push_str(if ready { "readyz check passed\n" } else { "readyz check failed\n" });
+            report.push_str(if ready {
+                "readyz check passed\n"
+            } else {
+                "readyz check failed\n"
+            });
             (ready, report)
         })
     }
 
     fn conditions<T>(&self, look: impl FnOnce(&mut Conditions) -> T) -> T {
-        look(&mut self.0.conditions.lock().unwrap_or_else(PoisonError::into_inner))
+        look(
+            &mut self
+                .0
+                .conditions
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 }
 
 impl Drop for BlockReady {
     fn drop(&mut self) {
-        self.ready.conditions(|conditions| conditions.pending.insert(self.name, false));
+        self.ready
+            .conditions(|conditions| conditions.pending.insert(self.name, false));
         self.ready.0.blockers.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -115,7 +134,10 @@ mod tests {
         let (nodes, pods) = (ready.block("nodes"), ready.block("pods"));
         drop(nodes);
         let (is, report) = ready.report();
-        assert!(!is && report.contains("[+]nodes ok") && report.contains("[-]pods pending"), "{report}");
+        assert!(
+            !is && report.contains("[+]nodes ok") && report.contains("[-]pods pending"),
+            "{report}"
+        );
         assert!(!ready.is_synced());
         drop(pods);
         assert!(ready.report().0 && ready.is_synced());
@@ -127,7 +149,10 @@ mod tests {
         drop(ready.block("nodes"));
         ready.set_degraded("nodes", "connection refused".into());
         let (is, report) = ready.report();
-        assert!(is && report.contains("[!]nodes impaired") && report.contains("connection refused"), "{report}");
+        assert!(
+            is && report.contains("[!]nodes impaired") && report.contains("connection refused"),
+            "{report}"
+        );
         ready.clear_degraded("nodes");
         assert!(!ready.report().1.contains("[!]"));
     }

@@ -1,4 +1,5 @@
-//! Reviews by the API (TokenReview, SubjectAccessReview): objects that are created to be answered, never stored.
+//! Reviews by the API (TokenReview, SubjectAccessReview): objects that are created to be answered,
+//! never stored.
 
 mod admission;
 mod cached;
@@ -27,14 +28,17 @@ use crate::model::{ClientAddress, error_chain};
 
 /// The largest answer that is read. A TokenReview holds the groups of a user, thousands at most.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
-/// Pause before a review that was answered with 429 is sent again, where the API does not say how long.
+/// Pause before a review that was answered with 429 is sent again, where the API does not say how
+/// long.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The longest text of an answer that is kept and passed on: what an authenticator says of a token may quote the token.
+/// The longest text of an answer that is kept and passed on: what an authenticator says of a token
+/// may quote the token.
 const MAX_TEXT_BYTES: usize = 1024;
 /// The fault of an answer that says nothing.
 const NO_STATUS: &str = "the API answered without a status";
-/// The part of the timeout after which an unanswered review is also sent on a new connection: the pooled one may be dead
-/// without a word. The API may as well be slow, so the first attempt goes on, and the first answer counts.
+/// The part of the timeout after which an unanswered review is also sent on a new connection: the
+/// pooled one may be dead without a word. The API may as well be slow, so the first attempt goes
+/// on, and the first answer counts.
 const FIRST_ATTEMPT_SHARE: u32 = 2;
 
 /// A text of the API, cut to a length that may be cached.
@@ -49,10 +53,12 @@ pub enum ReviewError {
     /// The bastion did not send it: too many wait.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    /// No connection, no answer in time, or an answer that says so (429, 5xx): asking again may help.
+    /// No connection, no answer in time, or an answer that says so (429, 5xx): asking again may
+    /// help.
     #[error("{0}")]
     Unreachable(Arc<str>),
-    /// The API refused the review itself, or its answer cannot be read: the bastion's account or setup is at fault.
+    /// The API refused the review itself, or its answer cannot be read: the bastion's account or
+    /// setup is at fault.
     #[error("{0}")]
     Refused(Arc<str>),
 }
@@ -72,7 +78,9 @@ pub struct ReviewApi {
 /// Without the clients, which hold the bastion's credentials.
 impl Debug for ReviewApi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReviewApi").field("health", &self.health).finish_non_exhaustive()
+        f.debug_struct("ReviewApi")
+            .field("health", &self.health)
+            .finish_non_exhaustive()
     }
 }
 
@@ -83,7 +91,14 @@ pub trait Reviewable:
 }
 
 impl<K> Reviewable for K where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
+    K: Resource<DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Serialize
+        + Send
+        + Sync
+        + 'static
 {
 }
 
@@ -99,7 +114,12 @@ pub struct Reviewer<K> {
 impl<K: Reviewable> Reviewer<K> {
     /// `timeout` is for the answer, without the wait for a place.
     pub fn new(api: ReviewApi, admission: Admission, timeout: Duration) -> Self {
-        Self { api, admission, timeout, kind: std::marker::PhantomData }
+        Self {
+            api,
+            admission,
+            timeout,
+            kind: std::marker::PhantomData,
+        }
     }
 
     /// Whether the API is known not to answer.
@@ -111,8 +131,8 @@ impl<K: Reviewable> Reviewer<K> {
         &self.api.control
     }
 
-    /// The API's answer. `client` is the address whose share of the places it takes. Dropping the future cancels the
-    /// review.
+    /// The API's answer. `client` is the address whose share of the places it takes. Dropping the
+    /// future cancels the review.
     ///
     /// # Errors
     /// [`ReviewError`]; an API that became unreachable has been logged.
@@ -132,16 +152,26 @@ impl<K: Reviewable> Reviewer<K> {
     /// As [`Self::ask`].
     pub async fn ask_in(&self, review: &K, place: Place) -> Result<K, ReviewError> {
         let timeout = self.timeout;
-        let (api, body) = (self.api.clone(), serde_json::to_vec(review).expect("a review is plain data"));
+        let (api, body) = (
+            self.api.clone(),
+            serde_json::to_vec(review).expect("a review is plain data"),
+        );
         let asked = self.api.control.spawn(async move {
-            // The place is free again when nothing of the review is in flight any more, and not before.
+            // The place is free again when nothing of the review is in flight any more, and not
+            // before.
             let _place = place;
             ask(&api, &K::url_path(&(), None), body, timeout).await
         });
         let answer = match AbortOnDropHandle::new(asked).await {
             Ok(answer) => answer,
-            Err(ended) if ended.is_panic() => Err(ReviewError::Refused("the review panicked".into())),
-            Err(_) => return Err(ReviewError::Unreachable("the bastion is shutting down".into())),
+            Err(ended) if ended.is_panic() => {
+                Err(ReviewError::Refused("the review panicked".into()))
+            }
+            Err(_) => {
+                return Err(ReviewError::Unreachable(
+                    "the bastion is shutting down".into(),
+                ));
+            }
         };
         match answer.and_then(|body| read(&body)) {
             Ok(review) => {
@@ -151,7 +181,9 @@ impl<K: Reviewable> Reviewer<K> {
             Err(error) => {
                 match &error {
                     ReviewError::Unreachable(fault) => self.api.health.failed(&K::kind(&()), fault),
-                    ReviewError::Refused(fault) => tracing::error!(%fault, "the API refuses a {}", K::kind(&())),
+                    ReviewError::Refused(fault) => {
+                        tracing::error!(%fault, "the API refuses a {}", K::kind(&()));
+                    }
                     ReviewError::Rejected(_) => {}
                 }
                 Err(error)
@@ -161,7 +193,12 @@ impl<K: Reviewable> Reviewer<K> {
 }
 
 /// Asks until there is an answer or the time is over, and again after each 429 when the API says.
-async fn ask(api: &ReviewApi, path: &str, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, ReviewError> {
+async fn ask(
+    api: &ReviewApi,
+    path: &str,
+    body: Vec<u8>,
+    timeout: Duration,
+) -> Result<Vec<u8>, ReviewError> {
     let deadline = Instant::now() + timeout;
     let mut answer = first_answer(api, path, &body, timeout / FIRST_ATTEMPT_SHARE, deadline).await;
     loop {
@@ -173,7 +210,9 @@ async fn ask(api: &ReviewApi, path: &str, body: Vec<u8>, timeout: Duration) -> R
             Err(Attempt::Refused(fault)) => return Err(ReviewError::Refused(fault.into())),
             Err(Attempt::TooManyRequests { retry_after }) => {
                 if retry_after >= deadline.saturating_duration_since(Instant::now()) {
-                    return Err(ReviewError::Unreachable("the API answers 429 Too Many Requests".into()));
+                    return Err(ReviewError::Unreachable(
+                        "the API answers 429 Too Many Requests".into(),
+                    ));
                 }
                 tokio::time::sleep(retry_after).await;
                 answer = attempt(&api.pooled, path, &body, deadline).await;
@@ -182,7 +221,8 @@ async fn ask(api: &ReviewApi, path: &str, body: Vec<u8>, timeout: Duration) -> R
     }
 }
 
-/// Asks on a pooled connection, and on a new one as well where that breaks or has not answered after `patience`.
+/// Asks on a pooled connection, and on a new one as well where that breaks or has not answered
+/// after `patience`.
 async fn first_answer(
     api: &ReviewApi,
     path: &str,
@@ -223,24 +263,42 @@ enum Attempt {
     Refused(String),
 }
 
-async fn attempt(client: &kube::Client, path: &str, body: &[u8], deadline: Instant) -> Result<Vec<u8>, Attempt> {
+async fn attempt(
+    client: &kube::Client,
+    path: &str,
+    body: &[u8],
+    deadline: Instant,
+) -> Result<Vec<u8>, Attempt> {
     let sent = async {
         let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
-        let request = request.body(Body::from(body.to_vec())).map_err(|error| Attempt::Refused(error.to_string()))?;
-        // Not by kube's typed calls: they hide Retry-After, and log an answer that they cannot read, token included.
-        let response = client.send(request).await.map_err(|error| Attempt::NoAnswer(error_chain(&error)))?;
+        let request = request
+            .body(Body::from(body.to_vec()))
+            .map_err(|error| Attempt::Refused(error.to_string()))?;
+        // Not by kube's typed calls: they hide Retry-After, and log an answer that they cannot
+        // read, token included.
+        let response = client
+            .send(request)
+            .await
+            .map_err(|error| Attempt::NoAnswer(error_chain(&error)))?;
         let (parts, body) = response.into_parts();
         let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
-        let body = body.map_err(|error| Attempt::NoAnswer(error.to_string()))?.to_bytes().to_vec();
+        let body = body
+            .map_err(|error| Attempt::NoAnswer(error.to_string()))?
+            .to_bytes()
+            .to_vec();
         if parts.status.is_success() {
             return Ok(body);
         }
         let fault = fault(parts.status, &body);
         Err(match parts.status {
             StatusCode::TOO_MANY_REQUESTS => {
-                let seconds =
-                    parts.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-                Attempt::TooManyRequests { retry_after: seconds.map_or(DEFAULT_RETRY_AFTER, Duration::from_secs) }
+                let seconds = parts
+                    .headers
+                    .get(header::RETRY_AFTER)
+                    .and_then(|value| value.to_str().ok()?.parse().ok());
+                Attempt::TooManyRequests {
+                    retry_after: seconds.map_or(DEFAULT_RETRY_AFTER, Duration::from_secs),
+                }
             }
             status if status.is_server_error() => Attempt::Unavailable(fault),
             _ => Attempt::Refused(fault),
@@ -252,21 +310,25 @@ async fn attempt(client: &kube::Client, path: &str, body: &[u8], deadline: Insta
     }
 }
 
-/// The message of a `Status`, else the code alone: what else stands in the body may repeat the review.
+/// The message of a `Status`, else the code alone: what else stands in the body may repeat the
+/// review.
 fn fault(code: StatusCode, body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Status {
         message: String,
     }
     match serde_json::from_slice::<Status>(body) {
-        Ok(Status { message }) if !message.is_empty() => format!("the API answered {}: {message}", code.as_u16()),
+        Ok(Status { message }) if !message.is_empty() => {
+            format!("the API answered {}: {message}", code.as_u16())
+        }
         _ => format!("the API answered {}", code.as_u16()),
     }
 }
 
 fn read<K: DeserializeOwned>(body: &[u8]) -> Result<K, ReviewError> {
     // Without the parser's words, which may quote the answer.
-    serde_json::from_slice(body).map_err(|_| ReviewError::Refused("the API's answer is not a review".into()))
+    serde_json::from_slice(body)
+        .map_err(|_| ReviewError::Refused("the API's answer is not a review".into()))
 }
 
 #[cfg(test)]

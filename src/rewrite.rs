@@ -1,4 +1,5 @@
-//! The way back: what an answer says of where things are is made true for the client (CONFORMANCE C74, C76 to C82).
+//! The way back: what an answer says of where things are is made true for the client (CONFORMANCE
+//! C74, C76 to C82).
 
 mod budget;
 mod coding;
@@ -24,13 +25,13 @@ pub use link::{InvalidUrl, LinkRewriter};
 /// Nothing of ASCII is escaped.
 const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
 
-/// Work of one slice, in units of some nanoseconds: about two milliseconds on any page, so that no page holds its worker,
-/// which has others to serve, for longer than five.
+/// Work of one slice, in units of some nanoseconds: about two milliseconds on any page, so that no
+/// page holds its worker, which has others to serve, for longer than five.
 pub const MAX_WORK_PER_SLICE: usize = 128 * 1024;
 
-/// Work of a byte that is decoded, of a byte in front of the decoder (a block of deflate that decodes to nothing costs
-/// some 100 ns a byte), of a member of a gzip stream, whose decoder is allocated anew, of an element, of a byte of
-/// output, and of one that is encoded.
+/// Work of a byte that is decoded, of a byte in front of the decoder (a block of deflate that
+/// decodes to nothing costs some 100 ns a byte), of a member of a gzip stream, whose decoder is
+/// allocated anew, of an element, of a byte of output, and of one that is encoded.
 const WORK_PER_BYTE: usize = 1;
 const WORK_PER_ENCODED_BYTE: usize = 8;
 const WORK_PER_MEMBER: usize = 1024;
@@ -45,8 +46,13 @@ const MAX_ENCODED_BYTES_PER_STEP: usize = 16 * 1024;
 ///
 /// # Errors
 /// [`InvalidUrl`] where it is no URL: nobody can tell where it leads.
-pub fn rewrite_location(headers: &mut HeaderMap, links: impl FnOnce() -> LinkRewriter) -> Result<(), InvalidUrl> {
-    let Some(location) = headers.get(header::LOCATION) else { return Ok(()) };
+pub fn rewrite_location(
+    headers: &mut HeaderMap,
+    links: impl FnOnce() -> LinkRewriter,
+) -> Result<(), InvalidUrl> {
+    let Some(location) = headers.get(header::LOCATION) else {
+        return Ok(());
+    };
     // Bytes beyond ASCII, text or not, are escaped as they are.
     let text: Cow<'_, str> = percent_encode(location.as_bytes(), BEYOND_ASCII).into();
     if let Some(rewritten) = links().rewrite(&text)? {
@@ -64,8 +70,8 @@ pub struct PageFormat {
 }
 
 impl PageFormat {
-    /// How to read the answer's page, where it is one whose links are to be rewritten: `text/html` to the letter, whole, in
-    /// a coding and an encoding that are understood, and no redirect.
+    /// How to read the answer's page, where it is one whose links are to be rewritten: `text/html`
+    /// to the letter, whole, in a coding and an encoding that are understood, and no redirect.
     pub fn detect<B>(method: &Method, response: &Response<B>) -> Option<Self> {
         let (headers, code) = (response.headers(), response.status());
         let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
@@ -74,7 +80,10 @@ impl PageFormat {
             return None;
         }
         let bodiless = *method == Method::HEAD
-            || matches!(code, StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
+            || matches!(
+                code,
+                StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED
+            );
         if bodiless {
             return None;
         }
@@ -84,11 +93,18 @@ impl PageFormat {
             (Some(one), None) => Coding::parse(one.to_str().ok()?)?,
             (Some(_), Some(_)) => return None,
         };
-        let charset =
-            parameters.split(';').filter_map(|parameter| parameter.split_once('=')).find_map(|(name, value)| {
-                name.trim().eq_ignore_ascii_case("charset").then(|| value.trim().trim_matches(['"', '\'']))
+        let charset = parameters
+            .split(';')
+            .filter_map(|parameter| parameter.split_once('='))
+            .find_map(|(name, value)| {
+                name.trim()
+                    .eq_ignore_ascii_case("charset")
+                    .then(|| value.trim().trim_matches(['"', '\'']))
             });
-        Some(Self { coding, encoding: html::encoding(charset)? })
+        Some(Self {
+            coding,
+            encoding: html::encoding(charset)?,
+        })
     }
 
     /// Memory that rewriting the page holds from its start.
@@ -97,33 +113,52 @@ impl PageFormat {
     }
 }
 
-/// Whether a request may be answered by a page for a browser: then only codings that can be taken off are asked for.
+/// Whether a request may be answered by a page for a browser: then only codings that can be taken
+/// off are asked for.
 pub fn narrow_accept_encoding(method: &Method, headers: &mut HeaderMap) {
     let asks_for_page = *method == Method::GET
-        && headers.get_all(header::ACCEPT).iter().any(|accept| accept.to_str().is_ok_and(|a| a.contains("text/html")));
+        && headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .any(|accept| accept.to_str().is_ok_and(|a| a.contains("text/html")));
     if !asks_for_page || !headers.contains_key(header::ACCEPT_ENCODING) {
         return;
     }
-    let asked: Vec<_> =
-        headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()).collect();
+    let asked: Vec<_> = headers
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
     let known: Vec<_> = asked
         .iter()
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .filter(|entry| {
             let coding = entry.split(';').next().unwrap_or_default().trim();
-            ["gzip", "x-gzip", "deflate", "identity"].iter().any(|known| known.eq_ignore_ascii_case(coding))
+            ["gzip", "x-gzip", "deflate", "identity"]
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(coding))
         })
         .collect();
-    let narrowed = if known.is_empty() { "identity".to_owned() } else { known.join(", ") };
-    headers.insert(header::ACCEPT_ENCODING, HeaderValue::try_from(narrowed).expect("parts of header values"));
+    let narrowed = if known.is_empty() {
+        "identity".to_owned()
+    } else {
+        known.join(", ")
+    };
+    headers.insert(
+        header::ACCEPT_ENCODING,
+        HeaderValue::try_from(narrowed).expect("parts of header values"),
+    );
 }
 
 /// Room for output that is kept from block to block.
 const MAX_KEPT_ROOM_BYTES: usize = 4 * BLOCK_BYTES;
 
 /// Turns a page's bytes into those with its links rewritten, in slices of work.
-#[expect(missing_debug_implementations, reason = "codecs and rewriters have none")]
+#[expect(
+    missing_debug_implementations,
+    reason = "codecs and rewriters have none"
+)]
 pub struct Rewriter {
     coding: Coding,
     decoder: Decoder,
@@ -163,7 +198,8 @@ enum Phase {
 pub struct BadPage(#[from] std::io::Error);
 
 impl Rewriter {
-    /// The most memory that a page holds between two slices. Output is in vectors, which may have twice the room.
+    /// The most memory that a page holds between two slices. Output is in vectors, which may have
+    /// twice the room.
     pub const MAX_HELD_BYTES: usize = html::MAX_HELD_BYTES
         + 2 * html::MAX_OUTPUT_BYTES_PER_BLOCK
         + BLOCK_BYTES
@@ -173,7 +209,8 @@ impl Rewriter {
     /// The most bytes that a slice takes.
     pub const MAX_INPUT_BYTES_PER_SLICE: usize = MAX_WORK_PER_SLICE / WORK_PER_BYTE + BLOCK_BYTES;
 
-    /// The most bytes that a slice gives. A block more than the work allows, and what the coding adds.
+    /// The most bytes that a slice gives. A block more than the work allows, and what the coding
+    /// adds.
     pub const MAX_OUTPUT_BYTES_PER_SLICE: usize =
         2 * (MAX_WORK_PER_SLICE / WORK_PER_OUTPUT_BYTE + html::MAX_OUTPUT_BYTES_PER_BLOCK);
 
@@ -194,7 +231,8 @@ impl Rewriter {
         }
     }
 
-    /// Does a slice of work, on the front of `bytes`, which are the next of the page. Gives what is ready.
+    /// Does a slice of work, on the front of `bytes`, which are the next of the page. Gives what is
+    /// ready.
     ///
     /// # Errors
     /// [`BadPage`] where the bytes are none of the page's coding, or its end is missing.
@@ -266,7 +304,8 @@ impl Rewriter {
         BLOCK_BYTES + self.coding.held_bytes() + self.staged.capacity() + self.html.held_bytes()
     }
 
-    /// Decodes and rewrites at most a block. Gives the work that it took; none where it needs more bytes.
+    /// Decodes and rewrites at most a block. Gives the work that it took; none where it needs more
+    /// bytes.
     fn advance(&mut self, bytes: &mut Bytes) -> Result<Option<usize>, BadPage> {
         if self.phase == Phase::Done {
             return Ok(None);
@@ -277,8 +316,14 @@ impl Rewriter {
         let read = before - bytes.len();
         match decoded {
             Decoded::Some(length) => {
-                let encoded = if self.decoder.is_identity() { 0 } else { read * WORK_PER_ENCODED_BYTE };
-                Ok(Some(encoded + length * WORK_PER_BYTE + self.rewrite(length)))
+                let encoded = if self.decoder.is_identity() {
+                    0
+                } else {
+                    read * WORK_PER_ENCODED_BYTE
+                };
+                Ok(Some(
+                    encoded + length * WORK_PER_BYTE + self.rewrite(length),
+                ))
             }
             Decoded::Member => Ok(Some(WORK_PER_MEMBER)),
             Decoded::Starved if self.phase == Phase::Open => Ok(None),
@@ -325,12 +370,19 @@ impl Rewriter {
 
     /// Encodes a piece of what is staged.
     fn encode(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, BadPage> {
-        // Made with the first byte: a response without one stays so, where an encoder would give it a frame.
-        let encoder = self.encoder.get_or_insert_with(|| Encoder::like(&self.decoder));
+        // Made with the first byte: a response without one stays so, where an encoder would give it
+        // a frame.
+        let encoder = self
+            .encoder
+            .get_or_insert_with(|| Encoder::like(&self.decoder));
         let staged = &self.staged[self.staged_from..];
         let piece = &staged[..staged.len().min(MAX_ENCODED_BYTES_PER_STEP)];
         encoder.encode(piece, out)?;
-        let deflated = if encoder.is_identity() { 0 } else { WORK_PER_DEFLATED_BYTE };
+        let deflated = if encoder.is_identity() {
+            0
+        } else {
+            WORK_PER_DEFLATED_BYTE
+        };
         let work = piece.len() * (WORK_PER_OUTPUT_BYTE + deflated);
         self.staged_from += piece.len();
         if self.staged_from == self.staged.len() {
@@ -402,10 +454,14 @@ impl<B> RewrittenBody<B> {
             self.pending = Bytes::new();
             self.pending_bytes = 0;
         }
-        if !self.share.resize(self.rewriter.held_bytes() + self.pending_bytes) {
+        if !self
+            .share
+            .resize(self.rewriter.held_bytes() + self.pending_bytes)
+        {
             self.rewriter.pass(Bound::Memory);
             // The coding and what is pending are needed to the end.
-            self.share.force(self.rewriter.held_bytes() + self.pending_bytes);
+            self.share
+                .force(self.rewriter.held_bytes() + self.pending_bytes);
         }
         if let Some(bound) = self.rewriter.bound().filter(|_| !self.passed) {
             self.passed = true;
@@ -425,11 +481,13 @@ impl<B: Body<Data = Bytes> + Unpin> Body for RewrittenBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         loop {
-            // hyper polls on after a frame, so a turn has as much work as one slice, however many polls it has.
+            // hyper polls on after a frame, so a turn has as much work as one slice, however many
+            // polls it has.
             if this.rewriter.work() - this.turn >= MAX_WORK_PER_SLICE {
                 this.turn = this.rewriter.work();
-                // Woken after the worker has looked at its sockets: a task that wakes itself keeps the queue of the runtime
-                // full, and a full queue is left for the sockets only every 61 tasks.
+                // Woken after the worker has looked at its sockets: a task that wakes itself keeps
+                // the queue of the runtime full, and a full queue is left for the sockets only
+                // every 61 tasks.
                 let _ = pin!(tokio::task::yield_now()).poll(context);
                 return Poll::Pending;
             }
@@ -441,7 +499,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for RewrittenBody<B> {
                 return Poll::Ready(Some(Ok(Frame::data(out.into()))));
             }
             if this.rewriter.is_done() {
-                return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+                return Poll::Ready(
+                    this.trailers
+                        .take()
+                        .map(|trailers| Ok(Frame::trailers(trailers))),
+                );
             }
             let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(context) else {
                 this.turn = this.rewriter.work();

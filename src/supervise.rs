@@ -1,13 +1,17 @@
 //! Supervision of the background tasks of the process: the end of none goes unnoticed.
 //!
-//! Every task outside the request path is registered in one [`Supervisor`] under a name and one of two policies:
+//! Every task outside the request path is registered in one [`Supervisor`] under a name and one of
+//! two policies:
 //!
-//! - [`restart`](Supervisor::restart): the task holds no state that a panic could leave half-changed. It is started again
-//!   after a growing, jittered pause; meanwhile the last known state serves.
-//! - [`fatal`](Supervisor::fatal): the process cannot go on correctly without the task, or the task may have left state
-//!   half-changed. The process ends, and its supervisor (the kubelet) starts it anew.
+//! - [`restart`](Supervisor::restart): the task holds no state that a panic could leave
+//!   half-changed. It is started again after a growing, jittered pause; meanwhile the last known
+//!   state serves.
+//! - [`fatal`](Supervisor::fatal): the process cannot go on correctly without the task, or the task
+//!   may have left state half-changed. The process ends, and its supervisor (the kubelet) starts it
+//!   anew.
 //!
-//! Either way the log has an error, `/readyz` an impaired line, and `kube_bastion_task_restarts_total` a count.
+//! Either way the log has an error, `/readyz` an impaired line, and
+//! `kube_bastion_task_restarts_total` a count.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -24,11 +28,11 @@ use crate::ready::Ready;
 
 /// The pause before the first restart, which doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause between restarts: short enough that a fault that passes costs little, long enough that one that does
-/// not fills no log.
+/// The longest pause between restarts: short enough that a fault that passes costs little, long
+/// enough that one that does not fills no log.
 const MAX_PAUSE: Duration = Duration::from_mins(1);
-/// Time that a restarted task must run before it counts as recovered: longer than the longest pause, so that a task
-/// that keeps failing never shows as well.
+/// Time that a restarted task must run before it counts as recovered: longer than the longest
+/// pause, so that a task that keeps failing never shows as well.
 const SETTLED: Duration = Duration::from_secs(90);
 
 /// Runs the background tasks of the process. Dropping it aborts them all.
@@ -72,10 +76,16 @@ impl<E: Display> Outcome for Result<(), E> {
 impl Supervisor {
     /// After `drain` has begun, tasks may end without notice.
     pub fn new(ready: Ready, metrics: Metrics, drain: Drain) -> Self {
-        Self { tasks: JoinSet::new(), ready, metrics, drain }
+        Self {
+            tasks: JoinSet::new(),
+            ready,
+            metrics,
+            drain,
+        }
     }
 
-    /// Runs `task()`, and runs it again whenever it returns or panics. `name` is its name in `/readyz`, log and metric.
+    /// Runs `task()`, and runs it again whenever it returns or panics. `name` is its name in
+    /// `/readyz`, log and metric.
     ///
     /// Must be called within the control runtime.
     pub fn restart<F, T>(&mut self, name: &'static str, mut task: F)
@@ -83,7 +93,12 @@ impl Supervisor {
         F: FnMut() -> T + Send + 'static,
         T: Future<Output: Outcome> + Send + 'static,
     {
-        let Self { ready, metrics, drain, .. } = self;
+        let Self {
+            ready,
+            metrics,
+            drain,
+            ..
+        } = self;
         let (ready, metrics, drain) = (ready.clone(), metrics.clone(), drain.clone());
         metrics.supervised_task(name);
         self.tasks.spawn(async move {
@@ -138,8 +153,15 @@ impl Supervisor {
             if drain.begun().now_or_never().is_some() {
                 return Ok(());
             }
-            tracing::error!(task = name, fault, "a background task ended without which the process cannot go on");
-            ready.set_degraded(name, format!("this background task {fault}; the process ends"));
+            tracing::error!(
+                task = name,
+                fault,
+                "a background task ended without which the process cannot go on"
+            );
+            ready.set_degraded(
+                name,
+                format!("this background task {fault}; the process ends"),
+            );
             Err(TaskError { task: name, fault })
         });
     }
@@ -150,8 +172,14 @@ impl Supervisor {
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return error,
-                // The supervision of a task panicked: nothing would notice the task's own end any more.
-                Err(error) => return TaskError { task: "supervision", fault: format!("failed: {error}") },
+                // The supervision of a task panicked: nothing would notice the task's own end any
+                // more.
+                Err(error) => {
+                    return TaskError {
+                        task: "supervision",
+                        fault: format!("failed: {error}"),
+                    };
+                }
             }
         }
         std::future::pending().await
@@ -168,7 +196,8 @@ async fn fault_of<T: Outcome>(task: impl Future<Output = T>) -> String {
 
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
 }
 
 #[cfg(test)]
@@ -181,16 +210,23 @@ mod tests {
     use super::*;
 
     fn supervisor() -> (Supervisor, Ready, Drain, Registry) {
-        let (ready, drain, mut registry) = (Ready::default(), Drain::default(), Registry::default());
+        let (ready, drain, mut registry) =
+            (Ready::default(), Drain::default(), Registry::default());
         let metrics = Metrics::new(&mut registry);
-        (Supervisor::new(ready.clone(), metrics, drain.clone()), ready, drain, registry)
+        (
+            Supervisor::new(ready.clone(), metrics, drain.clone()),
+            ready,
+            drain,
+            registry,
+        )
     }
 
     fn restarts(registry: &Registry, task: &str) -> Option<u32> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
         let line = format!("kube_bastion_task_restarts_total{{task=\"{task}\"}} ");
-        text.lines().find_map(|found| found.strip_prefix(&line)?.parse().ok())
+        text.lines()
+            .find_map(|found| found.strip_prefix(&line)?.parse().ok())
     }
 
     async fn eventually(mut is: impl FnMut() -> bool) {
@@ -199,7 +235,9 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_hours(1), waited).await.unwrap();
+        tokio::time::timeout(Duration::from_hours(1), waited)
+            .await
+            .unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -214,30 +252,51 @@ mod tests {
                 std::future::pending::<()>().await;
             }
         });
-        assert_eq!(restarts(&registry, "sweep"), Some(0), "a task shows before it fails");
+        assert_eq!(
+            restarts(&registry, "sweep"),
+            Some(0),
+            "a task shows before it fails"
+        );
         eventually(|| ready.report().1.contains("[!]sweep impaired")).await;
         let (is, report) = ready.report();
         assert!(is && report.contains("panicked: run 0 breaks"), "{report}");
         eventually(|| runs.load(Ordering::Relaxed) == 4).await;
-        assert!(ready.report().1.contains("run 2 breaks"), "it has not held yet");
+        assert!(
+            ready.report().1.contains("run 2 breaks"),
+            "it has not held yet"
+        );
         eventually(|| !ready.report().1.contains("[!]")).await;
-        assert_eq!((runs.load(Ordering::Relaxed), restarts(&registry, "sweep")), (4, Some(3)));
+        assert_eq!(
+            (runs.load(Ordering::Relaxed), restarts(&registry, "sweep")),
+            (4, Some(3))
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn restarts_task_that_returns_with_its_error() {
         let (mut supervisor, ready, _drain, registry) = supervisor();
-        supervisor.restart("admin", || async { Err::<(), _>(std::io::Error::other("the socket broke")) });
+        supervisor.restart("admin", || async {
+            Err::<(), _>(std::io::Error::other("the socket broke"))
+        });
         eventually(|| restarts(&registry, "admin") == Some(5)).await;
-        assert!(ready.report().1.contains("failed: the socket broke"), "{}", ready.report().1);
+        assert!(
+            ready.report().1.contains("failed: the socket broke"),
+            "{}",
+            ready.report().1
+        );
     }
 
     #[tokio::test]
     async fn ends_the_process_when_a_fatal_task_panics() {
         let (mut supervisor, ready, _drain, _registry) = supervisor();
-        supervisor.fatal("index", async { assert!(ready_to_fail().await, "half a fact") });
+        supervisor.fatal("index", async {
+            assert!(ready_to_fail().await, "half a fact");
+        });
         let error = supervisor.failed().await.to_string();
-        assert!(error.contains("task index panicked: half a fact"), "{error}");
+        assert!(
+            error.contains("task index panicked: half a fact"),
+            "{error}"
+        );
         assert!(ready.report().1.contains("[!]index impaired"));
     }
 

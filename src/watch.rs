@@ -1,8 +1,8 @@
 //! Sources of facts: each tells the index what there is, and goes on telling what changes.
 //!
-//! Sources run in tasks of their own and send changes through one bounded channel ([`Feed`]) to the one task that
-//! owns the [`Writer`] ([`Index`]). A source that hangs or breaks holds up no other; changes of one kind keep their order,
-//! because one task sends them.
+//! Sources run in tasks of their own and send changes through one bounded channel ([`Feed`]) to the
+//! one task that owns the [`Writer`] ([`Index`]). A source that hangs or breaks holds up no other;
+//! changes of one kind keep their order, because one task sends them.
 
 pub mod kubernetes;
 pub mod manifests;
@@ -16,8 +16,8 @@ use crate::cluster::{Kind, Object, ObjectKey, Writer};
 use crate::metrics::Metrics;
 use crate::ready::BlockReady;
 
-/// Changes on their way to the index. A source waits while there are more: what it has read is in memory already, so a
-/// longer queue would only hold it twice.
+/// Changes on their way to the index. A source waits while there are more: what it has read is in
+/// memory already, so a longer queue would only hold it twice.
 const QUEUE: usize = 1024;
 
 /// A change of the index.
@@ -43,10 +43,19 @@ pub struct Index {
     metrics: Metrics,
 }
 
-/// A feed and the index that it leads to. Each of `holds` is released when the first whole set of its kind is in.
+/// A feed and the index that it leads to. Each of `holds` is released when the first whole set of
+/// its kind is in.
 pub fn feed(writer: Writer, holds: Vec<(Kind, BlockReady)>, metrics: &Metrics) -> (Feed, Index) {
     let (sender, changes) = mpsc::channel(QUEUE);
-    (Feed(sender), Index { changes, writer, holds, metrics: metrics.clone() })
+    (
+        Feed(sender),
+        Index {
+            changes,
+            writer,
+            holds,
+            metrics: metrics.clone(),
+        },
+    )
 }
 
 impl Feed {
@@ -59,8 +68,8 @@ impl Feed {
 }
 
 impl Index {
-    /// Applies changes until every [`Feed`] is gone. A panic on the way may leave a fact half-joined: the process must
-    /// not go on after it.
+    /// Applies changes until every [`Feed`] is gone. A panic on the way may leave a fact
+    /// half-joined: the process must not go on after it.
     pub async fn run(mut self) {
         while let Some(change) = self.changes.recv().await {
             match change {
@@ -71,7 +80,10 @@ impl Index {
                 Change::Apply(object, trigger) => {
                     self.writer.apply(object);
                     if let Some(trigger) = trigger {
-                        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+                        let now = SystemTime::now()
+                            .duration_since(UNIX_EPOCH)
+                            .unwrap_or_default()
+                            .as_secs_f64();
                         self.metrics.endpoint_lag((now - trigger).max(0.0));
                     }
                 }

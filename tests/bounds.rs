@@ -1,4 +1,5 @@
-//! Bounds of what one process holds, whoever asks and whatever answers: memory, file descriptors, reviews in flight.
+//! Bounds of what one process holds, whoever asks and whatever answers: memory, file descriptors,
+//! reviews in flight.
 //!
 //! The limits are generous, and none is a time. Each test prints what it measured.
 

@@ -13,10 +13,17 @@ use tempfile::TempDir;
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
-    command.args(arguments).env_remove("KUBERNETES_SERVICE_HOST").env("HOME", "/nonexistent");
+    command
+        .args(arguments)
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .env("HOME", "/nonexistent");
     if arguments.first() == Some(&"serve") {
-        // A start that fails late has bound its ports by then; the default ones may be in use on this machine.
-        for port in ["KUBE_BASTION_SECURE_LISTEN_ADDRESS", "KUBE_BASTION_ADMIN_LISTEN_ADDRESS"] {
+        // A start that fails late has bound its ports by then; the default ones may be in use on
+        // this machine.
+        for port in [
+            "KUBE_BASTION_SECURE_LISTEN_ADDRESS",
+            "KUBE_BASTION_ADMIN_LISTEN_ADDRESS",
+        ] {
             command.env(port, "127.0.0.1:0");
         }
     }
@@ -50,8 +57,18 @@ const HEAD: &str = "apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfigur
 
 #[test]
 fn without_a_cluster_it_says_what_to_give() {
-    assert_told(&refused(&["serve"]), &["no --kubeconfig is given", "--kubeconfig=FILE", "source.type: manifests"]);
-    assert_told(&refused(&["serve", "--kubeconfig=/nonexistent"]), &["the kubeconfig \"/nonexistent\" cannot be used"]);
+    assert_told(
+        &refused(&["serve"]),
+        &[
+            "no --kubeconfig is given",
+            "--kubeconfig=FILE",
+            "source.type: manifests",
+        ],
+    );
+    assert_told(
+        &refused(&["serve", "--kubeconfig=/nonexistent"]),
+        &["the kubeconfig \"/nonexistent\" cannot be used"],
+    );
 }
 
 #[test]
@@ -61,29 +78,68 @@ fn a_bad_configuration_is_told_by_line_field_and_value() {
         &["cannot read the configuration file \"/nonexistent\""],
     );
     let folder = tempfile::tempdir().expect("a folder");
-    let file = write(folder.path(), "bad.yaml", &format!("{HEAD}serving:\n  workers: many\n"));
+    let file = write(
+        folder.path(),
+        "bad.yaml",
+        &format!("{HEAD}serving:\n  workers: many\n"),
+    );
     let said = refused(&["check", "--config", &file]);
-    assert_told(&said, &[&file, "line 4", "workers: many", "\"many\" is not a count", "whole number"]);
-    let file = write(folder.path(), "typo.yaml", &format!("{HEAD}servign: {{}}\n"));
-    assert_told(&refused(&["check", "--config", &file]), &["line 3", "unknown field `servign`", "serving"]);
+    assert_told(
+        &said,
+        &[
+            &file,
+            "line 4",
+            "workers: many",
+            "\"many\" is not a count",
+            "whole number",
+        ],
+    );
+    let file = write(
+        folder.path(),
+        "typo.yaml",
+        &format!("{HEAD}servign: {{}}\n"),
+    );
+    assert_told(
+        &refused(&["check", "--config", &file]),
+        &["line 3", "unknown field `servign`", "serving"],
+    );
 }
 
-/// By itself it looks at no file but the configuration's; `--load` is as strict as a start, but for the ports.
+/// By itself it looks at no file but the configuration's; `--load` is as strict as a start, but for
+/// the ports.
 #[test]
 fn check_loads_what_is_named_where_it_is_asked_to() {
-    let nowhere = ["--tls-cert-file=/nonexistent", "--tls-private-key-file=/nonexistent"];
+    let nowhere = [
+        "--tls-cert-file=/nonexistent",
+        "--tls-private-key-file=/nonexistent",
+    ];
     let output = run(&[&["check", "--kubeconfig=/nonexistent"], &nowhere[..]].concat());
     assert!(output.status.success());
-    assert_told(&String::from_utf8_lossy(&output.stderr), &["are not checked", "check --load"]);
-    assert_told(&refused(&[&["check", "--load"], &nowhere[..]].concat()), &["certificates from \"/nonexistent\""]);
+    assert_told(
+        &String::from_utf8_lossy(&output.stderr),
+        &["are not checked", "check --load"],
+    );
+    assert_told(
+        &refused(&[&["check", "--load"], &nowhere[..]].concat()),
+        &["certificates from \"/nonexistent\""],
+    );
 
     let folder = tempfile::tempdir().expect("a folder");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = format!("--secure-listen-address={}", taken.local_addr().expect("bound"));
+    let address = format!(
+        "--secure-listen-address={}",
+        taken.local_addr().expect("bound")
+    );
     let manifests = format!("--manifests-dir={}", folder.path().display());
     let output = run(&["check", "--load", &manifests, &address]);
-    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-    assert_told(&String::from_utf8_lossy(&output.stdout), &["type: manifests"]);
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    assert_told(
+        &String::from_utf8_lossy(&output.stdout),
+        &["type: manifests"],
+    );
 
     // A plugin of the kubeconfig may ask somebody for a credential: it is not run.
     let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
@@ -98,14 +154,29 @@ fn check_loads_what_is_named_where_it_is_asked_to() {
 #[test]
 fn check_prints_what_would_be_in_effect() {
     let folder = tempfile::tempdir().expect("a folder");
-    let file = write(folder.path(), "good.yaml", &format!("{HEAD}serving: {{workers: 3}}\n"));
+    let file = write(
+        folder.path(),
+        "good.yaml",
+        &format!("{HEAD}serving: {{workers: 3}}\n"),
+    );
     let output = run(&["check", "--config", &file, "--log-level=debug"]);
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success());
-    assert_told(&printed, &["workers: 3", "level: debug", "cacheTTL: 10s", "secureListenAddress: 0.0.0.0:8443"]);
+    assert_told(
+        &printed,
+        &[
+            "workers: 3",
+            "level: debug",
+            "cacheTTL: 10s",
+            "secureListenAddress: 0.0.0.0:8443",
+        ],
+    );
     // What it prints is a configuration itself.
     let again = write(folder.path(), "again.yaml", &printed);
-    assert_eq!(String::from_utf8_lossy(&run(&["check", "--config", &again]).stdout), printed);
+    assert_eq!(
+        String::from_utf8_lossy(&run(&["check", "--config", &again]).stdout),
+        printed
+    );
 }
 
 type Variables<'a> = &'a [(&'a str, &'a str)];
@@ -114,35 +185,109 @@ type Variables<'a> = &'a [(&'a str, &'a str)];
 #[test]
 fn the_source_is_the_one_named_last() {
     let folder = tempfile::tempdir().expect("a folder");
-    let manifests = "source: {type: manifests, manifests: {directory: of-file, tokenAuthFile: of-file.csv}}\n";
-    let manifests = &*write(folder.path(), "manifests.yaml", &format!("{HEAD}{manifests}"));
+    let manifests =
+        "source: {type: manifests, manifests: {directory: of-file, tokenAuthFile: of-file.csv}}\n";
+    let manifests = &*write(
+        folder.path(),
+        "manifests.yaml",
+        &format!("{HEAD}{manifests}"),
+    );
     let kubernetes = "source: {kubernetes: {kubeconfig: of-file, context: of-file}}\n";
-    let kubernetes = &*write(folder.path(), "kubernetes.yaml", &format!("{HEAD}{kubernetes}"));
+    let kubernetes = &*write(
+        folder.path(),
+        "kubernetes.yaml",
+        &format!("{HEAD}{kubernetes}"),
+    );
     let context = [("KUBE_BASTION_CONTEXT", "c")];
-    let by_environment = [("KUBE_BASTION_MANIFESTS_DIR", "m"), ("KUBE_BASTION_TOKEN_AUTH_FILE", "t")];
+    let by_environment = [
+        ("KUBE_BASTION_MANIFESTS_DIR", "m"),
+        ("KUBE_BASTION_TOKEN_AUTH_FILE", "t"),
+    ];
     let kubeconfig = [("KUBE_BASTION_KUBECONFIG", "k")];
-    let both = [("KUBE_BASTION_MANIFESTS_DIR", "m"), ("KUBE_BASTION_KUBECONFIG", "k")];
+    let both = [
+        ("KUBE_BASTION_MANIFESTS_DIR", "m"),
+        ("KUBE_BASTION_KUBECONFIG", "k"),
+    ];
     let cases: &[(&[&str], Variables<'_>, [&str; 5])] = &[
-        (&["--config", manifests], &[], ["manifests", "null", "null", "of-file", "of-file.csv"]),
-        (&["--config", manifests, "--kubeconfig=k"], &[], ["kubernetes", "k", "null", "null", "null"]),
-        (&["--config", manifests], &kubeconfig, ["kubernetes", "k", "null", "null", "null"]),
-        (&["--config", kubernetes, "--context=c"], &[], ["kubernetes", "of-file", "c", "null", "null"]),
-        (&["--config", kubernetes], &context, ["kubernetes", "of-file", "c", "null", "null"]),
-        (&["--config", kubernetes, "--manifests-dir=m"], &[], ["manifests", "null", "null", "m", "null"]),
-        (&["--config", manifests, "--manifests-dir=m"], &[], ["manifests", "null", "null", "m", "of-file.csv"]),
-        (&["--config", manifests, "--token-auth-file=t"], &context, ["manifests", "null", "null", "of-file", "t"]),
-        (&["--kubeconfig=k"], &by_environment, ["kubernetes", "k", "null", "null", "null"]),
-        (&["--manifests-dir=m"], &kubeconfig, ["manifests", "null", "null", "m", "null"]),
-        (&["--kubeconfig=line"], &both, ["kubernetes", "line", "null", "null", "null"]),
-        (&[], &by_environment, ["manifests", "null", "null", "m", "t"]),
+        (
+            &["--config", manifests],
+            &[],
+            ["manifests", "null", "null", "of-file", "of-file.csv"],
+        ),
+        (
+            &["--config", manifests, "--kubeconfig=k"],
+            &[],
+            ["kubernetes", "k", "null", "null", "null"],
+        ),
+        (
+            &["--config", manifests],
+            &kubeconfig,
+            ["kubernetes", "k", "null", "null", "null"],
+        ),
+        (
+            &["--config", kubernetes, "--context=c"],
+            &[],
+            ["kubernetes", "of-file", "c", "null", "null"],
+        ),
+        (
+            &["--config", kubernetes],
+            &context,
+            ["kubernetes", "of-file", "c", "null", "null"],
+        ),
+        (
+            &["--config", kubernetes, "--manifests-dir=m"],
+            &[],
+            ["manifests", "null", "null", "m", "null"],
+        ),
+        (
+            &["--config", manifests, "--manifests-dir=m"],
+            &[],
+            ["manifests", "null", "null", "m", "of-file.csv"],
+        ),
+        (
+            &["--config", manifests, "--token-auth-file=t"],
+            &context,
+            ["manifests", "null", "null", "of-file", "t"],
+        ),
+        (
+            &["--kubeconfig=k"],
+            &by_environment,
+            ["kubernetes", "k", "null", "null", "null"],
+        ),
+        (
+            &["--manifests-dir=m"],
+            &kubeconfig,
+            ["manifests", "null", "null", "m", "null"],
+        ),
+        (
+            &["--kubeconfig=line"],
+            &both,
+            ["kubernetes", "line", "null", "null", "null"],
+        ),
+        (
+            &[],
+            &by_environment,
+            ["manifests", "null", "null", "m", "t"],
+        ),
     ];
     for (line, environment, expected) in cases {
-        let output =
-            command(&[&["check"], *line].concat()).envs(environment.iter().copied()).output().expect("it runs");
+        let output = command(&[&["check"], *line].concat())
+            .envs(environment.iter().copied())
+            .output()
+            .expect("it runs");
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let source = printed.split("\nsource:\n").nth(1).unwrap_or_default();
-        let fields = ["type", "kubeconfig", "context", "directory", "tokenAuthFile"].map(|field| {
-            let value = source.lines().find_map(|line| line.trim().strip_prefix(field)?.strip_prefix(": "));
+        let fields = [
+            "type",
+            "kubeconfig",
+            "context",
+            "directory",
+            "tokenAuthFile",
+        ]
+        .map(|field| {
+            let value = source
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(field)?.strip_prefix(": "));
             value.unwrap_or("nothing")
         });
         let said = String::from_utf8_lossy(&output.stderr);
@@ -151,7 +296,13 @@ fn the_source_is_the_one_named_last() {
     let output = command(&["check"]).envs(both).output().expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2));
-    assert_told(&said, &["--kubeconfig cannot be used with --manifests-dir", "environment variables"]);
+    assert_told(
+        &said,
+        &[
+            "--kubeconfig cannot be used with --manifests-dir",
+            "environment variables",
+        ],
+    );
 }
 
 #[test]
@@ -166,29 +317,54 @@ fn a_taken_port_is_named() {
         "--secure-listen-address",
         &address,
     ]);
-    assert_told(&said, &[&address, "secureListenAddress", "is another process there?", "in use"]);
+    assert_told(
+        &said,
+        &[
+            &address,
+            "secureListenAddress",
+            "is another process there?",
+            "in use",
+        ],
+    );
 }
 
 #[test]
 fn a_key_that_is_not_the_certificates_is_told() {
     kube_bastion::tls::install_provider();
     let folder = tempfile::tempdir().expect("a folder");
-    let made = || rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let made =
+        || rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let (one, other) = (made(), made());
     let certificate = write(folder.path(), "tls.crt", &one.cert.pem());
     let key = write(folder.path(), "tls.key", &other.signing_key.serialize_pem());
     let with = |certificate: &str, key: &str| {
-        let (certificate, key) = (format!("--tls-cert-file={certificate}"), format!("--tls-private-key-file={key}"));
-        refused(&["serve", "--manifests-dir", &folder.path().display().to_string(), &certificate, &key])
+        let (certificate, key) = (
+            format!("--tls-cert-file={certificate}"),
+            format!("--tls-private-key-file={key}"),
+        );
+        refused(&[
+            "serve",
+            "--manifests-dir",
+            &folder.path().display().to_string(),
+            &certificate,
+            &key,
+        ])
     };
-    assert_told(&with(&certificate, &key), &["does not belong to the certificate", &certificate, &key]);
-    assert_told(&with("/nonexistent", &key), &["cannot read certificates from \"/nonexistent\""]);
+    assert_told(
+        &with(&certificate, &key),
+        &["does not belong to the certificate", &certificate, &key],
+    );
+    assert_told(
+        &with("/nonexistent", &key),
+        &["cannot read certificates from \"/nonexistent\""],
+    );
     let empty = write(folder.path(), "empty.crt", "nothing\n");
     assert_told(&with(&empty, &key), &["holds no certificate", &empty]);
     assert_told(&with(&certificate, &empty), &["a private key", &empty]);
 }
 
-/// What a start that fails says holds its cause once: neither lost nor repeated by what the error came from.
+/// What a start that fails says holds its cause once: neither lost nor repeated by what the error
+/// came from.
 #[test]
 fn a_bad_start_says_its_cause_once() {
     kube_bastion::tls::install_provider();
@@ -199,9 +375,13 @@ fn a_bad_start_says_its_cause_once() {
     let manifests = format!("--manifests-dir={}", manifests.display());
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let certificate = write("tls.crt", &made.cert.pem());
-    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let other =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let key = write("tls.key", &other.signing_key.serialize_pem());
-    let no_base64 = write("ca.crt", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n");
+    let no_base64 = write(
+        "ca.crt",
+        "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
+    );
     let no_yaml = write("no-yaml", "a: [\n");
     let kubeconfig = |user: &str| {
         format!(
@@ -209,14 +389,25 @@ fn a_bad_start_says_its_cause_once() {
              clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
         )
     };
-    let no_key = write("no-key", &kubeconfig("client-certificate: /nonexistent, client-key: /nonexistent"));
+    let no_key = write(
+        "no-key",
+        &kubeconfig("client-certificate: /nonexistent, client-key: /nonexistent"),
+    );
     let good = write("kubeconfig", &kubeconfig("token: t"));
     let tokens = write("tokens", "alone\n");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = format!("--secure-listen-address={}", taken.local_addr().expect("bound"));
+    let taken = format!(
+        "--secure-listen-address={}",
+        taken.local_addr().expect("bound")
+    );
 
     let tls = |certificate: &str, key: &str| {
-        [format!("--tls-cert-file={certificate}"), format!("--tls-private-key-file={key}"), manifests.clone()].to_vec()
+        [
+            format!("--tls-cert-file={certificate}"),
+            format!("--tls-private-key-file={key}"),
+            manifests.clone(),
+        ]
+        .to_vec()
     };
     let with = |flag: &str, file: &str| [format!("--{flag}={file}"), manifests.clone()].to_vec();
     let alone = |flag: &str, file: &str| [format!("--{flag}={file}")].to_vec();
@@ -227,7 +418,10 @@ fn a_bad_start_says_its_cause_once() {
         (alone("kubeconfig", "/nonexistent"), absent),
         (alone("kubeconfig", &no_yaml), "error: line 1 column 4"),
         (alone("kubeconfig", &no_key), absent),
-        ([alone("kubeconfig", &good), alone("context", "other")].concat(), "other"),
+        (
+            [alone("kubeconfig", &good), alone("context", "other")].concat(),
+            "other",
+        ),
         (alone("manifests-dir", "/nonexistent"), absent),
         (with("token-auth-file", "/nonexistent"), absent),
         (with("token-auth-file", &tokens), "line 1"),
@@ -237,16 +431,27 @@ fn a_bad_start_says_its_cause_once() {
         (tls(&certificate, &certificate), "no items found"),
         (with("client-ca-file", "/nonexistent"), absent),
         (with("client-ca-file", &no_base64), "base64"),
-        (with("kubelet-certificate-authority", "/nonexistent"), absent),
+        (
+            with("kubelet-certificate-authority", "/nonexistent"),
+            absent,
+        ),
         (with("kubelet-certificate-authority", &no_base64), "base64"),
         (vec![taken, manifests.clone()], "in use"),
     ];
     let mut wrong = Vec::new();
     for (line, cause) in cases {
         // What files hold, `check --load` finds too. Ports it does not try.
-        let commands: &[&[&str]] = if cause == "in use" { &[&["serve"]] } else { &[&["serve"], &["check", "--load"]] };
+        let commands: &[&[&str]] = if cause == "in use" {
+            &[&["serve"]]
+        } else {
+            &[&["serve"], &["check", "--load"]]
+        };
         for command in commands {
-            let line: Vec<&str> = command.iter().copied().chain(line.iter().map(String::as_str)).collect();
+            let line: Vec<&str> = command
+                .iter()
+                .copied()
+                .chain(line.iter().map(String::as_str))
+                .collect();
             let said = refused(&line);
             if said.matches(cause).count() != 1 {
                 wrong.push(format!("{line:?} should say {cause:?} once:\n{said}"));
@@ -270,8 +475,15 @@ impl Running {
         let manifests = tempfile::tempdir().expect("a folder");
         let directory = format!("--manifests-dir={}", manifests.path().display());
         let mut command = command(&[&["serve", &*directory], arguments].concat());
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        Self { child, _manifests: manifests }
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        Self {
+            child,
+            _manifests: manifests,
+        }
     }
 }
 
@@ -280,19 +492,29 @@ impl Running {
     fn events(&mut self) -> Receiver<String> {
         let events = BufReader::new(self.child.stderr.take().expect("stderr is piped")).lines();
         let (told, received) = channel();
-        std::thread::spawn(move || events.map_while(Result::ok).try_for_each(|line| told.send(line)));
+        std::thread::spawn(move || {
+            events
+                .map_while(Result::ok)
+                .try_for_each(|line| told.send(line))
+        });
         received
     }
 
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().try_into().expect("a pid")), signal).expect("it runs");
+        kill(
+            Pid::from_raw(self.child.id().try_into().expect("a pid")),
+            signal,
+        )
+        .expect("it runs");
     }
 }
 
 /// The next event that holds `what`.
 fn told(events: &Receiver<String>, what: &str) -> String {
     loop {
-        let line = events.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what:?} is not told"));
+        let line = events
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|_| panic!("{what:?} is not told"));
         if line.contains(what) {
             return line;
         }
@@ -306,15 +528,20 @@ impl Drop for Running {
     }
 }
 
-/// Nobody can verify a self-signed certificate but by its fingerprint: it is told on one line, whatever the level is.
+/// Nobody can verify a self-signed certificate but by its fingerprint: it is told on one line,
+/// whatever the level is.
 #[test]
 fn the_fingerprint_of_a_self_signed_certificate_is_always_told() {
     for level in ["off", "error", "info", "kube_bastion=off"] {
         for format in ["text", "json"] {
-            let mut running = Running::start(&[&format!("--log-level={level}"), &format!("--logging-format={format}")]);
+            let mut running = Running::start(&[
+                &format!("--log-level={level}"),
+                &format!("--logging-format={format}"),
+            ]);
             let line = told(&running.events(), "self-signed");
             let fingerprint = if format == "json" {
-                let event: serde_json::Value = serde_json::from_str(&line).expect("an event is JSON");
+                let event: serde_json::Value =
+                    serde_json::from_str(&line).expect("an event is JSON");
                 event["sha256"].as_str().expect("a fingerprint").to_owned()
             } else {
                 line.split('"').nth(1).expect("a fingerprint").to_owned()
@@ -327,12 +554,18 @@ fn the_fingerprint_of_a_self_signed_certificate_is_always_told() {
 /// Standard output is a full pipe: the end comes all the same.
 #[test]
 fn an_access_log_that_nobody_reads_does_not_hold_up_the_end() {
-    let mut running = Running::start(&["--insecure-listen-address=127.0.0.1:0", "--drain-timeout=1s"]);
+    let mut running = Running::start(&[
+        "--insecure-listen-address=127.0.0.1:0",
+        "--drain-timeout=1s",
+    ]);
     let events = running.events();
     let line = told(&events, "insecure=");
     let (_, address) = line.split_once("insecure=").expect("it is there");
     // At least 128 KiB of lines, of which each has 256 bytes of path: twice what a pipe holds.
-    let request = format!("GET /{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "x".repeat(1024));
+    let request = format!(
+        "GET /{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        "x".repeat(1024)
+    );
     for _ in 0..512 {
         let mut connection = TcpStream::connect(address).expect("it accepts");
         connection.write_all(request.as_bytes()).expect("it reads");
@@ -356,15 +589,33 @@ fn an_access_log_that_nobody_reads_does_not_hold_up_the_end() {
 #[test]
 fn broken_manifests_stop_the_start() {
     let folder = tempfile::tempdir().expect("a folder");
-    let file = write(folder.path(), "pod.yaml", "kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: x}]}\n");
-    let said = refused(&["serve", "--manifests-dir", &folder.path().display().to_string()]);
+    let file = write(
+        folder.path(),
+        "pod.yaml",
+        "kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: x}]}\n",
+    );
+    let said = refused(&[
+        "serve",
+        "--manifests-dir",
+        &folder.path().display().to_string(),
+    ]);
     assert_told(&said, &[&file, "Pod \"p\"", "malformed"]);
 }
 
 #[test]
 fn help_teaches() {
     let help = String::from_utf8_lossy(&run(&["--help"]).stdout).into_owned();
-    assert_told(&help, &["serve", "demo", "check", "First look", "kubectl --server"]);
+    assert_told(
+        &help,
+        &["serve", "demo", "check", "First look", "kubectl --server"],
+    );
     let help = String::from_utf8_lossy(&run(&["serve", "--help"]).stdout).into_owned();
-    assert_told(&help, &["--kubeconfig <FILE>", "[env: KUBE_BASTION_KUBECONFIG=]", "[default: 0.0.0.0:8443]"]);
+    assert_told(
+        &help,
+        &[
+            "--kubeconfig <FILE>",
+            "[env: KUBE_BASTION_KUBECONFIG=]",
+            "[default: 0.0.0.0:8443]",
+        ],
+    );
 }

@@ -1,4 +1,5 @@
-//! `docs/compatibility.md` is made of the table that the end-to-end tests ask the apiserver and the bastion.
+//! `docs/compatibility.md` is made of the table that the end-to-end tests ask the apiserver and the
+//! bastion.
 
 #[path = "support/raw/script.rs"]
 #[allow(dead_code, reason = "here scripts are read, not played")]
@@ -42,7 +43,10 @@ fn the_document_is_that_of_the_table() {
         std::fs::write(&path, &told).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == told, "{DOCUMENT} is stale: run `make compatibility` and commit it");
+    assert!(
+        kept == told,
+        "{DOCUMENT} is stale: run `make compatibility` and commit it"
+    );
 }
 
 const NEVER: &str = "a String can always be written to";
@@ -58,27 +62,75 @@ fn document(table: &Table) -> String {
 fn same(table: &Table, text: &mut String) -> std::fmt::Result {
     let differing = table.rows().filter(|row| row.differs.is_some()).count();
     let all = table.rows().count();
-    writeln!(text, "\n## What is the same\n\nOf {all} questions, {} have the same answer.\n", all - differing)?;
-    writeln!(text, "| chapter | what | questions | same answer |\n|---|---|---|---|")?;
+    writeln!(
+        text,
+        "\n## What is the same\n\nOf {all} questions, {} have the same answer.\n",
+        all - differing
+    )?;
+    writeln!(
+        text,
+        "| chapter | what | questions | same answer |\n|---|---|---|---|"
+    )?;
     for chapter in &table.chapters {
-        let same = chapter.rows.iter().filter(|row| row.differs.is_none()).count();
-        writeln!(text, "| {} | {} | {} | {same} |", chapter.title, chapter.same, chapter.rows.len())?;
+        let same = chapter
+            .rows
+            .iter()
+            .filter(|row| row.differs.is_none())
+            .count();
+        writeln!(
+            text,
+            "| {} | {} | {} | {same} |",
+            chapter.title,
+            chapter.same,
+            chapter.rows.len()
+        )?;
     }
     Ok(())
 }
 
 fn differences(table: &Table, text: &mut String) -> std::fmt::Result {
-    let (better, limits): (Vec<_>, Vec<_>) = table.differences.iter().partition(|difference| difference.gain.is_some());
+    let (better, limits): (Vec<_>, Vec<_>) = table
+        .differences
+        .iter()
+        .partition(|difference| difference.gain.is_some());
     writeln!(text, "\n## What differs, and what is gained\n")?;
-    writeln!(text, "| | about | kube-apiserver | kube-bastion | gain |\n|---|---|---|---|---|")?;
-    for Difference { because, about, theirs, ours, gain } in better {
+    writeln!(
+        text,
+        "| | about | kube-apiserver | kube-bastion | gain |\n|---|---|---|---|---|"
+    )?;
+    for Difference {
+        because,
+        about,
+        theirs,
+        ours,
+        gain,
+    } in better
+    {
         let gain = gain.as_deref().unwrap_or_default();
-        writeln!(text, "| [{because}](#{}) | {about} | {theirs} | {ours} | {gain} |", anchor(because))?;
+        writeln!(
+            text,
+            "| [{because}](#{}) | {about} | {theirs} | {ours} | {gain} |",
+            anchor(because)
+        )?;
     }
     writeln!(text, "\nWhere it gains nothing, it is a limit:\n")?;
-    writeln!(text, "| | about | kube-apiserver | kube-bastion |\n|---|---|---|---|")?;
-    for Difference { because, about, theirs, ours, .. } in limits {
-        writeln!(text, "| [{because}](#{}) | {about} | {theirs} | {ours} |", anchor(because))?;
+    writeln!(
+        text,
+        "| | about | kube-apiserver | kube-bastion |\n|---|---|---|---|"
+    )?;
+    for Difference {
+        because,
+        about,
+        theirs,
+        ours,
+        ..
+    } in limits
+    {
+        writeln!(
+            text,
+            "| [{because}](#{}) | {about} | {theirs} | {ours} |",
+            anchor(because)
+        )?;
     }
     writeln!(text, "\nOn every request and answer:\n")?;
     for Standing { because, told, .. } in STANDING {
@@ -93,11 +145,22 @@ fn differences(table: &Table, text: &mut String) -> std::fmt::Result {
 
 fn rows(table: &Table, text: &mut String) -> std::fmt::Result {
     writeln!(text, "\n## The questions that show it\n")?;
-    writeln!(text, "`saw` is what the backend got to see; an aspect of nothing was absent.")?;
+    writeln!(
+        text,
+        "`saw` is what the backend got to see; an aspect of nothing was absent."
+    )?;
     for difference in &table.differences {
-        writeln!(text, "\n### {}\n\n{}.", difference.because, difference.about)?;
+        writeln!(
+            text,
+            "\n### {}\n\n{}.",
+            difference.because, difference.about
+        )?;
         for row in table.rows() {
-            let Some(differs) = row.differs.as_ref().filter(|differs| differs.because == difference.because) else {
+            let Some(differs) = row
+                .differs
+                .as_ref()
+                .filter(|differs| differs.because == difference.because)
+            else {
                 continue;
             };
             writeln!(text, "\n- {}{}", row.name, question(row))?;
@@ -110,11 +173,18 @@ fn rows(table: &Table, text: &mut String) -> std::fmt::Result {
 
 /// Where a heading is to be found.
 fn anchor(heading: &str) -> String {
-    heading.to_lowercase().replace(' ', "-").replace(['(', ')'], "")
+    heading
+        .to_lowercase()
+        .replace(' ', "-")
+        .replace(['(', ')'], "")
 }
 
 fn question(row: &Row) -> String {
-    let mut told = if row.ask.is_empty() { String::new() } else { format!(": {}", code(&row.ask)) };
+    let mut told = if row.ask.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", code(&row.ask))
+    };
     if row.setting != "default" && !row.setting.is_empty() {
         told += &format!(" (bastion: {})", row.setting);
     }
@@ -135,5 +205,9 @@ fn code(text: &str) -> String {
     if text.is_empty() {
         return "(empty)".into();
     }
-    if text.contains('`') { format!("`` {text} ``") } else { format!("`{text}`") }
+    if text.contains('`') {
+        format!("`` {text} ``")
+    } else {
+        format!("`{text}`")
+    }
 }

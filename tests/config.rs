@@ -24,7 +24,9 @@ fn every_example_loads() {
     assert!(examples.len() >= 4, "{examples:?}");
     for path in examples {
         let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
-        config.validate().unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        config
+            .validate()
+            .unwrap_or_else(|error| panic!("{path:?}: {error}"));
     }
 }
 
@@ -36,19 +38,31 @@ fn the_schema_is_that_of_the_types() {
         std::fs::write(&path, schema()).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == schema(), "{SCHEMA} is stale: run `make schema` and commit it");
+    assert!(
+        kept == schema(),
+        "{SCHEMA} is stale: run `make schema` and commit it"
+    );
 }
 
 #[test]
 fn every_field_has_a_description() {
     let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
     let described = |of: &serde_json::Value| {
-        let target = of["$ref"].as_str().map(|to| schema.pointer(to.trim_start_matches('#')).expect("it resolves"));
-        of["description"].is_string() || target.is_some_and(|target| target["description"].is_string())
+        let target = of["$ref"].as_str().map(|to| {
+            schema
+                .pointer(to.trim_start_matches('#'))
+                .expect("it resolves")
+        });
+        of["description"].is_string()
+            || target.is_some_and(|target| target["description"].is_string())
     };
     let mut bare = Vec::new();
     let root = ("Config".to_owned(), &schema);
-    let sections = schema["$defs"].as_object().unwrap().iter().map(|(name, section)| (name.clone(), section));
+    let sections = schema["$defs"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, section)| (name.clone(), section));
     for (name, section) in std::iter::once(root).chain(sections) {
         for (field, of) in section["properties"].as_object().into_iter().flatten() {
             if !described(of) {

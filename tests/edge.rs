@@ -1,4 +1,5 @@
-//! The edges of the proxy, through the binary: what is dropped, refused or bounded before a backend or a client meets it.
+//! The edges of the proxy, through the binary: what is dropped, refused or bounded before a backend
+//! or a client meets it.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -24,26 +25,34 @@ async fn test_bed(settings: &str) -> Result<TestBed> {
 
 /// Sends a GET to the pod; `rest` is what follows the usual headers.
 async fn get(bed: &TestBed, path: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
-    bed.request(&format!("GET {path}"), &format!("{rest}\r\n")).await
+    bed.request(&format!("GET {path}"), &format!("{rest}\r\n"))
+        .await
 }
 
 /// A client of HTTP/2.
 async fn http2(bed: &TestBed) -> Result<h2::client::SendRequest<Bytes>> {
     let stream = tls_with_alpn(bed.bastion.secure, &bed.ca.file, None, &[b"h2"]).await?;
-    let (sender, connection) = h2::client::Builder::new().max_header_list_size(16 << 20).handshake(stream).await?;
+    let (sender, connection) = h2::client::Builder::new()
+        .max_header_list_size(16 << 20)
+        .handshake(stream)
+        .await?;
     tokio::spawn(connection);
     Ok(sender)
 }
 
 fn request(path: &str) -> Result<Request<()>> {
-    let request = Request::get(format!("https://bastion.test{path}")).header("authorization", "Bearer t");
+    let request =
+        Request::get(format!("https://bastion.test{path}")).header("authorization", "Bearer t");
     Ok(request.body(())?)
 }
 
 /// Fills a map to `count` entries, of names as short as they can be.
 fn fill(headers: &mut HeaderMap, count: usize) -> Result<()> {
     for n in 0..count - headers.len() {
-        headers.append(HeaderName::try_from(format!("{n:x}"))?, HeaderValue::from_static(""));
+        headers.append(
+            HeaderName::try_from(format!("{n:x}"))?,
+            HeaderValue::from_static(""),
+        );
     }
     Ok(())
 }
@@ -64,9 +73,15 @@ async fn rejects_requests_of_too_many_headers_and_lives_on() -> Result<()> {
         let mut request = request(&format!("{PREFIX}/"))?;
         fill(request.headers_mut(), count)?;
         let answer = sender.send_request(request, true)?.0.await?;
-        ensure!(answer.status() == 431 && answer.headers().contains_key("audit-id"), "{count}: {answer:?}");
+        ensure!(
+            answer.status() == 431 && answer.headers().contains_key("audit-id"),
+            "{count}: {answer:?}"
+        );
         let body = text(answer.into_body()).await?;
-        ensure!(body.contains(r#""kind":"Status""#) && body.contains("more than 1000 header fields"), "{body}");
+        ensure!(
+            body.contains(r#""kind":"Status""#) && body.contains("more than 1000 header fields"),
+            "{body}"
+        );
     }
     // The same connection serves what is within the limit.
     let mut within = request(&format!("{H2C}/"))?;
@@ -74,7 +89,11 @@ async fn rejects_requests_of_too_many_headers_and_lives_on() -> Result<()> {
     let answer = sender.send_request(within, true)?.0;
     let mut backend = h2::server::handshake(bed.backend.accept().await?.0).await?;
     let (request, mut respond) = backend.accept().await.context("a request")??;
-    ensure!(request.headers().len() >= 999, "{}", request.headers().len());
+    ensure!(
+        request.headers().len() >= 999,
+        "{}",
+        request.headers().len()
+    );
     respond.send_response(Response::new(()), true)?;
     tokio::spawn(async move { while backend.accept().await.is_some() {} });
     ensure!(answer.await?.status() == 200);
@@ -90,7 +109,9 @@ async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
     let mut sender = http2(&bed).await?;
     let first = sender.send_request(request(&format!("{H2C}/"))?, true)?.0;
     let stream = bed.backend.accept().await?.0;
-    let mut backend = h2::server::Builder::new().handshake::<_, Bytes>(stream).await?;
+    let mut backend = h2::server::Builder::new()
+        .handshake::<_, Bytes>(stream)
+        .await?;
     let (_, mut respond) = backend.accept().await.context("a request")??;
     let mut response = Response::new(());
     fill(response.headers_mut(), FULL)?;
@@ -107,7 +128,10 @@ async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
         let answer = first.await?;
         ensure!(answer.status() == 503, "{answer:?}");
         let body = text(answer.into_body()).await?;
-        ensure!(body.contains("the answer has more than 1000 header fields"), "{body}");
+        ensure!(
+            body.contains("the answer has more than 1000 header fields"),
+            "{body}"
+        );
 
         let second = sender.send_request(request(&format!("{H2C}/"))?, true)?.0;
         let (_, mut respond) = accepted.recv().await.context("a second request")?;
@@ -169,22 +193,53 @@ async fn no_offer_of_http_reaches_a_backend() -> Result<()> {
         );
         let mut client = get(&bed, "/ws", &rest).await?;
         let (mut backend, head) = bed.accept().await?;
-        ensure!(head.contains("\r\nConnection: Upgrade\r\n") && head.contains("\r\nUpgrade: websocket\r\n"), "{head}");
+        ensure!(
+            head.contains("\r\nConnection: Upgrade\r\n")
+                && head.contains("\r\nUpgrade: websocket\r\n"),
+            "{head}"
+        );
         let lower = head.to_lowercase();
-        ensure!(lower.matches("\r\nupgrade:").count() == 1 && lower.matches("\r\nconnection:").count() == 1, "{head}");
-        for absent in ["h2", "http2-settings", "proxy-authorization", "keep-alive", "x-mine", "tls", "http/2"] {
+        ensure!(
+            lower.matches("\r\nupgrade:").count() == 1
+                && lower.matches("\r\nconnection:").count() == 1,
+            "{head}"
+        );
+        for absent in [
+            "h2",
+            "http2-settings",
+            "proxy-authorization",
+            "keep-alive",
+            "x-mine",
+            "tls",
+            "http/2",
+        ] {
             ensure!(!lower.contains(absent), "{absent} in {head}");
         }
         // A backend that switches to what was not offered, or to nothing by name, opens no pipe.
-        let switch = if offer.contains("TLS") { "" } else { "Upgrade: h2c\r\n" };
-        let head = format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n{switch}\r\npipe");
+        let switch = if offer.contains("TLS") {
+            ""
+        } else {
+            "Upgrade: h2c\r\n"
+        };
+        let head =
+            format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n{switch}\r\npipe");
         backend.write_all(head.as_bytes()).await?;
-        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
-        ensure!(read_all(&mut backend).await.is_empty(), "nothing of the client reaches the backend");
+        client
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await?;
+        ensure!(
+            read_all(&mut backend).await.is_empty(),
+            "nothing of the client reaches the backend"
+        );
         let answer = read_until(&mut client, "}\n").await?;
         let chosen = if switch.is_empty() { "" } else { "h2c" };
-        let message = format!(r#"backend tried to switch protocol \"{chosen}\" when \"websocket\" was requested"#);
-        ensure!(answer.starts_with("HTTP/1.1 500 ") && answer.contains(&message), "{answer}");
+        let message = format!(
+            r#"backend tried to switch protocol \"{chosen}\" when \"websocket\" was requested"#
+        );
+        ensure!(
+            answer.starts_with("HTTP/1.1 500 ") && answer.contains(&message),
+            "{answer}"
+        );
         ensure!(!answer.contains("pipe"), "{answer}");
     }
     Ok(())
@@ -193,25 +248,49 @@ async fn no_offer_of_http_reaches_a_backend() -> Result<()> {
 #[tokio::test]
 async fn an_optional_offer_may_be_ignored() -> Result<()> {
     let bed = test_bed("").await?;
-    // Offers that go no further (Java clients) leave a plain request; others are the endpoint's to ignore.
-    for (offer, sent) in [("TLS/1.2", None), ("h2c", None), ("odd/9", Some("Upgrade: odd/9"))] {
-        let mut client = get(&bed, "/ok", &format!("Connection: Upgrade\r\nUpgrade: {offer}\r\n")).await?;
+    // Offers that go no further (Java clients) leave a plain request; others are the endpoint's to
+    // ignore.
+    for (offer, sent) in [
+        ("TLS/1.2", None),
+        ("h2c", None),
+        ("odd/9", Some("Upgrade: odd/9")),
+    ] {
+        let mut client = get(
+            &bed,
+            "/ok",
+            &format!("Connection: Upgrade\r\nUpgrade: {offer}\r\n"),
+        )
+        .await?;
         let (mut backend, head) = bed.accept().await?;
-        ensure!(head.contains("Upgrade") == sent.is_some() && sent.is_none_or(|sent| head.contains(sent)), "{head}");
+        ensure!(
+            head.contains("Upgrade") == sent.is_some()
+                && sent.is_none_or(|sent| head.contains(sent)),
+            "{head}"
+        );
         let answer = "HTTP/1.1 302 Found\r\nLocation: /next\r\nKeep-Alive: 5\r\nAccess-Control-Allow-Origin: *\r\n\
                       Content-Length: 2\r\n\r\nok";
         backend.write_all(answer.as_bytes()).await?;
         let head = read_until(&mut client, "\r\n\r\n").await?;
-        ensure!(head.starts_with("HTTP/1.1 302 ") && head.contains(&format!("Location: {PREFIX}/next\r\n")), "{head}");
-        ensure!(!head.contains("Keep-Alive") && !head.contains("Access-Control"), "{head}");
+        ensure!(
+            head.starts_with("HTTP/1.1 302 ")
+                && head.contains(&format!("Location: {PREFIX}/next\r\n")),
+            "{head}"
+        );
+        ensure!(
+            !head.contains("Keep-Alive") && !head.contains("Access-Control"),
+            "{head}"
+        );
         ensure!(read_until(&mut client, "ok").await? == "ok");
         // The client's connection goes on.
-        let again =
-            format!("GET {PREFIX}/again HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nConnection: close\r\n\r\n");
+        let again = format!(
+            "GET {PREFIX}/again HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nConnection: close\r\n\r\n"
+        );
         client.write_all(again.as_bytes()).await?;
         drop(backend);
         let (mut backend, _) = bed.accept().await?;
-        backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nagain").await?;
+        backend
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nagain")
+            .await?;
         ensure!(read_all(&mut client).await.ends_with("again"));
     }
     Ok(())
@@ -225,7 +304,13 @@ async fn headers_in_disguise_do_not_reach_backends() -> Result<()> {
     let _client = get(&bed, "/", rest).await?;
     let (_backend, head) = bed.accept().await?;
     let lower = head.to_lowercase();
-    for absent in ["admin", "masters", "evil.example", "x-forwarded_proto", "audit_id"] {
+    for absent in [
+        "admin",
+        "masters",
+        "evil.example",
+        "x-forwarded_proto",
+        "audit_id",
+    ] {
         ensure!(!lower.contains(absent), "{absent} in {head}");
     }
     ensure!(lower.contains("\r\nx_request_id: kept\r\n"), "{head}");
@@ -239,7 +324,10 @@ async fn a_client_address_gets_its_share_of_connections() -> Result<()> {
     let first = tls(bed.bastion.secure, ca, None).await?;
     let _second = tls(bed.bastion.secure, ca, None).await?;
     let mut third = TcpStream::connect(bed.bastion.secure).await?;
-    ensure!(read_all(&mut third).await.is_empty(), "closed before a word");
+    ensure!(
+        read_all(&mut third).await.is_empty(),
+        "closed before a word"
+    );
     let rejected = r#"kube_bastion_connections_rejected_total{reason="client_share"} 1"#;
     let metrics = bed.bastion.metrics().await?;
     ensure!(metrics.contains(rejected), "{rejected} in\n{metrics}");
@@ -247,7 +335,12 @@ async fn a_client_address_gets_its_share_of_connections() -> Result<()> {
     let other = TcpSocket::new_v4()?;
     other.bind("127.0.0.2:0".parse()?)?;
     let other = other.connect(bed.bastion.secure).await?;
-    tls_over(other, ca, None, &[]).await.context("another address has its own share")?;
+    tls_over(other, ca, None, &[])
+        .await
+        .context("another address has its own share")?;
     drop(first);
-    eventually("the place to be free again", async || Ok(tls(bed.bastion.secure, ca, None).await.is_ok())).await
+    eventually("the place to be free again", async || {
+        Ok(tls(bed.bastion.secure, ca, None).await.is_ok())
+    })
+    .await
 }

@@ -1,5 +1,5 @@
-//! The wire, on both sides: a bastion with the manifests source before a backend that sends just the bytes that a case
-//! asks for and keeps just the bytes that it got.
+//! The wire, on both sides: a bastion with the manifests source before a backend that sends just
+//! the bytes that a case asks for and keeps just the bytes that it got.
 
 #[path = "proxy/kubelet.rs"]
 mod kubelet;
@@ -30,14 +30,31 @@ async fn head_and_body_cross_as_they_are() -> Result<()> {
     let rest = "X-Odd: a\r\nX-Odd: b\r\nCookie: c=d\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
     let mut client = bed.request("POST /a%2Fb//c;d?e=%20f&&g", rest).await?;
     let (mut backend, head) = bed.accept().await?;
-    ensure!(head.starts_with("POST /a%2Fb//c;d?e=%20f&&g HTTP/1.1\r\n"), "{head}");
-    for line in
-        ["Host: h", "X-Odd: a", "X-Odd: b", "Cookie: c=d", "Transfer-Encoding: chunked", "X-Forwarded-Proto: https"]
-    {
-        ensure!(head.contains(&format!("\r\n{line}\r\n")), "{line} in {head}");
+    ensure!(
+        head.starts_with("POST /a%2Fb//c;d?e=%20f&&g HTTP/1.1\r\n"),
+        "{head}"
+    );
+    for line in [
+        "Host: h",
+        "X-Odd: a",
+        "X-Odd: b",
+        "Cookie: c=d",
+        "Transfer-Encoding: chunked",
+        "X-Forwarded-Proto: https",
+    ] {
+        ensure!(
+            head.contains(&format!("\r\n{line}\r\n")),
+            "{line} in {head}"
+        );
     }
-    ensure!(!head.contains("Authorization") && !head.contains("Bearer"), "{head}");
-    ensure!(!head.to_lowercase().contains("user-agent"), "none is added: {head}");
+    ensure!(
+        !head.contains("Authorization") && !head.contains("Bearer"),
+        "{head}"
+    );
+    ensure!(
+        !head.to_lowercase().contains("user-agent"),
+        "none is added: {head}"
+    );
     ensure!(read_until(&mut backend, "0\r\n\r\n").await? == "3\r\nabc\r\n0\r\n\r\n");
     backend
         .write_all(b"HTTP/1.1 418 I'm odd\r\nContent-Length: 2\r\nSet-Cookie: a=b\r\nKeep-Alive: x\r\nAccess-Control-Allow-Origin: *\r\n\r\nhi")
@@ -45,10 +62,15 @@ async fn head_and_body_cross_as_they_are() -> Result<()> {
     let head = read_until(&mut client, "\r\n\r\n").await?;
     ensure!(head.starts_with("HTTP/1.1 418 "), "{head}");
     ensure!(
-        head.contains("Set-Cookie: a=b") && head.contains("Audit-Id: ") && head.contains("Content-Length: 2"),
+        head.contains("Set-Cookie: a=b")
+            && head.contains("Audit-Id: ")
+            && head.contains("Content-Length: 2"),
         "{head}"
     );
-    ensure!(!head.contains("Keep-Alive") && !head.contains("Access-Control"), "{head}");
+    ensure!(
+        !head.contains("Keep-Alive") && !head.contains("Access-Control"),
+        "{head}"
+    );
     ensure!(read_until(&mut client, "hi").await? == "hi");
     Ok(())
 }
@@ -63,9 +85,15 @@ async fn an_idle_connection_serves_the_next_request_and_a_stale_one_is_replaced(
     let (mut backend, _) = bed.accept().await?;
     backend.write_all(ANSWER).await?;
     read_until(&mut client, "ok").await?;
-    let request = |n: u8| format!("GET {PREFIX}/{n} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n");
+    let request =
+        |n: u8| format!("GET {PREFIX}/{n} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n");
     client.write_all(request(2).as_bytes()).await?;
-    ensure!(read_until(&mut backend, "\r\n\r\n").await?.starts_with("GET /2 "), "the same connection serves");
+    ensure!(
+        read_until(&mut backend, "\r\n\r\n")
+            .await?
+            .starts_with("GET /2 "),
+        "the same connection serves"
+    );
     backend.write_all(ANSWER).await?;
     read_until(&mut client, "ok").await?;
     // It breaks while the third request is on it: the request is sent again, on a new one.
@@ -75,18 +103,27 @@ async fn an_idle_connection_serves_the_next_request_and_a_stale_one_is_replaced(
     let (mut backend, head) = bed.accept().await?;
     ensure!(head.starts_with("GET /3 "), "{head}");
     backend.write_all(ANSWER).await?;
-    ensure!(read_until(&mut client, "ok").await?.starts_with("HTTP/1.1 200 "));
+    ensure!(
+        read_until(&mut client, "ok")
+            .await?
+            .starts_with("HTTP/1.1 200 ")
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn what_may_have_acted_is_not_repeated() -> Result<()> {
     let bed = TestBed::new().await?;
-    let mut client = bed.request("POST /", "Content-Length: 1\r\nConnection: close\r\n\r\nx").await?;
+    let mut client = bed
+        .request("POST /", "Content-Length: 1\r\nConnection: close\r\n\r\nx")
+        .await?;
     let (backend, _) = bed.accept().await?;
     drop(backend);
     let answer = read_all(&mut client).await;
-    ensure!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("error trying to reach service: "), "{answer}");
+    ensure!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("error trying to reach service: "),
+        "{answer}"
+    );
     let again = tokio::time::timeout(Duration::from_millis(300), bed.accept()).await;
     ensure!(again.is_err(), "the request came a second time");
     Ok(())
@@ -95,10 +132,15 @@ async fn what_may_have_acted_is_not_repeated() -> Result<()> {
 #[tokio::test]
 async fn a_broken_answer_is_cut_and_never_ends_cleanly() -> Result<()> {
     let bed = TestBed::new().await?;
-    for (head, part) in [("Transfer-Encoding: chunked", "5\r\nhello\r\n"), ("Content-Length: 10", "hello")] {
+    for (head, part) in [
+        ("Transfer-Encoding: chunked", "5\r\nhello\r\n"),
+        ("Content-Length: 10", "hello"),
+    ] {
         let mut client = bed.request("GET /", "\r\n").await?;
         let (mut backend, _) = bed.accept().await?;
-        backend.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{part}").as_bytes()).await?;
+        backend
+            .write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{part}").as_bytes())
+            .await?;
         read_until(&mut client, "hello").await?;
         drop(backend);
         let rest = read_all(&mut client).await;
@@ -117,7 +159,9 @@ async fn the_first_byte_does_not_wait_for_the_last() -> Result<()> {
         .await?;
     read_until(&mut client, "\r\n\r\n").await?;
     for event in ["data: 1\n\n", "data: 2\n\n"] {
-        backend.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes()).await?;
+        backend
+            .write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes())
+            .await?;
         read_until(&mut client, event).await?;
     }
     // The client goes: the backend is told by the end of its connection.
@@ -131,14 +175,21 @@ async fn back_pressure_reaches_the_backend() -> Result<()> {
     let bed = TestBed::new().await?;
     let client = bed.request("GET /big", "\r\n").await?;
     let (mut backend, _) = bed.accept().await?;
-    backend.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+    backend
+        .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await?;
     let chunk = [b"10000\r\n", &vec![b'x'; 0x10000][..], b"\r\n"].concat();
     let mut sent = 0;
     // The client reads nothing: what the bastion and the kernel hold must have an end.
-    while let Ok(written) = tokio::time::timeout(Duration::from_secs(1), backend.write_all(&chunk)).await {
+    while let Ok(written) =
+        tokio::time::timeout(Duration::from_secs(1), backend.write_all(&chunk)).await
+    {
         written?;
         sent += chunk.len();
-        ensure!(sent < 64 << 20, "64 MiB were taken for a client that reads nothing");
+        ensure!(
+            sent < 64 << 20,
+            "64 MiB were taken for a client that reads nothing"
+        );
     }
     drop(client);
     Ok(())
@@ -150,17 +201,28 @@ async fn trailers_and_interim_answers_pass() -> Result<()> {
     let mut client = bed.request("GET /", "TE: trailers\r\n\r\n").await?;
     let (mut backend, head) = bed.accept().await?;
     ensure!(head.contains("Te: trailers"), "{head}");
-    backend.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n").await?;
+    backend
+        .write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")
+        .await?;
     let hints = read_until(&mut client, "\r\n\r\n").await?;
-    ensure!(hints.starts_with("HTTP/1.1 103 ") && hints.to_lowercase().contains("link: </a.css>"), "{hints}");
+    ensure!(
+        hints.starts_with("HTTP/1.1 103 ") && hints.to_lowercase().contains("link: </a.css>"),
+        "{hints}"
+    );
     // The next comes with the final answer in one piece, and still goes before it.
     backend
         .write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </b.css>\r\n\r\nHTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
         .await?;
     let hints = read_until(&mut client, "\r\n\r\n").await?;
-    ensure!(hints.starts_with("HTTP/1.1 103 ") && hints.contains("</b.css>"), "{hints}");
+    ensure!(
+        hints.starts_with("HTTP/1.1 103 ") && hints.contains("</b.css>"),
+        "{hints}"
+    );
     let head = read_until(&mut client, "\r\n\r\n").await?;
-    ensure!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("Trailer: X-Sum"), "{head}");
+    ensure!(
+        head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("Trailer: X-Sum"),
+        "{head}"
+    );
     let body = read_until(&mut client, "\r\n\r\n").await?;
     ensure!(body.to_lowercase().contains("x-sum: 7"), "{body}");
     Ok(())
@@ -171,13 +233,28 @@ async fn a_refused_upgrade_is_no_pipe() -> Result<()> {
     // CVE-2018-1002105: bytes behind a refused upgrade must not reach the backend.
     let bed = TestBed::new().await?;
     for code in ["400 Bad Request", "500 Oops"] {
-        let mut client = bed.request("GET /here", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await?;
+        let mut client = bed
+            .request(
+                "GET /here",
+                "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            )
+            .await?;
         let (mut backend, head) = bed.accept().await?;
-        ensure!(head.contains("Connection: Upgrade") && head.contains("Upgrade: websocket"), "{head}");
-        backend.write_all(format!("HTTP/1.1 {code}\r\nContent-Length: 4\r\n\r\nnope").as_bytes()).await?;
-        client.write_all(b"GET /there HTTP/1.1\r\nHost: h\r\n\r\n").await?;
+        ensure!(
+            head.contains("Connection: Upgrade") && head.contains("Upgrade: websocket"),
+            "{head}"
+        );
+        backend
+            .write_all(format!("HTTP/1.1 {code}\r\nContent-Length: 4\r\n\r\nnope").as_bytes())
+            .await?;
+        client
+            .write_all(b"GET /there HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await?;
         let answer = read_all(&mut client).await;
-        ensure!(answer.starts_with(&format!("HTTP/1.1 {}", &code[..3])) && answer.ends_with("nope"), "{answer}");
+        ensure!(
+            answer.starts_with(&format!("HTTP/1.1 {}", &code[..3])) && answer.ends_with("nope"),
+            "{answer}"
+        );
         ensure!(!read_all(&mut backend).await.contains("/there"));
     }
     Ok(())
@@ -187,16 +264,29 @@ async fn a_refused_upgrade_is_no_pipe() -> Result<()> {
 async fn a_websocket_is_answered_by_101_or_an_error_alone() -> Result<()> {
     // CVE-2020-8559: a redirect in answer to a WebSocket never leaves.
     let bed = TestBed::new().await?;
-    for code in ["200 OK", "300 Multiple Choices", "302 Found", "307 Temporary Redirect"] {
-        let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await?;
+    for code in [
+        "200 OK",
+        "300 Multiple Choices",
+        "302 Found",
+        "307 Temporary Redirect",
+    ] {
+        let mut client = bed
+            .request("GET /", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            .await?;
         let (mut backend, _) = bed.accept().await?;
         backend
-            .write_all(format!("HTTP/1.1 {code}\r\nLocation: http://evil/\r\nContent-Length: 0\r\n\r\n").as_bytes())
+            .write_all(
+                format!("HTTP/1.1 {code}\r\nLocation: http://evil/\r\nContent-Length: 0\r\n\r\n")
+                    .as_bytes(),
+            )
             .await?;
         let head = read_until(&mut client, "\r\n\r\n").await?;
         let body = read_until(&mut client, "\n").await?;
         let told = format!("invalid upgrade response: status code {}", &code[..3]);
-        ensure!(head.starts_with("HTTP/1.1 500 ") && body.contains(&told) && !head.contains("evil"), "{head}{body}");
+        ensure!(
+            head.starts_with("HTTP/1.1 500 ") && body.contains(&told) && !head.contains("evil"),
+            "{head}{body}"
+        );
     }
     Ok(())
 }
@@ -204,7 +294,10 @@ async fn a_websocket_is_answered_by_101_or_an_error_alone() -> Result<()> {
 #[tokio::test]
 async fn an_upgrade_to_a_node_takes_more_than_get() -> Result<()> {
     let bed = TestBed::new().await?;
-    let node = format!("/api/v1/nodes/n:{}/proxy/exec", bed.backend.local_addr()?.port());
+    let node = format!(
+        "/api/v1/nodes/n:{}/proxy/exec",
+        bed.backend.local_addr()?.port()
+    );
     let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     for (token, target, upgrade, code) in [
         ("r", &*node, "", "200"),
@@ -213,7 +306,9 @@ async fn an_upgrade_to_a_node_takes_more_than_get() -> Result<()> {
         ("r", PREFIX, upgrade, "101"),
     ] {
         let mut client = bed.client().await?;
-        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{upgrade}\r\n");
+        let head = format!(
+            "GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{upgrade}\r\n"
+        );
         client.write_all(head.as_bytes()).await?;
         let answered = read_until(&mut client, "\r\n\r\n");
         let serve = async {
@@ -223,14 +318,19 @@ async fn an_upgrade_to_a_node_takes_more_than_get() -> Result<()> {
             } else {
                 "101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket"
             };
-            backend.write_all(format!("HTTP/1.1 {head}\r\n\r\n").as_bytes()).await?;
+            backend
+                .write_all(format!("HTTP/1.1 {head}\r\n\r\n").as_bytes())
+                .await?;
             anyhow::Ok(backend)
         };
         let answer = tokio::select! {
             answer = answered => answer?,
             answer = async { let _backend = serve.await; std::future::pending::<String>().await } => answer,
         };
-        ensure!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{token} {target}: {answer}");
+        ensure!(
+            answer.starts_with(&format!("HTTP/1.1 {code} ")),
+            "{token} {target}: {answer}"
+        );
     }
     Ok(())
 }
@@ -245,7 +345,9 @@ async fn both_length_and_encoding_is_refused() -> Result<()> {
     if let Ok(accepted) = accepted {
         let (mut backend, head) = accepted?;
         ensure!(!head.contains("Content-Length"), "both go on: {head}");
-        backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await?;
+        backend
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .await?;
         ensure!(!read_all(&mut backend).await.contains("smuggled"));
     }
     let answer = read_all(&mut client).await;
@@ -256,11 +358,15 @@ async fn both_length_and_encoding_is_refused() -> Result<()> {
 #[tokio::test]
 async fn large_headers_pass() -> Result<()> {
     let bed = TestBed::new().await?;
-    let many: String = (0..80).map(|n| format!("X-{n}: {}\r\n", "v".repeat(12_000))).collect();
+    let many: String = (0..80)
+        .map(|n| format!("X-{n}: {}\r\n", "v".repeat(12_000)))
+        .collect();
     let mut client = bed.request("GET /", &format!("{many}\r\n")).await?;
     let (mut backend, head) = bed.accept().await?;
     ensure!(head.contains("\r\nX-79: v"), "{} bytes arrived", head.len());
-    backend.write_all(format!("HTTP/1.1 200 OK\r\n{many}Content-Length: 0\r\n\r\n").as_bytes()).await?;
+    backend
+        .write_all(format!("HTTP/1.1 200 OK\r\n{many}Content-Length: 0\r\n\r\n").as_bytes())
+        .await?;
     let head = read_until(&mut client, "\r\n\r\n").await?;
     ensure!(head.starts_with("HTTP/1.1 200 ") && head.contains("X-79: v"));
     Ok(())
@@ -291,8 +397,9 @@ async fn a_refused_upload_is_sent_again_whole() -> Result<()> {
     let pieces: Vec<String> = (0..60).map(|n| format!("{n:04}").repeat(256)).collect();
     let whole = pieces.concat();
     let length = whole.len();
-    let head =
-        format!("POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nContent-Length: {length}\r\n\r\n"
+    );
     client.write_all(head.as_bytes()).await?;
     client.write_all(pieces[..50].concat().as_bytes()).await?;
 
@@ -305,15 +412,22 @@ async fn a_refused_upload_is_sent_again_whole() -> Result<()> {
             piece = request.body_mut().data() => piece.context("more of the body")??,
             _ = first.accept() => anyhow::bail!("one request is enough"),
         };
-        request.body_mut().flow_control().release_capacity(piece.len())?;
+        request
+            .body_mut()
+            .flow_control()
+            .release_capacity(piece.len())?;
         seen += piece.len();
     }
     respond.send_reset(h2::Reason::REFUSED_STREAM);
     let closed = tokio::spawn(async move { while first.accept().await.is_some() {} });
 
-    // The second answers at once and reads slowly: what is still to be sent again must not be forgotten with the answer.
+    // The second answers at once and reads slowly: what is still to be sent again must not be
+    // forgotten with the answer.
     let stream = bed.backend.accept().await?.0;
-    let mut second = h2::server::Builder::new().initial_window_size(1000).handshake::<_, bytes::Bytes>(stream).await?;
+    let mut second = h2::server::Builder::new()
+        .initial_window_size(1000)
+        .handshake::<_, bytes::Bytes>(stream)
+        .await?;
     let (mut request, mut respond) = second.accept().await.context("it comes again")??;
     let mut answer = respond.send_response(http::Response::new(()), false)?;
     let driven = tokio::spawn(async move { while second.accept().await.is_some() {} });
@@ -321,10 +435,17 @@ async fn a_refused_upload_is_sent_again_whole() -> Result<()> {
     let mut got = Vec::new();
     while let Some(piece) = request.body_mut().data().await {
         let piece = piece?;
-        request.body_mut().flow_control().release_capacity(piece.len())?;
+        request
+            .body_mut()
+            .flow_control()
+            .release_capacity(piece.len())?;
         got.extend_from_slice(&piece);
     }
-    ensure!(got == whole.as_bytes(), "{} bytes of {length} came", got.len());
+    ensure!(
+        got == whole.as_bytes(),
+        "{} bytes of {length} came",
+        got.len()
+    );
     answer.send_data("ok".into(), true)?;
     let answer = read_until(&mut client, "ok").await?;
     ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -356,9 +477,14 @@ async fn a_page_that_unfolds_leaves_others_their_turn() -> Result<()> {
         // Read like mad, or it would wait for us and not for its turn.
         tokio::io::copy(&mut hostile, &mut tokio::io::sink()).await
     });
-    other.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+    other
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .await?;
     read_until(&mut neighbour, "ok").await?;
-    ensure!(!unfolded.is_finished(), "the neighbour had to wait for all of the page");
+    ensure!(
+        !unfolded.is_finished(),
+        "the neighbour had to wait for all of the page"
+    );
     unfolded.abort();
     Ok(())
 }
@@ -366,11 +492,16 @@ async fn a_page_that_unfolds_leaves_others_their_turn() -> Result<()> {
 #[tokio::test]
 async fn who_breaks_off_an_upload_is_told_so_and_blames_nobody() -> Result<()> {
     let bed = TestBed::new().await?;
-    let mut client = bed.request("POST /up", "Content-Length: 9\r\n\r\nhalf").await?;
+    let mut client = bed
+        .request("POST /up", "Content-Length: 9\r\n\r\nhalf")
+        .await?;
     let _backend = bed.accept().await?;
     client.shutdown().await?;
     let answer = read_all(&mut client).await;
-    ensure!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("the request's body broke off"), "{answer}");
+    ensure!(
+        answer.starts_with("HTTP/1.1 400 ") && answer.contains("the request's body broke off"),
+        "{answer}"
+    );
     Ok(())
 }
 
@@ -391,7 +522,9 @@ async fn silent_clients_of_http2_are_shown_the_door() -> Result<()> {
     let (mut backend, _) = bed.accept().await?;
     // Long enough for an idle connection, and this one is none.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+    backend
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .await?;
     let (answer, _sender) = answer.await?;
     ensure!(answer?.into_body().collect().await?.to_bytes() == "ok");
     // Now it is.
@@ -401,15 +534,31 @@ async fn silent_clients_of_http2_are_shown_the_door() -> Result<()> {
 
 #[tokio::test]
 async fn tunnels_count_among_the_connections() -> Result<()> {
-    let bed = TestBed::serving("maxConnections: 1, workers: 1", &["--insecure-listen-address=127.0.0.1:0"]).await?;
-    let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    let bed = TestBed::serving(
+        "maxConnections: 1, workers: 1",
+        &["--insecure-listen-address=127.0.0.1:0"],
+    )
+    .await?;
+    let mut client = bed
+        .request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        .await?;
     let (mut backend, _) = bed.accept().await?;
-    backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    backend
+        .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        .await?;
     read_until(&mut client, "\r\n\r\n").await?;
     let open = "kube_bastion_connections_open 1\n";
-    eventually("the tunnel to be counted", async || Ok(bed.bastion.metrics().await?.contains(open))).await?;
+    eventually("the tunnel to be counted", async || {
+        Ok(bed.bastion.metrics().await?.contains(open))
+    })
+    .await?;
     let second = bed.client();
-    ensure!(tokio::time::timeout(Duration::from_millis(300), second).await.is_err(), "a second one must wait");
+    ensure!(
+        tokio::time::timeout(Duration::from_millis(300), second)
+            .await
+            .is_err(),
+        "a second one must wait"
+    );
     drop((client, backend));
     bed.client().await?;
     Ok(())
@@ -420,13 +569,20 @@ async fn early_answers_that_nobody_reads_fill_no_memory() -> Result<()> {
     let bed = TestBed::new().await?;
     let _client = bed.request("GET /", "\r\n").await?;
     let (mut backend, _) = bed.accept().await?;
-    let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(8000)).repeat(100);
+    let hint = format!(
+        "HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n",
+        "x".repeat(8000)
+    )
+    .repeat(100);
     let before = bed.bastion.resident()?;
     for _ in 0..64 {
         backend.write_all(hint.as_bytes()).await?;
     }
     let grown = bed.bastion.resident()?.saturating_sub(before);
-    ensure!(grown < 16 << 20, "of 51 MB of early answers {grown} bytes stay");
+    ensure!(
+        grown < 16 << 20,
+        "of 51 MB of early answers {grown} bytes stay"
+    );
     Ok(())
 }
 
@@ -445,15 +601,25 @@ async fn http2_clients_reach_http1_backends() -> Result<()> {
         .body(http_body_util::Empty::<bytes::Bytes>::new())?;
     let answer = tokio::spawn(async move { sender.send_request(request).await });
     let (mut backend, head) = bed.accept().await?;
-    ensure!(head.starts_with("GET /x?y HTTP/1.1\r\n") && head.contains("Host: bastion.test"), "{head}");
+    ensure!(
+        head.starts_with("GET /x?y HTTP/1.1\r\n") && head.contains("Host: bastion.test"),
+        "{head}"
+    );
     ensure!(head.contains("Cookie: a=1; b=2"), "{head}");
     backend
         .write_all(b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
         .await?;
     let answer = answer.await??;
-    ensure!(answer.status() == 200 && answer.headers().get("connection").is_none(), "{answer:?}");
+    ensure!(
+        answer.status() == 200 && answer.headers().get("connection").is_none(),
+        "{answer:?}"
+    );
     let body = answer.into_body().collect().await?;
-    ensure!(body.trailers().is_some_and(|trailers| trailers["x-sum"] == "7"), "{body:?}");
+    ensure!(
+        body.trailers()
+            .is_some_and(|trailers| trailers["x-sum"] == "7"),
+        "{body:?}"
+    );
     ensure!(body.to_bytes() == "ok");
     Ok(())
 }
@@ -463,18 +629,35 @@ async fn a_changed_certificate_is_served_and_a_broken_one_is_not() -> Result<()>
     let bed = TestBed::new().await?;
     let served = async || -> Result<Vec<u8>> {
         let stream = bed.client().await?;
-        Ok(stream.get_ref().1.peer_certificates().context("a certificate")?[0].to_vec())
+        Ok(stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .context("a certificate")?[0]
+            .to_vec())
     };
     let before = served().await?;
-    let (certificate, key) = (bed.folder.path().join("bastion.crt"), bed.folder.path().join("bastion.key"));
+    let (certificate, key) = (
+        bed.folder.path().join("bastion.crt"),
+        bed.folder.path().join("bastion.key"),
+    );
     std::fs::write(&key, "not a key")?;
-    eventually("the broken key to be told", async || Ok(bed.bastion.said().contains("the old one stays"))).await?;
+    eventually("the broken key to be told", async || {
+        Ok(bed.bastion.said().contains("the old one stays"))
+    })
+    .await?;
     ensure!(served().await? == before);
     // Of the same CA, so that the client still trusts it.
-    let renewed = bed.ca.server(bed.folder.path(), "renewed", &["localhost"])?;
+    let renewed = bed
+        .ca
+        .server(bed.folder.path(), "renewed", &["localhost"])?;
     std::fs::copy(&renewed.key, &key)?;
     std::fs::copy(&renewed.certificate, &certificate)?;
-    eventually("the new certificate", async || Ok(served().await? != before)).await
+    eventually(
+        "the new certificate",
+        async || Ok(served().await? != before),
+    )
+    .await
 }
 
 #[tokio::test]
@@ -483,7 +666,9 @@ async fn without_certificates_a_self_signed_one_is_made_and_its_fingerprint_told
     let folder = tempfile::tempdir()?;
     let bastion = Bastion::start(&[&format!("--manifests-dir={}", folder.path().display())])?;
     let told = bastion.said();
-    let (_, rest) = told.split_once(r#""sha256":""#).context("the fingerprint is told")?;
+    let (_, rest) = told
+        .split_once(r#""sha256":""#)
+        .context("the fingerprint is told")?;
     let (fingerprint, _) = rest.split_once('"').context("a JSON string")?;
     let output = Command::new("sh")
         .args([
@@ -495,7 +680,10 @@ async fn without_certificates_a_self_signed_one_is_made_and_its_fingerprint_told
         ])
         .output()?;
     let seen = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(seen.trim().ends_with(fingerprint) && fingerprint.len() == 95, "told {fingerprint}, seen {seen}");
+    ensure!(
+        seen.trim().ends_with(fingerprint) && fingerprint.len() == 95,
+        "told {fingerprint}, seen {seen}"
+    );
     Ok(())
 }
 
@@ -503,51 +691,83 @@ async fn without_certificates_a_self_signed_one_is_made_and_its_fingerprint_told
 async fn plain_http_is_served_where_it_is_asked_for() -> Result<()> {
     let bed = TestBed::with(&["--insecure-listen-address=127.0.0.1:0"]).await?;
     let said = bed.bastion.said();
-    let (_, rest) = said.split_once(r#""insecure":""#).context("the port is told")?;
+    let (_, rest) = said
+        .split_once(r#""insecure":""#)
+        .context("the port is told")?;
     let (address, _) = rest.split_once('"').context("a JSON string")?;
     let mut client = TcpStream::connect(address).await?;
     client
-        .write_all(format!("GET {PREFIX}/ HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n").as_bytes())
+        .write_all(
+            format!("GET {PREFIX}/ HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n")
+                .as_bytes(),
+        )
         .await?;
     let (mut backend, head) = bed.accept().await?;
     ensure!(head.contains("X-Forwarded-Proto: http\r\n"), "{head}");
     backend.write_all(ANSWER).await?;
-    ensure!(read_until(&mut client, "ok").await?.starts_with("HTTP/1.1 200 "));
+    ensure!(
+        read_until(&mut client, "ok")
+            .await?
+            .starts_with("HTTP/1.1 200 ")
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn a_second_signal_ends_at_once() -> Result<()> {
     let mut bed = TestBed::new().await?;
-    let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    let mut client = bed
+        .request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        .await?;
     let (mut backend, _) = bed.accept().await?;
-    backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    backend
+        .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        .await?;
     read_until(&mut client, "\r\n\r\n").await?;
     bed.bastion.signal(Signal::SIGTERM)?;
-    eventually("the drain", async || Ok(bed.bastion.said().contains("draining"))).await?;
+    eventually("the drain", async || {
+        Ok(bed.bastion.said().contains("draining"))
+    })
+    .await?;
     client.write_all(b"x").await?;
     ensure!(backend.read(&mut [0]).await? == 1, "the tunnel goes on");
     bed.bastion.signal(Signal::SIGTERM)?;
-    ensure!(backend.read(&mut [0]).await.unwrap_or(0) == 0, "the tunnel is cut");
-    ensure!(tokio::task::spawn_blocking(move || bed.bastion.wait()).await??.success());
+    ensure!(
+        backend.read(&mut [0]).await.unwrap_or(0) == 0,
+        "the tunnel is cut"
+    );
+    ensure!(
+        tokio::task::spawn_blocking(move || bed.bastion.wait())
+            .await??
+            .success()
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn the_deadline_of_the_drain_cuts_a_tunnel() -> Result<()> {
     let mut bed = TestBed::with(&["--drain-timeout=1s"]).await?;
-    let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    let mut client = bed
+        .request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        .await?;
     let (mut backend, _) = bed.accept().await?;
-    backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+    backend
+        .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        .await?;
     read_until(&mut client, "\r\n\r\n").await?;
     bed.bastion.signal(Signal::SIGTERM)?;
     // Both sides are held open here: nothing but the deadline ends them.
     let cut = tokio::time::timeout(Duration::from_secs(30), backend.read(&mut [0])).await;
     ensure!(cut.context("the tunnel outlived the drain")?.unwrap_or(0) == 0);
     read_all(&mut client).await;
-    let said = tokio::task::spawn_blocking(move || bed.bastion.wait().map(|ended| (ended, bed.bastion.said())));
+    let said = tokio::task::spawn_blocking(move || {
+        bed.bastion.wait().map(|ended| (ended, bed.bastion.said()))
+    });
     let (ended, said) = said.await??;
-    ensure!(ended.success() && said.contains("the drain's deadline is over"), "{ended}: {said}");
+    ensure!(
+        ended.success() && said.contains("the drain's deadline is over"),
+        "{ended}: {said}"
+    );
     Ok(())
 }
 
@@ -578,8 +798,14 @@ async fn old_versions_of_tls_are_refused() -> Result<()> {
     ensure!((alert[0], alert[5]) == (21, 2), "no fatal alert: {alert:?}");
 
     let strict = TestBed::with(&["--tls-min-version=VersionTLS13"]).await?;
-    let refused = with_tls12(&strict).await.err().context("TLS 1.2 was served")?;
-    ensure!(refused.to_string().contains("ProtocolVersion"), "{refused:#}");
+    let refused = with_tls12(&strict)
+        .await
+        .err()
+        .context("TLS 1.2 was served")?;
+    ensure!(
+        refused.to_string().contains("ProtocolVersion"),
+        "{refused:#}"
+    );
     strict.client().await.context("TLS 1.3 is served")?;
     Ok(())
 }
@@ -588,15 +814,22 @@ async fn old_versions_of_tls_are_refused() -> Result<()> {
 async fn a_broken_answer_resets_the_stream_of_http2() -> Result<()> {
     // CONFORMANCE C99: a clean end would make a whole of a part.
     let bed = TestBed::new().await?;
-    for (head, part) in [("Transfer-Encoding: chunked", "5\r\nhello\r\n"), ("Content-Length: 10", "hello")] {
+    for (head, part) in [
+        ("Transfer-Encoding: chunked", "5\r\nhello\r\n"),
+        ("Content-Length: 10", "hello"),
+    ] {
         let stream = http2(bed.bastion.secure, &bed.folder.path().join("ca.crt")).await?;
         let (mut sender, connection) = h2::client::handshake(stream).await?;
         tokio::spawn(connection);
         let uri = format!("https://bastion.test{PREFIX}/");
-        let request = http::Request::get(uri).header("authorization", "Bearer t").body(())?;
+        let request = http::Request::get(uri)
+            .header("authorization", "Bearer t")
+            .body(())?;
         let (answer, _) = sender.send_request(request, true)?;
         let (mut backend, _) = bed.accept().await?;
-        backend.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{part}").as_bytes()).await?;
+        backend
+            .write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{part}").as_bytes())
+            .await?;
         let mut body = answer.await?.into_body();
         let first = body.data().await.context("a first part")??;
         ensure!(first == "hello", "{first:?}");
@@ -614,12 +847,20 @@ async fn the_bastion_is_no_target() -> Result<()> {
     let bed = TestBed::new().await?;
     for address in [bed.bastion.secure, bed.bastion.admin] {
         let mut client = bed.client().await?;
-        let path = format!("/api/v1/namespaces/default/pods/https:p:{}/proxy/", address.port());
-        let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nConnection: close\r\n\r\n");
+        let path = format!(
+            "/api/v1/namespaces/default/pods/https:p:{}/proxy/",
+            address.port()
+        );
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nConnection: close\r\n\r\n"
+        );
         client.write_all(head.as_bytes()).await?;
         let answer = read_all(&mut client).await;
         let told = "refusing to proxy to the bastion itself";
-        ensure!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(told), "{address}: {answer}");
+        ensure!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.contains(told),
+            "{address}: {answer}"
+        );
     }
     Ok(())
 }
@@ -633,7 +874,10 @@ async fn raises_the_limit_of_open_files_to_the_hard_one() -> Result<()> {
     command.arg("--manifests-dir").arg(folder.path());
     let bastion = Bastion::run(command)?;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", bastion.pid()))?;
-    let line = limits.lines().find(|line| line.starts_with("Max open files")).context("a limit of open files")?;
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .context("a limit of open files")?;
     let values: Vec<_> = line.split_whitespace().skip(3).take(2).collect();
     ensure!(values[0] == values[1] && values[0] != "256", "{line}");
     Ok(())
@@ -649,7 +893,10 @@ async fn broken_manifests_show_nothing_of_their_content() -> Result<()> {
     let broken = async || Ok(bastion.readyz().await?.1.contains("[!]manifests impaired"));
     eventually("the broken file to be noticed", broken).await?;
     let said = bastion.readyz().await?.1 + &bastion.said();
-    ensure!(said.contains("secret.yaml") && said.contains("not YAML") && !said.contains("s3cr3t"), "{said}");
+    ensure!(
+        said.contains("secret.yaml") && said.contains("not YAML") && !said.contains("s3cr3t"),
+        "{said}"
+    );
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Retries and ejection: a bastion with the manifests source before backends that break, refuse or fall silent on command.
+//! Retries and ejection: a bastion with the manifests source before backends that break, refuse or
+//! fall silent on command.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -48,7 +49,11 @@ impl Backend {
                 tokio::spawn(serve(stream, wanted.clone(), Arc::clone(&counted)));
             }
         });
-        Ok(Self { address, mode, requests })
+        Ok(Self {
+            address,
+            mode,
+            requests,
+        })
     }
 
     fn requests(&self) -> usize {
@@ -69,8 +74,19 @@ async fn serve(mut stream: TcpStream, mut mode: watch::Receiver<Mode>, requests:
         }
         head.clear();
         requests.fetch_add(1, Ordering::SeqCst);
-        let Ok(wanted) = mode.wait_for(|mode| *mode != Mode::Freeze).await.map(|mode| *mode) else { return };
-        if wanted == Mode::Close || stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+        let Ok(wanted) = mode
+            .wait_for(|mode| *mode != Mode::Freeze)
+            .await
+            .map(|mode| *mode)
+        else {
+            return;
+        };
+        if wanted == Mode::Close
+            || stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await
+                .is_err()
+        {
             return;
         }
     }
@@ -90,7 +106,8 @@ impl TestBed {
     async fn new(endpoints: &[SocketAddr]) -> Result<Self> {
         kube_bastion::tls::install_provider();
         let folder = tempfile::tempdir()?;
-        let serving = Ca::new(folder.path(), "ca")?.server(folder.path(), "bastion", &["localhost"])?;
+        let serving =
+            Ca::new(folder.path(), "ca")?.server(folder.path(), "bastion", &["localhost"])?;
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path("manifests"))?;
         std::fs::write(path("manifests/all.yaml"), manifests(endpoints))?;
@@ -106,8 +123,12 @@ impl TestBed {
         std::fs::write(path("config.yaml"), config)?;
         // The access log goes to a file.
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!(r#"exec "$0" "$@" >{}"#, path("access").display()));
-        command.args([env!("CARGO_BIN_EXE_kube-bastion"), "serve", "--config"]).arg(path("config.yaml"));
+        command
+            .arg("-c")
+            .arg(format!(r#"exec "$0" "$@" >{}"#, path("access").display()));
+        command
+            .args([env!("CARGO_BIN_EXE_kube-bastion"), "serve", "--config"])
+            .arg(path("config.yaml"));
         command.args(arguments.map(|(flag, path)| format!("--{flag}={}", path.display())));
         let bastion = Bastion::run(command)?;
         bastion.ready().await?;
@@ -129,13 +150,20 @@ impl TestBed {
     /// A request on its way.
     fn spawn_get(&self, path: String) -> JoinHandle<Result<Answer>> {
         let (address, ca) = (self.bastion.secure, self.ca());
-        tokio::spawn(async move { Client::connect(address, &ca, Some("t"), None).await?.get(&path).await })
+        tokio::spawn(async move {
+            Client::connect(address, &ca, Some("t"), None)
+                .await?
+                .get(&path)
+                .await
+        })
     }
 
     /// The value of a metric, 0 where there is none.
     async fn metric(&self, name: &str) -> Result<u64> {
         let metrics = self.bastion.metrics().await?;
-        let value = metrics.lines().find_map(|line| line.strip_prefix("kube_bastion_")?.strip_prefix(name));
+        let value = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("kube_bastion_")?.strip_prefix(name));
         value.map_or(Ok(0), |value| Ok(value.trim().parse()?))
     }
 
@@ -143,7 +171,9 @@ impl TestBed {
     async fn logs(&self, words: &[String]) -> Result<()> {
         eventually(&format!("a line with {words:?}"), async || {
             let log = std::fs::read_to_string(Path::new(self.folder.path()).join("access"))?;
-            Ok(log.lines().any(|line| words.iter().all(|word| line.contains(word))))
+            Ok(log
+                .lines()
+                .any(|line| words.iter().all(|word| line.contains(word))))
         })
         .await
     }
@@ -167,7 +197,8 @@ endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default
 "
         )
     });
-    "kind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n".to_owned() + &slices.collect::<String>()
+    "kind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n".to_owned()
+        + &slices.collect::<String>()
 }
 
 async fn backends<const N: usize>(modes: [Mode; N]) -> Result<(Vec<Backend>, TestBed)> {
@@ -201,7 +232,10 @@ async fn a_safe_request_outlives_two_endpoints_that_break() -> Result<()> {
         ensure!(answer.status == 200, "{answer:?}");
     }
     let requests: Vec<_> = backends.iter().map(Backend::requests).collect();
-    ensure!(requests.iter().sum::<usize>() == 6 && requests[2] == 3, "{requests:?}");
+    ensure!(
+        requests.iter().sum::<usize>() == 6 && requests[2] == 3,
+        "{requests:?}"
+    );
     let granted = bed.metric(r#"retries_total{outcome="granted"}"#).await?;
     ensure!(granted == 3, "{granted} retries");
     Ok(())
@@ -213,7 +247,8 @@ async fn a_stale_connection_and_two_breaks_fail_no_request() -> Result<()> {
     for _ in 0..3 {
         ensure!(bed.get(WEB).await?.status == 200);
     }
-    // Three connections are idle now. Whichever of the two is tried first breaks its idle one, and the new one too.
+    // Three connections are idle now. Whichever of the two is tried first breaks its idle one, and
+    // the new one too.
     backends[0].mode.send(Mode::Close)?;
     backends[1].mode.send(Mode::Close)?;
     for _ in 0..3 {
@@ -228,10 +263,22 @@ async fn dials_per_request_are_bounded() -> Result<()> {
     let (_sockets, addresses) = dead_ports(20)?;
     let bed = TestBed::new(&addresses).await?;
     let answer = bed.get(WEB).await?;
-    ensure!(answer.status == 503 && answer.body.contains("error trying to reach service: dial tcp "), "{answer:?}");
-    let dials = bed.metric(r#"dial_failures_total{reason="connect"}"#).await?;
+    ensure!(
+        answer.status == 503
+            && answer
+                .body
+                .contains("error trying to reach service: dial tcp "),
+        "{answer:?}"
+    );
+    let dials = bed
+        .metric(r#"dial_failures_total{reason="connect"}"#)
+        .await?;
     ensure!(dials == 3, "{dials} dials");
-    ensure!(bed.metric(r#"retries_total{outcome="attempts_exhausted"}"#).await? == 1);
+    ensure!(
+        bed.metric(r#"retries_total{outcome="attempts_exhausted"}"#)
+            .await?
+            == 1
+    );
     ensure!(bed.metric(EJECTED_FOR_CONNECTS).await? == 3);
     Ok(())
 }
@@ -240,8 +287,13 @@ async fn dials_per_request_are_bounded() -> Result<()> {
 async fn one_callers_scheme_steers_no_other_caller() -> Result<()> {
     let (backends, bed) = backends([Mode::Answer; 3]).await?;
     for _ in 0..3 {
-        let answer = bed.get("/api/v1/namespaces/default/services/https:web:80/proxy/").await?;
-        ensure!(answer.status == 503 && answer.body.contains("tls: "), "{answer:?}");
+        let answer = bed
+            .get("/api/v1/namespaces/default/services/https:web:80/proxy/")
+            .await?;
+        ensure!(
+            answer.status == 503 && answer.body.contains("tls: "),
+            "{answer:?}"
+        );
     }
     // After an ejection an endpoint would be probed by one request, and then take its turns again.
     ensure!(bed.metric(EJECTIONS_FOR_CONNECTS).await? == 0);
@@ -258,7 +310,10 @@ async fn one_callers_scheme_steers_no_other_caller() -> Result<()> {
 async fn a_single_target_that_refuses_is_not_ejected() -> Result<()> {
     let (_sockets, addresses) = dead_ports(1)?;
     let bed = TestBed::new(&addresses).await?;
-    let pod = format!("/api/v1/namespaces/default/pods/web-0:{}/proxy/", addresses[0].port());
+    let pod = format!(
+        "/api/v1/namespaces/default/pods/web-0:{}/proxy/",
+        addresses[0].port()
+    );
     for path in [WEB, &pod] {
         ensure!(bed.get(path).await?.status == 503);
     }
@@ -273,26 +328,38 @@ async fn a_frozen_endpoint_gets_no_new_requests_until_it_answers() -> Result<()>
     while backends[0].requests() == 0 {
         let asked = backends.iter().map(Backend::requests).sum::<usize>();
         stuck.push(bed.spawn_get(WEB.to_owned()));
-        eventually("the request to arrive", async || Ok(backends.iter().map(Backend::requests).sum::<usize>() > asked))
-            .await?;
+        eventually("the request to arrive", async || {
+            Ok(backends.iter().map(Backend::requests).sum::<usize>() > asked)
+        })
+        .await?;
     }
     let ejected = async || bed.metric(r#"endpoints_ejected{reason="stalled"}"#).await;
-    eventually("the frozen endpoint to be ejected", async || Ok(ejected().await? == 1)).await?;
+    eventually("the frozen endpoint to be ejected", async || {
+        Ok(ejected().await? == 1)
+    })
+    .await?;
     for _ in 0..20 {
         ensure!(bed.get(WEB).await?.status == 200);
     }
-    // One more where the machine was too busy to look for stalls in time, so that the ejection lapsed and was probed.
+    // One more where the machine was too busy to look for stalls in time, so that the ejection
+    // lapsed and was probed.
     let reached = backends[0].requests();
     ensure!(reached <= 2, "{reached} requests reached it");
     backends[0].mode.send(Mode::Answer)?;
     for stuck in stuck {
-        ensure!(stuck.await??.status == 200, "the request that was on it is answered");
+        ensure!(
+            stuck.await??.status == 200,
+            "the request that was on it is answered"
+        );
     }
     ensure!(ejected().await? == 0);
     for _ in 0..3 {
         ensure!(bed.get(WEB).await?.status == 200);
     }
-    ensure!(backends[0].requests() == reached + 1, "it takes its turns again");
+    ensure!(
+        backends[0].requests() == reached + 1,
+        "it takes its turns again"
+    );
     Ok(())
 }
 
@@ -301,17 +368,35 @@ async fn a_slow_pod_that_one_caller_chose_steers_no_service() -> Result<()> {
     let (mut backends, bed) = backends([Mode::Freeze; 3]).await?;
     // The order in which the service takes its first turns.
     backends.sort_unstable_by_key(|backend| backend.address);
-    let [first, _, last] = &backends[..] else { unreachable!("three were started") };
-    let pods = (0..3).map(|n| format!("/api/v1/namespaces/default/pods/web-{n}:{}/proxy/", last.address.port()));
+    let [first, _, last] = &backends[..] else {
+        unreachable!("three were started")
+    };
+    let pods = (0..3).map(|n| {
+        format!(
+            "/api/v1/namespaces/default/pods/web-{n}:{}/proxy/",
+            last.address.port()
+        )
+    });
     let chosen = pods.map(|path| bed.spawn_get(path)).collect::<Vec<_>>();
     eventually("the requests to arrive", async || Ok(last.requests() == 3)).await?;
     let on_first = bed.spawn_get(WEB.to_owned());
-    // The requests to the pod began earlier: if they counted, the last endpoint would be ejected before the first.
+    // The requests to the pod began earlier: if they counted, the last endpoint would be ejected
+    // before the first.
     let ejections = async || bed.metric(r#"ejections_total{reason="stalled"}"#).await;
-    eventually("the first endpoint to be ejected", async || Ok(ejections().await? == 1)).await?;
+    eventually("the first endpoint to be ejected", async || {
+        Ok(ejections().await? == 1)
+    })
+    .await?;
     let others = [bed.spawn_get(WEB.to_owned()), bed.spawn_get(WEB.to_owned())];
-    eventually("the last endpoint to have its turn", async || Ok(last.requests() == 4)).await?;
-    ensure!(first.requests() == 1, "{} requests reached the ejected endpoint", first.requests());
+    eventually("the last endpoint to have its turn", async || {
+        Ok(last.requests() == 4)
+    })
+    .await?;
+    ensure!(
+        first.requests() == 1,
+        "{} requests reached the ejected endpoint",
+        first.requests()
+    );
     for backend in &backends {
         backend.mode.send(Mode::Answer)?;
     }
@@ -326,15 +411,26 @@ async fn an_endpoint_that_waits_for_the_clients_body_is_not_stalled() -> Result<
     let (mut backends, bed) = backends([Mode::Freeze; 3]).await?;
     backends.sort_unstable_by_key(|backend| backend.address);
     let mut upload = tls(bed.bastion.secure, &bed.ca(), None).await?;
-    let head = format!("POST {WEB} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nContent-Length: 9\r\n\r\nhalf");
+    let head = format!(
+        "POST {WEB} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nContent-Length: 9\r\n\r\nhalf"
+    );
     upload.write_all(head.as_bytes()).await?;
-    eventually("the upload to arrive", async || Ok(backends[0].requests() == 1)).await?;
+    eventually("the upload to arrive", async || {
+        Ok(backends[0].requests() == 1)
+    })
+    .await?;
     // The upload began earlier: if it counted, its endpoint would be ejected before the second one.
     let stuck = bed.spawn_get(WEB.to_owned());
     let ejections = async || bed.metric(r#"ejections_total{reason="stalled"}"#).await;
-    eventually("the second endpoint to be ejected", async || Ok(ejections().await? == 1)).await?;
+    eventually("the second endpoint to be ejected", async || {
+        Ok(ejections().await? == 1)
+    })
+    .await?;
     let next = bed.spawn_get(WEB.to_owned());
-    eventually("the first endpoint to have its turn", async || Ok(backends[0].requests() == 2)).await?;
+    eventually("the first endpoint to have its turn", async || {
+        Ok(backends[0].requests() == 2)
+    })
+    .await?;
     ensure!(backends[1].requests() == 1);
     stuck.abort();
     next.abort();
@@ -346,15 +442,30 @@ async fn an_endpoint_that_refuses_is_logged() -> Result<()> {
     let (_sockets, addresses) = dead_ports(1)?;
     let bed = TestBed::new(&addresses).await?;
     ensure!(bed.get(WEB).await?.status == 503);
-    bed.logs(&[r#""code":503"#.into(), format!(r#""endpoint":"{}""#, addresses[0])]).await
+    bed.logs(&[
+        r#""code":503"#.into(),
+        format!(r#""endpoint":"{}""#, addresses[0]),
+    ])
+    .await
 }
 
 #[tokio::test]
 async fn the_endpoint_of_a_client_that_leaves_is_logged() -> Result<()> {
     let (backends, bed) = backends([Mode::Freeze]).await?;
     let mut client = tls(bed.bastion.secure, &bed.ca(), None).await?;
-    client.write_all(format!("GET {WEB} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n").as_bytes()).await?;
-    eventually("the request to arrive", async || Ok(backends[0].requests() == 1)).await?;
+    client
+        .write_all(
+            format!("GET {WEB} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n").as_bytes(),
+        )
+        .await?;
+    eventually("the request to arrive", async || {
+        Ok(backends[0].requests() == 1)
+    })
+    .await?;
     drop(client);
-    bed.logs(&[r#""code":499"#.into(), format!(r#""endpoint":"{}""#, backends[0].address)]).await
+    bed.logs(&[
+        r#""code":499"#.into(),
+        format!(r#""endpoint":"{}""#, backends[0].address),
+    ])
+    .await
 }

@@ -1,6 +1,6 @@
-//! A whole exchange: requests over HTTP/1.1 and HTTP/2 to a bastion in this process, and what a recording backend
-//! receives of them. Each request that the backend gets is one that the input was authorized to send, is strict
-//! HTTP/1.1, and carries no credential.
+//! A whole exchange: requests over HTTP/1.1 and HTTP/2 to a bastion in this process, and what a
+//! recording backend receives of them. Each request that the backend gets is one that the input was
+//! authorized to send, is strict HTTP/1.1, and carries no credential.
 #![no_main]
 
 mod exchange {

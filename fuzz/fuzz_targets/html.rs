@@ -1,5 +1,6 @@
-//! The rewriter of pages: wherever a page is cut into pieces, the same bytes come out, in any coding; no slice has more
-//! input, output or work than it may, nothing is held past the bound, and work is linear in the page.
+//! The rewriter of pages: wherever a page is cut into pieces, the same bytes come out, in any
+//! coding; no slice has more input, output or work than it may, nothing is held past the bound, and
+//! work is linear in the page.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -70,7 +71,12 @@ impl Coding {
 }
 
 /// Rewrites a page of `length` bytes that comes encoded in pieces.
-fn rewrite<'a>(coding: Coding, charset: &str, length: usize, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+fn rewrite<'a>(
+    coding: Coding,
+    charset: &str,
+    length: usize,
+    pieces: impl Iterator<Item = &'a [u8]>,
+) -> Vec<u8> {
     let response = Response::builder()
         .header("content-type", format!("text/html{charset}"))
         .header("content-encoding", coding.header())
@@ -104,16 +110,25 @@ fn rewrite<'a>(coding: Coding, charset: &str, length: usize, pieces: impl Iterat
     }
     let page = coding.decode(&out);
     // A slice ends for want of input or of work that it may do.
-    assert!(slices <= count + rewriter.work() / MAX_WORK_PER_SLICE + 2, "{slices} slices of {count} pieces");
+    assert!(
+        slices <= count + rewriter.work() / MAX_WORK_PER_SLICE + 2,
+        "{slices} slices of {count} pieces"
+    );
     // The most work for its bytes has an element of three (`<p>`), and the start of a stream.
     let bytes = input + length + page.len();
-    assert!(rewriter.work() <= 32 * bytes + 4096, "{} work for {bytes} bytes", rewriter.work());
+    assert!(
+        rewriter.work() <= 32 * bytes + 4096,
+        "{} work for {bytes} bytes",
+        rewriter.work()
+    );
     page
 }
 
 fn slice(rewriter: &mut Rewriter, piece: &mut Bytes) -> Vec<u8> {
     let (before, work) = (piece.len(), rewriter.work());
-    let out = rewriter.take(piece).expect("what was encoded can be decoded");
+    let out = rewriter
+        .take(piece)
+        .expect("what was encoded can be decoded");
     assert!(before - piece.len() <= Rewriter::MAX_INPUT_BYTES_PER_SLICE);
     assert!(out.len() <= Rewriter::MAX_OUTPUT_BYTES_PER_SLICE);
     assert!(rewriter.work() - work <= 4 * MAX_WORK_PER_SLICE);
@@ -122,10 +137,17 @@ fn slice(rewriter: &mut Rewriter, piece: &mut Bytes) -> Vec<u8> {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let [choice, cuts @ .., last] = data else { return };
-    let coding = [Coding::Identity, Coding::Gzip, Coding::Zlib, Coding::Raw][usize::from(choice & 3)];
-    let charset =
-        ["", "; charset=utf-8", "; charset=windows-1252", "; charset=shift_jis"][usize::from(choice >> 2 & 3)];
+    let [choice, cuts @ .., last] = data else {
+        return;
+    };
+    let coding =
+        [Coding::Identity, Coding::Gzip, Coding::Zlib, Coding::Raw][usize::from(choice & 3)];
+    let charset = [
+        "",
+        "; charset=utf-8",
+        "; charset=windows-1252",
+        "; charset=shift_jis",
+    ][usize::from(choice >> 2 & 3)];
     let (cuts, html) = cuts.split_at(cuts.len().min(usize::from(choice >> 4)));
     // Repeated, a short input reaches the bounds of a page.
     let repeated = html.repeat([1, 1, 1, 200][usize::from(last & 3)]);
@@ -133,7 +155,10 @@ fuzz_target!(|data: &[u8]| {
     let encoded = coding.encode(html);
     let whole = rewrite(coding, charset, html.len(), std::iter::once(&encoded[..]));
     let mut rest = &encoded[..];
-    let mut sizes = cuts.iter().chain(std::iter::repeat(last)).map(|cut| usize::from(*cut).max(1));
+    let mut sizes = cuts
+        .iter()
+        .chain(std::iter::repeat(last))
+        .map(|cut| usize::from(*cut).max(1));
     let pieces = std::iter::from_fn(|| {
         let size = sizes.next()?.min(rest.len());
         let (piece, after) = rest.split_at(size);

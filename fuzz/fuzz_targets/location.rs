@@ -1,4 +1,5 @@
-//! The rewriter of `Location`: what it gives leads to the bastion's own prefix, and is not rewritten again.
+//! The rewriter of `Location`: what it gives leads to the bastion's own prefix, and is not
+//! rewritten again.
 #![no_main]
 
 use kube_bastion::model::{Scheme, ServiceAddress};
@@ -14,22 +15,36 @@ fuzz_target!(|link: &str| {
         client_host: Some(CLIENT.into()),
         endpoint: "10.0.0.1:80".parse().expect("an address"),
         scheme: Scheme::Http,
-        service: Some(ServiceAddress { namespace: "ns".into(), name: "web".into(), port: 80 }),
+        service: Some(ServiceAddress {
+            namespace: "ns".into(),
+            name: "web".into(),
+            port: 80,
+        }),
         cluster_domain: "cluster.local".into(),
     };
-    let Ok(Some(rewritten)) = links.rewrite(link) else { return };
+    let Ok(Some(rewritten)) = links.rewrite(link) else {
+        return;
+    };
     let path = match rewritten.split_once("//") {
         // With a host it is the client's, as the link spelled it.
         // A path may hold the two slashes, too.
-        Some((scheme, rest)) if scheme.is_empty() || (scheme.ends_with(':') && !scheme.starts_with('/')) => {
+        Some((scheme, rest))
+            if scheme.is_empty() || (scheme.ends_with(':') && !scheme.starts_with('/')) =>
+        {
             let end = rest.find('/').expect("a path follows");
-            let host = rest[..end].rsplit('@').next().expect("split gives one at least");
+            let host = rest[..end]
+                .rsplit('@')
+                .next()
+                .expect("split gives one at least");
             assert!(host.eq_ignore_ascii_case(CLIENT), "{link} -> {rewritten}");
             &rest[end..]
         }
         _ => &rewritten,
     };
     let decoded: Vec<u8> = percent_encoding::percent_decode_str(path).collect();
-    assert!(decoded.starts_with(PREFIX.as_bytes()), "{link} -> {rewritten}");
+    assert!(
+        decoded.starts_with(PREFIX.as_bytes()),
+        "{link} -> {rewritten}"
+    );
     assert_eq!(links.rewrite(&rewritten), Ok(None), "{link} -> {rewritten}");
 });

@@ -1,5 +1,5 @@
-//! The index: after every change of services, pods and EndpointSlices it equals a model that computes each service from
-//! scratch (CONFORMANCE C45 to C48, C110; KEP-752, KEP-1669, KEP-1672).
+//! The index: after every change of services, pods and EndpointSlices it equals a model that
+//! computes each service from scratch (CONFORMANCE C45 to C48, C110; KEP-752, KEP-1669, KEP-1672).
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,8 +9,8 @@ use std::sync::Arc;
 use arbitrary::Arbitrary;
 use kube_bastion::cluster::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
 use kube_bastion::cluster::{
-    Affinity, AppProtocol, Cluster, ExclusionReason, Family, Kind, Object, ObjectKey, Phase, Pod, Service, ServicePort,
-    Writer,
+    Affinity, AppProtocol, Cluster, ExclusionReason, Family, Kind, Object, ObjectKey, Phase, Pod,
+    Service, ServicePort, Writer,
 };
 use kube_bastion::model::address::AddressPolicy;
 use libfuzzer_sys::fuzz_target;
@@ -22,9 +22,19 @@ const PODS: [&str; 4] = ["p", "q", "r", "z"];
 const SLICES: [&str; 4] = ["s-1", "s-2", "s-3", "t-1"];
 const PORTS: [&str; 3] = ["", "http", "metrics"];
 /// Addresses, and whether the bastion may dial them.
-const V4: [(&str, bool); 5] =
-    [("10.0.0.1", true), ("10.0.0.2", true), ("10.0.0.3", true), ("127.0.0.1", false), ("169.254.169.254", false)];
-const V6: [(&str, bool); 4] = [("fd00::1", true), ("fd00::2", true), ("::1", false), ("::ffff:10.0.0.1", false)];
+const V4: [(&str, bool); 5] = [
+    ("10.0.0.1", true),
+    ("10.0.0.2", true),
+    ("10.0.0.3", true),
+    ("127.0.0.1", false),
+    ("169.254.169.254", false),
+];
+const V6: [(&str, bool); 4] = [
+    ("fd00::1", true),
+    ("fd00::2", true),
+    ("::1", false),
+    ("::ffff:10.0.0.1", false),
+];
 
 /// The maximum number of refused endpoints that a service port lists.
 const MAX_REFUSED: usize = 8;
@@ -63,7 +73,11 @@ impl Address {
     }
 
     fn within(self, family: Family) -> IpAddr {
-        let (text, _) = if family == Family::V6 { self.which.of(&V6) } else { self.which.of(&V4) };
+        let (text, _) = if family == Family::V6 {
+            self.which.of(&V6)
+        } else {
+            self.which.of(&V4)
+        };
         text.parse().expect("the lists hold addresses")
     }
 }
@@ -79,13 +93,24 @@ struct PodInput {
 impl PodInput {
     fn object(&self) -> Object {
         let key = self.key.of(&PODS);
-        let ips = self.ips.iter().flatten().map(|address| address.of()).collect();
+        let ips = self
+            .ips
+            .iter()
+            .flatten()
+            .map(|address| address.of())
+            .collect();
         let phase = match self.ended {
             None => Phase::Active,
             Some(true) => Phase::Failed,
             Some(false) => Phase::Succeeded,
         };
-        let pod = Pod { name: (*key.name).into(), ips, phase, first_port: None, named_ports: Box::default() };
+        let pod = Pod {
+            name: (*key.name).into(),
+            ips,
+            phase,
+            first_port: None,
+            named_ports: Box::default(),
+        };
         Object::Pod(key, pod)
     }
 }
@@ -103,14 +128,31 @@ struct ServiceInput {
 
 impl ServiceInput {
     fn object(&self) -> Object {
-        let named = PORTS.iter().enumerate().filter(|(bit, _)| self.ports >> bit & 1 == 1);
-        let app_protocol = if self.h2c { AppProtocol::H2c } else { AppProtocol::Unspecified };
+        let named = PORTS
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| self.ports >> bit & 1 == 1);
+        let app_protocol = if self.h2c {
+            AppProtocol::H2c
+        } else {
+            AppProtocol::Unspecified
+        };
         let spec = ServiceSpec {
             ports: named
-                .map(|(_, name)| PortSpec { name: (*name).into(), number: self.number, app_protocol })
+                .map(|(_, name)| PortSpec {
+                    name: (*name).into(),
+                    number: self.number,
+                    app_protocol,
+                })
                 .collect(),
-            affinity: if self.sticky { Affinity::ClientIp } else { Affinity::None },
-            primary_family: self.v6_first.map(|first| if first { Family::V6 } else { Family::V4 }),
+            affinity: if self.sticky {
+                Affinity::ClientIp
+            } else {
+                Affinity::None
+            },
+            primary_family: self
+                .v6_first
+                .map(|first| if first { Family::V6 } else { Family::V4 }),
         };
         Object::Service(self.key.of(&SERVICES), spec)
     }
@@ -146,7 +188,9 @@ impl SliceInput {
             serving: endpoint.serving,
             terminating: endpoint.terminating,
             pod: endpoint.pod.map(|pod| {
-                let namespace = endpoint.elsewhere.map_or(&*key.namespace, |other| other.of(&NAMESPACES));
+                let namespace = endpoint
+                    .elsewhere
+                    .map_or(&*key.namespace, |other| other.of(&NAMESPACES));
                 ObjectKey::new(namespace, pod.of(&PODS))
             }),
         });
@@ -203,13 +247,25 @@ impl Model {
             Change::DeleteService(key) => self.delete(writer, Kind::Service, &key.of(&SERVICES)),
             Change::DeleteSlice(key) => self.delete(writer, Kind::EndpointSlice, &key.of(&SLICES)),
             Change::ResetPods(pods) => {
-                self.reset(writer, Kind::Pod, pods.iter().map(PodInput::object).collect());
+                self.reset(
+                    writer,
+                    Kind::Pod,
+                    pods.iter().map(PodInput::object).collect(),
+                );
             }
             Change::ResetServices(services) => {
-                self.reset(writer, Kind::Service, services.iter().map(ServiceInput::object).collect());
+                self.reset(
+                    writer,
+                    Kind::Service,
+                    services.iter().map(ServiceInput::object).collect(),
+                );
             }
             Change::ResetSlices(slices) => {
-                self.reset(writer, Kind::EndpointSlice, slices.iter().map(SliceInput::object).collect());
+                self.reset(
+                    writer,
+                    Kind::EndpointSlice,
+                    slices.iter().map(SliceInput::object).collect(),
+                );
             }
         }
     }
@@ -250,13 +306,23 @@ impl Model {
     }
 
     /// The name of the pod behind an endpoint, or why the endpoint does not count (C46, C110).
-    fn pod_behind(&self, namespace: &str, endpoint: &SliceEndpoint) -> Result<String, ExclusionReason> {
-        let listed = |(text, permitted): &(&str, bool)| (text.parse() == Ok(endpoint.address)).then_some(*permitted);
+    fn pod_behind(
+        &self,
+        namespace: &str,
+        endpoint: &SliceEndpoint,
+    ) -> Result<String, ExclusionReason> {
+        let listed = |(text, permitted): &(&str, bool)| {
+            (text.parse() == Ok(endpoint.address)).then_some(*permitted)
+        };
         if V4.iter().chain(&V6).find_map(listed) != Some(true) {
             return Err(ExclusionReason::Address);
         }
         let Some(key) = &endpoint.pod else {
-            return if self.pod_less { Ok(endpoint.address.to_string()) } else { Err(ExclusionReason::NoPod) };
+            return if self.pod_less {
+                Ok(endpoint.address.to_string())
+            } else {
+                Err(ExclusionReason::NoPod)
+            };
         };
         if *key.namespace != *namespace {
             return Err(ExclusionReason::OtherNamespace);
@@ -278,34 +344,64 @@ impl Model {
         self.slices.iter().filter(of).map(|(_, slice)| slice)
     }
 
-    /// Addresses that serve a port, each with the names that it may go by: two pods may hold one address for a moment.
-    fn endpoints(&self, key: &ObjectKey, spec: &ServiceSpec, port: &str) -> BTreeMap<SocketAddr, BTreeSet<String>> {
+    /// Addresses that serve a port, each with the names that it may go by: two pods may hold one
+    /// address for a moment.
+    fn endpoints(
+        &self,
+        key: &ObjectKey,
+        spec: &ServiceSpec,
+        port: &str,
+    ) -> BTreeMap<SocketAddr, BTreeSet<String>> {
         let primary = spec.primary_family.unwrap_or(Family::V4);
-        // Ready ones of the primary family, ready ones of the other, then the draining ones alike (KEP-1669).
+        // Ready ones of the primary family, ready ones of the other, then the draining ones alike
+        // (KEP-1669).
         let mut ranks: [BTreeMap<SocketAddr, BTreeSet<String>>; 4] = Default::default();
         for slice in self.slices_of(key) {
-            let Some((_, number)) = slice.ports.iter().find(|(name, _)| **name == *port) else { continue };
+            let Some((_, number)) = slice.ports.iter().find(|(name, _)| **name == *port) else {
+                continue;
+            };
             for endpoint in &slice.endpoints {
-                let Ok(name) = self.pod_behind(&key.namespace, endpoint) else { continue };
+                let Ok(name) = self.pod_behind(&key.namespace, endpoint) else {
+                    continue;
+                };
                 let family = usize::from(slice.family != primary);
                 let address = SocketAddr::new(endpoint.address, *number);
                 if endpoint.ready {
-                    ranks[family].entry(address).or_default().insert(name.clone());
+                    ranks[family]
+                        .entry(address)
+                        .or_default()
+                        .insert(name.clone());
                 }
                 if endpoint.serving && endpoint.terminating {
                     ranks[2 + family].entry(address).or_default().insert(name);
                 }
             }
         }
-        ranks.into_iter().find(|rank| !rank.is_empty()).unwrap_or_default()
+        ranks
+            .into_iter()
+            .find(|rank| !rank.is_empty())
+            .unwrap_or_default()
     }
 
     fn check(&self, cluster: &Cluster, before: &mut BTreeMap<ObjectKey, Arc<Service>>) {
-        assert_eq!(cluster.sizes()[1..], [(Kind::Pod, self.pods.len()), (Kind::Service, self.services.len())]);
+        assert_eq!(
+            cluster.sizes()[1..],
+            [
+                (Kind::Pod, self.pods.len()),
+                (Kind::Service, self.services.len())
+            ]
+        );
         for (key, pod) in &self.pods {
-            assert_eq!(cluster.pod(&key.namespace, &key.name).as_deref(), Some(pod), "{key}");
+            assert_eq!(
+                cluster.pod(&key.namespace, &key.name).as_deref(),
+                Some(pod),
+                "{key}"
+            );
         }
-        for key in NAMESPACES.iter().flat_map(|namespace| SERVICES.map(|name| ObjectKey::new(namespace, name))) {
+        for key in NAMESPACES
+            .iter()
+            .flat_map(|namespace| SERVICES.map(|name| ObjectKey::new(namespace, name)))
+        {
             let service = cluster.service(&key.namespace, &key.name);
             assert_eq!(service.is_some(), self.services.contains_key(&key), "{key}");
             let (Some(service), Some(spec)) = (service, self.services.get(&key)) else {
@@ -321,17 +417,42 @@ impl Model {
 
     fn check_service(&self, key: &ObjectKey, service: &Service, spec: &ServiceSpec) {
         assert_eq!(service.affinity, spec.affinity, "{key}");
-        assert_eq!(service.has_endpoints, self.slices_of(key).any(|slice| !slice.endpoints.is_empty()), "{key}");
-        let ports: Vec<_> = service.ports.iter().map(|port| (&port.name, port.number, port.app_protocol)).collect();
-        let expected: Vec<_> = spec.ports.iter().map(|port| (&port.name, port.number, port.app_protocol)).collect();
+        assert_eq!(
+            service.has_endpoints,
+            self.slices_of(key).any(|slice| !slice.endpoints.is_empty()),
+            "{key}"
+        );
+        let ports: Vec<_> = service
+            .ports
+            .iter()
+            .map(|port| (&port.name, port.number, port.app_protocol))
+            .collect();
+        let expected: Vec<_> = spec
+            .ports
+            .iter()
+            .map(|port| (&port.name, port.number, port.app_protocol))
+            .collect();
         assert_eq!(ports, expected, "{key}");
         for port in &service.ports {
             let expected = self.endpoints(key, spec, &port.name);
-            let addresses: Vec<SocketAddr> = port.endpoints.iter().map(|endpoint| endpoint.address).collect();
-            assert_eq!(addresses, expected.keys().copied().collect::<Vec<_>>(), "{key} {}", port.name);
+            let addresses: Vec<SocketAddr> = port
+                .endpoints
+                .iter()
+                .map(|endpoint| endpoint.address)
+                .collect();
+            assert_eq!(
+                addresses,
+                expected.keys().copied().collect::<Vec<_>>(),
+                "{key} {}",
+                port.name
+            );
             for endpoint in &*port.endpoints {
                 let names = &expected[&endpoint.address];
-                assert!(names.contains(&*endpoint.name), "{key} {}: {endpoint:?}, not {names:?}", port.name);
+                assert!(
+                    names.contains(&*endpoint.name),
+                    "{key} {}: {endpoint:?}, not {names:?}",
+                    port.name
+                );
             }
             self.check_refused(key, port);
         }
@@ -339,7 +460,12 @@ impl Model {
 
     fn check_refused(&self, key: &ObjectKey, port: &ServicePort) {
         if !port.endpoints.is_empty() {
-            assert!(port.refused.is_empty(), "{key} {}: {:?}", port.name, port.refused);
+            assert!(
+                port.refused.is_empty(),
+                "{key} {}: {:?}",
+                port.name,
+                port.refused
+            );
             return;
         }
         let with_port = |slice: &&Slice| slice.ports.iter().any(|(name, _)| *name == port.name);
@@ -348,12 +474,27 @@ impl Model {
             .filter(with_port)
             .flat_map(|slice| &slice.endpoints)
             .map(|endpoint| {
-                (endpoint.address, self.pod_behind(&key.namespace, endpoint).err().unwrap_or(ExclusionReason::NotReady))
+                (
+                    endpoint.address,
+                    self.pod_behind(&key.namespace, endpoint)
+                        .err()
+                        .unwrap_or(ExclusionReason::NotReady),
+                )
             })
             .collect();
-        assert_eq!(port.refused.len(), all.len().min(MAX_REFUSED), "{key} {}: {:?}", port.name, port.refused);
+        assert_eq!(
+            port.refused.len(),
+            all.len().min(MAX_REFUSED),
+            "{key} {}: {:?}",
+            port.name,
+            port.refused
+        );
         for refused in &port.refused {
-            assert!(all.contains(&(refused.address, refused.why)), "{key} {}: {refused:?}, not {all:?}", port.name);
+            assert!(
+                all.contains(&(refused.address, refused.why)),
+                "{key} {}: {refused:?}, not {all:?}",
+                port.name
+            );
         }
     }
 }
@@ -362,7 +503,11 @@ impl Model {
 fn rotations_go_on(before: &Service, after: &Service) {
     for port in &after.ports {
         if let Some(before) = before.ports.iter().find(|before| before.name == port.name) {
-            assert!(Arc::ptr_eq(&before.rotation, &port.rotation), "{}", port.name);
+            assert!(
+                Arc::ptr_eq(&before.rotation, &port.rotation),
+                "{}",
+                port.name
+            );
         }
     }
 }
@@ -371,7 +516,10 @@ fuzz_target!(|input: Input| {
     let policy = AddressPolicy::default();
     let (cluster, mut writer) = Cluster::new(policy, input.pod_less);
     let empty = format!("{writer:?}");
-    let mut model = Model { pod_less: input.pod_less, ..Model::default() };
+    let mut model = Model {
+        pod_less: input.pod_less,
+        ..Model::default()
+    };
     let mut before = BTreeMap::new();
     for change in &input.changes {
         model.change(&mut writer, change);
@@ -381,5 +529,9 @@ fuzz_target!(|input: Input| {
         model.reset(&mut writer, kind, Vec::new());
         model.check(&cluster, &mut before);
     }
-    assert_eq!(format!("{writer:?}"), empty, "what is gone leaves no entry behind");
+    assert_eq!(
+        format!("{writer:?}"),
+        empty,
+        "what is gone leaves no entry behind"
+    );
 });

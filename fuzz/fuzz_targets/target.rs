@@ -1,4 +1,5 @@
-//! The id grammar with the path rules: whatever a path holds, nothing panics, nothing climbs, nothing changes its meaning.
+//! The id grammar with the path rules: whatever a path holds, nothing panics, nothing climbs,
+//! nothing changes its meaning.
 #![no_main]
 
 use kube_bastion::model::Target;
@@ -8,9 +9,13 @@ use percent_encoding::percent_decode_str;
 
 fuzz_target!(|path: &str| {
     // Half of the time behind a good prefix, so that the rest is not all refused.
-    let spelled = path.strip_prefix('@').map(|rest| format!("/api/v1/namespaces/ns/pods/{rest}"));
+    let spelled = path
+        .strip_prefix('@')
+        .map(|rest| format!("/api/v1/namespaces/ns/pods/{rest}"));
     let path = spelled.as_deref().unwrap_or(path);
-    let Ok(target) = Target::parse(path) else { return };
+    let Ok(target) = Target::parse(path) else {
+        return;
+    };
     assert_eq!([target.prefix, target.rest].concat(), path);
 
     let backend = target.backend_path();
@@ -23,7 +28,10 @@ fuzz_target!(|path: &str| {
 
     let plain = target.plain_prefix();
     let again = Target::parse(&plain).expect("a plain prefix is a path");
-    assert_eq!((again.resource, &again.namespace, &again.id), (target.resource, &target.namespace, &target.id));
+    assert_eq!(
+        (again.resource, &again.namespace, &again.id),
+        (target.resource, &target.namespace, &target.id)
+    );
     assert!(again.rest.is_empty());
 
     if let Ok(id) = target.id() {

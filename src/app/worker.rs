@@ -1,5 +1,5 @@
-//! The threads that serve: each has a runtime of its own, so that no request wakes another thread or waits for its
-//! lock.
+//! The threads that serve: each has a runtime of its own, so that no request wakes another thread
+//! or waits for its lock.
 
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -39,7 +39,10 @@ pub(super) struct Port {
 
 impl Port {
     fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()?, tls: self.tls.clone() })
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+            tls: self.tls.clone(),
+        })
     }
 }
 
@@ -56,14 +59,24 @@ pub(super) struct Shared {
 }
 
 /// Starts `count` workers on the ports. They end when the drain is over.
-pub(super) fn start(count: usize, ports: &[Port], shared: Shared) -> Result<Vec<JoinHandle<Result<()>>>> {
+pub(super) fn start(
+    count: usize,
+    ports: &[Port],
+    shared: Shared,
+) -> Result<Vec<JoinHandle<Result<()>>>> {
     let shared = Arc::new(shared);
     let worker = |index| {
-        // Clones of its own, which it closes when the drain begins: nobody else may hold a port open.
-        let ports = ports.iter().map(Port::try_clone).collect::<std::io::Result<_>>()?;
+        // Clones of its own, which it closes when the drain begins: nobody else may hold a port
+        // open.
+        let ports = ports
+            .iter()
+            .map(Port::try_clone)
+            .collect::<std::io::Result<_>>()?;
         let shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-        thread.spawn(move || run(ports, &shared)).context("cannot start a worker thread")
+        thread
+            .spawn(move || run(ports, &shared))
+            .context("cannot start a worker thread")
     };
     (0..count).map(worker).collect()
 }
@@ -80,7 +93,15 @@ fn run(ports: Vec<Port>, shared: &Shared) -> Result<()> {
 }
 
 async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
-    let Shared { stages, dialer, balance, kubelet_token, limits, access, drain } = shared;
+    let Shared {
+        stages,
+        dialer,
+        balance,
+        kubelet_token,
+        limits,
+        access,
+        drain,
+    } = shared;
     let tasks = TaskTracker::new();
     let mut background = JoinSet::new();
     let recorder = Recorder::new(stages.metrics.clone(), access.as_deref());
@@ -123,8 +144,9 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the drain. No background task of a worker ends before it: one that panicked would leave the worker without
-/// its port, its log or its watch over stalled endpoints, so the process ends, to be started again.
+/// Waits for the drain. No background task of a worker ends before it: one that panicked would
+/// leave the worker without its port, its log or its watch over stalled endpoints, so the process
+/// ends, to be started again.
 async fn until_drained(background: &mut JoinSet<()>, drain: &Drain) -> Result<()> {
     tokio::select! {
         // Listeners end with the drain, which is no fault of theirs.
@@ -147,7 +169,12 @@ async fn every(interval: Duration, mut work: impl FnMut()) {
 impl Handler for Proxy {
     type Body = Body;
 
-    async fn handle(&self, request: Request<Incoming>, peer: &Peer, interim: Option<&Interim>) -> Response<Body> {
+    async fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: &Peer,
+        interim: Option<&Interim>,
+    ) -> Response<Body> {
         Self::handle(self, request, peer, interim).await
     }
 }
@@ -161,7 +188,9 @@ mod tests {
         let mut background = JoinSet::new();
         background.spawn(std::future::pending::<()>());
         background.spawn(async { panic!("a fault") });
-        let ended = until_drained(&mut background, &Drain::default()).await.unwrap_err();
+        let ended = until_drained(&mut background, &Drain::default())
+            .await
+            .unwrap_err();
         assert!(format!("{ended:#}").contains("panicked"), "{ended:#}");
     }
 

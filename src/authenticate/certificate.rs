@@ -1,4 +1,5 @@
-//! Client certificates: user from the subject's CN, groups from its Os, as kube-apiserver reads them.
+//! Client certificates: user from the subject's CN, groups from its Os, as kube-apiserver reads
+//! them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,11 +19,12 @@ const UID: Oid<'static> = oid!(1.3.6.1.4.1.57683.2);
 /// The extra attribute that tells which credential identified the caller.
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
-/// How long a no is kept, in seconds: a certificate that is not good yet, by a clock that is a little behind, must not
-/// cost its client the connection.
+/// How long a no is kept, in seconds: a certificate that is not good yet, by a clock that is a
+/// little behind, must not cost its client the connection.
 const NEGATIVE_TTL: u64 = 10;
 
-/// The chain that a client showed. What is made of it is kept for the connection, until the CAs change or it expires.
+/// The chain that a client showed. What is made of it is kept for the connection, until the CAs
+/// change or it expires.
 #[derive(Debug)]
 pub struct ClientCertificate {
     chain: Vec<CertificateDer<'static>>,
@@ -44,9 +46,16 @@ struct CachedVerdict<T> {
 impl ClientCertificate {
     /// `chain` has the leaf first. None where it is empty.
     pub fn new(chain: &[CertificateDer<'_>]) -> Option<Self> {
-        let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        let chain: Vec<_> = chain
+            .iter()
+            .map(|certificate| certificate.clone().into_owned())
+            .collect();
         let (caller, front_proxy) = (Cached(Mutex::new(None)), Cached(Mutex::new(None)));
-        (!chain.is_empty()).then_some(Self { chain, caller, front_proxy })
+        (!chain.is_empty()).then_some(Self {
+            chain,
+            caller,
+            front_proxy,
+        })
     }
 
     /// Who the certificate names, where the CAs vouch for it now.
@@ -58,7 +67,9 @@ impl ClientCertificate {
     }
 
     fn identity_at(&self, now: Duration, cas: &DynamicClientCas) -> Result<Arc<Identity>, String> {
-        self.kept(&self.caller, now, cas, |certificate, leaf| identity(certificate.subject(), leaf).map(Arc::new))
+        self.kept(&self.caller, now, cas, |certificate, leaf| {
+            identity(certificate.subject(), leaf).map(Arc::new)
+        })
     }
 
     /// The common name of the certificate, where the CAs vouch for it now.
@@ -66,7 +77,9 @@ impl ClientCertificate {
     /// # Errors
     /// As [`Self::identity`].
     pub(super) fn common_name(&self, cas: &DynamicClientCas) -> Result<Arc<str>, String> {
-        self.kept(&self.front_proxy, unix_now(), cas, |certificate, _| Ok(common_name(certificate.subject()).into()))
+        self.kept(&self.front_proxy, unix_now(), cas, |certificate, _| {
+            Ok(common_name(certificate.subject()).into())
+        })
     }
 
     fn kept<T: Clone>(
@@ -88,7 +101,11 @@ impl ClientCertificate {
             Ok((told, expires)) => (expires, Ok(told)),
             Err(fault) => (now.as_secs() + NEGATIVE_TTL, Err(fault)),
         };
-        *judged = Some(CachedVerdict { generation, expires, verdict: verdict.clone() });
+        *judged = Some(CachedVerdict {
+            generation,
+            expires,
+            verdict: verdict.clone(),
+        });
         verdict
     }
 
@@ -98,7 +115,9 @@ impl ClientCertificate {
         now: UnixTime,
         read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, String>,
     ) -> Result<(T, u64), String> {
-        let Some((leaf, intermediates)) = self.chain.split_first() else { return Err("an empty chain".into()) };
+        let Some((leaf, intermediates)) = self.chain.split_first() else {
+            return Err("an empty chain".into());
+        };
         let verifier = WebPkiClientVerifier::builder(cas.roots())
             .build()
             .map_err(|error| format!("no CA of client certificates is known ({error})"))?;
@@ -107,25 +126,35 @@ impl ClientCertificate {
             .map_err(|error| format!("the client certificate is no good: {error}"))?;
         let (_, certificate) = X509Certificate::from_der(leaf)
             .map_err(|error| format!("the client certificate cannot be read: {error}"))?;
-        let expires = self.chain.iter().filter_map(|link| not_after(link)).filter(|expires| *expires >= now.as_secs());
+        let expires = self
+            .chain
+            .iter()
+            .filter_map(|link| not_after(link))
+            .filter(|expires| *expires >= now.as_secs());
         Ok((read(&certificate, leaf)?, expires.min().unwrap_or_default()))
     }
 }
 
-/// In Unix seconds. An intermediate that has expired already, or that cannot be read, vouches for nobody: it is not
-/// among those that made the verdict.
+/// In Unix seconds. An intermediate that has expired already, or that cannot be read, vouches for
+/// nobody: it is not among those that made the verdict.
 fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     certificate.validity().not_after.timestamp().try_into().ok()
 }
 
 fn unix_now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// Of several CNs Go's pkix.Name keeps the last, and so does kube-apiserver.
 fn common_name<'a>(subject: &'a X509Name<'_>) -> &'a str {
-    subject.iter_common_name().filter_map(|name| name.as_str().ok()).last().unwrap_or_default()
+    subject
+        .iter_common_name()
+        .filter_map(|name| name.as_str().ok())
+        .last()
+        .unwrap_or_default()
 }
 
 fn identity(subject: &X509Name<'_>, leaf: &CertificateDer<'_>) -> Result<Identity, String> {
@@ -133,18 +162,31 @@ fn identity(subject: &X509Name<'_>, leaf: &CertificateDer<'_>) -> Result<Identit
     if user.is_empty() {
         return Err("the client certificate has no common name".into());
     }
-    let uid = subject.iter_by_oid(&UID).find_map(|uid| uid.as_str().ok()).unwrap_or_default();
-    let organizations = subject.iter_organization().filter_map(|name| name.as_str().ok());
-    let groups = organizations.chain([AUTHENTICATED]).map(str::to_owned).collect();
+    let uid = subject
+        .iter_by_oid(&UID)
+        .find_map(|uid| uid.as_str().ok())
+        .unwrap_or_default();
+    let organizations = subject
+        .iter_organization()
+        .filter_map(|name| name.as_str().ok());
+    let groups = organizations
+        .chain([AUTHENTICATED])
+        .map(str::to_owned)
+        .collect();
     let digest = crate::tls::sha256_hex(leaf, "").to_lowercase();
-    let extra = BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={digest}")])]);
+    let extra = BTreeMap::from([(
+        CREDENTIAL_ID.to_owned(),
+        vec![format!("X509SHA256={digest}")],
+    )]);
     Ok(Identity::new(user, uid, groups, extra))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
 
     struct Ca {
         issuer: Issuer<'static, KeyPair>,
@@ -158,13 +200,18 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, "ca");
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
-        Ca { issuer: Issuer::new(params, key), pem }
+        Ca {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
     }
 
     fn client(ca: &Ca, change: impl FnOnce(&mut CertificateParams)) -> ClientCertificate {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "jane");
-        params.distinguished_name.push(DnType::OrganizationName, "devs");
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "devs");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         change(&mut params);
         let key = KeyPair::generate().unwrap();
@@ -193,14 +240,34 @@ mod tests {
         let cas = trusting(&trusted);
         let cases: [(&str, ClientCertificate); 4] = [
             ("another CA", client(&other, |_| ())),
-            ("expired", client(&trusted, |params| params.not_after = rcgen::date_time_ymd(2001, 1, 1))),
-            ("a server's", client(&trusted, |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth])),
-            ("no CN", client(&trusted, |params| params.distinguished_name = rcgen::DistinguishedName::new())),
+            (
+                "expired",
+                client(&trusted, |params| {
+                    params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+                }),
+            ),
+            (
+                "a server's",
+                client(&trusted, |p| {
+                    p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+                }),
+            ),
+            (
+                "no CN",
+                client(&trusted, |params| {
+                    params.distinguished_name = rcgen::DistinguishedName::new();
+                }),
+            ),
         ];
         for (what, certificate) in cases {
             assert!(certificate.identity(&cas).is_err(), "{what}");
         }
-        assert!(client(&trusted, |_| ()).identity(&DynamicClientCas::default()).is_err(), "no CA known");
+        assert!(
+            client(&trusted, |_| ())
+                .identity(&DynamicClientCas::default())
+                .is_err(),
+            "no CA known"
+        );
     }
 
     #[test]
@@ -214,10 +281,20 @@ mod tests {
     }
 
     /// Midnight of a day of January 2040, which rcgen and the clock of the test mean alike.
-    fn day(day: u8) -> (u64, impl Fn(&mut CertificateParams), impl Fn(&mut CertificateParams)) {
+    fn day(
+        day: u8,
+    ) -> (
+        u64,
+        impl Fn(&mut CertificateParams),
+        impl Fn(&mut CertificateParams),
+    ) {
         let date = rcgen::date_time_ymd(2040, 1, day);
         let seconds = u64::try_from(date.unix_timestamp()).unwrap();
-        (seconds, move |params| params.not_before = date, move |params| params.not_after = date)
+        (
+            seconds,
+            move |params| params.not_before = date,
+            move |params| params.not_after = date,
+        )
     }
 
     #[test]
@@ -238,19 +315,41 @@ mod tests {
         let (ends, _, until) = day(2);
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "intermediate");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "intermediate");
         until(&mut params);
         let key = KeyPair::generate().unwrap();
         let intermediate = params.signed_by(&key, &root.issuer).unwrap();
-        let below = Ca { issuer: Issuer::new(params, key), pem: String::new() };
+        let below = Ca {
+            issuer: Issuer::new(params, key),
+            pem: String::new(),
+        };
         // Another that has expired long ago, and that nothing depends on.
-        let expired = client(&root, |params| params.not_after = rcgen::date_time_ymd(2001, 1, 1));
-        let chain = [&client(&below, |_| ()).chain[0], intermediate.der(), &expired.chain[0]].map(Clone::clone);
+        let expired = client(&root, |params| {
+            params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        });
+        let chain = [
+            &client(&below, |_| ()).chain[0],
+            intermediate.der(),
+            &expired.chain[0],
+        ]
+        .map(Clone::clone);
         let certificate = ClientCertificate::new(&chain).unwrap();
         let cas = trusting(&root);
         let at = |seconds: u64| certificate.identity_at(Duration::from_secs(seconds), &cas);
         assert!(at(ends - 1).is_ok());
-        assert_eq!(certificate.caller.0.lock().unwrap().as_ref().unwrap().expires, ends);
+        assert_eq!(
+            certificate
+                .caller
+                .0
+                .lock()
+                .unwrap()
+                .as_ref()
+                .unwrap()
+                .expires,
+            ends
+        );
         assert!(at(ends + 1).is_err());
     }
 }

@@ -1,5 +1,6 @@
-//! Callers that a front proxy vouches for: the proxy shows a certificate of the CA that the cluster publishes for it, and
-//! names the caller in headers (CONFORMANCE C60). Everybody else's such headers are a lie, and go no further.
+//! Callers that a front proxy vouches for: the proxy shows a certificate of the CA that the cluster
+//! publishes for it, and names the caller in headers (CONFORMANCE C60). Everybody else's such
+//! headers are a lie, and go no further.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,56 +61,96 @@ impl RequestHeaderAuthenticator {
             return None;
         }
         let claim = claim(&names, headers);
-        let taken: Vec<_> = headers.keys().filter(|name| names.identifies(name)).cloned().collect();
+        let taken: Vec<_> = headers
+            .keys()
+            .filter(|name| names.identifies(name))
+            .cloned()
+            .collect();
         for name in taken {
             headers.remove(name);
         }
-        claim.map(|identity| Claim { identity, names: Arc::clone(&names) })
+        claim.map(|identity| Claim {
+            identity,
+            names: Arc::clone(&names),
+        })
     }
 
     /// The caller of the claim, where the certificate is one of the front proxy's.
     ///
     /// # Errors
     /// Why it is not, for the log.
-    pub(super) fn accept(&self, claim: Claim, certificate: &ClientCertificate) -> Result<Arc<Identity>, String> {
+    pub(super) fn accept(
+        &self,
+        claim: Claim,
+        certificate: &ClientCertificate,
+    ) -> Result<Arc<Identity>, String> {
         let Claim { identity, names } = claim;
         let proxy = certificate.common_name(&self.cas)?;
         if names.allowed.is_empty() || names.allowed.iter().any(|allowed| **allowed == *proxy) {
             Ok(Arc::new(identity))
         } else {
-            Err(format!("{proxy:?} is none of the front proxies that are allowed, {:?}", names.allowed))
+            Err(format!(
+                "{proxy:?} is none of the front proxies that are allowed, {:?}",
+                names.allowed
+            ))
         }
     }
 }
 
 impl RequestHeaderConfig {
-    /// In disguise too: `X_Remote_User` is the same variable to a CGI-like backend. Only the exact names are believed.
+    /// In disguise too: `X_Remote_User` is the same variable to a CGI-like backend. Only the exact
+    /// names are believed.
     fn identifies(&self, name: &HeaderName) -> bool {
         let name = name.as_str();
-        let configured = [&self.user, &self.uid, &self.group].into_iter().flatten().map(HeaderName::as_str);
+        let configured = [&self.user, &self.uid, &self.group]
+            .into_iter()
+            .flatten()
+            .map(HeaderName::as_str);
         let prefixes = self.extra.iter().map(String::as_str);
-        USUAL.into_iter().chain(configured).any(|known| name.len() == known.len() && reads_as(name, known))
-            || [USUAL_EXTRA].into_iter().chain(prefixes).any(|prefix| reads_as(name, prefix))
+        USUAL
+            .into_iter()
+            .chain(configured)
+            .any(|known| name.len() == known.len() && reads_as(name, known))
+            || [USUAL_EXTRA]
+                .into_iter()
+                .chain(prefixes)
+                .any(|prefix| reads_as(name, prefix))
     }
 }
 
-/// Whether a name begins with `prefix` once `_` is read as `-`, as WSGI, CGI and PHP read both. The lengths differ or the
-/// first bytes do for almost all names, so that it costs no more than a comparison.
+/// Whether a name begins with `prefix` once `_` is read as `-`, as WSGI, CGI and PHP read both. The
+/// lengths differ or the first bytes do for almost all names, so that it costs no more than a
+/// comparison.
 pub(super) fn reads_as(name: &str, prefix: &str) -> bool {
     let dashed = |byte: u8| if byte == b'_' { b'-' } else { byte };
-    name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| dashed(a) == dashed(b))
+    name.len() >= prefix.len()
+        && name
+            .bytes()
+            .zip(prefix.bytes())
+            .all(|(a, b)| dashed(a) == dashed(b))
 }
 
 /// None where no user is named: then the headers say nothing.
 fn claim(names: &RequestHeaderConfig, headers: &HeaderMap) -> Option<Identity> {
     let user = first(&names.user, headers)?;
     let uid = first(&names.uid, headers).unwrap_or_default();
-    let groups = names.group.iter().flat_map(|name| headers.get_all(name)).filter_map(text).map(str::to_owned);
+    let groups = names
+        .group
+        .iter()
+        .flat_map(|name| headers.get_all(name))
+        .filter_map(text)
+        .map(str::to_owned);
     let mut extra = BTreeMap::<String, Vec<String>>::new();
     for (name, value) in headers {
-        let key = names.extra.iter().find_map(|prefix| name.as_str().strip_prefix(prefix.as_str()));
+        let key = names
+            .extra
+            .iter()
+            .find_map(|prefix| name.as_str().strip_prefix(prefix.as_str()));
         if let (Some(key), Some(value)) = (key, text(value)) {
-            extra.entry(extra_key(key)).or_default().push(value.to_owned());
+            extra
+                .entry(extra_key(key))
+                .or_default()
+                .push(value.to_owned());
         }
     }
     let groups = with_authenticated(user, groups.collect());
@@ -117,7 +158,10 @@ fn claim(names: &RequestHeaderConfig, headers: &HeaderMap) -> Option<Identity> {
 }
 
 fn first<'h>(names: &[HeaderName], headers: &'h HeaderMap) -> Option<&'h str> {
-    names.iter().filter_map(|name| text(headers.get(name)?)).find(|value| !value.is_empty())
+    names
+        .iter()
+        .filter_map(|name| text(headers.get(name)?))
+        .find(|value| !value.is_empty())
 }
 
 fn text(value: &HeaderValue) -> Option<&str> {
@@ -126,7 +170,9 @@ fn text(value: &HeaderValue) -> Option<&str> {
 
 /// Keys of extra attributes are percent-encoded where a header's name could not hold them.
 pub(super) fn extra_key(encoded: &str) -> String {
-    percent_decode_str(encoded).decode_utf8().map_or_else(|_| encoded.to_owned(), Into::into)
+    percent_decode_str(encoded)
+        .decode_utf8()
+        .map_or_else(|_| encoded.to_owned(), Into::into)
 }
 
 #[cfg(test)]
@@ -166,12 +212,18 @@ mod tests {
         assert_eq!(identity.groups, ["devs", "ops", "system:authenticated"]);
         assert_eq!(identity.extra["acme.com/project"], ["a"]);
         assert_eq!(identity.extra["scopes"], ["b"]);
-        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
+        assert_eq!(
+            headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
+            ["x-kept"]
+        );
     }
 
     #[test]
     fn names_in_disguise_claim_nothing_and_are_gone() {
-        let configured = RequestHeaderConfig { user: vec![HeaderName::from_static("acme_user")], ..names() };
+        let configured = RequestHeaderConfig {
+            user: vec![HeaderName::from_static("acme_user")],
+            ..names()
+        };
         for (name, taken) in [
             ("x_remote_user", true),
             ("x-remote_group", true),
@@ -188,8 +240,14 @@ mod tests {
             headers.insert(name, HeaderValue::from_static("admin"));
             let proxy = RequestHeaderAuthenticator::default();
             proxy.replace(configured.clone());
-            let claimed = proxy.take(&mut headers).map(|claim| claim.identity.user.clone());
-            assert_eq!(claimed.as_deref(), (name == "acme_user").then_some("admin"), "{name}");
+            let claimed = proxy
+                .take(&mut headers)
+                .map(|claim| claim.identity.user.clone());
+            assert_eq!(
+                claimed.as_deref(),
+                (name == "acme_user").then_some("admin"),
+                "{name}"
+            );
             assert_eq!(headers.is_empty(), taken, "{name}");
         }
     }

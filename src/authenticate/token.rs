@@ -8,7 +8,9 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
+use k8s_openapi::api::authentication::v1::{
+    TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo,
+};
 use serde::Deserialize;
 
 use super::AuthenticationError;
@@ -18,8 +20,8 @@ use crate::model::{ClientAddress, Identity};
 use crate::review::{CachedReviews, Judge, cut_text};
 use crate::ttl_cache::Fetched;
 
-/// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OIDC with many groups some
-/// KiB.
+/// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OIDC with
+/// many groups some KiB.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// The difference that kube-apiserver tolerates between the clock of the issuer and its own.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
@@ -30,13 +32,18 @@ type TokenVerdict = Result<Arc<Identity>, AuthenticationError>;
 pub type TokenReviewAuthenticator = CachedReviews<TokenJudge>;
 
 impl TokenReviewAuthenticator {
-    pub(super) async fn identity(self: &Arc<Self>, token: &str, client: ClientAddress) -> TokenVerdict {
+    pub(super) async fn identity(
+        self: &Arc<Self>,
+        token: &str,
+        client: ClientAddress,
+    ) -> TokenVerdict {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(AuthenticationError::Unauthenticated(format!(
                 "the token is longer than {MAX_TOKEN_BYTES} bytes"
             )));
         }
-        self.verdict(token, || self.judge.review(token), client).await
+        self.verdict(token, || self.judge.review(token), client)
+            .await
     }
 }
 
@@ -55,7 +62,8 @@ impl Judge for TokenJudge {
                 value: Ok(Arc::new(identity)),
                 ttl: self.0.cache_ttl,
                 // What the token says of itself wins over every cache (RFC 7519 section 4.1.4).
-                usable_for: until_expiry(&review.spec.token, SystemTime::now()).unwrap_or(Duration::MAX),
+                usable_for: until_expiry(&review.spec.token, SystemTime::now())
+                    .unwrap_or(Duration::MAX),
             },
             Err(fault) => Fetched::Denial {
                 value: Err(AuthenticationError::Unauthenticated(cut_text(fault))),
@@ -69,26 +77,44 @@ impl TokenJudge {
     /// The review of `token`, which an expired one does not get.
     fn review(&self, token: &str) -> Result<TokenReview, AuthenticationError> {
         if has_expired(token, SystemTime::now()) {
-            return Err(AuthenticationError::Unauthenticated("the token has expired".into()));
+            return Err(AuthenticationError::Unauthenticated(
+                "the token has expired".into(),
+            ));
         }
         let audiences = (!self.0.audiences.is_empty()).then(|| self.0.audiences.clone());
-        let spec = TokenReviewSpec { audiences, token: token.to_owned() };
-        Ok(TokenReview { spec, ..TokenReview::default() })
+        let spec = TokenReviewSpec {
+            audiences,
+            token: token.to_owned(),
+        };
+        Ok(TokenReview {
+            spec,
+            ..TokenReview::default()
+        })
     }
 
-    /// Where audiences are configured the API must say that it checked one of them: an authenticator that does not
-    /// know of audiences would let tokens for others through (KEP-1205).
+    /// Where audiences are configured the API must say that it checked one of them: an
+    /// authenticator that does not know of audiences would let tokens for others through
+    /// (KEP-1205).
     fn authenticate(&self, status: TokenReviewStatus) -> Result<Identity, String> {
         if status.authenticated != Some(true) {
-            return Err(status.error.unwrap_or_else(|| "the API does not know the token".into()));
+            return Err(status
+                .error
+                .unwrap_or_else(|| "the API does not know the token".into()));
         }
         let wanted = &self.0.audiences;
         let checked = status.audiences.unwrap_or_default();
         if !wanted.is_empty() && !wanted.iter().any(|audience| checked.contains(audience)) {
-            return Err(format!("the token is for the audiences {checked:?}, not for {wanted:?}"));
+            return Err(format!(
+                "the token is for the audiences {checked:?}, not for {wanted:?}"
+            ));
         }
         let user = status.user.unwrap_or_default();
-        let UserInfo { username, uid, groups, extra } = user;
+        let UserInfo {
+            username,
+            uid,
+            groups,
+            extra,
+        } = user;
         Ok(Identity::new(
             username.unwrap_or_default(),
             uid.unwrap_or_default(),
@@ -103,7 +129,8 @@ fn has_expired(token: &str, now: SystemTime) -> bool {
     until_expiry(token, now - MAX_CLOCK_SKEW).is_some_and(|left| left.is_zero())
 }
 
-/// How long a JWT (RFC 7519) is good for by its own word, which the API has verified. None for other tokens.
+/// How long a JWT (RFC 7519) is good for by its own word, which the API has verified. None for
+/// other tokens.
 fn until_expiry(token: &str, now: SystemTime) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Claims {
@@ -151,19 +178,33 @@ impl TokenFile {
             .from_reader(text.as_bytes())
             .into_records();
         for record in lines {
-            let record = record.map_err(|error| format!("line {}: not CSV", line_of(error.position())))?;
+            let record =
+                record.map_err(|error| format!("line {}: not CSV", line_of(error.position())))?;
             let line = line_of(record.position());
-            let (Some(token), Some(user), Some(uid)) = (record.get(0), record.get(1), record.get(2)) else {
-                return Err(format!("line {line}: give token,user,uid and, in quotes, groups"));
+            let (Some(token), Some(user), Some(uid)) =
+                (record.get(0), record.get(1), record.get(2))
+            else {
+                return Err(format!(
+                    "line {line}: give token,user,uid and, in quotes, groups"
+                ));
             };
             if token.is_empty() || user.is_empty() {
-                return Err(format!("line {line}: the token and the user must not be empty"));
+                return Err(format!(
+                    "line {line}: the token and the user must not be empty"
+                ));
             }
-            let groups = record.get(3).unwrap_or_default().split(',').map(str::trim).filter(|group| !group.is_empty());
+            let groups = record
+                .get(3)
+                .unwrap_or_default()
+                .split(',')
+                .map(str::trim)
+                .filter(|group| !group.is_empty());
             let groups = groups.chain([AUTHENTICATED]).map(str::to_owned).collect();
             let identity = Arc::new(Identity::new(user, uid, groups, Default::default()));
             if tokens.insert(hash(token), identity).is_some() {
-                return Err(format!("line {line}: the token stands in an earlier line too"));
+                return Err(format!(
+                    "line {line}: the token stands in an earlier line too"
+                ));
             }
         }
         self.0.store(Arc::new(tokens));
@@ -173,7 +214,9 @@ impl TokenFile {
     pub(crate) fn identity(&self, token: &str) -> TokenVerdict {
         let tokens = self.0.load();
         let known = tokens.get(&hash(token)).cloned();
-        known.ok_or_else(|| AuthenticationError::Unauthenticated("the token is not in the token file".into()))
+        known.ok_or_else(|| {
+            AuthenticationError::Unauthenticated("the token is not in the token file".into())
+        })
     }
 }
 
@@ -199,16 +242,30 @@ mod tests {
             ("a.b.c".into(), None),
         ];
         for (token, seconds) in cases {
-            assert_eq!(until_expiry(&token, now), seconds.map(Duration::from_secs), "{token}");
+            assert_eq!(
+                until_expiry(&token, now),
+                seconds.map(Duration::from_secs),
+                "{token}"
+            );
         }
     }
 
     #[test]
     fn rejects_expired_jwt_without_review() {
-        let jwt = |exp: u64| format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#)));
+        let jwt = |exp: u64| {
+            format!(
+                "e30.{}.sig",
+                URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#))
+            )
+        };
         let now = UNIX_EPOCH + Duration::from_secs(1000);
-        let cases =
-            [(jwt(900), true), (jwt(939), true), (jwt(941), false), (jwt(2000), false), ("opaque".into(), false)];
+        let cases = [
+            (jwt(900), true),
+            (jwt(939), true),
+            (jwt(941), false),
+            (jwt(2000), false),
+            ("opaque".into(), false),
+        ];
         for (token, expired) in cases {
             assert_eq!(has_expired(&token, now), expired, "{token}");
         }
@@ -220,7 +277,10 @@ mod tests {
         let jane = tokens.identity("t1").unwrap();
         assert_eq!((&*jane.user, &*jane.uid), ("jane", "7"));
         assert_eq!(jane.groups, ["devs", "ops", "system:authenticated"]);
-        assert_eq!(tokens.identity("t2").unwrap().groups, ["system:authenticated"]);
+        assert_eq!(
+            tokens.identity("t2").unwrap().groups,
+            ["system:authenticated"]
+        );
         assert!(tokens.identity("t3").is_err());
     }
 
@@ -229,11 +289,20 @@ mod tests {
         let tokens = TokenFile::parse("t1,jane,7\n").unwrap();
         for (text, told) in [
             ("t1,jane\n", "line 1: give token,user,uid"),
-            ("t1,jane,7\nsecret,,\n", "line 2: the token and the user must not be empty"),
-            ("t1,jane,7\nt1,joe,8\n", "line 2: the token stands in an earlier line too"),
+            (
+                "t1,jane,7\nsecret,,\n",
+                "line 2: the token and the user must not be empty",
+            ),
+            (
+                "t1,jane,7\nt1,joe,8\n",
+                "line 2: the token stands in an earlier line too",
+            ),
         ] {
             let error = tokens.replace(text).unwrap_err();
-            assert!(error.starts_with(told) && !error.contains("secret"), "{error}");
+            assert!(
+                error.starts_with(told) && !error.contains("secret"),
+                "{error}"
+            );
         }
         assert!(tokens.identity("t1").is_ok());
     }

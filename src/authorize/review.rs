@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
 
 use super::{AuthorizeError, Decision};
 use crate::config;
@@ -22,7 +24,8 @@ impl Reviews {
         client: ClientAddress,
     ) -> Verdict<AccessJudge> {
         let question = (identity.fingerprint(), attributes);
-        self.verdict(question, || Ok(review(identity, attributes)), client).await
+        self.verdict(question, || Ok(review(identity, attributes)), client)
+            .await
     }
 }
 
@@ -35,23 +38,37 @@ impl Judge for AccessJudge {
     type Outcome = Decision;
     type Error = AuthorizeError;
 
-    fn judge(&self, _: &SubjectAccessReview, answer: SubjectAccessReview) -> Option<Fetched<Verdict<Self>>> {
+    fn judge(
+        &self,
+        _: &SubjectAccessReview,
+        answer: SubjectAccessReview,
+    ) -> Option<Fetched<Verdict<Self>>> {
         let status = answer.status?;
         if let Some(error) = &status.evaluation_error {
             tracing::debug!(error, "the authorizer evaluated with an error");
         }
         Some(if status.allowed && status.denied != Some(true) {
             let ttl = self.0.allowed_cache_ttl;
-            Fetched::Answer { value: Ok(Decision::Allow), ttl, usable_for: Duration::MAX }
+            Fetched::Answer {
+                value: Ok(Decision::Allow),
+                ttl,
+                usable_for: Duration::MAX,
+            }
         } else {
             let reason = cut_text(status.reason.unwrap_or_default());
-            Fetched::Denial { value: Ok(Decision::Deny(reason.into())), ttl: self.0.denied_cache_ttl }
+            Fetched::Denial {
+                value: Ok(Decision::Deny(reason.into())),
+                ttl: self.0.denied_cache_ttl,
+            }
         })
     }
 }
 
 fn review(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReview {
-    SubjectAccessReview { spec: spec(identity, attributes), ..SubjectAccessReview::default() }
+    SubjectAccessReview {
+        spec: spec(identity, attributes),
+        ..SubjectAccessReview::default()
+    }
 }
 
 fn spec(identity: &Identity, attributes: Attributes<'_>) -> SubjectAccessReviewSpec {

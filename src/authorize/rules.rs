@@ -36,11 +36,21 @@ enum Subject {
 impl RbacRules {
     /// Whether any rule allows it. A no has no reason, as with kube-apiserver's RBAC.
     pub fn decide(&self, identity: &Identity, attributes: Attributes<'_>) -> Decision {
-        let here = self.namespaced.get(attributes.namespace).into_iter().flatten();
+        let here = self
+            .namespaced
+            .get(attributes.namespace)
+            .into_iter()
+            .flatten();
         let mut grants = self.cluster_wide.iter().chain(here);
         let allowed = identity.groups.iter().any(|group| group == MASTERS)
-            || grants.any(|grant| grant.is_for(identity) && grant.rules.iter().any(|rule| covers(rule, attributes)));
-        if allowed { Decision::Allow } else { Decision::Deny("".into()) }
+            || grants.any(|grant| {
+                grant.is_for(identity) && grant.rules.iter().any(|rule| covers(rule, attributes))
+            });
+        if allowed {
+            Decision::Allow
+        } else {
+            Decision::Deny("".into())
+        }
     }
 }
 
@@ -55,12 +65,26 @@ impl Grant {
 
 fn covers(rule: &PolicyRule, attributes: Attributes<'_>) -> bool {
     let any = |list: &Option<Vec<String>>, matches: &dyn Fn(&str) -> bool| {
-        list.as_deref().unwrap_or_default().iter().any(|entry| matches(entry))
+        list.as_deref()
+            .unwrap_or_default()
+            .iter()
+            .any(|entry| matches(entry))
     };
-    let Attributes { verb, group, resource, subresource, name, .. } = attributes;
+    let Attributes {
+        verb,
+        group,
+        resource,
+        subresource,
+        name,
+        ..
+    } = attributes;
     let named = rule.resource_names.as_deref().unwrap_or_default();
-    rule.verbs.iter().any(|granted| granted == "*" || granted == verb.as_str())
-        && any(&rule.api_groups, &|granted| granted == group || granted == "*")
+    rule.verbs
+        .iter()
+        .any(|granted| granted == "*" || granted == verb.as_str())
+        && any(&rule.api_groups, &|granted| {
+            granted == group || granted == "*"
+        })
         && any(&rule.resources, &|granted| match granted.split_once('/') {
             Some((of, sub)) => sub == subresource && (of == "*" || of == resource),
             None => granted == "*" || (granted == resource && subresource.is_empty()),
@@ -78,29 +102,53 @@ pub struct RbacRulesBuilder {
 }
 
 impl RbacRulesBuilder {
-    /// Joins bindings with the roles that they name. A binding whose role is missing grants nothing, as in a cluster.
+    /// Joins bindings with the roles that they name. A binding whose role is missing grants
+    /// nothing, as in a cluster.
     pub fn build(self) -> RbacRules {
         let cluster_roles: HashMap<_, _> = self
             .cluster_roles
             .into_iter()
-            .map(|role| (role.metadata.name.unwrap_or_default(), role.rules.unwrap_or_default()))
+            .map(|role| {
+                (
+                    role.metadata.name.unwrap_or_default(),
+                    role.rules.unwrap_or_default(),
+                )
+            })
             .collect();
         let roles: HashMap<_, _> = self
             .roles
             .into_iter()
             .map(|Role { metadata, rules }| {
-                ((metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default()), rules.unwrap_or_default())
+                (
+                    (
+                        metadata.namespace.unwrap_or_default(),
+                        metadata.name.unwrap_or_default(),
+                    ),
+                    rules.unwrap_or_default(),
+                )
             })
             .collect();
         let mut granted = RbacRules::default();
-        for ClusterRoleBinding { metadata, role_ref, subjects } in self.cluster_role_bindings {
-            let role = (role_ref.kind == "ClusterRole").then(|| cluster_roles.get(&role_ref.name)).flatten();
+        for ClusterRoleBinding {
+            metadata,
+            role_ref,
+            subjects,
+        } in self.cluster_role_bindings
+        {
+            let role = (role_ref.kind == "ClusterRole")
+                .then(|| cluster_roles.get(&role_ref.name))
+                .flatten();
             match role {
                 Some(found) => granted.cluster_wide.push(grant(subjects, found, "")),
                 None => dangling("ClusterRoleBinding", metadata.name, &role_ref),
             }
         }
-        for RoleBinding { metadata, role_ref, subjects } in self.role_bindings {
+        for RoleBinding {
+            metadata,
+            role_ref,
+            subjects,
+        } in self.role_bindings
+        {
             let namespace = metadata.namespace.unwrap_or_default();
             let role = match &*role_ref.kind {
                 "ClusterRole" => cluster_roles.get(&role_ref.name),
@@ -121,7 +169,11 @@ impl RbacRulesBuilder {
 
 fn dangling(kind: &str, name: Option<String>, role: &RoleRef) {
     let name = name.unwrap_or_default();
-    tracing::warn!("{kind} {name:?} grants nothing: there is no {} {:?}", role.kind, role.name);
+    tracing::warn!(
+        "{kind} {name:?} grants nothing: there is no {} {:?}",
+        role.kind,
+        role.name
+    );
 }
 
 fn grant(subjects: Option<Vec<RbacSubject>>, rules: &[PolicyRule], namespace: &str) -> Grant {
@@ -131,11 +183,17 @@ fn grant(subjects: Option<Vec<RbacSubject>>, rules: &[PolicyRule], namespace: &s
         "Group" => Some(Subject::Group(subject.name)),
         "ServiceAccount" => {
             let home = subject.namespace.as_deref().unwrap_or(namespace);
-            Some(Subject::User(format!("system:serviceaccount:{home}:{}", subject.name)))
+            Some(Subject::User(format!(
+                "system:serviceaccount:{home}:{}",
+                subject.name
+            )))
         }
         _ => None,
     });
-    Grant { subjects: subjects.collect(), rules: rules.to_vec() }
+    Grant {
+        subjects: subjects.collect(),
+        rules: rules.to_vec(),
+    }
 }
 
 #[cfg(test)]
@@ -146,12 +204,23 @@ mod tests {
     fn rules(yaml: &str) -> RbacRules {
         let mut builder = RbacRulesBuilder::default();
         for document in yaml.split("---\n") {
-            let kind = document.lines().find_map(|line| line.strip_prefix("kind: ")).unwrap();
+            let kind = document
+                .lines()
+                .find_map(|line| line.strip_prefix("kind: "))
+                .unwrap();
             match kind {
-                "Role" => builder.roles.push(serde_saphyr::from_str(document).unwrap()),
-                "ClusterRole" => builder.cluster_roles.push(serde_saphyr::from_str(document).unwrap()),
-                "RoleBinding" => builder.role_bindings.push(serde_saphyr::from_str(document).unwrap()),
-                "ClusterRoleBinding" => builder.cluster_role_bindings.push(serde_saphyr::from_str(document).unwrap()),
+                "Role" => builder
+                    .roles
+                    .push(serde_saphyr::from_str(document).unwrap()),
+                "ClusterRole" => builder
+                    .cluster_roles
+                    .push(serde_saphyr::from_str(document).unwrap()),
+                "RoleBinding" => builder
+                    .role_bindings
+                    .push(serde_saphyr::from_str(document).unwrap()),
+                "ClusterRoleBinding" => builder
+                    .cluster_role_bindings
+                    .push(serde_saphyr::from_str(document).unwrap()),
                 kind => panic!("{kind}"),
             }
         }
@@ -209,29 +278,109 @@ subjects: [{kind: Group, name: devs}]
         use Verb::{Create, Get, None};
         let rules = rules(FOLDER.trim_start());
         let devs = Identity::new("jane", "", vec!["devs".into()], Default::default());
-        let ci = Identity::new("system:serviceaccount:shop:ci", "", vec![], Default::default());
+        let ci = Identity::new(
+            "system:serviceaccount:shop:ci",
+            "",
+            vec![],
+            Default::default(),
+        );
         let joe = Identity::new("joe", "", vec![], Default::default());
         let root = Identity::new("root", "", vec![], Default::default());
         let master = Identity::new("x", "", vec![MASTERS.into()], Default::default());
         let cases = [
             ("a group reads", &devs, Get, Pods, "shop", "p", true),
-            ("in its namespace only", &devs, Get, Pods, "other", "p", false),
+            (
+                "in its namespace only",
+                &devs,
+                Get,
+                Pods,
+                "other",
+                "p",
+                false,
+            ),
             ("and not everywhere", &devs, Get, Pods, "", "p", false),
-            ("and does not write", &devs, Create, Services, "shop", "s", false),
-            ("the empty verb is none of its", &devs, None, Pods, "shop", "p", false),
-            ("a service account of the binding's namespace", &ci, Get, Services, "shop", "s", true),
-            ("names are whole ids", &joe, Get, Services, "shop", "http:web:80", true),
+            (
+                "and does not write",
+                &devs,
+                Create,
+                Services,
+                "shop",
+                "s",
+                false,
+            ),
+            (
+                "the empty verb is none of its",
+                &devs,
+                None,
+                Pods,
+                "shop",
+                "p",
+                false,
+            ),
+            (
+                "a service account of the binding's namespace",
+                &ci,
+                Get,
+                Services,
+                "shop",
+                "s",
+                true,
+            ),
+            (
+                "names are whole ids",
+                &joe,
+                Get,
+                Services,
+                "shop",
+                "http:web:80",
+                true,
+            ),
             ("not their parts", &joe, Get, Services, "shop", "web", false),
-            ("a star grants the empty verb", &joe, None, Pods, "shop", "http:web:80", true),
-            ("other groups and subresources are none of ours", &joe, Get, Nodes, "", "n", false),
-            ("a star is every resource", &root, Create, Nodes, "", "n", true),
+            (
+                "a star grants the empty verb",
+                &joe,
+                None,
+                Pods,
+                "shop",
+                "http:web:80",
+                true,
+            ),
+            (
+                "other groups and subresources are none of ours",
+                &joe,
+                Get,
+                Nodes,
+                "",
+                "n",
+                false,
+            ),
+            (
+                "a star is every resource",
+                &root,
+                Create,
+                Nodes,
+                "",
+                "n",
+                true,
+            ),
             ("in every namespace", &root, None, Pods, "any", "p", true),
             ("masters may all", &master, None, Nodes, "", "n", true),
         ];
         for (what, who, verb, resource, namespace, name, allowed) in cases {
             let resource = resource.plural();
-            let proxy = Attributes { verb, group: "", resource, subresource: "proxy", namespace, name };
-            assert_eq!(rules.decide(who, proxy) == Decision::Allow, allowed, "{what}");
+            let proxy = Attributes {
+                verb,
+                group: "",
+                resource,
+                subresource: "proxy",
+                namespace,
+                name,
+            };
+            assert_eq!(
+                rules.decide(who, proxy) == Decision::Allow,
+                allowed,
+                "{what}"
+            );
         }
     }
 
@@ -259,8 +408,19 @@ subjects: [{kind: User, name: joe}]
             ("authentication.k8s.io", "userextras", "other", "all", false),
             ("", "userextras", "scopes", "all", false),
         ] {
-            let asked = Attributes { verb: Verb::Impersonate, group, resource, subresource, namespace: "", name };
-            assert_eq!(rules.decide(&joe, asked) == Decision::Allow, allowed, "{asked:?}");
+            let asked = Attributes {
+                verb: Verb::Impersonate,
+                group,
+                resource,
+                subresource,
+                namespace: "",
+                name,
+            };
+            assert_eq!(
+                rules.decide(&joe, asked) == Decision::Allow,
+                allowed,
+                "{asked:?}"
+            );
         }
     }
 }

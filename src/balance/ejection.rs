@@ -1,5 +1,5 @@
-//! Ejected endpoints. An endpoint that refuses connections, or that stopped answering, gets no new requests for a
-//! growing time while others can serve; then one request probes it.
+//! Ejected endpoints. An endpoint that refuses connections, or that stopped answering, gets no new
+//! requests for a growing time while others can serve; then one request probes it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,10 +10,11 @@ use dashmap::mapref::entry::Entry;
 use super::EndpointKey;
 use crate::metrics::{EjectionMetric, EjectionMetrics};
 
-/// The first ejection; each failed probe doubles it. Long enough for a container to restart, short enough that a service
-/// of few endpoints soon has all of them again.
+/// The first ejection; each failed probe doubles it. Long enough for a container to restart, short
+/// enough that a service of few endpoints soon has all of them again.
 const BASE_EJECTION: Duration = Duration::from_secs(1);
-/// The longest time without a probe, and how long an ejection is remembered after its end for the next one to be longer.
+/// The longest time without a probe, and how long an ejection is remembered after its end for the
+/// next one to be longer.
 const MAX_EJECTION: Duration = Duration::from_secs(30);
 
 /// The reason for an ejection.
@@ -29,8 +30,9 @@ pub(super) enum Reason {
 #[derive(Debug, Default)]
 pub(super) struct Ejections {
     entries: DashMap<EndpointKey, Ejection>,
-    /// The size of `entries`, so that a request pays one relaxed load while no endpoint is ejected. Changed by what was
-    /// inserted or removed, not set to `entries.len()`: two threads could store their lengths in the wrong order.
+    /// The size of `entries`, so that a request pays one relaxed load while no endpoint is ejected.
+    /// Changed by what was inserted or removed, not set to `entries.len()`: two threads could store
+    /// their lengths in the wrong order.
     count: AtomicUsize,
     metrics: EjectionMetrics,
 }
@@ -48,7 +50,9 @@ struct Ejection {
 
 impl Ejection {
     fn length(&self) -> Duration {
-        BASE_EJECTION.saturating_mul(1 << self.times.saturating_sub(1).min(8)).min(MAX_EJECTION)
+        BASE_EJECTION
+            .saturating_mul(1 << self.times.saturating_sub(1).min(8))
+            .min(MAX_EJECTION)
     }
 
     fn begin(&mut self, reason: Reason, now: Instant) {
@@ -56,36 +60,52 @@ impl Ejection {
         self.until = now + self.length();
     }
 
-    /// Prolongs the ejection of an endpoint on which requests still wait, up to the next probe: however long they wait,
-    /// the endpoint is probed every [`MAX_EJECTION`], so that one caller's long poll cannot keep it away from others.
+    /// Prolongs the ejection of an endpoint on which requests still wait, up to the next probe:
+    /// however long they wait, the endpoint is probed every [`MAX_EJECTION`], so that one caller's
+    /// long poll cannot keep it away from others.
     fn prolong(&mut self, now: Instant) {
-        self.until = (now + self.length()).min(self.since + MAX_EJECTION).max(self.until);
+        self.until = (now + self.length())
+            .min(self.since + MAX_EJECTION)
+            .max(self.until);
     }
 }
 
 impl Ejections {
     pub fn new(metrics: EjectionMetrics) -> Self {
-        Self { metrics, ..Self::default() }
+        Self {
+            metrics,
+            ..Self::default()
+        }
     }
 
     pub fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether anything is known of the endpoint: it is ejected, or was and has not been tried successfully since.
+    /// Whether anything is known of the endpoint: it is ejected, or was and has not been tried
+    /// successfully since.
     pub fn has(&self, key: EndpointKey) -> bool {
         self.entries.contains_key(&key)
     }
 
     pub fn contains(&self, key: EndpointKey, now: Instant) -> bool {
-        self.entries.get(&key).is_some_and(|ejection| ejection.until > now)
+        self.entries
+            .get(&key)
+            .is_some_and(|ejection| ejection.until > now)
     }
 
-    /// Ejects an endpoint. Failures during an ejection belong to it: requests that fail together are one failure.
+    /// Ejects an endpoint. Failures during an ejection belong to it: requests that fail together
+    /// are one failure.
     pub fn eject(&self, key: EndpointKey, reason: Reason, now: Instant) {
         match self.entries.entry(key) {
             Entry::Vacant(entry) => {
-                let mut ejection = Ejection { reason, times: 1, since: now, until: now, probing: false };
+                let mut ejection = Ejection {
+                    reason,
+                    times: 1,
+                    since: now,
+                    until: now,
+                    probing: false,
+                };
                 ejection.begin(reason, now);
                 entry.insert(ejection);
                 self.count.fetch_add(1, Ordering::Relaxed);
@@ -109,7 +129,8 @@ impl Ejections {
         self.metric(reason).now.inc();
     }
 
-    /// Lets one request probe an endpoint whose ejection has ended; the others keep away from it a little longer.
+    /// Lets one request probe an endpoint whose ejection has ended; the others keep away from it a
+    /// little longer.
     pub fn probe(&self, key: EndpointKey, now: Instant) {
         if let Some(mut ejection) = self.entries.get_mut(&key)
             && ejection.until <= now
@@ -119,7 +140,8 @@ impl Ejections {
         }
     }
 
-    /// Ends the ejection of an endpoint that accepts connections again, unless it is ejected for not answering.
+    /// Ends the ejection of an endpoint that accepts connections again, unless it is ejected for
+    /// not answering.
     pub fn connected(&self, key: EndpointKey) {
         self.remove_if(key, |ejection| ejection.reason == Reason::Connect);
     }
@@ -131,15 +153,24 @@ impl Ejections {
 
     fn remove_if(&self, key: EndpointKey, condition: impl Fn(&Ejection) -> bool) {
         // Looked up under a read lock first: almost every answering endpoint is not ejected.
-        if self.is_empty() || !self.entries.get(&key).is_some_and(|ejection| condition(&ejection)) {
+        if self.is_empty()
+            || !self
+                .entries
+                .get(&key)
+                .is_some_and(|ejection| condition(&ejection))
+        {
             return;
         }
-        if let Some((_, ejection)) = self.entries.remove_if(&key, |_, ejection| condition(ejection)) {
+        if let Some((_, ejection)) = self
+            .entries
+            .remove_if(&key, |_, ejection| condition(ejection))
+        {
             self.forget(&ejection);
         }
     }
 
-    /// Forgets endpoints whose ejection ended long ago and that no request has tried since: most are gone for good.
+    /// Forgets endpoints whose ejection ended long ago and that no request has tried since: most
+    /// are gone for good.
     pub fn sweep(&self, now: Instant) {
         self.entries.retain(|_, ejection| {
             let remembered = ejection.until + MAX_EJECTION > now;
@@ -169,7 +200,10 @@ mod tests {
     use crate::resolve::Transport;
 
     const KEY: EndpointKey = EndpointKey {
-        address: std::net::SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 80)),
+        address: std::net::SocketAddr::V4(std::net::SocketAddrV4::new(
+            std::net::Ipv4Addr::LOCALHOST,
+            80,
+        )),
         transport: Transport::Http,
     };
 
@@ -216,7 +250,10 @@ mod tests {
         let end = now + BASE_EJECTION;
         assert!(!ejections.contains(KEY, end));
         ejections.probe(KEY, end);
-        assert!(ejections.contains(KEY, end), "the others keep away while it is probed");
+        assert!(
+            ejections.contains(KEY, end),
+            "the others keep away while it is probed"
+        );
     }
 
     #[test]
@@ -253,7 +290,13 @@ mod tests {
         ejections.eject(KEY, Reason::Connect, now);
         ejections.connected(KEY);
         assert!(ejections.is_empty());
-        assert_eq!((ejections.metrics.connect.now.get(), ejections.metrics.stalled.now.get()), (0, 0));
+        assert_eq!(
+            (
+                ejections.metrics.connect.now.get(),
+                ejections.metrics.stalled.now.get()
+            ),
+            (0, 0)
+        );
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// The time when an endpoint last answered a request of any worker. Each worker notes its own answers and publishes the last one a
-/// few times a second, so that no request writes to a cache line that workers share.
+/// The time when an endpoint last answered a request of any worker. Each worker notes its own
+/// answers and publishes the last one a few times a second, so that no request writes to a cache
+/// line that workers share.
 #[derive(Debug)]
 pub struct Health {
     base: Instant,
@@ -14,7 +15,10 @@ pub struct Health {
 
 impl Health {
     pub(super) fn new(base: Instant) -> Self {
-        Self { base, answered: AtomicU64::new(0) }
+        Self {
+            base,
+            answered: AtomicU64::new(0),
+        }
     }
 
     pub fn publish_answer(&self, at: Instant) {
@@ -27,6 +31,8 @@ impl Health {
     }
 
     fn micros(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.base).as_micros()).unwrap_or(u64::MAX).saturating_add(1)
+        u64::try_from(at.saturating_duration_since(self.base).as_micros())
+            .unwrap_or(u64::MAX)
+            .saturating_add(1)
     }
 }

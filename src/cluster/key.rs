@@ -12,7 +12,10 @@ pub struct ObjectKey {
 
 impl ObjectKey {
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -22,8 +25,8 @@ impl std::fmt::Display for ObjectKey {
     }
 }
 
-/// What an [`ObjectKey`] and a pair of borrowed strings have in common, so that a map keyed by the one can be asked
-/// with the other.
+/// What an [`ObjectKey`] and a pair of borrowed strings have in common, so that a map keyed by the
+/// one can be asked with the other.
 pub(super) trait BorrowedKey {
     fn parts(&self) -> (&str, &str);
 }

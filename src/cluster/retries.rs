@@ -4,15 +4,15 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Seconds of one half of the window: long enough that a burst of failures finds the requests of before it, short enough
-/// that the window knows the present load.
+/// Seconds of one half of the window: long enough that a burst of failures finds the requests of
+/// before it, short enough that the window knows the present load.
 const HALF_SECONDS: u64 = 10;
 
 /// The time from which halves are counted, the same for all windows.
 static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Counts of the present half of a window and of the one before. Shared by the workers: a request of a service changes
-/// the cache line of its rotation anyway, beside which this stands.
+/// Counts of the present half of a window and of the one before. Shared by the workers: a request
+/// of a service changes the cache line of its rotation anyway, beside which this stands.
 #[derive(Debug, Default)]
 pub struct RetryWindow {
     /// The number of the present half. Its counts are at the index of its parity.
@@ -27,10 +27,16 @@ impl RetryWindow {
         self.requests[self.roll(now)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a retry if one is left: `percent` of the requests, or `min_per_second` however few requests there are.
+    /// Counts a retry if one is left: `percent` of the requests, or `min_per_second` however few
+    /// requests there are.
     pub fn withdraw(&self, percent: u64, min_per_second: u64, now: Instant) -> bool {
         let present = self.roll(now);
-        let sum = |counts: &[AtomicU32; 2]| counts.iter().map(|count| u64::from(count.load(Ordering::Relaxed))).sum();
+        let sum = |counts: &[AtomicU32; 2]| {
+            counts
+                .iter()
+                .map(|count| u64::from(count.load(Ordering::Relaxed)))
+                .sum()
+        };
         let (requests, retries): (u64, u64) = (sum(&self.requests), sum(&self.retries));
         let left = retries < (requests * percent / 100).max(min_per_second * HALF_SECONDS);
         if left {
@@ -44,9 +50,13 @@ impl RetryWindow {
     fn roll(&self, now: Instant) -> usize {
         let half = now.saturating_duration_since(*BASE).as_secs() / HALF_SECONDS;
         let before = self.half.load(Ordering::Relaxed);
-        // One worker rolls; what others count in this moment may be lost, which no budget is exact enough to notice.
-        let rolls =
-            half > before && self.half.compare_exchange(before, half, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        // One worker rolls; what others count in this moment may be lost, which no budget is exact
+        // enough to notice.
+        let rolls = half > before
+            && self
+                .half
+                .compare_exchange(before, half, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
         if rolls {
             let clear = |index: usize| {
                 self.requests[index].store(0, Ordering::Relaxed);
@@ -91,7 +101,11 @@ mod tests {
         (0..5_000).for_each(|_| window.deposit(at(5)));
         assert_eq!(withdrawals(&window, 20, 10, at(5)), 1_000);
         (0..5_000).for_each(|_| window.deposit(at(15)));
-        assert_eq!(withdrawals(&window, 20, 10, at(15)), 1_000, "the half before counts, its retries too");
+        assert_eq!(
+            withdrawals(&window, 20, 10, at(15)),
+            1_000,
+            "the half before counts, its retries too"
+        );
     }
 
     #[test]
@@ -100,7 +114,11 @@ mod tests {
         (0..1_000).for_each(|_| window.deposit(at(9)));
         assert_eq!(withdrawals(&window, 20, 1, at(9)), 200);
         assert_eq!(withdrawals(&window, 20, 1, at(19)), 0);
-        assert_eq!(withdrawals(&window, 20, 1, at(20)), 10, "requests and retries are gone");
+        assert_eq!(
+            withdrawals(&window, 20, 1, at(20)),
+            10,
+            "requests and retries are gone"
+        );
         assert_eq!(withdrawals(&window, 20, 1, at(500)), 10);
     }
 }

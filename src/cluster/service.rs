@@ -17,7 +17,8 @@ pub enum Affinity {
     ClientIp,
 }
 
-/// `appProtocol` of a service port, as far as it tells how to speak to the target (KEP-1422, KEP-3726).
+/// `appProtocol` of a service port, as far as it tells how to speak to the target (KEP-1422,
+/// KEP-3726).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AppProtocol {
     #[default]
@@ -58,7 +59,8 @@ pub struct RoundRobinCounter {
 }
 
 impl RoundRobinCounter {
-    /// The next turn; every worker counts on the same number, so the order is strict across connections.
+    /// The next turn; every worker counts on the same number, so the order is strict across
+    /// connections.
     pub fn advance(&self) -> usize {
         self.turn.fetch_add(1, Ordering::Relaxed)
     }
@@ -79,8 +81,8 @@ pub struct ServicePort {
     pub name: Box<str>,
     pub number: u16,
     pub app_protocol: AppProtocol,
-    /// Those that may be dialled, ordered by address: the ready ones, or where none is, those that still serve while
-    /// they terminate.
+    /// Those that may be dialled, ordered by address: the ready ones, or where none is, those that
+    /// still serve while they terminate.
     pub endpoints: Arc<[Endpoint]>,
     /// Where nobody serves: some of the endpoints that are there, and why they do not.
     pub refused: Box<[ExcludedEndpoint]>,
@@ -151,30 +153,46 @@ where
 {
     pub fn service(&self, spec: &ServiceSpec) -> Service {
         Service {
-            ports: spec.ports.iter().map(|port| self.port(spec, port)).collect(),
+            ports: spec
+                .ports
+                .iter()
+                .map(|port| self.port(spec, port))
+                .collect(),
             affinity: spec.affinity,
             has_endpoints: self.slices.iter().any(|slice| !slice.endpoints.is_empty()),
         }
     }
 
     fn port(&self, spec: &ServiceSpec, port: &PortSpec) -> ServicePort {
-        let before = self.before.and_then(|service| service.ports.iter().find(|p| p.name == port.name));
+        let before = self
+            .before
+            .and_then(|service| service.ports.iter().find(|p| p.name == port.name));
         let endpoints = self.endpoints(spec, &port.name);
         ServicePort {
-            refused: if endpoints.is_empty() { self.refused(&port.name) } else { Box::default() },
+            refused: if endpoints.is_empty() {
+                self.refused(&port.name)
+            } else {
+                Box::default()
+            },
             endpoints,
             name: port.name.clone(),
             number: port.number,
             app_protocol: port.app_protocol,
-            rotation: before.map(|port| Arc::clone(&port.rotation)).unwrap_or_default(),
+            rotation: before
+                .map(|port| Arc::clone(&port.rotation))
+                .unwrap_or_default(),
         }
     }
 
-    /// The ready endpoints of the primary family, else of the other; where none is ready, those that serve while
-    /// terminating (C45, KEP-1669).
+    /// The ready endpoints of the primary family, else of the other; where none is ready, those
+    /// that serve while terminating (C45, KEP-1669).
     fn endpoints(&self, spec: &ServiceSpec, port: &str) -> Arc<[Endpoint]> {
         let primary = spec.primary_family.unwrap_or(Family::V4);
-        let other = if primary == Family::V4 { Family::V6 } else { Family::V4 };
+        let other = if primary == Family::V4 {
+            Family::V6
+        } else {
+            Family::V4
+        };
         let tries = [
             (primary, EndpointState::Ready),
             (other, EndpointState::Ready),
@@ -192,8 +210,13 @@ where
     fn select(&self, family: Family, port: &str, serves: EndpointState) -> Vec<Endpoint> {
         let mut found = Vec::new();
         for slice in self.slices.iter().filter(|slice| slice.family == family) {
-            let Some((_, number)) = slice.ports.iter().find(|(name, _)| **name == *port) else { continue };
-            let usable = slice.endpoints.iter().filter(|endpoint| serves.holds(endpoint));
+            let Some((_, number)) = slice.ports.iter().find(|(name, _)| **name == *port) else {
+                continue;
+            };
+            let usable = slice
+                .endpoints
+                .iter()
+                .filter(|endpoint| serves.holds(endpoint));
             found.extend(usable.filter_map(|endpoint| self.check(endpoint, *number).ok()));
         }
         found.sort_unstable_by_key(|endpoint: &Endpoint| endpoint.address);
@@ -206,15 +229,21 @@ where
     fn refused(&self, port: &str) -> Box<[ExcludedEndpoint]> {
         let slices = self.slices.iter().filter_map(|slice| {
             let (_, number) = slice.ports.iter().find(|(name, _)| **name == *port)?;
-            Some(slice.endpoints.iter().map(|endpoint| ExcludedEndpoint {
-                address: endpoint.address,
-                why: self.check(endpoint, *number).err().unwrap_or(ExclusionReason::NotReady),
+            Some(slice.endpoints.iter().map(|endpoint| {
+                ExcludedEndpoint {
+                    address: endpoint.address,
+                    why: self
+                        .check(endpoint, *number)
+                        .err()
+                        .unwrap_or(ExclusionReason::NotReady),
+                }
             }))
         });
         slices.flatten().take(MAX_REPORTED).collect()
     }
 
-    /// An endpoint counts only where a pod of this namespace stands behind it and holds that very address (C46).
+    /// An endpoint counts only where a pod of this namespace stands behind it and holds that very
+    /// address (C46).
     fn check(&self, endpoint: &SliceEndpoint, port: u16) -> Result<Endpoint, ExclusionReason> {
         if !self.addresses.permits(endpoint.address) {
             return Err(ExclusionReason::Address);
@@ -222,7 +251,14 @@ where
         let address = SocketAddr::new(endpoint.address, port);
         let Some(key) = &endpoint.pod else {
             let name = || endpoint.address.to_string().into();
-            return if self.pod_less { Ok(Endpoint { address, name: name() }) } else { Err(ExclusionReason::NoPod) };
+            return if self.pod_less {
+                Ok(Endpoint {
+                    address,
+                    name: name(),
+                })
+            } else {
+                Err(ExclusionReason::NoPod)
+            };
         };
         if *key.namespace != *self.namespace {
             return Err(ExclusionReason::OtherNamespace);
@@ -232,7 +268,10 @@ where
             return Err(ExclusionReason::PodEnded);
         }
         if pod.ips.contains(&endpoint.address) {
-            Ok(Endpoint { address, name: Arc::clone(&pod.name) })
+            Ok(Endpoint {
+                address,
+                name: Arc::clone(&pod.name),
+            })
         } else {
             Err(ExclusionReason::NotItsAddress)
         }

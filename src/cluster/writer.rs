@@ -50,8 +50,8 @@ impl Writer {
         self.join(touched);
     }
 
-    /// `objects` is the whole set of a kind: what it does not hold is gone. Until the last object is in, readers
-    /// still find the old ones.
+    /// `objects` is the whole set of a kind: what it does not hold is gone. Until the last object
+    /// is in, readers still find the old ones.
     pub fn reset(&mut self, kind: Kind, objects: Vec<Object>) {
         let mut touched = HashSet::new();
         let mut stale = self.keys(kind);
@@ -67,8 +67,18 @@ impl Writer {
 
     fn keys(&self, kind: Kind) -> HashSet<ObjectKey> {
         match kind {
-            Kind::Node => self.cluster.nodes.iter().map(|node| ObjectKey::new("", node.key())).collect(),
-            Kind::Pod => self.cluster.pods.iter().map(|pod| pod.key().clone()).collect(),
+            Kind::Node => self
+                .cluster
+                .nodes
+                .iter()
+                .map(|node| ObjectKey::new("", node.key()))
+                .collect(),
+            Kind::Pod => self
+                .cluster
+                .pods
+                .iter()
+                .map(|pod| pod.key().clone())
+                .collect(),
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
         }
@@ -77,14 +87,16 @@ impl Writer {
     fn put(&mut self, object: Object, touched: &mut HashSet<ObjectKey>) {
         match object {
             Object::Node(node) => {
-                self.cluster.nodes.insert((*node.name).into(), Arc::new(node));
+                self.cluster
+                    .nodes
+                    .insert((*node.name).into(), Arc::new(node));
             }
             Object::Pod(key, pod) => {
-                // Most changes of a pod are none to us: only a new address, or its end, can change a service.
-                let moved =
-                    self.cluster.pods.get(&key).is_none_or(|before| {
-                        before.ips != pod.ips || before.phase.has_ended() != pod.phase.has_ended()
-                    });
+                // Most changes of a pod are none to us: only a new address, or its end, can change
+                // a service.
+                let moved = self.cluster.pods.get(&key).is_none_or(|before| {
+                    before.ips != pod.ips || before.phase.has_ended() != pod.phase.has_ended()
+                });
                 if moved {
                     touched.extend(self.services_of.get(&key).into_iter().flatten().cloned());
                 }
@@ -96,11 +108,24 @@ impl Writer {
             }
             Object::EndpointSlice(key, slice) => {
                 self.unlink(&key, touched);
-                let service = ObjectKey { namespace: key.namespace.clone(), name: slice.service.clone() };
-                for pod in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()) {
-                    self.services_of.entry(pod.clone()).or_default().insert(service.clone());
+                let service = ObjectKey {
+                    namespace: key.namespace.clone(),
+                    name: slice.service.clone(),
+                };
+                for pod in slice
+                    .endpoints
+                    .iter()
+                    .filter_map(|endpoint| endpoint.pod.as_ref())
+                {
+                    self.services_of
+                        .entry(pod.clone())
+                        .or_default()
+                        .insert(service.clone());
                 }
-                self.slices_of.entry(service.clone()).or_default().insert(key.name.clone());
+                self.slices_of
+                    .entry(service.clone())
+                    .or_default()
+                    .insert(key.name.clone());
                 self.slices.insert(key, slice);
                 touched.insert(service);
             }
@@ -124,22 +149,37 @@ impl Writer {
         }
     }
 
-    /// Takes a slice out, and the links from its pods unless another slice of the service keeps them.
+    /// Takes a slice out, and the links from its pods unless another slice of the service keeps
+    /// them.
     fn unlink(&mut self, key: &ObjectKey, touched: &mut HashSet<ObjectKey>) {
-        let Some(slice) = self.slices.remove(key) else { return };
-        let service = ObjectKey { namespace: key.namespace.clone(), name: slice.service };
+        let Some(slice) = self.slices.remove(key) else {
+            return;
+        };
+        let service = ObjectKey {
+            namespace: key.namespace.clone(),
+            name: slice.service,
+        };
         remove_from(&mut self.slices_of, &service, &key.name);
         let kept: HashSet<&ObjectKey> = self
             .slices_of
             .get(&service)
             .into_iter()
             .flatten()
-            .filter_map(|name| self.slices.get(&ObjectKey { namespace: key.namespace.clone(), name: name.clone() }))
+            .filter_map(|name| {
+                self.slices.get(&ObjectKey {
+                    namespace: key.namespace.clone(),
+                    name: name.clone(),
+                })
+            })
             .flat_map(|slice| &slice.endpoints)
             .filter_map(|endpoint| endpoint.pod.as_ref())
             .collect();
-        let gone: Vec<_> =
-            slice.endpoints.into_iter().filter_map(|endpoint| endpoint.pod).filter(|pod| !kept.contains(pod)).collect();
+        let gone: Vec<_> = slice
+            .endpoints
+            .into_iter()
+            .filter_map(|endpoint| endpoint.pod)
+            .filter(|pod| !kept.contains(pod))
+            .collect();
         for pod in gone {
             remove_from(&mut self.services_of, &pod, &service);
         }
@@ -155,9 +195,18 @@ impl Writer {
             };
             let names = self.slices_of.get(&key).into_iter().flatten();
             let slices: Vec<&Slice> = names
-                .filter_map(|name| self.slices.get(&ObjectKey { namespace: key.namespace.clone(), name: name.clone() }))
+                .filter_map(|name| {
+                    self.slices.get(&ObjectKey {
+                        namespace: key.namespace.clone(),
+                        name: name.clone(),
+                    })
+                })
                 .collect();
-            let before = self.cluster.services.get(&key).map(|service| Arc::clone(&service));
+            let before = self
+                .cluster
+                .services
+                .get(&key)
+                .map(|service| Arc::clone(&service));
             let join = Join {
                 namespace: &key.namespace,
                 slices: &slices,
@@ -175,7 +224,9 @@ impl Writer {
 fn key_of(object: &Object) -> ObjectKey {
     match object {
         Object::Node(node) => ObjectKey::new("", &node.name),
-        Object::Pod(key, _) | Object::Service(key, _) | Object::EndpointSlice(key, _) => key.clone(),
+        Object::Pod(key, _) | Object::Service(key, _) | Object::EndpointSlice(key, _) => {
+            key.clone()
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Scalars of the configuration: parsed where they stand, so that an error carries their line, and said in the words
-//! of the field.
+//! Scalars of the configuration: parsed where they stand, so that an error carries their line, and
+//! said in the words of the field.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -33,15 +33,22 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// # Errors
 /// Says what would be right.
 pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{text:?} is not an address: give IP:port, as 0.0.0.0:8443 or [::]:8443"))
+    text.parse().map_err(|_| {
+        format!("{text:?} is not an address: give IP:port, as 0.0.0.0:8443 or [::]:8443")
+    })
 }
 
-/// Reads a duration as Go writes it: whole numbers with the units `h`, `m`, `s`, `ms`, as `1m30s`. Zero is refused.
+/// Reads a duration as Go writes it: whole numbers with the units `h`, `m`, `s`, `ms`, as `1m30s`.
+/// Zero is refused.
 ///
 /// # Errors
 /// Says what would be right.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let fault = || format!("{text:?} is not a duration: give a number with a unit (h, m, s, ms), as 30s or 1m30s");
+    let fault = || {
+        format!(
+            "{text:?} is not a duration: give a number with a unit (h, m, s, ms), as 30s or 1m30s"
+        )
+    };
     let units = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
     let mut rest = text;
     let mut total = Duration::ZERO;
@@ -49,16 +56,26 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(fault)?;
         let number: u64 = rest[..digits].parse().map_err(|_| fault())?;
         rest = &rest[digits..];
-        let (unit, millis) = units.into_iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(fault)?;
+        let (unit, millis) = units
+            .into_iter()
+            .find(|(unit, _)| rest.starts_with(unit))
+            .ok_or_else(fault)?;
         rest = &rest[unit.len()..];
-        let part = number.checked_mul(millis).map(Duration::from_millis).ok_or_else(fault)?;
+        let part = number
+            .checked_mul(millis)
+            .map(Duration::from_millis)
+            .ok_or_else(fault)?;
         total = total.checked_add(part).ok_or_else(fault)?;
     }
-    if total.is_zero() { Err(fault()) } else { Ok(total) }
+    if total.is_zero() {
+        Err(fault())
+    } else {
+        Ok(total)
+    }
 }
 
-/// Reads a number of bytes as Kubernetes writes quantities: a whole number, alone or with a suffix (`k`, `M`, `G`, `Ki`,
-/// `Mi`, `Gi`), as `32Mi`.
+/// Reads a number of bytes as Kubernetes writes quantities: a whole number, alone or with a suffix
+/// (`k`, `M`, `G`, `Ki`, `Mi`, `Gi`), as `32Mi`.
 ///
 /// # Errors
 /// Says what would be right.
@@ -68,7 +85,9 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
             "{text:?} is not a number of bytes: give a whole number with k, M, G, Ki, Mi, Gi or nothing, as 32Mi, 1024Gi at most"
         )
     };
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let unit = match suffix {
         "" => 1,
@@ -80,7 +99,10 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
         "Gi" => 1 << 30,
         _ => return Err(fault()),
     };
-    let bytes = number.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
+    let bytes = number
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit));
     bytes.filter(|bytes| *bytes <= MAX_BYTES).ok_or_else(fault)
 }
 
@@ -93,26 +115,37 @@ pub fn parse_workers(text: &str) -> Result<usize, String> {
 }
 
 fn between<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
-    let number = text.parse().ok().filter(|number| (MIN..=MAX).contains(number));
-    number.ok_or_else(|| format!("{text:?} is not a count: give a whole number from {MIN} to {MAX}"))
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (MIN..=MAX).contains(number));
+    number
+        .ok_or_else(|| format!("{text:?} is not a count: give a whole number from {MIN} to {MAX}"))
 }
 
-/// Reads a level, or directives that each give one for a module. Stricter than the filter, which takes any bare word for
-/// a module: `inf` would log nothing at all.
+/// Reads a level, or directives that each give one for a module. Stricter than the filter, which
+/// takes any bare word for a module: `inf` would log nothing at all.
 ///
 /// # Errors
 /// Says what would be right.
 pub fn parse_log_level(text: &str) -> Result<String, String> {
     let right = "give off, error, warn, info, debug or trace, or directives as info,kube_bastion::watch=debug";
     let fault = |part: &str| {
-        let part = if part == text { String::new() } else { format!(" ({part:?})") };
+        let part = if part == text {
+            String::new()
+        } else {
+            format!(" ({part:?})")
+        };
         format!("{text:?} is not a log level{part}: {right}")
     };
     let parts: Vec<&str> = text.split(',').map(str::trim).collect();
     for part in &parts {
-        let (module, level) = part.split_once('=').map_or((None, *part), |(module, level)| (Some(module), level));
+        let (module, level) = part
+            .split_once('=')
+            .map_or((None, *part), |(module, level)| (Some(module), level));
         let known = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level));
-        if !known || module.is_some_and(str::is_empty) || EnvFilter::builder().parse(part).is_err() {
+        if !known || module.is_some_and(str::is_empty) || EnvFilter::builder().parse(part).is_err()
+        {
             return Err(fault(part));
         }
     }
@@ -122,13 +155,20 @@ pub fn parse_log_level(text: &str) -> Result<String, String> {
 /// Writes a duration so that [`parse_duration`] reads it back.
 fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
-    if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
+    if millis.is_multiple_of(1000) {
+        format!("{}s", millis / 1000)
+    } else {
+        format!("{millis}ms")
+    }
 }
 
 /// Writes a number of bytes so that [`parse_bytes`] reads it back.
 fn format_bytes(bytes: usize) -> String {
     let unit = [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)].into_iter();
-    match unit.into_iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit)) {
+    match unit
+        .into_iter()
+        .find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit))
+    {
         Some((suffix, unit)) => format!("{}{suffix}", bytes / unit),
         None => bytes.to_string(),
     }
@@ -175,15 +215,23 @@ pub(super) mod duration_or_zero {
 
 /// As [`duration`], where null is none.
 pub(super) mod optional_duration {
-    use super::{Deserialize, Deserializer, Duration, Error, Serializer, format_duration, parse_duration};
+    use super::{
+        Deserialize, Deserializer, Duration, Error, Serializer, format_duration, parse_duration,
+    };
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
-        text.map(|text| parse_duration(&text).map_err(D::Error::custom)).transpose()
+        text.map(|text| parse_duration(&text).map_err(D::Error::custom))
+            .transpose()
     }
 
     #[expect(clippy::ref_option, reason = "serde passes fields by reference")]
-    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         match duration {
             Some(duration) => serializer.serialize_str(&format_duration(*duration)),
             None => serializer.serialize_none(),
@@ -195,11 +243,17 @@ pub(super) mod optional_duration {
 pub(super) fn dns_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     scalar(deserializer, |text| {
         let label = |label: &str| {
-            let inner = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            let inner = label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
             inner && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
         };
         let good = text.split('.').all(label);
-        let fault = || format!("{text:?} is not a DNS domain: give it without a dot at its ends, as cluster.local");
+        let fault = || {
+            format!(
+                "{text:?} is not a DNS domain: give it without a dot at its ends, as cluster.local"
+            )
+        };
         good.then(|| text.to_ascii_lowercase()).ok_or_else(fault)
     })
 }
@@ -208,9 +262,12 @@ pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sock
     scalar(deserializer, parse_address)
 }
 
-pub(super) fn optional_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+pub(super) fn optional_address<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
-    text.map(|text| parse_address(&text).map_err(D::Error::custom)).transpose()
+    text.map(|text| parse_address(&text).map_err(D::Error::custom))
+        .transpose()
 }
 
 pub(super) fn count<'de, D: Deserializer<'de>, const MIN: usize, const MAX: usize>(
@@ -221,10 +278,13 @@ pub(super) fn count<'de, D: Deserializer<'de>, const MIN: usize, const MAX: usiz
 
 pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let given = Option::<bool>::deserialize(deserializer)?;
-    given.ok_or_else(|| D::Error::custom("null is not a choice: give true or false, or leave the field out"))
+    given.ok_or_else(|| {
+        D::Error::custom("null is not a choice: give true or false, or leave the field out")
+    })
 }
 
-/// A section of which nothing is said, as `serving:` with all its fields commented out, is left out.
+/// A section of which nothing is said, as `serving:` with all its fields commented out, is left
+/// out.
 pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -252,7 +312,9 @@ fn constant<'de, D: Deserializer<'de>>(
     if text == expected {
         Ok(text)
     } else {
-        Err(D::Error::custom(format!("{text:?} is not a {field} that this bastion reads: give {expected}")))
+        Err(D::Error::custom(format!(
+            "{text:?} is not a {field} that this bastion reads: give {expected}"
+        )))
     }
 }
 
@@ -261,9 +323,12 @@ fn scalar<'de, D: Deserializer<'de>, T>(
     parse: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<T, D::Error> {
     let Some(text) = Option::<String>::deserialize(deserializer)? else {
-        // The defaults are those of whole sections and not known here, so null cannot stand for one.
+        // The defaults are those of whole sections and not known here, so null cannot stand for
+        // one.
         let fault = parse("").err().unwrap_or_default();
-        return Err(D::Error::custom(format!("null: {fault}, or leave the field out")));
+        return Err(D::Error::custom(format!(
+            "null: {fault}, or leave the field out"
+        )));
     };
     parse(&text).map_err(D::Error::custom)
 }
@@ -274,13 +339,34 @@ mod tests {
 
     #[test]
     fn a_log_level_is_a_level_or_gives_one_to_modules() {
-        for good in ["off", "info", "DEBUG", "warn,kube_bastion::watch=debug", "info, h2=off"] {
+        for good in [
+            "off",
+            "info",
+            "DEBUG",
+            "warn,kube_bastion::watch=debug",
+            "info, h2=off",
+        ] {
             assert!(parse_log_level(good).is_ok(), "{good}");
         }
-        for bad in ["inf", "loud", "", "info,", "a=b=c", "kube_bastion", "h2=", "h2=loud", "=info", "3", "info,[x=info"]
-        {
+        for bad in [
+            "inf",
+            "loud",
+            "",
+            "info,",
+            "a=b=c",
+            "kube_bastion",
+            "h2=",
+            "h2=loud",
+            "=info",
+            "3",
+            "info,[x=info",
+        ] {
             let fault = parse_log_level(bad).unwrap_err();
-            assert!(fault.starts_with(&format!("{bad:?} is not a log level")) && fault.contains("trace"), "{fault}");
+            assert!(
+                fault.starts_with(&format!("{bad:?} is not a log level"))
+                    && fault.contains("trace"),
+                "{fault}"
+            );
         }
     }
 
@@ -327,7 +413,11 @@ mod tests {
             ("99999999999999999999s", None),
         ];
         for (text, millis) in cases {
-            assert_eq!(parse_duration(text).ok(), millis.map(Duration::from_millis), "{text}");
+            assert_eq!(
+                parse_duration(text).ok(),
+                millis.map(Duration::from_millis),
+                "{text}"
+            );
         }
     }
 }

@@ -31,17 +31,29 @@ pub(super) async fn start(certificate: &Path, key: &Path) -> Result<Ports> {
     let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let config = Arc::new(builder.with_no_client_auth().with_single_cert(chain, key)?);
-    let hello = |name: &'static str| Router::new().fallback(async move || format!("hello from {name}\n"));
+    let hello =
+        |name: &'static str| Router::new().fallback(async move || format!("hello from {name}\n"));
     let kubelet = |name: &'static str| {
-        hello(name).route("/healthz", get(async move || format!("ok, says the kubelet of {name}\n")))
+        hello(name).route(
+            "/healthz",
+            get(async move || format!("ok, says the kubelet of {name}\n")),
+        )
     };
     Ok(Ports {
-        web: [plain(hello("web-1")).await?, plain(hello("web-2")).await?, plain(hello("web-3")).await?],
+        web: [
+            plain(hello("web-1")).await?,
+            plain(hello("web-2")).await?,
+            plain(hello("web-3")).await?,
+        ],
         secure: tls(hello("secure-1, over TLS"), &config).await?,
         whoami: plain(Router::new().fallback(whoami)).await?,
-        kubelets: [tls(kubelet("node-a"), &config).await?, tls(kubelet("node-b"), &config).await?],
+        kubelets: [
+            tls(kubelet("node-a"), &config).await?,
+            tls(kubelet("node-b"), &config).await?,
+        ],
     })
 }
 
@@ -67,7 +79,10 @@ async fn plain(routes: Router) -> std::io::Result<u16> {
 
 async fn tls(routes: Router, config: &Arc<ServerConfig>) -> std::io::Result<u16> {
     let (listener, port) = bind().await?;
-    let listener = TlsListener { listener, acceptor: TlsAcceptor::from(Arc::clone(config)) };
+    let listener = TlsListener {
+        listener,
+        acceptor: TlsAcceptor::from(Arc::clone(config)),
+    };
     tokio::spawn(axum::serve(listener, routes).into_future());
     Ok(port)
 }

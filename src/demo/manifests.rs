@@ -21,7 +21,8 @@ subjects:
 - {apiGroup: rbac.authorization.k8s.io, kind: Group, name: viewers}
 "#;
 
-/// Two nodes, five pods, three services and a slice per pod, because every backend has a port of its own.
+/// Two nodes, five pods, three services and a slice per pod, because every backend has a port of
+/// its own.
 pub(super) fn cluster(ports: &Ports) -> String {
     let mut yaml = String::new();
     for (name, port) in ["node-a", "node-b"].into_iter().zip(ports.kubelets) {

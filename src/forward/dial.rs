@@ -43,35 +43,44 @@ pub(super) enum Protocol {
     Http1,
 }
 
-/// A failure to connect to an endpoint, worded like Go's dialer, which clients of kube-apiserver know. Nothing of a
-/// request was sent, so that another endpoint can be tried for any request.
+/// A failure to connect to an endpoint, worded like Go's dialer, which clients of kube-apiserver
+/// know. Nothing of a request was sent, so that another endpoint can be tried for any request.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// The endpoint is not reachable, or nothing listens there.
     #[error("dial tcp {address}: connect: {}", Reason(.source))]
-    Connect { address: SocketAddr, source: io::Error },
+    Connect {
+        address: SocketAddr,
+        source: io::Error,
+    },
     /// The endpoint did not take the TCP connection in time.
     #[error("dial tcp {address}: i/o timeout")]
     Timeout { address: SocketAddr },
-    /// The endpoint took the connection and does not speak TLS, or not as it should. Where the caller chose the scheme,
-    /// this says nothing about the endpoint.
+    /// The endpoint took the connection and does not speak TLS, or not as it should. Where the
+    /// caller chose the scheme, this says nothing about the endpoint.
     #[error("dial tcp {address}: tls: {source}")]
-    Tls { address: SocketAddr, source: io::Error },
-    /// The endpoint took the connection and did not finish the TLS handshake in time: it is frozen, or does not speak TLS,
-    /// and answers no caller of this transport.
+    Tls {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    /// The endpoint took the connection and did not finish the TLS handshake in time: it is frozen,
+    /// or does not speak TLS, and answers no caller of this transport.
     #[error("dial tcp {address}: i/o timeout")]
     TlsTimeout { address: SocketAddr },
     /// The endpoint took the connection and closed it before HTTP began.
     #[error("dial tcp {address}: connect: {source}")]
-    Closed { address: SocketAddr, source: hyper::Error },
+    Closed {
+        address: SocketAddr,
+        source: hyper::Error,
+    },
     /// The endpoint is this very process: a loop (CONFORMANCE C110).
     #[error("dial tcp {address}: refusing to proxy to the bastion itself")]
     OwnAddresses { address: SocketAddr },
 }
 
 impl DialError {
-    /// Whether the endpoint can be reached by no caller, whatever scheme or request they send: only this may keep other
-    /// callers away from it.
+    /// Whether the endpoint can be reached by no caller, whatever scheme or request they send: only
+    /// this may keep other callers away from it.
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Timeout { .. } | Self::TlsTimeout { .. } => true,
@@ -98,7 +107,11 @@ impl Dialer {
             Err(DialError::Tls { .. }) => {
                 self.failures.tls.inc();
             }
-            Err(DialError::Connect { .. } | DialError::Closed { .. } | DialError::OwnAddresses { .. }) => {
+            Err(
+                DialError::Connect { .. }
+                | DialError::Closed { .. }
+                | DialError::OwnAddresses { .. },
+            ) => {
                 self.failures.connect.inc();
             }
         }
@@ -120,11 +133,17 @@ impl Dialer {
             .await
             .map_err(|_| DialError::Timeout { address })?
             .map_err(|source| DialError::Connect { address, source })?;
-        connection::configure_socket(&stream).map_err(|source| DialError::Connect { address, source })?;
-        let Some(config) = self.tls_config(transport, protocol) else { return Ok(Stream::Plain(stream)) };
+        connection::configure_socket(&stream)
+            .map_err(|source| DialError::Connect { address, source })?;
+        let Some(config) = self.tls_config(transport, protocol) else {
+            return Ok(Stream::Plain(stream));
+        };
         let name = ServerName::IpAddress(address.ip().into());
         let handshake = TlsConnector::from(config).connect(name, stream);
-        let limit = self.settings.tls_handshake_timeout.min(end.saturating_duration_since(Instant::now()));
+        let limit = self
+            .settings
+            .tls_handshake_timeout
+            .min(end.saturating_duration_since(Instant::now()));
         let stream = timeout(limit, handshake)
             .await
             .map_err(|_| DialError::TlsTimeout { address })?
@@ -166,10 +185,14 @@ impl OwnAddresses {
     }
 }
 
-/// The kernel reaches an address of this host from that very address. Nothing is sent. Asked on dials alone, and only
-/// where the port is one of ours.
+/// The kernel reaches an address of this host from that very address. Nothing is sent. Asked on
+/// dials alone, and only where the port is one of ours.
 fn is_local(address: IpAddr) -> bool {
-    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if address.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let from = || {
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect((address, 9))?;
@@ -209,24 +232,46 @@ mod tests {
             ("0.0.0.0:8443", "192.0.2.1:8443", false),
         ];
         for (listens, dialled, itself) in cases {
-            assert_eq!(own(listens).is_at(dialled.parse().unwrap()), itself, "{listens} {dialled}");
+            assert_eq!(
+                own(listens).is_at(dialled.parse().unwrap()),
+                itself,
+                "{listens} {dialled}"
+            );
         }
     }
 
     #[test]
     fn errors_speak_as_gos_dialer_does() {
         let source = io::Error::from_raw_os_error(111);
-        let error = DialError::Connect { address: "10.0.0.1:80".parse().unwrap(), source };
-        assert_eq!(error.to_string(), "dial tcp 10.0.0.1:80: connect: connection refused");
+        let error = DialError::Connect {
+            address: "10.0.0.1:80".parse().unwrap(),
+            source,
+        };
+        assert_eq!(
+            error.to_string(),
+            "dial tcp 10.0.0.1:80: connect: connection refused"
+        );
     }
 
     #[test]
     fn only_connects_and_handshakes_without_an_answer_make_an_endpoint_unreachable() {
         let address = "10.0.0.1:80".parse().unwrap();
         let source = || io::Error::from_raw_os_error(111);
-        assert!(DialError::Connect { address, source: source() }.is_unreachable());
+        assert!(
+            DialError::Connect {
+                address,
+                source: source()
+            }
+            .is_unreachable()
+        );
         assert!(DialError::Timeout { address }.is_unreachable());
-        assert!(!DialError::Tls { address, source: source() }.is_unreachable());
+        assert!(
+            !DialError::Tls {
+                address,
+                source: source()
+            }
+            .is_unreachable()
+        );
         assert!(DialError::TlsTimeout { address }.is_unreachable());
         assert!(!DialError::OwnAddresses { address }.is_unreachable());
     }

@@ -2,8 +2,12 @@
 
 use http::HeaderValue;
 
-/// The elements of a value, without the empty ones. They are bytes, so that one that is not text hides none of its
-/// neighbors: `Connection: x-secret, \xff` names `x-secret`.
+/// The elements of a value, without the empty ones. They are bytes, so that one that is not text
+/// hides none of its neighbors: `Connection: x-secret, \xff` names `x-secret`.
 pub(super) fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+    value
+        .as_bytes()
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|token| !token.is_empty())
 }

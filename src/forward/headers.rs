@@ -23,9 +23,19 @@ const HTTPS: HeaderValue = HeaderValue::from_static("https");
 /// What the apiserver says of answers that say nothing themselves (C71).
 const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 
-/// What a path may hold unescaped in `X-RequestHeaderRewriter-Uri`: whatever could end an attribute or begin a tag may not (C64).
-const ESCAPED: &AsciiSet =
-    &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'`').add(b'{').add(b'}').add(b'\\').add(b'^').add(b'|');
+/// What a path may hold unescaped in `X-RequestHeaderRewriter-Uri`: whatever could end an attribute
+/// or begin a tag may not (C64).
+const ESCAPED: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'<')
+    .add(b'>')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'|');
 
 /// What the backend is told of the way that a request came.
 #[derive(Debug)]
@@ -38,8 +48,9 @@ pub struct RequestHeaderRewriter<'a> {
 }
 
 impl RequestHeaderRewriter<'_> {
-    /// Makes the head of a client's request the head of the backend's: URI in origin form, `Host` as the client sent
-    /// it, hop-by-hop headers and names in disguise off, forwarded headers on, and the upgrade's own where there is one.
+    /// Makes the head of a client's request the head of the backend's: URI in origin form, `Host`
+    /// as the client sent it, hop-by-hop headers and names in disguise off, forwarded headers on,
+    /// and the upgrade's own where there is one.
     pub fn rewrite(&self, parts: &mut request::Parts) {
         let path = self.target.backend_path();
         let host = host(parts);
@@ -50,7 +61,9 @@ impl RequestHeaderRewriter<'_> {
         let headers = &mut parts.headers;
         if self.upgrade.is_none() {
             let escaped: Cow<'_, str> = utf8_percent_encode(&path, ESCAPED).into();
-            if let Ok(value) = HeaderValue::try_from([&*self.target.plain_prefix(), &escaped].concat()) {
+            if let Ok(value) =
+                HeaderValue::try_from([&*self.target.plain_prefix(), &escaped].concat())
+            {
                 headers.insert(FORWARDED_URI, value);
             }
         }
@@ -69,43 +82,60 @@ impl RequestHeaderRewriter<'_> {
             }
         }
         if !self.has_body && matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
-            // There are backends that ask for a length where a body could be (RFC 9110 section 8.6).
+            // There are backends that ask for a length where a body could be (RFC 9110 section
+            // 8.6).
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         if self.has_body && !headers.contains_key(header::CONTENT_LENGTH) {
             // Said, because of a GET or HEAD hyper would believe that it has none (C69).
-            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            headers.insert(
+                header::TRANSFER_ENCODING,
+                HeaderValue::from_static("chunked"),
+            );
         }
         parts.uri = origin_form(path, parts.uri.query());
         parts.version = Version::HTTP_11;
     }
 }
 
-/// Makes the head of a backend's answer the head of ours: hop-by-hop headers off (C72), and CORS grants (C70) unless it
-/// refuses an upgrade; where the backend says nothing of caching, nothing is cached (C71).
+/// Makes the head of a backend's answer the head of ours: hop-by-hop headers off (C72), and CORS
+/// grants (C70) unless it refuses an upgrade; where the backend says nothing of caching, nothing is
+/// cached (C71).
 ///
 /// # Errors
 /// [`ForwardError::TooManyHeaders`] where it has more fields than are passed on.
-pub fn sanitize_response_headers(headers: &mut HeaderMap, refuses_upgrade: bool) -> Result<(), ForwardError> {
+pub fn sanitize_response_headers(
+    headers: &mut HeaderMap,
+    refuses_upgrade: bool,
+) -> Result<(), ForwardError> {
     if headers.len() > MAX_HEADERS {
         return Err(ForwardError::TooManyHeaders);
     }
-    remove_hop_by_hop(headers, if refuses_upgrade { |_| false } else { is_cors_grant });
+    remove_hop_by_hop(
+        headers,
+        if refuses_upgrade {
+            |_| false
+        } else {
+            is_cors_grant
+        },
+    );
     if let Entry::Vacant(vacant) = headers.entry(header::CACHE_CONTROL) {
         vacant.insert(NOT_CACHED);
     }
     Ok(())
 }
 
-/// What stays behind of an interim answer: it has no body to be framed, and grants nothing (RFC 9112 section 6.1).
+/// What stays behind of an interim answer: it has no body to be framed, and grants nothing (RFC
+/// 9112 section 6.1).
 pub(super) fn stays_on_hop(name: &HeaderName) -> bool {
     let name = name.as_str();
     is_hop_by_hop(name) || is_cors_grant(name) || matches!(name, "content-length" | "trailer")
 }
 
-/// Whether CGI-like backends (WSGI, PHP) read the name as that of a header which the bastion removes or sets, because
-/// they turn `-` into `_` in all names: `X_Forwarded_Host` would stand beside the true `X-RequestHeaderRewriter-Host`, or for it
-/// (C60). Identity and impersonation headers in disguise are dropped by `identify`, which knows their names.
+/// Whether CGI-like backends (WSGI, PHP) read the name as that of a header which the bastion
+/// removes or sets, because they turn `-` into `_` in all names: `X_Forwarded_Host` would stand
+/// beside the true `X-RequestHeaderRewriter-Host`, or for it (C60). Identity and impersonation
+/// headers in disguise are dropped by `identify`, which knows their names.
 fn is_disguised(name: &str) -> bool {
     // One search for a byte is all that most names cost.
     if !name.as_bytes().contains(&b'_') {
@@ -117,7 +147,8 @@ fn is_disguised(name: &str) -> bool {
         || matches!(&*name, "accept-encoding" | "audit-id" | "content-length")
 }
 
-/// What would let pages of other origins read through the bastion, which is one origin for all apps (C70).
+/// What would let pages of other origins read through the bastion, which is one origin for all apps
+/// (C70).
 fn is_cors_grant(name: &str) -> bool {
     matches!(
         name,
@@ -130,24 +161,40 @@ fn is_cors_grant(name: &str) -> bool {
 
 /// The client's `Host`, or what stands for it in HTTP/2 (C59).
 fn host(parts: &request::Parts) -> Option<HeaderValue> {
-    let authority = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    let authority = parts
+        .uri
+        .authority()
+        .and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     authority.or_else(|| parts.headers.get(header::HOST).cloned())
 }
 
 /// Appends the client to what proxies before us wrote, in one header (C63).
 fn append_client(headers: &mut HeaderMap, client: IpAddr) {
     let client = client.to_string();
-    let mut parts: Vec<&[u8]> = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+    let mut parts: Vec<&[u8]> = headers
+        .get_all(FORWARDED_FOR)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     parts.push(client.as_bytes());
     let value = HeaderValue::from_bytes(&parts.join(&b", "[..]));
-    headers.insert(FORWARDED_FOR, value.expect("header values and an address make a header value"));
+    headers.insert(
+        FORWARDED_FOR,
+        value.expect("header values and an address make a header value"),
+    );
 }
 
-/// HTTP/2 splits cookies into headers of their own, HTTP/1.1 knows only one (RFC 9113 section 8.2.3).
+/// HTTP/2 splits cookies into headers of their own, HTTP/1.1 knows only one (RFC 9113 section
+/// 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let cookies: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     if cookies.len() > 1 {
-        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).expect("header values make a header value");
+        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+            .expect("header values make a header value");
         headers.insert(header::COOKIE, joined);
     }
 }
@@ -172,9 +219,16 @@ mod tests {
         let uri = parts.uri.clone();
         let target = Target::parse(uri.path()).unwrap();
         let client = "192.0.2.7".parse().unwrap();
-        let asked = upgrade.then(|| Upgrade::asked(&Request::from_parts(parts.clone(), ())).unwrap());
-        RequestHeaderRewriter { target: &target, client, secure: true, upgrade: asked.as_ref(), has_body: false }
-            .rewrite(&mut parts);
+        let asked =
+            upgrade.then(|| Upgrade::asked(&Request::from_parts(parts.clone(), ())).unwrap());
+        RequestHeaderRewriter {
+            target: &target,
+            client,
+            secure: true,
+            upgrade: asked.as_ref(),
+            has_body: false,
+        }
+        .rewrite(&mut parts);
         parts
     }
 
@@ -182,17 +236,29 @@ mod tests {
 
     #[test]
     fn path_and_query_leave_as_they_came() {
-        let parts = rewritten(Request::get(format!("{PREFIX}/a%2Fb//(c)?q=%20&q=+;x=%zz")), false);
+        let parts = rewritten(
+            Request::get(format!("{PREFIX}/a%2Fb//(c)?q=%20&q=+;x=%zz")),
+            false,
+        );
         assert_eq!(parts.uri, "/a%2Fb//(c)?q=%20&q=+;x=%zz");
         assert_eq!(parts.headers[FORWARDED_URI], format!("{PREFIX}/a%2Fb//(c)"));
-        assert_eq!(rewritten(Request::get(format!("{PREFIX}/?")), false).uri, "/?");
+        assert_eq!(
+            rewritten(Request::get(format!("{PREFIX}/?")), false).uri,
+            "/?"
+        );
         assert_eq!(rewritten(Request::post(PREFIX), false).uri, "/");
     }
 
     #[test]
     fn the_forwarded_uri_cannot_break_out_of_markup() {
-        let parts = rewritten(Request::get(format!("{PREFIX}/logs/log.log%00\"x{{")), false);
-        assert_eq!(parts.headers[FORWARDED_URI], format!("{PREFIX}/logs/log.log%00%22x%7B"));
+        let parts = rewritten(
+            Request::get(format!("{PREFIX}/logs/log.log%00\"x{{")),
+            false,
+        );
+        assert_eq!(
+            parts.headers[FORWARDED_URI],
+            format!("{PREFIX}/logs/log.log%00%22x%7B")
+        );
     }
 
     #[test]
@@ -211,7 +277,12 @@ mod tests {
         let headers = rewritten(request, false).headers;
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        let forwarded = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-uri"];
+        let forwarded = [
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-proto",
+            "x-forwarded-uri",
+        ];
         assert_eq!(names, [&["host"][..], &forwarded, &["x-kept"]].concat());
     }
 
@@ -244,14 +315,22 @@ mod tests {
         let own = ["connection", "host", "sec-websocket-version", "upgrade"];
         assert_eq!(names, [&own[..], &forwarded].concat());
         assert_eq!(headers.len(), names.len(), "one line each");
-        assert!(headers["connection"] == "Upgrade" && headers["upgrade"] == "websocket", "{headers:?}");
+        assert!(
+            headers["connection"] == "Upgrade" && headers["upgrade"] == "websocket",
+            "{headers:?}"
+        );
         assert_eq!(headers[FORWARDED_FOR], "192.0.2.7");
     }
 
     #[test]
     fn settings_of_h2c_go_no_further_even_where_connection_does_not_name_them() {
         let request = Request::get(PREFIX).header("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA");
-        assert!(rewritten(request, false).headers.get("http2-settings").is_none());
+        assert!(
+            rewritten(request, false)
+                .headers
+                .get("http2-settings")
+                .is_none()
+        );
     }
 
     #[test]
@@ -275,7 +354,10 @@ mod tests {
         ] {
             let headers = rewritten(Request::get(PREFIX).header(name, "evil"), false).headers;
             assert_eq!(headers.get(name).is_none(), dropped, "{name}");
-            assert!(headers.values().filter(|value| *value == "evil").count() == usize::from(!dropped), "{headers:?}");
+            assert!(
+                headers.values().filter(|value| *value == "evil").count() == usize::from(!dropped),
+                "{headers:?}"
+            );
         }
     }
 
@@ -283,11 +365,17 @@ mod tests {
     fn answers_of_too_many_fields_are_rejected() {
         let mut headers = HeaderMap::new();
         for n in 0..MAX_HEADERS {
-            headers.append(HeaderName::try_from(format!("x-{}", n % 900)).unwrap(), HeaderValue::from_static("1"));
+            headers.append(
+                HeaderName::try_from(format!("x-{}", n % 900)).unwrap(),
+                HeaderValue::from_static("1"),
+            );
         }
         assert!(sanitize_response_headers(&mut headers.clone(), false).is_ok());
         headers.append("x-1", HeaderValue::from_static("1"));
-        assert!(matches!(sanitize_response_headers(&mut headers, false), Err(ForwardError::TooManyHeaders)));
+        assert!(matches!(
+            sanitize_response_headers(&mut headers, false),
+            Err(ForwardError::TooManyHeaders)
+        ));
     }
 
     #[test]
@@ -300,7 +388,10 @@ mod tests {
             .header("x-forwarded-proto", "gopher")
             .header("x-forwarded-uri", "/evil");
         let headers = rewritten(request, false).headers;
-        assert_eq!(headers[FORWARDED_FOR], "198.51.100.1, 198.51.100.2, 192.0.2.7");
+        assert_eq!(
+            headers[FORWARDED_FOR],
+            "198.51.100.1, 198.51.100.2, 192.0.2.7"
+        );
         assert_eq!(headers.get_all(FORWARDED_FOR).iter().count(), 1);
         assert_eq!(
             (&headers[FORWARDED_HOST], &headers[FORWARDED_PROTO]),
@@ -316,7 +407,10 @@ mod tests {
             .header("cookie", "a=1")
             .header("cookie", "b=2");
         let parts = rewritten(request, false);
-        assert_eq!((parts.uri.to_string().as_str(), parts.version), ("/x", Version::HTTP_11));
+        assert_eq!(
+            (parts.uri.to_string().as_str(), parts.version),
+            ("/x", Version::HTTP_11)
+        );
         assert_eq!(parts.headers["host"], "bastion.example");
         assert_eq!(parts.headers["cookie"], "a=1; b=2");
     }
@@ -324,15 +418,28 @@ mod tests {
     #[test]
     fn answers_lose_hops_and_cors_grants() {
         let mut headers = HeaderMap::new();
-        for name in ["connection", "keep-alive", "access-control-allow-origin", "access-control-max-age", "trailer"] {
+        for name in [
+            "connection",
+            "keep-alive",
+            "access-control-allow-origin",
+            "access-control-max-age",
+            "trailer",
+        ] {
             headers.insert(name, HeaderValue::from_static("1"));
         }
         sanitize_response_headers(&mut headers, false).unwrap();
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["access-control-max-age", "cache-control", "trailer"]);
+        assert_eq!(
+            names,
+            ["access-control-max-age", "cache-control", "trailer"]
+        );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=9"));
         sanitize_response_headers(&mut headers, false).unwrap();
-        assert_eq!(headers[header::CACHE_CONTROL], "max-age=9", "the backend's own wins");
+        assert_eq!(
+            headers[header::CACHE_CONTROL],
+            "max-age=9",
+            "the backend's own wins"
+        );
     }
 }

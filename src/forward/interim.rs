@@ -1,8 +1,10 @@
-//! Interim answers (1xx, RFC 9110 section 15.2; 103 Early Hints, RFC 8297) on their way to an HTTP/1.1 client.
+//! Interim answers (1xx, RFC 9110 section 15.2; 103 Early Hints, RFC 8297) on their way to an
+//! HTTP/1.1 client.
 //!
-//! hyper's server has no way to send them, so they are written around it: the client's stream is wrapped, and an
-//! interim answer goes out when hyper has flushed all that it wrote before and has not begun the final answer. Where
-//! that moment does not come the answer is dropped, as a proxy may. HTTP/2 clients get none: hyper gives no way there.
+//! hyper's server has no way to send them, so they are written around it: the client's stream is
+//! wrapped, and an interim answer goes out when hyper has flushed all that it wrote before and has
+//! not begun the final answer. Where that moment does not come the answer is dropped, as a proxy
+//! may. HTTP/2 clients get none: hyper gives no way there.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -18,7 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::header_list::tokens;
 use super::headers::stays_on_hop;
 
-/// How many bytes of interim answers may wait for a client; further ones are dropped, as a proxy may.
+/// How many bytes of interim answers may wait for a client; further ones are dropped, as a proxy
+/// may.
 const MAX_PENDING_BYTES: usize = 16 * 1024;
 
 /// The interim answers of one connection. Clones share them.
@@ -47,7 +50,11 @@ impl Interim {
             let mut state = self.state();
             state.over = false;
             state.bytes.clear();
-            if !state.connection.as_ref().is_some_and(|known| known.will_wake(context.waker())) {
+            if !state
+                .connection
+                .as_ref()
+                .is_some_and(|known| known.will_wake(context.waker()))
+            {
                 state.connection = Some(context.waker().clone());
             }
             Poll::Ready(())
@@ -63,25 +70,45 @@ impl Interim {
     /// Passes on what the endpoint says before its answer to `request`.
     pub(super) fn listen<B>(&self, request: &mut Request<B>) {
         let interim = self.clone();
-        hyper::ext::on_informational(request, move |answer| interim.push(answer.status(), answer.headers()));
+        hyper::ext::on_informational(request, move |answer| {
+            interim.push(answer.status(), answer.headers());
+        });
     }
 
     /// 100 is hyper's own to say, on both sides; 101 is no interim answer.
     fn push(&self, status: StatusCode, headers: &HeaderMap) {
-        if matches!(status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS) {
+        if matches!(
+            status,
+            StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS
+        ) {
             return;
         }
         let mut state = self.state();
-        let length: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        let length: usize = headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len() + 4)
+            .sum();
         if state.bytes.len() + length > MAX_PENDING_BYTES {
-            // The client does not read them: an endpoint must not fill the memory with what nobody waits for.
+            // The client does not read them: an endpoint must not fill the memory with what nobody
+            // waits for.
             return;
         }
-        let line = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default());
+        let line = format!(
+            "HTTP/1.1 {} {}\r\n",
+            status.as_u16(),
+            status.canonical_reason().unwrap_or_default()
+        );
         state.bytes.extend_from_slice(line.as_bytes());
-        let named: Vec<&[u8]> = headers.get_all(CONNECTION).iter().flat_map(tokens).collect();
+        let named: Vec<&[u8]> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(tokens)
+            .collect();
         let stays = |name: &HeaderName| {
-            stays_on_hop(name) || named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
+            stays_on_hop(name)
+                || named
+                    .iter()
+                    .any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
         };
         for (name, value) in headers.iter().filter(|(name, _)| !stays(name)) {
             state.bytes.extend_from_slice(name.as_str().as_bytes());
@@ -115,7 +142,13 @@ pub struct WithInterim<I> {
 
 impl<I: AsyncWrite + Unpin> WithInterim<I> {
     pub fn new(io: I, interim: Interim) -> Self {
-        Self { io, interim, clean: true, going: Vec::new(), gone: 0 }
+        Self {
+            io,
+            interim,
+            clean: true,
+            going: Vec::new(),
+            gone: 0,
+        }
     }
 
     /// Writes what waits, where this is the moment. hyper's own bytes must wait until it is ready.
@@ -131,7 +164,8 @@ impl<I: AsyncWrite + Unpin> WithInterim<I> {
             }
         }
         while self.gone < self.going.len() {
-            let written = ready!(Pin::new(&mut self.io).poll_write(context, &self.going[self.gone..]))?;
+            let written =
+                ready!(Pin::new(&mut self.io).poll_write(context, &self.going[self.gone..]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -154,7 +188,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for WithInterim<I> {
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for WithInterim<I> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         ready!(self.poll_interim(context, false))?;
         self.clean = false;
         Pin::new(&mut self.io).poll_write(context, bytes)

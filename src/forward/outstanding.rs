@@ -1,9 +1,9 @@
-//! Requests that wait for the head of their response, per endpoint and worker, and the detection of endpoints that
-//! stopped answering.
+//! Requests that wait for the head of their response, per endpoint and worker, and the detection of
+//! endpoints that stopped answering.
 //!
-//! An endpoint is stalled while a request has waited for too long and no request was answered since that one began. So
-//! one caller's slow path ejects no endpoint that answers others. A response head ends the wait: streams of events and
-//! tunnels do not count.
+//! An endpoint is stalled while a request has waited for too long and no request was answered since
+//! that one began. So one caller's slow path ejects no endpoint that answers others. A response
+//! head ends the wait: streams of events and tunnels do not count.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -15,8 +15,8 @@ use crate::balance::Health;
 
 /// An endpoint is slow for a request that takes this many times as long as its 99th percentile.
 const SLOWER_THAN_USUAL: u32 = 10;
-/// The longest limit that follows from an endpoint's own latency. One caller's slow path raises it for all callers of the
-/// endpoint, and must not switch the detection of stalls off.
+/// The longest limit that follows from an endpoint's own latency. One caller's slow path raises it
+/// for all callers of the endpoint, and must not switch the detection of stalls off.
 const MAX_USUAL_LIMIT: Duration = Duration::from_secs(10);
 /// Half-life of what is remembered of response times: "recent" is some tens of seconds.
 const HALF_LIFE: Duration = Duration::from_secs(10);
@@ -31,7 +31,8 @@ pub(super) struct Outstanding {
     health: Arc<Health>,
 }
 
-/// A slab: places are used again, so that a request allocates nothing once there have been as many at the same time.
+/// A slab: places are used again, so that a request allocates nothing once there have been as many
+/// at the same time.
 #[derive(Debug, Default)]
 struct Waits {
     places: Vec<Option<Wait>>,
@@ -41,18 +42,22 @@ struct Waits {
 #[derive(Debug)]
 struct Wait {
     sent: Instant,
-    /// A body that may still be on its way: until it is through, the endpoint may wait for the client.
+    /// A body that may still be on its way: until it is through, the endpoint may wait for the
+    /// client.
     body: Option<ReplayBody>,
 }
 
 impl Wait {
     /// The time when the endpoint had all of the request. None where the client still sends.
     fn began(&self) -> Option<Instant> {
-        self.body.as_ref().map_or(Some(self.sent), ReplayBody::ended)
+        self.body
+            .as_ref()
+            .map_or(Some(self.sent), ReplayBody::ended)
     }
 }
 
-/// A request that waits. Dropping it ends the wait without an answer: the client gave up, or the connection broke.
+/// A request that waits. Dropping it ends the wait without an answer: the client gave up, or the
+/// connection broke.
 #[derive(Debug)]
 pub(super) struct Waiting {
     outstanding: Rc<Outstanding>,
@@ -61,7 +66,12 @@ pub(super) struct Waiting {
 
 impl Outstanding {
     pub fn new(health: Arc<Health>, now: Instant) -> Self {
-        Self { waits: RefCell::default(), latency: Latency::new(now), answered: Cell::new(None), health }
+        Self {
+            waits: RefCell::default(),
+            latency: Latency::new(now),
+            answered: Cell::new(None),
+            health,
+        }
     }
 
     /// A request is sent.
@@ -75,11 +85,14 @@ impl Outstanding {
             waits.places.push(wait);
             waits.places.len() - 1
         };
-        Waiting { outstanding: Rc::clone(self), place }
+        Waiting {
+            outstanding: Rc::clone(self),
+            place,
+        }
     }
 
-    /// Publishes the last answer to other workers, and tells whether the endpoint is stalled. To be called a few times a
-    /// second.
+    /// Publishes the last answer to other workers, and tells whether the endpoint is stalled. To be
+    /// called a few times a second.
     pub fn check(&self, limit: Duration, now: Instant) -> bool {
         self.latency.decay(now);
         if let Some(answered) = self.answered.take() {
@@ -89,7 +102,10 @@ impl Outstanding {
         if waits.free.len() == waits.places.len() {
             return false;
         }
-        let usual = self.latency.p99().map_or(limit, |p99| (p99 * SLOWER_THAN_USUAL).min(MAX_USUAL_LIMIT));
+        let usual = self
+            .latency
+            .p99()
+            .map_or(limit, |p99| (p99 * SLOWER_THAN_USUAL).min(MAX_USUAL_LIMIT));
         let limit = limit.max(usual);
         let began = waits.places.iter().flatten().filter_map(Wait::began);
         let mut slow = began.filter(|began| now.saturating_duration_since(*began) >= limit);
@@ -110,7 +126,9 @@ impl Waiting {
         outstanding.answered.set(Some(now));
         let waits = outstanding.waits.borrow();
         if let Some(began) = waits.places[self.place].as_ref().and_then(Wait::began) {
-            outstanding.latency.record(now.saturating_duration_since(began));
+            outstanding
+                .latency
+                .record(now.saturating_duration_since(began));
         }
     }
 }
@@ -123,8 +141,8 @@ impl Drop for Waiting {
     }
 }
 
-/// Recent response times as a histogram of powers of two. It is read only to compare ten times its 99th percentile with
-/// a limit, for which the upper edge of a bucket is exact enough.
+/// Recent response times as a histogram of powers of two. It is read only to compare ten times its
+/// 99th percentile with a limit, for which the upper edge of a bucket is exact enough.
 #[derive(Debug)]
 struct Latency {
     /// Counts of response times of up to 2, 4, 8, … milliseconds.
@@ -137,7 +155,10 @@ impl Latency {
     const BUCKETS: usize = 20;
 
     fn new(now: Instant) -> Self {
-        Self { counts: Default::default(), decayed: Cell::new(now) }
+        Self {
+            counts: Default::default(),
+            decayed: Cell::new(now),
+        }
     }
 
     fn record(&self, took: Duration) {
@@ -155,13 +176,17 @@ impl Latency {
             left = left.saturating_sub(count.get().into());
             left == 0
         });
-        bucket.filter(|_| total > 0).map(|bucket| Duration::from_millis(2 << bucket))
+        bucket
+            .filter(|_| total > 0)
+            .map(|bucket| Duration::from_millis(2 << bucket))
     }
 
     fn decay(&self, now: Instant) {
         if now.saturating_duration_since(self.decayed.get()) >= HALF_LIFE {
             self.decayed.set(now);
-            self.counts.iter().for_each(|count| count.set(count.get() / 2));
+            self.counts
+                .iter()
+                .for_each(|count| count.set(count.get() / 2));
         }
     }
 }
@@ -178,7 +203,10 @@ mod tests {
     /// The same endpoint as two workers see it, and a time.
     fn workers() -> (Rc<Outstanding>, Rc<Outstanding>, Instant) {
         let balance = LoadBalancer::new(EjectionMetrics::default());
-        let key = EndpointKey { address: ([10, 0, 0, 1], 80).into(), transport: Transport::Http };
+        let key = EndpointKey {
+            address: ([10, 0, 0, 1], 80).into(),
+            transport: Transport::Http,
+        };
         let now = Instant::now();
         let worker = || Rc::new(Outstanding::new(balance.health(key), now));
         (worker(), worker(), now)
@@ -206,7 +234,10 @@ mod tests {
         endpoint.begin(now, None).answered(now + millis(5));
         assert!(!endpoint.check(LIMIT, now + 60 * LIMIT));
         let _later = endpoint.begin(now + millis(6), None);
-        assert!(endpoint.check(LIMIT, now + 60 * LIMIT), "nothing was answered since this one began");
+        assert!(
+            endpoint.check(LIMIT, now + 60 * LIMIT),
+            "nothing was answered since this one began"
+        );
     }
 
     #[test]
@@ -237,7 +268,10 @@ mod tests {
         let begun = now + LIMIT;
         let _waiting = endpoint.begin(begun, None);
         assert!(!endpoint.check(LIMIT, begun + millis(9_000)));
-        assert!(endpoint.check(LIMIT, begun + millis(10_240)), "the bucket of 900 ms ends at 1024 ms");
+        assert!(
+            endpoint.check(LIMIT, begun + millis(10_240)),
+            "the bucket of 900 ms ends at 1024 ms"
+        );
     }
 
     #[test]

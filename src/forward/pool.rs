@@ -1,5 +1,5 @@
-//! Open connections, per endpoint and worker. Of HTTP/1.1 the idle ones, last in, first out, so that those not needed
-//! grow old and go; of HTTP/2 all, each shared by many requests.
+//! Open connections, per endpoint and worker. Of HTTP/1.1 the idle ones, last in, first out, so
+//! that those not needed grow old and go; of HTTP/2 all, each shared by many requests.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -24,21 +24,24 @@ use crate::balance::{EndpointKey, LoadBalancer};
 use crate::model::Scheme as ModelScheme;
 use crate::resolve::Transport;
 
-/// Requests on one HTTP/2 connection at once, where its endpoint does not set a lower limit; more open another. It is
-/// the usual limit of servers.
+/// Requests on one HTTP/2 connection at once, where its endpoint does not set a lower limit; more
+/// open another. It is the usual limit of servers.
 const STREAMS: usize = 100;
-/// What one stream may have in flight, and a connection, so that slow streams do not hold up the others.
+/// What one stream may have in flight, and a connection, so that slow streams do not hold up the
+/// others.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 100;
-/// A silent HTTP/2 connection is asked whether it is there, and given this long to say so (CONFORMANCE C53).
+/// A silent HTTP/2 connection is asked whether it is there, and given this long to say so
+/// (CONFORMANCE C53).
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(15);
 
-/// Interval between calls of [`Pool::detect_stalls`]. A fraction of the shortest useful limit; a call costs a look at each
-/// endpoint that the worker has connections to.
+/// Interval between calls of [`Pool::detect_stalls`]. A fraction of the shortest useful limit; a
+/// call costs a look at each endpoint that the worker has connections to.
 pub const STALL_CHECK: Duration = Duration::from_millis(200);
 
-/// A connection to an endpoint, ready for a request. Its I/O runs in a task of its own, which ends with it.
+/// A connection to an endpoint, ready for a request. Its I/O runs in a task of its own, which ends
+/// with it.
 #[derive(Debug)]
 pub struct Connection {
     key: EndpointKey,
@@ -48,15 +51,18 @@ pub struct Connection {
 
 /// Why a request got no response on a connection.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "the large variant is the common one, and lives for some lines")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large variant is the common one, and lives for some lines"
+)]
 pub(super) enum SendError {
     /// The request has no form in the connection's protocol.
     OutputFormat(InvalidForm),
     Broken(TrySendError<Request<RequestBody>>),
 }
 
-/// The URI of a request cannot be put into the form of HTTP/1.1 or HTTP/2. The request must not go out: with another URI
-/// it would be another request.
+/// The URI of a request cannot be put into the form of HTTP/1.1 or HTTP/2. The request must not go
+/// out: with another URI it would be another request.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidForm {
     #[error("no path")]
@@ -71,7 +77,10 @@ pub enum InvalidForm {
 enum Sender {
     /// This request has it for itself.
     Http1(http1::SendRequest<RequestBody>),
-    Http2(http2::SendRequest<RequestBody>, #[expect(dead_code, reason = "counts while it lives")] StreamGuard),
+    Http2(
+        http2::SendRequest<RequestBody>,
+        #[expect(dead_code, reason = "counts while it lives")] StreamGuard,
+    ),
 }
 
 /// A request on a shared connection, counted as long as it lives.
@@ -113,7 +122,10 @@ impl Connection {
     }
 
     /// Sends a request, in the form that the connection's protocol wants.
-    pub(super) async fn send(&mut self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn send(
+        &mut self,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.sender {
             Sender::Http1(sender) => {
                 as_http1(&mut request).map_err(SendError::OutputFormat)?;
@@ -128,7 +140,8 @@ impl Connection {
     }
 }
 
-/// A URI in origin form, and `Host`. The pipeline makes requests so; only one that an HTTP/2 connection gave back is not.
+/// A URI in origin form, and `Host`. The pipeline makes requests so; only one that an HTTP/2
+/// connection gave back is not.
 fn as_http1<B>(request: &mut Request<B>) -> Result<(), InvalidForm> {
     if request.version() != Version::HTTP_2 {
         return Ok(());
@@ -136,7 +149,8 @@ fn as_http1<B>(request: &mut Request<B>) -> Result<(), InvalidForm> {
     let parts = request.uri().clone().into_parts();
     *request.uri_mut() = Uri::from(parts.path_and_query.ok_or(InvalidForm::NoPath)?);
     if let Some(authority) = parts.authority {
-        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| InvalidForm::Host(authority))?;
+        let host =
+            HeaderValue::from_str(authority.as_str()).map_err(|_| InvalidForm::Host(authority))?;
         request.headers_mut().insert(header::HOST, host);
     }
     *request.version_mut() = Version::HTTP_11;
@@ -152,8 +166,8 @@ fn as_http2<B>(request: &mut Request<B>, key: EndpointKey) -> Result<(), Invalid
     if request.version() == Version::HTTP_2 {
         return Ok(());
     }
-    // A `Host` that names no authority, as an empty one (RFC 9110 section 7.2), has no form in HTTP/2: the endpoint is
-    // named by its address.
+    // A `Host` that names no authority, as an empty one (RFC 9110 section 7.2), has no form in
+    // HTTP/2: the endpoint is named by its address.
     let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
     let mut parts = request.uri().clone().into_parts();
     parts.scheme = Some(match key.transport.scheme() {
@@ -194,11 +208,16 @@ struct Open {
 
 impl Open {
     fn new(outstanding: Rc<Outstanding>) -> Self {
-        Self { outstanding, idle: Vec::new(), shared: Vec::new() }
+        Self {
+            outstanding,
+            idle: Vec::new(),
+            shared: Vec::new(),
+        }
     }
 }
 
-/// The connections of one worker. Nothing here is shared with another: no lock, no wake-up of another thread.
+/// The connections of one worker. Nothing here is shared with another: no lock, no wake-up of
+/// another thread.
 #[derive(Debug)]
 pub struct Pool {
     dialer: Arc<Dialer>,
@@ -210,59 +229,105 @@ pub struct Pool {
 
 impl Pool {
     pub fn new(dialer: Arc<Dialer>, balance: Arc<LoadBalancer>) -> Self {
-        Self { dialer, balance, open: RefCell::default(), checked: Cell::new(Instant::now()) }
+        Self {
+            dialer,
+            balance,
+            open: RefCell::default(),
+            checked: Cell::new(Instant::now()),
+        }
     }
 
-    /// A connection that can take a request now: a shared one with room, else the youngest idle one.
+    /// A connection that can take a request now: a shared one with room, else the youngest idle
+    /// one.
     pub(super) fn take(&self, key: EndpointKey, now: Instant) -> Option<Connection> {
         let mut open = self.open.borrow_mut();
-        let Open { outstanding, idle, shared } = open.get_mut(&key)?;
+        let Open {
+            outstanding,
+            idle,
+            shared,
+        } = open.get_mut(&key)?;
         if let Some(shared) = shared.iter_mut().find(|shared| shared.has_room()) {
             let sender = Sender::Http2(shared.sender.clone(), StreamGuard::new(&shared.streams));
-            return Some(Connection { key, sender, outstanding: Rc::clone(outstanding) });
+            return Some(Connection {
+                key,
+                sender,
+                outstanding: Rc::clone(outstanding),
+            });
         }
-        // One that is not ready yet still sends the body of a request that was answered early. The rest is for `sweep`.
-        let ready = idle.iter().rposition(|idle| idle.sender.is_ready() && self.is_worth_keeping(idle, now))?;
+        // One that is not ready yet still sends the body of a request that was answered early. The
+        // rest is for `sweep`.
+        let ready = idle
+            .iter()
+            .rposition(|idle| idle.sender.is_ready() && self.is_worth_keeping(idle, now))?;
         let sender = Sender::Http1(idle.remove(ready).sender);
-        Some(Connection { key, sender, outstanding: Rc::clone(outstanding) })
+        Some(Connection {
+            key,
+            sender,
+            outstanding: Rc::clone(outstanding),
+        })
     }
 
     /// Keeps a connection whose answer has been read to its end. A shared one is kept already.
     pub(super) fn keep(&self, connection: Connection) {
-        let Connection { key, sender: Sender::Http1(sender), outstanding } = connection else { return };
+        let Connection {
+            key,
+            sender: Sender::Http1(sender),
+            outstanding,
+        } = connection
+        else {
+            return;
+        };
         if sender.is_closed() {
             return;
         }
         let mut open = self.open.borrow_mut();
-        let idle = &mut open.entry(key).or_insert_with(|| Open::new(outstanding)).idle;
+        let idle = &mut open
+            .entry(key)
+            .or_insert_with(|| Open::new(outstanding))
+            .idle;
         if idle.len() < self.dialer.settings.max_idle_per_endpoint {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle {
+                sender,
+                since: Instant::now(),
+            });
         }
     }
 
     /// Drops what is closed or has been idle too long. Each worker calls it every few seconds.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.open.borrow_mut().retain(|_, Open { outstanding, idle, shared }| {
-            idle.retain(|idle| self.is_worth_keeping(idle, now));
-            shared.retain(|shared| {
-                let Streams { open, ended, .. } = &*shared.streams;
-                let idle = open.get() == 0 && self.is_old(ended.get(), now);
-                !shared.sender.is_closed() && !idle
-            });
-            // Connections in use hold a share of it, and are to find the same one when they come back.
-            let in_use = Rc::strong_count(outstanding) > 1 || outstanding.is_in_use();
-            in_use || !(idle.is_empty() && shared.is_empty())
-        });
+        self.open.borrow_mut().retain(
+            |_,
+             Open {
+                 outstanding,
+                 idle,
+                 shared,
+             }| {
+                idle.retain(|idle| self.is_worth_keeping(idle, now));
+                shared.retain(|shared| {
+                    let Streams { open, ended, .. } = &*shared.streams;
+                    let idle = open.get() == 0 && self.is_old(ended.get(), now);
+                    !shared.sender.is_closed() && !idle
+                });
+                // Connections in use hold a share of it, and are to find the same one when they
+                // come back.
+                let in_use = Rc::strong_count(outstanding) > 1 || outstanding.is_in_use();
+                in_use || !(idle.is_empty() && shared.is_empty())
+            },
+        );
     }
 
-    /// Has endpoints ejected on which requests wait and that answer nothing. Each worker calls it every [`STALL_CHECK`].
+    /// Has endpoints ejected on which requests wait and that answer nothing. Each worker calls it
+    /// every [`STALL_CHECK`].
     pub fn detect_stalls(&self) {
         let now = Instant::now();
-        // A worker that was held up itself has not read yet what was answered meanwhile: it must not blame endpoints.
+        // A worker that was held up itself has not read yet what was answered meanwhile: it must
+        // not blame endpoints.
         let late = now.saturating_duration_since(self.checked.replace(now)) >= 2 * STALL_CHECK;
         for (key, open) in &*self.open.borrow() {
-            let stalled = open.outstanding.check(self.dialer.settings.slow_endpoint_timeout, now);
+            let stalled = open
+                .outstanding
+                .check(self.dialer.settings.slow_endpoint_timeout, now);
             if stalled && !late {
                 self.balance.stalled(*key, now);
             }
@@ -276,22 +341,44 @@ impl Pool {
         protocol: Protocol,
         limit: Duration,
     ) -> Result<Connection, DialError> {
-        let stream = self.dialer.dial(key.address, key.transport, protocol, limit).await?;
+        let stream = self
+            .dialer
+            .dial(key.address, key.transport, protocol, limit)
+            .await?;
         let handshake = match stream {
-            Stream::Plain(stream) if key.transport == Transport::H2c && protocol == Protocol::Any => {
+            Stream::Plain(stream)
+                if key.transport == Transport::H2c && protocol == Protocol::Any =>
+            {
                 self.http2(key, stream).await
             }
             Stream::Plain(stream) => serve(stream).await.map(Sender::Http1),
-            Stream::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => self.http2(key, stream).await,
+            Stream::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                self.http2(key, stream).await
+            }
             Stream::Tls(stream) => serve(stream).await.map(Sender::Http1),
         };
-        // Nothing is waited for in a handshake of HTTP: it fails only where the connection broke at once.
-        let sender = handshake.map_err(|source| DialError::Closed { address: key.address, source })?;
-        let outstanding = self.opened(&mut self.open.borrow_mut(), key).outstanding.clone();
-        Ok(Connection { key, sender, outstanding })
+        // Nothing is waited for in a handshake of HTTP: it fails only where the connection broke at
+        // once.
+        let sender = handshake.map_err(|source| DialError::Closed {
+            address: key.address,
+            source,
+        })?;
+        let outstanding = self
+            .opened(&mut self.open.borrow_mut(), key)
+            .outstanding
+            .clone();
+        Ok(Connection {
+            key,
+            sender,
+            outstanding,
+        })
     }
 
-    fn opened<'o>(&self, open: &'o mut HashMap<EndpointKey, Open>, key: EndpointKey) -> &'o mut Open {
+    fn opened<'o>(
+        &self,
+        open: &'o mut HashMap<EndpointKey, Open>,
+        key: EndpointKey,
+    ) -> &'o mut Open {
         let outstanding = || Rc::new(Outstanding::new(self.balance.health(key), Instant::now()));
         open.entry(key).or_insert_with(|| Open::new(outstanding()))
     }
@@ -314,8 +401,11 @@ impl Pool {
             .keep_alive_timeout(PONG)
             .handshake(TokioIo::new(stream))
             .await?;
-        let streams =
-            Rc::new(Streams { open: Cell::new(0), limit: Cell::new(STREAMS), ended: Cell::new(Instant::now()) });
+        let streams = Rc::new(Streams {
+            open: Cell::new(0),
+            limit: Cell::new(STREAMS),
+            ended: Cell::new(Instant::now()),
+        });
         let told = Rc::clone(&streams);
         tokio::task::spawn_local(async move {
             let mut connection = pin!(connection);
@@ -329,8 +419,13 @@ impl Pool {
             }
         });
         let stream = StreamGuard::new(&streams);
-        let shared = Shared { sender: sender.clone(), streams };
-        self.opened(&mut self.open.borrow_mut(), key).shared.push(shared);
+        let shared = Shared {
+            sender: sender.clone(),
+            streams,
+        };
+        self.opened(&mut self.open.borrow_mut(), key)
+            .shared
+            .push(shared);
         Ok(Sender::Http2(sender, stream))
     }
 
@@ -343,9 +438,10 @@ impl Pool {
     }
 }
 
-/// Bytes of the head of a message, as Go allows them (CONFORMANCE C102). Their number stays at hyper's 100, which is
-/// Envoy's and HAProxy's too: a higher one makes hyper set up a list of that length for every message, which at 256 was
-/// measured as an eighth of all instructions of a request.
+/// Bytes of the head of a message, as Go allows them (CONFORMANCE C102). Their number stays at
+/// hyper's 100, which is Envoy's and HAProxy's too: a higher one makes hyper set up a list of that
+/// length for every message, which at 256 was measured as an eighth of all instructions of a
+/// request.
 pub const MAX_HEADER_BYTES: u32 = 1024 * 1024;
 
 async fn serve<I>(stream: I) -> hyper::Result<http1::SendRequest<RequestBody>>
@@ -373,27 +469,52 @@ mod tests {
 
     #[test]
     fn a_request_takes_the_form_of_its_connection_and_back() {
-        let key = EndpointKey { address: "10.0.0.1:80".parse().unwrap(), transport: Transport::H2c };
-        let mut request = Request::get("/a?b").header("host", "bastion.example").body(()).unwrap();
+        let key = EndpointKey {
+            address: "10.0.0.1:80".parse().unwrap(),
+            transport: Transport::H2c,
+        };
+        let mut request = Request::get("/a?b")
+            .header("host", "bastion.example")
+            .body(())
+            .unwrap();
         as_http2(&mut request, key).unwrap();
         assert_eq!(
             (request.uri(), request.version()),
-            (&"http://bastion.example/a?b".parse().unwrap(), Version::HTTP_2)
+            (
+                &"http://bastion.example/a?b".parse().unwrap(),
+                Version::HTTP_2
+            )
         );
         assert!(request.headers().is_empty());
         as_http1(&mut request).unwrap();
-        assert_eq!((request.uri().to_string(), request.version()), ("/a?b".into(), Version::HTTP_11));
+        assert_eq!(
+            (request.uri().to_string(), request.version()),
+            ("/a?b".into(), Version::HTTP_11)
+        );
         assert_eq!(request.headers()["host"], "bastion.example");
         let mut request = Request::get("/").body(()).unwrap();
-        as_http2(&mut request, EndpointKey { transport: Transport::Https, ..key }).unwrap();
+        as_http2(
+            &mut request,
+            EndpointKey {
+                transport: Transport::Https,
+                ..key
+            },
+        )
+        .unwrap();
         assert_eq!(request.uri(), "https://10.0.0.1:80/");
     }
 
     #[test]
     fn a_request_without_a_path_is_an_error_and_not_a_request_for_the_root() {
-        let key = EndpointKey { address: "10.0.0.1:80".parse().unwrap(), transport: Transport::H2c };
+        let key = EndpointKey {
+            address: "10.0.0.1:80".parse().unwrap(),
+            transport: Transport::H2c,
+        };
         let mut request = Request::get("example.com:80").body(()).unwrap();
-        assert!(matches!(as_http2(&mut request, key), Err(InvalidForm::Parts(_))));
+        assert!(matches!(
+            as_http2(&mut request, key),
+            Err(InvalidForm::Parts(_))
+        ));
         assert_eq!(request.uri(), "example.com:80");
         *request.version_mut() = Version::HTTP_2;
         assert!(matches!(as_http1(&mut request), Err(InvalidForm::NoPath)));

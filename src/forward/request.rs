@@ -1,4 +1,5 @@
-//! The bodies of requests as they pass: what the endpoint does not take the client does not send. Nothing is held back.
+//! The bodies of requests as they pass: what the endpoint does not take the client does not send.
+//! Nothing is held back.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -22,20 +23,27 @@ const MAX_REPLAY_BYTES: usize = 64 * 1024;
 pub(super) struct Pending {
     /// None while an attempt has it.
     request: Option<Request<RequestBody>>,
-    /// A copy, where the request may be repeated after an attempt has used it up. Cloned once per request, before the
-    /// first attempt, because hyper consumes the original; repetitions, which are rare, clone it again.
+    /// A copy, where the request may be repeated after an attempt has used it up. Cloned once per
+    /// request, before the first attempt, because hyper consumes the original; repetitions, which
+    /// are rare, clone it again.
     copy: Option<Parts>,
     body: Option<ReplayBody>,
     safe: bool,
 }
 
 impl Pending {
-    /// `can_refuse` is whether an endpoint may speak HTTP/2 and refuse the request without a look at it.
+    /// `can_refuse` is whether an endpoint may speak HTTP/2 and refuse the request without a look
+    /// at it.
     pub fn new(parts: Parts, body: Option<ReplayBody>, can_refuse: bool) -> Self {
         let safe = parts.method.is_safe() && body.is_none();
         let repeatable = safe || can_refuse && body.as_ref().is_none_or(ReplayBody::is_buffering);
         let copy = repeatable.then(|| parts.clone());
-        Self { request: Some(Request::from_parts(parts, RequestBody::new(body.clone()))), copy, body, safe }
+        Self {
+            request: Some(Request::from_parts(parts, RequestBody::new(body.clone()))),
+            copy,
+            body,
+            safe,
+        }
     }
 
     /// Whether the request has a safe method and no body, so that to repeat it changes nothing.
@@ -47,16 +55,22 @@ impl Pending {
         self.body.as_ref()
     }
 
-    /// Takes the request for an attempt on a connection on which the endpoint can refuse it, or cannot.
+    /// Takes the request for an attempt on a connection on which the endpoint can refuse it, or
+    /// cannot.
     ///
-    /// None where it was sent and no copy was kept: [`Self::rewind`] and [`Self::is_safe`] tell before.
+    /// None where it was sent and no copy was kept: [`Self::rewind`] and [`Self::is_safe`] tell
+    /// before.
     pub fn take(&mut self, can_refuse: bool) -> Option<Request<RequestBody>> {
         let request = self.request.take().or_else(|| {
             let parts = self.copy.clone()?;
-            Some(Request::from_parts(parts, RequestBody::new(self.body.clone())))
+            Some(Request::from_parts(
+                parts,
+                RequestBody::new(self.body.clone()),
+            ))
         });
         if !can_refuse && let Some(body) = &self.body {
-            // HTTP/1.1 has no way to say that a request was not looked at: this body cannot be needed again.
+            // HTTP/1.1 has no way to say that a request was not looked at: this body cannot be
+            // needed again.
             body.stop_buffering();
             self.copy = None;
         }
@@ -68,14 +82,16 @@ impl Pending {
         self.request = Some(request);
     }
 
-    /// Makes ready to send the request again from its beginning. False where its body is no longer remembered.
+    /// Makes ready to send the request again from its beginning. False where its body is no longer
+    /// remembered.
     pub fn rewind(&mut self) -> bool {
         self.copy.is_some() && self.body.as_ref().is_none_or(ReplayBody::rewind)
     }
 }
 
-/// A client's body, and what has passed of it, in case an HTTP/2 endpoint says that it did not look at the request. The
-/// bytes pass at once all the same; that they are remembered costs no copy. Clones share it.
+/// A client's body, and what has passed of it, in case an HTTP/2 endpoint says that it did not look
+/// at the request. The bytes pass at once all the same; that they are remembered costs no copy.
+/// Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct ReplayBody(Rc<RefCell<State>>);
 
@@ -125,7 +141,16 @@ impl ReplayBody {
     pub fn new(incoming: Incoming, received: Rc<Cell<u64>>, keep: bool) -> Self {
         let passed = keep.then(Vec::new);
         let (run, length, last, broken, ended) = (0, 0, false, false, None);
-        Self(Rc::new(RefCell::new(State { incoming, received, run, passed, last, length, broken, ended })))
+        Self(Rc::new(RefCell::new(State {
+            incoming,
+            received,
+            run,
+            passed,
+            last,
+            length,
+            broken,
+            ended,
+        })))
     }
 
     /// Whether all that has passed is remembered.
@@ -150,7 +175,8 @@ impl ReplayBody {
         state.passed.is_some() && !state.last
     }
 
-    /// The request will not be repeated. What is remembered and still to be read in this run stays until it is.
+    /// The request will not be repeated. What is remembered and still to be read in this run stays
+    /// until it is.
     pub fn stop_buffering(&self) {
         let mut state = self.0.borrow_mut();
         state.last = true;
@@ -161,10 +187,17 @@ impl ReplayBody {
 }
 
 impl State {
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(context));
         let frame = frame.map(|frame| match frame? {
-            frame if frame.trailers_ref().is_some_and(|trailers| trailers.len() > MAX_HEADERS) => {
+            frame
+                if frame
+                    .trailers_ref()
+                    .is_some_and(|trailers| trailers.len() > MAX_HEADERS) =>
+            {
                 Err(BodyError::TooManyTrailers)
             }
             frame => Ok(frame),
@@ -177,7 +210,8 @@ impl State {
             let data = frame.data_ref();
             let length = data.map_or(0, Bytes::len);
             self.received.set(self.received.get() + length as u64);
-            // Only a run that is through with what is remembered gets here, so that nothing of it is lost.
+            // Only a run that is through with what is remembered gets here, so that nothing of it
+            // is lost.
             self.length += length;
             if self.last || self.length > MAX_REPLAY_BYTES {
                 self.passed = None;
@@ -216,12 +250,18 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let Some(body) = &this.body else { return Poll::Ready(None) };
+        let Some(body) = &this.body else {
+            return Poll::Ready(None);
+        };
         let mut state = body.0.borrow_mut();
         if state.run != this.run {
             return Poll::Ready(None);
         }
-        let remembered = state.passed.as_ref().and_then(|passed| passed.get(this.at)).cloned();
+        let remembered = state
+            .passed
+            .as_ref()
+            .and_then(|passed| passed.get(this.at))
+            .cloned();
         let frame = match remembered {
             Some(passed) => Some(Ok(passed.frame())),
             None => std::task::ready!(state.poll_frame(context)),
@@ -233,20 +273,31 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         self.body.as_ref().is_none_or(|body| {
             let state = body.0.borrow();
-            let replayed = state.passed.as_ref().is_none_or(|passed| passed.len() <= self.at);
+            let replayed = state
+                .passed
+                .as_ref()
+                .is_none_or(|passed| passed.len() <= self.at);
             replayed && state.incoming.is_end_stream()
         })
     }
 
     fn size_hint(&self) -> SizeHint {
-        let Some(body) = &self.body else { return SizeHint::with_exact(0) };
+        let Some(body) = &self.body else {
+            return SizeHint::with_exact(0);
+        };
         let state = body.0.borrow();
         let mut hint = state.incoming.size_hint();
-        // hyper asks before the first byte: of a body that is sent again, what has passed is to pass again.
-        let again = state.passed.iter().flatten().skip(self.at).map(|passed| match passed {
-            Passed::Data(data) => data.len() as u64,
-            Passed::Trailers(_) => 0,
-        });
+        // hyper asks before the first byte: of a body that is sent again, what has passed is to
+        // pass again.
+        let again = state
+            .passed
+            .iter()
+            .flatten()
+            .skip(self.at)
+            .map(|passed| match passed {
+                Passed::Data(data) => data.len() as u64,
+                Passed::Trailers(_) => 0,
+            });
         let again: u64 = again.sum();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + again);
@@ -261,7 +312,12 @@ mod tests {
     use super::*;
 
     fn pending(method: &str, can_refuse: bool) -> Pending {
-        let (parts, ()) = Request::builder().method(method).uri("/a").body(()).unwrap().into_parts();
+        let (parts, ()) = Request::builder()
+            .method(method)
+            .uri("/a")
+            .body(())
+            .unwrap()
+            .into_parts();
         Pending::new(parts, None, can_refuse)
     }
 
@@ -271,7 +327,10 @@ mod tests {
             let mut pending = pending(method, can_refuse);
             for _ in 0..3 {
                 let request = pending.take(can_refuse).unwrap();
-                assert_eq!((request.method().as_str(), request.uri().path()), (method, "/a"));
+                assert_eq!(
+                    (request.method().as_str(), request.uri().path()),
+                    (method, "/a")
+                );
                 assert!(pending.rewind(), "{method}");
             }
         }

@@ -1,4 +1,5 @@
-//! The bodies of answers as they pass: nothing is buffered, what the client does not take the endpoint does not send.
+//! The bodies of answers as they pass: nothing is buffered, what the client does not take the
+//! endpoint does not send.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,8 +12,9 @@ use hyper::body::Incoming;
 use super::hop::MAX_HEADERS;
 use super::pool::{Connection, Pool};
 
-/// The body of an answer on its way to the client. Read to its end it gives the connection back to the pool; dropped
-/// before, it closes the connection, and the endpoint learns that nobody listens any more (CONFORMANCE C101).
+/// The body of an answer on its way to the client. Read to its end it gives the connection back to
+/// the pool; dropped before, it closes the connection, and the endpoint learns that nobody listens
+/// any more (CONFORMANCE C101).
 #[derive(Debug)]
 pub struct UpstreamBody {
     incoming: Incoming,
@@ -31,11 +33,17 @@ pub enum UpstreamError {
 
 impl UpstreamBody {
     pub(super) fn pooled(incoming: Incoming, connection: Connection, pool: &Rc<Pool>) -> Self {
-        Self { incoming, keep: Some((connection, Rc::clone(pool))) }
+        Self {
+            incoming,
+            keep: Some((connection, Rc::clone(pool))),
+        }
     }
 
     pub(super) fn closing(incoming: Incoming) -> Self {
-        Self { incoming, keep: None }
+        Self {
+            incoming,
+            keep: None,
+        }
     }
 
     fn ended(&mut self) {
@@ -58,7 +66,9 @@ impl Body for UpstreamBody {
             self.ended();
         }
         if let Some(Ok(frame)) = &frame
-            && frame.trailers_ref().is_some_and(|trailers| trailers.len() > MAX_HEADERS)
+            && frame
+                .trailers_ref()
+                .is_some_and(|trailers| trailers.len() > MAX_HEADERS)
         {
             return Poll::Ready(Some(Err(UpstreamError::TooManyTrailers)));
         }

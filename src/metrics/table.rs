@@ -62,8 +62,16 @@ pub enum MethodLabel {
 }
 
 impl MethodLabel {
-    const ALL: [Self; 8] =
-        [Self::Get, Self::Head, Self::Post, Self::Put, Self::Patch, Self::Delete, Self::Options, Self::Other];
+    const ALL: [Self; 8] = [
+        Self::Get,
+        Self::Head,
+        Self::Post,
+        Self::Put,
+        Self::Patch,
+        Self::Delete,
+        Self::Options,
+        Self::Other,
+    ];
 
     fn label(self) -> &'static str {
         match self {
@@ -98,7 +106,9 @@ impl From<&Method> for MethodLabel {
 const CODES: usize = 500;
 
 /// Upper bounds in seconds: from a cache's answer to a long poll.
-const BOUNDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+const BOUNDS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
+];
 
 /// Counts of requests, their durations and the bytes of their bodies.
 #[derive(Debug)]
@@ -118,12 +128,16 @@ struct PerKind {
 impl Default for RequestTable {
     fn default() -> Self {
         let cells = TargetKind::ALL.len() * MethodLabel::ALL.len() * CODES;
-        Self { counts: (0..cells).map(|_| Sum::default()).collect(), per_kind: Default::default() }
+        Self {
+            counts: (0..cells).map(|_| Sum::default()).collect(),
+            per_kind: Default::default(),
+        }
     }
 }
 
 impl RequestTable {
-    /// One request ended: `received` and `sent` are the bytes of its bodies, from and to the client.
+    /// One request ended: `received` and `sent` are the bytes of its bodies, from and to the
+    /// client.
     pub fn record(
         &self,
         kind: TargetKind,
@@ -136,9 +150,14 @@ impl RequestTable {
         self.counts[cell(kind, method, usize::from(code.as_u16()))].add(1);
         let per_kind = &self.per_kind[kind as usize];
         let seconds = duration.as_secs_f64();
-        let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
+        let bucket = BOUNDS
+            .iter()
+            .position(|bound| seconds <= *bound)
+            .unwrap_or(BOUNDS.len());
         per_kind.buckets[bucket].add(1);
-        per_kind.micros.add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+        per_kind
+            .micros
+            .add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
         per_kind.received.add(received);
         per_kind.sent.add(sent);
     }
@@ -167,8 +186,14 @@ impl Collector for Exposed {
                     let count = self.0.counts[cell(kind, method, code)].total();
                     if count > 0 {
                         let code = code.to_string();
-                        let labels = [("kind", kind.label()), ("method", method.label()), ("code", code.as_str())];
-                        requests.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+                        let labels = [
+                            ("kind", kind.label()),
+                            ("method", method.label()),
+                            ("code", code.as_str()),
+                        ];
+                        requests
+                            .encode_family(&labels)?
+                            .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
                     }
                 }
             }
@@ -182,7 +207,9 @@ impl Collector for Exposed {
         for kind in TargetKind::ALL {
             let per_kind = &self.0.per_kind[kind as usize];
             let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
-            let buckets: Vec<_> = bounds.zip(per_kind.buckets.iter().map(Sum::total)).collect();
+            let buckets: Vec<_> = bounds
+                .zip(per_kind.buckets.iter().map(Sum::total))
+                .collect();
             let count = buckets.iter().map(|(_, count)| count).sum();
             let sum = Duration::from_micros(per_kind.micros.total()).as_secs_f64();
             durations
@@ -199,7 +226,9 @@ impl Collector for Exposed {
             let per_kind = &self.0.per_kind[kind as usize];
             for (direction, sum) in [("received", &per_kind.received), ("sent", &per_kind.sent)] {
                 let labels = [("kind", kind.label()), ("direction", direction)];
-                bytes.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&sum.total(), None)?;
+                bytes
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, _, u64>(&sum.total(), None)?;
             }
         }
         Ok(())
@@ -214,10 +243,31 @@ mod tests {
     #[test]
     fn what_was_recorded_is_what_prometheus_reads() {
         let table = Arc::new(RequestTable::default());
-        table.record(TargetKind::Pod, MethodLabel::Get, StatusCode::OK, Duration::from_millis(3), 5, 7);
-        table.record(TargetKind::Pod, MethodLabel::Get, StatusCode::OK, Duration::from_secs(90), 0, 1);
+        table.record(
+            TargetKind::Pod,
+            MethodLabel::Get,
+            StatusCode::OK,
+            Duration::from_millis(3),
+            5,
+            7,
+        );
+        table.record(
+            TargetKind::Pod,
+            MethodLabel::Get,
+            StatusCode::OK,
+            Duration::from_secs(90),
+            0,
+            1,
+        );
         let odd = StatusCode::from_u16(999).unwrap();
-        table.record(TargetKind::None, MethodLabel::Other, odd, Duration::ZERO, 0, 0);
+        table.record(
+            TargetKind::None,
+            MethodLabel::Other,
+            odd,
+            Duration::ZERO,
+            0,
+            0,
+        );
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Exposed(table)));
         let mut text = String::new();

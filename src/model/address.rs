@@ -33,7 +33,8 @@ impl AddressType {
 /// What the operator lets through beside global unicast addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
-    /// Loopback addresses may be dialled: for the demo and for tests on one machine, never in a cluster.
+    /// Loopback addresses may be dialled: for the demo and for tests on one machine, never in a
+    /// cluster.
     pub allow_loopback: bool,
 }
 
@@ -41,7 +42,8 @@ pub struct AddressPolicy {
 const FORBIDDEN_V4: &[(Ipv4Addr, u32)] = &[
     // "This network" (RFC 791): 0.0.0.0 is the own machine on Linux.
     (Ipv4Addr::UNSPECIFIED, 8),
-    // Alibaba Cloud's metadata service, in the shared range of RFC 6598, which pods may use otherwise.
+    // Alibaba Cloud's metadata service, in the shared range of RFC 6598, which pods may use
+    // otherwise.
     (Ipv4Addr::new(100, 100, 100, 200), 32),
     // Azure's platform service (wire server, DNS, health probes), a public address.
     (Ipv4Addr::new(168, 63, 129, 16), 32),
@@ -61,8 +63,8 @@ const FORBIDDEN_V6: &[(Ipv6Addr, u32)] = &[
     (Ipv6Addr::UNSPECIFIED, 128),
     // IPv4-compatible `::a.b.c.d` (RFC 4291, deprecated). `::1` was judged before.
     (Ipv6Addr::UNSPECIFIED, 96),
-    // IPv4-mapped `::ffff:a.b.c.d` (RFC 4291). A cluster never publishes one; whoever spells it so wants to get past a
-    // check.
+    // IPv4-mapped `::ffff:a.b.c.d` (RFC 4291). A cluster never publishes one; whoever spells it so
+    // wants to get past a check.
     (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96),
     // IPv4-translated `::ffff:0:a.b.c.d` (RFC 2765, deprecated): likewise.
     (Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, 0, 0), 96),
@@ -83,14 +85,17 @@ const FORBIDDEN_V6: &[(Ipv6Addr, u32)] = &[
 ];
 
 impl AddressPolicy {
-    /// Whether `address` is global unicast in the sense of Go's `IsGlobalUnicast` (private ranges are), is not a service
-    /// that clouds offer to their machines, and does not spell such an address in another form.
+    /// Whether `address` is global unicast in the sense of Go's `IsGlobalUnicast` (private ranges
+    /// are), is not a service that clouds offer to their machines, and does not spell such an
+    /// address in another form.
     pub fn permits(self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => self.permits_v4(v4),
             IpAddr::V6(v6) if v6.is_loopback() => self.allow_loopback,
             IpAddr::V6(v6) => {
-                let in_range = |(net, length): &(Ipv6Addr, u32)| (v6.to_bits() ^ net.to_bits()) >> (128 - length) == 0;
+                let in_range = |(net, length): &(Ipv6Addr, u32)| {
+                    (v6.to_bits() ^ net.to_bits()) >> (128 - length) == 0
+                };
                 !FORBIDDEN_V6.iter().any(in_range) && embedded_v4(v6).all(|v4| self.permits_v4(v4))
             }
         }
@@ -100,7 +105,8 @@ impl AddressPolicy {
         if v4.is_loopback() {
             return self.allow_loopback;
         }
-        let in_range = |(net, length): &(Ipv4Addr, u32)| (v4.to_bits() ^ net.to_bits()) >> (32 - length) == 0;
+        let in_range =
+            |(net, length): &(Ipv4Addr, u32)| (v4.to_bits() ^ net.to_bits()) >> (32 - length) == 0;
         !FORBIDDEN_V4.iter().any(in_range)
     }
 }
@@ -114,12 +120,18 @@ fn embedded_v4(v6: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     match v6.segments() {
         // NAT64, well-known prefix (RFC 6052 section 2.1).
         [0x64, 0xff9b, 0, 0, 0, 0, ..] => found.push(last),
-        // NAT64, local use (RFC 8215). Its operator chooses the length of the prefix, and with it one of the layouts of RFC
-        // 6052 section 2.2 (/48, /56, /64, /96; byte 8 is always zero), so every one is judged. Read by a wrong length, the
-        // zeros of a longer prefix give an address in 0.0.0.0/8, which no gateway forwards: that is not a reading, unless
-        // there is no other.
+        // NAT64, local use (RFC 8215). Its operator chooses the length of the prefix, and with it
+        // one of the layouts of RFC 6052 section 2.2 (/48, /56, /64, /96; byte 8 is always zero),
+        // so every one is judged. Read by a wrong length, the zeros of a longer prefix give an
+        // address in 0.0.0.0/8, which no gateway forwards: that is not a reading, unless there is
+        // no other.
         [0x64, 0xff9b, 1, ..] => {
-            found = vec![at([6, 7, 9, 10]), at([7, 9, 10, 11]), at([9, 10, 11, 12]), last];
+            found = vec![
+                at([6, 7, 9, 10]),
+                at([7, 9, 10, 11]),
+                at([9, 10, 11, 12]),
+                last,
+            ];
             if found.iter().any(|v4| v4.octets()[0] != 0) {
                 found.retain(|v4| v4.octets()[0] != 0);
             }
@@ -203,17 +215,31 @@ mod tests {
             ("2001:db8::5efe:10.0.0.1", true),
         ];
         for (address, permitted) in cases {
-            assert_eq!(AddressPolicy::default().permits(address.parse().unwrap()), permitted, "{address}");
+            assert_eq!(
+                AddressPolicy::default().permits(address.parse().unwrap()),
+                permitted,
+                "{address}"
+            );
         }
     }
 
     #[test]
     fn loopback_is_a_setting_and_opens_nothing_else() {
-        let policy = AddressPolicy { allow_loopback: true };
-        for (address, permitted) in
-            [("127.0.0.1", true), ("::1", true), ("::ffff:127.0.0.1", false), ("::", false), ("169.254.169.254", false)]
-        {
-            assert_eq!(policy.permits(address.parse().unwrap()), permitted, "{address}");
+        let policy = AddressPolicy {
+            allow_loopback: true,
+        };
+        for (address, permitted) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", false),
+            ("::", false),
+            ("169.254.169.254", false),
+        ] {
+            assert_eq!(
+                policy.permits(address.parse().unwrap()),
+                permitted,
+                "{address}"
+            );
         }
     }
 }

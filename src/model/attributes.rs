@@ -62,7 +62,8 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// The verb of a request by its method; a request that names no object acts on the collection (C8, C17).
+    /// The verb of a request by its method; a request that names no object acts on the collection
+    /// (C8, C17).
     pub fn from_method(method: &Method, named: bool) -> Self {
         match *method {
             Method::GET | Method::HEAD if named => Self::Get,
@@ -107,15 +108,29 @@ pub struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// May `verb` be done through the proxy of `target`? The name is the whole id, scheme and port included (C18).
+    /// May `verb` be done through the proxy of `target`? The name is the whole id, scheme and port
+    /// included (C18).
     pub fn for_proxy(verb: Verb, target: &'a Target<'a>) -> Self {
-        let (resource, namespace, name) = (target.resource.plural(), &*target.namespace, &*target.id);
-        Self { verb, group: "", resource, subresource: "proxy", namespace, name }
+        let (resource, namespace, name) =
+            (target.resource.plural(), &*target.namespace, &*target.id);
+        Self {
+            verb,
+            group: "",
+            resource,
+            subresource: "proxy",
+            namespace,
+            name,
+        }
     }
 
     /// May the object behind `target` be looked at, whose name is `name`?
     pub fn for_object(target: &'a Target<'a>, name: &'a str) -> Self {
-        Self { verb: Verb::Get, subresource: "", name, ..Self::for_proxy(Verb::Get, target) }
+        Self {
+            verb: Verb::Get,
+            subresource: "",
+            name,
+            ..Self::for_proxy(Verb::Get, target)
+        }
     }
 }
 
@@ -141,7 +156,11 @@ mod tests {
         ];
         for (method, named, verb) in cases {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
-            assert_eq!(Verb::from_method(&method, named).as_str(), verb, "{method} named: {named}");
+            assert_eq!(
+                Verb::from_method(&method, named).as_str(),
+                verb,
+                "{method} named: {named}"
+            );
         }
     }
 }

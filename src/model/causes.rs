@@ -2,7 +2,8 @@
 
 use std::error::Error;
 
-/// What an error says and what it came from, each cause once: many a library says its cause in its own words too.
+/// What an error says and what it came from, each cause once: many a library says its cause in its
+/// own words too.
 pub fn error_chain(error: &dyn Error) -> String {
     let mut told = error.to_string();
     let mut cause = error.source();
@@ -33,7 +34,10 @@ mod tests {
     #[test]
     fn each_cause_is_told_once() {
         let error = Fault::File(Box::new(Fault::Line(Box::new(Fault::Comma))));
-        assert_eq!(error_chain(&error), "the file is no good: line 3: a comma is missing");
+        assert_eq!(
+            error_chain(&error),
+            "the file is no good: line 3: a comma is missing"
+        );
         assert_eq!(error_chain(&Fault::Comma), "a comma is missing");
     }
 }

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// An IPv4 address, or an IPv6 /64: a host has a whole one (RFC 4291 section 2.5.1), so that single addresses would give
-/// it as many shares as it likes.
+/// An IPv4 address, or an IPv6 /64: a host has a whole one (RFC 4291 section 2.5.1), so that single
+/// addresses would give it as many shares as it likes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddress(IpAddr);
 

@@ -26,7 +26,8 @@ impl Scheme {
     }
 }
 
-/// One place that serves a target: its address and the name of the object behind it (a pod or a node), for the log.
+/// One place that serves a target: its address and the name of the object behind it (a pod or a
+/// node), for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub address: SocketAddr,

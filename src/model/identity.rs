@@ -12,10 +12,14 @@ pub const ANONYMOUS_USER: &str = "system:anonymous";
 /// The group of callers without credentials.
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 
-/// The groups of a user who proved who they are: kube-apiserver adds [`AUTHENTICATED`] unless they say it themselves, or
-/// the contrary.
+/// The groups of a user who proved who they are: kube-apiserver adds [`AUTHENTICATED`] unless they
+/// say it themselves, or the contrary.
 pub fn with_authenticated(user: &str, mut groups: Vec<String>) -> Vec<String> {
-    if user != ANONYMOUS_USER && !groups.iter().any(|group| group == AUTHENTICATED || group == UNAUTHENTICATED) {
+    if user != ANONYMOUS_USER
+        && !groups
+            .iter()
+            .any(|group| group == AUTHENTICATED || group == UNAUTHENTICATED)
+    {
         groups.push(AUTHENTICATED.into());
     }
     groups
@@ -31,8 +35,8 @@ pub struct Identity {
     fingerprint: Fingerprint,
 }
 
-/// A SHA-256 over everything that an authorizer may look at: two identities with the same fingerprint
-/// get the same answers, so caches key on it instead of cloning names.
+/// A SHA-256 over everything that an authorizer may look at: two identities with the same
+/// fingerprint get the same answers, so caches key on it instead of cloning names.
 pub type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
 
 impl Identity {
@@ -44,12 +48,23 @@ impl Identity {
     ) -> Self {
         let (user, uid) = (user.into(), uid.into());
         let fingerprint = fingerprint(&user, &uid, &groups, &extra);
-        Self { user, uid, groups, extra, fingerprint }
+        Self {
+            user,
+            uid,
+            groups,
+            extra,
+            fingerprint,
+        }
     }
 
     /// The caller who showed no credentials.
     pub fn anonymous() -> Self {
-        Self::new(ANONYMOUS_USER, "", vec![UNAUTHENTICATED.into()], BTreeMap::new())
+        Self::new(
+            ANONYMOUS_USER,
+            "",
+            vec![UNAUTHENTICATED.into()],
+            BTreeMap::new(),
+        )
     }
 
     pub fn fingerprint(&self) -> &Fingerprint {
@@ -59,12 +74,21 @@ impl Identity {
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("user", &self.user).field("groups", &self.groups).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("user", &self.user)
+            .field("groups", &self.groups)
+            .finish_non_exhaustive()
     }
 }
 
-/// Every string is hashed with its length in front, so that no two different identities read the same.
-fn fingerprint(user: &str, uid: &str, groups: &[String], extra: &BTreeMap<String, Vec<String>>) -> Fingerprint {
+/// Every string is hashed with its length in front, so that no two different identities read the
+/// same.
+fn fingerprint(
+    user: &str,
+    uid: &str,
+    groups: &[String],
+    extra: &BTreeMap<String, Vec<String>>,
+) -> Fingerprint {
     let mut hash = digest::Context::new(&digest::SHA256);
     let mut put = |text: &str| {
         hash.update(&(text.len() as u64).to_le_bytes());
@@ -91,9 +115,19 @@ mod tests {
     fn identity(user: &str, groups: &[&str], extra: &[(&str, &[&str])]) -> Identity {
         let extra = extra
             .iter()
-            .map(|(key, values)| (key.to_string(), values.iter().map(ToString::to_string).collect()))
+            .map(|(key, values)| {
+                (
+                    key.to_string(),
+                    values.iter().map(ToString::to_string).collect(),
+                )
+            })
             .collect();
-        Identity::new(user, "", groups.iter().map(ToString::to_string).collect(), extra)
+        Identity::new(
+            user,
+            "",
+            groups.iter().map(ToString::to_string).collect(),
+            extra,
+        )
     }
 
     #[test]
@@ -109,7 +143,11 @@ mod tests {
         ];
         for (i, left) in all.iter().enumerate() {
             for (j, right) in all.iter().enumerate() {
-                assert_eq!(i == j, left.fingerprint() == right.fingerprint(), "{left:?} {right:?}");
+                assert_eq!(
+                    i == j,
+                    left.fingerprint() == right.fingerprint(),
+                    "{left:?} {right:?}"
+                );
             }
         }
     }

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, CONTROLS};
 
-/// What stands escaped in a path that was decoded: whatever would end it, whatever is no part of a URL, and whatever
-/// could end an attribute or begin a tag.
+/// What stands escaped in a path that was decoded: whatever would end it, whatever is no part of a
+/// URL, and whatever could end an attribute or begin a tag.
 pub const ESCAPED: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -23,9 +23,9 @@ pub const ESCAPED: &AsciiSet = &CONTROLS
     .add(b'|')
     .add(b'}');
 
-/// The path with its dot segments resolved, `%2e` spelled or not; none climbs above the root. Empty segments are
-/// segments: `//` stays. A dot segment at the end leaves no slash behind, as with the apiserver (C24, C25) and unlike RFC
-/// 3986 section 5.2.4. `path` begins with a slash.
+/// The path with its dot segments resolved, `%2e` spelled or not; none climbs above the root. Empty
+/// segments are segments: `//` stays. A dot segment at the end leaves no slash behind, as with the
+/// apiserver (C24, C25) and unlike RFC 3986 section 5.2.4. `path` begins with a slash.
 pub fn without_dot_segments(path: &str) -> Cow<'_, str> {
     if !(path.contains("/.") || path.contains("/%2")) {
         return Cow::Borrowed(path);
@@ -45,7 +45,11 @@ pub fn without_dot_segments(path: &str) -> Cow<'_, str> {
         resolved.push('/');
         resolved.push_str(segment);
     }
-    if resolved.is_empty() { Cow::Borrowed("/") } else { Cow::Owned(resolved) }
+    if resolved.is_empty() {
+        Cow::Borrowed("/")
+    } else {
+        Cow::Owned(resolved)
+    }
 }
 
 /// 1 for `.`, 2 for `..`, with `%2e` for any dot; 0 for anything else.

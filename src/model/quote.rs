@@ -1,8 +1,10 @@
-//! Strings in messages, quoted as Go's `%q` quotes them, so that messages match the apiserver's to the letter.
+//! Strings in messages, quoted as Go's `%q` quotes them, so that messages match the apiserver's to
+//! the letter.
 
 use std::fmt::{self, Write};
 
-/// Displays as Go's `%q` does: in double quotes, with what cannot be printed as `\n`, `\x7f`, `\u200b`.
+/// Displays as Go's `%q` does: in double quotes, with what cannot be printed as `\n`, `\x7f`,
+/// `\u200b`.
 #[derive(Clone, Copy, Debug)]
 pub struct GoQuoted<'a>(pub &'a str);
 

@@ -81,7 +81,11 @@ pub struct Status {
 
 impl Status {
     pub fn unauthorized() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, Reason::Unauthorized, "Unauthorized")
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            Reason::Unauthorized,
+            "Unauthorized",
+        )
     }
 
     pub fn bad_request(message: impl Into<String>) -> Self {
@@ -89,22 +93,46 @@ impl Status {
     }
 
     /// `resource` is a plural of the API group `group`.
-    pub fn forbidden(group: &'static str, resource: &'static str, name: &str, message: String) -> Self {
-        let details = Details { name: name.into(), group, kind: resource, ..Details::default() };
-        Self { details: Some(details), ..Self::new(StatusCode::FORBIDDEN, Reason::Forbidden, message) }
+    pub fn forbidden(
+        group: &'static str,
+        resource: &'static str,
+        name: &str,
+        message: String,
+    ) -> Self {
+        let details = Details {
+            name: name.into(),
+            group,
+            kind: resource,
+            ..Details::default()
+        };
+        Self {
+            details: Some(details),
+            ..Self::new(StatusCode::FORBIDDEN, Reason::Forbidden, message)
+        }
     }
 
     pub fn object_not_found(resource: Resource, name: &str) -> Self {
         let message = format!("{resource} {} not found", GoQuoted(name));
-        let details = Details { name: name.into(), kind: resource.plural(), ..Details::default() };
-        Self { details: Some(details), ..Self::new(StatusCode::NOT_FOUND, Reason::NotFound, message) }
+        let details = Details {
+            name: name.into(),
+            kind: resource.plural(),
+            ..Details::default()
+        };
+        Self {
+            details: Some(details),
+            ..Self::new(StatusCode::NOT_FOUND, Reason::NotFound, message)
+        }
     }
 
     /// The path is none of ours.
     pub fn route_not_found() -> Self {
         Self {
             details: Some(Details::default()),
-            ..Self::new(StatusCode::NOT_FOUND, Reason::NotFound, "the server could not find the requested resource")
+            ..Self::new(
+                StatusCode::NOT_FOUND,
+                Reason::NotFound,
+                "the server could not find the requested resource",
+            )
         }
     }
 
@@ -120,29 +148,54 @@ impl Status {
     }
 
     pub fn service_unavailable(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, Reason::ServiceUnavailable, message)
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Reason::ServiceUnavailable,
+            message,
+        )
     }
 
     /// As kube-apiserver's priority and fairness rejects.
     pub fn too_many_requests(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, message)
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            Reason::TooManyRequests,
+            message,
+        )
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Reason::InternalError, message)
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Reason::InternalError,
+            message,
+        )
     }
 
     /// The API has no reason for this one.
     pub fn header_fields_too_large(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Reason::BadRequest, message).without_reason()
+        Self::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Reason::BadRequest,
+            message,
+        )
+        .without_reason()
     }
 
     pub fn without_reason(self) -> Self {
-        Self { reason: None, ..self }
+        Self {
+            reason: None,
+            ..self
+        }
     }
 
     fn new(code: StatusCode, reason: Reason, message: impl Into<String>) -> Self {
-        Self { code, reason: Some(reason), message: message.into(), details: None }
+        Self {
+            code,
+            reason: Some(reason),
+            message: message.into(),
+            details: None,
+        }
     }
 
     /// With the time after which it may help to ask again.
@@ -186,7 +239,8 @@ impl Status {
             }
         };
         let mut json = json.replace('&', "\\u0026");
-        // `<`, `>` and `&` stand only inside strings; Go escapes them so that no browser reads JSON as HTML.
+        // `<`, `>` and `&` stand only inside strings; Go escapes them so that no browser reads JSON
+        // as HTML.
         json = json.replace('<', "\\u003c").replace('>', "\\u003e");
         if form == OutputFormat::Json {
             json.push('\n');
@@ -227,19 +281,40 @@ mod tests {
     fn yaml_has_its_keys_in_order() {
         let status = Status::object_not_found(Resource::Pods, "p");
         let yaml = String::from_utf8(status.render(OutputFormat::Yaml).to_vec()).unwrap();
-        let keys: Vec<_> = yaml.lines().filter_map(|line| line.split_once(':')).map(|(key, _)| key).collect();
-        let expected =
-            ["apiVersion", "code", "details", "  kind", "  name", "kind", "message", "metadata", "reason", "status"];
+        let keys: Vec<_> = yaml
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(key, _)| key)
+            .collect();
+        let expected = [
+            "apiVersion",
+            "code",
+            "details",
+            "  kind",
+            "  name",
+            "kind",
+            "message",
+            "metadata",
+            "reason",
+            "status",
+        ];
         assert_eq!(keys, expected, "{yaml}");
     }
 
     #[test]
     fn causes_stand_in_the_details() {
-        let cause = Cause { reason: CauseReason::ServicePort, message: "http: 80".into() };
+        let cause = Cause {
+            reason: CauseReason::ServicePort,
+            message: "http: 80".into(),
+        };
         let status = Status::service_unavailable("x").with_causes(vec![cause]);
-        let expected = r#""details":{"causes":[{"reason":"ServicePort","message":"http: 80"}]},"code":503"#;
+        let expected =
+            r#""details":{"causes":[{"reason":"ServicePort","message":"http: 80"}]},"code":503"#;
         assert!(json(&status).contains(expected), "{}", json(&status));
-        assert_eq!(Status::service_unavailable("x").with_causes(vec![]).details, None);
+        assert_eq!(
+            Status::service_unavailable("x").with_causes(vec![]).details,
+            None
+        );
     }
 
     #[test]

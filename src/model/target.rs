@@ -1,4 +1,5 @@
-//! What a request path names: the URL grammar of the apiserver's `/proxy/` (CONFORMANCE chapters 1 and 3).
+//! What a request path names: the URL grammar of the apiserver's `/proxy/` (CONFORMANCE chapters 1
+//! and 3).
 
 use std::borrow::Cow;
 
@@ -10,18 +11,19 @@ use super::{Resource, Scheme};
 
 /// A namespace is a DNS label of at most 63 bytes (RFC 1123).
 const MAX_NAMESPACE_BYTES: usize = 63;
-/// The name of an object has at most 253 bytes (RFC 1123); a scheme and a port come to it, and some room for what is
-/// refused with an error that quotes it.
+/// The name of an object has at most 253 bytes (RFC 1123); a scheme and a port come to it, and some
+/// room for what is refused with an error that quotes it.
 const MAX_ID_BYTES: usize = 512;
 
-/// A target as the path spells it. Nothing is looked up here, and the id is judged only after authorization, so that
-/// a caller without rights learns nothing from it.
+/// A target as the path spells it. Nothing is looked up here, and the id is judged only after
+/// authorization, so that a caller without rights learns nothing from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target<'a> {
     pub resource: Resource,
     /// Empty for nodes, or where the path leaves it empty (C9).
     pub namespace: Cow<'a, str>,
-    /// `name`, `name:port` or `scheme:name:port`, percent-decoded; RBAC's `resourceNames` list it whole (C18).
+    /// `name`, `name:port` or `scheme:name:port`, percent-decoded; RBAC's `resourceNames` list it
+    /// whole (C18).
     pub id: Cow<'a, str>,
     /// The path up to and including `/proxy`, as it came.
     pub prefix: &'a str,
@@ -76,7 +78,13 @@ impl<'a> Target<'a> {
             return Err(TargetError::TooLong("name"));
         }
         let (prefix, rest) = path.split_at(segments.at);
-        Ok(Self { resource, namespace, id, prefix, rest })
+        Ok(Self {
+            resource,
+            namespace,
+            id,
+            prefix,
+            rest,
+        })
     }
 
     /// Splits the id into scheme, name and port (C4 to C7).
@@ -89,10 +97,14 @@ impl<'a> Target<'a> {
 
     /// The error for an id that cannot be meant, its port included (C39).
     pub fn invalid_id(&self) -> InvalidId {
-        InvalidId { resource: self.resource, id: self.id.clone().into_owned() }
+        InvalidId {
+            resource: self.resource,
+            id: self.id.clone().into_owned(),
+        }
     }
 
-    /// The path up to and including `/proxy` in its plainest spelling: escaped is only what must be.
+    /// The path up to and including `/proxy` in its plainest spelling: escaped is only what must
+    /// be.
     pub fn plain_prefix(&self) -> Cow<'a, str> {
         if !self.prefix.contains('%') {
             return Cow::Borrowed(self.prefix);
@@ -101,7 +113,8 @@ impl<'a> Target<'a> {
         Cow::Owned(utf8_percent_encode(&decoded, path::ESCAPED).to_string())
     }
 
-    /// Where a browser that forgot the trailing slash is sent: the path with the slash, and the query (C29).
+    /// Where a browser that forgot the trailing slash is sent: the path with the slash, and the
+    /// query (C29).
     pub fn with_trailing_slash(&self, query: Option<&str>) -> String {
         let path = self.plain_prefix();
         match query {
@@ -110,10 +123,14 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// The path for the backend: the bytes right of `/proxy` as they came, save that dot segments, `%2e` spelled or
-    /// not, are resolved and never climb above the root (C25 to C27).
+    /// The path for the backend: the bytes right of `/proxy` as they came, save that dot segments,
+    /// `%2e` spelled or not, are resolved and never climb above the root (C25 to C27).
     pub fn backend_path(&self) -> Cow<'a, str> {
-        if self.rest.is_empty() { Cow::Borrowed("/") } else { without_dot_segments(self.rest) }
+        if self.rest.is_empty() {
+            Cow::Borrowed("/")
+        } else {
+            without_dot_segments(self.rest)
+        }
     }
 }
 
@@ -161,7 +178,10 @@ impl<'a> Id<'a> {
                 faults.join(";")
             }
         };
-        Some(format!("Name parameter invalid: {}: {fault}", GoQuoted(self.name)))
+        Some(format!(
+            "Name parameter invalid: {}: {fault}",
+            GoQuoted(self.name)
+        ))
     }
 }
 
@@ -181,7 +201,9 @@ struct Segments<'a> {
 
 impl<'a> Segments<'a> {
     fn raw(&mut self) -> Result<&'a str, TargetError> {
-        let rest = self.path[self.at..].strip_prefix('/').ok_or(TargetError::NoRoute)?;
+        let rest = self.path[self.at..]
+            .strip_prefix('/')
+            .ok_or(TargetError::NoRoute)?;
         let segment = rest.split('/').next().unwrap_or_default();
         self.at += 1 + segment.len();
         Ok(segment)
@@ -192,12 +214,22 @@ impl<'a> Segments<'a> {
         if !raw.contains('%') {
             return Ok(Cow::Borrowed(raw));
         }
-        let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| TargetError::NotUtf8)?;
-        if decoded.contains('/') { Err(TargetError::EncodedSlash) } else { Ok(decoded) }
+        let decoded = percent_decode_str(raw)
+            .decode_utf8()
+            .map_err(|_| TargetError::NotUtf8)?;
+        if decoded.contains('/') {
+            Err(TargetError::EncodedSlash)
+        } else {
+            Ok(decoded)
+        }
     }
 
     fn literal(&mut self, expected: &str) -> Result<(), TargetError> {
-        if self.decoded()? == expected { Ok(()) } else { Err(TargetError::NoRoute) }
+        if self.decoded()? == expected {
+            Ok(())
+        } else {
+            Err(TargetError::NoRoute)
+        }
     }
 }
 
@@ -206,7 +238,14 @@ mod tests {
     use super::*;
 
     fn parse(path: &str) -> Result<(Resource, String, String, &str), TargetError> {
-        Target::parse(path).map(|t| (t.resource, t.namespace.into_owned(), t.id.into_owned(), t.rest))
+        Target::parse(path).map(|t| {
+            (
+                t.resource,
+                t.namespace.into_owned(),
+                t.id.into_owned(),
+                t.rest,
+            )
+        })
     }
 
     #[test]
@@ -215,16 +254,44 @@ mod tests {
         let cases = [
             ("/api/v1/nodes/n/proxy", Nodes, "", "n", ""),
             ("/api/v1/nodes/n:9100/proxy/", Nodes, "", "n:9100", "/"),
-            ("/api/v1/namespaces/ns/pods/p/proxy/a/b", Pods, "ns", "p", "/a/b"),
-            ("/api/v1/namespaces/ns/services/https:s:443/proxy//x", Services, "ns", "https:s:443", "//x"),
-            ("/api/v1/namespaces/ns/services/http%3As%3A80/proxy/%2F", Services, "ns", "http:s:80", "/%2F"),
+            (
+                "/api/v1/namespaces/ns/pods/p/proxy/a/b",
+                Pods,
+                "ns",
+                "p",
+                "/a/b",
+            ),
+            (
+                "/api/v1/namespaces/ns/services/https:s:443/proxy//x",
+                Services,
+                "ns",
+                "https:s:443",
+                "//x",
+            ),
+            (
+                "/api/v1/namespaces/ns/services/http%3As%3A80/proxy/%2F",
+                Services,
+                "ns",
+                "http:s:80",
+                "/%2F",
+            ),
             ("/api/v1/namespaces/ns/pods//proxy", Pods, "ns", "", ""),
             ("/api/v1/namespaces//pods/p/proxy", Pods, "", "p", ""),
             ("/api/v1/n%6Fdes/n/pr%6fxy/x", Nodes, "", "n", "/x"),
-            ("/api/v1/nodes/proxy/proxy/proxy", Nodes, "", "proxy", "/proxy"),
+            (
+                "/api/v1/nodes/proxy/proxy/proxy",
+                Nodes,
+                "",
+                "proxy",
+                "/proxy",
+            ),
         ];
         for (path, resource, namespace, id, rest) in cases {
-            assert_eq!(parse(path), Ok((resource, namespace.into(), id.into(), rest)), "{path}");
+            assert_eq!(
+                parse(path),
+                Ok((resource, namespace.into(), id.into(), rest)),
+                "{path}"
+            );
         }
     }
 
@@ -250,7 +317,10 @@ mod tests {
 
     #[test]
     fn an_encoded_slash_left_of_proxy_is_refused() {
-        for path in ["/api/v1/nodes/a%2fb/proxy/", "/api/v1/namespaces/a%2Fpods/pods/b/proxy"] {
+        for path in [
+            "/api/v1/nodes/a%2fb/proxy/",
+            "/api/v1/namespaces/a%2Fpods/pods/b/proxy",
+        ] {
             assert_eq!(parse(path), Err(TargetError::EncodedSlash), "{path}");
         }
         assert_eq!(parse("/api/v1/nodes/%ff/proxy"), Err(TargetError::NotUtf8));
@@ -259,11 +329,21 @@ mod tests {
     #[test]
     fn names_longer_than_any_objects_are_refused_before_anything_is_asked() {
         let path = |namespace: usize, id: usize| {
-            format!("/api/v1/namespaces/{}/pods/{}/proxy/", "n".repeat(namespace), "p".repeat(id))
+            format!(
+                "/api/v1/namespaces/{}/pods/{}/proxy/",
+                "n".repeat(namespace),
+                "p".repeat(id)
+            )
         };
         assert!(Target::parse(&path(63, 512)).is_ok());
-        assert_eq!(Target::parse(&path(64, 1)), Err(TargetError::TooLong("namespace")));
-        assert_eq!(Target::parse(&path(1, 513)), Err(TargetError::TooLong("name")));
+        assert_eq!(
+            Target::parse(&path(64, 1)),
+            Err(TargetError::TooLong("namespace"))
+        );
+        assert_eq!(
+            Target::parse(&path(1, 513)),
+            Err(TargetError::TooLong("name"))
+        );
     }
 
     #[test]
@@ -293,19 +373,35 @@ mod tests {
     #[test]
     fn an_invalid_id_is_quoted_whole() {
         let target = Target::parse("/api/v1/namespaces/ns/services/a:b:c/proxy/").unwrap();
-        assert_eq!(target.id().unwrap_err().to_string(), r#"invalid service request "a:b:c""#);
+        assert_eq!(
+            target.id().unwrap_err().to_string(),
+            r#"invalid service request "a:b:c""#
+        );
     }
 
     #[test]
     fn names_that_no_object_can_have() {
         let cases = [
-            ("..", Some(r#"Name parameter invalid: "..": may not be '..'"#)),
-            ("http:.:80", Some(r#"Name parameter invalid: ".": may not be '.'"#)),
-            ("a%", Some(r#"Name parameter invalid: "a%": may not contain '%'"#)),
+            (
+                "..",
+                Some(r#"Name parameter invalid: "..": may not be '..'"#),
+            ),
+            (
+                "http:.:80",
+                Some(r#"Name parameter invalid: ".": may not be '.'"#),
+            ),
+            (
+                "a%",
+                Some(r#"Name parameter invalid: "a%": may not contain '%'"#),
+            ),
             ("...", None),
         ];
         for (id, fault) in cases {
-            assert_eq!(Id::parse(id).unwrap().name_fault().as_deref(), fault, "{id}");
+            assert_eq!(
+                Id::parse(id).unwrap().name_fault().as_deref(),
+                fault,
+                "{id}"
+            );
         }
     }
 
@@ -336,7 +432,11 @@ mod tests {
         ];
         for (rest, expected) in cases {
             let path = format!("/api/v1/nodes/n/proxy{rest}");
-            assert_eq!(Target::parse(&path).unwrap().backend_path(), expected, "{rest}");
+            assert_eq!(
+                Target::parse(&path).unwrap().backend_path(),
+                expected,
+                "{rest}"
+            );
         }
     }
 
@@ -345,6 +445,9 @@ mod tests {
         let target = Target::parse("/api/v1/namespaces/ns/pods/http%3Ap%3A80/proxy").unwrap();
         let prefix = "/api/v1/namespaces/ns/pods/http:p:80/proxy/";
         assert_eq!(target.with_trailing_slash(None), prefix);
-        assert_eq!(target.with_trailing_slash(Some("a=%20b")), format!("{prefix}?a=%20b"));
+        assert_eq!(
+            target.with_trailing_slash(Some("a=%20b")),
+            format!("{prefix}?a=%20b")
+        );
     }
 }

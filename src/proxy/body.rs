@@ -29,19 +29,36 @@ enum Content {
 
 impl Body {
     pub fn empty() -> Self {
-        Self { content: Content::Whole(None), record: None, _held: None }
+        Self {
+            content: Content::Whole(None),
+            record: None,
+            _held: None,
+        }
     }
 
     pub fn whole(bytes: Bytes) -> Self {
-        Self { content: Content::Whole(Some(bytes)), record: None, _held: None }
+        Self {
+            content: Content::Whole(Some(bytes)),
+            record: None,
+            _held: None,
+        }
     }
 
     pub fn upstream(body: UpstreamBody) -> Self {
-        Self { content: Content::UpstreamBody(body), record: None, _held: None }
+        Self {
+            content: Content::UpstreamBody(body),
+            record: None,
+            _held: None,
+        }
     }
 
     /// A page whose links are rewritten as it passes.
-    pub fn page(body: UpstreamBody, reading: PageFormat, links: LinkRewriter, share: Share) -> Self {
+    pub fn page(
+        body: UpstreamBody,
+        reading: PageFormat,
+        links: LinkRewriter,
+        share: Share,
+    ) -> Self {
         Self {
             content: Content::Page(Box::new(RewrittenBody::new(body, reading, links, share))),
             record: None,
@@ -51,7 +68,11 @@ impl Body {
 
     /// Lets the record end with the body, and the client's connection be in use until then.
     pub fn recorded(self, record: Box<Record>, held: ConnectionGuard) -> Self {
-        Self { record: Some(record), _held: Some(held), ..self }
+        Self {
+            record: Some(record),
+            _held: Some(held),
+            ..self
+        }
     }
 }
 
@@ -66,16 +87,20 @@ impl HttpBody for Body {
         let this = &mut *self;
         let frame = match &mut this.content {
             Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Content::UpstreamBody(body) => {
-                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(PageError::Incoming))
-            }
+            Content::UpstreamBody(body) => ready!(Pin::new(body).poll_frame(context))
+                .map(|frame| frame.map_err(PageError::Incoming)),
             Content::Page(page) => ready!(Pin::new(page).poll_frame(context)),
         };
         if let Some(record) = &mut this.record {
             match &frame {
-                Some(Ok(frame)) => record.sent += frame.data_ref().map_or(0, |data| data.len() as u64),
-                // Passed to hyper it cuts the stream: the client must not take a part for the whole (C99).
-                Some(Err(error)) => record.error = Some(format!("the target broke off its answer: {error}")),
+                Some(Ok(frame)) => {
+                    record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                }
+                // Passed to hyper it cuts the stream: the client must not take a part for the whole
+                // (C99).
+                Some(Err(error)) => {
+                    record.error = Some(format!("the target broke off its answer: {error}"));
+                }
                 None => {}
             }
         }
@@ -92,7 +117,9 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Content::Whole(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Content::UpstreamBody(body) => body.size_hint(),
             // Not known before its end.
             Content::Page(page) => page.size_hint(),

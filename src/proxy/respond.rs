@@ -1,4 +1,5 @@
-//! Answers of our own: every stage's no as the `Status` that the apiserver would give (CONFORMANCE chapter 10).
+//! Answers of our own: every stage's no as the `Status` that the apiserver would give (CONFORMANCE
+//! chapter 10).
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
@@ -25,20 +26,33 @@ pub(super) fn refuse(error: &ProxyError, causes: Vec<Cause>, form: OutputFormat)
     let mut response = Response::new(Body::whole(status.render(form)));
     *response.status_mut() = status.code;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, if form == OutputFormat::Yaml { YAML } else { JSON });
+    headers.insert(
+        header::CONTENT_TYPE,
+        if form == OutputFormat::Yaml {
+            YAML
+        } else {
+            JSON
+        },
+    );
     headers.insert(header::CACHE_CONTROL, NOT_CACHED);
     if let Some(seconds) = status.retry_after() {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
     match status.code {
         StatusCode::BAD_REQUEST if matches!(error, ProxyError::Authenticator(_)) => {
-            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            headers.insert(
+                header::X_CONTENT_TYPE_OPTIONS,
+                HeaderValue::from_static("nosniff"),
+            );
         }
         StatusCode::UNAUTHORIZED => {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         StatusCode::FORBIDDEN => {
-            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            headers.insert(
+                header::X_CONTENT_TYPE_OPTIONS,
+                HeaderValue::from_static("nosniff"),
+            );
         }
         _ => {}
     }
@@ -55,12 +69,16 @@ pub(super) fn redirect(location: &str) -> Response<Body> {
         let path = percent_encoding::utf8_percent_encode(location, percent_encoding::CONTROLS);
         HeaderValue::try_from(path.to_string())
     });
-    headers.insert(header::LOCATION, location.expect("a path without control characters is a header value"));
+    headers.insert(
+        header::LOCATION,
+        location.expect("a path without control characters is a header value"),
+    );
     headers.insert(header::CACHE_CONTROL, NOT_CACHED);
     response
 }
 
-/// What a request says of the answers that its sender can read. It is looked at only where the answer is ours.
+/// What a request says of the answers that its sender can read. It is looked at only where the
+/// answer is ours.
 pub(super) struct AcceptPreference {
     accept: Option<HeaderValue>,
     agent: Option<HeaderValue>,
@@ -68,10 +86,14 @@ pub(super) struct AcceptPreference {
 
 impl AcceptPreference {
     pub fn from_headers(headers: &HeaderMap) -> Self {
-        Self { accept: headers.get(header::ACCEPT).cloned(), agent: headers.get(header::USER_AGENT).cloned() }
+        Self {
+            accept: headers.get(header::ACCEPT).cloned(),
+            agent: headers.get(header::USER_AGENT).cloned(),
+        }
     }
 
-    /// The form that the sender can read best (C93): JSON unless YAML is asked for first; indented for people.
+    /// The form that the sender can read best (C93): JSON unless YAML is asked for first; indented
+    /// for people.
     pub fn form(&self, query: Option<&str>) -> OutputFormat {
         match self.accepted() {
             Some(media_type) if media_type == "application/yaml" => OutputFormat::Yaml,
@@ -81,18 +103,33 @@ impl AcceptPreference {
         }
     }
 
-    /// The media type of ours that `Accept` likes best (RFC 9110 section 12.5.1). None where it likes none.
+    /// The media type of ours that `Accept` likes best (RFC 9110 section 12.5.1). None where it
+    /// likes none.
     fn accepted(&self) -> Option<String> {
-        let accept = self.accept.as_ref().and_then(|accept| accept.to_str().ok()).filter(|accept| !accept.is_empty());
-        let Some(accept) = accept else { return Some("application/json".to_owned()) };
+        let accept = self
+            .accept
+            .as_ref()
+            .and_then(|accept| accept.to_str().ok())
+            .filter(|accept| !accept.is_empty());
+        let Some(accept) = accept else {
+            return Some("application/json".to_owned());
+        };
         let clauses = accept.split(',').map(|clause| {
             let mut parts = clause.split(';').map(str::trim);
             let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
-            let quality = parts.find_map(|parameter| parameter.strip_prefix("q=")).and_then(|q| q.parse::<f32>().ok());
+            let quality = parts
+                .find_map(|parameter| parameter.strip_prefix("q="))
+                .and_then(|q| q.parse::<f32>().ok());
             (media_type, quality.unwrap_or(1.0))
         });
         let understood = clauses.filter(|(media_type, quality)| {
-            let known = ["application/json", "application/yaml", "application/*", "*/*"].contains(&&**media_type);
+            let known = [
+                "application/json",
+                "application/yaml",
+                "application/*",
+                "*/*",
+            ]
+            .contains(&&**media_type);
             known && *quality > 0.0
         });
         // The first of those with the highest quality.
@@ -102,28 +139,39 @@ impl AcceptPreference {
 
     /// The apiserver indents for these, too.
     fn is_of_people(&self, query: Option<&str>) -> bool {
-        let asked = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("pretty="));
+        let asked = query
+            .unwrap_or_default()
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("pretty="));
         if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
             return matches!(asked, "1" | "t" | "T" | "true" | "TRUE" | "True");
         }
         let agent = self.agent.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
-        ["curl", "Wget", "Mozilla/5.0"].iter().any(|person| agent.starts_with(person.as_bytes()))
+        ["curl", "Wget", "Mozilla/5.0"]
+            .iter()
+            .any(|person| agent.starts_with(person.as_bytes()))
     }
 }
 
 /// What helps to see why, for those who may see the target.
 pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
     let ports = |offered: &[String]| {
-        let cause = |port: &String| Cause { reason: CauseReason::ServicePort, message: format!("port {port}") };
+        let cause = |port: &String| Cause {
+            reason: CauseReason::ServicePort,
+            message: format!("port {port}"),
+        };
         offered.iter().map(cause).collect()
     };
     match error {
         ProxyError::Authorizer(AuthorizeError::Forbidden(no)) => {
-            vec![Cause { reason: CauseReason::AccessReview, message: no.review.clone() }]
+            vec![Cause {
+                reason: CauseReason::AccessReview,
+                message: no.review.clone(),
+            }]
         }
-        ProxyError::Resolver(ResolveError::NoServicePort { offered, .. } | ResolveError::NoPort { offered, .. }) => {
-            ports(offered)
-        }
+        ProxyError::Resolver(
+            ResolveError::NoServicePort { offered, .. } | ResolveError::NoPort { offered, .. },
+        ) => ports(offered),
         ProxyError::Resolver(ResolveError::NoEndpoints { refused, .. }) => {
             let cause = |ExcludedEndpoint { address, why }: &ExcludedEndpoint| Cause {
                 reason: CauseReason::EndpointRefused,
@@ -132,7 +180,10 @@ pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
             refused.iter().map(cause).collect()
         }
         ProxyError::Forwarder(ForwardError::Dial(errors)) if errors.len() > 1 => {
-            let cause = |error: &DialError| Cause { reason: CauseReason::DialFailed, message: error.to_string() };
+            let cause = |error: &DialError| Cause {
+                reason: CauseReason::DialFailed,
+                message: error.to_string(),
+            };
             errors.iter().map(cause).collect()
         }
         _ => Vec::new(),
@@ -154,22 +205,30 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::NotReady => Status::service_unavailable(message()),
         ProxyError::TooManyHeaders => Status::header_fields_too_large(message()),
         ProxyError::Host => Status::bad_request(message()),
-        ProxyError::Authenticator(AuthenticationError::Unauthenticated(_)) => Status::unauthorized(),
-        ProxyError::Authenticator(AuthenticationError::Impersonation(_)) => Status::bad_request(message()),
+        ProxyError::Authenticator(AuthenticationError::Unauthenticated(_)) => {
+            Status::unauthorized()
+        }
+        ProxyError::Authenticator(AuthenticationError::Impersonation(_)) => {
+            Status::bad_request(message())
+        }
         // What failed there is for the log: it names the API and the bastion's account.
         ProxyError::Authenticator(AuthenticationError::Unavailable(_)) => {
             Status::internal("the token could not be reviewed")
         }
         ProxyError::Authenticator(AuthenticationError::Rejected(rejection))
-        | ProxyError::Authorizer(AuthorizeError::Rejected(rejection)) => rejected(*rejection, message()),
-        ProxyError::Target(TargetError::NoRoute) => Status::route_not_found(),
-        ProxyError::Target(TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8) => {
-            Status::bad_request(message())
+        | ProxyError::Authorizer(AuthorizeError::Rejected(rejection)) => {
+            rejected(*rejection, message())
         }
+        ProxyError::Target(TargetError::NoRoute) => Status::route_not_found(),
+        ProxyError::Target(
+            TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8,
+        ) => Status::bad_request(message()),
         ProxyError::Authorizer(AuthorizeError::Forbidden(no)) => {
             Status::forbidden(no.group, no.resource, &no.name, no.to_string())
         }
-        ProxyError::Authorizer(AuthorizeError::Unavailable(_)) => Status::internal("the access could not be reviewed"),
+        ProxyError::Authorizer(AuthorizeError::Unavailable(_)) => {
+            Status::internal("the access could not be reviewed")
+        }
         ProxyError::Method => Status::method_not_allowed(),
         ProxyError::Resolver(error) => match error {
             ResolveError::NotFound { resource, name } => Status::object_not_found(*resource, name),
@@ -191,7 +250,9 @@ fn status(error: &ProxyError) -> Status {
             let last = errors.last().map(ToString::to_string).unwrap_or_default();
             Status::service_unavailable(format!("error trying to reach service: {last}"))
         }
-        ProxyError::Forwarder(ForwardError::Client(_)) => Status::bad_request("the request's body broke off"),
+        ProxyError::Forwarder(ForwardError::Client(_)) => {
+            Status::bad_request("the request's body broke off")
+        }
         ProxyError::Forwarder(ForwardError::Broken { .. } | ForwardError::TooManyHeaders) => {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         }
@@ -223,17 +284,32 @@ mod tests {
             ("application/yaml", OutputFormat::Yaml),
             ("Application/YAML; charset=utf-8", OutputFormat::Yaml),
             ("application/json, application/yaml", OutputFormat::Json),
-            ("application/json;q=0.8, application/yaml;q=0.9", OutputFormat::Yaml),
-            ("text/html, application/yaml;q=0.9, */*;q=0.8", OutputFormat::Yaml),
+            (
+                "application/json;q=0.8, application/yaml;q=0.9",
+                OutputFormat::Yaml,
+            ),
+            (
+                "text/html, application/yaml;q=0.9, */*;q=0.8",
+                OutputFormat::Yaml,
+            ),
             ("application/yaml;q=0", OutputFormat::PrettyJson),
             ("", OutputFormat::Json),
-            ("application/vnd.kubernetes.protobuf, application/yaml", OutputFormat::Yaml),
+            (
+                "application/vnd.kubernetes.protobuf, application/yaml",
+                OutputFormat::Yaml,
+            ),
             ("text/html", OutputFormat::PrettyJson),
         ] {
             assert_eq!(ask(accept, "kubectl", None), expected, "{accept}");
         }
         assert_eq!(ask("*/*", "curl/8", None), OutputFormat::PrettyJson);
-        assert_eq!(ask("*/*", "curl/8", Some("a=b&pretty=false")), OutputFormat::Json);
-        assert_eq!(ask("*/*", "kubectl", Some("pretty=true")), OutputFormat::PrettyJson);
+        assert_eq!(
+            ask("*/*", "curl/8", Some("a=b&pretty=false")),
+            OutputFormat::Json
+        );
+        assert_eq!(
+            ask("*/*", "kubectl", Some("pretty=true")),
+            OutputFormat::PrettyJson
+        );
     }
 }

@@ -20,18 +20,20 @@ use crate::telemetry::Record;
 /// Limits on the life of tunnels.
 #[derive(Clone, Copy, Debug)]
 pub struct TunnelPolicy {
-    /// Time between two checks of a tunnel's grant. Shorter than the TTL of the results that a check looks up, and longer
-    /// than the half of it after which a look-up refreshes them: so a check is answered by the cache, and its refresh
-    /// needs no place in the queue of reviews, which strangers may have filled.
+    /// Time between two checks of a tunnel's grant. Shorter than the TTL of the results that a
+    /// check looks up, and longer than the half of it after which a look-up refreshes them: so a
+    /// check is answered by the cache, and its refresh needs no place in the queue of reviews,
+    /// which strangers may have filled.
     pub check_interval: Duration,
-    /// Time for which a tunnel stays open while it cannot be found out whether its caller may have it:
-    /// `reviews.staleOnError`.
+    /// Time for which a tunnel stays open while it cannot be found out whether its caller may have
+    /// it: `reviews.staleOnError`.
     pub unverified_for: Duration,
     /// None where only the grant ends a tunnel.
     pub max_age: Option<Duration>,
 }
 
-/// The credentials and the verb that a tunnel was opened with: enough to ask again whether it may be open.
+/// The credentials and the verb that a tunnel was opened with: enough to ask again whether it may
+/// be open.
 #[derive(Debug)]
 pub(super) struct Grant {
     peer: Peer,
@@ -52,45 +54,72 @@ enum GrantError {
     Authorizer(#[from] AuthorizeError),
 }
 
-/// Checks that may fail for want of a place before the tunnel is closed: a flood must not close the tunnels of others
-/// immediately, nor keep one open whose caller has lost the right to it.
+/// Checks that may fail for want of a place before the tunnel is closed: a flood must not close the
+/// tunnels of others immediately, nor keep one open whose caller has lost the right to it.
 const MAX_REJECTED_CHECKS: u32 = 3;
 
 impl TunnelPolicy {
     /// `ttl` is the shortest TTL of the results that a check looks up.
     pub fn new(ttl: Duration, unverified_for: Duration, max_age: Option<Duration>) -> Self {
-        Self { check_interval: ttl * 3 / 4, unverified_for, max_age }
+        Self {
+            check_interval: ttl * 3 / 4,
+            unverified_for,
+            max_age,
+        }
     }
 }
 
 impl Grant {
     pub fn new(peer: &Peer, credentials: HeaderMap, websocket: bool, verb: Verb) -> Self {
-        Self { peer: peer.clone(), credentials, websocket, verb }
+        Self {
+            peer: peer.clone(),
+            credentials,
+            websocket,
+            verb,
+        }
     }
 
     /// Asks what was asked when the tunnel was opened, in the same order (see `Proxy::route`).
     async fn check(&self, stages: &Stages, path: &str) -> Result<(), GrantError> {
-        let Stages { authenticator, authorizer, .. } = stages;
-        let caller = authenticator.authenticate(&mut self.credentials.clone(), &self.peer, self.websocket).await?;
+        let Stages {
+            authenticator,
+            authorizer,
+            ..
+        } = stages;
+        let caller = authenticator
+            .authenticate(&mut self.credentials.clone(), &self.peer, self.websocket)
+            .await?;
         let client = ClientAddress::from(self.peer.address.ip());
         let identity = match caller.impersonates {
             None => caller.identity,
-            Some(wanted) => authorizer.impersonate(&caller.identity, wanted, client).await?,
+            Some(wanted) => {
+                authorizer
+                    .impersonate(&caller.identity, wanted, client)
+                    .await?
+            }
         };
         let target = Target::parse(path)?;
-        authorizer.authorize(&identity, self.verb, &target, client).await?;
-        Ok(authorizer.authorize_upgrade(&identity, &target, client).await?)
+        authorizer
+            .authorize(&identity, self.verb, &target, client)
+            .await?;
+        Ok(authorizer
+            .authorize_upgrade(&identity, &target, client)
+            .await?)
     }
 }
 
 impl GrantError {
-    /// The time since the last good check after which this error closes the tunnel. Zero for a definite denial.
+    /// The time since the last good check after which this error closes the tunnel. Zero for a
+    /// definite denial.
     fn tolerated_for(&self, policy: TunnelPolicy) -> Duration {
         match self {
-            Self::Authenticator(AuthenticationError::Unauthenticated(_) | AuthenticationError::Impersonation(_))
+            Self::Authenticator(
+                AuthenticationError::Unauthenticated(_) | AuthenticationError::Impersonation(_),
+            )
             | Self::Target(_)
             | Self::Authorizer(AuthorizeError::Forbidden(_)) => Duration::ZERO,
-            Self::Authenticator(AuthenticationError::Rejected(_)) | Self::Authorizer(AuthorizeError::Rejected(_)) => {
+            Self::Authenticator(AuthenticationError::Rejected(_))
+            | Self::Authorizer(AuthorizeError::Rejected(_)) => {
                 policy.check_interval * MAX_REJECTED_CHECKS
             }
             Self::Authenticator(AuthenticationError::Unavailable(_))
@@ -99,8 +128,8 @@ impl GrantError {
     }
 }
 
-/// Joins the connections behind a 101 until either side ends, the grant is gone, the tunnel is too old, or the bastion
-/// ends; then ends the record of the request.
+/// Joins the connections behind a 101 until either side ends, the grant is gone, the tunnel is too
+/// old, or the bastion ends; then ends the record of the request.
 pub(super) async fn run(
     tunnel: Tunnel,
     grant: Box<Grant>,
@@ -123,7 +152,11 @@ pub(super) async fn run(
 
 /// Returns the reason once the tunnel may be open no longer.
 async fn grant_ends(grant: &Grant, stages: &Stages, path: &str) -> String {
-    let TunnelPolicy { check_interval, max_age, .. } = stages.tunnels;
+    let TunnelPolicy {
+        check_interval,
+        max_age,
+        ..
+    } = stages.tunnels;
     let opened = Instant::now();
     // Spread out, because thousands of tunnels may have been opened in one moment.
     let first = check_interval.mul_f32(0.5 + fastrand::f32() / 2.0);
@@ -172,17 +205,33 @@ mod tests {
         let policy = TunnelPolicy::new(minutes(4), minutes(5), None);
         assert_eq!(policy.check_interval, minutes(3));
         let cases: [(GrantError, Duration); 5] = [
-            (AuthenticationError::Unauthenticated("revoked".into()).into(), Duration::ZERO),
+            (
+                AuthenticationError::Unauthenticated("revoked".into()).into(),
+                Duration::ZERO,
+            ),
             (TargetError::NoRoute.into(), Duration::ZERO),
-            (AuthenticationError::Rejected(Rejection::ClientShare).into(), minutes(9)),
-            (AuthorizeError::Rejected(Rejection::Timeout).into(), minutes(9)),
-            (AuthorizeError::Unavailable("down".into()).into(), minutes(5)),
+            (
+                AuthenticationError::Rejected(Rejection::ClientShare).into(),
+                minutes(9),
+            ),
+            (
+                AuthorizeError::Rejected(Rejection::Timeout).into(),
+                minutes(9),
+            ),
+            (
+                AuthorizeError::Unavailable("down".into()).into(),
+                minutes(5),
+            ),
         ];
         for (error, tolerated_for) in cases {
             assert_eq!(error.tolerated_for(policy), tolerated_for, "{error}");
         }
         // With staleOnError off an outage closes tunnels, as it denies requests.
         let strict = TunnelPolicy::new(minutes(4), Duration::ZERO, None);
-        assert!(GrantError::from(AuthenticationError::Unavailable("down".into())).tolerated_for(strict).is_zero());
+        assert!(
+            GrantError::from(AuthenticationError::Unavailable("down".into()))
+                .tolerated_for(strict)
+                .is_zero()
+        );
     }
 }

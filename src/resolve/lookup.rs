@@ -1,8 +1,9 @@
-//! Look-ups of the host names of nodes: cached for a moment, one at a time per name, with a deadline and on threads of
-//! their own.
+//! Look-ups of the host names of nodes: cached for a moment, one at a time per name, with a
+//! deadline and on threads of their own.
 //!
-//! The system's resolver blocks, and may do so for half a minute. On a runtime's blocking pool it would hold up file
-//! reads of others and the end of the runtime, so it runs on at most [`MAX_THREADS`] threads that end when idle.
+//! The system's resolver blocks, and may do so for half a minute. On a runtime's blocking pool it
+//! would hold up file reads of others and the end of the runtime, so it runs on at most
+//! [`MAX_THREADS`] threads that end when idle.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -14,12 +15,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// TTL of an answer, from the question: longer than the system's resolver takes with several servers that do not answer.
-/// Nodes change their addresses rarely, and a changed one fails to connect.
+/// TTL of an answer, from the question: longer than the system's resolver takes with several
+/// servers that do not answer. Nodes change their addresses rarely, and a changed one fails to
+/// connect.
 const TTL: Duration = Duration::from_secs(30);
 /// TTL of a failure: short, so that a repaired DNS is noticed by the next request of a person.
 const FAILURE_TTL: Duration = Duration::from_secs(2);
-/// Names remembered or being looked up. They come from Node objects alone, of which large clusters have some thousand.
+/// Names remembered or being looked up. They come from Node objects alone, of which large clusters
+/// have some thousand.
 const MAX_NAMES: usize = 8192;
 /// Look-ups at once in the whole process; further ones wait.
 const MAX_THREADS: usize = 16;
@@ -46,8 +49,8 @@ struct State {
     threads: usize,
 }
 
-/// A look-up that runs, or its answer. The age counts from the question, so that an answer that came late is not used
-/// for longer.
+/// A look-up that runs, or its answer. The age counts from the question, so that an answer that
+/// came late is not used for longer.
 struct Entry {
     asked: Instant,
     answer: watch::Receiver<Option<Answer>>,
@@ -66,22 +69,33 @@ impl Entry {
 
 impl std::fmt::Debug for Lookups {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lookups").field("deadline", &self.0.deadline).finish_non_exhaustive()
+        f.debug_struct("Lookups")
+            .field("deadline", &self.0.deadline)
+            .finish_non_exhaustive()
     }
 }
 
 impl Lookups {
-    /// Asks the system's resolver. `deadline` bounds the wait of each caller; a look-up that takes longer goes on and is
-    /// found by later callers.
+    /// Asks the system's resolver. `deadline` bounds the wait of each caller; a look-up that takes
+    /// longer goes on and is found by later callers.
     pub fn new(deadline: Duration) -> Self {
-        Self::with_resolver(deadline, |host| Ok((host, 0).to_socket_addrs()?.map(|address| address.ip()).collect()))
+        Self::with_resolver(deadline, |host| {
+            Ok((host, 0)
+                .to_socket_addrs()?
+                .map(|address| address.ip())
+                .collect())
+        })
     }
 
     fn with_resolver(
         deadline: Duration,
         resolver: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(Shared { deadline, resolver: Box::new(resolver), state: Mutex::default() }))
+        Self(Arc::new(Shared {
+            deadline,
+            resolver: Box::new(resolver),
+            state: Mutex::default(),
+        }))
     }
 
     /// The addresses of a host name, in the resolver's order.
@@ -112,7 +126,13 @@ impl Lookups {
         }
         let (sender, answer) = watch::channel(None);
         let host = Arc::<str>::from(host);
-        state.names.insert(Arc::clone(&host), Entry { asked: Instant::now(), answer: answer.clone() });
+        state.names.insert(
+            Arc::clone(&host),
+            Entry {
+                asked: Instant::now(),
+                answer: answer.clone(),
+            },
+        );
         state.queue.push_back((host, sender));
         if state.threads < MAX_THREADS {
             let shared = Arc::clone(&self.0);
@@ -147,9 +167,12 @@ impl Shared {
                 };
                 next
             };
-            // A panic must not cost the thread its place in the count: after some there would be none left.
+            // A panic must not cost the thread its place in the count: after some there would be
+            // none left.
             let answer = match catch_unwind(AssertUnwindSafe(|| (self.resolver)(&host))) {
-                Ok(found) => found.map(Arc::from).map_err(|error| Arc::from(error.to_string())),
+                Ok(found) => found
+                    .map(Arc::from)
+                    .map_err(|error| Arc::from(error.to_string())),
                 Err(_) => Err("the resolver panicked".into()),
             };
             // The entry holds a receiver, unless it was taken out meanwhile.
@@ -187,8 +210,15 @@ mod tests {
         let (first, second) = (lookups.addresses("a"), lookups.addresses("a"));
         go.send(()).unwrap();
         let (first, second) = tokio::join!(first, second);
-        assert_eq!((&*first.unwrap(), &*second.unwrap()), (&[ADDRESS][..], &[ADDRESS][..]));
-        assert_eq!(&*lookups.addresses("a").await.unwrap(), [ADDRESS], "cached: nothing lets another one go");
+        assert_eq!(
+            (&*first.unwrap(), &*second.unwrap()),
+            (&[ADDRESS][..], &[ADDRESS][..])
+        );
+        assert_eq!(
+            &*lookups.addresses("a").await.unwrap(),
+            [ADDRESS],
+            "cached: nothing lets another one go"
+        );
         assert_eq!(asked.load(Ordering::Relaxed), 1);
     }
 
@@ -198,7 +228,11 @@ mod tests {
         let count = Arc::clone(&asked);
         let lookups = Lookups::with_resolver(DEADLINE, move |host| {
             count.fetch_add(1, Ordering::Relaxed);
-            if host == "bad" { Err(io::Error::other("no such host")) } else { Ok(vec![ADDRESS]) }
+            if host == "bad" {
+                Err(io::Error::other("no such host"))
+            } else {
+                Ok(vec![ADDRESS])
+            }
         });
         // Without a deadline, which paused time would run past while the thread works.
         let ask = |host| {
@@ -223,7 +257,8 @@ mod tests {
     async fn hung_resolver_times_out_and_holds_a_bounded_number_of_threads() {
         let (lookups, _asked, _go) = held();
         let names: Vec<_> = (0..3 * MAX_THREADS).map(|name| name.to_string()).collect();
-        let answers = futures::future::join_all(names.iter().map(|name| lookups.addresses(name))).await;
+        let answers =
+            futures::future::join_all(names.iter().map(|name| lookups.addresses(name))).await;
         for answer in answers {
             assert!(answer.unwrap_err().contains("no answer within 5s"));
         }
@@ -231,7 +266,10 @@ mod tests {
         // Later callers join the look-ups that hang.
         assert!(lookups.addresses("0").await.is_err());
         let state = lookups.0.state();
-        assert_eq!((state.threads, state.names.len()), (MAX_THREADS, names.len()));
+        assert_eq!(
+            (state.threads, state.names.len()),
+            (MAX_THREADS, names.len())
+        );
     }
 
     #[tokio::test]
@@ -247,6 +285,9 @@ mod tests {
     #[tokio::test]
     async fn system_resolver_is_asked() {
         let found = Lookups::new(DEADLINE).addresses("localhost").await.unwrap();
-        assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{found:?}");
+        assert!(
+            !found.is_empty() && found.iter().all(IpAddr::is_loopback),
+            "{found:?}"
+        );
     }
 }

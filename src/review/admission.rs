@@ -1,5 +1,5 @@
-//! Admission of reviews: a bounded number in flight, a bounded queue behind them, and fair turns between the addresses
-//! of clients, so that no caller can exhaust the API or lock the others out.
+//! Admission of reviews: a bounded number in flight, a bounded queue behind them, and fair turns
+//! between the addresses of clients, so that no caller can exhaust the API or lock the others out.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +13,8 @@ use crate::model::ClientAddress;
 
 /// The part of the places in flight that one client address may have.
 const IN_FLIGHT_SHARE: usize = 2;
-/// The part of the places in flight that is kept for refreshes: callers who are known already must not lose their
-/// rights to a flood of strangers.
+/// The part of the places in flight that is kept for refreshes: callers who are known already must
+/// not lose their rights to a flood of strangers.
 const REFRESH_SHARE: usize = 4;
 /// The part of the queue that one client address may have.
 const QUEUE_SHARE: usize = 8;
@@ -94,7 +94,8 @@ impl Admission {
     /// Waits for a place among those in flight. A caller that is dropped leaves the queue.
     ///
     /// # Errors
-    /// [`Rejection`] where the queue, or the client's share of it, is full, or the wait took too long.
+    /// [`Rejection`] where the queue, or the client's share of it, is full, or the wait took too
+    /// long.
     pub async fn enter(&self, client: ClientAddress) -> Result<Place, Rejection> {
         let (mut queued, admitted) = match self.enter_or_queue(client)? {
             Entered::Admitted(place) => return Ok(place),
@@ -126,8 +127,12 @@ impl Admission {
     fn enter_or_queue(&self, client: ClientAddress) -> Result<Entered, Rejection> {
         let shared = &self.0;
         let mut state = shared.state();
-        // Waiters of the same client go first; those of others are over their share, else they would not wait.
-        let waits = state.clients.get(&client).is_some_and(|client| !client.waiters.is_empty());
+        // Waiters of the same client go first; those of others are over their share, else they
+        // would not wait.
+        let waits = state
+            .clients
+            .get(&client)
+            .is_some_and(|client| !client.waiters.is_empty());
         if !waits && shared.has_place(&state, client) {
             return Ok(Entered::Admitted(shared.occupy(&mut state, Some(client))));
         }
@@ -142,14 +147,24 @@ impl Admission {
             return Err(Rejection::ClientShare);
         }
         let (sender, admitted) = oneshot::channel();
-        waiters.push_back(Waiter { ticket, admitted: sender });
+        waiters.push_back(Waiter {
+            ticket,
+            admitted: sender,
+        });
         if waiters.len() == 1 {
             state.turns.push_back(client);
         }
         state.next_ticket += 1;
         state.queued += 1;
         shared.metrics.queued.inc();
-        Ok(Entered::Queued(Queued { shared: Arc::clone(shared), client, ticket: Some(ticket) }, admitted))
+        Ok(Entered::Queued(
+            Queued {
+                shared: Arc::clone(shared),
+                client,
+                ticket: Some(ticket),
+            },
+            admitted,
+        ))
     }
 }
 
@@ -165,7 +180,11 @@ impl Shared {
 
     fn has_place(&self, state: &State, client: ClientAddress) -> bool {
         let share = (self.max_in_flight / IN_FLIGHT_SHARE).max(1);
-        state.in_flight < self.max_in_flight && state.clients.get(&client).is_none_or(|client| client.in_flight < share)
+        state.in_flight < self.max_in_flight
+            && state
+                .clients
+                .get(&client)
+                .is_none_or(|client| client.in_flight < share)
     }
 
     fn occupy(self: &Arc<Self>, state: &mut State, client: Option<ClientAddress>) -> Place {
@@ -177,16 +196,24 @@ impl Shared {
             None => state.refreshes += 1,
         }
         self.metrics.in_flight.inc();
-        Place { shared: Arc::clone(self), client }
+        Place {
+            shared: Arc::clone(self),
+            client,
+        }
     }
 
-    /// Makes room in a full queue for an address that has fewer waiters than another: else as many addresses as there are
-    /// shares could keep all others out.
+    /// Makes room in a full queue for an address that has fewer waiters than another: else as many
+    /// addresses as there are shares could keep all others out.
     fn displace(&self, state: &mut State, client: ClientAddress) -> bool {
         let waiting = |client: &Client| client.waiters.len();
         let own = state.clients.get(&client).map_or(0, waiting);
-        let longest = state.clients.values_mut().max_by_key(|client| waiting(client));
-        let Some(longest) = longest.filter(|longest| waiting(longest) > own + 1) else { return false };
+        let longest = state
+            .clients
+            .values_mut()
+            .max_by_key(|client| waiting(client));
+        let Some(longest) = longest.filter(|longest| waiting(longest) > own + 1) else {
+            return false;
+        };
         // Its last waiter has waited least. Dropping the sender wakes it.
         longest.waiters.pop_back();
         state.queued -= 1;
@@ -201,18 +228,29 @@ impl Shared {
         let mut state = self.state();
         let mut passed_over = 0;
         while passed_over < state.turns.len() {
-            let Some(client) = state.turns.pop_front() else { break };
+            let Some(client) = state.turns.pop_front() else {
+                break;
+            };
             if !self.has_place(&state, client) {
                 state.turns.push_back(client);
                 passed_over += 1;
                 continue;
             }
             passed_over = 0;
-            let waiters = state.clients.get_mut(&client).map(|client| &mut client.waiters);
-            let Some(waiter) = waiters.and_then(VecDeque::pop_front) else { continue };
+            let waiters = state
+                .clients
+                .get_mut(&client)
+                .map(|client| &mut client.waiters);
+            let Some(waiter) = waiters.and_then(VecDeque::pop_front) else {
+                continue;
+            };
             state.queued -= 1;
             self.metrics.queued.dec();
-            if state.clients.get(&client).is_some_and(|client| !client.waiters.is_empty()) {
+            if state
+                .clients
+                .get(&client)
+                .is_some_and(|client| !client.waiters.is_empty())
+            {
                 state.turns.push_back(client);
             }
             let place = self.occupy(&mut state, Some(client));
@@ -241,7 +279,11 @@ impl Shared {
 
 impl State {
     fn forget_idle(&mut self, client: ClientAddress) {
-        if self.clients.get(&client).is_some_and(|client| client.in_flight == 0 && client.waiters.is_empty()) {
+        if self
+            .clients
+            .get(&client)
+            .is_some_and(|client| client.in_flight == 0 && client.waiters.is_empty())
+        {
             self.clients.remove(&client);
         }
     }
@@ -265,8 +307,16 @@ impl Drop for Queued {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket else { return };
         let mut state = self.shared.state();
-        let Some(client) = state.clients.get_mut(&self.client) else { return };
-        let Some(index) = client.waiters.iter().position(|waiter| waiter.ticket == ticket) else { return };
+        let Some(client) = state.clients.get_mut(&self.client) else {
+            return;
+        };
+        let Some(index) = client
+            .waiters
+            .iter()
+            .position(|waiter| waiter.ticket == ticket)
+        else {
+            return;
+        };
         let waiter = client.waiters.remove(index);
         if client.waiters.is_empty() {
             state.turns.retain(|turn| *turn != self.client);
@@ -286,7 +336,11 @@ mod tests {
     use std::pin::Pin;
 
     fn admission(max_in_flight: usize, max_queued: usize) -> Admission {
-        let settings = config::Reviews { max_in_flight, max_queued, ..config::Reviews::default() };
+        let settings = config::Reviews {
+            max_in_flight,
+            max_queued,
+            ..config::Reviews::default()
+        };
         Admission::new(&settings, ReviewMetrics::default())
     }
 
@@ -304,33 +358,56 @@ mod tests {
     }
 
     fn admitted(entering: &mut Entering<'_>) -> Option<Place> {
-        entering.as_mut().now_or_never().map(|entered| entered.expect("it was admitted"))
+        entering
+            .as_mut()
+            .now_or_never()
+            .map(|entered| entered.expect("it was admitted"))
     }
 
     #[tokio::test]
     async fn a_client_address_has_at_most_its_share_in_flight_and_the_others_find_a_place() {
         let admission = admission(6, 64);
-        let _hers = [admission.enter(client(1)).await.unwrap(), admission.enter(client(1)).await.unwrap()];
+        let _hers = [
+            admission.enter(client(1)).await.unwrap(),
+            admission.enter(client(1)).await.unwrap(),
+        ];
         let _waits = waiting(&admission, client(1));
         let _his = admission.enter(client(2)).await.unwrap();
-        assert_eq!((admission.0.metrics.in_flight.get(), admission.0.metrics.queued.get()), (3, 1));
+        assert_eq!(
+            (
+                admission.0.metrics.in_flight.get(),
+                admission.0.metrics.queued.get()
+            ),
+            (3, 1)
+        );
     }
 
     #[tokio::test]
     async fn a_flood_leaves_places_for_refreshes() {
         let admission = admission(4, 64);
-        let _flood = [client(1), client(2), client(3)].map(|client| admission.enter(client).now_or_never().unwrap());
+        let _flood = [client(1), client(2), client(3)]
+            .map(|client| admission.enter(client).now_or_never().unwrap());
         let _waits = waiting(&admission, client(4));
         let refresh = admission.try_enter().expect("a place is kept");
-        assert!(admission.try_enter().is_none(), "refreshes have a limit of their own");
+        assert!(
+            admission.try_enter().is_none(),
+            "refreshes have a limit of their own"
+        );
         drop(refresh);
-        assert_eq!(admission.0.metrics.in_flight.get(), 3, "the waiter does not get it");
+        assert_eq!(
+            admission.0.metrics.in_flight.get(),
+            3,
+            "the waiter does not get it"
+        );
     }
 
     #[tokio::test]
     async fn free_places_go_to_client_addresses_in_turn() {
         let admission = admission(3, 64);
-        let (first, second) = (admission.enter(client(1)).await.unwrap(), admission.enter(client(2)).await.unwrap());
+        let (first, second) = (
+            admission.enter(client(1)).await.unwrap(),
+            admission.enter(client(2)).await.unwrap(),
+        );
         let mut flood: Vec<_> = (0..5).map(|_| waiting(&admission, client(1))).collect();
         let mut late = waiting(&admission, client(3));
         drop(first);
@@ -346,23 +423,38 @@ mod tests {
     #[tokio::test]
     async fn a_waiter_that_leaves_leaves_nothing_behind() {
         let admission = admission(3, 64);
-        let places = [admission.enter(client(1)).await.unwrap(), admission.enter(client(2)).await.unwrap()];
-        let (gone, mut stays) = (waiting(&admission, client(1)), waiting(&admission, client(1)));
+        let places = [
+            admission.enter(client(1)).await.unwrap(),
+            admission.enter(client(2)).await.unwrap(),
+        ];
+        let (gone, mut stays) = (
+            waiting(&admission, client(1)),
+            waiting(&admission, client(1)),
+        );
         drop(gone);
         assert_eq!(admission.0.metrics.queued.get(), 1);
         drop(places);
         drop(admitted(&mut stays).expect("the one that left takes no place"));
         drop(stays);
         let state = admission.0.state();
-        assert!(state.clients.is_empty() && state.turns.is_empty(), "{state:?}");
+        assert!(
+            state.clients.is_empty() && state.turns.is_empty(),
+            "{state:?}"
+        );
         assert_eq!((state.in_flight, state.queued), (0, 0));
     }
 
     #[tokio::test]
     async fn a_waiter_that_leaves_between_its_admission_and_its_next_poll_passes_its_place_on() {
         let admission = admission(3, 64);
-        let places = [admission.enter(client(1)).await.unwrap(), admission.enter(client(2)).await.unwrap()];
-        let (gone, mut next) = (waiting(&admission, client(3)), waiting(&admission, client(3)));
+        let places = [
+            admission.enter(client(1)).await.unwrap(),
+            admission.enter(client(2)).await.unwrap(),
+        ];
+        let (gone, mut next) = (
+            waiting(&admission, client(3)),
+            waiting(&admission, client(3)),
+        );
         drop(places);
         drop(gone);
         assert!(admitted(&mut next).is_some());
@@ -373,24 +465,46 @@ mod tests {
     #[tokio::test]
     async fn the_queue_and_each_share_of_it_are_bounded() {
         let admission = admission(3, 16);
-        let _places = [admission.enter(client(1)).await.unwrap(), admission.enter(client(2)).await.unwrap()];
+        let _places = [
+            admission.enter(client(1)).await.unwrap(),
+            admission.enter(client(2)).await.unwrap(),
+        ];
         let mut waiters = Vec::new();
         for last in 1..=8 {
             waiters.extend((0..2).map(|_| waiting(&admission, client(last))));
-            let rejected = admission.enter(client(last)).now_or_never().expect("it does not wait").unwrap_err();
-            let full = if last == 8 { Rejection::QueueFull } else { Rejection::ClientShare };
+            let rejected = admission
+                .enter(client(last))
+                .now_or_never()
+                .expect("it does not wait")
+                .unwrap_err();
+            let full = if last == 8 {
+                Rejection::QueueFull
+            } else {
+                Rejection::ClientShare
+            };
             assert_eq!(rejected, full, "client {last}");
         }
         let metrics = &admission.0.metrics;
-        assert_eq!((metrics.rejected_client_share.get(), metrics.rejected_queue_full.get()), (7, 1));
+        assert_eq!(
+            (
+                metrics.rejected_client_share.get(),
+                metrics.rejected_queue_full.get()
+            ),
+            (7, 1)
+        );
     }
 
     #[tokio::test]
     async fn an_address_without_waiters_gets_a_place_in_a_full_queue() {
         let admission = admission(3, 16);
-        let places = [admission.enter(client(1)).await.unwrap(), admission.enter(client(2)).await.unwrap()];
+        let places = [
+            admission.enter(client(1)).await.unwrap(),
+            admission.enter(client(2)).await.unwrap(),
+        ];
         let lasts = (1..=8).flat_map(|last| [last, last]);
-        let mut waiters: Vec<_> = lasts.map(|last| waiting(&admission, client(last))).collect();
+        let mut waiters: Vec<_> = lasts
+            .map(|last| waiting(&admission, client(last)))
+            .collect();
         let mut ninth = waiting(&admission, client(9));
         let mut displaced = Vec::new();
         waiters.retain_mut(|waiter| match waiter.as_mut().now_or_never() {
@@ -401,9 +515,13 @@ mod tests {
             None => true,
         });
         assert_eq!(displaced, [Rejection::QueueFull]);
-        assert_eq!((admission.0.metrics.queued.get(), admission.0.state().queued), (16, 16));
+        assert_eq!(
+            (admission.0.metrics.queued.get(), admission.0.state().queued),
+            (16, 16)
+        );
         drop(places);
-        // Each place is left as soon as it is given: the ninth has its turn after those of the eight.
+        // Each place is left as soon as it is given: the ninth has its turn after those of the
+        // eight.
         let mut rounds = 0;
         while admitted(&mut ninth).is_none() {
             rounds += 1;
@@ -415,9 +533,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_wait_is_bounded() {
         let admission = admission(3, 16);
-        let _places = [admission.enter(client(1)).await.unwrap(), admission.enter(client(2)).await.unwrap()];
-        assert_eq!(admission.enter(client(3)).await.unwrap_err(), Rejection::Timeout);
+        let _places = [
+            admission.enter(client(1)).await.unwrap(),
+            admission.enter(client(2)).await.unwrap(),
+        ];
+        assert_eq!(
+            admission.enter(client(3)).await.unwrap_err(),
+            Rejection::Timeout
+        );
         let state = admission.0.state();
-        assert_eq!((state.queued, state.turns.len(), state.clients.len()), (0, 0, 2));
+        assert_eq!(
+            (state.queued, state.turns.len(), state.clients.len()),
+            (0, 0, 2)
+        );
     }
 }

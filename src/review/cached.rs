@@ -1,5 +1,5 @@
-//! Reviews whose verdicts are remembered for a while, asked again before they expire, and served past their expiry
-//! while the API cannot be reached.
+//! Reviews whose verdicts are remembered for a while, asked again before they expire, and served
+//! past their expiry while the API cannot be reached.
 
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -20,7 +20,8 @@ pub trait Judge: Debug + Send + Sync + 'static {
     type Outcome: Clone + Debug + Send + Sync + 'static;
     type Error: From<ReviewError> + Clone + Debug + Send + Sync + 'static;
 
-    /// The meaning of `answer` to `review`, and the time for which it holds. None for an answer without a status.
+    /// The meaning of `answer` to `review`, and the time for which it holds. None for an answer
+    /// without a status.
     fn judge(&self, review: &Self::Review, answer: Self::Review) -> Option<Fetched<Verdict<Self>>>;
 }
 
@@ -37,7 +38,8 @@ pub struct CachedReviews<J: Judge> {
 }
 
 impl<J: Judge> CachedReviews<J> {
-    /// `stale_on_error` is the time past its expiry for which a verdict serves while the API cannot be reached.
+    /// `stale_on_error` is the time past its expiry for which a verdict serves while the API cannot
+    /// be reached.
     pub fn new(
         judge: J,
         reviewer: Reviewer<J::Review>,
@@ -46,11 +48,17 @@ impl<J: Judge> CachedReviews<J> {
         counters: CacheCounters,
     ) -> Self {
         let verdicts = TtlCache::new(capacity, stale_on_error, counters);
-        Self { judge, reviewer, verdicts, hasher: QuestionHasher::new() }
+        Self {
+            judge,
+            reviewer,
+            verdicts,
+            hasher: QuestionHasher::new(),
+        }
     }
 
-    /// The verdict on `question`, which must hold everything that the verdict depends on. `review` is made of it where the
-    /// API has to be asked, or refuses without asking. `client` is the address whose share of the places is taken.
+    /// The verdict on `question`, which must hold everything that the verdict depends on. `review`
+    /// is made of it where the API has to be asked, or refuses without asking. `client` is the
+    /// address whose share of the places is taken.
     ///
     /// # Errors
     /// The judge's, a review without a usable answer included.
@@ -83,7 +91,9 @@ impl<J: Judge> CachedReviews<J> {
 
     /// Asks in the background while the old verdict still serves.
     fn refresh(self: &Arc<Self>, review: J::Review, ticket: Ticket<QuestionHash>) {
-        let Some(place) = self.reviewer.try_enter() else { return self.verdicts.postpone(&ticket) };
+        let Some(place) = self.reviewer.try_enter() else {
+            return self.verdicts.postpone(&ticket);
+        };
         let this = Arc::clone(self);
         self.reviewer.control().spawn(async move {
             let fetch = async { this.judged(&review, this.reviewer.ask_in(&review, place).await) };
@@ -91,15 +101,27 @@ impl<J: Judge> CachedReviews<J> {
         });
     }
 
-    fn judged(&self, review: &J::Review, answer: Result<J::Review, ReviewError>) -> Fetched<Verdict<J>> {
+    fn judged(
+        &self,
+        review: &J::Review,
+        answer: Result<J::Review, ReviewError>,
+    ) -> Fetched<Verdict<J>> {
         match answer {
             Ok(answer) => self
                 .judge
                 .judge(review, answer)
-                .unwrap_or_else(|| Fetched::Failed { error: Err(ReviewError::Refused(NO_STATUS.into()).into()) }),
-            Err(error @ ReviewError::Rejected(_)) => Fetched::NotAsked { error: Err(error.into()) },
-            Err(error @ ReviewError::Unreachable(_)) => Fetched::Unreachable { error: Err(error.into()) },
-            Err(error @ ReviewError::Refused(_)) => Fetched::Failed { error: Err(error.into()) },
+                .unwrap_or_else(|| Fetched::Failed {
+                    error: Err(ReviewError::Refused(NO_STATUS.into()).into()),
+                }),
+            Err(error @ ReviewError::Rejected(_)) => Fetched::NotAsked {
+                error: Err(error.into()),
+            },
+            Err(error @ ReviewError::Unreachable(_)) => Fetched::Unreachable {
+                error: Err(error.into()),
+            },
+            Err(error @ ReviewError::Refused(_)) => Fetched::Failed {
+                error: Err(error.into()),
+            },
         }
     }
 }
@@ -107,9 +129,10 @@ impl<J: Judge> CachedReviews<J> {
 /// The hash of a question: questions of any length take the same memory, and no token is kept.
 type QuestionHash = u128;
 
-/// Hashes questions by SipHash-2-4 with 128 bits of output, under a key of this process. Two questions with one hash would
-/// share a verdict. Nobody can look for such a pair: the key is random, and no hash leaves the process. SHA-256, which
-/// needs no key, costs more for every request.
+/// Hashes questions by SipHash-2-4 with 128 bits of output, under a key of this process. Two
+/// questions with one hash would share a verdict. Nobody can look for such a pair: the key is
+/// random, and no hash leaves the process. SHA-256, which needs no key, costs more for every
+/// request.
 struct QuestionHasher(SipHasher24);
 
 impl QuestionHasher {
@@ -158,14 +181,36 @@ mod tests {
             (&jane, attributes("proxy", "a", "bc")),
             (&jane, attributes("proxyab", "", "c")),
             (&jane, attributes("proxy", "", "abc")),
-            (&jane, Attributes { verb: Verb::List, ..get }),
-            (&jane, Attributes { resource: "services", ..get }),
+            (
+                &jane,
+                Attributes {
+                    verb: Verb::List,
+                    ..get
+                },
+            ),
+            (
+                &jane,
+                Attributes {
+                    resource: "services",
+                    ..get
+                },
+            ),
             (&joe, get),
         ];
         let hasher = QuestionHasher::new();
-        let hash = |(identity, attributes): (&Identity, _)| hasher.hash((identity.fingerprint(), attributes));
-        assert_eq!(questions.map(hash), questions.map(hash), "equal questions have equal hashes");
+        let hash = |(identity, attributes): (&Identity, _)| {
+            hasher.hash((identity.fingerprint(), attributes))
+        };
+        assert_eq!(
+            questions.map(hash),
+            questions.map(hash),
+            "equal questions have equal hashes"
+        );
         assert_eq!(HashSet::from(questions.map(hash)).len(), questions.len());
-        assert_ne!(QuestionHasher::new().hash("token"), hasher.hash("token"), "each process has a key of its own");
+        assert_ne!(
+            QuestionHasher::new().hash("token"),
+            hasher.hash("token"),
+            "each process has a key of its own"
+        );
     }
 }

@@ -22,7 +22,11 @@ struct Shared {
 
 impl ApiHealth {
     pub fn new(ready: Ready, metrics: Metrics) -> Self {
-        Self(Arc::new(Shared { unreachable: AtomicBool::new(false), ready, metrics }))
+        Self(Arc::new(Shared {
+            unreachable: AtomicBool::new(false),
+            ready,
+            metrics,
+        }))
     }
 
     pub fn is_unreachable(&self) -> bool {
@@ -30,7 +34,9 @@ impl ApiHealth {
     }
 
     pub(super) fn answered(&self) {
-        if self.0.unreachable.load(Ordering::Relaxed) && self.0.unreachable.swap(false, Ordering::Relaxed) {
+        if self.0.unreachable.load(Ordering::Relaxed)
+            && self.0.unreachable.swap(false, Ordering::Relaxed)
+        {
             tracing::info!("the API answers reviews again");
             self.0.metrics.api_reachable.set(1);
             self.0.ready.clear_degraded(NAME);
@@ -39,7 +45,11 @@ impl ApiHealth {
 
     pub(super) fn failed(&self, kind: &str, fault: &str) {
         if !self.0.unreachable.swap(true, Ordering::Relaxed) {
-            tracing::warn!(kind, fault, "the API does not answer reviews; cached results serve as long as they may");
+            tracing::warn!(
+                kind,
+                fault,
+                "the API does not answer reviews; cached results serve as long as they may"
+            );
             self.0.metrics.api_reachable.set(0);
             self.0.ready.set_degraded(NAME, format!("{kind}: {fault}"));
         }

@@ -1,4 +1,5 @@
-//! Limits of rewriting: the memory that all pages of the process may hold together, and the bounds of a single page.
+//! Limits of rewriting: the memory that all pages of the process may hold together, and the bounds
+//! of a single page.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,12 +30,12 @@ pub enum Bound {
     Growth,
 }
 
-/// Granularity of reservations, so that a page touches the counter that all workers share a few times, not at every
-/// slice.
+/// Granularity of reservations, so that a page touches the counter that all workers share a few
+/// times, not at every slice.
 const RESERVATION_BYTES: usize = 16 * 1024;
 
-/// The part of the budget that the pages of one client address may hold: a client that reads slowly must not keep the
-/// pages of all others from being rewritten.
+/// The part of the budget that the pages of one client address may hold: a client that reads slowly
+/// must not keep the pages of all others from being rewritten.
 const CLIENT_SHARE: usize = 2;
 
 /// Memory that rewriting may hold in the whole process: `rewriting.maxMemory`.
@@ -52,7 +53,11 @@ struct Inner {
 impl Budget {
     /// A budget of `max_bytes`; with 0 no page is rewritten.
     pub fn new(max_bytes: usize, metrics: PageMetrics) -> Self {
-        Self(Arc::new(Inner { max_bytes, clients: DashMap::new(), metrics }))
+        Self(Arc::new(Inner {
+            max_bytes,
+            clients: DashMap::new(),
+            metrics,
+        }))
     }
 
     /// Whether pages are rewritten at all.
@@ -60,10 +65,14 @@ impl Budget {
         self.0.max_bytes > 0
     }
 
-    /// Reserves the memory that a page for `client` needs at its start. Counts the page as passed and returns none where
-    /// the budget, or the client's share of it, has no room.
+    /// Reserves the memory that a page for `client` needs at its start. Counts the page as passed
+    /// and returns none where the budget, or the client's share of it, has no room.
     pub fn reserve(&self, bytes: usize, client: ClientAddress) -> Option<Share> {
-        let mut share = Share { budget: self.clone(), client, bytes: 0 };
+        let mut share = Share {
+            budget: self.clone(),
+            client,
+            bytes: 0,
+        };
         if self.is_enabled() && share.resize(bytes) {
             return Some(share);
         }
@@ -99,7 +108,8 @@ pub struct Share {
 }
 
 impl Share {
-    /// Changes the reservation to what `bytes` need. Returns false, and changes nothing, where the budget has no room.
+    /// Changes the reservation to what `bytes` need. Returns false, and changes nothing, where the
+    /// budget has no room.
     pub fn resize(&mut self, bytes: usize) -> bool {
         let wanted = bytes.next_multiple_of(RESERVATION_BYTES);
         if wanted <= self.bytes {
@@ -115,9 +125,11 @@ impl Share {
         let more = signed(wanted - self.bytes);
         let max = signed(inner.max_bytes);
         // Relaxed: the counter guards no other data.
-        let reserved = self.reserved().fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
-            reserved.checked_add(more).filter(|sum| *sum <= max)
-        });
+        let reserved =
+            self.reserved()
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
+                    reserved.checked_add(more).filter(|sum| *sum <= max)
+                });
         if reserved.is_ok() {
             *of_client += wanted - self.bytes;
             self.bytes = wanted;
@@ -137,7 +149,8 @@ impl Share {
 
     fn set(&mut self, wanted: usize) {
         if wanted != self.bytes {
-            self.reserved().fetch_add(signed(wanted) - signed(self.bytes), Ordering::Relaxed);
+            self.reserved()
+                .fetch_add(signed(wanted) - signed(self.bytes), Ordering::Relaxed);
             let mut of_client = self.budget.0.clients.entry(self.client).or_insert(0);
             *of_client = (*of_client + wanted).saturating_sub(self.bytes);
             self.bytes = wanted;
@@ -153,7 +166,10 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.set(0);
         // A client without pages takes no memory.
-        self.budget.0.clients.remove_if(&self.client, |_, bytes| *bytes == 0);
+        self.budget
+            .0
+            .clients
+            .remove_if(&self.client, |_, bytes| *bytes == 0);
     }
 }
 
@@ -178,7 +194,10 @@ mod tests {
         let (budget, metrics) = budget(4 * RESERVATION_BYTES);
         let mut first = budget.reserve(1, client(1)).unwrap();
         let second = budget.reserve(2 * RESERVATION_BYTES, client(2)).unwrap();
-        assert!(!first.resize(2 * RESERVATION_BYTES + 1), "three parts of four are in use");
+        assert!(
+            !first.resize(2 * RESERVATION_BYTES + 1),
+            "three parts of four are in use"
+        );
         assert!(first.resize(2 * RESERVATION_BYTES));
         assert!(budget.reserve(1, client(3)).is_none(), "all is in use");
         assert_eq!(metrics.passed.memory.get(), 1);
@@ -195,7 +214,10 @@ mod tests {
     #[test]
     fn one_client_address_gets_half_of_the_budget() {
         let (budget, _) = budget(4 * RESERVATION_BYTES);
-        let pages = [budget.reserve(1, client(1)).unwrap(), budget.reserve(1, client(1)).unwrap()];
+        let pages = [
+            budget.reserve(1, client(1)).unwrap(),
+            budget.reserve(1, client(1)).unwrap(),
+        ];
         assert!(budget.reserve(1, client(1)).is_none());
         assert!(budget.reserve(1, client(2)).is_some());
         drop(pages);

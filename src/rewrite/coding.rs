@@ -1,5 +1,6 @@
-//! Content codings (RFC 9110 section 8.4.1) of pages that are rewritten: decoded on the way in, encoded again on the way
-//! out. Decoding is bounded by its output, so that a step costs the same whatever a page decodes to.
+//! Content codings (RFC 9110 section 8.4.1) of pages that are rewritten: decoded on the way in,
+//! encoded again on the way out. Decoding is bounded by its output, so that a step costs the same
+//! whatever a page decodes to.
 
 use std::io;
 
@@ -15,11 +16,12 @@ const ENCODER_BYTES: usize = 384 * 1024;
 /// The most that a coding holds.
 pub const MAX_HELD_BYTES: usize = DECODER_BYTES + ENCODER_BYTES;
 
-/// Input that one step of a decoder takes. The output does not bound it: an empty block of deflate is 5 bytes, and a gzip
-/// header may have a comment of any length.
+/// Input that one step of a decoder takes. The output does not bound it: an empty block of deflate
+/// is 5 bytes, and a gzip header may have a comment of any length.
 pub const MAX_INPUT_BYTES_PER_STEP: usize = 4 * 1024;
 
-/// Base-2 logarithm of the deflate window: the largest, which every decoder must support (RFC 1951 section 2).
+/// Base-2 logarithm of the deflate window: the largest, which every decoder must support (RFC 1951
+/// section 2).
 const WINDOW_BITS: u8 = 15;
 
 /// Room that the encoder gets in the output at a time.
@@ -30,7 +32,8 @@ const ENCODED_CHUNK_BYTES: usize = 8 * 1024;
 pub enum Coding {
     Identity,
     Gzip,
-    /// zlib by RFC 9110, a bare deflate stream by long-standing mistake: which it is, its first bytes tell.
+    /// zlib by RFC 9110, a bare deflate stream by long-standing mistake: which it is, its first
+    /// bytes tell.
     Deflate,
 }
 
@@ -100,11 +103,14 @@ impl Decoder {
             Coding::Identity => State::Identity,
             Coding::Gzip | Coding::Deflate => State::Detecting(coding),
         };
-        Self { state, lead: Vec::new() }
+        Self {
+            state,
+            lead: Vec::new(),
+        }
     }
 
-    /// Decodes bytes off the front of `bytes` into the front of `out`, which is not empty. Call it until it is starved:
-    /// it may have more output without more input.
+    /// Decodes bytes off the front of `bytes` into the front of `out`, which is not empty. Call it
+    /// until it is starved: it may have more output without more input.
     ///
     /// # Errors
     /// The bytes are not of the coding.
@@ -112,7 +118,11 @@ impl Decoder {
         match &mut self.state {
             State::Detecting(_) | State::BetweenMembers => return Ok(self.start(bytes)),
             State::Inflating(format, inflate) => {
-                let input = if self.lead.is_empty() { &bytes[..] } else { &self.lead[..] };
+                let input = if self.lead.is_empty() {
+                    &bytes[..]
+                } else {
+                    &self.lead[..]
+                };
                 let input = &input[..input.len().min(MAX_INPUT_BYTES_PER_STEP)];
                 let (read, written) = (inflate.total_in(), inflate.total_out());
                 let status = inflate.decompress(input, out, FlushDecompress::None)?;
@@ -124,10 +134,14 @@ impl Decoder {
                     self.lead.drain(..read);
                 }
                 match status {
-                    Status::StreamEnd if *format == Format::Gzip => self.state = State::BetweenMembers,
+                    Status::StreamEnd if *format == Format::Gzip => {
+                        self.state = State::BetweenMembers;
+                    }
                     Status::StreamEnd => self.state = State::Ended(*format),
                     // A last bit of the trailer may be taken without output.
-                    Status::Ok | Status::BufError if read == 0 && written == 0 => return Ok(Decoded::Starved),
+                    Status::Ok | Status::BufError if read == 0 && written == 0 => {
+                        return Ok(Decoded::Starved);
+                    }
                     Status::Ok | Status::BufError => {}
                 }
                 return Ok(Decoded::Some(written));
@@ -144,14 +158,21 @@ impl Decoder {
         self.lead.drain(..lead);
         let taken = bytes.len().min(out.len() - lead);
         bytes.copy_to_slice(&mut out[lead..lead + taken]);
-        Ok(if lead + taken == 0 { Decoded::Starved } else { Decoded::Some(lead + taken) })
+        Ok(if lead + taken == 0 {
+            Decoded::Starved
+        } else {
+            Decoded::Some(lead + taken)
+        })
     }
 
-    /// Gathers the first two bytes of a stream, or of a member, and begins to decode what they tell.
+    /// Gathers the first two bytes of a stream, or of a member, and begins to decode what they
+    /// tell.
     fn start(&mut self, bytes: &mut Bytes) -> Decoded {
         let missing = (2 - self.lead.len()).min(bytes.len());
         self.lead.extend_from_slice(&bytes.split_to(missing));
-        let [one, two] = self.lead[..] else { return Decoded::Starved };
+        let [one, two] = self.lead[..] else {
+            return Decoded::Starved;
+        };
         // RFC 1952 section 2.3.1.
         let is_gzip = (one, two) == (0x1f, 0x8b);
         // RFC 1950 section 2.2: method 8, and a check sum over both bytes.
@@ -200,7 +221,9 @@ impl Decoder {
     pub fn finish(&self) -> io::Result<()> {
         match self.state {
             State::Inflating(..) => Err(io::ErrorKind::UnexpectedEof.into()),
-            State::Detecting(_) if !self.lead.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
+            State::Detecting(_) if !self.lead.is_empty() => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
             _ => Ok(()),
         }
     }
@@ -224,7 +247,10 @@ impl Encoder {
             Format::Zlib => Some(Compress::new(level, true)),
             Format::Raw => Some(Compress::new(level, false)),
         };
-        Self { deflate: deflate.map(Box::new), unflushed: false }
+        Self {
+            deflate: deflate.map(Box::new),
+            unflushed: false,
+        }
     }
 
     /// Whether bytes are encoded as themselves.
@@ -241,7 +267,8 @@ impl Encoder {
         self.deflate(bytes, FlushCompress::None, out)
     }
 
-    /// Appends whatever was encoded and is not in an output yet, so that a page that is streamed stays so.
+    /// Appends whatever was encoded and is not in an output yet, so that a page that is streamed
+    /// stays so.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -260,7 +287,12 @@ impl Encoder {
         self.deflate(&[], FlushCompress::Finish, out)
     }
 
-    fn deflate(&mut self, mut bytes: &[u8], flush: FlushCompress, out: &mut Vec<u8>) -> io::Result<()> {
+    fn deflate(
+        &mut self,
+        mut bytes: &[u8],
+        flush: FlushCompress,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
         let Some(deflate) = &mut self.deflate else {
             out.extend_from_slice(bytes);
             return Ok(());
@@ -268,7 +300,9 @@ impl Encoder {
         loop {
             out.reserve(ENCODED_CHUNK_BYTES);
             let read = deflate.total_in();
-            let status = deflate.compress_vec(bytes, out, flush).map_err(io::Error::other)?;
+            let status = deflate
+                .compress_vec(bytes, out, flush)
+                .map_err(io::Error::other)?;
             bytes = &bytes[index(deflate.total_in() - read)..];
             // Room that is left says that all is out.
             if status == Status::StreamEnd || bytes.is_empty() && out.len() < out.capacity() {

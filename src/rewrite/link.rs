@@ -9,7 +9,8 @@ use percent_encoding::percent_decode_str;
 use crate::model::path::without_dot_segments;
 use crate::model::{Scheme, ServiceAddress};
 
-/// Who an answer comes from, as its links may spell it, and where that is reached through the bastion.
+/// Who an answer comes from, as its links may spell it, and where that is reached through the
+/// bastion.
 #[derive(Clone, Debug)]
 pub struct LinkRewriter {
     /// The path of the target on the bastion, up to and including `/proxy`.
@@ -76,8 +77,13 @@ impl LinkRewriter {
         };
         // What climbs above the root would climb out of the prefix.
         let path = without_dot_segments(path);
-        let prefix = if self.is_prefixed(&path) { "" } else { &self.prefix };
-        Ok(Some([&origin, prefix, &path, parts.rest].concat()).filter(|rewritten| rewritten != link))
+        let prefix = if self.is_prefixed(&path) {
+            ""
+        } else {
+            &self.prefix
+        };
+        Ok(Some([&origin, prefix, &path, parts.rest].concat())
+            .filter(|rewritten| rewritten != link))
     }
 
     fn host(&self, parts: Parts<'_>) -> Host {
@@ -85,20 +91,38 @@ impl LinkRewriter {
         if authority.is_empty() {
             return Host::Unnamed;
         }
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        if self.client_host.as_ref().is_some_and(|client| client.eq_ignore_ascii_case(host)) {
+        let host = authority
+            .rsplit_once('@')
+            .map_or(authority, |(_, host)| host);
+        if self
+            .client_host
+            .as_ref()
+            .is_some_and(|client| client.eq_ignore_ascii_case(host))
+        {
             return Host::Client;
         }
         let scheme = parts.scheme.map_or(Some(self.scheme), |scheme| {
             let known = [Scheme::Http, Scheme::Https].into_iter();
-            known.into_iter().find(|known| known.as_str().eq_ignore_ascii_case(scheme))
+            known
+                .into_iter()
+                .find(|known| known.as_str().eq_ignore_ascii_case(scheme))
         });
-        let Some((name, port)) = split_port(host) else { return Host::Other };
-        let Some(port) = port.or(scheme.map(Scheme::default_port)) else { return Host::Other };
-        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        let Some((name, port)) = split_port(host) else {
+            return Host::Other;
+        };
+        let Some(port) = port.or(scheme.map(Scheme::default_port)) else {
+            return Host::Other;
+        };
+        let address = name
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse::<IpAddr>();
         let ours = match address {
             Ok(address) => SocketAddr::new(address, port) == self.endpoint,
-            Err(_) => self.service.as_ref().is_some_and(|service| service.port == port && self.names(service, name)),
+            Err(_) => self
+                .service
+                .as_ref()
+                .is_some_and(|service| service.port == port && self.names(service, name)),
         };
         if ours { Host::Target } else { Host::Other }
     }
@@ -106,12 +130,24 @@ impl LinkRewriter {
     /// `svc`, `svc.ns`, `svc.ns.svc` and the same with the cluster's domain.
     fn names(&self, service: &ServiceAddress, host: &str) -> bool {
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let Some(rest) = host.strip_prefix(&*service.name) else { return false };
-        let Some(rest) = rest.strip_prefix('.') else { return rest.is_empty() };
-        let Some(rest) = rest.strip_prefix(&*service.namespace) else { return false };
-        let Some(rest) = rest.strip_prefix('.') else { return rest.is_empty() };
-        let Some(rest) = rest.strip_prefix("svc") else { return false };
-        let Some(rest) = rest.strip_prefix('.') else { return rest.is_empty() };
+        let Some(rest) = host.strip_prefix(&*service.name) else {
+            return false;
+        };
+        let Some(rest) = rest.strip_prefix('.') else {
+            return rest.is_empty();
+        };
+        let Some(rest) = rest.strip_prefix(&*service.namespace) else {
+            return false;
+        };
+        let Some(rest) = rest.strip_prefix('.') else {
+            return rest.is_empty();
+        };
+        let Some(rest) = rest.strip_prefix("svc") else {
+            return false;
+        };
+        let Some(rest) = rest.strip_prefix('.') else {
+            return rest.is_empty();
+        };
         rest.eq_ignore_ascii_case(&self.cluster_domain)
     }
 
@@ -136,7 +172,12 @@ impl<'a> Parts<'a> {
         }
         if !hierarchy.starts_with('/') {
             if scheme.is_some() {
-                return Some(Self { scheme, authority: "", path: "", rest });
+                return Some(Self {
+                    scheme,
+                    authority: "",
+                    path: "",
+                    rest,
+                });
             }
             // `a:b/c` could be a scheme, and is a relative path only as `./a:b/c`.
             let first = hierarchy.split('/').next().unwrap_or_default();
@@ -147,8 +188,10 @@ impl<'a> Parts<'a> {
                 rest,
             });
         }
-        // `///x` has no authority but a path that begins with an empty segment; with a scheme it is an empty authority.
-        let has_authority = hierarchy.starts_with("//") && (scheme.is_some() || !hierarchy.starts_with("///"));
+        // `///x` has no authority but a path that begins with an empty segment; with a scheme it is
+        // an empty authority.
+        let has_authority =
+            hierarchy.starts_with("//") && (scheme.is_some() || !hierarchy.starts_with("///"));
         let (authority, path) = if has_authority {
             let after = &hierarchy[2..];
             after.split_at(after.find('/').unwrap_or(after.len()))
@@ -156,16 +199,25 @@ impl<'a> Parts<'a> {
             ("", hierarchy)
         };
         let good = authority_is_good(authority) && escapes_are_good(path);
-        good.then_some(Self { scheme, authority, path, rest })
+        good.then_some(Self {
+            scheme,
+            authority,
+            path,
+            rest,
+        })
     }
 }
 
-/// The scheme of RFC 3986 section 3.1, where there is one. None for a colon without a scheme before it.
+/// The scheme of RFC 3986 section 3.1, where there is one. None for a colon without a scheme before
+/// it.
 fn split_scheme(url: &str) -> Option<(Option<&str>, &str)> {
     let end = url.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.')));
     match end {
         Some(0) if url.starts_with(':') => None,
-        Some(end) if url[end..].starts_with(':') && url.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+        Some(end)
+            if url[end..].starts_with(':')
+                && url.starts_with(|c: char| c.is_ascii_alphabetic()) =>
+        {
             Some((Some(&url[..end]), &url[end + 1..]))
         }
         _ => Some((None, url)),
@@ -173,12 +225,20 @@ fn split_scheme(url: &str) -> Option<(Option<&str>, &str)> {
 }
 
 fn authority_is_good(authority: &str) -> bool {
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let forbidden = |c: char| matches!(c, ' ' | '<' | '>' | '"' | '\\' | '^' | '`' | '{' | '|' | '}');
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    let forbidden = |c: char| {
+        matches!(
+            c,
+            ' ' | '<' | '>' | '"' | '\\' | '^' | '`' | '{' | '|' | '}'
+        )
+    };
     !authority.contains(forbidden) && escapes_are_good(authority) && split_port(host).is_some()
 }
 
-/// Host and port. None where the port is no number or a bracket has no other; an empty port counts as none.
+/// Host and port. None where the port is no number or a bracket has no other; an empty port counts
+/// as none.
 fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
     let after_brackets = match (host.starts_with('['), host.rfind(']')) {
         (true, Some(end)) => end + 1,
@@ -191,7 +251,9 @@ fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
             let (name, port) = host.split_at(after_brackets + colon);
             match &port[1..] {
                 "" => Some((name, None)),
-                port if port.bytes().all(|byte| byte.is_ascii_digit()) => Some((name, port.parse().ok())),
+                port if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                    Some((name, port.parse().ok()))
+                }
                 _ => None,
             }
         }
@@ -217,7 +279,11 @@ mod tests {
             client_host: Some("bastion.example:8443".into()),
             endpoint: "10.0.0.1:8080".parse().unwrap(),
             scheme: Scheme::Http,
-            service: Some(ServiceAddress { namespace: "ns".into(), name: "web".into(), port: 80 }),
+            service: Some(ServiceAddress {
+                namespace: "ns".into(),
+                name: "web".into(),
+                port: 80,
+            }),
             cluster_domain: "cluster.local".into(),
         }
     }
@@ -242,13 +308,21 @@ mod tests {
             ("http://web.ns.svc.cluster.local./x", "/x"),
             ("//web.ns", "/"),
         ] {
-            assert_eq!(links().rewrite(link), Ok(Some(format!("{PREFIX}{rewritten}"))), "{link}");
+            assert_eq!(
+                links().rewrite(link),
+                Ok(Some(format!("{PREFIX}{rewritten}"))),
+                "{link}"
+            );
         }
         let same_origin = "https://bastion.example:8443/x";
         let rewritten = format!("https://bastion.example:8443{PREFIX}/x");
         assert_eq!(links().rewrite(same_origin), Ok(Some(rewritten)));
         let prefixed = format!("http://10.0.0.1:8080{PREFIX}/x");
-        assert_eq!(links().rewrite(&prefixed), Ok(Some(format!("{PREFIX}/x"))), "the prefix is not doubled");
+        assert_eq!(
+            links().rewrite(&prefixed),
+            Ok(Some(format!("{PREFIX}/x"))),
+            "the prefix is not doubled"
+        );
     }
 
     #[test]
@@ -303,9 +377,20 @@ mod tests {
 
     #[test]
     fn ipv6_and_default_ports_are_understood() {
-        let links = LinkRewriter { endpoint: "[fd00::1]:80".parse().unwrap(), ..links() };
-        for link in ["http://[fd00::1]/x", "http://[fd00::1]:80/x", "http://[fd00:0::1]:/x"] {
-            assert_eq!(links.rewrite(link), Ok(Some(format!("{PREFIX}/x"))), "{link}");
+        let links = LinkRewriter {
+            endpoint: "[fd00::1]:80".parse().unwrap(),
+            ..links()
+        };
+        for link in [
+            "http://[fd00::1]/x",
+            "http://[fd00::1]:80/x",
+            "http://[fd00:0::1]:/x",
+        ] {
+            assert_eq!(
+                links.rewrite(link),
+                Ok(Some(format!("{PREFIX}/x"))),
+                "{link}"
+            );
         }
     }
 }

@@ -27,7 +27,9 @@ fn links() -> LinkRewriter {
 }
 
 fn reading(coding: &str) -> PageFormat {
-    let response = Response::builder().header("content-type", "text/html").header("content-encoding", coding);
+    let response = Response::builder()
+        .header("content-type", "text/html")
+        .header("content-encoding", coding);
     PageFormat::detect(&Method::GET, &response.body(()).unwrap()).unwrap()
 }
 
@@ -68,8 +70,16 @@ fn run(coding: &str, bytes: &[u8], piece: usize) -> Run {
         let (before, work) = (piece.len(), rewriter.work());
         let out = rewriter.take(piece).unwrap();
         assert!(before - piece.len() <= Rewriter::MAX_INPUT_BYTES_PER_SLICE);
-        assert!(out.len() <= Rewriter::MAX_OUTPUT_BYTES_PER_SLICE, "{} bytes in one slice", out.len());
-        assert!(rewriter.work() - work <= 3 * MAX_WORK_PER_SLICE, "{} work in one slice", rewriter.work() - work);
+        assert!(
+            out.len() <= Rewriter::MAX_OUTPUT_BYTES_PER_SLICE,
+            "{} bytes in one slice",
+            out.len()
+        );
+        assert!(
+            rewriter.work() - work <= 3 * MAX_WORK_PER_SLICE,
+            "{} work in one slice",
+            rewriter.work() - work
+        );
         assert!(rewriter.held_bytes() <= Rewriter::MAX_HELD_BYTES);
         run.most_held = run.most_held.max(rewriter.held_bytes());
         run.out.extend(out);
@@ -92,23 +102,48 @@ fn run(coding: &str, bytes: &[u8], piece: usize) -> Run {
 #[test]
 fn past_a_bound_the_rest_of_a_page_passes_unmodified() {
     let pages = [
-        (Bound::Tag, format!("<img src=/b alt='{}'>", "x".repeat(300_000))),
+        (
+            Bound::Tag,
+            format!("<img src=/b alt='{}'>", "x".repeat(300_000)),
+        ),
         (Bound::Tag, format!("<a title='{}", "x".repeat(600_000))),
         (Bound::Tag, format!("</{}>", "x".repeat(300_000))),
-        (Bound::Attribute, format!("<img src='/{}'>", "x".repeat(70_000))),
-        (Bound::Attribute, format!("<img srcset='data:{}'>", "x".repeat(70_000))),
-        (Bound::Attributes, format!("<img src=/b {}>", "a ".repeat(2000))),
-        (Bound::Attributes, format!("<img src=/b {}>", "a ".repeat(100_000))),
+        (
+            Bound::Attribute,
+            format!("<img src='/{}'>", "x".repeat(70_000)),
+        ),
+        (
+            Bound::Attribute,
+            format!("<img srcset='data:{}'>", "x".repeat(70_000)),
+        ),
+        (
+            Bound::Attributes,
+            format!("<img src=/b {}>", "a ".repeat(2000)),
+        ),
+        (
+            Bound::Attributes,
+            format!("<img src=/b {}>", "a ".repeat(100_000)),
+        ),
         (Bound::Name, format!("<{}>", "x".repeat(60_000)).repeat(20)),
-        (Bound::Candidates, format!("<img srcset='{}'>", "/a, ".repeat(5000))),
+        (
+            Bound::Candidates,
+            format!("<img srcset='{}'>", "/a, ".repeat(5000)),
+        ),
     ];
     for (bound, rest) in pages {
         let page = format!("<a href=/a>{rest}<a href=/c>{}", "<a href=/d>".repeat(10));
-        let expected = page.replacen("<a href=/a>", &format!("<a href=\"{}/a\">", links().prefix), 1);
+        let expected = page.replacen(
+            "<a href=/a>",
+            &format!("<a href=\"{}/a\">", links().prefix),
+            1,
+        );
         for piece in [usize::MAX, 4096, 1000] {
             let run = run("identity", page.as_bytes(), piece);
             assert_eq!(run.bound, Some(bound), "{}", &page[..60]);
-            assert!(run.out == expected.as_bytes(), "{bound:?} in pieces of {piece}");
+            assert!(
+                run.out == expected.as_bytes(),
+                "{bound:?} in pieces of {piece}"
+            );
             assert!(run.most_held < 2 * MIB, "{bound:?} holds {}", run.most_held);
         }
         let run = run("gzip", &gzip(page.as_bytes()), usize::MAX);
@@ -120,12 +155,21 @@ fn past_a_bound_the_rest_of_a_page_passes_unmodified() {
 #[test]
 fn open_elements_are_bounded() {
     let names: String = (0..5000).map(|n| format!("<x-{n:0>120}>")).collect();
-    for elements in ["<p>".repeat(5000), "<svg/>".repeat(5000), "<svg><desc></svg>".repeat(5000), names] {
+    for elements in [
+        "<p>".repeat(5000),
+        "<svg/>".repeat(5000),
+        "<svg><desc></svg>".repeat(5000),
+        names,
+    ] {
         let page = format!("<a href=/a></a>{elements}<a href=/b>");
         let whole = run("identity", page.as_bytes(), usize::MAX);
         assert_eq!(whole.bound, Some(Bound::Depth), "{}", &page[..40]);
         assert!(whole.most_held < 4 * MIB, "{} are held", whole.most_held);
-        let expected = page.replacen("<a href=/a>", &format!("<a href=\"{}/a\">", links().prefix), 1);
+        let expected = page.replacen(
+            "<a href=/a>",
+            &format!("<a href=\"{}/a\">", links().prefix),
+            1,
+        );
         for piece in [4000, 777] {
             assert!(run("identity", page.as_bytes(), piece).out == expected.as_bytes());
         }
@@ -137,7 +181,12 @@ fn growth_is_bounded() {
     let page = "<a href=/>".repeat(MIB / 40);
     let whole = run("identity", page.as_bytes(), usize::MAX);
     assert_eq!(whole.bound, Some(Bound::Growth));
-    assert!(whole.out.len() < MIB, "{} bytes of {}", whole.out.len(), page.len());
+    assert!(
+        whole.out.len() < MIB,
+        "{} bytes of {}",
+        whole.out.len(),
+        page.len()
+    );
     assert!(run("identity", page.as_bytes(), 500).out == whole.out);
     // Links of an ordinary density may all grow.
     let page = format!("<a href=/x>{}</a>", "text ".repeat(5)).repeat(MIB / 160);
@@ -148,12 +197,21 @@ fn growth_is_bounded() {
 fn a_huge_list_of_images_passes_in_small_memory() {
     // Of many members, so that the test compresses little.
     let list = "/a 1x, ".repeat(64 * 1024);
-    let encoded = [gzip(b"<a href=/a><img srcset='"), gzip(list.as_bytes()).repeat(10), gzip(b"'>")].concat();
+    let encoded = [
+        gzip(b"<a href=/a><img srcset='"),
+        gzip(list.as_bytes()).repeat(10),
+        gzip(b"'>"),
+    ]
+    .concat();
     assert!(encoded.len() < 64 * 1024);
     let run = run("gzip", &encoded, usize::MAX);
     assert_eq!(run.bound, Some(Bound::Tag));
     assert!(run.most_held < 2 * MIB, "{} bytes are held", run.most_held);
-    let expected = format!("<a href=\"{}/a\"><img srcset='{}'>", links().prefix, list.repeat(10));
+    let expected = format!(
+        "<a href=\"{}/a\"><img srcset='{}'>",
+        links().prefix,
+        list.repeat(10)
+    );
     assert!(gunzip(&run.out) == expected.as_bytes());
 }
 
@@ -167,7 +225,11 @@ fn a_page_that_stalls_in_a_tag_holds_no_more_than_the_longest_tag() {
         while !piece.is_empty() || rewriter.has_work() {
             output += rewriter.take(&mut piece).unwrap().len();
         }
-        assert!(rewriter.held_bytes() < 320 * 1024, "{} bytes are held", rewriter.held_bytes());
+        assert!(
+            rewriter.held_bytes() < 320 * 1024,
+            "{} bytes are held",
+            rewriter.held_bytes()
+        );
         input - output
     };
     pass(&mut rewriter, b"<p>text<img alt='");
@@ -175,14 +237,22 @@ fn a_page_that_stalls_in_a_tag_holds_no_more_than_the_longest_tag() {
         let behind = pass(&mut rewriter, &[b'x'; 1500]);
         assert!(behind <= 260 * 1024, "{behind} bytes are held back");
     }
-    assert_eq!(pass(&mut rewriter, b"x"), 0, "past the bound everything passes");
+    assert_eq!(
+        pass(&mut rewriter, b"x"),
+        0,
+        "past the bound everything passes"
+    );
 }
 
 #[test]
 fn the_work_of_a_slice_is_bounded_whatever_a_page_decodes_to() {
     let member = gzip(b"");
     let members = run("gzip", &member.repeat(MIB / member.len()), usize::MAX);
-    assert!(members.slices > 100, "a MiB of empty members in {} slices", members.slices);
+    assert!(
+        members.slices > 100,
+        "a MiB of empty members in {} slices",
+        members.slices
+    );
     let mut comment = vec![0x1f, 0x8b, 8, 16, 0, 0, 0, 0, 0, 0];
     comment.resize(MIB, b'x');
     comment.push(0);
@@ -195,9 +265,16 @@ fn the_work_of_a_slice_is_bounded_whatever_a_page_decodes_to() {
         "<img srcset='/a 1x, /b 2x' alt='some text of the image'>",
     ] {
         let page = element.repeat(MIB / 4 / element.len());
-        for (coding, bytes) in [("identity", page.clone().into_bytes()), ("gzip", gzip(page.as_bytes()))] {
+        for (coding, bytes) in [
+            ("identity", page.clone().into_bytes()),
+            ("gzip", gzip(page.as_bytes())),
+        ] {
             let run = run(coding, &bytes, usize::MAX);
-            assert!(run.slices > 4, "256 KiB of {element} in {} slices", run.slices);
+            assert!(
+                run.slices > 4,
+                "256 KiB of {element} in {} slices",
+                run.slices
+            );
         }
     }
 }
@@ -226,17 +303,29 @@ fn a_page_yields_to_the_others_of_its_worker() {
     let (budget, _) = budget(32 * MIB);
     let share = || budget.reserve(0, client(1)).unwrap();
     let whole = Full::new(Bytes::from(page.clone()));
-    let pieces = futures::stream::iter(
-        page.as_bytes()
-            .chunks(512)
-            .map(|piece| Ok::<_, std::convert::Infallible>(Frame::data(Bytes::copy_from_slice(piece)))),
-    );
+    let pieces = futures::stream::iter(page.as_bytes().chunks(512).map(|piece| {
+        Ok::<_, std::convert::Infallible>(Frame::data(Bytes::copy_from_slice(piece)))
+    }));
     let pieces = http_body_util::StreamBody::new(pieces);
     for turns in [
-        turns(RewrittenBody::new(whole, reading("identity"), links(), share())),
-        turns(RewrittenBody::new(pieces, reading("identity"), links(), share())),
+        turns(RewrittenBody::new(
+            whole,
+            reading("identity"),
+            links(),
+            share(),
+        )),
+        turns(RewrittenBody::new(
+            pieces,
+            reading("identity"),
+            links(),
+            share(),
+        )),
     ] {
-        assert!(turns.iter().all(|turn| turn.len() <= 2 * MAX_WORK_PER_SLICE / WORK_PER_ELEMENT * 9));
+        assert!(
+            turns
+                .iter()
+                .all(|turn| turn.len() <= 2 * MAX_WORK_PER_SLICE / WORK_PER_ELEMENT * 9)
+        );
         assert!(turns.concat() == page.as_bytes());
     }
 }
@@ -246,12 +335,26 @@ fn without_memory_a_page_passes_from_there_on_and_its_share_returns() {
     let link = "<a href=/a>";
     let page = format!("{link}{}{link}", "<p>".repeat(2000));
     let (budget, metrics) = budget(64 * 1024);
-    let share = budget.reserve(reading("identity").held_bytes(), client(1)).unwrap();
-    let pieces = page.as_bytes().chunks(1000).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+    let share = budget
+        .reserve(reading("identity").held_bytes(), client(1))
+        .unwrap();
+    let pieces = page
+        .as_bytes()
+        .chunks(1000)
+        .map(Bytes::copy_from_slice)
+        .collect::<Vec<_>>();
     let body = http_body_util::StreamBody::new(futures::stream::iter(
-        pieces.into_iter().map(|piece| Ok::<_, std::convert::Infallible>(Frame::data(piece))),
+        pieces
+            .into_iter()
+            .map(|piece| Ok::<_, std::convert::Infallible>(Frame::data(piece))),
     ));
-    let out = turns(RewrittenBody::new(body, reading("identity"), links(), share)).concat();
+    let out = turns(RewrittenBody::new(
+        body,
+        reading("identity"),
+        links(),
+        share,
+    ))
+    .concat();
     let expected = page.replacen(link, &format!("<a href=\"{}/a\">", links().prefix), 1);
     assert!(out == expected.as_bytes());
     assert_eq!(metrics.passed.memory.get(), 1);
@@ -261,12 +364,30 @@ fn without_memory_a_page_passes_from_there_on_and_its_share_returns() {
 #[test]
 fn a_page_in_flight_holds_its_share() {
     let (budget, metrics) = budget(MIB);
-    let share = budget.reserve(reading("gzip").held_bytes(), client(1)).unwrap();
-    let page = RewrittenBody::new(Full::new(Bytes::new()).boxed(), reading("gzip"), links(), share);
+    let share = budget
+        .reserve(reading("gzip").held_bytes(), client(1))
+        .unwrap();
+    let page = RewrittenBody::new(
+        Full::new(Bytes::new()).boxed(),
+        reading("gzip"),
+        links(),
+        share,
+    );
     assert!(usize::try_from(metrics.reserved.get()).unwrap() >= coding::MAX_HELD_BYTES);
-    assert!(budget.reserve(reading("gzip").held_bytes(), client(2)).is_some());
-    let second = budget.reserve(reading("gzip").held_bytes(), client(2)).unwrap();
-    assert!(budget.reserve(reading("gzip").held_bytes(), client(3)).is_none(), "two pages with a coding fill a MiB");
+    assert!(
+        budget
+            .reserve(reading("gzip").held_bytes(), client(2))
+            .is_some()
+    );
+    let second = budget
+        .reserve(reading("gzip").held_bytes(), client(2))
+        .unwrap();
+    assert!(
+        budget
+            .reserve(reading("gzip").held_bytes(), client(3))
+            .is_none(),
+        "two pages with a coding fill a MiB"
+    );
     drop((page, second));
     assert_eq!(metrics.reserved.get(), 0);
 }

@@ -1,9 +1,11 @@
-//! The access log. A request fills one [`Record`]; dropping it feeds the metrics and writes the line.
+//! The access log. A request fills one [`Record`]; dropping it feeds the metrics and writes the
+//! line.
 //!
-//! Lines gather in a buffer per worker and leave in large pieces through one writer thread, because a write per
-//! request costs more than all the rest of the log. Where standard output does not take them, lines are lost and
-//! counted; requests never wait for the log. Lines of requests whose caller is not known gather apart and are lost first,
-//! so that a flood by anybody hides nothing that authenticated callers did.
+//! Lines gather in a buffer per worker and leave in large pieces through one writer thread, because
+//! a write per request costs more than all the rest of the log. Where standard output does not take
+//! them, lines are lost and counted; requests never wait for the log. Lines of requests whose
+//! caller is not known gather apart and are lost first, so that a flood by anybody hides nothing
+//! that authenticated callers did.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -13,7 +15,9 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel,
+};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,8 +37,8 @@ const QUEUE_LEN: usize = 64;
 /// Of these, pieces of lines of unknown callers are added only while fewer wait.
 const WAITING_UNAUTHENTICATED: usize = QUEUE_LEN / 2;
 
-// What a caller can make long is cut, and the cut is marked: nobody may fill the log, or the memory of its queue, with
-// one request. In bytes.
+// What a caller can make long is cut, and the cut is marked: nobody may fill the log, or the memory
+// of its queue, with one request. In bytes.
 /// A path longer than this is an app's own state, not a name.
 const MAX_PATH: usize = 2048;
 /// The same before it is known who calls: enough for the names of a target.
@@ -53,7 +57,8 @@ const MAX_METHOD: usize = 32;
 const MAX_ERROR: usize = 1024;
 /// How long the end waits for standard output to take what is left.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
-/// The same where the end was forced: enough for a reader that reads, nothing that a person would notice.
+/// The same where the end was forced: enough for a reader that reads, nothing that a person would
+/// notice.
 const LAST_FORCED: Duration = Duration::from_millis(100);
 
 /// The process's access log: a thread that writes what the workers send.
@@ -62,7 +67,8 @@ pub struct AccessLog {
     pieces: Option<SyncSender<Batch>>,
     format: LogFormat,
     unwritten: Arc<Unwritten>,
-    /// Disconnected once the thread has ended. Only `drop` looks at it: the lock is what lets workers share the rest.
+    /// Disconnected once the thread has ended. Only `drop` looks at it: the lock is what lets
+    /// workers share the rest.
     ended: Mutex<Receiver<Infallible>>,
     drain: Drain,
 }
@@ -98,26 +104,39 @@ impl AccessLog {
     ///
     /// # Errors
     /// Where the thread cannot be started.
-    pub fn start(format: LogFormat, mut sink: impl Write + Send + 'static, drain: Drain) -> std::io::Result<Self> {
+    pub fn start(
+        format: LogFormat,
+        mut sink: impl Write + Send + 'static,
+        drain: Drain,
+    ) -> std::io::Result<Self> {
         let (pieces, received) = sync_channel::<Batch>(QUEUE_LEN);
         let (end, ended) = channel();
         let unwritten = Arc::new(Unwritten::default());
         let left = Arc::clone(&unwritten);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || {
-            let _end = end;
-            for piece in received {
-                // A closed pipe is no reason to stop serving.
-                let _ = sink.write_all(&piece.bytes).and_then(|()| sink.flush());
-                left.remove(piece.lines);
-            }
-        })?;
-        Ok(Self { pieces: Some(pieces), format, unwritten, ended: Mutex::new(ended), drain })
+        std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || {
+                let _end = end;
+                for piece in received {
+                    // A closed pipe is no reason to stop serving.
+                    let _ = sink.write_all(&piece.bytes).and_then(|()| sink.flush());
+                    left.remove(piece.lines);
+                }
+            })?;
+        Ok(Self {
+            pieces: Some(pieces),
+            format,
+            unwritten,
+            ended: Mutex::new(ended),
+            drain,
+        })
     }
 }
 
 impl Drop for AccessLog {
-    /// Waits until what the workers sent is written, but not for a reader that does not read: the thread, which may be
-    /// stuck in its write, is left behind for the end of the process. The recorders are gone by then.
+    /// Waits until what the workers sent is written, but not for a reader that does not read: the
+    /// thread, which may be stuck in its write, is left behind for the end of the process. The
+    /// recorders are gone by then.
     fn drop(&mut self) {
         self.pieces = None;
         let forced = self.drain.forced().now_or_never().is_some();
@@ -125,7 +144,10 @@ impl Drop for AccessLog {
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
             let lines = self.unwritten.lines.load(Ordering::Relaxed);
-            tracing::warn!(lines, "standard output takes nothing: the last lines of the access log are lost");
+            tracing::warn!(
+                lines,
+                "standard output takes nothing: the last lines of the access log are lost"
+            );
         }
     }
 }
@@ -184,7 +206,9 @@ impl Recorder {
             sent,
         );
         if let Some(lines) = &self.lines {
-            lines.borrow_mut().write(&Line { record, duration }, &self.metrics);
+            lines
+                .borrow_mut()
+                .write(&Line { record, duration }, &self.metrics);
         }
     }
 }
@@ -197,14 +221,21 @@ impl Drop for Recorder {
 
 impl Batch {
     fn with_room() -> Self {
-        Self { bytes: Vec::with_capacity(FLUSH_BYTES), lines: 0 }
+        Self {
+            bytes: Vec::with_capacity(FLUSH_BYTES),
+            lines: 0,
+        }
     }
 }
 
 impl Lines {
     fn write(&mut self, line: &Line<'_>, metrics: &Metrics) {
         let authenticated = line.record.is_authenticated();
-        let piece = if authenticated { &mut self.authenticated } else { &mut self.unauthenticated };
+        let piece = if authenticated {
+            &mut self.authenticated
+        } else {
+            &mut self.unauthenticated
+        };
         piece.lines += 1;
         match self.format {
             LogFormat::Json => line.write_json(&mut self.clock, &mut piece.bytes),
@@ -222,14 +253,23 @@ impl Lines {
 
     fn send(&mut self, authenticated: bool, metrics: &Metrics) {
         let (piece, lost, room) = if authenticated {
-            (&mut self.authenticated, &metrics.access_lines_lost.authenticated, QUEUE_LEN)
+            (
+                &mut self.authenticated,
+                &metrics.access_lines_lost.authenticated,
+                QUEUE_LEN,
+            )
         } else {
-            (&mut self.unauthenticated, &metrics.access_lines_lost.unauthenticated, WAITING_UNAUTHENTICATED)
+            (
+                &mut self.unauthenticated,
+                &metrics.access_lines_lost.unauthenticated,
+                WAITING_UNAUTHENTICATED,
+            )
         };
         if piece.bytes.is_empty() {
             return;
         }
-        // Two workers that look at the same time may both add one: the queue's own bound holds all the same.
+        // Two workers that look at the same time may both add one: the queue's own bound holds all
+        // the same.
         if self.unwritten.pieces.load(Ordering::Relaxed) >= room {
             lost.inc_by(piece.lines);
             piece.bytes.clear();
@@ -240,7 +280,9 @@ impl Lines {
         let lines = piece.lines;
         // Counted before it is sent, because the writer may be done with it at once.
         self.unwritten.add(lines);
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.pieces.try_send(piece) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.pieces.try_send(piece)
+        {
             self.unwritten.remove(lines);
             lost.inc_by(lines);
         }
@@ -270,7 +312,8 @@ pub struct Record {
     pub code: StatusCode,
     /// Why the bastion itself refused or failed the request.
     pub error: Option<String>,
-    /// Bytes of the body, or of the tunnel, from the client: counted where they pass. None where there is no body.
+    /// Bytes of the body, or of the tunnel, from the client: counted where they pass. None where
+    /// there is no body.
     pub received: Option<Rc<Cell<u64>>>,
     /// Bytes of the body, or of the tunnel, to the client.
     pub sent: u64,
@@ -319,7 +362,9 @@ impl Record {
 
     /// Whether it is known who calls. An anonymous caller is a stranger, whatever they may do.
     fn is_authenticated(&self) -> bool {
-        self.identity.as_ref().is_some_and(|identity| identity.user != ANONYMOUS_USER)
+        self.identity
+            .as_ref()
+            .is_some_and(|identity| identity.user != ANONYMOUS_USER)
     }
 
     fn received(&self) -> u64 {
@@ -334,7 +379,8 @@ impl Drop for Record {
     }
 }
 
-/// One line. Written by hand, because a serializer's share was a seventh of all instructions of a request.
+/// One line. Written by hand, because a serializer's share was a seventh of all instructions of a
+/// request.
 struct Line<'a> {
     record: &'a Record,
     duration: Duration,
@@ -343,13 +389,28 @@ struct Line<'a> {
 impl Line<'_> {
     /// One JSON object.
     fn write_json(&self, clock: &mut Clock, line: &mut Vec<u8>) {
-        let Record { method, version, client, audit_id, endpoint, code, error, namespace, id, .. } = self.record;
+        let Record {
+            method,
+            version,
+            client,
+            audit_id,
+            endpoint,
+            code,
+            error,
+            namespace,
+            id,
+            ..
+        } = self.record;
         line.extend_from_slice(b"{\"time\":\"");
         clock.write(line);
         line.push(b'"');
         put_string(line, "user", &self.user());
         if let Some(impersonated_user) = &self.record.impersonated_user {
-            put_string(line, "impersonatedUser", &cut(&impersonated_user.user, MAX_USER));
+            put_string(
+                line,
+                "impersonatedUser",
+                &cut(&impersonated_user.user, MAX_USER),
+            );
         }
         put(line, "client", format_args!("\"{client}\""));
         put_string(line, "verb", self.verb());
@@ -368,7 +429,11 @@ impl Line<'_> {
         put(line, "received", format_args!("{}", self.record.received()));
         put(line, "sent", format_args!("{}", self.record.sent));
         put(line, "duration", format_args!("{}", Seconds(self.duration)));
-        put_string(line, "auditId", &cut(audit_id.to_str().unwrap_or_default(), MAX_AUDIT_ID));
+        put_string(
+            line,
+            "auditId",
+            &cut(audit_id.to_str().unwrap_or_default(), MAX_AUDIT_ID),
+        );
         if let Some(error) = error {
             put_string(line, "error", &cut(error, MAX_ERROR));
         }
@@ -377,7 +442,19 @@ impl Line<'_> {
 
     /// `key=value`, strings that come from outside in quotes: none can pass for a field.
     fn write_text(&self, clock: &mut Clock, line: &mut Vec<u8>) {
-        let Record { method, version, client, audit_id, endpoint, code, error, namespace, id, sent, .. } = self.record;
+        let Record {
+            method,
+            version,
+            client,
+            audit_id,
+            endpoint,
+            code,
+            error,
+            namespace,
+            id,
+            sent,
+            ..
+        } = self.record;
         clock.write(line);
         let slash = if namespace.is_empty() { "" } else { "/" };
         let written = write!(
@@ -394,19 +471,28 @@ impl Line<'_> {
         );
         let written = written.and_then(|()| match &self.record.impersonated_user {
             Some(impersonated_user) => {
-                write!(line, "impersonated-user={} ", InQuotes(&cut(&impersonated_user.user, MAX_USER)))
+                write!(
+                    line,
+                    "impersonated-user={} ",
+                    InQuotes(&cut(&impersonated_user.user, MAX_USER))
+                )
             }
             None => Ok(()),
         });
         let written = written.and_then(|()| match endpoint {
-            Some(Endpoint { address, name }) => write!(line, "endpoint={address} endpoint-name={} ", InQuotes(name)),
+            Some(Endpoint { address, name }) => {
+                write!(line, "endpoint={address} endpoint-name={} ", InQuotes(name))
+            }
             None => write!(line, "endpoint=- "),
         });
         let (received, duration) = (self.record.received(), Seconds(self.duration));
         let written = written.and_then(|()| {
             let audit_id = cut(audit_id.to_str().unwrap_or_default(), MAX_AUDIT_ID);
             let audit_id = InQuotes(&audit_id);
-            write!(line, "received={received} sent={sent} duration={duration} audit-id={audit_id}")
+            write!(
+                line,
+                "received={received} sent={sent} duration={duration} audit-id={audit_id}"
+            )
         });
         let written = written.and_then(|()| match error {
             Some(error) => write!(line, " error={:?}", cut(error, MAX_ERROR)),
@@ -417,12 +503,25 @@ impl Line<'_> {
     }
 
     fn user(&self) -> Cow<'_, str> {
-        cut(self.record.identity.as_deref().map_or("", |identity| &identity.user), MAX_USER)
+        cut(
+            self.record
+                .identity
+                .as_deref()
+                .map_or("", |identity| &identity.user),
+            MAX_USER,
+        )
     }
 
     fn path(&self) -> Cow<'_, str> {
         let known = self.record.is_authenticated();
-        cut(self.record.uri.path(), if known { MAX_PATH } else { MAX_PATH_UNAUTHENTICATED })
+        cut(
+            self.record.uri.path(),
+            if known {
+                MAX_PATH
+            } else {
+                MAX_PATH_UNAUTHENTICATED
+            },
+        )
     }
 
     fn verb(&self) -> &'static str {
@@ -439,13 +538,18 @@ fn cut(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return Cow::Borrowed(text);
     }
-    let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    let end = (0..=most)
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or_default();
     Cow::Owned([&text[..end], "…"].concat())
 }
 
-/// Printable ASCII that ends no string: almost all that is ever logged, and to be told so costs less than to be escaped.
+/// Printable ASCII that ends no string: almost all that is ever logged, and to be told so costs
+/// less than to be escaped.
 fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\')
+    text.bytes()
+        .all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\')
 }
 
 /// As `{:?}`, in quotes.
@@ -453,7 +557,11 @@ struct InQuotes<'a>(&'a str);
 
 impl fmt::Display for InQuotes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if is_plain(self.0) { write!(f, "\"{}\"", self.0) } else { write!(f, "{:?}", self.0) }
+        if is_plain(self.0) {
+            write!(f, "\"{}\"", self.0)
+        } else {
+            write!(f, "{:?}", self.0)
+        }
     }
 }
 
@@ -462,7 +570,11 @@ struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if is_plain(self.0) { f.write_str(self.0) } else { write!(f, "{}", self.0.escape_debug()) }
+        if is_plain(self.0) {
+            f.write_str(self.0)
+        } else {
+            write!(f, "{}", self.0.escape_debug())
+        }
     }
 }
 
@@ -471,7 +583,8 @@ fn put(line: &mut Vec<u8>, key: &str, value: fmt::Arguments<'_>) {
     line.extend_from_slice(b",\"");
     line.extend_from_slice(key.as_bytes());
     line.extend_from_slice(b"\":");
-    line.write_fmt(value).expect("a Vec takes whatever is written");
+    line.write_fmt(value)
+        .expect("a Vec takes whatever is written");
 }
 
 fn put_string(line: &mut Vec<u8>, key: &str, value: &str) {
@@ -503,14 +616,19 @@ struct Clock {
 
 impl Clock {
     fn write(&mut self, line: &mut Vec<u8>) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         if now.as_secs() != self.second || self.text.is_empty() {
             self.second = now.as_secs();
             let seconds = i64::try_from(self.second).unwrap_or_default();
             let time = jiff::Timestamp::from_second(seconds).unwrap_or_default();
-            time.to_string().trim_end_matches('Z').clone_into(&mut self.text);
+            time.to_string()
+                .trim_end_matches('Z')
+                .clone_into(&mut self.text);
         }
-        write!(line, "{}.{:03}Z", self.text, now.subsec_millis()).expect("a Vec takes whatever is written");
+        write!(line, "{}.{:03}Z", self.text, now.subsec_millis())
+            .expect("a Vec takes whatever is written");
     }
 }
 
@@ -585,13 +703,20 @@ mod tests {
             }
         };
         let lost = || {
-            let LostLines { authenticated, unauthenticated } = &metrics.access_lines_lost;
+            let LostLines {
+                authenticated,
+                unauthenticated,
+            } = &metrics.access_lines_lost;
             (authenticated.get(), unauthenticated.get())
         };
         log_pieces(false, QUEUE_LEN);
         assert_eq!(lost(), (0, (QUEUE_LEN - WAITING_UNAUTHENTICATED) as u64));
         log_pieces(true, QUEUE_LEN - WAITING_UNAUTHENTICATED);
-        assert_eq!(lost(), (0, (QUEUE_LEN - WAITING_UNAUTHENTICATED) as u64), "half of the queue is kept for them");
+        assert_eq!(
+            lost(),
+            (0, (QUEUE_LEN - WAITING_UNAUTHENTICATED) as u64),
+            "half of the queue is kept for them"
+        );
         log_pieces(true, 2);
         assert_eq!(lost().0, 2);
     }
@@ -603,11 +728,18 @@ mod tests {
             record.uri = format!("/{}", "p".repeat(50_000)).parse().unwrap();
             record.method = Method::from_bytes("M".repeat(5000).as_bytes()).unwrap();
             record.audit_id = http::HeaderValue::try_from("a".repeat(5000)).unwrap();
-            record.impersonated_user = Some(Arc::new(Identity::new(&long, "", vec![], Default::default())));
+            record.impersonated_user = Some(Arc::new(Identity::new(
+                &long,
+                "",
+                vec![],
+                Default::default(),
+            )));
             record.identity = record.impersonated_user.clone();
-            (record.namespace, record.id, record.error) = (long.clone(), long.clone(), Some(long.clone()));
+            (record.namespace, record.id, record.error) =
+                (long.clone(), long.clone(), Some(long.clone()));
         };
-        let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json, change)).unwrap();
+        let line: serde_json::Value =
+            serde_json::from_str(&logged(LogFormat::Json, change)).unwrap();
         for (field, most) in [
             ("path", MAX_PATH),
             ("method", MAX_METHOD),
@@ -619,15 +751,25 @@ mod tests {
             ("error", MAX_ERROR),
         ] {
             let value = line[field].as_str().unwrap();
-            assert!(value.ends_with('…') && value.len() == most + '…'.len_utf8(), "{field}: {}", value.len());
+            assert!(
+                value.ends_with('…') && value.len() == most + '…'.len_utf8(),
+                "{field}: {}",
+                value.len()
+            );
         }
         let text = logged(LogFormat::Text, change);
-        assert!(text.lines().count() == 1 && text.len() < 8192 && text.matches('…').count() == 8, "{text}");
+        assert!(
+            text.lines().count() == 1 && text.len() < 8192 && text.matches('…').count() == 8,
+            "{text}"
+        );
         let text = logged(LogFormat::Text, |record| {
             change(record);
             (record.identity, record.impersonated_user) = (None, None);
         });
-        assert!(text.contains(&format!("/{}…", "p".repeat(MAX_PATH_UNAUTHENTICATED - 1))), "{text}");
+        assert!(
+            text.contains(&format!("/{}…", "p".repeat(MAX_PATH_UNAUTHENTICATED - 1))),
+            "{text}"
+        );
     }
 
     fn logged(format: LogFormat, change: impl FnOnce(&mut Record)) -> String {
@@ -640,20 +782,38 @@ mod tests {
     }
 
     fn log_a_request(log: &AccessLog, change: impl FnOnce(&mut Record)) {
-        log_to(&Recorder::new(Metrics::new(&mut Registry::default()), Some(log)), change);
+        log_to(
+            &Recorder::new(Metrics::new(&mut Registry::default()), Some(log)),
+            change,
+        );
     }
 
     fn log_to(recorder: &Rc<Recorder>, change: impl FnOnce(&mut Record)) {
         let uri = Uri::from_static("/api/v1/namespaces/ns/pods/p:80/proxy/x?token=secret");
         let audit_id = http::HeaderValue::from_static("id-1");
         let client = "192.0.2.1".parse().unwrap();
-        let mut record = Record::start(recorder, Method::GET, uri, Version::HTTP_11, client, audit_id);
-        record.identity = Some(Arc::new(Identity::new("a \"b\"\n", "", vec![], Default::default())));
+        let mut record = Record::start(
+            recorder,
+            Method::GET,
+            uri,
+            Version::HTTP_11,
+            client,
+            audit_id,
+        );
+        record.identity = Some(Arc::new(Identity::new(
+            "a \"b\"\n",
+            "",
+            vec![],
+            Default::default(),
+        )));
         record.verb = Some(Verb::Get);
         record.resource = Some(Resource::Pods);
         (record.namespace, record.id) = ("ns".into(), "p:80".into());
         record.code = StatusCode::OK;
-        record.endpoint = Some(Endpoint { address: "10.0.0.1:80".parse().unwrap(), name: "p".into() });
+        record.endpoint = Some(Endpoint {
+            address: "10.0.0.1:80".parse().unwrap(),
+            name: "p".into(),
+        });
         record.sent = 7;
         change(&mut record);
     }
@@ -678,7 +838,12 @@ mod tests {
         const FORGED: &str = "x\" forged=1 endpoint=192.0.2.9:80 'forged'\\\"\nforged";
         let line = logged(LogFormat::Text, |record| {
             record.uri = Uri::from_static("/a\"forged=1");
-            record.identity = Some(Arc::new(Identity::new(FORGED, "", vec![], Default::default())));
+            record.identity = Some(Arc::new(Identity::new(
+                FORGED,
+                "",
+                vec![],
+                Default::default(),
+            )));
             record.impersonated_user = record.identity.clone();
             (record.namespace, record.id) = (FORGED.into(), FORGED.into());
             record.endpoint.as_mut().unwrap().name = FORGED.into();
@@ -687,8 +852,14 @@ mod tests {
         });
         assert_eq!(line.lines().count(), 1, "{line}");
         let own = own_words(&line);
-        assert!(!own.contains("forged") && own.matches("endpoint=").count() == 1, "{own}");
-        assert!(own.contains(" endpoint=10.0.0.1:80 endpoint-name= received=0 "), "{own}");
+        assert!(
+            !own.contains("forged") && own.matches("endpoint=").count() == 1,
+            "{own}"
+        );
+        assert!(
+            own.contains(" endpoint=10.0.0.1:80 endpoint-name= received=0 "),
+            "{own}"
+        );
     }
 
     #[test]
@@ -710,7 +881,8 @@ mod tests {
 
     #[test]
     fn a_json_line_is_json() {
-        let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json, |_| ())).unwrap();
+        let line: serde_json::Value =
+            serde_json::from_str(&logged(LogFormat::Json, |_| ())).unwrap();
         assert_eq!(line["user"], "a \"b\"\n");
         assert_eq!(line["path"], "/api/v1/namespaces/ns/pods/p:80/proxy/x");
         assert_eq!((&line["code"], &line["sent"]), (&200.into(), &7.into()));

@@ -1,4 +1,5 @@
-//! The client sides: targets, whose certificates are not verified (CONFORMANCE C51), and kubelets (C52).
+//! The client sides: targets, whose certificates are not verified (CONFORMANCE C51), and kubelets
+//! (C52).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,18 +34,24 @@ impl AlpnConfigs {
     fn new(config: &ClientConfig) -> Self {
         let offering = |protocols: &[&str]| {
             let mut config = config.clone();
-            config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+            config.alpn_protocols = protocols
+                .iter()
+                .map(|protocol| protocol.as_bytes().to_vec())
+                .collect();
             Arc::new(config)
         };
-        Self { any: offering(&["h2", "http/1.1"]), http1: offering(&["http/1.1"]) }
+        Self {
+            any: offering(&["h2", "http/1.1"]),
+            http1: offering(&["http/1.1"]),
+        }
     }
 }
 
 /// TLS towards kubelets, and whether the bastion may show its own token there.
 #[derive(Debug)]
 pub struct KubeletTls {
-    /// Whether kubelets are shown the bastion's own token: the operator opted in, the kubelet's certificate is verified,
-    /// and no client certificate makes it needless.
+    /// Whether kubelets are shown the bastion's own token: the operator opted in, the kubelet's
+    /// certificate is verified, and no client certificate makes it needless.
     pub shows_token: bool,
     files: KubeletFiles,
     offers: ArcSwap<AlpnConfigs>,
@@ -61,11 +68,18 @@ impl ClientTls {
     /// # Errors
     /// Where a file of the configuration cannot be read, or key and certificate do not match.
     pub fn new(targets: &Targets) -> Result<Self, TlsError> {
-        let pair = targets.kubelet_client_certificate.clone().zip(targets.kubelet_client_key.clone());
-        let files = KubeletFiles { authority: targets.kubelet_certificate_authority.clone(), pair };
+        let pair = targets
+            .kubelet_client_certificate
+            .clone()
+            .zip(targets.kubelet_client_key.clone());
+        let files = KubeletFiles {
+            authority: targets.kubelet_certificate_authority.clone(),
+            pair,
+        };
         let (verified, certificate) = (files.authority.is_some(), files.pair.is_some());
         if verified && !certificate && !targets.kubelet_service_account_token {
-            // Without a CA nobody expects kubelets to be reached: most bastions serve pods and services alone.
+            // Without a CA nobody expects kubelets to be reached: most bastions serve pods and
+            // services alone.
             tracing::warn!(
                 "kubelets are verified and get no credentials, so they answer 401: set \
                  targets.kubeletClientCertificate, or targets.kubeletServiceAccountToken where its risk is acceptable"
@@ -88,11 +102,15 @@ impl KubeletTls {
         self.offers.load_full()
     }
 
-    /// Takes changed files into use for the next handshakes, for ever. What is no good changes nothing and is logged.
+    /// Takes changed files into use for the next handshakes, for ever. What is no good changes
+    /// nothing and is logged.
     pub async fn watch_files(self: Arc<Self>) {
         let KubeletFiles { authority, pair } = self.files.clone();
         let pair = pair.map(|(certificate, key)| [certificate, key]);
-        let files: Vec<_> = authority.into_iter().chain(pair.into_iter().flatten()).collect();
+        let files: Vec<_> = authority
+            .into_iter()
+            .chain(pair.into_iter().flatten())
+            .collect();
         if files.is_empty() {
             // Nothing to follow; a task that returned would count as one that broke.
             return std::future::pending().await;
@@ -103,7 +121,9 @@ impl KubeletTls {
             match self.files.load() {
                 Ok(offers) => {
                     self.offers.store(Arc::new(offers));
-                    tracing::info!("the CA or the client certificate for kubelets changed and is in use");
+                    tracing::info!(
+                        "the CA or the client certificate for kubelets changed and is in use"
+                    );
                 }
                 Err(error) => tracing::error!(
                     error = error_chain(&error),
@@ -120,7 +140,10 @@ impl KubeletFiles {
             Some(path) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in load_certificates(path)? {
-                    roots.add(certificate).map_err(|source| TlsError::BadCa { path: path.clone(), source })?;
+                    roots.add(certificate).map_err(|source| TlsError::BadCa {
+                        path: path.clone(),
+                        source,
+                    })?;
                 }
                 builder()?.with_root_certificates(roots)
             }
@@ -129,7 +152,9 @@ impl KubeletFiles {
         Ok(AlpnConfigs::new(&match &self.pair {
             Some((certificate, key)) => {
                 let pair = load_pair(certificate, key)?;
-                builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from((*pair).clone())))
+                builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
+                    (*pair).clone(),
+                )))
             }
             None => builder.with_no_client_auth(),
         }))
@@ -144,11 +169,13 @@ fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier
 }
 
 fn unverified() -> Result<WantsClientCert, rustls::Error> {
-    Ok(builder()?.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny)))
+    Ok(builder()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AcceptAny)))
 }
 
-/// Accepts whatever a target shows, as the apiserver's proxy does: targets are dialled by addresses that no
-/// certificate names (kubernetes#119625).
+/// Accepts whatever a target shows, as the apiserver's proxy does: targets are dialled by addresses
+/// that no certificate names (kubernetes#119625).
 #[derive(Debug)]
 struct AcceptAny;
 
@@ -164,8 +191,8 @@ impl ServerCertVerifier for AcceptAny {
         Ok(ServerCertVerified::assertion())
     }
 
-    // The signature would prove that the target holds the key of a certificate that says nothing. Old self-signed
-    // certificates (X.509 version 1) that webpki cannot read are served for it.
+    // The signature would prove that the target holds the key of a certificate that says nothing.
+    // Old self-signed certificates (X.509 version 1) that webpki cannot read are served for it.
     fn verify_tls12_signature(
         &self,
         _: &[u8],
@@ -185,6 +212,8 @@ impl ServerCertVerifier for AcceptAny {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+        rustls::crypto::aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -12,7 +12,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::Notify;
 
-/// How often files are looked at. Mounted Secrets change by a symlink swap, which a watch on the file would miss.
+/// How often files are looked at. Mounted Secrets change by a symlink swap, which a watch on the
+/// file would miss.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Tells when the content of any of some files, or of the files of some folders, has changed.
@@ -34,7 +35,9 @@ impl FileWatch {
         loop {
             tokio::time::sleep(INTERVAL).await;
             let paths = self.paths.clone();
-            let now = tokio::task::spawn_blocking(move || digest(&paths)).await.unwrap_or(self.seen);
+            let now = tokio::task::spawn_blocking(move || digest(&paths))
+                .await
+                .unwrap_or(self.seen);
             if now != self.seen {
                 self.seen = now;
                 return;
@@ -51,7 +54,11 @@ fn digest(paths: &[PathBuf]) -> u64 {
             hash_file(path, &mut hash);
             continue;
         };
-        let mut files: Vec<_> = folder.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        let mut files: Vec<_> = folder
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file())
+            .collect();
         files.sort();
         files.iter().for_each(|file| hash_file(file, &mut hash));
     }
@@ -94,12 +101,12 @@ impl Default for Shared {
 }
 
 impl DynamicClientCas {
-    /// Replaces the CAs by those of a PEM bundle; certificates in it that cannot be used are skipped. Returns how
-    /// many are in force.
+    /// Replaces the CAs by those of a PEM bundle; certificates in it that cannot be used are
+    /// skipped. Returns how many are in force.
     ///
     /// # Errors
-    /// Where the text is not PEM or holds no CA: the CAs stay as they were, as with kube-apiserver. A file that is being
-    /// written is empty for a moment.
+    /// Where the text is not PEM or holds no CA: the CAs stay as they were, as with kube-apiserver.
+    /// A file that is being written is empty for a moment.
     pub fn replace(&self, pem: &[u8]) -> Result<usize, CaError> {
         let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
         let mut roots = RootCertStore::empty();
@@ -123,7 +130,8 @@ impl DynamicClientCas {
         self.0.roots.load_full()
     }
 
-    /// Waits for the next change. For one waiter; a change that comes while it does not wait is found at its next call.
+    /// Waits for the next change. For one waiter; a change that comes while it does not wait is
+    /// found at its next call.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
     }
@@ -161,8 +169,14 @@ mod tests {
         let generation = cas.generation();
         assert_eq!(cas.replace(ca.cert.pem().as_bytes()).unwrap(), 1);
         assert_eq!(cas.generation(), generation, "the same bundle is no change");
-        assert!(cas.replace(b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n").is_err());
-        assert!(matches!(cas.replace(b""), Err(CaError::None)), "a file that is being written");
+        assert!(
+            cas.replace(b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n")
+                .is_err()
+        );
+        assert!(
+            matches!(cas.replace(b""), Err(CaError::None)),
+            "a file that is being written"
+        );
         assert_eq!(cas.roots().len(), 1);
     }
 }

@@ -1,4 +1,5 @@
-//! The serving side: certificates from files or self-signed, client certificates asked for and judged per request.
+//! The serving side: certificates from files or self-signed, client certificates asked for and
+//! judged per request.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureSc
 use super::{DynamicClientCas, TlsError, load_pair};
 use crate::config::{Serving, TlsVersion};
 
-/// Session tickets sent after a TLS 1.3 handshake: one to resume with and one spare. None triples the cost of
-/// reconnects, rustls' default of two is kept.
+/// Session tickets sent after a TLS 1.3 handshake: one to resume with and one spare. None triples
+/// the cost of reconnects, rustls' default of two is kept.
 const TICKETS: usize = 2;
 
 /// The TLS setup of the HTTPS port. The workers share it, and one ticketer with it.
@@ -32,22 +33,38 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Loads the certificate files of the configuration, or makes a self-signed certificate. Clients are told of the CAs
-    /// (of callers and of front proxies) that certificates are wanted from.
+    /// Loads the certificate files of the configuration, or makes a self-signed certificate.
+    /// Clients are told of the CAs (of callers and of front proxies) that certificates are wanted
+    /// from.
     ///
     /// # Errors
     /// Where a file cannot be read, or key and certificate do not match.
     pub fn new(serving: &Serving, client_cas: [DynamicClientCas; 2]) -> Result<Self, TlsError> {
-        let files = serving.tls_cert_file.clone().zip(serving.tls_private_key_file.clone());
+        let files = serving
+            .tls_cert_file
+            .clone()
+            .zip(serving.tls_private_key_file.clone());
         let key = match &files {
             Some((certificate, key)) => load_pair(certificate, key)?,
             None => self_signed()?,
         };
         let certificate = Arc::new(Certificate(ArcSwap::new(key)));
         let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
-        let config = server_config(&certificate, &client_cas, serving.tls_min_version, &ticketer)?;
+        let config = server_config(
+            &certificate,
+            &client_cas,
+            serving.tls_min_version,
+            &ticketer,
+        )?;
         let current = ArcSwap::from_pointee(config);
-        Ok(Self { current, certificate, client_cas, min_version: serving.tls_min_version, ticketer, files })
+        Ok(Self {
+            current,
+            certificate,
+            client_cas,
+            min_version: serving.tls_min_version,
+            ticketer,
+            files,
+        })
     }
 
     /// The setup for the next handshake.
@@ -57,7 +74,10 @@ impl ServerTls {
 
     /// The certificate and key files, where there are any: to be watched.
     pub fn files(&self) -> Vec<PathBuf> {
-        self.files.clone().map(|(certificate, key)| vec![certificate, key]).unwrap_or_default()
+        self.files
+            .clone()
+            .map(|(certificate, key)| vec![certificate, key])
+            .unwrap_or_default()
     }
 
     /// The chain that is served now, the leaf first.
@@ -73,7 +93,12 @@ impl ServerTls {
         if let Some((certificate, key)) = &self.files {
             self.certificate.0.store(load_pair(certificate, key)?);
         }
-        let config = server_config(&self.certificate, &self.client_cas, self.min_version, &self.ticketer)?;
+        let config = server_config(
+            &self.certificate,
+            &self.client_cas,
+            self.min_version,
+            &self.ticketer,
+        )?;
         self.current.store(Arc::new(config));
         Ok(())
     }
@@ -91,7 +116,10 @@ fn server_config(
         TlsVersion::Tls13 => &[&rustls::version::TLS13],
     };
     let verifier = DeferredClientVerifier {
-        hints: client_cas.iter().flat_map(|cas| cas.roots().subjects()).collect(),
+        hints: client_cas
+            .iter()
+            .flat_map(|cas| cas.roots().subjects())
+            .collect(),
         algorithms: provider.signature_verification_algorithms,
     };
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -112,14 +140,23 @@ fn self_signed() -> Result<Arc<CertifiedKey>, TlsError> {
     let made = rcgen::generate_simple_self_signed(names)?;
     let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
     let provider = rustls::crypto::aws_lc_rs::default_provider();
-    Ok(Arc::new(CertifiedKey::from_der(vec![made.cert.der().clone()], key, &provider)?))
+    Ok(Arc::new(CertifiedKey::from_der(
+        vec![made.cert.der().clone()],
+        key,
+        &provider,
+    )?))
 }
 
-/// The SHA-256 of a certificate in upper-case hex digits, `separator` between the bytes: with a colon, it is what
-/// `openssl x509 -fingerprint -sha256` prints.
+/// The SHA-256 of a certificate in upper-case hex digits, `separator` between the bytes: with a
+/// colon, it is what `openssl x509 -fingerprint -sha256` prints.
 pub fn sha256_hex(certificate: &CertificateDer<'_>, separator: &str) -> String {
     let digest = digest::digest(&digest::SHA256, certificate);
-    digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(separator)
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02X}"))
+        .collect::<Vec<_>>()
+        .join(separator)
 }
 
 /// The one certificate that is served, whatever name is asked for.
@@ -132,9 +169,10 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-/// Asks clients for a certificate and has them prove that they hold its key, no more: which CA it must come from is
-/// judged per request, as kube-apiserver does, so that a wrong one is a 401 with words instead of a broken
-/// handshake, and a changed CA counts on connections and resumed sessions that are older than the change.
+/// Asks clients for a certificate and has them prove that they hold its key, no more: which CA it
+/// must come from is judged per request, as kube-apiserver does, so that a wrong one is a 401 with
+/// words instead of a broken handshake, and a changed CA counts on connections and resumed sessions
+/// that are older than the change.
 #[derive(Debug)]
 struct DeferredClientVerifier {
     hints: Vec<DistinguishedName>,

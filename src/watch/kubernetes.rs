@@ -1,5 +1,5 @@
-//! A Kubernetes API as the source: nodes, pods, services and EndpointSlices by list and watch, and the CAs of client
-//! certificates that the cluster publishes.
+//! A Kubernetes API as the source: nodes, pods, services and EndpointSlices by list and watch, and
+//! the CAs of client certificates that the cluster publishes.
 
 mod authentication_config;
 mod client;
@@ -29,16 +29,21 @@ use crate::ready::{BlockReady, Ready};
 use crate::supervise::Supervisor;
 
 /// The rights that the watches of facts need, as deploy/ gives them.
-const RIGHTS: &str = "list and watch on nodes, pods, services and endpointslices (ClusterRole kube-bastion)";
+const RIGHTS: &str =
+    "list and watch on nodes, pods, services and endpointslices (ClusterRole kube-bastion)";
 /// What becomes of requests while a watch is broken: once it has told all, and before.
 const SERVES: &str = "the last known state serves";
-const UNREADY: &str = "nothing is known of these yet, and the bastion is not ready until the API answers";
+const UNREADY: &str =
+    "nothing is known of these yet, and the bastion is not ready until the API answers";
 
 /// Why the API cannot even be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
     #[error("the kubeconfig {path:?} cannot be used")]
-    Kubeconfig { path: std::path::PathBuf, source: kube::config::KubeconfigError },
+    Kubeconfig {
+        path: std::path::PathBuf,
+        source: kube::config::KubeconfigError,
+    },
     #[error(
         "no --kubeconfig is given and this is no pod with a service account: give --kubeconfig=FILE (or \
          source.kubernetes.kubeconfig), or run without Kubernetes by --manifests-dir (source.type: manifests)"
@@ -50,8 +55,8 @@ pub enum KubernetesError {
 
 /// How to reach the API: the kubeconfig that is configured, else the pod's service account.
 ///
-/// The clients made of it (`kubernetes/client.rs`) retry nothing by themselves: a review has a deadline of its own, and a
-/// watch pauses between its tries and tells of each that failed.
+/// The clients made of it (`kubernetes/client.rs`) retry nothing by themselves: a review has a
+/// deadline of its own, and a watch pauses between its tries and tells of each that failed.
 ///
 /// # Errors
 /// Where neither is there, or the kubeconfig is no good.
@@ -59,16 +64,27 @@ pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, Kubernet
     Ok(match &source.kubeconfig {
         None => kube::Config::incluster()?,
         Some(path) => {
-            let options = KubeConfigOptions { context: source.context.clone(), ..KubeConfigOptions::default() };
-            let fault = |source| KubernetesError::Kubeconfig { path: path.clone(), source };
+            let options = KubeConfigOptions {
+                context: source.context.clone(),
+                ..KubeConfigOptions::default()
+            };
+            let fault = |source| KubernetesError::Kubeconfig {
+                path: path.clone(),
+                source,
+            };
             let kubeconfig = Kubeconfig::read_from(path).map_err(fault)?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(fault)?
+            kube::Config::from_custom_kubeconfig(kubeconfig, &options)
+                .await
+                .map_err(fault)?
         }
     })
 }
 
 /// Watches the API. Built before anything runs, so that bad credentials stop the start.
-#[expect(missing_debug_implementations, reason = "clients of the API have nothing to show")]
+#[expect(
+    missing_debug_implementations,
+    reason = "clients of the API have nothing to show"
+)]
 pub struct KubernetesWatch {
     /// One for each of [`Kind::ALL`].
     clients: [Client; Kind::ALL.len()],
@@ -85,8 +101,8 @@ enum WatchEvent {
     /// Changed, and when that happened, where the object tells.
     Changed(Object, Option<f64>),
     Gone(ObjectKey),
-    /// Listed, and none of ours; or malformed, which has been logged. Where a change is malformed, what was known of the
-    /// object before stays.
+    /// Listed, and none of ours; or malformed, which has been logged. Where a change is malformed,
+    /// what was known of the object before stays.
     Skipped,
     Lost(String),
 }
@@ -94,36 +110,69 @@ enum WatchEvent {
 impl KubernetesWatch {
     /// # Errors
     /// Where the credentials of the configuration cannot be loaded.
-    pub fn new(config: &kube::Config, ready: &Ready, metrics: &Metrics) -> Result<Self, KubernetesError> {
+    pub fn new(
+        config: &kube::Config,
+        ready: &Ready,
+        metrics: &Metrics,
+    ) -> Result<Self, KubernetesError> {
         let client = |kind: Kind| {
             let (watch, ready, metrics) = (kind.plural(), ready.clone(), metrics.clone());
-            watch_client(config, Health { watch, ready, metrics })
+            watch_client(
+                config,
+                Health {
+                    watch,
+                    ready,
+                    metrics,
+                },
+            )
         };
         let [nodes, pods, services, slices] = Kind::ALL;
-        let clients = [client(nodes)?, client(pods)?, client(services)?, client(slices)?];
-        Ok(Self { clients, ready: ready.clone(), metrics: metrics.clone() })
+        let clients = [
+            client(nodes)?,
+            client(pods)?,
+            client(services)?,
+            client(slices)?,
+        ];
+        Ok(Self {
+            clients,
+            ready: ready.clone(),
+            metrics: metrics.clone(),
+        })
     }
 
     /// The holds that keep the bastion unready until every kind has been listed.
     pub fn holds(ready: &Ready) -> Vec<(Kind, BlockReady)> {
-        Kind::ALL.into_iter().map(|kind| (kind, ready.block(kind.plural()))).collect()
+        Kind::ALL
+            .into_iter()
+            .map(|kind| (kind, ready.block(kind.plural())))
+            .collect()
     }
 
-    /// Starts a task for each kind, so that one that hangs delays no other. A restarted one lists anew, while the old set
-    /// serves.
+    /// Starts a task for each kind, so that one that hangs delays no other. A restarted one lists
+    /// anew, while the old set serves.
     pub fn start(self, feed: &Feed, supervisor: &mut Supervisor) {
         let [nodes, pods, services, slices] = self.clients;
         let (ready, metrics) = (&self.ready, &self.metrics);
-        supervisor.restart("watch-nodes", follow::<SlimNode>(nodes, feed, ready, metrics));
+        supervisor.restart(
+            "watch-nodes",
+            follow::<SlimNode>(nodes, feed, ready, metrics),
+        );
         supervisor.restart("watch-pods", follow::<SlimPod>(pods, feed, ready, metrics));
-        supervisor.restart("watch-services", follow::<SlimService>(services, feed, ready, metrics));
-        supervisor.restart("watch-endpointslices", follow::<SlimSlice>(slices, feed, ready, metrics));
+        supervisor.restart(
+            "watch-services",
+            follow::<SlimService>(services, feed, ready, metrics),
+        );
+        supervisor.restart(
+            "watch-endpointslices",
+            follow::<SlimSlice>(slices, feed, ready, metrics),
+        );
     }
 }
 
-/// Pauses after failures of a watch: a quarter of kube's, from 0.2 s to 7.5 s, and up to as much again for jitter. kube's
-/// own grow to 60 s: after an API server had been down for a minute, changes of endpoints were unknown for another 82 s.
-/// A few watches are no load that would need that.
+/// Pauses after failures of a watch: a quarter of kube's, from 0.2 s to 7.5 s, and up to as much
+/// again for jitter. kube's own grow to 60 s: after an API server had been down for a minute,
+/// changes of endpoints were unknown for another 82 s. A few watches are no load that would need
+/// that.
 #[derive(Default)]
 struct Pauses(DefaultBackoff);
 
@@ -169,13 +218,18 @@ async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metr
             WatchEvent::Listed(object) => list.push(object),
             WatchEvent::Whole => {
                 tracing::info!(resource = kind.plural(), objects = list.len(), "listed");
-                feed.send(Change::Reset(kind, std::mem::take(&mut list))).await;
+                feed.send(Change::Reset(kind, std::mem::take(&mut list)))
+                    .await;
             }
             WatchEvent::Changed(object, trigger) => feed.send(Change::Apply(object, trigger)).await,
             WatchEvent::Gone(key) => feed.send(Change::Delete(kind, key)).await,
             WatchEvent::Skipped => {}
             WatchEvent::Lost(fault) => {
-                let meanwhile = if ready.is_pending(kind.plural()) { UNREADY } else { SERVES };
+                let meanwhile = if ready.is_pending(kind.plural()) {
+                    UNREADY
+                } else {
+                    SERVES
+                };
                 watch_failed(&ready, &metrics, kind.plural(), &fault, meanwhile);
             }
         }
@@ -218,13 +272,24 @@ fn read<K: Watched>(item: Item<K>, metrics: &Metrics) -> Result<Option<Object>, 
 }
 
 /// `meanwhile` tells what becomes of requests.
-fn watch_failed(ready: &Ready, metrics: &Metrics, what: &'static str, fault: &str, meanwhile: &str) {
-    tracing::warn!(resource = what, fault, "the watch is broken: {meanwhile}; trying again");
+fn watch_failed(
+    ready: &Ready,
+    metrics: &Metrics,
+    what: &'static str,
+    fault: &str,
+    meanwhile: &str,
+) {
+    tracing::warn!(
+        resource = what,
+        fault,
+        "the watch is broken: {meanwhile}; trying again"
+    );
     ready.set_degraded(what, fault.to_owned());
     metrics.watch_up(what, false);
 }
 
-/// What failed and, where the API refused, what to look at. `rights` are those that the watch needs.
+/// What failed and, where the API refused, what to look at. `rights` are those that the watch
+/// needs.
 fn fault(error: &watcher::Error, rights: &str) -> String {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
     let text = error_chain(error);
@@ -237,7 +302,9 @@ fn fault(error: &watcher::Error, rights: &str) -> String {
     };
     match code {
         401 => {
-            format!("{text}; the API does not know the bastion's own credentials: look at its account or kubeconfig")
+            format!(
+                "{text}; the API does not know the bastion's own credentials: look at its account or kubeconfig"
+            )
         }
         403 => format!("{text}; the bastion's account needs {rights}"),
         _ => text,

@@ -25,11 +25,14 @@ const MANIFESTS: &str = "manifests";
 const KINDS: [Kind; 4] = Kind::ALL;
 const NAMESPACED: [&str; 5] = ["Pod", "Service", "EndpointSlice", "Role", "RoleBinding"];
 
-/// The API of the kinds that are used here. Others have kinds of the same name, as Knative has a `Service`.
+/// The API of the kinds that are used here. Others have kinds of the same name, as Knative has a
+/// `Service`.
 fn api_version(kind: &str) -> &'static str {
     match kind {
         "EndpointSlice" => "discovery.k8s.io/v1",
-        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => "rbac.authorization.k8s.io/v1",
+        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => {
+            "rbac.authorization.k8s.io/v1"
+        }
         _ => "v1",
     }
 }
@@ -38,11 +41,22 @@ fn api_version(kind: &str) -> &'static str {
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     #[error("cannot read {path:?}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{path:?}, line {line}: not YAML: {reason}")]
-    Yaml { path: PathBuf, line: u64, reason: String },
+    Yaml {
+        path: PathBuf,
+        line: u64,
+        reason: String,
+    },
     #[error("{path:?}: {what} is malformed: {fault}")]
-    Malformed { path: PathBuf, what: String, fault: String },
+    Malformed {
+        path: PathBuf,
+        what: String,
+        fault: String,
+    },
     #[error("the token file {path:?} is refused: {fault}")]
     Tokens { path: PathBuf, fault: String },
 }
@@ -66,9 +80,21 @@ impl Manifests {
     /// # Errors
     /// Names the file, the object and what is wrong with it.
     pub fn load(directory: PathBuf, token_file: Option<PathBuf>) -> Result<Self, ManifestError> {
-        let changes = FileWatch::new([Some(&directory), token_file.as_ref()].into_iter().flatten().cloned().collect());
-        let mut manifests =
-            Self { directory, token_file, tokens: Arc::default(), rules: Arc::default(), objects: None, changes };
+        let changes = FileWatch::new(
+            [Some(&directory), token_file.as_ref()]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+        );
+        let mut manifests = Self {
+            directory,
+            token_file,
+            tokens: Arc::default(),
+            rules: Arc::default(),
+            objects: None,
+            changes,
+        };
         manifests.read()?;
         Ok(manifests)
     }
@@ -78,19 +104,25 @@ impl Manifests {
         (KINDS[KINDS.len() - 1], ready.block(MANIFESTS))
     }
 
-    /// Makes the task that sends what was read, and again whenever a file changes. A file that breaks changes nothing: the
-    /// last good state serves, and `/readyz`, the log and a metric say so.
+    /// Makes the task that sends what was read, and again whenever a file changes. A file that
+    /// breaks changes nothing: the last good state serves, and `/readyz`, the log and a metric say
+    /// so.
     pub fn follow(
         self,
         feed: Feed,
         ready: Ready,
         metrics: Metrics,
     ) -> impl FnMut() -> BoxFuture<'static, ()> + Send + 'static {
-        // Shared by the runs of the task, one at a time: what has been read and not sent yet outlives one that breaks.
+        // Shared by the runs of the task, one at a time: what has been read and not sent yet
+        // outlives one that breaks.
         let manifests = Arc::new(tokio::sync::Mutex::new(self));
         move || {
-            let (manifests, feed, ready, metrics) =
-                (Arc::clone(&manifests), feed.clone(), ready.clone(), metrics.clone());
+            let (manifests, feed, ready, metrics) = (
+                Arc::clone(&manifests),
+                feed.clone(),
+                ready.clone(),
+                metrics.clone(),
+            );
             async move { manifests.lock().await.run(&feed, &ready, &metrics).await }.boxed()
         }
     }
@@ -99,7 +131,9 @@ impl Manifests {
         loop {
             if let Some(mut objects) = self.objects.take() {
                 for kind in KINDS {
-                    let objects = objects.extract_if(.., |(found, _)| *found == kind).map(|(_, object)| object);
+                    let objects = objects
+                        .extract_if(.., |(found, _)| *found == kind)
+                        .map(|(_, object)| object);
                     feed.send(Change::Reset(kind, objects.collect())).await;
                 }
                 metrics.watch_event(MANIFESTS);
@@ -108,7 +142,9 @@ impl Manifests {
             }
             self.changes.changed().await;
             match self.read() {
-                Ok(()) => tracing::info!(directory = ?self.directory, "the manifests changed and were read"),
+                Ok(()) => {
+                    tracing::info!(directory = ?self.directory, "the manifests changed and were read");
+                }
                 Err(error) => {
                     tracing::error!(%error, "the manifests changed and cannot be used; the last good ones serve");
                     metrics.watch_up(MANIFESTS, false);
@@ -125,8 +161,8 @@ impl Manifests {
             let text = read(&path)?;
             // `y`, `n`, `on` and the like are names, as kubectl's YAML has it.
             let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-            let documents: Vec<Value> =
-                serde_saphyr::from_multiple_with_options(&text, options).map_err(|error| ManifestError::Yaml {
+            let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(&text, options)
+                .map_err(|error| ManifestError::Yaml {
                     path: path.clone(),
                     line: error.location().map_or(0, |location| location.line()),
                     reason: reason(&error),
@@ -138,7 +174,10 @@ impl Manifests {
             }
         }
         if let Some(path) = &self.token_file {
-            let tokens = |fault| ManifestError::Tokens { path: path.clone(), fault };
+            let tokens = |fault| ManifestError::Tokens {
+                path: path.clone(),
+                fault,
+            };
             self.tokens.replace(&read(path)?).map_err(tokens)?;
         }
         self.rules.store(Arc::new(found.rules.build()));
@@ -147,8 +186,8 @@ impl Manifests {
     }
 }
 
-/// Describes the fault of a file without anything that stands in it: `/readyz` and the log show it to people who may not read
-/// the Secret that somebody put beside the manifests.
+/// Describes the fault of a file without anything that stands in it: `/readyz` and the log show it
+/// to people who may not read the Secret that somebody put beside the manifests.
 fn reason(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;
     match error.without_snippet() {
@@ -162,13 +201,23 @@ fn reason(error: &serde_saphyr::Error) -> String {
     }
 }
 
-/// serde's message without the value that it complains of: `invalid type: string "x", expected u16`.
+/// serde's message without the value that it complains of: `invalid type: string "x", expected
+/// u16`.
 fn without_value(message: &str) -> String {
     for kind in ["invalid type: ", "invalid value: "] {
-        if let (Some(rest), Some((_, expected))) = (message.strip_prefix(kind), message.rsplit_once(", expected ")) {
-            let unexpected: Vec<_> =
-                rest.split(' ').take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase())).collect();
-            return format!("{kind}{}, expected {}", unexpected.join(" "), without_quotes(expected));
+        if let (Some(rest), Some((_, expected))) = (
+            message.strip_prefix(kind),
+            message.rsplit_once(", expected "),
+        ) {
+            let unexpected: Vec<_> = rest
+                .split(' ')
+                .take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase()))
+                .collect();
+            return format!(
+                "{kind}{}, expected {}",
+                unexpected.join(" "),
+                without_quotes(expected)
+            );
         }
     }
     without_quotes(message)
@@ -183,25 +232,38 @@ fn without_quotes(text: &str) -> String {
         kept.push('…');
         let quote = rest[start..].chars().next().unwrap_or('"');
         // To the last of its kind, because the value may hold quotes itself.
-        rest = rest[start + 1..].rsplit_once(quote).map_or("", |(_, after)| after);
+        rest = rest[start + 1..]
+            .rsplit_once(quote)
+            .map_or("", |(_, after)| after);
     }
     kept + rest
 }
 
 fn read(path: &Path) -> Result<String, ManifestError> {
-    std::fs::read_to_string(path).map_err(|source| ManifestError::Read { path: path.into(), source })
+    std::fs::read_to_string(path).map_err(|source| ManifestError::Read {
+        path: path.into(),
+        source,
+    })
 }
 
-/// The manifests of a folder, in the order of their names. Hidden files are left out, as mounted `ConfigMaps` have them.
+/// The manifests of a folder, in the order of their names. Hidden files are left out, as mounted
+/// `ConfigMaps` have them.
 fn files(directory: &Path) -> Result<Vec<PathBuf>, ManifestError> {
     let entries = std::fs::read_dir(directory);
-    let entries = entries.map_err(|source| ManifestError::Read { path: directory.into(), source })?;
+    let entries = entries.map_err(|source| ManifestError::Read {
+        path: directory.into(),
+        source,
+    })?;
     let mut paths: Vec<_> = entries
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| {
-            let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-            let wanted = path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
+            let hidden = path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with('.'));
+            let wanted = path
+                .extension()
+                .is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
             wanted && !hidden && path.is_file()
         })
         .collect();
@@ -222,16 +284,22 @@ impl Found {
             return Ok(());
         }
         let kind = document["kind"].as_str().unwrap_or_default().to_owned();
-        let name = document["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let name = document["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let malformed = |fault: String| ManifestError::Malformed {
             path: path.into(),
             what: format!("{kind} {name:?}"),
             fault: without_value(&fault),
         };
-        let of_ours = document.get("apiVersion").is_none_or(|version| *version == api_version(&kind));
+        let of_ours = document
+            .get("apiVersion")
+            .is_none_or(|version| *version == api_version(&kind));
         if kind == "List" && of_ours {
             let items = document["items"].take();
-            let items: Vec<Value> = serde_json::from_value(items).map_err(|error| malformed(error.to_string()))?;
+            let items: Vec<Value> =
+                serde_json::from_value(items).map_err(|error| malformed(error.to_string()))?;
             return items.into_iter().try_for_each(|item| self.take(path, item));
         }
         if kind.is_empty() || name.is_empty() {
@@ -239,7 +307,13 @@ impl Found {
         }
         if !of_ours {
             let version = document["apiVersion"].as_str().unwrap_or_default();
-            tracing::info!(?path, kind, version, name, "an object of an API that is not used here is skipped");
+            tracing::info!(
+                ?path,
+                kind,
+                version,
+                name,
+                "an object of an API that is not used here is skipped"
+            );
             return Ok(());
         }
         if NAMESPACED.contains(&&*kind) && document["metadata"]["namespace"].is_null() {
@@ -251,13 +325,21 @@ impl Found {
             "Service" => self.object::<SlimService>(document),
             "EndpointSlice" => self.object::<SlimSlice>(document),
             "Role" => parse::<Role>(document).map(|role| self.rules.roles.push(role)),
-            "ClusterRole" => parse::<ClusterRole>(document).map(|role| self.rules.cluster_roles.push(role)),
-            "RoleBinding" => parse::<RoleBinding>(document).map(|binding| self.rules.role_bindings.push(binding)),
-            "ClusterRoleBinding" => {
-                parse::<ClusterRoleBinding>(document).map(|binding| self.rules.cluster_role_bindings.push(binding))
+            "ClusterRole" => {
+                parse::<ClusterRole>(document).map(|role| self.rules.cluster_roles.push(role))
             }
+            "RoleBinding" => {
+                parse::<RoleBinding>(document).map(|binding| self.rules.role_bindings.push(binding))
+            }
+            "ClusterRoleBinding" => parse::<ClusterRoleBinding>(document)
+                .map(|binding| self.rules.cluster_role_bindings.push(binding)),
             _ => {
-                tracing::info!(?path, kind, name, "an object of a kind that is not used here is skipped");
+                tracing::info!(
+                    ?path,
+                    kind,
+                    name,
+                    "an object of a kind that is not used here is skipped"
+                );
                 Ok(())
             }
         }
@@ -290,14 +372,24 @@ mod tests {
     fn a_broken_file_is_named_with_what_is_wrong() {
         let cases = [
             ("kind: Pod\nmetadata: [", "a.yaml", "not YAML"),
-            ("kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: nope}]}", "Pod \"p\"", "IP address"),
-            ("kind: Role\nmetadata: {name: r}\nrules: {}", "Role \"r\"", "malformed"),
+            (
+                "kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: nope}]}",
+                "Pod \"p\"",
+                "IP address",
+            ),
+            (
+                "kind: Role\nmetadata: {name: r}\nrules: {}",
+                "Role \"r\"",
+                "malformed",
+            ),
             ("metadata: {name: p}", "", "kind and metadata.name"),
         ];
         for (text, place, fault) in cases {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("a.yaml"), text).unwrap();
-            let error = Manifests::load(folder.path().into(), None).unwrap_err().to_string();
+            let error = Manifests::load(folder.path().into(), None)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(place) && error.contains(fault), "{error}");
         }
     }
@@ -306,8 +398,14 @@ mod tests {
     fn errors_show_nothing_of_the_file() {
         const SECRET: &str = "s3cr3t";
         let pod = |spec: &str| format!("kind: Pod\nmetadata: {{name: p}}\nspec: {spec}\n");
-        let port = |port: &str| pod(&format!("{{containers: [{{ports: [{{containerPort: {port}}}]}}]}}"));
-        let data = |value: &str| format!("kind: Secret\nmetadata: {{name: s}}\ndata:\n  password: {value}\n");
+        let port = |port: &str| {
+            pod(&format!(
+                "{{containers: [{{ports: [{{containerPort: {port}}}]}}]}}"
+            ))
+        };
+        let data = |value: &str| {
+            format!("kind: Secret\nmetadata: {{name: s}}\ndata:\n  password: {value}\n")
+        };
         let broken = [
             data("\"s3cr3t"),
             data("'s3cr3t"),
@@ -333,15 +431,28 @@ mod tests {
         for text in broken {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("a.yaml"), &text).unwrap();
-            let Err(error) = Manifests::load(folder.path().into(), None) else { continue };
+            let Err(error) = Manifests::load(folder.path().into(), None) else {
+                continue;
+            };
             let error = error_chain(&error);
-            assert!(!error.contains(SECRET) && error.contains("a.yaml"), "{text}\n{error}");
-            assert!(error.contains(", line ") || error.contains(" is malformed: "), "{text}\n{error}");
+            assert!(
+                !error.contains(SECRET) && error.contains("a.yaml"),
+                "{text}\n{error}"
+            );
+            assert!(
+                error.contains(", line ") || error.contains(" is malformed: "),
+                "{text}\n{error}"
+            );
         }
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.yaml"), data("\"s3cr3t")).unwrap();
-        let error = Manifests::load(folder.path().into(), None).unwrap_err().to_string();
-        assert!(error.contains("not YAML: ") && !error.contains("line 0"), "{error}");
+        let error = Manifests::load(folder.path().into(), None)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("not YAML: ") && !error.contains("line 0"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -363,8 +474,17 @@ status: {phase: , podIPs: }
 ";
         std::fs::write(folder.path().join("a.yaml"), text).unwrap();
         let manifests = Manifests::load(folder.path().into(), None).unwrap();
-        let kinds: Vec<_> = manifests.objects.as_ref().unwrap().iter().map(|(kind, _)| *kind).collect();
-        assert_eq!(kinds, [Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::Node]);
+        let kinds: Vec<_> = manifests
+            .objects
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|(kind, _)| *kind)
+            .collect();
+        assert_eq!(
+            kinds,
+            [Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::Node]
+        );
     }
 
     #[test]
@@ -377,7 +497,13 @@ status: {phase: , podIPs: }
         std::fs::write(folder.path().join("README.md"), "not YAML: [").unwrap();
         std::fs::write(folder.path().join(".hidden.yaml"), "[").unwrap();
         let manifests = Manifests::load(folder.path().into(), None).unwrap();
-        let kinds: Vec<_> = manifests.objects.as_ref().unwrap().iter().map(|(kind, _)| *kind).collect();
+        let kinds: Vec<_> = manifests
+            .objects
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|(kind, _)| *kind)
+            .collect();
         assert_eq!(kinds, [Kind::Pod, Kind::Node]);
     }
 
@@ -396,7 +522,13 @@ status: {phase: , podIPs: }
 ";
         std::fs::write(folder.path().join("a.yaml"), text).unwrap();
         let manifests = Manifests::load(folder.path().into(), None).unwrap();
-        let kinds: Vec<_> = manifests.objects.as_ref().unwrap().iter().map(|(kind, _)| *kind).collect();
+        let kinds: Vec<_> = manifests
+            .objects
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|(kind, _)| *kind)
+            .collect();
         assert_eq!(kinds, [Kind::Service, Kind::EndpointSlice, Kind::Node]);
     }
 
@@ -413,7 +545,10 @@ status: {phase: , podIPs: }
 
         std::fs::write(&file, "kind: [").unwrap();
         eventually(|| ready.report().1.contains("[!]manifests")).await;
-        assert!(cluster.pod("default", "p").is_some(), "the last good state serves");
+        assert!(
+            cluster.pod("default", "p").is_some(),
+            "the last good state serves"
+        );
 
         std::fs::write(&file, POD.replace("name: p", "name: q")).unwrap();
         eventually(|| cluster.pod("default", "q").is_some()).await;
@@ -428,7 +563,10 @@ roleRef: {kind: ClusterRole, name: r}
 subjects: [{kind: User, name: jane}]
 ";
         let folder = tempfile::tempdir().unwrap();
-        let (binding, file) = (folder.path().join("m/binding.yaml"), folder.path().join("tokens"));
+        let (binding, file) = (
+            folder.path().join("m/binding.yaml"),
+            folder.path().join("tokens"),
+        );
         std::fs::create_dir(folder.path().join("m")).unwrap();
         let role = "kind: ClusterRole\nmetadata: {name: r}\nrules: [{apiGroups: [''], resources: [pods/proxy], verbs: [get]}]\n";
         std::fs::write(folder.path().join("m/role.yaml"), role).unwrap();
@@ -463,7 +601,10 @@ subjects: [{kind: User, name: jane}]
         eventually(|| knows("new") && !knows("t")).await;
         std::fs::write(&file, "newer,jane\n").unwrap();
         eventually(|| ready.report().1.contains("[!]manifests")).await;
-        assert!(knows("new") && !knows("newer") && ready.report().0, "the old tokens stay");
+        assert!(
+            knows("new") && !knows("newer") && ready.report().0,
+            "the old tokens stay"
+        );
         std::fs::write(&file, "newer,jane,1\n").unwrap();
         eventually(|| knows("newer")).await;
         assert!(!ready.report().1.contains("[!]"));
@@ -481,6 +622,8 @@ subjects: [{kind: User, name: jane}]
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(30), waited).await.unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(30), waited)
+            .await
+            .unwrap();
     }
 }

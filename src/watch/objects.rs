@@ -1,7 +1,9 @@
-//! Kubernetes objects with only the fields that the index needs: the rest is skipped while decoding, never kept.
+//! Kubernetes objects with only the fields that the index needs: the rest is skipped while
+//! decoding, never kept.
 //!
-//! Every object is decoded on its own ([`Item`]), so that a malformed one is one object skipped and not a whole list or
-//! watch lost. `null` is the same as absent everywhere, as it is to the API server.
+//! Every object is decoded on its own ([`Item`]), so that a malformed one is one object skipped and
+//! not a whole list or watch lost. `null` is the same as absent everywhere, as it is to the API
+//! server.
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -30,7 +32,8 @@ pub(super) trait Watched:
 {
     const KIND: Kind;
 
-    /// The object in the terms of the index. None where it is none of ours, as a slice without a service.
+    /// The object in the terms of the index. None where it is none of ours, as a slice without a
+    /// service.
     fn object(self) -> Option<Object>;
 }
 
@@ -90,7 +93,9 @@ impl<K: Watched> Item<K> {
 
 impl<'de, K: Watched> Deserialize<'de> for Item<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::from_text(Box::<RawValue>::deserialize(deserializer)?.get()))
+        Ok(Self::from_text(
+            Box::<RawValue>::deserialize(deserializer)?.get(),
+        ))
     }
 }
 
@@ -144,8 +149,8 @@ pub(super) fn remove_nulls(value: &mut Value) {
     }
 }
 
-/// The readable part of a malformed object's metadata: its name for the log, and the version from which the watch
-/// goes on behind it.
+/// The readable part of a malformed object's metadata: its name for the log, and the version from
+/// which the watch goes on behind it.
 fn readable_meta(object: &Value) -> ObjectMeta {
     let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
     ObjectMeta {
@@ -158,7 +163,10 @@ fn readable_meta(object: &Value) -> ObjectMeta {
 
 /// Namespace and name; nodes have no namespace.
 pub(super) fn key(meta: &ObjectMeta) -> ObjectKey {
-    ObjectKey::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+    ObjectKey::new(
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
 }
 
 /// When the change happened that a slice tells of, in Unix seconds.
@@ -192,7 +200,8 @@ fn slim_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D
         trigger_time: Option<String>,
     }
     let meta = Meta::deserialize(deserializer)?;
-    let one = |key: &str, value: Option<String>| value.map(|value| [(key.to_owned(), value)].into());
+    let one =
+        |key: &str, value: Option<String>| value.map(|value| [(key.to_owned(), value)].into());
     Ok(ObjectMeta {
         name: meta.name,
         namespace: meta.namespace,
@@ -222,7 +231,8 @@ struct NodeStatus {
 
 #[derive(Clone, Debug, Deserialize)]
 struct NodeAddress {
-    /// As text: a type that is not known here must not cost the whole node, and is told where none is known.
+    /// As text: a type that is not known here must not cost the whole node, and is told where none
+    /// is known.
     r#type: Box<str>,
     address: Box<str>,
 }
@@ -243,9 +253,15 @@ impl Watched for SlimNode {
     const KIND: Kind = Kind::Node;
 
     fn object(self) -> Option<Object> {
-        let NodeStatus { addresses, daemon_endpoints } = self.status;
+        let NodeStatus {
+            addresses,
+            daemon_endpoints,
+        } = self.status;
         let port = daemon_endpoints.kubelet_endpoint.port;
-        let addresses = addresses.into_iter().map(|NodeAddress { r#type, address }| (r#type, address)).collect();
+        let addresses = addresses
+            .into_iter()
+            .map(|NodeAddress { r#type, address }| (r#type, address))
+            .collect();
         Some(Object::Node(Node {
             name: self.metadata.name.unwrap_or_default().into(),
             addresses,
@@ -302,12 +318,18 @@ impl Watched for SlimPod {
 
     fn object(self) -> Option<Object> {
         let (spec, status) = (self.spec, self.status);
-        let ports = || spec.containers.iter().flat_map(|container| &container.ports);
+        let ports = || {
+            spec.containers
+                .iter()
+                .flat_map(|container| &container.ports)
+        };
         let pod = Pod {
             name: self.metadata.name.as_deref().unwrap_or_default().into(),
             ips: status.pod_ips.into_iter().map(|PodIp { ip }| ip).collect(),
             first_port: ports().next().map(|port| port.container_port),
-            named_ports: ports().filter_map(|port| Some((port.name.clone()?, port.container_port))).collect(),
+            named_ports: ports()
+                .filter_map(|port| Some((port.name.clone()?, port.container_port)))
+                .collect(),
             phase: match &*status.phase {
                 "Succeeded" => Phase::Succeeded,
                 "Failed" => Phase::Failed,
@@ -348,7 +370,12 @@ impl Watched for SlimService {
     const KIND: Kind = Kind::Service;
 
     fn object(self) -> Option<Object> {
-        let SlimServiceSpec { r#type, mut ports, session_affinity, ip_families } = self.spec;
+        let SlimServiceSpec {
+            r#type,
+            mut ports,
+            session_affinity,
+            ip_families,
+        } = self.spec;
         // The name that it stands for is never dialled (CONFORMANCE C47, C107).
         if r#type == "ExternalName" {
             ports.clear();
@@ -356,11 +383,19 @@ impl Watched for SlimService {
         let ports = ports.into_iter().map(|port| PortSpec {
             name: port.name.unwrap_or_default(),
             number: port.port,
-            app_protocol: port.app_protocol.as_deref().map(AppProtocol::parse).unwrap_or_default(),
+            app_protocol: port
+                .app_protocol
+                .as_deref()
+                .map(AppProtocol::parse)
+                .unwrap_or_default(),
         });
         let spec = ServiceSpec {
             ports: ports.collect(),
-            affinity: if session_affinity == "ClientIP" { Affinity::ClientIp } else { Affinity::None },
+            affinity: if session_affinity == "ClientIP" {
+                Affinity::ClientIp
+            } else {
+                Affinity::None
+            },
             primary_family: ip_families.first().and_then(|family| self::family(family)),
         };
         Some(Object::Service(key(&self.metadata), spec))
@@ -415,11 +450,21 @@ impl Watched for SlimSlice {
     const KIND: Kind = Kind::EndpointSlice;
 
     fn object(self) -> Option<Object> {
-        let service = self.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+        let service = self
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(SERVICE_NAME));
         // A slice of names (addressType FQDN) has no address that could be dialled.
-        let (Some(service), Some(family)) = (service, family(&self.address_type)) else { return None };
+        let (Some(service), Some(family)) = (service, family(&self.address_type)) else {
+            return None;
+        };
         let endpoints = self.endpoints.into_iter().filter_map(|endpoint| {
-            let Conditions { ready, serving, terminating } = endpoint.conditions;
+            let Conditions {
+                ready,
+                serving,
+                terminating,
+            } = endpoint.conditions;
             // Unknown means ready, and serving follows ready (KEP-1672).
             let ready = ready.unwrap_or(true);
             let pod = endpoint.target_ref.filter(|target| target.kind == "Pod");
@@ -431,9 +476,16 @@ impl Watched for SlimSlice {
                 pod: pod.map(|pod| ObjectKey::new(&pod.namespace, &pod.name)),
             })
         });
-        let ports = self.ports.into_iter().filter_map(|port| Some((port.name.unwrap_or_default(), port.port?)));
-        let slice =
-            Slice { service: (**service).into(), family, ports: ports.collect(), endpoints: endpoints.collect() };
+        let ports = self
+            .ports
+            .into_iter()
+            .filter_map(|port| Some((port.name.unwrap_or_default(), port.port?)));
+        let slice = Slice {
+            service: (**service).into(),
+            family,
+            ports: ports.collect(),
+            endpoints: endpoints.collect(),
+        };
         Some(Object::EndpointSlice(key(&self.metadata), slice))
     }
 }
@@ -453,7 +505,9 @@ mod tests {
 
     fn object<K: Watched>(json: &Value) -> Result<Option<Object>, String> {
         // As the API sends it: text, not values.
-        serde_json::from_str::<Item<K>>(&json.to_string()).unwrap().object()
+        serde_json::from_str::<Item<K>>(&json.to_string())
+            .unwrap()
+            .object()
     }
 
     #[test]
@@ -466,25 +520,42 @@ mod tests {
             ]},
             "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]},
         }));
-        let Ok(Some(Object::Pod(key, pod))) = pod else { panic!("{pod:?}") };
+        let Ok(Some(Object::Pod(key, pod))) = pod else {
+            panic!("{pod:?}")
+        };
         assert_eq!(key.to_string(), "ns/p");
-        assert_eq!((pod.first_port, &*pod.named_ports), (Some(8080), &[("web".into(), 8080)][..]));
+        assert_eq!(
+            (pod.first_port, &*pod.named_ports),
+            (Some(8080), &[("web".into(), 8080)][..])
+        );
         assert_eq!(pod.ips[0].to_string(), "10.0.0.7");
     }
 
     #[test]
     fn a_node_gives_its_addresses_and_kubelet_port() {
-        let node = |status: Value| object::<SlimNode>(&json!({"metadata": {"name": "n"}, "status": status}));
+        let node = |status: Value| {
+            object::<SlimNode>(&json!({"metadata": {"name": "n"}, "status": status}))
+        };
         let known = node(json!({
             "addresses": [{"type": "Moon", "address": "x"}, {"type": "InternalIP", "address": "10.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 10255}},
         }));
-        let Ok(Some(Object::Node(known))) = known else { panic!("{known:?}") };
+        let Ok(Some(Object::Node(known))) = known else {
+            panic!("{known:?}")
+        };
         assert_eq!(
             (known.kubelet_port, &*known.addresses),
-            (10255, &[("Moon".into(), "x".into()), ("InternalIP".into(), "10.0.0.1".into())][..])
+            (
+                10255,
+                &[
+                    ("Moon".into(), "x".into()),
+                    ("InternalIP".into(), "10.0.0.1".into())
+                ][..]
+            )
         );
-        let Ok(Some(Object::Node(bare))) = node(json!({})) else { panic!() };
+        let Ok(Some(Object::Node(bare))) = node(json!({})) else {
+            panic!()
+        };
         assert_eq!(bare.kubelet_port, KUBELET_PORT);
     }
 
@@ -500,9 +571,21 @@ mod tests {
             ],
             "ports": [{"name": "", "port": 80}, {"name": "any", "port": null}],
         }));
-        let Ok(Some(Object::EndpointSlice(_, slice))) = slice else { panic!("{slice:?}") };
-        let told: Vec<_> = slice.endpoints.iter().map(|e| (e.address.to_string(), e.ready, e.serving)).collect();
-        assert_eq!(told, [("10.0.0.1".to_owned(), true, true), ("10.0.0.3".to_owned(), false, true)]);
+        let Ok(Some(Object::EndpointSlice(_, slice))) = slice else {
+            panic!("{slice:?}")
+        };
+        let told: Vec<_> = slice
+            .endpoints
+            .iter()
+            .map(|e| (e.address.to_string(), e.ready, e.serving))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("10.0.0.1".to_owned(), true, true),
+                ("10.0.0.3".to_owned(), false, true)
+            ]
+        );
         assert_eq!(slice.ports, [("".into(), 80)]);
         assert_eq!(slice.endpoints[0].pod, Some(ObjectKey::new("ns", "p")));
     }
@@ -513,7 +596,9 @@ mod tests {
             "metadata": {"name": "s", "namespace": "ns"},
             "spec": {"type": "ExternalName", "externalName": "metadata.internal", "ports": [{"port": 80}]},
         }));
-        let Ok(Some(Object::Service(_, spec))) = service else { panic!("{service:?}") };
+        let Ok(Some(Object::Service(_, spec))) = service else {
+            panic!("{service:?}")
+        };
         assert!(spec.ports.is_empty());
     }
 
@@ -527,14 +612,38 @@ mod tests {
         };
         let malformed = [
             (with("/metadata", json!(5)), "invalid type"),
-            (with("/metadata", json!({"namespace": "ns"})), "metadata.name is missing"),
-            (with("/metadata", json!({"name": "", "namespace": "ns"})), "metadata.name is missing"),
-            (with("/metadata", json!({"name": "bad"})), "metadata.namespace is missing"),
+            (
+                with("/metadata", json!({"namespace": "ns"})),
+                "metadata.name is missing",
+            ),
+            (
+                with("/metadata", json!({"name": "", "namespace": "ns"})),
+                "metadata.name is missing",
+            ),
+            (
+                with("/metadata", json!({"name": "bad"})),
+                "metadata.namespace is missing",
+            ),
             (with("/metadata/name", json!(["x"])), "invalid type"),
-            (with("/metadata", json!({"name": "bad", "namespace": "ns", "labels": "x"})), "invalid type"),
-            (with("/metadata", json!({"name": "bad", "namespace": "ns", "annotations": [1]})), "invalid"),
+            (
+                with(
+                    "/metadata",
+                    json!({"name": "bad", "namespace": "ns", "labels": "x"}),
+                ),
+                "invalid type",
+            ),
+            (
+                with(
+                    "/metadata",
+                    json!({"name": "bad", "namespace": "ns", "annotations": [1]}),
+                ),
+                "invalid",
+            ),
             (with("/status", json!("up")), "invalid type"),
-            (with("/status/podIPs", json!({"ip": "10.0.0.1"})), "invalid type"),
+            (
+                with("/status/podIPs", json!({"ip": "10.0.0.1"})),
+                "invalid type",
+            ),
             (with("/status/podIPs/0/ip", json!("nowhere")), "IP address"),
             (json!(7), "invalid type"),
             (json!("pod"), "invalid type"),
@@ -542,11 +651,15 @@ mod tests {
             (json!(null), "invalid"),
         ];
         for (bad, fault) in malformed {
-            let items = json!({"metadata": {"resourceVersion": "7"}, "items": [bad, good]}).to_string();
+            let items =
+                json!({"metadata": {"resourceVersion": "7"}, "items": [bad, good]}).to_string();
             let list: kube::core::ObjectList<Item<SlimPod>> = serde_json::from_str(&items).unwrap();
             let [bad_item, good_item] = <[_; 2]>::try_from(list.items).unwrap();
             assert!(bad_item.object().unwrap_err().contains(fault), "{bad}");
-            assert!(matches!(good_item.object(), Ok(Some(Object::Pod(..)))), "{bad}");
+            assert!(
+                matches!(good_item.object(), Ok(Some(Object::Pod(..)))),
+                "{bad}"
+            );
         }
     }
 
@@ -554,7 +667,10 @@ mod tests {
     fn a_malformed_object_keeps_what_the_watch_needs_to_go_on() {
         let text = r#"{"metadata": {"name": "p", "namespace": "ns", "resourceVersion": "9", "labels": 5}}"#;
         let item = serde_json::from_str::<Item<SlimPod>>(text).unwrap();
-        assert_eq!((item.meta().resource_version.as_deref(), key(item.meta())), (Some("9"), ObjectKey::new("ns", "p")));
+        assert_eq!(
+            (item.meta().resource_version.as_deref(), key(item.meta())),
+            (Some("9"), ObjectKey::new("ns", "p"))
+        );
         assert!(item.object().is_err());
     }
 
@@ -566,20 +682,28 @@ mod tests {
             "spec": {"containers": [null, {"ports": null}, {"ports": [null, {"name": null, "containerPort": 80}]}]},
             "status": {"phase": null, "podIPs": null},
         }));
-        let Ok(Some(Object::Pod(_, pod))) = pod else { panic!("{pod:?}") };
+        let Ok(Some(Object::Pod(_, pod))) = pod else {
+            panic!("{pod:?}")
+        };
         assert_eq!((pod.first_port, pod.ips.len()), (Some(80), 0));
-        assert!(object::<SlimPod>(&json!({"metadata": meta, "spec": {"containers": null}, "status": null})).is_ok());
+        assert!(
+            object::<SlimPod>(
+                &json!({"metadata": meta, "spec": {"containers": null}, "status": null})
+            )
+            .is_ok()
+        );
         let service = json!({"metadata": meta, "spec": {"type": null, "ports": null, "sessionAffinity": null}});
         assert!(matches!(object::<SlimService>(&service), Ok(Some(_))));
-        let node =
-            json!({"metadata": meta, "status": {"addresses": null, "daemonEndpoints": {"kubeletEndpoint": null}}});
+        let node = json!({"metadata": meta, "status": {"addresses": null, "daemonEndpoints": {"kubeletEndpoint": null}}});
         assert!(matches!(object::<SlimNode>(&node), Ok(Some(_))));
         let slice = object::<SlimSlice>(&json!({
             "metadata": {"name": "x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "s", "y": null}},
             "addressType": "IPv4", "ports": null,
             "endpoints": [{"addresses": null}, {"addresses": ["10.0.0.1"], "conditions": null, "targetRef": null}],
         }));
-        let Ok(Some(Object::EndpointSlice(_, slice))) = slice else { panic!("{slice:?}") };
+        let Ok(Some(Object::EndpointSlice(_, slice))) = slice else {
+            panic!("{slice:?}")
+        };
         assert!(slice.endpoints.len() == 1 && slice.endpoints[0].ready && slice.ports.is_empty());
         let bare = json!({"metadata": {"name": "x", "namespace": "ns"}, "endpoints": null, "addressType": null});
         assert!(matches!(object::<SlimSlice>(&bare), Ok(None)));

@@ -36,11 +36,16 @@ async fn connections_that_end_give_their_descriptors_back() -> Result<()> {
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
         let mut client = bed.client().await?;
-        client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await?;
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await?;
         read_until(&mut client, "\r\n\r\n").await?;
         clients.push(client);
     }
-    ensure!(bed.bastion.descriptors()? >= before + CONNECTIONS - SLACK, "they are open");
+    ensure!(
+        bed.bastion.descriptors()? >= before + CONNECTIONS - SLACK,
+        "they are open"
+    );
     drop(clients);
     returns_to(&bed, before, "connections that ended").await
 }
@@ -53,26 +58,34 @@ async fn tunnels_and_uploads_that_are_cut_give_their_descriptors_back() -> Resul
     for cut_by_client in [true, false] {
         let (mut clients, mut backends) = (Vec::new(), Vec::new());
         for _ in 0..EACH {
-            let mut client = bed.request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
+            let mut client = bed
+                .request("GET /", "Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
+                .await?;
             let (mut backend, _) = bed.accept().await?;
             backend.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await?;
             read_until(&mut client, "\r\n\r\n").await?;
             clients.push(client);
             backends.push(backend);
-            let mut client = bed.request("POST /", "Content-Length: 100\r\n\r\nhalf").await?;
+            let mut client = bed
+                .request("POST /", "Content-Length: 100\r\n\r\nhalf")
+                .await?;
             let (mut backend, _) = bed.accept().await?;
             read_until(&mut backend, "half").await?;
             client.flush().await?;
             clients.push(client);
             backends.push(backend);
         }
-        ensure!(bed.bastion.descriptors()? >= before + 4 * EACH - SLACK, "they are open, on both sides");
+        ensure!(
+            bed.bastion.descriptors()? >= before + 4 * EACH - SLACK,
+            "they are open, on both sides"
+        );
         if cut_by_client {
             drop(clients);
             returns_to(&bed, before, "tunnels and uploads that their clients cut").await?;
         } else {
             drop(backends);
-            // A client may go on sending into a tunnel whose other end is shut: it learns of that end, and leaves.
+            // A client may go on sending into a tunnel whose other end is shut: it learns of that
+            // end, and leaves.
             for mut client in clients {
                 ensure!(!read_some(&mut client).await.contains("200 OK"));
             }
@@ -91,7 +104,9 @@ async fn unfinished_heads_do_not_hold_the_admin_port() -> Result<()> {
     let mut clients = Vec::new();
     for _ in 0..HEADS {
         let mut client = TcpStream::connect(bed.bastion.admin).await?;
-        client.write_all(b"GET /readyz HTTP/1.1\r\nHost: h\r\n").await?;
+        client
+            .write_all(b"GET /readyz HTTP/1.1\r\nHost: h\r\n")
+            .await?;
         clients.push(client);
     }
     returns_to(&bed, before, "unfinished heads at the admin port").await?;

@@ -12,7 +12,8 @@ use tokio::task::JoinHandle;
 use crate::MIB;
 use crate::support::test_bed::{TestBed, read_until};
 
-/// Three times the budget for rewriting; without bounds each attack here takes twice as much as this.
+/// Three times the budget for rewriting; without bounds each attack here takes twice as much as
+/// this.
 const LIMIT: usize = 96 * MIB;
 
 fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
@@ -23,9 +24,12 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
 
 /// Begins a page: the backend's side of it, and a client that reads what comes to its end.
 async fn page(bed: &TestBed, headers: &str) -> Result<(TcpStream, JoinHandle<u64>)> {
-    let mut client = bed.request("GET /page", "Connection: close\r\n\r\n").await?;
+    let mut client = bed
+        .request("GET /page", "Connection: close\r\n\r\n")
+        .await?;
     let (mut backend, _) = bed.accept().await?;
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n{headers}\r\n");
+    let head =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n{headers}\r\n");
     backend.write_all(head.as_bytes()).await?;
     let read = tokio::spawn(async move {
         let mut read = 0;
@@ -81,7 +85,10 @@ async fn pages_stalled_inside_a_tag_take_bounded_memory() -> Result<()> {
         stalled.push((backend, read));
     }
     let grown = grown(&bed, before)?;
-    println!("S3b: {PAGES} pages stalled in a tag of {SIZE} bytes: {} KiB at the peak", grown / 1024);
+    println!(
+        "S3b: {PAGES} pages stalled in a tag of {SIZE} bytes: {} KiB at the peak",
+        grown / 1024
+    );
     ensure!(grown < LIMIT, "{grown} bytes");
     // They were stalled, not broken off: their rest comes through.
     for (mut backend, read) in stalled {
@@ -100,12 +107,17 @@ async fn unclosed_elements_with_long_names_take_bounded_memory() -> Result<()> {
     let before = begin(&bed)?;
     let (mut backend, read) = page(&bed, "").await?;
     for n in 0..TOTAL / NAME {
-        backend.write_all(format!("<n{n:06}{}>", "x".repeat(NAME)).as_bytes()).await?;
+        backend
+            .write_all(format!("<n{n:06}{}>", "x".repeat(NAME)).as_bytes())
+            .await?;
     }
     drop(backend);
     let read = read.await?;
     let grown = grown(&bed, before)?;
-    println!("S3c: {TOTAL} bytes of unclosed names: {} KiB at the peak, {read} bytes out", grown / 1024);
+    println!(
+        "S3c: {TOTAL} bytes of unclosed names: {} KiB at the peak, {read} bytes out",
+        grown / 1024
+    );
     ensure!(read > TOTAL as u64 && grown < LIMIT, "{grown} bytes");
     Ok(())
 }
@@ -121,12 +133,18 @@ async fn empty_gzip_members_take_little_memory() -> Result<()> {
     hostile.write_all(&members).await?;
     let mut neighbor = bed.request("GET /", "\r\n").await?;
     let (mut backend, _) = bed.accept().await?;
-    backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+    backend
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .await?;
     read_until(&mut neighbor, "ok").await?;
     drop(hostile);
     read.await?;
     let grown = grown(&bed, before)?;
-    println!("S3d: {} bytes of empty gzip members: {} KiB at the peak", members.len(), grown / 1024);
+    println!(
+        "S3d: {} bytes of empty gzip members: {} KiB at the peak",
+        members.len(),
+        grown / 1024
+    );
     ensure!(grown < LIMIT, "{grown} bytes");
     Ok(())
 }

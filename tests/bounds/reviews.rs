@@ -49,20 +49,27 @@ authentication: {{tokenReview: {{timeout: 10m}}}}
         std::fs::write(&config, text)?;
         let bastion = Bastion::start(&[&format!("--config={}", config.display())])?;
         bastion.ready().await?;
-        Ok(Self { bastion, api, ca: ca.file, _folder: folder })
+        Ok(Self {
+            bastion,
+            api,
+            ca: ca.file,
+            _folder: folder,
+        })
     }
 
     /// The status of a request with a good token, from another address of loopback.
     async fn neighbor(&self, token: &str) -> Result<String> {
         let local = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
         let mut client = tls_from(local, self.bastion.secure, &self.ca, &[]).await?;
-        let head = format!("GET {PATH} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n");
+        let head =
+            format!("GET {PATH} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n");
         client.write_all(head.as_bytes()).await?;
         Ok(read_until(&mut client, "\r\n").await?.trim().to_owned())
     }
 }
 
-/// FINDINGS S1: one connection of HTTP/2 asks with 300 tokens that are not known, and resets each stream.
+/// FINDINGS S1: one connection of HTTP/2 asks with 300 tokens that are not known, and resets each
+/// stream.
 #[tokio::test]
 async fn unknown_tokens_hold_a_bounded_number_of_reviews() -> Result<()> {
     const STREAMS: usize = 300;
@@ -74,7 +81,10 @@ async fn unknown_tokens_hold_a_bounded_number_of_reviews() -> Result<()> {
     let stream = tls_with_alpn(reviewed.bastion.secure, &reviewed.ca, None, &[b"h2"]).await?;
     let (sender, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
-    let before = (reviewed.bastion.resident()?, reviewed.bastion.descriptors()?);
+    let before = (
+        reviewed.bastion.resident()?,
+        reviewed.bastion.descriptors()?,
+    );
     let mut sender = sender;
     let mut answers = Vec::new();
     for batch in 0..STREAMS / BATCH {
@@ -88,16 +98,29 @@ async fn unknown_tokens_hold_a_bounded_number_of_reviews() -> Result<()> {
                 .body(())?;
             answers.push(sender.send_request(request, true)?);
         }
-        eventually("a review of the batch", async || Ok(reviewed.api.reviews() > asked)).await?;
+        eventually("a review of the batch", async || {
+            Ok(reviewed.api.reviews() > asked)
+        })
+        .await?;
         for round in 0..4 {
-            let status = reviewed.neighbor(&format!("{GOOD}-{batch}-{round}")).await?;
-            ensure!(status.starts_with("HTTP/1.1 403 "), "a neighbor waits for the attacker's reviews: {status}");
+            let status = reviewed
+                .neighbor(&format!("{GOOD}-{batch}-{round}"))
+                .await?;
+            ensure!(
+                status.starts_with("HTTP/1.1 403 "),
+                "a neighbor waits for the attacker's reviews: {status}"
+            );
         }
     }
-    let after = (reviewed.bastion.resident()?, reviewed.bastion.descriptors()?);
+    let after = (
+        reviewed.bastion.resident()?,
+        reviewed.bastion.descriptors()?,
+    );
     answers.clear();
-    let gone =
-        eventually("the reviews of reset streams to be canceled", async || Ok(reviewed.api.waiting() == 0)).await;
+    let gone = eventually("the reviews of reset streams to be canceled", async || {
+        Ok(reviewed.api.waiting() == 0)
+    })
+    .await;
     println!(
         "S1: {STREAMS} streams: at most {} reviews in flight, {} after all are reset; {} KiB and {} descriptors more",
         reviewed.api.most_waiting(),
@@ -105,11 +128,28 @@ async fn unknown_tokens_hold_a_bounded_number_of_reviews() -> Result<()> {
         after.0.saturating_sub(before.0) / 1024,
         after.1.saturating_sub(before.1)
     );
-    ensure!(reviewed.api.most_waiting() > 0, "no review was asked for: nothing was tested");
-    ensure!(reviewed.api.most_waiting() <= MOST, "{} reviews in flight", reviewed.api.most_waiting());
+    ensure!(
+        reviewed.api.most_waiting() > 0,
+        "no review was asked for: nothing was tested"
+    );
+    ensure!(
+        reviewed.api.most_waiting() <= MOST,
+        "{} reviews in flight",
+        reviewed.api.most_waiting()
+    );
     // One connection to the API for each review in flight, and those of the test itself.
-    ensure!(after.1 <= before.1 + MOST + 16, "{} descriptors, {} before", after.1, before.1);
-    ensure!(after.0 <= before.0 + 32 * MIB, "{} bytes, {} before", after.0, before.0);
+    ensure!(
+        after.1 <= before.1 + MOST + 16,
+        "{} descriptors, {} before",
+        after.1,
+        before.1
+    );
+    ensure!(
+        after.0 <= before.0 + 32 * MIB,
+        "{} bytes, {} before",
+        after.0,
+        before.0
+    );
     gone
 }
 
@@ -138,7 +178,10 @@ async fn large_impersonation_values_are_not_kept() -> Result<()> {
         ensure!(answer.starts_with("HTTP/1.1 4"), "{answer:.200}");
     }
     let grown = reviewed.bastion.resident()?.saturating_sub(before);
-    println!("S2: {REQUESTS} requests with 900 kB of Impersonate-User: {} KiB grown", grown / 1024);
+    println!(
+        "S2: {REQUESTS} requests with 900 kB of Impersonate-User: {} KiB grown",
+        grown / 1024
+    );
     ensure!(grown < LIMIT, "{grown} bytes stay");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The clients people use, each as itself. `kubectl get --raw` and `kubectl --server` are among the targets.
+//! The clients people use, each as itself. `kubectl get --raw` and `kubectl --server` are among the
+//! targets.
 
 mod browser;
 mod curl;

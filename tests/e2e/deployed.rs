@@ -19,12 +19,21 @@ use crate::world::{SHOP, World, bastion, path};
 
 pub async fn the_manifests_are_accepted_by_the_api(world: &mut World) -> Result<()> {
     // The namespace is there already: a dry run makes none, and the API would miss it.
-    let said = world.cluster.kubectl(&["apply", "-k", "deploy/", "--dry-run=server"])?;
-    for object in ["deployment.apps/kube-bastion", "networkpolicy", "poddisruptionbudget", "service/kube-bastion"] {
+    let said = world
+        .cluster
+        .kubectl(&["apply", "-k", "deploy/", "--dry-run=server"])?;
+    for object in [
+        "deployment.apps/kube-bastion",
+        "networkpolicy",
+        "poddisruptionbudget",
+        "service/kube-bastion",
+    ] {
         ensure!(said.contains(object), "{object} is missing:\n{said}");
     }
     Objects::new(&world.cluster.client, "team-a").await?;
-    world.cluster.kubectl(&["apply", "-f", "deploy/examples/", "--dry-run=server"])?;
+    world
+        .cluster
+        .kubectl(&["apply", "-f", "deploy/examples/", "--dry-run=server"])?;
     Ok(())
 }
 
@@ -33,8 +42,12 @@ pub async fn a_pod_finds_its_account_and_follows_its_token(world: &mut World) ->
     let account = tempfile::tempdir()?;
     let write = |name: &str, text: &str| std::fs::write(account.path().join(name), text);
     // A token that dies with the object it is bound to, as a pod's does.
-    let home = Objects { client: cluster.client.clone(), namespace: HOME.into() };
-    home.create::<Secret>(json!({"metadata": {"name": "bound"}})).await?;
+    let home = Objects {
+        client: cluster.client.clone(),
+        namespace: HOME.into(),
+    };
+    home.create::<Secret>(json!({"metadata": {"name": "bound"}}))
+        .await?;
     let secrets = Api::<Secret>::namespaced(cluster.client.clone(), HOME);
     let uid = secrets.get("bound").await?.metadata.uid;
     let bound = BoundObjectReference {
@@ -47,29 +60,48 @@ pub async fn a_pod_finds_its_account_and_follows_its_token(world: &mut World) ->
     write("ca.crt", &std::fs::read_to_string(&cluster.ca.file)?)?;
     write("namespace", HOME)?;
 
-    let (host, port) = cluster.server.trim_start_matches("https://").split_once(':').context("host:port")?;
+    let (host, port) = cluster
+        .server
+        .trim_start_matches("https://")
+        .split_once(':')
+        .context("host:port")?;
     let script = "mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io/serviceaccount && \
                   mount --bind \"$1\" /run/secrets/kubernetes.io/serviceaccount && shift && exec \"$@\"";
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ])
         .arg(account.path())
         .arg(env!("CARGO_BIN_EXE_kube-bastion"))
         .arg("serve")
-        .arg(format!("--tls-cert-file={}", world.serving.certificate.display()))
-        .arg(format!("--tls-private-key-file={}", world.serving.key.display()))
+        .arg(format!(
+            "--tls-cert-file={}",
+            world.serving.certificate.display()
+        ))
+        .arg(format!(
+            "--tls-private-key-file={}",
+            world.serving.key.display()
+        ))
         .env("KUBERNETES_SERVICE_HOST", host)
         .env("KUBERNETES_SERVICE_PORT", port);
     let pod = Bastion::run(command)?;
     pod.ready().await?;
-    let mut client = Client::connect(pod.secure, &cluster.ca.file, Some(&world.token), None).await?;
+    let mut client =
+        Client::connect(pod.secure, &cluster.ca.file, Some(&world.token), None).await?;
     let answer = client.get(&path("services/web/proxy/name")).await?;
     ensure!(answer.status == 200, "{answer:?}");
 
     write("token", &cluster.token(HOME, HOME, None).await?)?;
     secrets.delete("bound", &DeleteParams::default()).await?;
-    // A token that the bastion has not seen needs a review, and so the bastion's own token. The file is read again
-    // within the minute.
+    // A token that the bastion has not seen needs a review, and so the bastion's own token. The
+    // file is read again within the minute.
     for attempt in 0.. {
         let fresh = cluster.token(SHOP, "caller", None).await?;
         let mut client = Client::connect(pod.secure, &cluster.ca.file, Some(&fresh), None).await?;
@@ -85,18 +117,35 @@ pub async fn a_pod_finds_its_account_and_follows_its_token(world: &mut World) ->
 }
 
 pub async fn sigterm_finishes_what_runs(world: &mut World) -> Result<()> {
-    let kubeconfig = world.cluster.bastion_kubeconfig("draining", &world.cluster.server).await?;
+    let kubeconfig = world
+        .cluster
+        .bastion_kubeconfig("draining", &world.cluster.server)
+        .await?;
     let mut draining = bastion(&kubeconfig, &world.serving, &["--drain-timeout=20s"])?;
     draining.ready().await?;
     // A request whose body is half sent, and a tunnel.
     let mut half = tls(draining.secure, &world.cluster.ca.file, None).await?;
     let head = |method: &str, target: &str, more: &str| {
-        format!("{method} {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{more}\r\n", path(target), world.token)
+        format!(
+            "{method} {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{more}\r\n",
+            path(target),
+            world.token
+        )
     };
-    half.write_all(head("POST", "pods/web-1/proxy/echo", "Content-Length: 10\r\n").as_bytes()).await?;
+    half.write_all(head("POST", "pods/web-1/proxy/echo", "Content-Length: 10\r\n").as_bytes())
+        .await?;
     half.write_all(b"01234").await?;
     let mut tunnel = tls(draining.secure, &world.cluster.ca.file, None).await?;
-    tunnel.write_all(head("GET", "pods/web-1/proxy/ws", "Connection: Upgrade\r\nUpgrade: echo\r\n").as_bytes()).await?;
+    tunnel
+        .write_all(
+            head(
+                "GET",
+                "pods/web-1/proxy/ws",
+                "Connection: Upgrade\r\nUpgrade: echo\r\n",
+            )
+            .as_bytes(),
+        )
+        .await?;
     let mut buffer = [0; 1024];
     let mut opened = String::new();
     while !opened.contains("web-1 /ws") {
@@ -107,7 +156,9 @@ pub async fn sigterm_finishes_what_runs(world: &mut World) -> Result<()> {
 
     draining.signal(Signal::SIGTERM)?;
     crate::support::eventually("the port to close", async || {
-        Ok(tokio::net::TcpStream::connect(draining.secure).await.is_err())
+        Ok(tokio::net::TcpStream::connect(draining.secure)
+            .await
+            .is_err())
     })
     .await?;
     let (code, report) = draining.readyz().await.with_context(|| draining.said())?;
@@ -115,7 +166,10 @@ pub async fn sigterm_finishes_what_runs(world: &mut World) -> Result<()> {
     half.write_all(b"56789").await?;
     let mut answer = String::new();
     half.read_to_string(&mut answer).await?;
-    ensure!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("0123456789"), "{answer}");
+    ensure!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("0123456789"),
+        "{answer}"
+    );
     tunnel.write_all(b"still here").await?;
     tunnel.shutdown().await?;
     let mut rest = String::new();

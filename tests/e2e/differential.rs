@@ -1,7 +1,8 @@
-//! Every question of the table is asked of the real apiserver's proxy and of the bastion, before the same backends, and
-//! what comes back and what the backends saw is held against each other.
+//! Every question of the table is asked of the real apiserver's proxy and of the bastion, before
+//! the same backends, and what comes back and what the backends saw is held against each other.
 //!
-//! `DIFFERENTIAL=TEXT make e2e` asks only the rows whose name, or one of whose C-numbers, holds TEXT.
+//! `DIFFERENTIAL=TEXT make e2e` asks only the rows whose name, or one of whose C-numbers, holds
+//! TEXT.
 
 mod ask;
 mod callers;
@@ -51,9 +52,21 @@ pub async fn the_table_holds(world: &mut World) -> Result<()> {
     report::total(all);
     println!("     in {:.1} s", began.elapsed().as_secs_f32());
     ensure!(all.total() > 0, "no row's name holds {wanted:?}");
-    let faults = if wanted.is_empty() { table.faults() } else { Vec::new() };
-    ensure!(faults.is_empty(), "the table is not whole:\n  {}", faults.join("\n  "));
-    ensure!(all.wrong == 0, "{} rows differ and should not, or not so", all.wrong);
+    let faults = if wanted.is_empty() {
+        table.faults()
+    } else {
+        Vec::new()
+    };
+    ensure!(
+        faults.is_empty(),
+        "the table is not whole:\n  {}",
+        faults.join("\n  ")
+    );
+    ensure!(
+        all.wrong == 0,
+        "{} rows differ and should not, or not so",
+        all.wrong
+    );
     Ok(())
 }
 
@@ -63,8 +76,11 @@ async fn judge(setting: &Setting<'_>, row: &Row) -> Result<Verdict> {
     let ours = observe_side(setting, &setting.ours(&row.setting)?, row).await?;
     if std::env::var_os("DIFFERENTIAL_SHOW").is_some() {
         println!("     {} ({:?})", row.name, began.elapsed());
-        theirs.iter().for_each(|(name, value)| println!("          theirs {name}: {value:?}"));
-        ours.iter().for_each(|(name, value)| println!("          ours   {name}: {value:?}"));
+        theirs
+            .iter()
+            .for_each(|(name, value)| println!("          theirs {name}: {value:?}"));
+        ours.iter()
+            .for_each(|(name, value)| println!("          ours   {name}: {value:?}"));
     }
     if began.elapsed() > SLOW {
         println!("     slow: {} took {:?}", row.name, began.elapsed());
@@ -83,8 +99,13 @@ async fn observe_side(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<O
         _ => ask::ask(side, row, by, &setting.stage).await,
     };
     let seen = setting.stage.finish().await;
-    let answer = answer.unwrap_or_else(|error| ask::Answer { end: format!("{error:#}"), ..ask::Answer::default() });
+    let answer = answer.unwrap_or_else(|error| ask::Answer {
+        end: format!("{error:#}"),
+        ..ask::Answer::default()
+    });
     let mut observation = observe(&answer, &seen);
-    observation.values_mut().for_each(|value| *value = setting.name_own_tokens(value));
+    observation
+        .values_mut()
+        .for_each(|value| *value = setting.name_own_tokens(value));
     Ok(observation)
 }

@@ -1,10 +1,11 @@
-//! The bastion against a real etcd, kube-apiserver and kube-controller-manager. Pods and nodes are objects of that API
-//! whose addresses are backends in a network namespace of the test's own.
+//! The bastion against a real etcd, kube-apiserver and kube-controller-manager. Pods and nodes are
+//! objects of that API whose addresses are backends in a network namespace of the test's own.
 //!
-//! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds NAME, and with
-//! `DIFFERENTIAL=TEXT` in the environment only those rows of the table whose name holds TEXT. It needs root
-//! (for the namespace) and Go (to build the control plane, unless `KUBEBUILDER_ASSETS` brings one, and clients); the
-//! scenarios of the clients need Node with npm, curl and Chromium, and say so where one is missing.
+//! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds
+//! NAME, and with `DIFFERENTIAL=TEXT` in the environment only those rows of the table whose name
+//! holds TEXT. It needs root (for the namespace) and Go (to build the control plane, unless
+//! `KUBEBUILDER_ASSETS` brings one, and clients); the scenarios of the clients need Node with npm,
+//! curl and Chromium, and say so where one is missing.
 
 mod balance;
 mod callers;
@@ -47,8 +48,13 @@ macro_rules! scenarios {
 fn main() -> Result<ExitCode> {
     support::process::serve_if_child()?;
     kube_bastion::tls::install_provider();
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let filter = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'))
+        .unwrap_or_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let results = match runtime.block_on(run(filter)) {
         Ok(results) => results,
         Err(error) => {
@@ -56,12 +62,24 @@ fn main() -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    let failed: Vec<_> = results.iter().filter(|(_, ok)| !ok).map(|(name, _)| *name).collect();
-    println!("\n{} passed, {} failed", results.len() - failed.len(), failed.len());
+    let failed: Vec<_> = results
+        .iter()
+        .filter(|(_, ok)| !ok)
+        .map(|(name, _)| *name)
+        .collect();
+    println!(
+        "\n{} passed, {} failed",
+        results.len() - failed.len(),
+        failed.len()
+    );
     for name in &failed {
         println!("failed: {name}");
     }
-    Ok(if failed.is_empty() && !results.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed.is_empty() && !results.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {

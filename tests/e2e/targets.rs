@@ -18,18 +18,32 @@ pub async fn services_pods_and_nodes_are_reached(world: &mut World) -> Result<()
         ("namespaces/shop/pods/web-2/proxy/name", "web-2"),
         ("namespaces/shop/pods/web-2:8080/proxy/name", "web-2"),
         ("namespaces/shop/pods/http:web-2:http/proxy/name", "web-2"),
-        ("namespaces/shop/pods/https:safe-1:8443/proxy/name", "safe-1"),
+        (
+            "namespaces/shop/pods/https:safe-1:8443/proxy/name",
+            "safe-1",
+        ),
         ("namespaces/shop/services/safe/proxy/name", "safe-1"),
-        ("namespaces/shop/services/https:safe:443/proxy/name", "safe-1"),
+        (
+            "namespaces/shop/services/https:safe:443/proxy/name",
+            "safe-1",
+        ),
         ("nodes/node-1:9100/proxy/name", "node-1"),
         ("nodes/http%3Anode-1%3A9100/proxy/name", "node-1"),
     ] {
         let answer = client.get(&format!("/api/v1/{target}")).await?;
-        ensure!(answer.status == 200 && answer.body == name, "{target}: {answer:?}");
+        ensure!(
+            answer.status == 200 && answer.body == name,
+            "{target}: {answer:?}"
+        );
     }
     for id in ["web", "web:80", "web:http", "http:web:", "http:web:80"] {
-        let answer = client.get(&path(&format!("services/{id}/proxy/name"))).await?;
-        ensure!(answer.status == 200 && answer.body.starts_with("web-"), "{id}: {answer:?}");
+        let answer = client
+            .get(&path(&format!("services/{id}/proxy/name")))
+            .await?;
+        ensure!(
+            answer.status == 200 && answer.body.starts_with("web-"),
+            "{id}: {answer:?}"
+        );
     }
     Ok(())
 }
@@ -44,7 +58,10 @@ pub async fn kubectl_prints_what_the_apiservers_own_proxy_prints(world: &mut Wor
     ] {
         let theirs = world.cluster.kubectl(&["get", "--raw", raw])?;
         let (ok, ours) = world.kubectl_through(&["get", "--raw", raw])?;
-        ensure!(ok && ours == theirs && !ours.is_empty(), "{raw}: ours {ours:?}, the apiserver's {theirs:?}");
+        ensure!(
+            ok && ours == theirs && !ours.is_empty(),
+            "{raw}: ours {ours:?}, the apiserver's {theirs:?}"
+        );
     }
     Ok(())
 }
@@ -53,14 +70,24 @@ pub async fn kubectl_proxy_stands_in_front(world: &mut World) -> Result<()> {
     // What a browser uses: kubectl shows the token.
     let server = format!("https://{}", world.bastion.secure);
     let by = By::Token(&world.token);
-    let kubeconfig = world.cluster.kubeconfig("browser", &server, &world.cluster.ca.file, &by)?;
+    let kubeconfig = world
+        .cluster
+        .kubeconfig("browser", &server, &world.cluster.ca.file, &by)?;
     let mut proxy = Command::new(&world.cluster.kubectl)
-        .args(["proxy", "--port=0", &format!("--kubeconfig={}", kubeconfig.display())])
+        .args([
+            "proxy",
+            "--port=0",
+            &format!("--kubeconfig={}", kubeconfig.display()),
+        ])
         .stdout(Stdio::piped())
         .spawn()?;
     let mut line = String::new();
     BufReader::new(proxy.stdout.take().context("stdout is piped")?).read_line(&mut line)?;
-    let address = line.trim().strip_prefix("Starting to serve on ").context("kubectl proxy says where")?.parse()?;
+    let address = line
+        .trim()
+        .strip_prefix("Starting to serve on ")
+        .context("kubectl proxy says where")?
+        .parse()?;
     let answer = get_plain(address, &path("services/web/proxy/name")).await;
     proxy.kill()?;
     proxy.wait()?;
@@ -73,41 +100,113 @@ pub async fn what_is_not_there_is_told_as_the_apiserver_tells_it(world: &mut Wor
     let mut client = world.client().await?;
     for (target, code, message) in [
         ("pods/nobody/proxy/", 404, r#"pods \"nobody\" not found"#),
-        ("services/nobody:80/proxy/", 404, r#"services \"nobody\" not found"#),
-        ("services/a:b:c/proxy/", 400, r#"invalid service request \"a:b:c\""#),
-        ("services/:80/proxy/", 400, r#"invalid service request \":80\""#),
-        ("pods/HTTP:web-1:/proxy/", 400, r#"invalid pod request \"HTTP:web-1:\""#),
-        ("pods/web-1:nope/proxy/", 400, r#"invalid pod request \"web-1:nope\""#),
-        ("pods/web-1:65536/proxy/", 400, r#"invalid pod request \"web-1:65536\""#),
-        ("pods/web-1:0/proxy/", 400, r#"invalid pod request \"web-1:0\""#),
-        ("pods/%2e%2e/proxy/", 400, r#"Name parameter invalid: \"..\": may not be '..'"#),
+        (
+            "services/nobody:80/proxy/",
+            404,
+            r#"services \"nobody\" not found"#,
+        ),
+        (
+            "services/a:b:c/proxy/",
+            400,
+            r#"invalid service request \"a:b:c\""#,
+        ),
+        (
+            "services/:80/proxy/",
+            400,
+            r#"invalid service request \":80\""#,
+        ),
+        (
+            "pods/HTTP:web-1:/proxy/",
+            400,
+            r#"invalid pod request \"HTTP:web-1:\""#,
+        ),
+        (
+            "pods/web-1:nope/proxy/",
+            400,
+            r#"invalid pod request \"web-1:nope\""#,
+        ),
+        (
+            "pods/web-1:65536/proxy/",
+            400,
+            r#"invalid pod request \"web-1:65536\""#,
+        ),
+        (
+            "pods/web-1:0/proxy/",
+            400,
+            r#"invalid pod request \"web-1:0\""#,
+        ),
+        (
+            "pods/%2e%2e/proxy/",
+            400,
+            r#"Name parameter invalid: \"..\": may not be '..'"#,
+        ),
         ("pods/a%2Fb/proxy/", 400, "encoded slash"),
-        ("services/web:81/proxy/", 503, r#"no service port 81 found for service \"web\""#),
-        ("services/web:nope/proxy/", 503, r#"no endpoints available for service \"web:nope\""#),
-        ("services/two/proxy/", 503, r#"no endpoints available for service \"two\""#),
-        ("services/empty/proxy/", 503, r#"no endpoints available for service \"empty\""#),
-        ("services/outside:80/proxy/", 503, r#"no endpoints available for service \"outside:80\""#),
-        ("services/outside/proxy/", 503, r#"no endpoints available for service \"outside\""#),
+        (
+            "services/web:81/proxy/",
+            503,
+            r#"no service port 81 found for service \"web\""#,
+        ),
+        (
+            "services/web:nope/proxy/",
+            503,
+            r#"no endpoints available for service \"web:nope\""#,
+        ),
+        (
+            "services/two/proxy/",
+            503,
+            r#"no endpoints available for service \"two\""#,
+        ),
+        (
+            "services/empty/proxy/",
+            503,
+            r#"no endpoints available for service \"empty\""#,
+        ),
+        (
+            "services/outside:80/proxy/",
+            503,
+            r#"no endpoints available for service \"outside:80\""#,
+        ),
+        (
+            "services/outside/proxy/",
+            503,
+            r#"no endpoints available for service \"outside\""#,
+        ),
         (
             "pods/web-1:9/proxy/",
             503,
             "error trying to reach service: dial tcp 10.254.240.11:9: connect: connection refused",
         ),
-        ("secrets/web/proxy/", 404, "the server could not find the requested resource"),
+        (
+            "secrets/web/proxy/",
+            404,
+            "the server could not find the requested resource",
+        ),
     ] {
         let answer = client.get(&path(target)).await?;
-        ensure!(answer.status == code && answer.body.contains(message), "{target}: {answer:?}");
+        ensure!(
+            answer.status == code && answer.body.contains(message),
+            "{target}: {answer:?}"
+        );
     }
     let answer = client.get(&path("services/web/proxy?a=b")).await?;
-    ensure!(answer.status == 301 && answer.headers["location"] == path("services/web/proxy/?a=b"), "{answer:?}");
+    ensure!(
+        answer.status == 301 && answer.headers["location"] == path("services/web/proxy/?a=b"),
+        "{answer:?}"
+    );
     Ok(())
 }
 
 pub async fn bodies_and_upgrades_stream_both_ways(world: &mut World) -> Result<()> {
     let mut client = world.client().await?;
     let big = Bytes::from("0123456789abcdef".repeat(1 << 18));
-    let answer = client.send(Method::POST, &path("pods/web-1/proxy/echo"), big.clone()).await?;
-    ensure!(answer.status == 200 && answer.body == big, "4 MiB came back as {} bytes", answer.body.len());
+    let answer = client
+        .send(Method::POST, &path("pods/web-1/proxy/echo"), big.clone())
+        .await?;
+    ensure!(
+        answer.status == 200 && answer.body == big,
+        "4 MiB came back as {} bytes",
+        answer.body.len()
+    );
 
     let mut stream = tls(world.bastion.secure, &world.cluster.ca.file, None).await?;
     let request = format!(
@@ -123,6 +222,9 @@ pub async fn bodies_and_upgrades_stream_both_ways(world: &mut World) -> Result<(
     stream.read_to_string(&mut all).await?;
     let (head, rest) = all.split_once("\r\n\r\n").unwrap_or_default();
     ensure!(head.starts_with("HTTP/1.1 101 "), "{all}");
-    ensure!(rest.contains(" /ws?q=%20\n") && rest.ends_with("early late goodbye\n"), "{rest}");
+    ensure!(
+        rest.contains(" /ws?q=%20\n") && rest.ends_with("early late goodbye\n"),
+        "{rest}"
+    );
     Ok(())
 }

@@ -42,12 +42,19 @@ impl World {
         // The bastion runs with the rights that deploy/ gives it, and no others.
         cluster.kubectl(&["apply", "-k", "deploy/"])?;
         let objects = Objects::new(&cluster.client, SHOP).await?;
-        let serving = cluster.ca.server(cluster.folder.path(), "bastion", &["localhost", "127.0.0.1"])?;
+        let serving = cluster.ca.server(
+            cluster.folder.path(),
+            "bastion",
+            &["localhost", "127.0.0.1"],
+        )?;
         let mut backends = HashMap::new();
         let tls = acceptor(&serving)?;
 
         objects.node("node-1", namespace.address(2)).await?;
-        backends.insert("node-1".into(), Backend::start(&namespace, 2, 9100, "node-1", None)?);
+        backends.insert(
+            "node-1".into(),
+            Backend::start(&namespace, 2, 9100, "node-1", None)?,
+        );
         objects
             .service(
                 "web",
@@ -56,13 +63,33 @@ impl World {
             .await?;
         for (last, name) in [(11, "web-1"), (12, "web-2"), (13, "web-3")] {
             let ports = json!([{"name": "http", "containerPort": 8080}]);
-            objects.pod(name, json!({"app": "web"}), namespace.address(last), ports).await?;
-            backends.insert(name.into(), Backend::start(&namespace, last, 8080, name, None)?);
+            objects
+                .pod(name, json!({"app": "web"}), namespace.address(last), ports)
+                .await?;
+            backends.insert(
+                name.into(),
+                Backend::start(&namespace, last, 8080, name, None)?,
+            );
         }
         objects.service("safe", json!({"selector": {"app": "safe"}, "ports": [{"port": 443, "targetPort": 8443, "appProtocol": "https"}]})).await?;
-        objects.pod("safe-1", json!({"app": "safe"}), namespace.address(14), json!([])).await?;
-        backends.insert("safe-1".into(), Backend::start(&namespace, 14, 8443, "safe-1", Some(tls))?);
-        objects.service("empty", json!({"selector": {"app": "empty"}, "ports": [{"port": 80}]})).await?;
+        objects
+            .pod(
+                "safe-1",
+                json!({"app": "safe"}),
+                namespace.address(14),
+                json!([]),
+            )
+            .await?;
+        backends.insert(
+            "safe-1".into(),
+            Backend::start(&namespace, 14, 8443, "safe-1", Some(tls))?,
+        );
+        objects
+            .service(
+                "empty",
+                json!({"selector": {"app": "empty"}, "ports": [{"port": 80}]}),
+            )
+            .await?;
         objects
             .service(
                 "two",
@@ -71,18 +98,44 @@ impl World {
                 ]}),
             )
             .await?;
-        objects.service("outside", json!({"type": "ExternalName", "externalName": "example.com"})).await?;
+        objects
+            .service(
+                "outside",
+                json!({"type": "ExternalName", "externalName": "example.com"}),
+            )
+            .await?;
 
-        objects.create::<ServiceAccount>(json!({"metadata": {"name": "caller"}})).await?;
+        objects
+            .create::<ServiceAccount>(json!({"metadata": {"name": "caller"}}))
+            .await?;
         let caller = json!({"kind": "ServiceAccount", "name": "caller", "namespace": SHOP});
-        objects.allow("caller", caller.clone(), &["services/proxy", "pods/proxy"], &["get", "create"]).await?;
-        objects.allow_everywhere("caller-nodes", caller, &["nodes/proxy"], &["get"]).await?;
+        objects
+            .allow(
+                "caller",
+                caller.clone(),
+                &["services/proxy", "pods/proxy"],
+                &["get", "create"],
+            )
+            .await?;
+        objects
+            .allow_everywhere("caller-nodes", caller, &["nodes/proxy"], &["get"])
+            .await?;
         let token = cluster.token(SHOP, "caller", None).await?;
 
-        let own = cluster.bastion_kubeconfig("bastion", &cluster.server).await?;
+        let own = cluster
+            .bastion_kubeconfig("bastion", &cluster.server)
+            .await?;
         let bastion = bastion(&own, &serving, &[])?;
         bastion.ready().await?;
-        let world = Self { bastion, backends, namespace, objects, serving, token, cluster };
+        let world = Self {
+            bastion,
+            backends,
+            namespace,
+            objects,
+            serving,
+            token,
+            cluster,
+        };
         world.endpoints("services/web", 3).await?;
         world.endpoints("services/safe", 1).await?;
         Ok(world)
@@ -104,10 +157,15 @@ impl World {
         .await
     }
 
-    /// Waits until what a scenario has just made is known to the shared bastion and to the apiserver's own proxy.
+    /// Waits until what a scenario has just made is known to the shared bastion and to the
+    /// apiserver's own proxy.
     pub async fn known(&self, target: &str) -> Result<()> {
-        for server in [self.bastion.secure, self.cluster.server.trim_start_matches("https://").parse()?] {
-            let mut client = Client::connect(server, &self.cluster.ca.file, Some(&self.token), None).await?;
+        for server in [
+            self.bastion.secure,
+            self.cluster.server.trim_start_matches("https://").parse()?,
+        ] {
+            let mut client =
+                Client::connect(server, &self.cluster.ca.file, Some(&self.token), None).await?;
             let mut code = http::StatusCode::OK;
             eventually(&format!("{target} to be known to {server}"), async || {
                 code = client.get(&path(&format!("{target}/proxy"))).await?.status;
@@ -122,7 +180,13 @@ impl World {
 
     /// A connection of the caller to the shared bastion.
     pub async fn client(&self) -> Result<Client> {
-        Client::connect(self.bastion.secure, &self.cluster.ca.file, Some(&self.token), None).await
+        Client::connect(
+            self.bastion.secure,
+            &self.cluster.ca.file,
+            Some(&self.token),
+            None,
+        )
+        .await
     }
 
     /// The caller asks `services/web` through a bastion.
@@ -138,24 +202,33 @@ impl World {
 
     /// A token of a new account that may get `services/proxy`, by a `RoleBinding` of the same name.
     pub async fn account(&self, name: &str) -> Result<String> {
-        self.objects.create::<ServiceAccount>(json!({"metadata": {"name": name}})).await?;
+        self.objects
+            .create::<ServiceAccount>(json!({"metadata": {"name": name}}))
+            .await?;
         let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": SHOP});
-        self.objects.allow(name, subject, &["services/proxy"], &["get"]).await?;
+        self.objects
+            .allow(name, subject, &["services/proxy"], &["get"])
+            .await?;
         self.cluster.token(SHOP, name, None).await
     }
 
     /// `kubectl` with the caller's token, through the shared bastion.
     pub fn kubectl_through(&self, arguments: &[&str]) -> Result<(bool, String)> {
         let server = format!("--server=https://{}", self.bastion.secure);
-        let (ca, token) =
-            (format!("--certificate-authority={}", self.cluster.ca.file.display()), format!("--token={}", self.token));
+        let (ca, token) = (
+            format!("--certificate-authority={}", self.cluster.ca.file.display()),
+            format!("--token={}", self.token),
+        );
         // An empty kubeconfig, so that none of this machine's is read.
         let output = Command::new(&self.cluster.kubectl)
             .args(["--kubeconfig=/dev/null", &server, &ca, &token])
             .args(arguments)
             .output()?;
         let text = [output.stdout, output.stderr].concat();
-        Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+        Ok((
+            output.status.success(),
+            String::from_utf8_lossy(&text).into_owned(),
+        ))
     }
 }
 
@@ -166,7 +239,11 @@ pub fn bastion(kubeconfig: &std::path::Path, serving: &Pair, more: &[&str]) -> R
         format!("--tls-cert-file={}", serving.certificate.display()),
         format!("--tls-private-key-file={}", serving.key.display()),
     ];
-    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    let flags: Vec<&str> = flags
+        .iter()
+        .map(String::as_str)
+        .chain(more.iter().copied())
+        .collect();
     Bastion::start(&flags)
 }
 
@@ -179,7 +256,8 @@ pub fn acceptor(pair: &Pair) -> Result<TlsAcceptor> {
     let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(&pair.key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let config = builder.with_no_client_auth().with_single_cert(chain, key)?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -22,7 +22,8 @@ use super::net::Namespace;
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-type Handler = dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> + Send + Sync;
+type Handler =
+    dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> + Send + Sync;
 
 /// A server of HTTP/1.1. Dropping it closes the listener and cuts its connections.
 #[derive(Debug)]
@@ -33,14 +34,24 @@ impl App {
     ///
     /// # Errors
     /// Where the address is taken.
-    pub fn start<H, F>(namespace: &Namespace, last: u8, port: u16, tls: Option<TlsAcceptor>, handler: H) -> Result<Self>
+    pub fn start<H, F>(
+        namespace: &Namespace,
+        last: u8,
+        port: u16,
+        tls: Option<TlsAcceptor>,
+        handler: H,
+    ) -> Result<Self>
     where
         H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
-        let listener = TcpListener::from_std(namespace.bind(SocketAddr::from((namespace.address(last), port)))?)?;
+        let listener = TcpListener::from_std(
+            namespace.bind(SocketAddr::from((namespace.address(last), port)))?,
+        )?;
         let handler: Arc<Handler> = Arc::new(move |request| Box::pin(handler(request)));
-        Ok(Self(tokio::spawn(accept(listener, tls, handler)).abort_handle()))
+        Ok(Self(
+            tokio::spawn(accept(listener, tls, handler)).abort_handle(),
+        ))
     }
 
     /// Answers every request with the same text, of the type that Go's server would tell of it.
@@ -54,8 +65,14 @@ impl App {
         tls: Option<TlsAcceptor>,
         said: &'static str,
     ) -> Result<Self> {
-        let content_type = if said.starts_with('<') { "text/html; charset=utf-8" } else { "text/plain; charset=utf-8" };
-        Self::start(namespace, last, port, tls, move |_| async move { answer(content_type, said) })
+        let content_type = if said.starts_with('<') {
+            "text/html; charset=utf-8"
+        } else {
+            "text/plain; charset=utf-8"
+        };
+        Self::start(namespace, last, port, tls, move |_| async move {
+            answer(content_type, said)
+        })
     }
 }
 
@@ -71,9 +88,16 @@ pub fn answer(content_type: &'static str, body: impl Into<Bytes>) -> Response<Bo
 }
 
 /// An answer of any status, with one header.
-pub fn status(code: StatusCode, name: HeaderName, value: &str, body: impl Into<Bytes>) -> Response<Body> {
+pub fn status(
+    code: StatusCode,
+    name: HeaderName,
+    value: &str,
+    body: impl Into<Bytes>,
+) -> Response<Body> {
     let builder = Response::builder().status(code).header(name, value);
-    builder.body(Full::new(body.into()).boxed_unsync()).expect("tests write good headers")
+    builder
+        .body(Full::new(body.into()).boxed_unsync())
+        .expect("tests write good headers")
 }
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, handler: Arc<Handler>) {
@@ -95,11 +119,15 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, handler: Arc<Ha
     }
 }
 
-async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: I, handler: Arc<Handler>) {
+async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: I,
+    handler: Arc<Handler>,
+) {
     let service = service_fn(move |request| {
         let answer = handler(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     let _ = connection.with_upgrades().await;
 }

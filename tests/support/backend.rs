@@ -1,4 +1,5 @@
-//! Backends: each answers with its name and what reached it, and can be killed like a process, connections and all.
+//! Backends: each answers with its name and what reached it, and can be killed like a process,
+//! connections and all.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -33,12 +34,22 @@ impl Backend {
     ///
     /// # Errors
     /// Where the address is taken.
-    pub fn start(namespace: &Namespace, last: u8, port: u16, name: &str, tls: Option<TlsAcceptor>) -> Result<Self> {
+    pub fn start(
+        namespace: &Namespace,
+        last: u8,
+        port: u16,
+        name: &str,
+        tls: Option<TlsAcceptor>,
+    ) -> Result<Self> {
         let address = SocketAddr::from((namespace.address(last), port));
         let listener = TcpListener::from_std(namespace.bind(address)?)?;
         let served = Arc::new(AtomicU64::new(0));
         let task = tokio::spawn(accept(listener, name.into(), Arc::clone(&served), tls));
-        Ok(Self { address, served, task })
+        Ok(Self {
+            address,
+            served,
+            task,
+        })
     }
 
     /// Ends it as SIGKILL ends a process, and returns once its address is free.
@@ -60,7 +71,12 @@ impl Drop for Backend {
 }
 
 /// Serves until its task is aborted, and its connections with it.
-pub async fn accept(listener: TcpListener, name: Arc<str>, served: Arc<AtomicU64>, tls: Option<TlsAcceptor>) {
+pub async fn accept(
+    listener: TcpListener,
+    name: Arc<str>,
+    served: Arc<AtomicU64>,
+    tls: Option<TlsAcceptor>,
+) {
     // Aborted with this task.
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
@@ -79,7 +95,11 @@ pub async fn accept(listener: TcpListener, name: Arc<str>, served: Arc<AtomicU64
     }
 }
 
-async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: I, name: Arc<str>, served: Arc<AtomicU64>) {
+async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: I,
+    name: Arc<str>,
+    served: Arc<AtomicU64>,
+) {
     let service = service_fn(|request| {
         served.fetch_add(1, Ordering::Relaxed);
         let name = Arc::clone(&name);
@@ -104,7 +124,11 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<Full<Byt
             name.to_owned()
         }
         "/echo" => {
-            let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
+            let body = request
+                .into_body()
+                .collect()
+                .await
+                .map(http_body_util::Collected::to_bytes);
             return Response::new(Full::new(body.unwrap_or_default()));
         }
         _ => {

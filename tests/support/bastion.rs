@@ -38,7 +38,10 @@ impl Bastion {
     /// As [`Self::start`].
     pub fn run(mut command: Command) -> Result<Self> {
         let mut child = command
-            .args(["--secure-listen-address=127.0.0.1:0", "--admin-listen-address=127.0.0.1:0"])
+            .args([
+                "--secure-listen-address=127.0.0.1:0",
+                "--admin-listen-address=127.0.0.1:0",
+            ])
             .arg("--logging-format=json")
             .envs(PROXY_ENVIRONMENT)
             .stdin(Stdio::null())
@@ -52,25 +55,36 @@ impl Bastion {
                 let said = log.lock().expect("nobody panics with the log").join("\n");
                 bail!("the bastion ended ({}) and said:\n{said}", child.wait()?);
             };
-            log.lock().expect("nobody panics with the log").push(line.clone());
+            log.lock()
+                .expect("nobody panics with the log")
+                .push(line.clone());
             let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if event["message"] == "serving" {
-                let address =
-                    |key: &str| -> Result<SocketAddr> { Ok(event[key].as_str().unwrap_or_default().parse()?) };
+                let address = |key: &str| -> Result<SocketAddr> {
+                    Ok(event[key].as_str().unwrap_or_default().parse()?)
+                };
                 let (secure, admin) = (address("secure")?, address("admin")?);
                 let kept = Arc::clone(&log);
                 std::thread::spawn(move || {
-                    lines
-                        .map_while(Result::ok)
-                        .for_each(|line| kept.lock().expect("nobody panics with the log").push(line));
+                    lines.map_while(Result::ok).for_each(|line| {
+                        kept.lock().expect("nobody panics with the log").push(line);
+                    });
                 });
-                return Ok(Self { child, secure, admin, log });
+                return Ok(Self {
+                    child,
+                    secure,
+                    admin,
+                    log,
+                });
             }
         }
     }
 
     pub async fn ready(&self) -> Result<()> {
-        eventually("the bastion to be ready", async || Ok(get_plain(self.admin, "/readyz").await?.0 == 200)).await
+        eventually("the bastion to be ready", async || {
+            Ok(get_plain(self.admin, "/readyz").await?.0 == 200)
+        })
+        .await
     }
 
     pub async fn readyz(&self) -> Result<(u16, String)> {
@@ -82,13 +96,20 @@ impl Bastion {
     }
 
     pub fn said(&self) -> String {
-        self.log.lock().expect("nobody panics with the log").join("\n")
+        self.log
+            .lock()
+            .expect("nobody panics with the log")
+            .join("\n")
     }
 
     /// Bytes of memory that it holds.
     pub fn resident(&self) -> Result<usize> {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id()))?;
-        let pages: usize = statm.split_whitespace().nth(1).context("statm has seven fields")?.parse()?;
+        let pages: usize = statm
+            .split_whitespace()
+            .nth(1)
+            .context("statm has seven fields")?
+            .parse()?;
         Ok(pages * 4096)
     }
 
@@ -98,7 +119,10 @@ impl Bastion {
     /// Where the process has ended.
     pub fn peak(&self) -> Result<usize> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel keeps a peak")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .context("the kernel keeps a peak")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? * 1024)
     }
 
@@ -108,7 +132,10 @@ impl Bastion {
     /// Where the process has ended.
     pub fn forget_peak(&self) -> Result<()> {
         const PEAK: &str = "5";
-        Ok(std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), PEAK)?)
+        Ok(std::fs::write(
+            format!("/proc/{}/clear_refs", self.child.id()),
+            PEAK,
+        )?)
     }
 
     /// Open file descriptors.

@@ -51,7 +51,10 @@ impl Client {
         let stream = tls(address, ca, certificate).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        Ok(Self { sender: Sender::Http1(sender), token: token.map(str::to_owned) })
+        Ok(Self {
+            sender: Sender::Http1(sender),
+            token: token.map(str::to_owned),
+        })
     }
 
     /// Connects by HTTP/2.
@@ -65,16 +68,23 @@ impl Client {
         certificate: Option<&Pair>,
     ) -> Result<Self> {
         let stream = tls_with_alpn(address, ca, certificate, &[b"h2"]).await?;
-        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+        let (sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        Ok(Self { sender: Sender::Http2(sender), token: token.map(str::to_owned) })
+        Ok(Self {
+            sender: Sender::Http2(sender),
+            token: token.map(str::to_owned),
+        })
     }
 
     /// Another client of the same connection, where that is one of HTTP/2.
     pub fn another(&self) -> Option<Self> {
         match &self.sender {
             Sender::Http1(_) => None,
-            Sender::Http2(sender) => Some(Self { sender: Sender::Http2(sender.clone()), token: self.token.clone() }),
+            Sender::Http2(sender) => Some(Self {
+                sender: Sender::Http2(sender.clone()),
+                token: self.token.clone(),
+            }),
         }
     }
 
@@ -91,7 +101,9 @@ impl Client {
     /// Where the connection breaks.
     pub async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer> {
         let mut request = match self.sender {
-            Sender::Http1(_) => Request::builder().uri(path).header(header::HOST, "bastion.test"),
+            Sender::Http1(_) => Request::builder()
+                .uri(path)
+                .header(header::HOST, "bastion.test"),
             Sender::Http2(_) => Request::builder().uri(format!("https://bastion.test{path}")),
         }
         .method(method);
@@ -112,12 +124,20 @@ impl Client {
         let (parts, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
-        Ok(Answer { status: parts.status, headers: parts.headers, body })
+        Ok(Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+        })
     }
 }
 
 /// A TLS connection for a test that writes its bytes itself.
-pub async fn tls(address: SocketAddr, ca: &Path, certificate: Option<&Pair>) -> Result<TlsStream<TcpStream>> {
+pub async fn tls(
+    address: SocketAddr,
+    ca: &Path,
+    certificate: Option<&Pair>,
+) -> Result<TlsStream<TcpStream>> {
     tls_with_alpn(address, ca, certificate, &[]).await
 }
 
@@ -145,22 +165,32 @@ pub async fn tls_over(
         roots.add(root?)?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let builder = builder.with_root_certificates(roots);
     let mut config = match certificate {
         None => builder.with_no_client_auth(),
         Some(Pair { certificate, key }) => {
-            let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
+            let chain =
+                CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
             builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(key)?)?
         }
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     let name = ServerName::try_from("localhost")?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await.context("the TLS handshake failed")
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .context("the TLS handshake failed")
 }
 
 /// A TLS connection from another loopback address than 127.0.0.1, as another client has one.
-pub async fn tls_from(local: IpAddr, address: SocketAddr, ca: &Path, alpn: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
+pub async fn tls_from(
+    local: IpAddr,
+    address: SocketAddr,
+    ca: &Path,
+    alpn: &[&[u8]],
+) -> Result<TlsStream<TcpStream>> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((local, 0).into())?;
     let stream = socket.connect(address).await?;
@@ -170,7 +200,12 @@ pub async fn tls_from(local: IpAddr, address: SocketAddr, ca: &Path, alpn: &[&[u
 
 /// Status and body of a plain request.
 pub async fn get_plain(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    get_plain_by(TcpStream::connect(address).await?, &address.to_string(), path).await
+    get_plain_by(
+        TcpStream::connect(address).await?,
+        &address.to_string(),
+        path,
+    )
+    .await
 }
 
 /// The same by a connection of any kind.
@@ -180,7 +215,9 @@ where
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get(path).header(header::HOST, host).body(Full::<Bytes>::default())?;
+    let request = Request::get(path)
+        .header(header::HOST, host)
+        .body(Full::<Bytes>::default())?;
     let response = sender.send_request(request).await?;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await?.to_bytes();

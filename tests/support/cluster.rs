@@ -60,11 +60,18 @@ impl Cluster {
         let at = |name: &str| folder.path().join(name).display().to_string();
         let ca = Ca::new(folder.path(), "ca")?;
         let front_proxy = Ca::new(folder.path(), "front-proxy-ca")?;
-        let serving = ca.server(folder.path(), "apiserver", &["127.0.0.1", "localhost", "kubernetes.default.svc"])?;
+        let serving = ca.server(
+            folder.path(),
+            "apiserver",
+            &["127.0.0.1", "localhost", "kubernetes.default.svc"],
+        )?;
         let admin = ca.client(folder.path(), "admin", "system:masters")?;
         let kubelet_client = ca.client(folder.path(), "kubelet-client", "kubelet-clients")?;
         // RSA: the apiserver reads no PKCS#8 of elliptic curves for this.
-        std::fs::write(at("sa.key"), KeyPair::generate_for(&PKCS_RSA_SHA256)?.serialize_pem())?;
+        std::fs::write(
+            at("sa.key"),
+            KeyPair::generate_for(&PKCS_RSA_SHA256)?.serialize_pem(),
+        )?;
         let (etcd_port, peer_port, api_port) = (free_port()?, free_port()?, free_port()?);
 
         let etcd_url = format!("http://127.0.0.1:{etcd_port}");
@@ -82,13 +89,17 @@ impl Cluster {
         let apiserver_arguments = vec![
             format!("--etcd-servers={etcd_url}"),
             "--bind-address=127.0.0.1".into(),
-            // Else it looks for a default route, which a machine without a network has not. Nobody is told of it.
+            // Else it looks for a default route, which a machine without a network has not. Nobody
+            // is told of it.
             "--advertise-address=192.0.2.1".into(),
             format!("--secure-port={api_port}"),
             format!("--tls-cert-file={}", serving.certificate.display()),
             format!("--tls-private-key-file={}", serving.key.display()),
             format!("--client-ca-file={}", ca.file.display()),
-            format!("--requestheader-client-ca-file={}", front_proxy.file.display()),
+            format!(
+                "--requestheader-client-ca-file={}",
+                front_proxy.file.display()
+            ),
             "--requestheader-allowed-names=front-proxy".into(),
             "--requestheader-username-headers=X-Remote-User".into(),
             "--requestheader-group-headers=X-Remote-Group".into(),
@@ -99,13 +110,26 @@ impl Cluster {
             "--service-cluster-ip-range=10.96.0.0/16".into(),
             "--authorization-mode=RBAC".into(),
             "--endpoint-reconciler-type=none".into(),
-            format!("--kubelet-client-certificate={}", kubelet_client.certificate.display()),
+            format!(
+                "--kubelet-client-certificate={}",
+                kubelet_client.certificate.display()
+            ),
             format!("--kubelet-client-key={}", kubelet_client.key.display()),
             format!("--kubelet-certificate-authority={}", ca.file.display()),
         ];
-        let apiserver = spawn(folder.path(), &binaries.join("kube-apiserver"), &apiserver_arguments)?;
+        let apiserver = spawn(
+            folder.path(),
+            &binaries.join("kube-apiserver"),
+            &apiserver_arguments,
+        )?;
         let server = format!("https://127.0.0.1:{api_port}");
-        let kubeconfig = kubeconfig(folder.path(), "admin", &server, &ca.file, &By::Certificate(&admin))?;
+        let kubeconfig = kubeconfig(
+            folder.path(),
+            "admin",
+            &server,
+            &ca.file,
+            &By::Certificate(&admin),
+        )?;
         let client = client(&kubeconfig).await?;
         up(&client, folder.path()).await?;
         let manager = spawn(folder.path(), &binaries.join("kube-controller-manager"), &[
@@ -161,11 +185,22 @@ impl Cluster {
         bound_to: Option<BoundObjectReference>,
     ) -> Result<String> {
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
-        let spec =
-            TokenRequestSpec { bound_object_ref: bound_to, expiration_seconds: Some(3600), ..Default::default() };
-        let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
-        let answer = accounts.create_token_request(account, &PostParams::default(), &request).await?;
-        answer.status.and_then(|status| status.token).context("a TokenRequest is answered with a token")
+        let spec = TokenRequestSpec {
+            bound_object_ref: bound_to,
+            expiration_seconds: Some(3600),
+            ..Default::default()
+        };
+        let request = TokenRequest {
+            spec: Some(spec),
+            ..TokenRequest::default()
+        };
+        let answer = accounts
+            .create_token_request(account, &PostParams::default(), &request)
+            .await?;
+        answer
+            .status
+            .and_then(|status| status.token)
+            .context("a TokenRequest is answered with a token")
     }
 
     /// A kubeconfig with a token of the account that deploy/ gives the bastion.
@@ -183,20 +218,31 @@ impl Cluster {
     /// Where it fails, with what it said.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(&self.kubectl)
-            .arg(format!("--kubeconfig={}", self.admin_kubeconfig().display()))
+            .arg(format!(
+                "--kubeconfig={}",
+                self.admin_kubeconfig().display()
+            ))
             .args(arguments)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.success(), "kubectl {}: {said}", arguments.join(" "));
+        ensure!(
+            output.status.success(),
+            "kubectl {}: {said}",
+            arguments.join(" ")
+        );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// A second apiserver on the same data, run by the command that `wrap` makes of its binary. It may not be up yet.
+    /// A second apiserver on the same data, run by the command that `wrap` makes of its binary. It
+    /// may not be up yet.
     ///
     /// # Errors
     /// Where it cannot be started.
-    pub fn another_apiserver(&self, wrap: impl FnOnce(&Path) -> Command) -> Result<(SocketAddr, Process)> {
+    pub fn another_apiserver(
+        &self,
+        wrap: impl FnOnce(&Path) -> Command,
+    ) -> Result<(SocketAddr, Process)> {
         let port = free_port()?;
         let mut arguments = self.apiserver_arguments.clone();
         arguments.push(format!("--secure-port={port}"));
@@ -234,7 +280,11 @@ impl Cluster {
     /// # Errors
     /// Where one of them does not come up.
     pub async fn start_etcd(&mut self) -> Result<()> {
-        self.etcd = spawn(self.folder.path(), &self.binaries.join("etcd"), &self.etcd_arguments)?;
+        self.etcd = spawn(
+            self.folder.path(),
+            &self.binaries.join("etcd"),
+            &self.etcd_arguments,
+        )?;
         up(&self.client, self.folder.path()).await
     }
 }
@@ -249,7 +299,11 @@ pub enum By<'a> {
 fn kubeconfig(folder: &Path, name: &str, server: &str, ca: &Path, by: &By<'_>) -> Result<PathBuf> {
     let user = match by {
         By::Certificate(Pair { certificate, key }) => {
-            format!("{{client-certificate: {}, client-key: {}}}", certificate.display(), key.display())
+            format!(
+                "{{client-certificate: {}, client-key: {}}}",
+                certificate.display(),
+                key.display()
+            )
         }
         By::Token(token) => format!("{{token: {token}}}"),
         By::TokenFile(file) => format!("{{tokenFile: {}}}", file.display()),
@@ -271,7 +325,8 @@ current-context: c
 
 async fn client(kubeconfig: &Path) -> Result<Client> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
 }
 
@@ -283,7 +338,10 @@ async fn up(client: &Client, folder: &Path) -> Result<()> {
     up.await.with_context(|| {
         let said = std::fs::read_to_string(folder.join("kube-apiserver.log")).unwrap_or_default();
         let last: Vec<_> = said.lines().rev().take(20).collect();
-        format!("the last that the apiserver said:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"))
+        format!(
+            "the last that the apiserver said:\n{}",
+            last.into_iter().rev().collect::<Vec<_>>().join("\n")
+        )
     })
 }
 
@@ -291,18 +349,33 @@ async fn up(client: &Client, folder: &Path) -> Result<()> {
 fn binaries() -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cluster");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/build.sh");
-    let built = Command::new("bash").arg(&script).arg(&folder).status().context("no bash")?;
-    ensure!(built.success(), "{} could not provide the control plane: see above", script.display());
+    let built = Command::new("bash")
+        .arg(&script)
+        .arg(&folder)
+        .status()
+        .context("no bash")?;
+    ensure!(
+        built.success(),
+        "{} could not provide the control plane: see above",
+        script.display()
+    );
     Ok(folder)
 }
 
 fn spawn(folder: &Path, binary: &Path, arguments: &[String]) -> Result<Process> {
-    let name = binary.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = binary
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     start(folder, &name, Command::new(binary), arguments)
 }
 
 fn start(folder: &Path, name: &str, mut command: Command, arguments: &[String]) -> Result<Process> {
-    let log = File::options().create(true).append(true).open(folder.join(format!("{name}.log")))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join(format!("{name}.log")))?;
     let child = command
         .args(arguments)
         .envs(PROXY_ENVIRONMENT)

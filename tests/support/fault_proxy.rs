@@ -1,5 +1,5 @@
-//! A proxy before a real Kubernetes API that injects faults by request: it never answers, or answers with an error of
-//! its own. All else passes, streams included.
+//! A proxy before a real Kubernetes API that injects faults by request: it never answers, or
+//! answers with an error of its own. All else passes, streams included.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -75,12 +75,22 @@ impl FaultProxy {
                 });
             }
         });
-        Ok(Self { address, shared: kept })
+        Ok(Self {
+            address,
+            shared: kept,
+        })
     }
 
     /// Decides by `rule` for each request to come.
-    pub fn inject(&self, rule: impl Fn(&Request<Incoming>) -> Option<Fault> + Send + Sync + 'static) {
-        *self.shared.rule.lock().expect("no test panics with the rule") = Arc::new(rule);
+    pub fn inject(
+        &self,
+        rule: impl Fn(&Request<Incoming>) -> Option<Fault> + Send + Sync + 'static,
+    ) {
+        *self
+            .shared
+            .rule
+            .lock()
+            .expect("no test panics with the rule") = Arc::new(rule);
     }
 
     /// Lets everything pass that comes from now on. What hangs still hangs.
@@ -100,24 +110,40 @@ impl FaultProxy {
 
     /// Whether the last request came with this bearer token.
     pub fn last_token_is(&self, token: &str) -> bool {
-        let last = self.shared.authorization.lock().expect("no test panics with the token");
-        last.as_deref().and_then(|value| value.strip_prefix("Bearer ")) == Some(token)
+        let last = self
+            .shared
+            .authorization
+            .lock()
+            .expect("no test panics with the token");
+        last.as_deref()
+            .and_then(|value| value.strip_prefix("Bearer "))
+            == Some(token)
     }
 }
 
-async fn serve(stream: TcpStream, to: SocketAddr, ca: &Path, tls: &TlsAcceptor, shared: Arc<Shared>) -> Result<()> {
+async fn serve(
+    stream: TcpStream,
+    to: SocketAddr,
+    ca: &Path,
+    tls: &TlsAcceptor,
+    shared: Arc<Shared>,
+) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = tls.accept(stream).await?;
-    // One connection to the API for each of the bastion's, so that what is not shared there is not shared here.
+    // One connection to the API for each of the bastion's, so that what is not shared there is not
+    // shared here.
     let upstream = super::client::tls(to, ca, None).await?;
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(upstream)).await?;
+    let (sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(upstream)).await?;
     let driven = tokio::spawn(connection);
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
     let service = service_fn(move |request| {
         let (shared, sender) = (Arc::clone(&shared), Arc::clone(&sender));
         async move { answer(request, &shared, &sender).await }
     });
-    let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let served = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
     driven.abort();
     Ok(served?)
 }
@@ -128,8 +154,13 @@ async fn answer(
     sender: &tokio::sync::Mutex<SendRequest<Incoming>>,
 ) -> Result<Response<Body>> {
     let authorization = request.headers().get(header::AUTHORIZATION);
-    let authorization = authorization.and_then(|value| value.to_str().ok()).map(str::to_owned);
-    *shared.authorization.lock().expect("no test panics with the token") = authorization;
+    let authorization = authorization
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
+    *shared
+        .authorization
+        .lock()
+        .expect("no test panics with the token") = authorization;
     let rule = Arc::clone(&shared.rule.lock().expect("no test panics with the rule"));
     let Some(fault) = rule(&request) else {
         let mut sender = sender.lock().await;
@@ -150,10 +181,14 @@ fn status(code: StatusCode, retry_after: Option<u32>) -> Result<Response<Body>> 
         r#"{{"kind":"Status","apiVersion":"v1","metadata":{{}},"status":"Failure","message":"injected","code":{}}}"#,
         code.as_u16()
     );
-    let mut response = Response::builder().status(code).header(header::CONTENT_TYPE, "application/json");
+    let mut response = Response::builder()
+        .status(code)
+        .header(header::CONTENT_TYPE, "application/json");
     if let Some(seconds) = retry_after {
         response = response.header(header::RETRY_AFTER, seconds);
     }
-    let body = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed();
+    let body = Full::new(Bytes::from(text))
+        .map_err(|never| match never {})
+        .boxed();
     response.body(body).context("a header that can be written")
 }

@@ -36,12 +36,14 @@ impl Kubelet {
     /// # Errors
     /// Where the files cannot be read.
     pub fn start(listener: TcpListener, serving: &Pair, client_ca: &Path) -> Result<Self> {
-        let chain = CertificateDer::pem_file_iter(&serving.certificate)?.collect::<Result<Vec<_>, _>>()?;
+        let chain =
+            CertificateDer::pem_file_iter(&serving.certificate)?.collect::<Result<Vec<_>, _>>()?;
         let key = PrivateKeyDer::from_pem_file(&serving.key)?;
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(CertificateDer::pem_file_iter(client_ca)?.flatten());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
@@ -55,7 +57,10 @@ impl Kubelet {
                 let _ = serve(&tls, stream, &kept).await;
             }
         };
-        Ok(Self { shown, task: tokio::spawn(accept).abort_handle() })
+        Ok(Self {
+            shown,
+            task: tokio::spawn(accept).abort_handle(),
+        })
     }
 
     /// What has been shown since this was asked before.
@@ -70,7 +75,11 @@ impl Drop for Kubelet {
     }
 }
 
-async fn serve(tls: &TlsAcceptor, stream: TcpStream, shown: &Mutex<Vec<Shown>>) -> std::io::Result<()> {
+async fn serve(
+    tls: &TlsAcceptor,
+    stream: TcpStream,
+    shown: &Mutex<Vec<Shown>>,
+) -> std::io::Result<()> {
     let mut stream = tls.accept(stream).await?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -79,10 +88,23 @@ async fn serve(tls: &TlsAcceptor, stream: TcpStream, shown: &Mutex<Vec<Shown>>) 
     let head = String::from_utf8_lossy(&head).into_owned();
     let authorization = head.lines().find_map(|line| {
         let (name, value) = line.split_once(": ")?;
-        name.eq_ignore_ascii_case("authorization").then(|| value.to_owned())
+        name.eq_ignore_ascii_case("authorization")
+            .then(|| value.to_owned())
     });
-    let certificate = stream.get_ref().1.peer_certificates().map(|chain| chain[0].to_vec());
-    shown.lock().expect("nobody panics with the list").push(Shown { authorization, certificate });
-    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").await?;
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .map(|chain| chain[0].to_vec());
+    shown
+        .lock()
+        .expect("nobody panics with the list")
+        .push(Shown {
+            authorization,
+            certificate,
+        });
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        .await?;
     stream.shutdown().await
 }

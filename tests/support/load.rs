@@ -51,7 +51,8 @@ pub struct Shape {
     pub http1: usize,
     /// Connections of HTTP/2.
     pub http2: usize,
-    /// Pause between an answer and the next request, so that a long fault does not cost a whole processor.
+    /// Pause between an answer and the next request, so that a long fault does not cost a whole
+    /// processor.
     pub pause: Duration,
     /// Requests after which a connection is replaced; 0 keeps it.
     pub per_connection: u64,
@@ -74,7 +75,10 @@ impl Counts {
     }
 
     fn token(&self) -> Option<String> {
-        self.token.lock().expect("no test panics with the token").clone()
+        self.token
+            .lock()
+            .expect("no test panics with the token")
+            .clone()
     }
 
     async fn request(&self, client: &mut Client, path: &str) -> Result<()> {
@@ -82,11 +86,16 @@ impl Counts {
         let began = Instant::now();
         let answer = client.get(path).await;
         self.answered.fetch_add(1, Ordering::Relaxed);
-        self.slow.fetch_add(u64::from(began.elapsed() > SLOW), Ordering::Relaxed);
+        self.slow
+            .fetch_add(u64::from(began.elapsed() > SLOW), Ordering::Relaxed);
         match answer {
             Ok(answer) if answer.status == 200 => Ok(()),
             Ok(answer) => {
-                self.fail(format!("{} {:.160}", answer.status.as_u16(), answer.body.trim()));
+                self.fail(format!(
+                    "{} {:.160}",
+                    answer.status.as_u16(),
+                    answer.body.trim()
+                ));
                 Ok(())
             }
             Err(error) => {
@@ -99,7 +108,11 @@ impl Counts {
     fn fail(&self, kind: String) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         let mut kinds = self.kinds.lock().expect("no test panics with the kinds");
-        let kind = if kinds.len() < MAX_KINDS || kinds.contains_key(&kind) { kind } else { "others".into() };
+        let kind = if kinds.len() < MAX_KINDS || kinds.contains_key(&kind) {
+            kind
+        } else {
+            "others".into()
+        };
         *kinds.entry(kind).or_default() += 1;
     }
 }
@@ -120,17 +133,27 @@ impl Load {
         let mut load = Self::new(target);
         for http2 in [vec![false; shape.http1], vec![true; shape.http2]].concat() {
             let client = target.connect(http2, target.token.as_deref()).await?;
-            load.tasks.spawn(closed_loop(target.clone(), shape, http2, client, Arc::clone(&load.counts)));
+            load.tasks.spawn(closed_loop(
+                target.clone(),
+                shape,
+                http2,
+                client,
+                Arc::clone(&load.counts),
+            ));
         }
         Ok(load)
     }
 
-    /// A request every `interval` by HTTP/2, whether or not those before are answered: what is slow does not slow down
-    /// the rest.
+    /// A request every `interval` by HTTP/2, whether or not those before are answered: what is slow
+    /// does not slow down the rest.
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub async fn start_at_rate(target: &Target, connections: usize, interval: Duration) -> Result<Self> {
+    pub async fn start_at_rate(
+        target: &Target,
+        connections: usize,
+        interval: Duration,
+    ) -> Result<Self> {
         let mut load = Self::new(target);
         let mut clients = Vec::new();
         for _ in 0..connections {
@@ -150,20 +173,31 @@ impl Load {
                 requests.spawn(async move { counts.request(&mut client, &path).await });
                 while requests.try_join_next().is_some() {}
             }
-            // Those that are on their way are waited for: a request that is never answered has failed too.
+            // Those that are on their way are waited for: a request that is never answered has
+            // failed too.
             while requests.join_next().await.is_some() {}
         });
         Ok(load)
     }
 
     fn new(target: &Target) -> Self {
-        let counts = Counts { token: Mutex::new(target.token.clone()), ..Counts::default() };
-        Self { counts: Arc::new(counts), tasks: JoinSet::new() }
+        let counts = Counts {
+            token: Mutex::new(target.token.clone()),
+            ..Counts::default()
+        };
+        Self {
+            counts: Arc::new(counts),
+            tasks: JoinSet::new(),
+        }
     }
 
     /// Sends another token from now on.
     pub fn set_token(&self, token: &str) {
-        *self.counts.token.lock().expect("no test panics with the token") = Some(token.into());
+        *self
+            .counts
+            .token
+            .lock()
+            .expect("no test panics with the token") = Some(token.into());
     }
 
     /// Requests answered so far, well or not.
@@ -183,23 +217,43 @@ impl Load {
         }
     }
 
-    /// Ends it, and tells what became of the requests. One that is not answered within a minute has failed.
+    /// Ends it, and tells what became of the requests. One that is not answered within a minute has
+    /// failed.
     pub async fn stop(mut self) -> Outcome {
         const LAST: Duration = Duration::from_mins(1);
         self.counts.stop.store(true, Ordering::Relaxed);
-        let _ = tokio::time::timeout(LAST, async { while self.tasks.join_next().await.is_some() {} }).await;
+        let _ = tokio::time::timeout(LAST, async {
+            while self.tasks.join_next().await.is_some() {}
+        })
+        .await;
         let requests = self.counts.sent.load(Ordering::Relaxed);
         let unanswered = requests - self.answered();
-        let mut kinds = self.counts.kinds.lock().expect("no test panics with the kinds").clone();
+        let mut kinds = self
+            .counts
+            .kinds
+            .lock()
+            .expect("no test panics with the kinds")
+            .clone();
         if unanswered > 0 {
             kinds.insert("not answered".into(), unanswered);
         }
         let slow = self.counts.slow.load(Ordering::Relaxed);
-        Outcome { requests, failed: self.failed() + unanswered, slow, kinds }
+        Outcome {
+            requests,
+            failed: self.failed() + unanswered,
+            slow,
+            kinds,
+        }
     }
 }
 
-async fn closed_loop(target: Target, shape: Shape, http2: bool, first: Client, counts: Arc<Counts>) {
+async fn closed_loop(
+    target: Target,
+    shape: Shape,
+    http2: bool,
+    first: Client,
+    counts: Arc<Counts>,
+) {
     /// Between attempts to connect.
     const PAUSE: Duration = Duration::from_millis(20);
     let mut client = Some(first);
@@ -249,17 +303,28 @@ impl Outcome {
     /// Where a request failed, or there was none.
     pub fn none_failed(&self) -> Result<()> {
         ensure!(self.requests > 0, "no request was sent");
-        ensure!(self.failed == 0, "{} of {} requests failed", self.failed, self.requests);
+        ensure!(
+            self.failed == 0,
+            "{} of {} requests failed",
+            self.failed,
+            self.requests
+        );
         Ok(())
     }
 }
 
 impl Display for Outcome {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} requests, {} failed", self.requests, self.failed)?;
+        write!(
+            formatter,
+            "{} requests, {} failed",
+            self.requests, self.failed
+        )?;
         if self.slow > 0 {
             write!(formatter, ", {} slower than {SLOW:?}", self.slow)?;
         }
-        self.kinds.iter().try_for_each(|(kind, count)| write!(formatter, "\n       {count} × {kind}"))
+        self.kinds
+            .iter()
+            .try_for_each(|(kind, count)| write!(formatter, "\n       {count} × {kind}"))
     }
 }

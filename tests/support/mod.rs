@@ -1,5 +1,5 @@
-//! What the end-to-end tests and the benchmark stand on: a real control plane, a network namespace with backends, the
-//! bastion as a process, and small clients.
+//! What the end-to-end tests and the benchmark stand on: a real control plane, a network namespace
+//! with backends, the bastion as a process, and small clients.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod app;
@@ -36,7 +36,11 @@ pub async fn eventually(what: &str, is: impl AsyncFnMut() -> Result<bool>) -> Re
 ///
 /// # Errors
 /// As [`eventually`].
-pub async fn within(patience: Duration, what: &str, mut is: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+pub async fn within(
+    patience: Duration,
+    what: &str,
+    mut is: impl AsyncFnMut() -> Result<bool>,
+) -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(50);
     for _ in 0..patience.as_millis() / PAUSE.as_millis() {
         if is().await? {

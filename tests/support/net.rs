@@ -7,13 +7,18 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-/// Addresses 10.254.240.0/24: the host is .1, the namespace has .2 to .57, and .70. Of IPv6 it has `fd00:10:254:240::44` and `64:ff9b::7f00:1`.
+/// Addresses 10.254.240.0/24: the host is .1, the namespace has .2 to .57, and .70. Of IPv6 it has
+/// `fd00:10:254:240::44` and `64:ff9b::7f00:1`.
 const NETWORK: [u8; 3] = [10, 254, 240];
 
-/// A proxy in the environment of servers, which only requests to addresses beyond the first 64 could take.
+/// A proxy in the environment of servers, which only requests to addresses beyond the first 64
+/// could take.
 pub const PROXY_ENVIRONMENT: [(&str, &str); 2] = [
     ("HTTP_PROXY", "http://10.254.240.42:3128"),
-    ("NO_PROXY", "localhost,.test,127.0.0.0/8,10.254.240.0/26,fd00::/8,64:ff9b::/96"),
+    (
+        "NO_PROXY",
+        "localhost,.test,127.0.0.0/8,10.254.240.0/26,fd00::/8,64:ff9b::/96",
+    ),
 ];
 
 /// The namespace, tied to the host by a pair of virtual cables. Dropping it removes both.
@@ -38,19 +43,57 @@ impl Namespace {
         ip(&["netns", "add", &name])?;
         let namespace = Self { name };
         let name = &namespace.name;
-        ip(&["link", "add", &host, "type", "veth", "peer", "name", &inside, "netns", name])?;
+        ip(&[
+            "link", "add", &host, "type", "veth", "peer", "name", &inside, "netns", name,
+        ])?;
         ip(&["addr", "add", &format!("{a}.{b}.{c}.1/24"), "dev", &host])?;
         ip(&["link", "set", &host, "up"])?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         ip(&["-n", name, "link", "set", &inside, "up"])?;
         // Without `nodad` an IPv6 address cannot be used at once.
-        ip(&["-6", "addr", "add", "fd00:10:254:240::1/64", "dev", &host, "nodad"])?;
-        ip(&["-6", "-n", name, "addr", "add", "fd00:10:254:240::44/64", "dev", &inside, "nodad"])?;
+        ip(&[
+            "-6",
+            "addr",
+            "add",
+            "fd00:10:254:240::1/64",
+            "dev",
+            &host,
+            "nodad",
+        ])?;
+        ip(&[
+            "-6",
+            "-n",
+            name,
+            "addr",
+            "add",
+            "fd00:10:254:240::44/64",
+            "dev",
+            &inside,
+            "nodad",
+        ])?;
         // What a translator of addresses (RFC 6052) would take for 127.0.0.1.
-        ip(&["-6", "-n", name, "addr", "add", "64:ff9b::7f00:1/128", "dev", &inside, "nodad"])?;
+        ip(&[
+            "-6",
+            "-n",
+            name,
+            "addr",
+            "add",
+            "64:ff9b::7f00:1/128",
+            "dev",
+            &inside,
+            "nodad",
+        ])?;
         ip(&["-6", "route", "add", "64:ff9b::7f00:1/128", "dev", &host])?;
         for last in (2..58).chain([70]) {
-            ip(&["-n", name, "addr", "add", &format!("{a}.{b}.{c}.{last}/24"), "dev", &inside])?;
+            ip(&[
+                "-n",
+                name,
+                "addr",
+                "add",
+                &format!("{a}.{b}.{c}.{last}/24"),
+                "dev",
+                &inside,
+            ])?;
         }
         Ok(namespace)
     }
@@ -61,21 +104,34 @@ impl Namespace {
     }
 
     /// An address of the namespace.
-    #[expect(clippy::unused_self, reason = "only who has the namespace has its addresses")]
+    #[expect(
+        clippy::unused_self,
+        reason = "only who has the namespace has its addresses"
+    )]
     pub fn address(&self, last: u8) -> Ipv4Addr {
         let [a, b, c] = NETWORK;
         Ipv4Addr::new(a, b, c, last)
     }
 
-    /// Makes the network drop every packet towards an address, until [`Self::heal`]: no refusal, no ICMP. The
-    /// address need not exist.
+    /// Makes the network drop every packet towards an address, until [`Self::heal`]: no refusal, no
+    /// ICMP. The address need not exist.
     ///
     /// # Errors
     /// Where `ip` fails.
     pub fn black_hole(&self, address: Ipv4Addr) -> Result<()> {
         // A frame for a station that is not there is dropped by the other end of the cable.
         let (address, device) = (address.to_string(), format!("{}-h", self.name));
-        ip(&["neigh", "replace", &address, "lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev", &device])
+        ip(&[
+            "neigh",
+            "replace",
+            &address,
+            "lladdr",
+            "02:00:00:00:00:01",
+            "nud",
+            "permanent",
+            "dev",
+            &device,
+        ])
     }
 
     /// Makes an address reachable again.
@@ -83,11 +139,17 @@ impl Namespace {
     /// # Errors
     /// Where `ip` fails.
     pub fn heal(&self, address: Ipv4Addr) -> Result<()> {
-        ip(&["neigh", "del", &address.to_string(), "dev", &format!("{}-h", self.name)])
+        ip(&[
+            "neigh",
+            "del",
+            &address.to_string(),
+            "dev",
+            &format!("{}-h", self.name),
+        ])
     }
 
-    /// A listener inside the namespace. A socket belongs to the namespace in which it was made, so it can be served
-    /// from any thread.
+    /// A listener inside the namespace. A socket belongs to the namespace in which it was made, so
+    /// it can be served from any thread.
     ///
     /// # Errors
     /// Where the address is taken.
@@ -95,11 +157,14 @@ impl Namespace {
         let namespace = File::open(format!("/run/netns/{}", self.name))?;
         let bound = std::thread::spawn(move || -> Result<TcpListener> {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+            let listener = TcpListener::bind(address)
+                .with_context(|| format!("cannot listen on {address}"))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         });
-        bound.join().map_err(|_| anyhow::anyhow!("the thread in the namespace panicked"))?
+        bound
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread in the namespace panicked"))?
     }
 }
 
@@ -111,9 +176,17 @@ impl Drop for Namespace {
 }
 
 fn remove_leftovers() -> Result<()> {
-    let list = Command::new("ip").args(["netns", "list"]).output().context("no `ip`: install iproute2")?;
-    for name in String::from_utf8_lossy(&list.stdout).lines().filter_map(|line| line.split_whitespace().next()) {
-        let owner = name.strip_prefix("kb-").and_then(|pid| pid.parse::<u32>().ok());
+    let list = Command::new("ip")
+        .args(["netns", "list"])
+        .output()
+        .context("no `ip`: install iproute2")?;
+    for name in String::from_utf8_lossy(&list.stdout)
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+    {
+        let owner = name
+            .strip_prefix("kb-")
+            .and_then(|pid| pid.parse::<u32>().ok());
         if owner.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
             ip(&["netns", "delete", name])?;
         }
@@ -122,9 +195,16 @@ fn remove_leftovers() -> Result<()> {
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(arguments).output().context("no `ip`: install iproute2")?;
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .context("no `ip`: install iproute2")?;
     if !output.status.success() {
-        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "ip {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

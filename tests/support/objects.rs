@@ -1,4 +1,5 @@
-//! Objects of the tests, made through the API as users make them. Statuses are written as a kubelet writes them.
+//! Objects of the tests, made through the API as users make them. Statuses are written as a kubelet
+//! writes them.
 
 use std::net::Ipv4Addr;
 
@@ -24,10 +25,19 @@ impl Objects {
     /// # Errors
     /// Where the API refuses.
     pub async fn new(client: &Client, namespace: &str) -> Result<Self> {
-        let objects = Self { client: client.clone(), namespace: namespace.into() };
+        let objects = Self {
+            client: client.clone(),
+            namespace: namespace.into(),
+        };
         create_global::<Namespace>(client, json!({"metadata": {"name": namespace}})).await?;
-        let accounts = Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(client.clone(), namespace);
-        eventually("the default service account", async || Ok(accounts.get_opt("default").await?.is_some())).await?;
+        let accounts = Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(
+            client.clone(),
+            namespace,
+        );
+        eventually("the default service account", async || {
+            Ok(accounts.get_opt("default").await?.is_some())
+        })
+        .await?;
         Ok(objects)
     }
 
@@ -38,35 +48,39 @@ impl Objects {
             "metadata": {"name": name, "labels": labels},
             "spec": {"nodeName": "node-1", "containers": [{"name": "c", "image": "none", "ports": ports}]},
         });
-        pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
+            .await?;
         let status = json!({"status": {
             "phase": "Running",
             "podIP": ip, "podIPs": [{"ip": ip}],
             "conditions": [{"type": "Ready", "status": "True"}],
         }});
-        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await?;
         Ok(())
     }
 
     pub async fn delete_pod(&self, name: &str) -> Result<()> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
-        pods.delete(name, &DeleteParams::default().grace_period(0)).await?;
+        pods.delete(name, &DeleteParams::default().grace_period(0))
+            .await?;
         Ok(())
     }
 
     /// Sets a pod's readiness, as a kubelet does after a probe.
     pub async fn set_ready(&self, name: &str, ready: bool) -> Result<()> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
-        let status =
-            json!({"status": {"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}});
-        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        let status = json!({"status": {"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}});
+        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await?;
         Ok(())
     }
 
     /// Begins to delete a pod: it is terminating until [`Self::delete_pod`].
     pub async fn terminate(&self, name: &str) -> Result<()> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
-        pods.delete(name, &DeleteParams::default().grace_period(30)).await?;
+        pods.delete(name, &DeleteParams::default().grace_period(30))
+            .await?;
         Ok(())
     }
 
@@ -77,35 +91,61 @@ impl Objects {
             + DeserializeOwned
             + std::fmt::Debug,
     {
-        Api::<K>::namespaced(self.client.clone(), &self.namespace).delete(name, &DeleteParams::default()).await?;
+        Api::<K>::namespaced(self.client.clone(), &self.namespace)
+            .delete(name, &DeleteParams::default())
+            .await?;
         Ok(())
     }
 
     pub async fn service(&self, name: &str, spec: Value) -> Result<()> {
-        self.create::<Service>(json!({"metadata": {"name": name}, "spec": spec})).await
+        self.create::<Service>(json!({"metadata": {"name": name}, "spec": spec}))
+            .await
     }
 
     pub async fn node(&self, name: &str, ip: Ipv4Addr) -> Result<()> {
         create_global::<Node>(&self.client, json!({"metadata": {"name": name}})).await?;
         let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": ip}]}});
         let nodes = Api::<Node>::all(self.client.clone());
-        nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await?;
         Ok(())
     }
 
     /// Lets a user or a service account do `verbs` on `resources` in the namespace.
-    pub async fn allow(&self, name: &str, subject: Value, resources: &[&str], verbs: &[&str]) -> Result<()> {
+    pub async fn allow(
+        &self,
+        name: &str,
+        subject: Value,
+        resources: &[&str],
+        verbs: &[&str],
+    ) -> Result<()> {
         let rules = json!([{"apiGroups": [""], "resources": resources, "verbs": verbs}]);
-        self.create::<Role>(json!({"metadata": {"name": name}, "rules": rules})).await?;
+        self.create::<Role>(json!({"metadata": {"name": name}, "rules": rules}))
+            .await?;
         let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name});
-        self.create::<RoleBinding>(json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]})).await
+        self.create::<RoleBinding>(
+            json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]}),
+        )
+        .await
     }
 
     /// The same in the whole cluster.
-    pub async fn allow_everywhere(&self, name: &str, subject: Value, resources: &[&str], verbs: &[&str]) -> Result<()> {
+    pub async fn allow_everywhere(
+        &self,
+        name: &str,
+        subject: Value,
+        resources: &[&str],
+        verbs: &[&str],
+    ) -> Result<()> {
         let rules = json!([{"apiGroups": [""], "resources": resources, "verbs": verbs}]);
-        create_global::<ClusterRole>(&self.client, json!({"metadata": {"name": name}, "rules": rules})).await?;
-        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name});
+        create_global::<ClusterRole>(
+            &self.client,
+            json!({"metadata": {"name": name}, "rules": rules}),
+        )
+        .await?;
+        let role =
+            json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name});
         let binding = json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]});
         create_global::<ClusterRoleBinding>(&self.client, binding).await
     }
@@ -119,7 +159,8 @@ impl Objects {
             + std::fmt::Debug,
     {
         let api = Api::<K>::namespaced(self.client.clone(), &self.namespace);
-        api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        api.create(&PostParams::default(), &serde_json::from_value(object)?)
+            .await?;
         Ok(())
     }
 }
@@ -128,6 +169,8 @@ async fn create_global<K>(client: &Client, object: Value) -> Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + serde::Serialize + std::fmt::Debug,
 {
-    Api::<K>::all(client.clone()).create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+    Api::<K>::all(client.clone())
+        .create(&PostParams::default(), &serde_json::from_value(object)?)
+        .await?;
     Ok(())
 }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
@@ -25,11 +27,15 @@ impl Ca {
         let key = KeyPair::generate()?;
         let file = folder.join(format!("{name}.crt"));
         std::fs::write(&file, params.self_signed(&key)?.pem())?;
-        Ok(Self { issuer: Issuer::new(params, key), file })
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            file,
+        })
     }
 
     pub fn server(&self, folder: &Path, name: &str, hosts: &[&str]) -> Result<Pair> {
-        let mut params = CertificateParams::new(hosts.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let mut params =
+            CertificateParams::new(hosts.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.issue(folder, name, &params)
     }
@@ -37,7 +43,9 @@ impl Ca {
     pub fn client(&self, folder: &Path, user: &str, group: &str) -> Result<Pair> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, user);
-        params.distinguished_name.push(DnType::OrganizationName, group);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(folder, user, &params)
     }
@@ -45,8 +53,14 @@ impl Ca {
     fn issue(&self, folder: &Path, name: &str, params: &CertificateParams) -> Result<Pair> {
         let key = KeyPair::generate()?;
         let name = name.replace(':', "-");
-        let pair = Pair { certificate: folder.join(format!("{name}.crt")), key: folder.join(format!("{name}.key")) };
-        std::fs::write(&pair.certificate, params.signed_by(&key, &self.issuer)?.pem())?;
+        let pair = Pair {
+            certificate: folder.join(format!("{name}.crt")),
+            key: folder.join(format!("{name}.key")),
+        };
+        std::fs::write(
+            &pair.certificate,
+            params.signed_by(&key, &self.issuer)?.pem(),
+        )?;
         std::fs::write(&pair.key, key.serialize_pem())?;
         Ok(pair)
     }

@@ -1,5 +1,5 @@
-//! A backend in a process of its own, which can be stopped and continued as `kill -STOP` does: its kernel goes on
-//! accepting connections and acknowledging bytes.
+//! A backend in a process of its own, which can be stopped and continued as `kill -STOP` does: its
+//! kernel goes on accepting connections and acknowledging bytes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,19 +27,27 @@ pub struct BackendProcess {
 }
 
 impl BackendProcess {
-    /// Runs this test binary once more, as a backend in the namespace; its `main` must call [`serve_if_child`].
+    /// Runs this test binary once more, as a backend in the namespace; its `main` must call
+    /// [`serve_if_child`].
     ///
     /// # Errors
     /// Where it does not come up.
     pub fn start(namespace: &Namespace, last: u8, port: u16, name: &str) -> Result<Self> {
         let address = SocketAddr::from((namespace.address(last), port));
         let mut command = inside(namespace, &std::env::current_exe()?);
-        command.env(ADDRESS, address.to_string()).env(NAME, name).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+            .env(ADDRESS, address.to_string())
+            .env(NAME, name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start a backend")?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("stdout is piped")?).read_line(&mut line)?;
         let process = Self { child, address };
-        ensure!(line.contains("listening"), "the backend at {address} did not start: {line:?}");
+        ensure!(
+            line.contains("listening"),
+            "the backend at {address} did not start: {line:?}"
+        );
         Ok(process)
     }
 
@@ -59,19 +67,27 @@ impl BackendProcess {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Connections with bytes that it has not read. While it is frozen and HTTP/1.1 is spoken to it, each is a request
-    /// that waits for it.
+    /// Connections with bytes that it has not read. While it is frozen and HTTP/1.1 is spoken to
+    /// it, each is a request that waits for it.
     ///
     /// # Errors
     /// Where the kernel's table cannot be read.
     pub fn waiting(&self) -> Result<usize> {
         const ESTABLISHED: &str = "01";
         let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.child.id()))?;
-        let own = format!("{:08X}:{:04X}", u32::from_ne_bytes(octets(self.address)), self.address.port());
+        let own = format!(
+            "{:08X}:{:04X}",
+            u32::from_ne_bytes(octets(self.address)),
+            self.address.port()
+        );
         let waits = |line: &&str| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let [_, local, _, state, queues, ..] = *fields else { return false };
-            let unread = queues.split_once(':').and_then(|(_, unread)| u32::from_str_radix(unread, 16).ok());
+            let [_, local, _, state, queues, ..] = *fields else {
+                return false;
+            };
+            let unread = queues
+                .split_once(':')
+                .and_then(|(_, unread)| u32::from_str_radix(unread, 16).ok());
             local == own && state == ESTABLISHED && unread.is_some_and(|unread| unread > 0)
         };
         Ok(table.lines().skip(1).filter(waits).count())
@@ -95,9 +111,13 @@ impl Drop for BackendProcess {
 /// # Errors
 /// Where it cannot listen.
 pub fn serve_if_child() -> Result<()> {
-    let Ok(address) = std::env::var(ADDRESS) else { return Ok(()) };
+    let Ok(address) = std::env::var(ADDRESS) else {
+        return Ok(());
+    };
     let name: Arc<str> = std::env::var(NAME)?.into();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;

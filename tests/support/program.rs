@@ -30,8 +30,13 @@ impl Program {
     /// Where it cannot be started.
     pub fn start(command: &mut Command) -> Result<Self> {
         let name = Path::new(command.get_program()).display().to_string();
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
         let said = Arc::<Mutex<Vec<String>>>::default();
         let (out, err) = (child.stdout.take(), child.stderr.take());
         gather(out.context("stdout is piped")?, &said);
@@ -40,7 +45,10 @@ impl Program {
     }
 
     pub fn said(&self) -> Vec<String> {
-        self.said.lock().expect("nobody panics with the lines").clone()
+        self.said
+            .lock()
+            .expect("nobody panics with the lines")
+            .clone()
     }
 
     /// The first line with these words, once it is said.
@@ -62,7 +70,9 @@ impl Program {
         });
         let waited = waited.await;
         let found = found.or_else(|| self.said().into_iter().find(|line| line.contains(words)));
-        waited.and_then(|()| found.context("it ended")).with_context(|| self.report())
+        waited
+            .and_then(|()| found.context("it ended"))
+            .with_context(|| self.report())
     }
 
     /// Writes to its standard input. A program that has closed it, or has ended, does not mind.
@@ -70,7 +80,11 @@ impl Program {
     /// # Errors
     /// Where writing fails in another way.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let input = self.child.stdin.as_mut().context("its input has been ended")?;
+        let input = self
+            .child
+            .stdin
+            .as_mut()
+            .context("its input has been ended")?;
         match input.write_all(bytes) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
             _ => Ok(()),
@@ -95,7 +109,11 @@ impl Program {
         .await
         .with_context(|| self.report())?;
         self.settle().await;
-        ensure!(status.is_some_and(|status| status.success()), "{}", self.report());
+        ensure!(
+            status.is_some_and(|status| status.success()),
+            "{}",
+            self.report()
+        );
         Ok(())
     }
 
@@ -107,7 +125,10 @@ impl Program {
 
     /// Lets the readers come to the end of the pipes: each holds a share of the lines until then.
     async fn settle(&self) {
-        let _ = eventually("the pipes to end", async || Ok(Arc::strong_count(&self.said) == 1)).await;
+        let _ = eventually("the pipes to end", async || {
+            Ok(Arc::strong_count(&self.said) == 1)
+        })
+        .await;
     }
 }
 
@@ -121,7 +142,9 @@ impl Drop for Program {
 /// A command in a network namespace. `ip` ends in the command itself, so that signals reach it.
 pub fn inside(namespace: &super::net::Namespace, program: &Path) -> Command {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace.name()]).arg(program);
+    command
+        .args(["netns", "exec", namespace.name()])
+        .arg(program);
     command
 }
 
@@ -131,15 +154,20 @@ pub fn inside(namespace: &super::net::Namespace, program: &Path) -> Command {
 /// Where it is not there, with what to install.
 pub fn installed(names: &[&str], help: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places = std::env::split_paths(&path).flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-    places.find(|place| place.is_file()).with_context(|| format!("no {} on the PATH: {help}", names.join(" or ")))
+    let mut places = std::env::split_paths(&path)
+        .flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+    places
+        .find(|place| place.is_file())
+        .with_context(|| format!("no {} on the PATH: {help}", names.join(" or ")))
 }
 
 fn gather(pipe: impl std::io::Read + Send + 'static, said: &Arc<Mutex<Vec<String>>>) {
     let said = Arc::clone(said);
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            said.lock().expect("nobody panics with the lines").push(line);
+            said.lock()
+                .expect("nobody panics with the lines")
+                .push(line);
         }
     });
 }

@@ -1,7 +1,9 @@
-//! Raw backends: each reports exactly what arrived and answers exactly the bytes that a script says.
+//! Raw backends: each reports exactly what arrived and answers exactly the bytes that a script
+//! says.
 //!
-//! All listeners of a test share one [`Stage`]. It holds the script that is played to the next requests, what they
-//! brought, and what the client has got so far, so that either side can wait for the other without sleeping.
+//! All listeners of a test share one [`Stage`]. It holds the script that is played to the next
+//! requests, what they brought, and what the client has got so far, so that either side can wait
+//! for the other without sleeping.
 
 mod h2;
 mod script;
@@ -76,11 +78,17 @@ impl Default for Stage {
 }
 
 impl Stage {
-    /// Serves what comes to a listener, over TLS where there is an acceptor, as long as the runtime runs.
+    /// Serves what comes to a listener, over TLS where there is an acceptor, as long as the runtime
+    /// runs.
     ///
     /// # Errors
     /// Where the listener is not one for asynchronous use.
-    pub fn serve(&self, name: &str, listener: std::net::TcpListener, tls: Option<TlsAcceptor>) -> Result<()> {
+    pub fn serve(
+        &self,
+        name: &str,
+        listener: std::net::TcpListener,
+        tls: Option<TlsAcceptor>,
+    ) -> Result<()> {
         let listener = TcpListener::from_std(listener)?;
         let (stage, name) = (self.clone(), name.to_owned());
         tokio::spawn(async move {
@@ -94,7 +102,13 @@ impl Stage {
 
     /// Sets the script for what comes next, and forgets what came before.
     pub fn begin(&self, script: Script) {
-        self.0.send_modify(|play| *play = Play { script, turn: play.turn + 1, ..Play::default() });
+        self.0.send_modify(|play| {
+            *play = Play {
+                script,
+                turn: play.turn + 1,
+                ..Play::default()
+            }
+        });
     }
 
     /// What arrived since [`Self::begin`], once all playing is over.
@@ -105,7 +119,8 @@ impl Stage {
 
     /// Tells that the client has received `bytes`.
     pub fn client_got(&self, bytes: &[u8]) {
-        self.0.send_modify(|play| play.client.extend_from_slice(bytes));
+        self.0
+            .send_modify(|play| play.client.extend_from_slice(bytes));
     }
 
     /// Waits until a backend has received `text` in a line, a body or a tunnel.
@@ -113,17 +128,26 @@ impl Stage {
     /// # Errors
     /// Where it does not come within [`PATIENCE`].
     pub async fn backend_has(&self, text: &str) -> Result<()> {
-        let has = |seen: &Seen| seen.line.contains(text) || contains(&seen.body, text) || contains(&seen.tunnel, text);
-        self.wait_for(|play| play.seen.iter().any(has)).await.with_context(|| format!("no backend got {text:?}"))
+        let has = |seen: &Seen| {
+            seen.line.contains(text) || contains(&seen.body, text) || contains(&seen.tunnel, text)
+        };
+        self.wait_for(|play| play.seen.iter().any(has))
+            .await
+            .with_context(|| format!("no backend got {text:?}"))
     }
 
     async fn client_has(&self, text: &str) -> Result<()> {
-        self.wait_for(|play| contains(&play.client, text)).await.with_context(|| format!("the client got no {text:?}"))
+        self.wait_for(|play| contains(&play.client, text))
+            .await
+            .with_context(|| format!("the client got no {text:?}"))
     }
 
     async fn wait_for(&self, is: impl FnMut(&Play) -> bool) -> Result<()> {
         let mut changes = self.0.subscribe();
-        timeout(PATIENCE, changes.wait_for(is)).await.context("waited in vain")?.map(|_| ())?;
+        timeout(PATIENCE, changes.wait_for(is))
+            .await
+            .context("waited in vain")?
+            .map(|_| ())?;
         Ok(())
     }
 
@@ -138,10 +162,14 @@ impl Stage {
             return self.connection(at, stream, None).await;
         };
         // A handshake that fails brings no request, and that is what is reported.
-        let Ok(stream) = tls.accept(stream).await else { return };
+        let Ok(stream) = tls.accept(stream).await else {
+            return;
+        };
         let (_, session) = stream.get_ref();
         let handshake = Some(Handshake {
-            client: session.peer_certificates().and_then(|chain| common_name(chain.first()?)),
+            client: session
+                .peer_certificates()
+                .and_then(|chain| common_name(chain.first()?)),
             server_name: session.server_name().map(str::to_owned),
         });
         if session.alpn_protocol() == Some(b"h2") {
@@ -150,7 +178,8 @@ impl Stage {
         self.connection(at, stream, handshake).await;
     }
 
-    /// Plays the script to one request after the other, until it says to end or the other side ends.
+    /// Plays the script to one request after the other, until it says to end or the other side
+    /// ends.
     async fn connection<S>(&self, at: String, stream: S, tls: Option<Handshake>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -189,9 +218,15 @@ struct Part {
 
 impl Part {
     fn begin(stage: &Stage, seen: Seen) -> Self {
-        let mut part = Self { stage: stage.clone(), turn: 0, index: 0, script: Script::default() };
+        let mut part = Self {
+            stage: stage.clone(),
+            turn: 0,
+            index: 0,
+            script: Script::default(),
+        };
         stage.0.send_modify(|play| {
-            (part.turn, part.index, part.script) = (play.turn, play.seen.len(), play.script.clone());
+            (part.turn, part.index, part.script) =
+                (play.turn, play.seen.len(), play.script.clone());
             play.seen.push(seen);
             play.playing += 1;
         });
@@ -208,7 +243,11 @@ impl Part {
     }
 
     /// Whether the connection goes on afterwards.
-    async fn play<S: AsyncRead + AsyncWrite + Unpin>(&self, wire: &mut Wire<S>, head: &Head) -> Result<bool> {
+    async fn play<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        wire: &mut Wire<S>,
+        head: &Head,
+    ) -> Result<bool> {
         if self.script.reads_body_first() {
             self.body(wire, head).await?;
         }
@@ -217,18 +256,30 @@ impl Part {
                 Step::Body => self.body(wire, head).await?,
                 Step::ClientHas(text) => self.stage.client_has(text).await?,
                 Step::Glance(text) | Step::Blink(text) => {
-                    let moment = if matches!(step, Step::Blink(_)) { MOMENT / 10 } else { MOMENT };
-                    let got = timeout(moment, self.stage.client_has(text)).await.is_ok_and(|has| has.is_ok());
+                    let moment = if matches!(step, Step::Blink(_)) {
+                        MOMENT / 10
+                    } else {
+                        MOMENT
+                    };
+                    let got = timeout(moment, self.stage.client_has(text))
+                        .await
+                        .is_ok_and(|has| has.is_ok());
                     self.seen(|seen| seen.glance = Some(got));
                 }
                 Step::WebSocket => {
                     let accept = accept(head.value("sec-websocket-key").unwrap_or_default());
                     let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket";
-                    wire.send(format!("{head}\r\nSec-WebSocket-Accept: {accept}\r\n\r\n").as_bytes()).await?;
+                    wire.send(
+                        format!("{head}\r\nSec-WebSocket-Accept: {accept}\r\n\r\n").as_bytes(),
+                    )
+                    .await?;
                 }
                 Step::Read(text) => {
                     while !self.tunnel_has(text) {
-                        anyhow::ensure!(self.tunnel(wire).await?, "the tunnel ended before {text:?}");
+                        anyhow::ensure!(
+                            self.tunnel(wire).await?,
+                            "the tunnel ended before {text:?}"
+                        );
                     }
                 }
                 Step::ReadToEnd => while self.tunnel(wire).await? {},
@@ -263,14 +314,24 @@ impl Part {
         Ok(true)
     }
 
-    async fn body<S: AsyncRead + AsyncWrite + Unpin>(&self, wire: &mut Wire<S>, head: &Head) -> Result<()> {
-        let trailers = wire.body(head, |bytes| self.seen(|seen| seen.body.extend_from_slice(bytes))).await?;
+    async fn body<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        wire: &mut Wire<S>,
+        head: &Head,
+    ) -> Result<()> {
+        let trailers = wire
+            .body(head, |bytes| {
+                self.seen(|seen| seen.body.extend_from_slice(bytes));
+            })
+            .await?;
         self.seen(|seen| seen.trailers = trailers);
         Ok(())
     }
 
     async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(&self, wire: &mut Wire<S>) -> Result<bool> {
-        let Some(bytes) = wire.some().await? else { return Ok(false) };
+        let Some(bytes) = wire.some().await? else {
+            return Ok(false);
+        };
         self.seen(|seen| seen.tunnel.extend_from_slice(&bytes));
         Ok(true)
     }
@@ -292,17 +353,29 @@ impl Drop for Part {
 }
 
 pub fn contains(bytes: &[u8], text: &str) -> bool {
-    text.is_empty() || bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    text.is_empty()
+        || bytes
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
 }
 
 /// What answers a WebSocket's key.
 fn accept(key: &str) -> String {
     let text = [key, "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
-    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+    let sum = aws_lc_rs::digest::digest(
+        &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY,
+        text.as_bytes(),
+    );
     base64::engine::general_purpose::STANDARD.encode(sum.as_ref())
 }
 
 fn common_name(certificate: &[u8]) -> Option<String> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    certificate.subject().iter_common_name().next()?.as_str().ok().map(str::to_owned)
+    certificate
+        .subject()
+        .iter_common_name()
+        .next()?
+        .as_str()
+        .ok()
+        .map(str::to_owned)
 }

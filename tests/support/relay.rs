@@ -8,8 +8,8 @@ use anyhow::Result;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-/// Dropping it leaves its connections be; [`Relay::cut`] breaks them all, [`Relay::freeze`] keeps them open and passes
-/// no more bytes. Later ones pass again.
+/// Dropping it leaves its connections be; [`Relay::cut`] breaks them all, [`Relay::freeze`] keeps
+/// them open and passes no more bytes. Later ones pass again.
 pub struct Relay {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -38,15 +38,18 @@ impl Relay {
                 });
             }
         });
-        Ok(Self { address, shared: kept })
+        Ok(Self {
+            address,
+            shared: kept,
+        })
     }
 
     pub fn cut(&self) {
         self.shared.cut.notify_waiters();
     }
 
-    /// The two ends of each open connection hear nothing more of each other: no byte, no FIN, no RST. The kernel goes
-    /// on acknowledging, so that only a timeout between bytes can notice it.
+    /// The two ends of each open connection hear nothing more of each other: no byte, no FIN, no
+    /// RST. The kernel goes on acknowledging, so that only a timeout between bytes can notice it.
     pub fn freeze(&self) {
         self.shared.freeze.notify_waiters();
     }
@@ -58,12 +61,15 @@ impl Relay {
 }
 
 async fn pass(mut near: TcpStream, to: SocketAddr, shared: &Shared) {
-    let Ok(mut far) = TcpStream::connect(to).await else { return };
+    let Ok(mut far) = TcpStream::connect(to).await else {
+        return;
+    };
     tokio::select! {
         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
         () = shared.cut.notified() => return,
         () = shared.freeze.notified() => {}
     }
-    // Bytes that came before are left in the socket: reading them would not matter, writing them on would.
+    // Bytes that came before are left in the socket: reading them would not matter, writing them on
+    // would.
     shared.cut.notified().await;
 }

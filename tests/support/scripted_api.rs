@@ -1,5 +1,5 @@
-//! A stand-in for the Kubernetes API that answers reviews as a test wants, and counts those that wait. Lists are empty,
-//! watches silent. It speaks plain HTTP.
+//! A stand-in for the Kubernetes API that answers reviews as a test wants, and counts those that
+//! wait. Lists are empty, watches silent. It speaks plain HTTP.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,7 +18,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-/// Tokens that begin with this are good, and their user may do nothing; no other token is ever answered.
+/// Tokens that begin with this are good, and their user may do nothing; no other token is ever
+/// answered.
 pub const GOOD: &str = "good";
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -36,7 +37,8 @@ struct Counts {
     reviews: AtomicU64,
 }
 
-/// Counts a review as waiting until it is dropped: hyper drops what answers a request when its connection ends.
+/// Counts a review as waiting until it is dropped: hyper drops what answers a request when its
+/// connection ends.
 struct Waiting(Arc<Counts>);
 
 impl Waiting {
@@ -69,11 +71,15 @@ impl ScriptedApi {
                     async move { Ok::<_, Infallible>(answer(request, &counts).await) }
                 });
                 tokio::spawn(
-                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
                 );
             }
         });
-        Ok(Self { address, counts: kept })
+        Ok(Self {
+            address,
+            counts: kept,
+        })
     }
 
     /// Reviews that have not been answered, and whose connection is open.
@@ -116,14 +122,20 @@ async fn answer(request: Request<Incoming>, counts: &Arc<Counts>) -> Response<Bo
     let path = request.uri().path().to_owned();
     if request.uri().query().unwrap_or_default().contains("watch=") {
         return Response::new(
-            StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Infallible>>()).boxed_unsync(),
+            StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Infallible>>())
+                .boxed_unsync(),
         );
     }
     let resource = path.rsplit('/').next().unwrap_or_default();
     let kind = match resource {
         "tokenreviews" | "subjectaccessreviews" => {
             counts.reviews.fetch_add(1, Ordering::SeqCst);
-            let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let body = request
+                .into_body()
+                .collect()
+                .await
+                .map(http_body_util::Collected::to_bytes)
+                .unwrap_or_default();
             let review: Value = serde_json::from_slice(&body).unwrap_or_default();
             return reviewed(review, counts).await;
         }
@@ -133,7 +145,11 @@ async fn answer(request: Request<Incoming>, counts: &Arc<Counts>) -> Response<Bo
         "endpointslices" => "EndpointSliceList",
         _ => "ConfigMapList",
     };
-    let group = if resource == "endpointslices" { "discovery.k8s.io/v1" } else { "v1" };
+    let group = if resource == "endpointslices" {
+        "discovery.k8s.io/v1"
+    } else {
+        "v1"
+    };
     let list = json!({"kind": kind, "apiVersion": group, "metadata": {"resourceVersion": "1"}, "items": []});
     json_response(&list)
 }
@@ -154,5 +170,7 @@ async fn reviewed(mut review: Value, counts: &Arc<Counts>) -> Response<Body> {
 
 fn json_response(value: &Value) -> Response<Body> {
     let response = Response::builder().header(header::CONTENT_TYPE, "application/json");
-    response.body(Full::new(value.to_string().into()).boxed_unsync()).expect("a header that can be written")
+    response
+        .body(Full::new(value.to_string().into()).boxed_unsync())
+        .expect("a header that can be written")
 }

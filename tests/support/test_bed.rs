@@ -99,18 +99,30 @@ targets: {{allowLoopback: true}}
         let file = at("config.yaml").display().to_string();
         let bastion = Bastion::start(&[&["--config", &*file], flags].concat())?;
         bastion.ready().await?;
-        Ok(Self { bastion, backend, folder, ca })
+        Ok(Self {
+            bastion,
+            backend,
+            folder,
+            ca,
+        })
     }
 
     pub async fn client(&self) -> Result<TlsStream<TcpStream>> {
-        tls(self.bastion.secure, &self.folder.path().join("ca.crt"), None).await
+        tls(
+            self.bastion.secure,
+            &self.folder.path().join("ca.crt"),
+            None,
+        )
+        .await
     }
 
     /// Sends a request to the pod; `rest` is what follows the request line and the usual headers.
     pub async fn request(&self, line: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
         let mut client = self.client().await?;
         let (method, path) = line.split_once(' ').context("METHOD /path")?;
-        let head = format!("{method} {PREFIX}{path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n{rest}");
+        let head = format!(
+            "{method} {PREFIX}{path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n{rest}"
+        );
         client.write_all(head.as_bytes()).await?;
         Ok(client)
     }
@@ -128,7 +140,10 @@ pub async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -> 
     let mut all = String::new();
     let mut byte = [0];
     while !all.ends_with(end) {
-        ensure!(stream.read(&mut byte).await? == 1, "ended before {end:?}: {all:?}");
+        ensure!(
+            stream.read(&mut byte).await? == 1,
+            "ended before {end:?}: {all:?}"
+        );
         all.push(byte[0].into());
     }
     Ok(all)

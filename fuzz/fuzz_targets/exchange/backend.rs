@@ -1,4 +1,5 @@
-//! A backend that reads strictly, keeps what is wrong with what it got, and answers as the input says.
+//! A backend that reads strictly, keeps what is wrong with what it got, and answers as the input
+//! says.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -43,7 +44,11 @@ impl Backend {
         let port = |listener: &TcpListener| listener.local_addr().expect("it is bound").port();
         let (reader, writer) = (bind(), bind());
         let (reader_port, writer_port) = (port(&reader), port(&writer));
-        let backend: &'static Self = Box::leak(Box::new(Self { reader_port, writer_port, state: Mutex::default() }));
+        let backend: &'static Self = Box::leak(Box::new(Self {
+            reader_port,
+            writer_port,
+            state: Mutex::default(),
+        }));
         for (listener, is_reader) in [(reader, true), (writer, false)] {
             std::thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
@@ -66,7 +71,13 @@ impl Backend {
     pub fn expect(&self, case: &Case, requests: &[Request]) {
         let expected = requests.iter().filter_map(|request| {
             let (reader, target) = request.expected.clone()?;
-            Some(Expected { number: request.number, reader, method: request.method, target, attempts: MAX_ATTEMPTS })
+            Some(Expected {
+                number: request.number,
+                reader,
+                method: request.method,
+                target,
+                attempts: MAX_ATTEMPTS,
+            })
         });
         let mut state = self.state();
         state.answer = Some(case.answer.clone());
@@ -86,7 +97,10 @@ impl Backend {
         let mut buffer = Vec::new();
         loop {
             let wrong = |fault: String, buffer: &[u8]| {
-                format!("{fault}\nin what the backend got: {:?}", String::from_utf8_lossy(buffer))
+                format!(
+                    "{fault}\nin what the backend got: {:?}",
+                    String::from_utf8_lossy(buffer)
+                )
             };
             let (head, length) = loop {
                 match strict::head(&buffer).map_err(|fault| wrong(fault, &buffer))? {
@@ -95,16 +109,22 @@ impl Backend {
                     None => return Ok(()),
                 }
             };
-            self.check(&head, reader).map_err(|fault| wrong(fault, &buffer))?;
+            self.check(&head, reader)
+                .map_err(|fault| wrong(fault, &buffer))?;
             let length = loop {
-                match strict::body(&buffer[length..], head.framing).map_err(|fault| wrong(fault, &buffer))? {
+                match strict::body(&buffer[length..], head.framing)
+                    .map_err(|fault| wrong(fault, &buffer))?
+                {
                     Some(body) => break length + body,
                     None if read(&mut stream, &mut buffer) => {}
                     None => return Ok(()),
                 }
             };
             if buffer.len() > length {
-                return Err(wrong(format!("{} bytes behind the request", buffer.len() - length), &buffer));
+                return Err(wrong(
+                    format!("{} bytes behind the request", buffer.len() - length),
+                    &buffer,
+                ));
             }
             buffer.clear();
             if !self.answer(&mut stream, &head) {
@@ -119,15 +139,29 @@ impl Backend {
             return Err(format!("{} by a caller that may only get", head.method));
         }
         let mut state = self.state();
-        let Some(sent) = state.expected.iter_mut().find(|expected| expected.number == head.number) else {
-            return Err(format!("{} {}, which no backend may get", head.method, head.target));
+        let Some(sent) = state
+            .expected
+            .iter_mut()
+            .find(|expected| expected.number == head.number)
+        else {
+            return Err(format!(
+                "{} {}, which no backend may get",
+                head.method, head.target
+            ));
         };
         // An extended CONNECT becomes a GET (RFC 8441).
-        let method = sent.method == head.method || (sent.method == "CONNECT" && head.method == "GET");
+        let method =
+            sent.method == head.method || (sent.method == "CONNECT" && head.method == "GET");
         if sent.reader != reader || !method || sent.target != head.target {
-            return Err(format!("{} {} of {} {}", head.method, head.target, sent.method, sent.target));
+            return Err(format!(
+                "{} {} of {} {}",
+                head.method, head.target, sent.method, sent.target
+            ));
         }
-        sent.attempts = sent.attempts.checked_sub(1).ok_or("a request is sent too often")?;
+        sent.attempts = sent
+            .attempts
+            .checked_sub(1)
+            .ok_or("a request is sent too often")?;
         Ok(())
     }
 
@@ -146,12 +180,21 @@ impl Backend {
                 let early = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
                 (format!("{early}{ok}Content-Length: 2\r\n\r\n"), "ok", true)
             }
-            Some(Answer::Redirect) => {
-                ("HTTP/1.1 302 Found\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n".into(), "", true)
-            }
+            Some(Answer::Redirect) => (
+                "HTTP/1.1 302 Found\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n".into(),
+                "",
+                true,
+            ),
             Some(Answer::Page) => {
                 let page = "<a href=/a>a</a>";
-                (format!("{ok}Content-Type: text/html\r\nContent-Length: {}\r\n\r\n", page.len()), page, true)
+                (
+                    format!(
+                        "{ok}Content-Type: text/html\r\nContent-Length: {}\r\n\r\n",
+                        page.len()
+                    ),
+                    page,
+                    true,
+                )
             }
             Some(Answer::Switch) => {
                 let protocol = head.upgrade.as_deref().unwrap_or("websocket");
@@ -169,7 +212,8 @@ impl Backend {
         let sent = stream.write_all([&begin, end].concat().as_bytes()).is_ok();
         if !goes_on {
             let _ = stream.shutdown(std::net::Shutdown::Write);
-            // What follows a 101 is the tunnel's; else the bastion closes. Read to the end, so that nothing is reset.
+            // What follows a 101 is the tunnel's; else the bastion closes. Read to the end, so that
+            // nothing is reset.
             while read(stream, &mut Vec::new()) {}
         }
         sent && goes_on

@@ -1,4 +1,5 @@
-//! The client's side of HTTP/1.1: a connection per input, because what is wrong with a request ends it.
+//! The client's side of HTTP/1.1: a connection per input, because what is wrong with a request ends
+//! it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,14 +8,19 @@ use std::time::Duration;
 use super::input::{Request, find, raw};
 use super::world::{READER, World};
 
-/// Answers on loopback come much sooner. After it the rest of a request that is not whole is taken for lost.
+/// Answers on loopback come much sooner. After it the rest of a request that is not whole is taken
+/// for lost.
 const SILENCE: Duration = Duration::from_millis(30);
-/// Once the client has ended its sending, the bastion ends the connection; only a very busy machine takes so long.
+/// Once the client has ended its sending, the bastion ends the connection; only a very busy machine
+/// takes so long.
 const END: Duration = Duration::from_secs(30);
 
 /// Sends all requests and reads until the bastion ends the connection.
 pub fn exchange(world: &World, requests: &[Request], surplus: &[u8]) {
-    let mut bytes = requests.iter().flat_map(|request| request.http1.iter().copied()).collect::<Vec<u8>>();
+    let mut bytes = requests
+        .iter()
+        .flat_map(|request| request.http1.iter().copied())
+        .collect::<Vec<u8>>();
     bytes.extend(raw(surplus));
     if bytes.is_empty() {
         return;
@@ -36,7 +42,10 @@ pub fn exchange(world: &World, requests: &[Request], surplus: &[u8]) {
                 count(&answers, &methods) >= requests.len()
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                assert!(!ended, "the bastion holds a connection that its client has ended: {bytes:?}");
+                assert!(
+                    !ended,
+                    "the bastion holds a connection that its client has ended: {bytes:?}"
+                );
                 true
             }
             Err(_) => return,
@@ -56,7 +65,10 @@ fn count(mut bytes: &[u8], methods: &[&str]) -> usize {
         let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
         bytes = &bytes[end + 4..];
         // A body that the backend chose may hold what looks like its end.
-        let status: Option<u16> = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status: Option<u16> = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
         let Some(status) = status else { return count };
         if status == 101 {
             // Nothing but the tunnel follows.
@@ -65,14 +77,19 @@ fn count(mut bytes: &[u8], methods: &[&str]) -> usize {
         if status < 200 {
             continue;
         }
-        let value = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let value = |name: &str| {
+            head.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        };
         let length = if methods.get(count) == Some(&"HEAD") || matches!(status, 204 | 304) {
             Some(0)
         } else if value("transfer-encoding").is_some() {
             find(bytes, b"0\r\n").and_then(|at| Some(at + find(&bytes[at..], b"\r\n\r\n")? + 4))
         } else {
             // Without a length it ends with the connection.
-            value("content-length").and_then(|length| length.parse().ok()).filter(|length| *length <= bytes.len())
+            value("content-length")
+                .and_then(|length| length.parse().ok())
+                .filter(|length| *length <= bytes.len())
         };
         let Some(length) = length else { return count };
         bytes = &bytes[length..];
@@ -90,7 +107,9 @@ pub fn wait_until_ready(world: &World) {
             "GET /api/v1/namespaces/default/pods/r/proxy HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {READER}\r\n\
              Connection: close\r\n\r\n"
         );
-        stream.write_all(head.as_bytes()).expect("the bastion reads");
+        stream
+            .write_all(head.as_bytes())
+            .expect("the bastion reads");
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
         if answer.starts_with("HTTP/1.1 301 ") {

@@ -1,4 +1,5 @@
-//! The client's side of HTTP/2, frame by frame: a library would not send what is wrong (RFC 9113, RFC 7541).
+//! The client's side of HTTP/2, frame by frame: a library would not send what is wrong (RFC 9113,
+//! RFC 7541).
 
 use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind, Read, Result, Write};
@@ -57,8 +58,15 @@ impl Connection {
         socket.set_read_timeout(Some(END))?;
         let name = "localhost".try_into().expect("a name");
         let tls = ClientConnection::new(world.tls.clone(), name).map_err(Error::other)?;
-        let mut connection = Self { stream: StreamOwned::new(tls, socket), next: 1, uses: 0, read: Vec::new() };
-        connection.stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
+        let mut connection = Self {
+            stream: StreamOwned::new(tls, socket),
+            next: 1,
+            uses: 0,
+            read: Vec::new(),
+        };
+        connection
+            .stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
         connection.send(SETTINGS, 0, 0, &[])?;
         connection.stream.flush()?;
         connection.stream.sock.set_read_timeout(Some(SILENCE))?;
@@ -78,7 +86,9 @@ impl Connection {
             match self.frame() {
                 Ok((kind, flags, id, payload)) => {
                     deadline = Instant::now() + SILENCE;
-                    if kind == RST_STREAM || (matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0) {
+                    if kind == RST_STREAM
+                        || (matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0)
+                    {
                         open.remove(&id);
                     }
                     self.handle(kind, flags, &payload)?;
@@ -96,7 +106,10 @@ impl Connection {
         self.stream.flush()?;
         let deadline = Instant::now() + END;
         loop {
-            assert!(Instant::now() < deadline, "the bastion does not answer a PING");
+            assert!(
+                Instant::now() < deadline,
+                "the bastion does not answer a PING"
+            );
             match self.frame() {
                 Ok((PING, flags, _, _)) if flags & ACK != 0 => return Ok(()),
                 Ok((kind, flags, _, payload)) => self.handle(kind, flags, &payload)?,
@@ -121,7 +134,9 @@ impl Connection {
     }
 
     fn send(&mut self, kind: u8, flags: u8, id: u32, payload: &[u8]) -> Result<()> {
-        let length = u32::try_from(payload.len()).expect("a frame is small").to_be_bytes();
+        let length = u32::try_from(payload.len())
+            .expect("a frame is small")
+            .to_be_bytes();
         let mut frame = vec![length[1], length[2], length[3], kind, flags];
         frame.extend(id.to_be_bytes());
         frame.extend_from_slice(payload);
@@ -135,7 +150,12 @@ impl Connection {
                 && let Some((id, rest)) = id.split_first_chunk()
                 && let Some(payload) = rest.get(..u32::from_be_bytes([0, *a, *b, *c]) as usize)
             {
-                let frame = (*kind, *flags, u32::from_be_bytes(*id) & 0x7fff_ffff, payload.to_vec());
+                let frame = (
+                    *kind,
+                    *flags,
+                    u32::from_be_bytes(*id) & 0x7fff_ffff,
+                    payload.to_vec(),
+                );
                 self.read.drain(..9 + frame.3.len());
                 return Ok(frame);
             }
@@ -168,7 +188,8 @@ fn is_timeout(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-/// A header block of literal fields that are not indexed: neither side keeps anything (RFC 7541 section 6.2.2).
+/// A header block of literal fields that are not indexed: neither side keeps anything (RFC 7541
+/// section 6.2.2).
 fn block(fields: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     /// The initial `SETTINGS_MAX_FRAME_SIZE` (RFC 9113 section 6.5.2), in bytes.
     const MAX_FRAME: usize = 16_384;

@@ -16,11 +16,19 @@ const MAX_REQUESTS: usize = 3;
 const MAX_FIELDS: usize = 40;
 const MAX_RAW_BYTES: usize = 300;
 
-const METHODS: [&str; 12] =
-    ["GET", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "get", "PRI"];
+const METHODS: [&str; 12] = [
+    "GET", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "get",
+    "PRI",
+];
 const VERSIONS: [&str; 4] = ["HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0"];
-const ORIGINS: [&str; 6] =
-    ["", "", "http://bastion.example", "https://u:p@bastion.example", "http://bastion.example:99999", "http://[::1"];
+const ORIGINS: [&str; 6] = [
+    "",
+    "",
+    "http://bastion.example",
+    "https://u:p@bastion.example",
+    "http://bastion.example:99999",
+    "http://[::1",
+];
 const HOSTS: [&str; 8] = [
     "bastion.example",
     "bastion.example",
@@ -165,10 +173,24 @@ struct RequestInput {
 /// A header or trailer field.
 #[derive(Arbitrary, Clone, Debug)]
 enum Field {
-    Known { name: u8, value: u8 },
-    Odd { name: u8, value: u8, separator: u8, end: u8 },
-    Value { name: u8, value: Vec<u8> },
-    Raw { name: Vec<u8>, value: Vec<u8> },
+    Known {
+        name: u8,
+        value: u8,
+    },
+    Odd {
+        name: u8,
+        value: u8,
+        separator: u8,
+        end: u8,
+    },
+    Value {
+        name: u8,
+        value: Vec<u8>,
+    },
+    Raw {
+        name: Vec<u8>,
+        value: Vec<u8>,
+    },
 }
 
 #[derive(Arbitrary, Clone, Debug)]
@@ -202,7 +224,8 @@ pub struct Request {
     /// In its `X-Case` field, by which the backend knows it again.
     pub number: u64,
     pub method: &'static str,
-    /// The request that the backend may get, if any: true for the port of the reader, and the request target.
+    /// The request that the backend may get, if any: true for the port of the reader, and the
+    /// request target.
     pub expected: Option<(bool, String)>,
     pub http1: Vec<u8>,
     pub http2: Vec<(Vec<u8>, Vec<u8>)>,
@@ -215,15 +238,29 @@ impl Case {
     pub fn requests(&self) -> Vec<Request> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = || NEXT.fetch_add(1, Ordering::Relaxed);
-        self.list.iter().take(MAX_REQUESTS).map(|request| request.request(number())).collect()
+        self.list
+            .iter()
+            .take(MAX_REQUESTS)
+            .map(|request| request.request(number()))
+            .collect()
     }
 }
 
 impl Field {
     fn parts(&self) -> (Vec<u8>, Vec<u8>, &'static str, &'static str) {
         match self {
-            Self::Known { name, value } => (pick(&NAMES, *name).into(), pick(&VALUES, *value).into(), ": ", "\r\n"),
-            Self::Odd { name, value, separator, end } => (
+            Self::Known { name, value } => (
+                pick(&NAMES, *name).into(),
+                pick(&VALUES, *value).into(),
+                ": ",
+                "\r\n",
+            ),
+            Self::Odd {
+                name,
+                value,
+                separator,
+                end,
+            } => (
                 pick(&NAMES, *name).into(),
                 pick(&VALUES, *value).into(),
                 pick(&SEPARATORS, *separator),
@@ -260,15 +297,35 @@ impl RequestInput {
         };
         let prefix = format!("/api/v1/namespaces/default/{target}/proxy/").into_bytes();
         let mut suffix = raw(&self.suffix);
-        // A line that ends within the path would give the token to a request line that the input wrote.
-        suffix.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = 0x0b);
+        // A line that ends within the path would give the token to a request line that the input
+        // wrote.
+        suffix
+            .iter_mut()
+            .filter(|byte| **byte == b'\n')
+            .for_each(|byte| *byte = 0x0b);
         let path = [&prefix[..], &suffix].concat();
         let expected = expected(&path).map(|target| (self.reader, target));
         let authorization = format!("Bearer {token}").into_bytes();
         let host = pick(&HOSTS, self.host);
 
-        let mut http1 = [method.as_bytes(), b" ", pick(&ORIGINS, self.origin).as_bytes(), &path, b" "].concat();
-        http1.extend([pick(&VERSIONS, self.version), "\r\nHost: ", host, "\r\nAuthorization: "].concat().bytes());
+        let mut http1 = [
+            method.as_bytes(),
+            b" ",
+            pick(&ORIGINS, self.origin).as_bytes(),
+            &path,
+            b" ",
+        ]
+        .concat();
+        http1.extend(
+            [
+                pick(&VERSIONS, self.version),
+                "\r\nHost: ",
+                host,
+                "\r\nAuthorization: ",
+            ]
+            .concat()
+            .bytes(),
+        );
         http1.extend_from_slice(&authorization);
         http1.extend(format!("\r\nX-Case: {number}\r\n").bytes());
         for field in self.fields.iter().take(MAX_FIELDS) {
@@ -276,7 +333,8 @@ impl RequestInput {
         }
         self.body.write(&mut http1);
 
-        let mut http2: Vec<(Vec<u8>, Vec<u8>)> = vec![(b":method".into(), method.into()), (b":path".into(), path)];
+        let mut http2: Vec<(Vec<u8>, Vec<u8>)> =
+            vec![(b":method".into(), method.into()), (b":path".into(), path)];
         let bit = |bit: u8| self.pseudo >> bit & 1 == 1;
         http2.extend((!bit(0)).then(|| (b":scheme".into(), b"https".into())));
         http2.extend((!bit(1)).then(|| (b":authority".into(), host.into())));
@@ -286,7 +344,15 @@ impl RequestInput {
         http2.push((b"x-case".into(), number.to_string().into()));
         http2.extend(self.fields.iter().take(MAX_FIELDS).map(Field::pair));
         let (body, trailers) = self.body.plain();
-        Request { number, method, expected, http1, http2, body, trailers }
+        Request {
+            number,
+            method,
+            expected,
+            http1,
+            http2,
+            body,
+            trailers,
+        }
     }
 }
 
@@ -297,15 +363,24 @@ impl Body {
             Self::None => out.extend(b"\r\n"),
             Self::Length { bytes, wrong_by } => {
                 let bytes = raw(bytes);
-                out.extend(format!("Content-Length: {}\r\n\r\n", length(&bytes, *wrong_by)).bytes());
+                out.extend(
+                    format!("Content-Length: {}\r\n\r\n", length(&bytes, *wrong_by)).bytes(),
+                );
                 out.extend(bytes);
             }
-            Self::Chunked { chunks, last, trailers } => {
+            Self::Chunked {
+                chunks,
+                last,
+                trailers,
+            } => {
                 out.extend(b"Transfer-Encoding: chunked\r\n\r\n");
                 for chunk in chunks.iter().take(8) {
                     let bytes = raw(&chunk.bytes);
                     let size = length(&bytes, chunk.wrong_by);
-                    let (prefix, suffix) = (pick(&CHUNK_PREFIXES, chunk.prefix), pick(&CHUNK_SUFFIXES, chunk.suffix));
+                    let (prefix, suffix) = (
+                        pick(&CHUNK_PREFIXES, chunk.prefix),
+                        pick(&CHUNK_SUFFIXES, chunk.suffix),
+                    );
                     out.extend(format!("{prefix}{size:x}{suffix}\r\n").bytes());
                     out.extend(bytes);
                     out.extend(b"\r\n");
@@ -328,16 +403,22 @@ impl Body {
         match self {
             Self::None => (Vec::new(), Vec::new()),
             Self::Length { bytes, .. } | Self::Raw(bytes) => (raw(bytes), Vec::new()),
-            Self::Chunked { chunks, trailers, .. } => (
-                chunks.iter().take(8).flat_map(|chunk| raw(&chunk.bytes)).collect(),
+            Self::Chunked {
+                chunks, trailers, ..
+            } => (
+                chunks
+                    .iter()
+                    .take(8)
+                    .flat_map(|chunk| raw(&chunk.bytes))
+                    .collect(),
                 trailers.iter().take(MAX_FIELDS).map(Field::pair).collect(),
             ),
         }
     }
 }
 
-/// The request target that a backend may get for a path with its query: the bastion's own reading of paths, which has
-/// a fuzz target of its own.
+/// The request target that a backend may get for a path with its query: the bastion's own reading
+/// of paths, which has a fuzz target of its own.
 fn expected(path: &[u8]) -> Option<String> {
     // A fragment is not sent on.
     let sent = path.split(|byte| *byte == b'#').next()?;
@@ -348,20 +429,26 @@ fn expected(path: &[u8]) -> Option<String> {
 }
 
 fn length(bytes: &[u8], wrong_by: Option<i8>) -> usize {
-    bytes.len().saturating_add_signed(wrong_by.unwrap_or_default().into())
+    bytes
+        .len()
+        .saturating_add_signed(wrong_by.unwrap_or_default().into())
 }
 
 fn pick<T: Copy>(list: &[T], index: u8) -> T {
     list[usize::from(index) % list.len()]
 }
 
-/// Bytes of the input, but for three texts. The token: a backend that gets it has it from the bastion. The version in a
-/// request line: raw bytes that hold a whole request line could take the token of the request behind them. And the
-/// name of the number, which must not be removed by `Connection`.
+/// Bytes of the input, but for three texts. The token: a backend that gets it has it from the
+/// bastion. The version in a request line: raw bytes that hold a whole request line could take the
+/// token of the request behind them. And the name of the number, which must not be removed by
+/// `Connection`.
 pub fn raw(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes[..bytes.len().min(MAX_RAW_BYTES)].to_vec();
     for text in [TOKEN.as_bytes(), b"HTTP/1.", b"x-case"] {
-        while let Some(at) = bytes.windows(text.len()).position(|window| window.eq_ignore_ascii_case(text)) {
+        while let Some(at) = bytes
+            .windows(text.len())
+            .position(|window| window.eq_ignore_ascii_case(text))
+        {
             bytes[at] = b'.';
         }
     }

@@ -1,7 +1,8 @@
-//! A strict reader of HTTP/1.1 requests (RFC 9112): whatever two readers could understand differently is an error.
+//! A strict reader of HTTP/1.1 requests (RFC 9112): whatever two readers could understand
+//! differently is an error.
 
-/// Known deviations that the bastion still passes on. Each line goes with the change that makes the bastion reject
-/// such requests; then the strict reader rejects them too.
+/// Known deviations that the bastion still passes on. Each line goes with the change that makes the
+/// bastion reject such requests; then the strict reader rejects them too.
 mod allowed {
     /// Bytes of `Host` that are no `uri-host [":" port]` (RFC 9110 section 7.2).
     pub const ODD_HOST: bool = true;
@@ -17,12 +18,14 @@ mod allowed {
     pub const FORBIDDEN_TRAILERS: bool = true;
 }
 
-/// Bytes beyond RFC 3986 that kube-apiserver passes on as well: curl and Prometheus send them, and paths in UTF-8.
+/// Bytes beyond RFC 3986 that kube-apiserver passes on as well: curl and Prometheus send them, and
+/// paths in UTF-8.
 fn is_target_byte(byte: u8) -> bool {
     byte.is_ascii_graphic() && byte != b'#' || byte >= 0x80
 }
 
-/// Never sent to a backend, in whatever spelling: servers that make environment variables of fields read `_` as `-`.
+/// Never sent to a backend, in whatever spelling: servers that make environment variables of fields
+/// read `_` as `-`.
 const REMOVED: [&str; 11] = [
     "authorization",
     "http2-settings",
@@ -83,7 +86,9 @@ type Fields = Vec<(String, Vec<u8>)>;
 /// The head at the beginning of `bytes` and its length. None where it is not whole yet.
 pub fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
     let Some(end) = super::input::find(bytes, b"\r\n\r\n") else {
-        return match super::input::find(bytes, b"\n\n").or_else(|| super::input::find(bytes, b"\n\r\n")) {
+        return match super::input::find(bytes, b"\n\n")
+            .or_else(|| super::input::find(bytes, b"\n\r\n"))
+        {
             Some(_) => Err("a head that ends by bare LF".into()),
             None => Ok(None),
         };
@@ -106,10 +111,21 @@ pub fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
         return Err("TE that says more than trailers".into());
     }
     let number = match values(&fields, "x-case").collect::<Vec<_>>()[..] {
-        [number] => String::from_utf8_lossy(number).parse().map_err(|_| "a number that no input gave")?,
+        [number] => String::from_utf8_lossy(number)
+            .parse()
+            .map_err(|_| "a number that no input gave")?,
         _ => return Err(format!("{method} {target} was not sent as a request")),
     };
-    Ok(Some((Head { number, method, target, framing, upgrade }, end + 4)))
+    Ok(Some((
+        Head {
+            number,
+            method,
+            target,
+            framing,
+            upgrade,
+        },
+        end + 4,
+    )))
 }
 
 /// The length of a body with its framing. None where it is not whole yet.
@@ -124,17 +140,25 @@ pub fn body(bytes: &[u8], framing: Framing) -> Result<Option<usize>, String> {
 fn chunked(bytes: &[u8]) -> Result<Option<usize>, String> {
     let mut at = 0;
     loop {
-        let Some(end) = super::input::find(&bytes[at..], b"\r\n") else { return Ok(None) };
+        let Some(end) = super::input::find(&bytes[at..], b"\r\n") else {
+            return Ok(None);
+        };
         let size = &bytes[at..at + end];
         if size.is_empty() || size.len() > 8 || !size.iter().all(u8::is_ascii_hexdigit) {
-            return Err(format!("the chunk size {:?}", String::from_utf8_lossy(size)));
+            return Err(format!(
+                "the chunk size {:?}",
+                String::from_utf8_lossy(size)
+            ));
         }
-        let size = usize::from_str_radix(&String::from_utf8_lossy(size), 16).map_err(|error| error.to_string())?;
+        let size = usize::from_str_radix(&String::from_utf8_lossy(size), 16)
+            .map_err(|error| error.to_string())?;
         at += end + 2;
         if size == 0 {
             return trailers(bytes, at);
         }
-        let Some(end) = bytes.get(at + size..at + size + 2) else { return Ok(None) };
+        let Some(end) = bytes.get(at + size..at + size + 2) else {
+            return Ok(None);
+        };
         if end != b"\r\n" {
             return Err("a chunk that does not end by CRLF".into());
         }
@@ -144,7 +168,9 @@ fn chunked(bytes: &[u8]) -> Result<Option<usize>, String> {
 
 fn trailers(bytes: &[u8], mut at: usize) -> Result<Option<usize>, String> {
     loop {
-        let Some(end) = super::input::find(&bytes[at..], b"\r\n") else { return Ok(None) };
+        let Some(end) = super::input::find(&bytes[at..], b"\r\n") else {
+            return Ok(None);
+        };
         let line = &bytes[at..at + end];
         at += end + 2;
         if line.is_empty() {
@@ -162,14 +188,18 @@ fn trailers(bytes: &[u8], mut at: usize) -> Result<Option<usize>, String> {
 
 fn lines(head: &[u8]) -> (&[u8], impl Iterator<Item = &[u8]>) {
     // Split at LF: a bare one leaves a line without CR, and a line with CR in it is no field.
-    let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = head
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     (lines.next().unwrap_or_default(), lines)
 }
 
 fn request_line(line: &[u8]) -> Result<(String, String), String> {
     let text = String::from_utf8_lossy(line).into_owned();
     let parts: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
-    let [method, target, b"HTTP/1.1"] = *parts else { return Err(format!("the request line {text:?}")) };
+    let [method, target, b"HTTP/1.1"] = *parts else {
+        return Err(format!("the request line {text:?}"));
+    };
     if method.is_empty() || !method.iter().copied().all(is_token) {
         return Err(format!("the method of {text:?}"));
     }
@@ -192,13 +222,18 @@ fn has_good_escapes(target: &[u8]) -> bool {
 /// A field line, with its name in lower case.
 fn field(line: &[u8]) -> Result<(String, Vec<u8>), String> {
     let text = || String::from_utf8_lossy(line).into_owned();
-    let colon =
-        line.iter().position(|byte| *byte == b':').ok_or_else(|| format!("a line without a colon: {:?}", text()))?;
+    let colon = line
+        .iter()
+        .position(|byte| *byte == b':')
+        .ok_or_else(|| format!("a line without a colon: {:?}", text()))?;
     let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
     if name.is_empty() || !name.iter().copied().all(is_token) {
         return Err(format!("the field name of {:?}", text()));
     }
-    if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+    if value
+        .iter()
+        .any(|byte| byte.is_ascii_control() && *byte != b'\t')
+    {
         return Err(format!("a control character in {:?}", text()));
     }
     if super::input::find(value, super::world::TOKEN.as_bytes()).is_some() {
@@ -209,7 +244,10 @@ fn field(line: &[u8]) -> Result<(String, Vec<u8>), String> {
 
 fn check_name(name: &str) -> Result<(), String> {
     let plain = name.replace('_', "-");
-    let removed = REMOVED.contains(&&*plain) || REMOVED_PREFIXES.iter().any(|prefix| plain.starts_with(prefix));
+    let removed = REMOVED.contains(&&*plain)
+        || REMOVED_PREFIXES
+            .iter()
+            .any(|prefix| plain.starts_with(prefix));
     if removed || (plain != name && OWN.contains(&&*plain)) {
         return Err(format!("the field {name}"));
     }
@@ -221,7 +259,8 @@ fn check_host(fields: &Fields) -> Result<(), String> {
         None if allowed::MISSING_HOST => Ok(()),
         None => Err("no Host".into()),
         Some(host) => {
-            let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(byte);
+            let good =
+                |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(byte);
             if allowed::ODD_HOST || host.iter().all(good) {
                 return Ok(());
             }
@@ -239,13 +278,17 @@ fn framing(fields: &Fields) -> Result<Framing, String> {
         (None, []) => Ok(Framing::None),
         (None, [b""]) if allowed::EMPTY_LENGTH => Ok(Framing::None),
         (None, [length, others @ ..]) => {
-            if others.iter().any(|other| other != length) || (!others.is_empty() && !allowed::EQUAL_LENGTHS) {
+            if others.iter().any(|other| other != length)
+                || (!others.is_empty() && !allowed::EQUAL_LENGTHS)
+            {
                 return Err(format!("{} Content-Length fields", lengths.len()));
             }
             let text = String::from_utf8_lossy(length);
             let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
             let length = digits.then(|| text.parse().ok()).flatten();
-            length.map(Framing::Length).ok_or_else(|| format!("the length {text:?}"))
+            length
+                .map(Framing::Length)
+                .ok_or_else(|| format!("the length {text:?}"))
         }
     }
 }
@@ -257,9 +300,14 @@ fn upgrade(fields: &Fields) -> Result<Option<String>, String> {
     match (connection, upgrade) {
         (None, None) => Ok(None),
         (Some(connection), Some(upgrade)) if connection.eq_ignore_ascii_case(b"upgrade") => {
-            let upgrade = String::from_utf8(upgrade.to_vec()).map_err(|_| "an Upgrade that is not text")?;
+            let upgrade =
+                String::from_utf8(upgrade.to_vec()).map_err(|_| "an Upgrade that is not text")?;
             for protocol in upgrade.split(',').map(str::trim) {
-                let name = protocol.split('/').next().unwrap_or_default().to_lowercase();
+                let name = protocol
+                    .split('/')
+                    .next()
+                    .unwrap_or_default()
+                    .to_lowercase();
                 if HTTP_PROTOCOLS.contains(&&*name) || name.is_empty() {
                     return Err(format!("the Upgrade {upgrade:?}"));
                 }
@@ -275,7 +323,10 @@ fn upgrade(fields: &Fields) -> Result<Option<String>, String> {
 }
 
 fn values<'a>(fields: &'a Fields, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-    fields.iter().filter(move |(it, _)| it == name).map(|(_, value)| &**value)
+    fields
+        .iter()
+        .filter(move |(it, _)| it == name)
+        .map(|(_, value)| &**value)
 }
 
 fn is_token(byte: u8) -> bool {

@@ -36,15 +36,25 @@ pub fn world() -> &'static World {
         kube_bastion::tls::install_provider();
         // Kept until the process ends, because the bastion watches its files.
         let folder = tempfile::tempdir().expect("a folder").keep();
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let made =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let backend = Backend::start();
         write(&folder.join("tls.crt"), &made.cert.pem());
         write(&folder.join("tls.key"), &made.signing_key.serialize_pem());
-        write(&folder.join("tokens"), &format!("{READER},reader,1\n{WRITER},writer,2\n"));
+        write(
+            &folder.join("tokens"),
+            &format!("{READER},reader,1\n{WRITER},writer,2\n"),
+        );
         std::fs::create_dir(folder.join("manifests")).expect("a folder");
         write(&folder.join("manifests/all.yaml"), &manifests(backend));
         let (insecure, secure) = start(&folder);
-        let world = World { insecure, secure, tls: tls(made.cert.der()), backend, http2: Mutex::new(None) };
+        let world = World {
+            insecure,
+            secure,
+            tls: tls(made.cert.der()),
+            backend,
+            http2: Mutex::new(None),
+        };
         super::http1::wait_until_ready(&world);
         world
     })
@@ -71,7 +81,10 @@ fn start(folder: &Path) -> (SocketAddr, SocketAddr) {
     config.log.access = false;
     let (addresses, bound) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
         runtime.expect("a runtime").block_on(async {
             let bastion = Bound::new(config).await.expect("the configuration is good");
             addresses.send(bastion.addresses).expect("the target waits");
@@ -80,14 +93,18 @@ fn start(folder: &Path) -> (SocketAddr, SocketAddr) {
         });
     });
     let addresses = bound.recv().expect("the bastion starts");
-    (addresses.insecure.expect("it is configured"), addresses.secure)
+    (
+        addresses.insecure.expect("it is configured"),
+        addresses.secure,
+    )
 }
 
 fn tls(certificate: &CertificateDer<'static>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).expect("a certificate");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.expect("the provider has the default versions");
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];

@@ -17,7 +17,11 @@ const LAST: u8 = 31;
 /// It speaks to the bastion itself, HTTP/2 by TLS, with a token.
 pub async fn a_browser_is_at_home(world: &mut World) -> Result<()> {
     let _app = serve(world, "site", 8081).await?;
-    let base = format!("https://{}{}", world.bastion.secure, path("services/site/proxy"));
+    let base = format!(
+        "https://{}{}",
+        world.bastion.secure,
+        path("services/site/proxy")
+    );
     visit(&base, Some(&world.token)).await
 }
 
@@ -25,14 +29,35 @@ pub async fn a_browser_is_at_home(world: &mut World) -> Result<()> {
 pub async fn a_browser_is_at_home_behind_kubectl_proxy(world: &mut World) -> Result<()> {
     let _app = serve(world, "site-too", 8082).await?;
     // At home in truth: what the browser does not find here, no proxy can give it.
-    visit(&format!("http://{}:8082", world.namespace.address(LAST)), None).await.context("without any proxy")?;
+    visit(
+        &format!("http://{}:8082", world.namespace.address(LAST)),
+        None,
+    )
+    .await
+    .context("without any proxy")?;
     let proxy = KubectlProxy::by_port(world, &format!("https://{}", world.bastion.secure)).await?;
-    visit(&format!("http://{}{}", proxy.address()?, path("services/site-too/proxy")), None).await
+    visit(
+        &format!(
+            "http://{}{}",
+            proxy.address()?,
+            path("services/site-too/proxy")
+        ),
+        None,
+    )
+    .await
 }
 
 async fn serve(world: &World, name: &str, port: u16) -> Result<App> {
     let app = App::start(&world.namespace, LAST, port, None, site)?;
-    world.objects.pod(name, json!({"app": name}), world.namespace.address(LAST), json!([])).await?;
+    world
+        .objects
+        .pod(
+            name,
+            json!({"app": name}),
+            world.namespace.address(LAST),
+            json!([]),
+        )
+        .await?;
     let spec = json!({"selector": {"app": name}, "ports": [{"port": 80, "targetPort": port}]});
     world.objects.service(name, spec).await?;
     world.known(&format!("services/{name}:80")).await?;
@@ -40,22 +65,30 @@ async fn serve(world: &World, name: &str, port: u16) -> Result<App> {
 }
 
 async fn visit(base: &str, token: Option<&str>) -> Result<()> {
-    let chromium =
-        installed(&["chromium", "chromium-browser", "google-chrome"], "on Debian, apt-get install chromium")?;
+    let chromium = installed(
+        &["chromium", "chromium-browser", "google-chrome"],
+        "on Debian, apt-get install chromium",
+    )?;
     let folder = installation()?;
     let setting = json!({"chromium": chromium, "base": base, "token": token});
-    let node = installed(&["node"], "install Node 18 or later; on Debian, apt-get install nodejs")?;
+    let node = installed(
+        &["node"],
+        "install Node 18 or later; on Debian, apt-get install nodejs",
+    )?;
     let mut command = Command::new(node);
     let mut browser = Program::start(command.arg(folder.join("visit.mjs")))?;
     browser.write(setting.to_string().as_bytes())?;
     browser.finish().await
 }
 
-/// The program with the packages that package-lock.json holds, in a folder of target/. They are installed anew only
-/// where the lock file has changed.
+/// The program with the packages that package-lock.json holds, in a folder of target/. They are
+/// installed anew only where the lock file has changed.
 fn installation() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (source, folder) = (root.join("tests/clients/browser"), root.join("target/clients/browser"));
+    let (source, folder) = (
+        root.join("tests/clients/browser"),
+        root.join("target/clients/browser"),
+    );
     std::fs::create_dir_all(&folder)?;
     std::fs::copy(source.join("visit.mjs"), folder.join("visit.mjs"))?;
     let lock = std::fs::read(source.join("package-lock.json"))?;
@@ -68,10 +101,17 @@ fn installation() -> Result<PathBuf> {
     }
     let npm = installed(&["npm"], "on Debian, apt-get install npm")?;
     let mut command = Command::new(npm);
-    command.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder);
+    command
+        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+        .current_dir(&folder);
     let output = command.output().context("npm did not start")?;
     let said = [output.stdout, output.stderr].concat();
-    ensure!(output.status.success(), "`npm ci` failed in {}:\n{}", folder.display(), String::from_utf8_lossy(&said));
+    ensure!(
+        output.status.success(),
+        "`npm ci` failed in {}:\n{}",
+        folder.display(),
+        String::from_utf8_lossy(&said)
+    );
     std::fs::write(installed_lock, lock)?;
     Ok(folder)
 }

@@ -23,18 +23,39 @@ const VERSIONS: [(&str, &str); 2] = [("--http1.1", "1.1"), ("--http2", "2")];
 pub async fn curl_speaks_both_versions_of_http(world: &mut World) -> Result<()> {
     let _app = App::start(&world.namespace, LAST, 8081, None, |request| async move {
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/moved") => status(StatusCode::FOUND, header::LOCATION, "/elsewhere", ""),
-            (&Method::GET | &Method::HEAD, "/elsewhere") => answer("text/plain", "you are elsewhere"),
+            (&Method::GET, "/moved") => {
+                status(StatusCode::FOUND, header::LOCATION, "/elsewhere", "")
+            }
+            (&Method::GET | &Method::HEAD, "/elsewhere") => {
+                answer("text/plain", "you are elsewhere")
+            }
             (&Method::GET, "/") => answer("text/plain", "the root"),
             (&Method::POST | &Method::PUT, "/length") => {
-                let body = request.into_body().collect().await.map(|body| body.to_bytes().len());
+                let body = request
+                    .into_body()
+                    .collect()
+                    .await
+                    .map(|body| body.to_bytes().len());
                 answer("text/plain", format!("{} bytes", body.unwrap_or_default()))
             }
-            _ => status(StatusCode::NOT_FOUND, header::CONTENT_TYPE, "text/plain", "no such page"),
+            _ => status(
+                StatusCode::NOT_FOUND,
+                header::CONTENT_TYPE,
+                "text/plain",
+                "no such page",
+            ),
         }
     })?;
     let ports = json!([{"containerPort": 8081}]);
-    world.objects.pod("curled", json!({"app": "curled"}), world.namespace.address(LAST), ports).await?;
+    world
+        .objects
+        .pod(
+            "curled",
+            json!({"app": "curled"}),
+            world.namespace.address(LAST),
+            ports,
+        )
+        .await?;
     world.known("pods/curled").await?;
     let file = world.cluster.folder.path().join("upload");
     std::fs::write(&file, "0123456789abcdef".repeat(1 << 16))?;
@@ -43,29 +64,105 @@ pub async fn curl_speaks_both_versions_of_http(world: &mut World) -> Result<()> 
         for (what, arguments, target, code, said) in [
             ("a service", &[][..], "services/web/proxy/name", 200, "web-"),
             ("a pod", &[], "pods/web-1:8080/proxy/name", 200, "web-1"),
-            ("a body", &["--data", "a=b&c=d"], "pods/web-1/proxy/echo", 200, "a=b&c=d"),
-            ("a large body", &["--data-binary", &upload], "pods/curled/proxy/length", 200, "1048576 bytes"),
+            (
+                "a body",
+                &["--data", "a=b&c=d"],
+                "pods/web-1/proxy/echo",
+                200,
+                "a=b&c=d",
+            ),
+            (
+                "a large body",
+                &["--data-binary", &upload],
+                "pods/curled/proxy/length",
+                200,
+                "1048576 bytes",
+            ),
             // Of a length that is not told.
-            ("an upload", &["--upload-file", "-"], "pods/curled/proxy/length", 403, "cannot update"),
-            ("a stream up", &["--upload-file", "-", "--request", "POST"], "pods/curled/proxy/length", 200, "5 bytes"),
-            ("a query", &["--get", "--data-urlencode", "q=a&b"], "pods/web-1/proxy/x", 200, "GET /x?q=a%26b\n"),
-            ("HEAD", &["--head"], "pods/curled/proxy/elsewhere", 200, "content-length: 17"),
+            (
+                "an upload",
+                &["--upload-file", "-"],
+                "pods/curled/proxy/length",
+                403,
+                "cannot update",
+            ),
+            (
+                "a stream up",
+                &["--upload-file", "-", "--request", "POST"],
+                "pods/curled/proxy/length",
+                200,
+                "5 bytes",
+            ),
+            (
+                "a query",
+                &["--get", "--data-urlencode", "q=a&b"],
+                "pods/web-1/proxy/x",
+                200,
+                "GET /x?q=a%26b\n",
+            ),
+            (
+                "HEAD",
+                &["--head"],
+                "pods/curled/proxy/elsewhere",
+                200,
+                "content-length: 17",
+            ),
             ("the slash", &[], "pods/curled/proxy", 301, ""),
-            ("the slash, followed", &["--location"], "pods/curled/proxy", 200, "the root"),
-            ("the app's redirect", &["--location"], "pods/curled/proxy/moved", 200, "you are elsewhere"),
-            ("the app's own error", &[], "pods/curled/proxy/nowhere", 404, "no such page"),
-            ("a refusal", &[], "pods/nobody/proxy/", 404, r#"pods \"nobody\" not found"#),
-            ("compression", &["--compressed"], "services/web/proxy/name", 200, "web-"),
+            (
+                "the slash, followed",
+                &["--location"],
+                "pods/curled/proxy",
+                200,
+                "the root",
+            ),
+            (
+                "the app's redirect",
+                &["--location"],
+                "pods/curled/proxy/moved",
+                200,
+                "you are elsewhere",
+            ),
+            (
+                "the app's own error",
+                &[],
+                "pods/curled/proxy/nowhere",
+                404,
+                "no such page",
+            ),
+            (
+                "a refusal",
+                &[],
+                "pods/nobody/proxy/",
+                404,
+                r#"pods \"nobody\" not found"#,
+            ),
+            (
+                "compression",
+                &["--compressed"],
+                "services/web/proxy/name",
+                200,
+                "web-",
+            ),
         ] {
             let url = format!("https://{}{}", world.bastion.secure, path(target));
             let mut curl = curl(world)?;
-            curl.args([version, "--write-out", "\n%{http_code} HTTP/%{http_version}"]).args(arguments).arg(&url);
+            curl.args([
+                version,
+                "--write-out",
+                "\n%{http_code} HTTP/%{http_version}",
+            ])
+            .args(arguments)
+            .arg(&url);
             let mut curl = Program::start(&mut curl)?;
             curl.write(b"12345")?;
             curl.finish().await.context(what)?;
             let output = curl.said().join("\n").to_lowercase();
-            let right = output.ends_with(&format!("\n{code} http/{spoken}")) && output.contains(&said.to_lowercase());
-            ensure!(right, "{what}, {version}: expected {code} and {said:?}:\n{output}");
+            let right = output.ends_with(&format!("\n{code} http/{spoken}"))
+                && output.contains(&said.to_lowercase());
+            ensure!(
+                right,
+                "{what}, {version}: expected {code} and {said:?}:\n{output}"
+            );
         }
     }
     Ok(())
@@ -81,16 +178,26 @@ pub async fn curl_streams_what_comes(world: &mut World) -> Result<()> {
             let frames = futures::stream::unfold(pieces, |pieces| async move {
                 let mut pieces = pieces?;
                 let piece = pieces.recv().await.filter(|piece| !piece.is_empty())?;
-                Some((Ok(Frame::data(Bytes::from_static(piece.as_bytes()))), Some(pieces)))
+                Some((
+                    Ok(Frame::data(Bytes::from_static(piece.as_bytes()))),
+                    Some(pieces),
+                ))
             });
             Response::new(StreamBody::new(frames).boxed_unsync())
         }
     })?;
     let ports = json!([{"containerPort": 8082}]);
-    world.objects.pod("dripping", json!({}), world.namespace.address(LAST), ports).await?;
+    world
+        .objects
+        .pod("dripping", json!({}), world.namespace.address(LAST), ports)
+        .await?;
     world.known("pods/dripping").await?;
     for (version, _) in VERSIONS {
-        let url = format!("https://{}{}", world.bastion.secure, path("pods/dripping/proxy/"));
+        let url = format!(
+            "https://{}{}",
+            world.bastion.secure,
+            path("pods/dripping/proxy/")
+        );
         let mut curl = Program::start(curl(world)?.args([version, "--no-buffer", &url]))?;
         for piece in ["first\n", "second\n", "third\n"] {
             feed.send(piece).await?;
@@ -103,13 +210,25 @@ pub async fn curl_streams_what_comes(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// curl with the caller's token, which stands in a file, as arguments can be seen by everybody on a machine.
+/// curl with the caller's token, which stands in a file, as arguments can be seen by everybody on a
+/// machine.
 fn curl(world: &World) -> Result<Command> {
     let curl = installed(&["curl"], "on Debian, apt-get install curl")?;
     let header = world.cluster.folder.path().join("authorization");
     std::fs::write(&header, format!("Authorization: Bearer {}\n", world.token))?;
     let mut command = Command::new(curl);
-    command.args(["--silent", "--show-error", "--max-time", "25", "--noproxy", "*", "--cacert"]);
-    command.arg(&world.cluster.ca.file).arg("--header").arg(format!("@{}", header.display()));
+    command.args([
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "25",
+        "--noproxy",
+        "*",
+        "--cacert",
+    ]);
+    command
+        .arg(&world.cluster.ca.file)
+        .arg("--header")
+        .arg(format!("@{}", header.display()));
     Ok(command)
 }

@@ -1,5 +1,5 @@
-//! gRPC with its own Go library on both ends: cleartext HTTP/2 by `appProtocol: kubernetes.io/h2c`, and TLS by ALPN
-//! (CONFORMANCE C53, C103).
+//! gRPC with its own Go library on both ends: cleartext HTTP/2 by `appProtocol: kubernetes.io/h2c`,
+//! and TLS by ALPN (CONFORMANCE C53, C103).
 
 use std::process::Command;
 
@@ -22,7 +22,11 @@ pub async fn grpc_interoperates(world: &mut World) -> Result<()> {
     let servers = Servers::start(world, "grpc", "0s").await?;
     let bastion = world.bastion.secure.to_string();
     // The apiserver does it over TLS alone, and where the id says so.
-    let apiserver = world.cluster.server.trim_start_matches("https://").to_owned();
+    let apiserver = world
+        .cluster
+        .server
+        .trim_start_matches("https://")
+        .to_owned();
     for (who, server, target) in [
         ("the apiserver", &apiserver, "https:grpc-tls:443"),
         ("the bastion", &bastion, "https:grpc-tls:443"),
@@ -32,7 +36,10 @@ pub async fn grpc_interoperates(world: &mut World) -> Result<()> {
     ] {
         let prefix = path(&format!("services/{target}/proxy"));
         let mut client = Program::start(call(world, server, &prefix)?.args(["interop", "large"]))?;
-        client.finish().await.with_context(|| format!("through {who}, {target}"))?;
+        client
+            .finish()
+            .await
+            .with_context(|| format!("through {who}, {target}"))?;
     }
     servers.have_seen_no_credential()
 }
@@ -40,10 +47,15 @@ pub async fn grpc_interoperates(world: &mut World) -> Result<()> {
 pub async fn grpc_refusals_are_grpc_statuses(world: &mut World) -> Result<()> {
     let server = world.bastion.secure.to_string();
     for (prefix, expected) in [
-        ("/api/v1/namespaces/default/services/web/proxy".to_owned(), "forbidden"),
+        (
+            "/api/v1/namespaces/default/services/web/proxy".to_owned(),
+            "forbidden",
+        ),
         (path("services/empty/proxy"), "gone"),
     ] {
-        Program::start(call(world, &server, &prefix)?.arg(expected))?.finish().await?;
+        Program::start(call(world, &server, &prefix)?.arg(expected))?
+            .finish()
+            .await?;
     }
     Ok(())
 }
@@ -55,16 +67,24 @@ pub async fn grpc_cancellations_reach_the_server(world: &mut World) -> Result<()
     for kind in ["tls", "cleartext"] {
         let prefix = path(&format!("services/cancelled-{kind}/proxy"));
         for how in ["cancel", "deadline"] {
-            Program::start(call(world, &server, &prefix)?.arg(how))?.finish().await?;
+            Program::start(call(world, &server, &prefix)?.arg(how))?
+                .finish()
+                .await?;
             heard += 1;
-            servers.hear_of_cancellations(heard).await.with_context(|| format!("{how} over {kind}"))?;
+            servers
+                .hear_of_cancellations(heard)
+                .await
+                .with_context(|| format!("{how} over {kind}"))?;
         }
         let mut client = Program::start(call(world, &server, &prefix)?.arg("paced"))?;
         client.says("said 1").await?;
         // It dies without a word.
         drop(client);
         heard += 1;
-        servers.hear_of_cancellations(heard).await.with_context(|| format!("a dead client over {kind}"))?;
+        servers
+            .hear_of_cancellations(heard)
+            .await
+            .with_context(|| format!("a dead client over {kind}"))?;
     }
     Ok(())
 }
@@ -90,15 +110,24 @@ pub async fn grpc_servers_go_away_and_no_call_fails(world: &mut World) -> Result
             servers.of(pod, port)?.says("called").await?;
         }
         reach(&mut calls, 1_000).await?;
-        calls.finish().await.with_context(|| format!("calls over {kind}"))?;
-        println!("     {kind}, two servers replaced: {}", calls.says("calls,").await?);
+        calls
+            .finish()
+            .await
+            .with_context(|| format!("calls over {kind}"))?;
+        println!(
+            "     {kind}, two servers replaced: {}",
+            calls.says("calls,").await?
+        );
     }
     servers.have_seen_no_credential()
 }
 
 pub async fn grpc_streams_outlive_the_beginning_of_a_drain(world: &mut World) -> Result<()> {
     let _servers = Servers::start(world, "drained", "0s").await?;
-    let kubeconfig = world.cluster.bastion_kubeconfig("drained", &world.cluster.server).await?;
+    let kubeconfig = world
+        .cluster
+        .bastion_kubeconfig("drained", &world.cluster.server)
+        .await?;
     let mut draining = bastion(&kubeconfig, &world.serving, &["--drain-timeout=20s"])?;
     draining.ready().await?;
     let server = draining.secure.to_string();
@@ -110,7 +139,10 @@ pub async fn grpc_streams_outlive_the_beginning_of_a_drain(world: &mut World) ->
         clients.push(client);
     }
     draining.signal(Signal::SIGTERM)?;
-    eventually("the port to close", async || Ok(TcpStream::connect(draining.secure).await.is_err())).await?;
+    eventually("the port to close", async || {
+        Ok(TcpStream::connect(draining.secure).await.is_err())
+    })
+    .await?;
     // The GOAWAY is behind them, and they go on.
     for client in &mut clients {
         for words in ["said 2", "said 3"] {
@@ -136,15 +168,29 @@ impl Servers {
                 servers.push(((pod, port), serve(world, pod, port, age).await?));
             }
             let address = world.namespace.address(pod);
-            world.objects.pod(&format!("{name}-{pod}"), json!({"app": name}), address, json!([])).await?;
+            world
+                .objects
+                .pod(
+                    &format!("{name}-{pod}"),
+                    json!({"app": name}),
+                    address,
+                    json!([]),
+                )
+                .await?;
         }
-        for (kind, port, target, protocol) in
-            [("cleartext", 80, CLEARTEXT, "kubernetes.io/h2c"), ("tls", 443, TLS, "https")]
-        {
+        for (kind, port, target, protocol) in [
+            ("cleartext", 80, CLEARTEXT, "kubernetes.io/h2c"),
+            ("tls", 443, TLS, "https"),
+        ] {
             let ports = json!([{"port": port, "targetPort": target, "appProtocol": protocol}]);
             let spec = json!({"selector": {"app": name}, "ports": ports});
-            world.objects.service(&format!("{name}-{kind}"), spec).await?;
-            world.known(&format!("services/{name}-{kind}:{port}")).await?;
+            world
+                .objects
+                .service(&format!("{name}-{kind}"), spec)
+                .await?;
+            world
+                .known(&format!("services/{name}-{kind}:{port}"))
+                .await?;
         }
         Ok(Self(servers))
     }
@@ -155,18 +201,33 @@ impl Servers {
     }
 
     fn said(&self) -> Vec<String> {
-        self.0.iter().flat_map(|(_, server)| server.said()).collect()
+        self.0
+            .iter()
+            .flat_map(|(_, server)| server.said())
+            .collect()
     }
 
     async fn hear_of_cancellations(&self, count: usize) -> Result<()> {
-        let heard = || self.said().iter().filter(|line| line.starts_with("cancelled")).count();
-        eventually(&format!("the servers to hear of {count} cancellations"), async || Ok(heard() >= count)).await?;
+        let heard = || {
+            self.said()
+                .iter()
+                .filter(|line| line.starts_with("cancelled"))
+                .count()
+        };
+        eventually(
+            &format!("the servers to hear of {count} cancellations"),
+            async || Ok(heard() >= count),
+        )
+        .await?;
         ensure!(heard() == count, "{:?}", self.said());
         Ok(())
     }
 
     fn have_seen_no_credential(&self) -> Result<()> {
-        let leaked = self.said().into_iter().find(|line| line.starts_with("leaked"));
+        let leaked = self
+            .said()
+            .into_iter()
+            .find(|line| line.starts_with("leaked"));
         ensure!(leaked.is_none(), "{leaked:?}");
         Ok(())
     }
@@ -174,10 +235,16 @@ impl Servers {
 
 async fn serve(world: &World, pod: u8, port: u16, age: &str) -> Result<Program> {
     let mut command = inside(&world.namespace, &program("grpcserver")?);
-    command.arg("-listen").arg(format!("{}:{port}", world.namespace.address(pod)));
+    command
+        .arg("-listen")
+        .arg(format!("{}:{port}", world.namespace.address(pod)));
     command.arg("-connection-age").arg(age);
     if port == TLS {
-        command.arg("-cert").arg(&world.serving.certificate).arg("-key").arg(&world.serving.key);
+        command
+            .arg("-cert")
+            .arg(&world.serving.certificate)
+            .arg("-key")
+            .arg(&world.serving.key);
     }
     let mut server = Program::start(&mut command)?;
     server.says("serving").await?;
@@ -189,7 +256,9 @@ fn call(world: &World, server: &str, prefix: &str) -> Result<Command> {
     let token = world.cluster.folder.path().join("caller-token");
     std::fs::write(&token, &world.token)?;
     let mut command = Command::new(program("grpcclient")?);
-    command.args(["-address", server, "-prefix", prefix, "-ca"]).arg(&world.cluster.ca.file);
+    command
+        .args(["-address", server, "-prefix", prefix, "-ca"])
+        .arg(&world.cluster.ca.file);
     command.arg("-token-file").arg(token);
     Ok(command)
 }
@@ -198,7 +267,9 @@ fn call(world: &World, server: &str, prefix: &str) -> Result<Command> {
 async fn reach(calls: &mut Program, more: u64) -> Result<()> {
     let made = |calls: &Program| {
         let said = calls.said();
-        let counts = said.iter().filter_map(|line| line.strip_prefix("made ")?.parse::<u64>().ok());
+        let counts = said
+            .iter()
+            .filter_map(|line| line.strip_prefix("made ")?.parse::<u64>().ok());
         counts.max().unwrap_or_default()
     };
     let goal = made(calls) + more;

@@ -31,26 +31,63 @@ const BEARER: &str = "base64url.bearer.authorization.k8s.io.";
 
 pub async fn websockets_open_over_http1(world: &mut World) -> Result<()> {
     let _app = app(world, "sockets", 8081).await?;
-    let apiserver = world.cluster.server.trim_start_matches("https://").parse()?;
+    let apiserver = world
+        .cluster
+        .server
+        .trim_start_matches("https://")
+        .parse()?;
     // The apiserver drops the query of an upgrade (C85); all else it does as a client expects.
-    for (who, address, query) in [("the apiserver", apiserver, false), ("the bastion", world.bastion.secure, true)] {
+    for (who, address, query) in [
+        ("the apiserver", apiserver, false),
+        ("the bastion", world.bastion.secure, true),
+    ] {
         let url = path("pods/sockets:8081/proxy/socket?room=1");
         let seen = if query { "/socket?room=1" } else { "/socket" };
-        let (mut socket, _) = over_http1(world, address, &url, By::Header(&world.token), &[]).await.context(who)?;
-        converse(&mut socket, &json!({"url": seen, "authorization": null, "protocols": null})).await?;
-        let opened = over_http1(world, address, &url, By::Subprotocol(&world.token), &["chat"]).await;
-        let (mut socket, chosen) = opened.with_context(|| format!("{who}, by a token that is a subprotocol"))?;
+        let (mut socket, _) = over_http1(world, address, &url, By::Header(&world.token), &[])
+            .await
+            .context(who)?;
+        converse(
+            &mut socket,
+            &json!({"url": seen, "authorization": null, "protocols": null}),
+        )
+        .await?;
+        let opened = over_http1(
+            world,
+            address,
+            &url,
+            By::Subprotocol(&world.token),
+            &["chat"],
+        )
+        .await;
+        let (mut socket, chosen) =
+            opened.with_context(|| format!("{who}, by a token that is a subprotocol"))?;
         ensure!(chosen.as_deref() == Some("chat"), "{who} chose {chosen:?}");
-        converse(&mut socket, &json!({"url": seen, "authorization": null, "protocols": "chat"})).await?;
+        converse(
+            &mut socket,
+            &json!({"url": seen, "authorization": null, "protocols": "chat"}),
+        )
+        .await?;
 
         let refused = over_http1(world, address, &url, By::Subprotocol("wrong"), &["chat"]).await;
-        ensure!(refused_with(&refused, 401), "{who}, a wrong token: {:?}", refused.map(|_| ()));
+        ensure!(
+            refused_with(&refused, 401),
+            "{who}, a wrong token: {:?}",
+            refused.map(|_| ())
+        );
         let url = "/api/v1/namespaces/default/pods/sockets/proxy/socket";
         let refused = over_http1(world, address, url, By::Header(&world.token), &[]).await;
-        ensure!(refused_with(&refused, 403), "{who}, another namespace: {:?}", refused.map(|_| ()));
+        ensure!(
+            refused_with(&refused, 403),
+            "{who}, another namespace: {:?}",
+            refused.map(|_| ())
+        );
         let url = path("pods/sockets:8081/proxy/refused");
         let refused = over_http1(world, address, &url, By::Header(&world.token), &[]).await;
-        ensure!(refused_with(&refused, 418), "{who}, an app that will not: {:?}", refused.map(|_| ()));
+        ensure!(
+            refused_with(&refused, 418),
+            "{who}, an app that will not: {:?}",
+            refused.map(|_| ())
+        );
     }
     Ok(())
 }
@@ -58,15 +95,19 @@ pub async fn websockets_open_over_http1(world: &mut World) -> Result<()> {
 pub async fn websockets_open_over_http2(world: &mut World) -> Result<()> {
     let _app = app(world, "sockets-too", 8082).await?;
     let url = path("pods/sockets-too:8082/proxy/socket?room=1");
-    let stream = tls_with_alpn(world.bastion.secure, &world.cluster.ca.file, None, &[b"h2"]).await?;
+    let stream =
+        tls_with_alpn(world.bastion.secure, &world.cluster.ca.file, None, &[b"h2"]).await?;
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     tokio::spawn(connection);
 
-    // A plain request first: the server's settings, which offer the extension, have come when it is answered.
+    // A plain request first: the server's settings, which offer the extension, have come when it is
+    // answered.
     let name = path("services/web/proxy/name");
     let plain = async || -> Result<()> {
         let request = Request::get(format!("https://localhost{name}"));
-        let request = request.header(header::AUTHORIZATION, format!("Bearer {}", world.token)).body(Full::default())?;
+        let request = request
+            .header(header::AUTHORIZATION, format!("Bearer {}", world.token))
+            .body(Full::default())?;
         let response = sender.clone().send_request(request).await?;
         let code = response.status();
         let body = response.into_body().collect().await?.to_bytes();
@@ -76,19 +117,43 @@ pub async fn websockets_open_over_http2(world: &mut World) -> Result<()> {
     plain().await?;
     let open = |by, protocols| over_http2(sender.clone(), &url, by, protocols);
     let (mut first, _) = opened(open(By::Header(&world.token), &[]).await?).await?;
-    let (mut second, chosen) = opened(open(By::Subprotocol(&world.token), &["chat"]).await?).await?;
+    let (mut second, chosen) =
+        opened(open(By::Subprotocol(&world.token), &["chat"]).await?).await?;
     ensure!(chosen.as_deref() == Some("chat"), "chose {chosen:?}");
     // Two sockets and a request on one connection.
     plain().await?;
-    converse(&mut first, &json!({"url": "/socket?room=1", "authorization": null, "protocols": null})).await?;
+    converse(
+        &mut first,
+        &json!({"url": "/socket?room=1", "authorization": null, "protocols": null}),
+    )
+    .await?;
     plain().await?;
-    converse(&mut second, &json!({"url": "/socket?room=1", "authorization": null, "protocols": "chat"})).await?;
+    converse(
+        &mut second,
+        &json!({"url": "/socket?room=1", "authorization": null, "protocols": "chat"}),
+    )
+    .await?;
 
     for (what, url, by, code) in [
         ("a wrong token", url.clone(), By::Header("wrong"), 401),
-        ("another namespace", url.replace("shop", "default"), By::Header(&world.token), 403),
-        ("an app that will not", path("pods/sockets-too:8082/proxy/refused"), By::Header(&world.token), 418),
-        ("a pod that is not there", path("pods/nobody/proxy/socket"), By::Header(&world.token), 404),
+        (
+            "another namespace",
+            url.replace("shop", "default"),
+            By::Header(&world.token),
+            403,
+        ),
+        (
+            "an app that will not",
+            path("pods/sockets-too:8082/proxy/refused"),
+            By::Header(&world.token),
+            418,
+        ),
+        (
+            "a pod that is not there",
+            path("pods/nobody/proxy/socket"),
+            By::Header(&world.token),
+            404,
+        ),
     ] {
         let response = over_http2(sender.clone(), &url, by, &[]).await?;
         ensure!(response.status() == code, "{what}: {response:?}");
@@ -112,7 +177,9 @@ impl By<'_> {
         let mut headers = Vec::new();
         match self {
             By::Header(token) => headers.push((header::AUTHORIZATION, format!("Bearer {token}"))),
-            By::Subprotocol(token) => offered.push(format!("{BEARER}{}", BASE64_URL_SAFE_NO_PAD.encode(token))),
+            By::Subprotocol(token) => {
+                offered.push(format!("{BEARER}{}", BASE64_URL_SAFE_NO_PAD.encode(token)));
+            }
         }
         if !offered.is_empty() {
             headers.push((header::SEC_WEBSOCKET_PROTOCOL, offered.join(", ")));
@@ -133,11 +200,15 @@ async fn over_http1(
 ) -> Result<Opened<impl AsyncRead + AsyncWrite + Unpin + use<>>, Error> {
     let stream = tls_with_alpn(address, &world.cluster.ca.file, None, &[b"http/1.1"]).await;
     let stream = stream.map_err(|error| Error::Io(std::io::Error::other(format!("{error:#}"))))?;
-    let uri = format!("wss://localhost{url}").parse().expect("a test's URL is one");
+    let uri = format!("wss://localhost{url}")
+        .parse()
+        .expect("a test's URL is one");
     let request = by
         .headers(protocols)
         .into_iter()
-        .fold(ClientRequestBuilder::new(uri), |request, (name, value)| request.with_header(name.as_str(), value));
+        .fold(ClientRequestBuilder::new(uri), |request, (name, value)| {
+            request.with_header(name.as_str(), value)
+        });
     let (socket, response) = tokio_tungstenite::client_async(request, stream).await?;
     Ok((socket, chosen(response.headers())))
 }
@@ -153,14 +224,31 @@ async fn over_http2(
         .uri(format!("https://localhost{url}"))
         .extension(Protocol::from_static("websocket"))
         .header(header::SEC_WEBSOCKET_VERSION, "13");
-    let request = by.headers(protocols).into_iter().fold(request, |request, (name, value)| request.header(name, value));
-    sender.send_request(request.body(Full::default())?).await.context("the extended CONNECT was not answered")
+    let request = by
+        .headers(protocols)
+        .into_iter()
+        .fold(request, |request, (name, value)| {
+            request.header(name, value)
+        });
+    sender
+        .send_request(request.body(Full::default())?)
+        .await
+        .context("the extended CONNECT was not answered")
 }
 
-async fn opened(mut response: Response<Incoming>) -> Result<Opened<impl AsyncRead + AsyncWrite + Unpin>> {
+async fn opened(
+    mut response: Response<Incoming>,
+) -> Result<Opened<impl AsyncRead + AsyncWrite + Unpin>> {
     ensure!(response.status() == 200, "{response:?}");
-    for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT] {
-        ensure!(!response.headers().contains_key(&name), "{name} has no place in HTTP/2: {response:?}");
+    for name in [
+        header::CONNECTION,
+        header::UPGRADE,
+        header::SEC_WEBSOCKET_ACCEPT,
+    ] {
+        ensure!(
+            !response.headers().contains_key(&name),
+            "{name} has no place in HTTP/2: {response:?}"
+        );
     }
     let upgraded = TokioIo::new(hyper::upgrade::on(&mut response).await?);
     let socket = WebSocketStream::from_raw_socket(upgraded, Role::Client, None).await;
@@ -168,7 +256,13 @@ async fn opened(mut response: Response<Incoming>) -> Result<Opened<impl AsyncRea
 }
 
 fn chosen(headers: &HeaderMap) -> Option<String> {
-    Some(headers.get(header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?.to_owned())
+    Some(
+        headers
+            .get(header::SEC_WEBSOCKET_PROTOCOL)?
+            .to_str()
+            .ok()?
+            .to_owned(),
+    )
 }
 
 fn refused_with<T>(outcome: &Result<T, Error>, code: u16) -> bool {
@@ -176,7 +270,10 @@ fn refused_with<T>(outcome: &Result<T, Error>, code: u16) -> bool {
 }
 
 /// All kinds of frames, both ways, and the end as RFC 6455 has it.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>, seen: &Value) -> Result<()> {
+async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+    seen: &Value,
+) -> Result<()> {
     let hello = socket.next().await.context("the socket ended")??;
     let told: Value = serde_json::from_str(hello.to_text()?)?;
     ensure!(told == *seen, "the app saw {told}, not {seen}");
@@ -189,13 +286,28 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStrea
         Message::Ping("are you there".into()),
     ] {
         socket.send(message.clone()).await?;
-        let expected = if let Message::Ping(payload) = message { Message::Pong(payload) } else { message };
+        let expected = if let Message::Ping(payload) = message {
+            Message::Pong(payload)
+        } else {
+            message
+        };
         let got = socket.next().await.context("the socket ended")??;
-        ensure!(got == expected, "{} bytes came back for {}", got.len(), expected.len());
+        ensure!(
+            got == expected,
+            "{} bytes came back for {}",
+            got.len(),
+            expected.len()
+        );
     }
-    let why = CloseFrame { code: CloseCode::Library(4001), reason: "done".into() };
+    let why = CloseFrame {
+        code: CloseCode::Library(4001),
+        reason: "done".into(),
+    };
     socket.close(Some(why.clone())).await?;
-    let end = socket.next().await.context("the socket ended without a close")??;
+    let end = socket
+        .next()
+        .await
+        .context("the socket ended without a close")??;
     ensure!(end == Message::Close(Some(why)), "{end}");
     // The connection, or the stream, ends too.
     let rest = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next()).await?;
@@ -207,21 +319,36 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStrea
 async fn app(world: &World, name: &str, port: u16) -> Result<App> {
     let app = App::start(&world.namespace, LAST, port, None, |request| async move {
         match request.uri().path() {
-            "/refused" => status(StatusCode::IM_A_TEAPOT, header::CONTENT_TYPE, "text/plain", "no sockets here"),
+            "/refused" => status(
+                StatusCode::IM_A_TEAPOT,
+                header::CONTENT_TYPE,
+                "text/plain",
+                "no sockets here",
+            ),
             _ => echo(request),
         }
     })?;
-    world.objects.pod(name, json!({}), world.namespace.address(LAST), json!([])).await?;
+    world
+        .objects
+        .pod(name, json!({}), world.namespace.address(LAST), json!([]))
+        .await?;
     let mut client = world.client().await?;
     let url = path(&format!("pods/{name}:{port}/proxy/"));
-    eventually("the pod with the sockets", async || Ok(client.get(&url).await?.status == 200)).await?;
+    eventually("the pod with the sockets", async || {
+        Ok(client.get(&url).await?.status == 200)
+    })
+    .await?;
     Ok(app)
 }
 
 /// Opens a WebSocket that tells what reached the app, then says everything again.
 pub fn echo(mut request: Request<Incoming>) -> Response<Body> {
     let headers = request.headers();
-    let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let text = |name| {
+        headers
+            .get(name)
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
     let protocols = text(header::SEC_WEBSOCKET_PROTOCOL);
     let Some(key) = headers.get(header::SEC_WEBSOCKET_KEY) else {
         return answer("text/plain", "a WebSocket is served here");
@@ -238,17 +365,24 @@ pub fn echo(mut request: Request<Incoming>) -> Response<Body> {
         Bytes::new(),
     );
     let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, http::HeaderValue::from_static("Upgrade"));
+    headers.insert(
+        header::CONNECTION,
+        http::HeaderValue::from_static("Upgrade"),
+    );
     headers.insert(header::UPGRADE, http::HeaderValue::from_static("websocket"));
     // The first that is offered, as apps do that speak one.
-    let first = protocols.as_deref().and_then(|offered| offered.split(',').next()).map(str::trim);
+    let first = protocols
+        .as_deref()
+        .and_then(|offered| offered.split(',').next())
+        .map(str::trim);
     if let Some(Ok(first)) = first.map(str::parse) {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, first);
     }
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let Ok(upgraded) = upgraded.await else { return };
-        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+        let mut socket =
+            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
         let _ = socket.send(Message::text(hello.to_string())).await;
         while let Some(Ok(message)) = socket.next().await {
             if message.is_text() || message.is_binary() {

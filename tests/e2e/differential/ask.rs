@@ -74,7 +74,9 @@ pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Res
                     let _ = writer.flush().await;
                 }
                 Act::BackendHas(text) => outcome = stage.backend_has(text).await,
-                Act::Has(text) => outcome = wait(&received, |received| contains(&received.bytes, text)).await,
+                Act::Has(text) => {
+                    outcome = wait(&received, |received| contains(&received.bytes, text)).await;
+                }
                 Act::EndSending => drop(writer.shutdown().await),
                 Act::ToEnd => closed = Some(is_closed(&received, &method).await),
                 Act::Moment => tokio::time::sleep(MOMENT).await,
@@ -84,8 +86,9 @@ pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Res
                 return;
             }
         }
-        let done =
-            |received: &Received| received.ended.is_some() || parse::answer(&received.bytes, &method, false).complete;
+        let done = |received: &Received| {
+            received.ended.is_some() || parse::answer(&received.bytes, &method, false).complete
+        };
         // Nothing in time is an answer too, told by `end`.
         let _ = wait(&received, done).await;
     };
@@ -112,7 +115,11 @@ fn hangs_up(row: &Row) -> bool {
 }
 
 /// Never returns: a connection that ended stays ended while the acts go on.
-async fn read(mut reader: impl AsyncRead + Unpin, received: &watch::Sender<Received>, stage: &Stage) {
+async fn read(
+    mut reader: impl AsyncRead + Unpin,
+    received: &watch::Sender<Received>,
+    stage: &Stage,
+) {
     let mut buffer = vec![0; 16 << 10];
     let how = loop {
         match reader.read(&mut buffer).await {
@@ -132,14 +139,21 @@ async fn read(mut reader: impl AsyncRead + Unpin, received: &watch::Sender<Recei
 
 /// Whether the connection ends; behind a whole answer that is waited for only a moment.
 async fn is_closed(received: &watch::Sender<Received>, method: &str) -> bool {
-    let over = |received: &Received| received.ended.is_some() || parse::answer(&received.bytes, method, false).complete;
+    let over = |received: &Received| {
+        received.ended.is_some() || parse::answer(&received.bytes, method, false).complete
+    };
     let _ = wait(received, over).await;
-    timeout(MOMENT, wait(received, |received| received.ended.is_some())).await.is_ok_and(|ended| ended.is_ok())
+    timeout(MOMENT, wait(received, |received| received.ended.is_some()))
+        .await
+        .is_ok_and(|ended| ended.is_ok())
 }
 
 async fn wait(received: &watch::Sender<Received>, is: impl FnMut(&Received) -> bool) -> Result<()> {
     let mut changes = received.subscribe();
-    timeout(PATIENCE, changes.wait_for(is)).await.context("the client waited in vain")?.map(|_| ())?;
+    timeout(PATIENCE, changes.wait_for(is))
+        .await
+        .context("the client waited in vain")?
+        .map(|_| ())?;
     Ok(())
 }
 
@@ -160,21 +174,32 @@ impl Row {
     }
 
     fn bytes(&self, by: &Credentials) -> Vec<u8> {
-        let credentials = by.token.as_ref().map(|token| format!("Authorization: Bearer {token}\r\n"));
+        let credentials = by
+            .token
+            .as_ref()
+            .map(|token| format!("Authorization: Bearer {token}\r\n"));
         let credentials = credentials.unwrap_or_default();
         if let Some(raw) = &self.raw {
             return raw.replace("{credentials}", &credentials).into_bytes();
         }
         let host = self.host.as_deref().unwrap_or(HOST);
-        let mut text = format!("{} {} HTTP/1.1\r\nHost: {host}\r\n{credentials}", self.method(), self.path());
+        let mut text = format!(
+            "{} {} HTTP/1.1\r\nHost: {host}\r\n{credentials}",
+            self.method(),
+            self.path()
+        );
         for line in &self.headers {
             text += &format!("{}\r\n", by.fill(line));
         }
         if !self.chunks.is_empty() {
             text += "Transfer-Encoding: chunked\r\n\r\n";
-            self.chunks.iter().for_each(|chunk| text += &format!("{:x}\r\n{chunk}\r\n", chunk.len()));
+            self.chunks
+                .iter()
+                .for_each(|chunk| text += &format!("{:x}\r\n{chunk}\r\n", chunk.len()));
             text += "0\r\n";
-            self.trailers.iter().for_each(|line| text += &format!("{line}\r\n"));
+            self.trailers
+                .iter()
+                .for_each(|line| text += &format!("{line}\r\n"));
             text += "\r\n";
         } else if let Some(body) = &self.body {
             text += &format!("Content-Length: {}\r\n\r\n{body}", body.len());

@@ -45,30 +45,81 @@ impl Callers {
     pub async fn new(world: &World) -> Result<Self> {
         let folder = world.cluster.folder.path();
         let mut callers = BTreeMap::new();
-        let token = |token: String| Credentials { token: Some(token), ..Credentials::default() };
-        let certificate = |pair: Pair| Credentials { certificate: Some(pair), ..Credentials::default() };
+        let token = |token: String| Credentials {
+            token: Some(token),
+            ..Credentials::default()
+        };
+        let certificate = |pair: Pair| Credentials {
+            certificate: Some(pair),
+            ..Credentials::default()
+        };
         for account in ACCOUNTS {
-            callers.insert(account, token(world.cluster.token("table", account, None).await?));
+            callers.insert(
+                account,
+                token(world.cluster.token("table", account, None).await?),
+            );
         }
         // Who shows the token in a subprotocol of a WebSocket, and nowhere else.
-        let shown = callers.get("operator").and_then(|caller| caller.token.clone()).unwrap_or_default();
-        let subprotocol = format!("base64url.bearer.authorization.k8s.io.{}", base64url(&shown));
-        callers.insert("socket", Credentials { subprotocol, ..Credentials::default() });
+        let shown = callers
+            .get("operator")
+            .and_then(|caller| caller.token.clone())
+            .unwrap_or_default();
+        let subprotocol = format!(
+            "base64url.bearer.authorization.k8s.io.{}",
+            base64url(&shown)
+        );
+        callers.insert(
+            "socket",
+            Credentials {
+                subprotocol,
+                ..Credentials::default()
+            },
+        );
         callers.insert("none", Credentials::default());
         callers.insert("wrong", token("not-a-token".into()));
-        callers.insert("forged", token("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.".into()));
-        callers.insert("admin", certificate(world.cluster.ca.client(folder, "table-admin", "system:masters")?));
-        callers.insert("jane", certificate(world.cluster.ca.client(folder, "table-jane", "table-devs")?));
+        callers.insert(
+            "forged",
+            token("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.".into()),
+        );
+        callers.insert(
+            "admin",
+            certificate(
+                world
+                    .cluster
+                    .ca
+                    .client(folder, "table-admin", "system:masters")?,
+            ),
+        );
+        callers.insert(
+            "jane",
+            certificate(
+                world
+                    .cluster
+                    .ca
+                    .client(folder, "table-jane", "table-devs")?,
+            ),
+        );
         let other = Ca::new(folder, "table-other-ca")?;
-        callers.insert("stranger", certificate(other.client(folder, "stranger", "system:masters")?));
+        callers.insert(
+            "stranger",
+            certificate(other.client(folder, "stranger", "system:masters")?),
+        );
         let front = &world.cluster.front_proxy;
-        callers.insert("front-proxy", certificate(front.client(folder, "front-proxy", "front")?));
-        callers.insert("other-front", certificate(front.client(folder, "other-front", "front")?));
+        callers.insert(
+            "front-proxy",
+            certificate(front.client(folder, "front-proxy", "front")?),
+        );
+        callers.insert(
+            "other-front",
+            certificate(front.client(folder, "other-front", "front")?),
+        );
         Ok(Self(callers))
     }
 
     pub fn get(&self, name: &str) -> Result<&Credentials> {
-        self.0.get(name).with_context(|| format!("no caller is called {name:?}"))
+        self.0
+            .get(name)
+            .with_context(|| format!("no caller is called {name:?}"))
     }
 }
 

@@ -1,4 +1,5 @@
-//! What was observed of an answer and of what the backend saw, as named aspects that can be compared one by one.
+//! What was observed of an answer and of what the backend saw, as named aspects that can be
+//! compared one by one.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -33,7 +34,11 @@ pub fn observe(answer: &Answer, seen: &[Seen]) -> Observation {
     for (index, interim) in answer.interim.iter().enumerate() {
         set(format!("interim {}", index + 1), told(interim));
     }
-    if answer.head.as_ref().is_some_and(|head| head.line.starts_with("HTTP/1.1 101")) {
+    if answer
+        .head
+        .as_ref()
+        .is_some_and(|head| head.line.starts_with("HTTP/1.1 101"))
+    {
         set("tunnel".into(), text(&answer.tunnel));
     } else if answer.head.is_some() {
         body(answer, &mut set);
@@ -41,11 +46,18 @@ pub fn observe(answer: &Answer, seen: &[Seen]) -> Observation {
     fields("trailer", &answer.trailers, &mut set);
     set("end".into(), answer.end.clone());
     if let Some(closed) = answer.closed {
-        set("connection".into(), if closed { "closed" } else { "open" }.into());
+        set(
+            "connection".into(),
+            if closed { "closed" } else { "open" }.into(),
+        );
     }
     set("saw".into(), seen.len().to_string());
     for (index, seen) in seen.iter().enumerate() {
-        let saw = if index == 0 { "saw".into() } else { format!("saw {}", index + 1) };
+        let saw = if index == 0 {
+            "saw".into()
+        } else {
+            format!("saw {}", index + 1)
+        };
         saw_one(&saw, seen, &mut set);
     }
     aspects
@@ -53,7 +65,10 @@ pub fn observe(answer: &Answer, seen: &[Seen]) -> Observation {
 
 fn body(answer: &Answer, set: &mut impl FnMut(String, String)) {
     let status = status_of(answer);
-    let kind = answer.head.as_ref().and_then(|head| head.value("content-type"));
+    let kind = answer
+        .head
+        .as_ref()
+        .and_then(|head| head.value("content-type"));
     if let Some(status) = &status {
         for name in ["message", "reason"] {
             if let Some(value) = status.get(name).and_then(Value::as_str) {
@@ -63,7 +78,10 @@ fn body(answer: &Answer, set: &mut impl FnMut(String, String)) {
         if let Some(details) = status.get("details") {
             set("details".into(), details.to_string());
         }
-        if let Some(causes) = status.get("details").and_then(|details| details.get("causes")) {
+        if let Some(causes) = status
+            .get("details")
+            .and_then(|details| details.get("causes"))
+        {
             set("causes".into(), causes.to_string());
         }
     }
@@ -113,7 +131,11 @@ fn saw_one(saw: &str, seen: &Seen, set: &mut impl FnMut(String, String)) {
     set(format!("{saw} line"), seen.line.clone());
     set(format!("{saw} at"), seen.at.clone());
     fields(&format!("{saw} header"), &seen.fields, set);
-    let names: Vec<_> = seen.fields.iter().map(|field| field.name.to_ascii_lowercase()).collect();
+    let names: Vec<_> = seen
+        .fields
+        .iter()
+        .map(|field| field.name.to_ascii_lowercase())
+        .collect();
     set(format!("{saw} order"), names.join(" "));
     let names: Vec<_> = seen.fields.iter().map(|field| &*field.name).collect();
     let mut sorted = names.clone();
@@ -126,14 +148,23 @@ fn saw_one(saw: &str, seen: &Seen, set: &mut impl FnMut(String, String)) {
         }
     }
     if let Some(got) = seen.glance {
-        set(format!("{saw} glance"), if got { "yes" } else { "no" }.into());
+        set(
+            format!("{saw} glance"),
+            if got { "yes" } else { "no" }.into(),
+        );
     }
     if let Some(end) = &seen.end {
         set(format!("{saw} end"), end.clone());
     }
     if let Some(tls) = &seen.tls {
-        set(format!("{saw} certificate"), tls.client.clone().unwrap_or_else(|| "none".into()));
-        set(format!("{saw} server name"), tls.server_name.clone().unwrap_or_else(|| "none".into()));
+        set(
+            format!("{saw} certificate"),
+            tls.client.clone().unwrap_or_else(|| "none".into()),
+        );
+        set(
+            format!("{saw} server name"),
+            tls.server_name.clone().unwrap_or_else(|| "none".into()),
+        );
     }
 }
 
@@ -141,7 +172,10 @@ fn saw_one(saw: &str, seen: &Seen, set: &mut impl FnMut(String, String)) {
 fn fields(part: &str, fields: &[Field], set: &mut impl FnMut(String, String)) {
     let mut by_name: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for field in fields {
-        by_name.entry(field.name.to_ascii_lowercase()).or_default().push(&field.value);
+        by_name
+            .entry(field.name.to_ascii_lowercase())
+            .or_default()
+            .push(&field.value);
     }
     for (name, values) in by_name {
         set(format!("{part} {name}"), values.join(" | "));
@@ -149,10 +183,19 @@ fn fields(part: &str, fields: &[Field], set: &mut impl FnMut(String, String)) {
 }
 
 fn told(head: &Head) -> String {
-    let mut lines: Vec<_> =
-        head.fields.iter().map(|field| format!("{}: {}", field.name.to_ascii_lowercase(), field.value)).collect();
+    let mut lines: Vec<_> = head
+        .fields
+        .iter()
+        .map(|field| format!("{}: {}", field.name.to_ascii_lowercase(), field.value))
+        .collect();
     lines.sort_unstable();
-    format!("{} {}", head.line.split(' ').nth(1).unwrap_or_default(), lines.join(", ")).trim().to_owned()
+    format!(
+        "{} {}",
+        head.line.split(' ').nth(1).unwrap_or_default(),
+        lines.join(", ")
+    )
+    .trim()
+    .to_owned()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -160,8 +203,8 @@ fn text(bytes: &[u8]) -> String {
         return Field::escaped(bytes);
     }
     // FNV-1a: enough to tell two bodies apart.
-    let sum = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     format!("{} bytes, {sum:016x}", bytes.len())
 }

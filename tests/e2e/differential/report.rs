@@ -47,7 +47,11 @@ pub fn total(counts: Counts) {
 }
 
 fn line(what: &str, counts: Counts) {
-    let Counts { same, better, wrong } = counts;
+    let Counts {
+        same,
+        better,
+        wrong,
+    } = counts;
     println!(
         "     {what:<36} {:>4} rows: {same:>4} same, {better:>3} better on purpose, {wrong:>3} different",
         counts.total()

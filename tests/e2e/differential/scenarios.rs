@@ -47,14 +47,27 @@ pub async fn asked(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<Obse
 }
 
 fn get(path: &str) -> Row {
-    Row { caller: "operator".into(), ask: format!("GET {path}"), ..Row::default() }
+    Row {
+        caller: "operator".into(),
+        ask: format!("GET {path}"),
+        ..Row::default()
+    }
 }
 
-async fn endpoints(setting: &Setting<'_>, side: &Side, service: &str, count: usize) -> Result<Vec<String>> {
+async fn endpoints(
+    setting: &Setting<'_>,
+    side: &Side,
+    service: &str,
+    count: usize,
+) -> Result<Vec<String>> {
     let mut endpoints = Vec::new();
     for _ in 0..count {
         let mut found = asked(setting, side, &get(&format!("services/{service}/proxy/x"))).await?;
-        endpoints.push(found.remove("saw at").with_context(|| format!("{service} answers {found:?}"))?);
+        endpoints.push(
+            found
+                .remove("saw at")
+                .with_context(|| format!("{service} answers {found:?}"))?,
+        );
     }
     Ok(endpoints)
 }
@@ -62,10 +75,16 @@ async fn endpoints(setting: &Setting<'_>, side: &Side, service: &str, count: usi
 async fn round_robin(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let endpoints = endpoints(setting, side, "trio", 30).await?;
     let mut shares = BTreeMap::<_, usize>::new();
-    endpoints.iter().for_each(|endpoint| *shares.entry(endpoint).or_default() += 1);
+    endpoints
+        .iter()
+        .for_each(|endpoint| *shares.entry(endpoint).or_default() += 1);
     let shares: Vec<_> = shares.values().map(ToString::to_string).collect();
-    let in_turn = endpoints.windows(4).all(|four| four[0] == four[3] && four[0] != four[1]);
-    Ok([("shares", shares.join(" ")), ("in turn", yes(in_turn))].map(owned).into())
+    let in_turn = endpoints
+        .windows(4)
+        .all(|four| four[0] == four[3] && four[0] != four[1]);
+    Ok([("shares", shares.join(" ")), ("in turn", yes(in_turn))]
+        .map(owned)
+        .into())
 }
 
 /// One of two endpoints is dead.
@@ -80,9 +99,15 @@ async fn failover(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
 
 async fn upgrade_failover(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let page = "HTTP/1.1 101 Switching Protocols\nConnection: Upgrade\nUpgrade: websocket";
-    let backend = Script { steps: vec![Step::Page(page.into()), Step::Close] };
+    let backend = Script {
+        steps: vec![Step::Page(page.into()), Step::Close],
+    };
     let headers = vec!["Connection: Upgrade".into(), "Upgrade: websocket".into()];
-    let row = Row { headers, backend, ..get("services/half-dead/proxy/x") };
+    let row = Row {
+        headers,
+        backend,
+        ..get("services/half-dead/proxy/x")
+    };
     let mut answered = 0;
     for _ in 0..24 {
         let found = asked(setting, side, &row).await?;
@@ -95,7 +120,9 @@ async fn affinity(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let mut endpoints = endpoints(setting, side, "sticky", 24).await?;
     endpoints.sort_unstable();
     endpoints.dedup();
-    Ok([("endpoints", endpoints.len().to_string())].map(owned).into())
+    Ok([("endpoints", endpoints.len().to_string())]
+        .map(owned)
+        .into())
 }
 
 async fn long_query(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
@@ -103,48 +130,111 @@ async fn long_query(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let found = asked(setting, side, &get(&format!("pods/p/proxy/{rest}"))).await?;
     let line = found.get("saw line").cloned().unwrap_or_default();
     let status = found.get("status").cloned().unwrap_or_default();
-    Ok([("status", status), ("passed", yes(line == format!("GET /{rest} HTTP/1.1")))].map(owned).into())
+    Ok([
+        ("status", status),
+        ("passed", yes(line == format!("GET /{rest} HTTP/1.1"))),
+    ]
+    .map(owned)
+    .into())
 }
 
 async fn long_header(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let value = "0123456789abcdef".repeat(1024);
-    let row = Row { headers: vec![format!("X-Long: {value}")], ..get("pods/p/proxy/x") };
+    let row = Row {
+        headers: vec![format!("X-Long: {value}")],
+        ..get("pods/p/proxy/x")
+    };
     let mut found = asked(setting, side, &row).await?;
-    let passed = found.get("saw header x-long").is_some_and(|found| *found == value);
-    Ok([("status", found.remove("status").unwrap_or_default()), ("passed", yes(passed))].map(owned).into())
+    let passed = found
+        .get("saw header x-long")
+        .is_some_and(|found| *found == value);
+    Ok([
+        ("status", found.remove("status").unwrap_or_default()),
+        ("passed", yes(passed)),
+    ]
+    .map(owned)
+    .into())
 }
 
 /// More than the HTTP/1.1 library takes.
 const MANY: usize = 120;
 
 async fn many_headers(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
-    let row = Row { headers: (1..=MANY).map(|index| format!("X-Many-{index}: 1")).collect(), ..get("pods/p/proxy/x") };
+    let row = Row {
+        headers: (1..=MANY)
+            .map(|index| format!("X-Many-{index}: 1"))
+            .collect(),
+        ..get("pods/p/proxy/x")
+    };
     counted(&asked(setting, side, &row).await?, "saw header x-many-")
 }
 
 async fn many_answered_headers(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
-    let lines: String = (1..=MANY).map(|index| format!("X-Many-{index}: 1\n")).collect();
+    let lines: String = (1..=MANY)
+        .map(|index| format!("X-Many-{index}: 1\n"))
+        .collect();
     let page = format!("HTTP/1.1 200 OK\n{lines}Content-Length: auto\n\nok");
-    let row = Row { backend: Script { steps: vec![Step::Page(page)] }, ..get("pods/p/proxy/x") };
+    let row = Row {
+        backend: Script {
+            steps: vec![Step::Page(page)],
+        },
+        ..get("pods/p/proxy/x")
+    };
     counted(&asked(setting, side, &row).await?, "header x-many-")
 }
 
 /// Whether all of [`MANY`] headers have come through.
 fn counted(found: &Observation, prefix: &str) -> Result<Observation> {
     let passed = found.keys().filter(|name| name.starts_with(prefix)).count() == MANY;
-    let told = |name: &str| found.get(name).cloned().with_context(|| format!("there is no {name}: {found:?}"));
-    Ok([("status", told("status")?), ("saw", told("saw")?), ("passed", yes(passed))].map(owned).into())
+    let told = |name: &str| {
+        found
+            .get(name)
+            .cloned()
+            .with_context(|| format!("there is no {name}: {found:?}"))
+    };
+    Ok([
+        ("status", told("status")?),
+        ("saw", told("saw")?),
+        ("passed", yes(passed)),
+    ]
+    .map(owned)
+    .into())
 }
 
 /// Whether a connection over HTTP/2 still serves after a 401.
 async fn unauthenticated_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
-    let wrong = setting.callers.get("wrong")?.token.clone().context("it shows a token")?;
-    let good = setting.callers.get("operator")?.token.clone().context("it shows a token")?;
+    let wrong = setting
+        .callers
+        .get("wrong")?
+        .token
+        .clone()
+        .context("it shows a token")?;
+    let good = setting
+        .callers
+        .get("operator")?
+        .token
+        .clone()
+        .context("it shows a token")?;
     let (mut sender, _connection) = sockets::connect(side).await?;
-    let first = sockets::send(&mut sender, "/api/v1/namespaces/table/pods/p/proxy/x", &wrong).await?;
-    let second = sockets::send(&mut sender, "/api/v1/namespaces/table/pods/p/proxy/x", &good).await;
+    let first = sockets::send(
+        &mut sender,
+        "/api/v1/namespaces/table/pods/p/proxy/x",
+        &wrong,
+    )
+    .await?;
+    let second = sockets::send(
+        &mut sender,
+        "/api/v1/namespaces/table/pods/p/proxy/x",
+        &good,
+    )
+    .await;
     let second = second.map_or_else(|_| "refused".into(), |status| status.to_string());
-    Ok([("first", first.to_string()), ("second on the same connection", second)].map(owned).into())
+    Ok([
+        ("first", first.to_string()),
+        ("second on the same connection", second),
+    ]
+    .map(owned)
+    .into())
 }
 
 fn owned((name, value): (&str, String)) -> (String, String) {

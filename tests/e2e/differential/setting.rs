@@ -1,4 +1,5 @@
-//! Where the questions are asked: the apiserver, some bastions, the objects that both know, and raw backends.
+//! Where the questions are asked: the apiserver, some bastions, the objects that both know, and raw
+//! backends.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -43,7 +44,10 @@ const BASTIONS: [(&str, &str); 6] = [
     ("anonymous", "authentication: {anonymous: true}"),
     ("bare-names", "authorization: {acceptBareNames: true}"),
     ("pod-less", "targets: {podLessEndpoints: true, KUBELET}"),
-    ("own-token", "targets: {kubeletServiceAccountToken: true, kubeletCertificateAuthority: CA}"),
+    (
+        "own-token",
+        "targets: {kubeletServiceAccountToken: true, kubeletCertificateAuthority: CA}",
+    ),
     ("no-token", "targets: {kubeletCertificateAuthority: CA}"),
 ];
 
@@ -97,18 +101,39 @@ impl<'w> Setting<'w> {
         for (name, configuration) in BASTIONS {
             bastions.insert(name, start(world, name, configuration).await?);
         }
-        Ok(Self { world, stage, callers, bastions })
+        Ok(Self {
+            world,
+            stage,
+            callers,
+            bastions,
+        })
     }
 
     /// Ours under the name that a row gives.
     pub fn ours(&self, name: &str) -> Result<Side> {
-        let (bastion, _) = self.bastions.get(name).with_context(|| format!("no bastion is called {name:?}"))?;
-        Ok(Side { name: "ours", address: bastion.secure, ca: self.world.cluster.ca.file.clone() })
+        let (bastion, _) = self
+            .bastions
+            .get(name)
+            .with_context(|| format!("no bastion is called {name:?}"))?;
+        Ok(Side {
+            name: "ours",
+            address: bastion.secure,
+            ca: self.world.cluster.ca.file.clone(),
+        })
     }
 
     pub fn theirs(&self) -> Result<Side> {
-        let address = self.world.cluster.server.trim_start_matches("https://").parse()?;
-        Ok(Side { name: "theirs", address, ca: self.world.cluster.ca.file.clone() })
+        let address = self
+            .world
+            .cluster
+            .server
+            .trim_start_matches("https://")
+            .parse()?;
+        Ok(Side {
+            name: "theirs",
+            address,
+            ca: self.world.cluster.ca.file.clone(),
+        })
     }
 
     /// Another bastion like the default one, run by a command that ends in its binary.
@@ -116,20 +141,37 @@ impl<'w> Setting<'w> {
         let folder = self.world.cluster.folder.path();
         command
             .arg("serve")
-            .arg(format!("--config={}", folder.join("table-default.yaml").display()))
-            .arg(format!("--kubeconfig={}", folder.join("table-default.kubeconfig").display()))
-            .arg(format!("--tls-cert-file={}", self.world.serving.certificate.display()))
-            .arg(format!("--tls-private-key-file={}", self.world.serving.key.display()));
+            .arg(format!(
+                "--config={}",
+                folder.join("table-default.yaml").display()
+            ))
+            .arg(format!(
+                "--kubeconfig={}",
+                folder.join("table-default.kubeconfig").display()
+            ))
+            .arg(format!(
+                "--tls-cert-file={}",
+                self.world.serving.certificate.display()
+            ))
+            .arg(format!(
+                "--tls-private-key-file={}",
+                self.world.serving.key.display()
+            ));
         command
     }
 
     /// Gives the tokens that bastions themselves have a name.
     pub fn name_own_tokens(&self, text: &str) -> String {
-        self.bastions.values().fold(text.to_owned(), |text, (_, token)| text.replace(token, "{own token}"))
+        self.bastions
+            .values()
+            .fold(text.to_owned(), |text, (_, token)| {
+                text.replace(token, "{own token}")
+            })
     }
 }
 
-/// How many endpoints the controllers make for the services that have a selector; every other has one.
+/// How many endpoints the controllers make for the services that have a selector; every other has
+/// one.
 const ENDPOINTS: [(&str, usize); 3] = [("trio", 3), ("sticky", 3), ("half-dead", 2)];
 
 /// Waits until the controllers have made all endpoints, so that no row depends on their pace.
@@ -140,19 +182,38 @@ async fn settle(objects: &Objects) -> Result<()> {
     let slices = Api::<EndpointSlice>::namespaced(client.clone(), namespace);
     for service in services.list(&ListParams::default()).await? {
         let name = service.name_any();
-        let selector = service.spec.and_then(|spec| spec.selector).unwrap_or_default();
+        let selector = service
+            .spec
+            .and_then(|spec| spec.selector)
+            .unwrap_or_default();
         if selector.is_empty() || name == "no-endpoints" {
             continue;
         }
-        let expected = ENDPOINTS.iter().find(|(found, _)| *found == name).map_or(1, |(_, count)| *count);
+        let expected = ENDPOINTS
+            .iter()
+            .find(|(found, _)| *found == name)
+            .map_or(1, |(_, count)| *count);
         let of = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
         eventually(&format!("the endpoints of {name}"), async || {
-            let subsets = endpoints.get_opt(&name).await?.and_then(|found| found.subsets).unwrap_or_default();
+            let subsets = endpoints
+                .get_opt(&name)
+                .await?
+                .and_then(|found| found.subsets)
+                .unwrap_or_default();
             let addresses = |subset: &EndpointSubset| {
-                [&subset.addresses, &subset.not_ready_addresses].into_iter().flatten().map(Vec::len).sum::<usize>()
+                [&subset.addresses, &subset.not_ready_addresses]
+                    .into_iter()
+                    .flatten()
+                    .map(Vec::len)
+                    .sum::<usize>()
             };
-            let in_slices: usize =
-                slices.list(&of).await?.iter().flat_map(|slice| &slice.endpoints).map(Vec::len).sum();
+            let in_slices: usize = slices
+                .list(&of)
+                .await?
+                .iter()
+                .flat_map(|slice| &slice.endpoints)
+                .map(Vec::len)
+                .sum();
             // Where the ports differ a subset repeats no address.
             Ok(subsets.iter().map(addresses).sum::<usize>() == expected && in_slices == expected)
         })
@@ -170,8 +231,12 @@ async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastio
         kubelet.certificate.display(),
         kubelet.key.display()
     );
-    let configuration = configuration.replace("KUBELET", &kubelet).replace("CA}", &format!("{ca}}}"));
-    let mut text = format!("apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\n{configuration}\n");
+    let configuration = configuration
+        .replace("KUBELET", &kubelet)
+        .replace("CA}", &format!("{ca}}}"));
+    let mut text = format!(
+        "apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\n{configuration}\n"
+    );
     if !configuration.contains("targets") {
         text += &format!("targets: {{{kubelet}}}\n");
     }
@@ -179,18 +244,36 @@ async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastio
     std::fs::write(&file, text)?;
     let token = world.cluster.token(HOME, HOME, None).await?;
     let by = crate::support::cluster::By::Token(&token);
-    let kubeconfig =
-        world.cluster.kubeconfig(&format!("table-{name}"), &world.cluster.server, &world.cluster.ca.file, &by)?;
-    let bastion = bastion(&kubeconfig, &world.serving, &[&format!("--config={}", file.display())])?;
+    let kubeconfig = world.cluster.kubeconfig(
+        &format!("table-{name}"),
+        &world.cluster.server,
+        &world.cluster.ca.file,
+        &by,
+    )?;
+    let bastion = bastion(
+        &kubeconfig,
+        &world.serving,
+        &[&format!("--config={}", file.display())],
+    )?;
     bastion.ready().await?;
     Ok((bastion, token))
 }
 
 fn listen(world: &World, stage: &Stage) -> Result<()> {
     let folder = world.cluster.folder.path();
-    let addresses = ["10.254.240.41", "10.254.240.42", "10.254.240.45", "10.254.240.50", "10.254.240.51"];
-    let trusted = world.cluster.ca.server(folder, "table-backend", &addresses)?;
-    let untrusted = Ca::new(folder, "table-untrusted-ca")?.server(folder, "table-untrusted", &addresses)?;
+    let addresses = [
+        "10.254.240.41",
+        "10.254.240.42",
+        "10.254.240.45",
+        "10.254.240.50",
+        "10.254.240.51",
+    ];
+    let trusted = world
+        .cluster
+        .ca
+        .server(folder, "table-backend", &addresses)?;
+    let untrusted =
+        Ca::new(folder, "table-untrusted-ca")?.server(folder, "table-untrusted", &addresses)?;
     let ca = &world.cluster.ca.file;
     for (name, ip, port, speaks) in LISTENERS {
         let tls = match speaks {
@@ -206,7 +289,9 @@ fn listen(world: &World, stage: &Stage) -> Result<()> {
     let loopback = std::net::TcpListener::bind(("127.0.0.1", PORT))?;
     loopback.set_nonblocking(true)?;
     stage.serve("loopback", loopback, None)?;
-    let node = world.namespace.bind(SocketAddr::new([10, 254, 240, 45].into(), PORT))?;
+    let node = world
+        .namespace
+        .bind(SocketAddr::new([10, 254, 240, 45].into(), PORT))?;
     stage.serve("the address that was checked", node, None)?;
     Ok(())
 }
@@ -220,11 +305,15 @@ fn acceptor(pair: &Pair, ca: &Path, alpn: &[&[u8]]) -> Result<TlsAcceptor> {
         roots.add(root?)?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .allow_unauthenticated()
-        .build()?;
-    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let mut config = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()?;
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = builder
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -232,18 +321,31 @@ fn acceptor(pair: &Pair, ca: &Path, alpn: &[&[u8]]) -> Result<TlsAcceptor> {
 /// Makes what `objects.yaml` has, statuses and all.
 async fn objects(world: &World) -> Result<Objects> {
     let objects = Objects::new(&world.cluster.client, "table").await?;
-    world.cluster.kubectl(&["apply", "-f", "tests/e2e/differential/objects.yaml"])?;
+    world
+        .cluster
+        .kubectl(&["apply", "-f", "tests/e2e/differential/objects.yaml"])?;
     let text = include_str!("objects.yaml");
     for object in text.split("\n---\n") {
         let object: Value = serde_saphyr::from_str(object)?;
-        let Some(status) = object.get("status") else { continue };
-        let name = object["metadata"]["name"].as_str().context("every object has a name")?;
+        let Some(status) = object.get("status") else {
+            continue;
+        };
+        let name = object["metadata"]["name"]
+            .as_str()
+            .context("every object has a name")?;
         let mut status = status.clone();
         if let Some(ip) = status["podIPs"][0]["ip"].as_str().map(str::to_owned) {
             status["podIP"] = ip.into();
         }
         let patched = match object["kind"].as_str() {
-            Some("Pod") => patch(Api::<Pod>::namespaced(objects.client.clone(), "table"), name, &status).await,
+            Some("Pod") => {
+                patch(
+                    Api::<Pod>::namespaced(objects.client.clone(), "table"),
+                    name,
+                    &status,
+                )
+                .await
+            }
             _ => patch(Api::<Node>::all(objects.client.clone()), name, &status).await,
         };
         patched.with_context(|| format!("the status of {name}"))?;
@@ -256,6 +358,7 @@ where
     K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {
     let patch = serde_json::json!({ "status": status });
-    api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
     Ok(())
 }

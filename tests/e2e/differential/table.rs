@@ -27,7 +27,8 @@ pub struct Row {
     pub setting: String,
     /// The name of a function that asks more than one question, instead of a request.
     pub scenario: Option<String>,
-    /// Method and path. A path without a slash in front is one of the table's namespace, or of a node.
+    /// Method and path. A path without a slash in front is one of the table's namespace, or of a
+    /// node.
     #[serde(default)]
     pub ask: String,
     /// `1` or `2`.
@@ -99,7 +100,8 @@ pub enum Expected {
 pub struct Differs {
     /// The entry of `differences.yaml`.
     pub because: String,
-    /// Only what is declared is compared: for answers of different kinds, or one that depends on who comes first.
+    /// Only what is declared is compared: for answers of different kinds, or one that depends on
+    /// who comes first.
     #[serde(default)]
     pub only: bool,
     pub ours: Aspects,
@@ -185,7 +187,11 @@ pub const STANDING: [Standing; 16] = [
         because: "C23",
         told: "The apiserver names its flow schema on what is not the proxy's; the bastion has none.",
     },
-    Standing { name: "date", because: "C71", told: "Each answer has its own Date." },
+    Standing {
+        name: "date",
+        because: "C71",
+        told: "Each answer has its own Date.",
+    },
     Standing {
         name: "sniffed",
         because: "C71",
@@ -196,7 +202,11 @@ pub const STANDING: [Standing; 16] = [
         because: "C102",
         told: "What is no HTTP is refused with a 400 by the HTTP library, in its own words.",
     },
-    Standing { name: "phrase", because: "C71", told: "The reason phrase is the backend's; the apiserver has its own." },
+    Standing {
+        name: "phrase",
+        because: "C71",
+        told: "The reason phrase is the backend's; the apiserver has its own.",
+    },
     Standing {
         name: "html-length",
         because: "C81",
@@ -212,7 +222,11 @@ pub const STANDING: [Standing; 16] = [
         because: "C93",
         told: "A 403 or 503 of the bastion says under details.causes what would help, to callers who may see the target.",
     },
-    Standing { name: "challenge", because: "C94", told: "A 401 of the bastion names the way to authenticate." },
+    Standing {
+        name: "challenge",
+        because: "C94",
+        told: "A 401 of the bastion names the way to authenticate.",
+    },
     Standing {
         name: "credentials",
         because: "C92",
@@ -220,14 +234,16 @@ pub const STANDING: [Standing; 16] = [
     },
 ];
 
-/// Standing differences of which there is nothing more to see than that every answer has its own value, or none.
+/// Standing differences of which there is nothing more to see than that every answer has its own
+/// value, or none.
 const OWN_VALUES: [&str; 3] = ["audit-id", "date", "credentials"];
 
-/// Every line of the contract that says **Ours**, but for two: C48 differs from 1.37 only, and C51 from nothing yet.
+/// Every line of the contract that says **Ours**, but for two: C48 differs from 1.37 only, and C51
+/// from nothing yet.
 const DELIBERATE: [&str; 38] = [
-    "C11", "C13", "C19", "C26", "C27", "C32", "C34", "C36", "C38", "C39", "C43", "C45", "C46", "C47", "C49", "C50",
-    "C53", "C55", "C56", "C65", "C71", "C74", "C78", "C80", "C81", "C82", "C83", "C85", "C86", "C89", "C90", "C91",
-    "C94", "C95", "C100", "C103", "C110", "C111",
+    "C11", "C13", "C19", "C26", "C27", "C32", "C34", "C36", "C38", "C39", "C43", "C45", "C46",
+    "C47", "C49", "C50", "C53", "C55", "C56", "C65", "C71", "C74", "C78", "C80", "C81", "C82",
+    "C83", "C85", "C86", "C89", "C90", "C91", "C94", "C95", "C100", "C103", "C110", "C111",
 ];
 
 /// Lines of the contract, of which each is asked about by some row.
@@ -243,14 +259,24 @@ impl Table {
     /// Where a file cannot be read.
     pub fn load() -> Result<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/differential/table");
-        let mut paths: Vec<_> = std::fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        let mut paths: Vec<_> = std::fs::read_dir(&folder)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<Result<_>>()?;
         paths.sort();
         paths.retain(|path| path.extension().is_some_and(|end| end == "yaml"));
-        let (differences, chapters): (Vec<_>, Vec<_>) =
-            paths.iter().partition(|path| path.ends_with("differences.yaml"));
+        let (differences, chapters): (Vec<_>, Vec<_>) = paths
+            .iter()
+            .partition(|path| path.ends_with("differences.yaml"));
         Ok(Self {
-            chapters: chapters.into_iter().map(|path| read(path)).collect::<Result<_>>()?,
-            differences: read(differences.first().context("there is no differences.yaml")?)?,
+            chapters: chapters
+                .into_iter()
+                .map(|path| read(path))
+                .collect::<Result<_>>()?,
+            differences: read(
+                differences
+                    .first()
+                    .context("there is no differences.yaml")?,
+            )?,
         })
     }
 
@@ -258,11 +284,16 @@ impl Table {
         self.chapters.iter().flat_map(|chapter| &chapter.rows)
     }
 
-    /// Where it is not whole: a name twice, a difference without a reason, a line of the contract without a row.
+    /// Where it is not whole: a name twice, a difference without a reason, a line of the contract
+    /// without a row.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let mut names = BTreeSet::new();
-        let known: BTreeSet<_> = self.differences.iter().map(|difference| &*difference.because).collect();
+        let known: BTreeSet<_> = self
+            .differences
+            .iter()
+            .map(|difference| &*difference.because)
+            .collect();
         let mut explained = BTreeSet::new();
         for row in self.rows() {
             if !names.insert(&row.name) {
@@ -271,23 +302,55 @@ impl Table {
             if let Some(differs) = &row.differs {
                 explained.insert(&*differs.because);
                 if !known.contains(&*differs.because) {
-                    faults.push(format!("{:?}: differences.yaml has no {}", row.name, differs.because));
+                    faults.push(format!(
+                        "{:?}: differences.yaml has no {}",
+                        row.name, differs.because
+                    ));
                 }
             } else if row.both.is_empty() {
-                faults.push(format!("{:?}: says nothing of what both sides answer", row.name));
+                faults.push(format!(
+                    "{:?}: says nothing of what both sides answer",
+                    row.name
+                ));
             }
         }
-        faults.extend(known.difference(&explained).map(|because| format!("no row shows the difference {because}")));
-        let asked: BTreeSet<_> = self.rows().flat_map(|row| &row.c).map(String::as_str).collect();
-        let lines = LINES.map(|line| format!("C{line}")).filter(|line| !UNASKED.contains(&&**line));
-        faults.extend(lines.filter(|line| !asked.contains(&**line)).map(|line| format!("no row asks about {line}")));
-        let seen: BTreeSet<_> = self.rows().flat_map(|row| &row.exact).map(String::as_str).collect();
-        let unseen =
-            STANDING.iter().filter(|standing| !seen.contains(standing.name) && !OWN_VALUES.contains(&standing.name));
+        faults.extend(
+            known
+                .difference(&explained)
+                .map(|because| format!("no row shows the difference {because}")),
+        );
+        let asked: BTreeSet<_> = self
+            .rows()
+            .flat_map(|row| &row.c)
+            .map(String::as_str)
+            .collect();
+        let lines = LINES
+            .map(|line| format!("C{line}"))
+            .filter(|line| !UNASKED.contains(&&**line));
+        faults.extend(
+            lines
+                .filter(|line| !asked.contains(&**line))
+                .map(|line| format!("no row asks about {line}")),
+        );
+        let seen: BTreeSet<_> = self
+            .rows()
+            .flat_map(|row| &row.exact)
+            .map(String::as_str)
+            .collect();
+        let unseen = STANDING.iter().filter(|standing| {
+            !seen.contains(standing.name) && !OWN_VALUES.contains(&standing.name)
+        });
         faults.extend(unseen.map(|standing| format!("no row is exact about {:?}", standing.name)));
-        let unknown = seen.iter().filter(|name| STANDING.iter().all(|standing| standing.name != **name));
-        faults.extend(unknown.map(|name| format!("there is no standing difference {name:?} to be exact about")));
-        let untold = DELIBERATE.iter().filter(|because| !explained.contains(*because));
+        let unknown = seen
+            .iter()
+            .filter(|name| STANDING.iter().all(|standing| standing.name != **name));
+        faults.extend(
+            unknown
+                .map(|name| format!("there is no standing difference {name:?} to be exact about")),
+        );
+        let untold = DELIBERATE
+            .iter()
+            .filter(|because| !explained.contains(*because));
         faults.extend(untold.map(|because| format!("{because} says **Ours** and no row shows it")));
         faults
     }

@@ -19,7 +19,12 @@ use crate::support::{eventually, within};
 use crate::world::{SHOP, World, bastion};
 
 /// Connections come and go, so that each certificate is met by handshakes.
-const SHAPE: Shape = Shape { http1: 4, http2: 2, pause: Duration::from_millis(20), per_connection: 10 };
+const SHAPE: Shape = Shape {
+    http1: 4,
+    http2: 2,
+    pause: Duration::from_millis(20),
+    per_connection: 10,
+};
 
 pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) -> Result<()> {
     /// The file of the bastion's own token is read again within a minute.
@@ -31,9 +36,17 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
     let at = |name: &str| folder.path().join(name);
 
     // The bastion's own token, which dies with the object it is bound to.
-    let home = Objects { client: cluster.client.clone(), namespace: HOME.into() };
-    home.create::<Secret>(json!({"metadata": {"name": "rotated"}})).await?;
-    let uid = Api::<Secret>::namespaced(cluster.client.clone(), HOME).get("rotated").await?.metadata.uid;
+    let home = Objects {
+        client: cluster.client.clone(),
+        namespace: HOME.into(),
+    };
+    home.create::<Secret>(json!({"metadata": {"name": "rotated"}}))
+        .await?;
+    let uid = Api::<Secret>::namespaced(cluster.client.clone(), HOME)
+        .get("rotated")
+        .await?
+        .metadata
+        .uid;
     let bound = BoundObjectReference {
         kind: Some("Secret".into()),
         api_version: Some("v1".into()),
@@ -43,17 +56,35 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
     std::fs::write(at("token"), cluster.token(HOME, HOME, Some(bound)).await?)?;
     let proxy = fault_proxy(world).await?;
     let server = format!("https://{}", proxy.address);
-    let kubeconfig = cluster.kubeconfig("rotated", &server, &cluster.ca.file, &By::TokenFile(&at("token")))?;
+    let kubeconfig = cluster.kubeconfig(
+        "rotated",
+        &server,
+        &cluster.ca.file,
+        &By::TokenFile(&at("token")),
+    )?;
 
-    let (old_ca, new_ca) = (Ca::new(folder.path(), "old-ca")?, Ca::new(folder.path(), "new-ca")?);
+    let (old_ca, new_ca) = (
+        Ca::new(folder.path(), "old-ca")?,
+        Ca::new(folder.path(), "new-ca")?,
+    );
     let old = old_ca.client(folder.path(), "old", "rotated")?;
     let new = new_ca.client(folder.path(), "new", "rotated")?;
     let group = json!({"kind": "Group", "name": "rotated"});
-    world.objects.allow("rotated", group, &["services/proxy"], &["get"]).await?;
+    world
+        .objects
+        .allow("rotated", group, &["services/proxy"], &["get"])
+        .await?;
     std::fs::copy(&old_ca.file, at("clients.crt"))?;
-    let serving = Pair { certificate: at("serving.crt"), key: at("serving.key") };
+    let serving = Pair {
+        certificate: at("serving.crt"),
+        key: at("serving.key"),
+    };
     install(&world.serving, &serving)?;
-    let rotated = bastion(&kubeconfig, &serving, &[&format!("--client-ca-file={}", at("clients.crt").display())])?;
+    let rotated = bastion(
+        &kubeconfig,
+        &serving,
+        &[&format!("--client-ca-file={}", at("clients.crt").display())],
+    )?;
     rotated.ready().await?;
 
     let by_token = world.target(&rotated);
@@ -68,9 +99,14 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
     // While that is noticed: the serving certificate, the CA of clients, the caller's token.
     let ca = &cluster.ca.file;
     let before = served(&rotated.secure, ca).await?;
-    let renewed = cluster.ca.server(folder.path(), "renewed", &["localhost", "127.0.0.1"])?;
+    let renewed = cluster
+        .ca
+        .server(folder.path(), "renewed", &["localhost", "127.0.0.1"])?;
     install(&renewed, &serving)?;
-    eventually("the new certificate", async || Ok(served(&rotated.secure, ca).await? != before)).await?;
+    eventually("the new certificate", async || {
+        Ok(served(&rotated.secure, ca).await? != before)
+    })
+    .await?;
     let both = [std::fs::read(&old_ca.file)?, std::fs::read(&new_ca.file)?].concat();
     std::fs::write(at("clients.crt"), both)?;
     eventually("the new CA", async || {
@@ -79,14 +115,19 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
     })
     .await?;
     tokens.set_token(&cluster.token(SHOP, "caller", None).await?);
-    within(TOKEN_PATIENCE, "the bastion's new token", async || Ok(proxy.last_token_is(&own))).await?;
+    within(TOKEN_PATIENCE, "the bastion's new token", async || {
+        Ok(proxy.last_token_is(&own))
+    })
+    .await?;
     home.delete::<Secret>("rotated").await?;
     tokio::time::sleep(FORGOTTEN).await;
     tokens.set_token(&cluster.token(SHOP, "caller", None).await?);
     tokens.more(200).await;
 
     let (tokens, certificates) = (tokens.stop().await, certificates.stop().await);
-    println!("     certificates and tokens rotated: by token {tokens}; by certificate {certificates}");
+    println!(
+        "     certificates and tokens rotated: by token {tokens}; by certificate {certificates}"
+    );
     std::fs::copy(&new_ca.file, at("clients.crt"))?;
     eventually("the old CA to count no more", async || {
         let mut client = Client::connect(rotated.secure, ca, None, Some(&old)).await?;
@@ -107,5 +148,10 @@ fn install(from: &Pair, to: &Pair) -> Result<()> {
 
 async fn served(address: &std::net::SocketAddr, ca: &Path) -> Result<Vec<u8>> {
     let stream = tls(*address, ca, None).await?;
-    Ok(stream.get_ref().1.peer_certificates().context("a certificate")?[0].to_vec())
+    Ok(stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .context("a certificate")?[0]
+        .to_vec())
 }

@@ -38,32 +38,57 @@ async fn answer(
     tls: Option<Handshake>,
     request: Request<Incoming>,
 ) -> Response<StreamBody<Frames>> {
-    let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    let path = request
+        .uri()
+        .path_and_query()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     let line = format!("{} {path} HTTP/2", request.method());
     let mut fields: Vec<_> = request.headers().iter().map(field).collect();
     if let Some(authority) = request.uri().authority() {
-        fields.push(Field { name: "host".into(), value: authority.to_string() });
+        fields.push(Field {
+            name: "host".into(),
+            value: authority.to_string(),
+        });
     }
-    let part = Part::begin(stage, Seen { at, tls, line, fields, ..Seen::default() });
+    let part = Part::begin(
+        stage,
+        Seen {
+            at,
+            tls,
+            line,
+            fields,
+            ..Seen::default()
+        },
+    );
     let steps = part.script.steps.clone();
     let (mut head, mut frames) = (Head::default(), Vec::new());
     for step in &steps {
         match step {
             Step::Page(text) => {
-                let [first, body] = super::script::page(text, &|body| Ok(body.as_bytes().to_vec())).unwrap_or_default();
+                let [first, body] = super::script::page(text, &|body| Ok(body.as_bytes().to_vec()))
+                    .unwrap_or_default();
                 head = Head::parse(&first);
                 frames.push(Ok(Frame::data(Bytes::from(body))));
             }
-            Step::Trailers(text) => frames.push(Ok(Frame::trailers(map(&Field::parse(text.as_bytes()))))),
+            Step::Trailers(text) => {
+                frames.push(Ok(Frame::trailers(map(&Field::parse(text.as_bytes())))));
+            }
             // The stream is reset in the middle.
             Step::Close => frames.push(Err(anyhow::anyhow!("the script says so"))),
             _ => {}
         }
     }
-    let mut response = Response::builder().status(status(&head)).body(()).unwrap_or_default();
+    let mut response = Response::builder()
+        .status(status(&head))
+        .body(())
+        .unwrap_or_default();
     *response.headers_mut() = map(&head.fields);
     let echoes = steps.contains(&Step::Echo);
-    let incoming = BodyStream { part, incoming: request.into_body() };
+    let incoming = BodyStream {
+        part,
+        incoming: request.into_body(),
+    };
     let sent: Frames = if echoes {
         let ending = futures::stream::iter(frames.into_iter().skip(1));
         Box::pin(incoming.frames().chain(ending))
@@ -88,7 +113,8 @@ impl BodyStream {
                 let frame = match body.incoming.frame().await? {
                     Ok(frame) => frame,
                     Err(error) => {
-                        body.part.seen(|seen| seen.end = Some("the stream was reset".into()));
+                        body.part
+                            .seen(|seen| seen.end = Some("the stream was reset".into()));
                         return Some((Err(error.into()), body));
                     }
                 };
@@ -99,7 +125,8 @@ impl BodyStream {
                     }
                     Err(frame) => {
                         let trailers = frame.into_trailers().unwrap_or_default();
-                        body.part.seen(|seen| seen.trailers = trailers.iter().map(field).collect());
+                        body.part
+                            .seen(|seen| seen.trailers = trailers.iter().map(field).collect());
                     }
                 }
             }
@@ -108,16 +135,28 @@ impl BodyStream {
 }
 
 fn field((name, value): (&HeaderName, &HeaderValue)) -> Field {
-    Field { name: name.as_str().into(), value: Field::escaped(value.as_bytes()) }
+    Field {
+        name: name.as_str().into(),
+        value: Field::escaped(value.as_bytes()),
+    }
 }
 
 fn status(head: &Head) -> u16 {
-    head.line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(200)
+    head.line
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .unwrap_or(200)
 }
 
 fn map(fields: &[Field]) -> HeaderMap {
     fields
         .iter()
-        .filter_map(|field| Some((field.name.parse::<HeaderName>().ok()?, field.value.parse::<HeaderValue>().ok()?)))
+        .filter_map(|field| {
+            Some((
+                field.name.parse::<HeaderName>().ok()?,
+                field.value.parse::<HeaderValue>().ok()?,
+            ))
+        })
         .collect()
 }

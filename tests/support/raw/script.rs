@@ -15,7 +15,8 @@ pub struct Script {
     pub steps: Vec<Step>,
 }
 
-/// A page is written as one reads it: the head's lines, an empty line, the body. `Content-Length: auto` counts.
+/// A page is written as one reads it: the head's lines, an empty line, the body. `Content-Length:
+/// auto` counts.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
@@ -69,7 +70,9 @@ pub enum Step {
 impl Default for Script {
     fn default() -> Self {
         let page = "HTTP/1.1 200 OK\nContent-Type: text/plain\nContent-Length: auto\n\nok";
-        Self { steps: vec![Step::Page(page.into())] }
+        Self {
+            steps: vec![Step::Page(page.into())],
+        }
     }
 }
 
@@ -100,18 +103,23 @@ impl<'de> Deserialize<'de> for Script {
 impl Step {
     /// What is sent, a write for each.
     pub(super) fn pieces(&self) -> Result<Vec<Vec<u8>>> {
-        let whole = |text: &str, encode: &dyn Fn(&str) -> Result<Vec<u8>>| -> Result<Vec<Vec<u8>>> {
-            Ok(vec![page(text, encode)?.concat()])
-        };
+        let whole = |text: &str,
+                     encode: &dyn Fn(&str) -> Result<Vec<u8>>|
+         -> Result<Vec<Vec<u8>>> { Ok(vec![page(text, encode)?.concat()]) };
         match self {
             Self::Page(text) => whole(text, &plain),
-            Self::Gzip(text) => whole(text, &|body| finish(GzEncoder::new(Vec::new(), Compression::default()), body)),
-            Self::RawDeflate(text) => {
-                whole(text, &|body| finish(DeflateEncoder::new(Vec::new(), Compression::default()), body))
-            }
-            Self::ZlibDeflate(text) => {
-                whole(text, &|body| finish(ZlibEncoder::new(Vec::new(), Compression::default()), body))
-            }
+            Self::Gzip(text) => whole(text, &|body| {
+                finish(GzEncoder::new(Vec::new(), Compression::default()), body)
+            }),
+            Self::RawDeflate(text) => whole(text, &|body| {
+                finish(
+                    DeflateEncoder::new(Vec::new(), Compression::default()),
+                    body,
+                )
+            }),
+            Self::ZlibDeflate(text) => whole(text, &|body| {
+                finish(ZlibEncoder::new(Vec::new(), Compression::default()), body)
+            }),
             Self::PaddedGzip(text) => whole(text, &|body| {
                 let packed = finish(GzEncoder::new(Vec::new(), Compression::default()), body)?;
                 Ok([packed, vec![0; 64]].concat())
@@ -124,39 +132,70 @@ impl Step {
             Self::Bytes(text) => Ok(vec![latin1(&page(text, &plain)?)]),
             Self::Drip(text) => {
                 let [head, body] = page(text, &plain)?;
-                Ok(std::iter::once(head).chain(body.into_iter().map(|byte| vec![byte])).collect())
+                Ok(std::iter::once(head)
+                    .chain(body.into_iter().map(|byte| vec![byte]))
+                    .collect())
             }
             Self::Send(text) => Ok(vec![text.clone().into_bytes()]),
             Self::Chunk(text) => Ok(vec![format!("{:x}\r\n{text}\r\n", text.len()).into_bytes()]),
-            Self::Fill(count) => Ok(vec![b"0123456789abcdef".iter().copied().cycle().take(*count).collect()]),
+            Self::Fill(count) => Ok(vec![
+                b"0123456789abcdef"
+                    .iter()
+                    .copied()
+                    .cycle()
+                    .take(*count)
+                    .collect(),
+            ]),
             _ => Ok(Vec::new()),
         }
     }
 
-    /// Whether only the end of the connection can end what was sent: a final answer without a length.
+    /// Whether only the end of the connection can end what was sent: a final answer without a
+    /// length.
     pub(super) fn must_close(&self) -> bool {
-        let (Self::Page(text) | Self::Bytes(text) | Self::Gzip(text) | Self::Drip(text) | Self::Base64(text)) = self
+        let (Self::Page(text)
+        | Self::Bytes(text)
+        | Self::Gzip(text)
+        | Self::Drip(text)
+        | Self::Base64(text)) = self
         else {
             return false;
         };
-        let head = text.split("\n\n").next().unwrap_or_default().to_ascii_lowercase();
+        let head = text
+            .split("\n\n")
+            .next()
+            .unwrap_or_default()
+            .to_ascii_lowercase();
         let has_end = head.contains("\ncontent-length:") || head.contains("\ntransfer-encoding:");
-        let bodyless =
-            head.split(' ').nth(1).is_some_and(|code| code.starts_with('1') || code == "204" || code == "304");
+        let bodyless = head
+            .split(' ')
+            .nth(1)
+            .is_some_and(|code| code.starts_with('1') || code == "204" || code == "304");
         !has_end && !bodyless
     }
 }
 
 /// The head with the line ends of the wire, and the body.
 pub fn page(text: &str, encode: &dyn Fn(&str) -> Result<Vec<u8>>) -> Result<[Vec<u8>; 2]> {
-    let (head, body) = text.split_once("\n\n").unwrap_or((text.trim_end_matches('\n'), ""));
+    let (head, body) = text
+        .split_once("\n\n")
+        .unwrap_or((text.trim_end_matches('\n'), ""));
     let body = encode(body)?;
-    let head = head.replace("Content-Length: auto", &format!("Content-Length: {}", body.len()));
-    Ok([format!("{}\r\n\r\n", head.replace('\n', "\r\n")).into_bytes(), body])
+    let head = head.replace(
+        "Content-Length: auto",
+        &format!("Content-Length: {}", body.len()),
+    );
+    Ok([
+        format!("{}\r\n\r\n", head.replace('\n', "\r\n")).into_bytes(),
+        body,
+    ])
 }
 
 fn latin1(page: &[Vec<u8>; 2]) -> Vec<u8> {
-    String::from_utf8_lossy(&page.concat()).chars().map(|char| u8::try_from(char).unwrap_or(b'?')).collect()
+    String::from_utf8_lossy(&page.concat())
+        .chars()
+        .map(|char| u8::try_from(char).unwrap_or(b'?'))
+        .collect()
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "one of several encodings")]

@@ -17,7 +17,10 @@ impl Field {
     pub fn escaped(bytes: &[u8]) -> String {
         bytes.utf8_chunks().fold(String::new(), |mut text, chunk| {
             text.push_str(chunk.valid());
-            chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+            chunk
+                .invalid()
+                .iter()
+                .for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
             text
         })
     }
@@ -28,13 +31,18 @@ impl Field {
 
     /// The lines of a head behind its first. What is not UTF-8 is escaped.
     pub fn parse(lines: &[u8]) -> Vec<Self> {
-        let lines = lines.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        let lines = lines
+            .split(|byte| *byte == b'\n')
+            .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
         lines
             .filter(|line| !line.is_empty())
             .map(|line| {
                 let text = Self::escaped(line);
                 let (name, value) = text.split_once(':').unwrap_or((&text, ""));
-                Self { name: name.to_owned(), value: value.trim().to_owned() }
+                Self {
+                    name: name.to_owned(),
+                    value: value.trim().to_owned(),
+                }
             })
             .collect()
     }
@@ -49,22 +57,33 @@ pub struct Head {
 
 impl Head {
     pub fn parse(bytes: &[u8]) -> Self {
-        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+        let end = bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .unwrap_or(bytes.len());
         let line = &bytes[..end];
         let line = Field::escaped(line.strip_suffix(b"\r").unwrap_or(line));
-        Self { line, fields: Field::parse(bytes.get(end + 1..).unwrap_or_default()) }
+        Self {
+            line,
+            fields: Field::parse(bytes.get(end + 1..).unwrap_or_default()),
+        }
     }
 
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|field| field.is(name)).map(|field| &*field.value)
+        self.fields
+            .iter()
+            .find(|field| field.is(name))
+            .map(|field| &*field.value)
     }
 
     pub fn is_chunked(&self) -> bool {
-        self.value("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked"))
+        self.value("transfer-encoding")
+            .is_some_and(|value| value.eq_ignore_ascii_case("chunked"))
     }
 
     pub fn content_length(&self) -> Option<usize> {
-        self.value("content-length").and_then(|value| value.parse().ok())
+        self.value("content-length")
+            .and_then(|value| value.parse().ok())
     }
 }
 
@@ -77,7 +96,10 @@ pub struct Wire<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub fn new(stream: S) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
     /// The next head, or nothing where the other side has ended.
@@ -97,7 +119,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Reads the body that a request's head announces, handing on its pieces, and returns its trailers.
+    /// Reads the body that a request's head announces, handing on its pieces, and returns its
+    /// trailers.
     ///
     /// # Errors
     /// Where it ends early or is not well formed.
@@ -115,7 +138,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
         loop {
             let size = self.line().await?;
-            let size = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)?;
+            let size =
+                usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)?;
             if size == 0 {
                 break;
             }
@@ -123,7 +147,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 self.more().await?;
             }
             got(&self.buffer[..size]);
-            ensure!(&self.buffer[size..size + 2] == b"\r\n", "a chunk does not end where it should");
+            ensure!(
+                &self.buffer[size..size + 2] == b"\r\n",
+                "a chunk does not end where it should"
+            );
             self.buffer.drain(..size + 2);
         }
         let mut trailers = Vec::new();
@@ -177,5 +204,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 }
 
 pub fn position(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
-    bytes.windows(pattern.len()).position(|window| window == pattern)
+    bytes
+        .windows(pattern.len())
+        .position(|window| window == pattern)
 }

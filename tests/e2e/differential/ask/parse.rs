@@ -7,7 +7,9 @@ use crate::support::raw::{Field, Head};
 pub fn answer(mut bytes: &[u8], method: &str, ended: bool) -> Answer {
     let mut answer = Answer::default();
     let head = loop {
-        let Some(end) = position(bytes, b"\r\n\r\n") else { return answer };
+        let Some(end) = position(bytes, b"\r\n\r\n") else {
+            return answer;
+        };
         let head = Head::parse(&bytes[..end + 2]);
         bytes = &bytes[end + 4..];
         match status(&head) {
@@ -40,15 +42,24 @@ pub fn answer(mut bytes: &[u8], method: &str, ended: bool) -> Answer {
 
 fn chunked(mut bytes: &[u8], answer: &mut Answer) {
     loop {
-        let Some(end) = position(bytes, b"\r\n") else { return };
+        let Some(end) = position(bytes, b"\r\n") else {
+            return;
+        };
         let size = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        let Ok(size) = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16) else { return };
+        let Ok(size) = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)
+        else {
+            return;
+        };
         bytes = &bytes[end + 2..];
         if size == 0 {
             break;
         }
-        answer.body.extend_from_slice(&bytes[..bytes.len().min(size)]);
-        let Some(rest) = bytes.get(size + 2..) else { return };
+        answer
+            .body
+            .extend_from_slice(&bytes[..bytes.len().min(size)]);
+        let Some(rest) = bytes.get(size + 2..) else {
+            return;
+        };
         bytes = rest;
     }
     if bytes.starts_with(b"\r\n") {
@@ -60,9 +71,15 @@ fn chunked(mut bytes: &[u8], answer: &mut Answer) {
 }
 
 pub fn status(head: &Head) -> u16 {
-    head.line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
+    head.line
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .unwrap_or(0)
 }
 
 fn position(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
-    bytes.windows(pattern.len()).position(|window| window == pattern)
+    bytes
+        .windows(pattern.len())
+        .position(|window| window == pattern)
 }

@@ -1,7 +1,11 @@
-//! Differences that stand on every row, which `table.rs` declares. What can be told of each from the row is checked, not
-//! only overlooked; all of it is seen by a row of its own that names it under `exact`.
+//! Differences that stand on every row, which `table.rs` declares. What can be told of each from
+//! the row is checked, not only overlooked; all of it is seen by a row of its own that names it
+//! under `exact`.
 
-#![expect(clippy::unnecessary_wraps, reason = "all have one signature, whether or not they can find a fault")]
+#![expect(
+    clippy::unnecessary_wraps,
+    reason = "all have one signature, whether or not they can find a fault"
+)]
 
 use super::super::ask::HOST;
 use super::super::observe::Observation;
@@ -32,19 +36,37 @@ pub const OVERLOOK: [(&str, Overlook); 16] = [
 
 /// The prefixes of what each request that a backend saw is told by.
 fn saws(observation: &Observation) -> Vec<String> {
-    let count = observation.get("saw").and_then(|count| count.parse().ok()).unwrap_or(0);
-    (1..=count).map(|index: usize| if index == 1 { "saw".into() } else { format!("saw {index}") }).collect()
+    let count = observation
+        .get("saw")
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(0);
+    (1..=count)
+        .map(|index: usize| {
+            if index == 1 {
+                "saw".into()
+            } else {
+                format!("saw {index}")
+            }
+        })
+        .collect()
 }
 
 fn client_sends(row: &Row, name: &str) -> bool {
-    let is = |line: &str| line.split(':').next().is_some_and(|found| found.trim().eq_ignore_ascii_case(name));
+    let is = |line: &str| {
+        line.split(':')
+            .next()
+            .is_some_and(|found| found.trim().eq_ignore_ascii_case(name))
+    };
     lines(row).any(is)
 }
 
 /// The header lines that the client sends.
 fn lines(row: &Row) -> impl Iterator<Item = &str> {
     let raw = row.raw.as_deref().unwrap_or_default();
-    row.headers.iter().map(String::as_str).chain(raw.lines().map(|line| line.trim_start_matches("{credentials}")))
+    row.headers.iter().map(String::as_str).chain(
+        raw.lines()
+            .map(|line| line.trim_start_matches("{credentials}")),
+    )
 }
 
 fn is_upgrade(row: &Row) -> bool {
@@ -60,7 +82,9 @@ fn forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Res
         for (name, expected) in [("x-forwarded-host", host), ("x-forwarded-proto", "https")] {
             let found = ours.remove(&format!("{saw} header {name}"));
             if found.as_deref() != Some(expected) && row.raw.is_none() {
-                return Err(format!("ours should send {name}: {expected}, and sends {found:?}"));
+                return Err(format!(
+                    "ours should send {name}: {expected}, and sends {found:?}"
+                ));
             }
             if !client_sends(row, name) && theirs.contains_key(&format!("{saw} header {name}")) {
                 return Err(format!("theirs sends {name} of its own"));
@@ -80,7 +104,11 @@ fn gzip(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(
         match theirs.remove(&name) {
             Some(value) if value == "gzip" && !bare => {}
             None if bare => {}
-            found => return Err(format!("theirs should ask for gzip, and asks for {found:?}")),
+            found => {
+                return Err(format!(
+                    "theirs should ask for gzip, and asks for {found:?}"
+                ));
+            }
         }
         if let Some(value) = ours.get(&name) {
             return Err(format!("ours asks for {value}, which the client did not"));
@@ -90,26 +118,40 @@ fn gzip(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(
 }
 
 fn order(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    let sent: Vec<_> =
-        row.headers.iter().filter_map(|line| Some(line.split_once(':')?.0.to_ascii_lowercase())).collect();
+    let sent: Vec<_> = row
+        .headers
+        .iter()
+        .filter_map(|line| Some(line.split_once(':')?.0.to_ascii_lowercase()))
+        .collect();
     for saw in saws(ours) {
-        let order = ours.get(&format!("{saw} order")).cloned().unwrap_or_default();
-        let came: Vec<_> =
-            order.split(' ').filter(|name| is_kept(name) && sent.iter().any(|sent| sent == name)).collect();
-        let sent: Vec<_> = sent.iter().filter(|name| came.contains(&&***name)).collect();
+        let order = ours
+            .get(&format!("{saw} order"))
+            .cloned()
+            .unwrap_or_default();
+        let came: Vec<_> = order
+            .split(' ')
+            .filter(|name| is_kept(name) && sent.iter().any(|sent| sent == name))
+            .collect();
+        let sent: Vec<_> = sent
+            .iter()
+            .filter(|name| came.contains(&&***name))
+            .collect();
         if came != sent {
             return Err(format!("ours sends {came:?} in place of {sent:?}"));
         }
     }
     for side in [ours, theirs] {
-        side.retain(|name, _| !(name.starts_with("saw") && (name.ends_with(" order") || name.ends_with(" case"))));
+        side.retain(|name, _| {
+            !(name.starts_with("saw") && (name.ends_with(" order") || name.ends_with(" case")))
+        });
     }
     Ok(())
 }
 
 /// Whether a header of the client's reaches the backend as it is, rather than made anew.
 fn is_kept(name: &str) -> bool {
-    !name.starts_with("x-forwarded-") && !["connection", "upgrade", "te", "cookie", "audit-id"].contains(&name)
+    !name.starts_with("x-forwarded-")
+        && !["connection", "upgrade", "te", "cookie", "audit-id"].contains(&name)
 }
 
 fn flow(_: &Row, _: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
@@ -117,7 +159,11 @@ fn flow(_: &Row, _: &mut Observation, theirs: &mut Observation) -> Result<(), St
     Ok(())
 }
 
-fn audit_forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn audit_forwarded(
+    row: &Row,
+    ours: &mut Observation,
+    theirs: &mut Observation,
+) -> Result<(), String> {
     if client_sends(row, "audit-id") {
         return Ok(());
     }
@@ -125,7 +171,11 @@ fn audit_forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) 
         let name = format!("{saw} header audit-id");
         // The first request is the one that the answer is to.
         let told = ours.remove(&name);
-        if index == 0 && ours.get("header audit-id").is_some_and(|id| told.as_ref() != Some(id)) {
+        if index == 0
+            && ours
+                .get("header audit-id")
+                .is_some_and(|id| told.as_ref() != Some(id))
+        {
             return Err("ours tells the backend another Audit-Id than the client".into());
         }
         if theirs.contains_key(&name) {
@@ -141,8 +191,9 @@ fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
     }
     if !client_sends(row, "user-agent") {
         for saw in saws(theirs) {
-            if let Some(agent) =
-                theirs.remove(&format!("{saw} header user-agent")).filter(|agent| !agent.starts_with("Go-http-client/"))
+            if let Some(agent) = theirs
+                .remove(&format!("{saw} header user-agent"))
+                .filter(|agent| !agent.starts_with("Go-http-client/"))
             {
                 return Err(format!("theirs sends the User-Agent {agent}"));
             }
@@ -162,15 +213,25 @@ fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
         if !theirs.contains_key("header cache-control") {
             match ours.remove("header cache-control").as_deref() {
                 Some("no-cache, private") => {}
-                found => return Err(format!("ours should say that it is not cached, and says {found:?}")),
+                found => {
+                    return Err(format!(
+                        "ours should say that it is not cached, and says {found:?}"
+                    ));
+                }
             }
         }
         theirs.remove("header connection");
         match ours.remove("header connection").as_deref() {
             Some("close") => {}
-            found => return Err(format!("ours should say that it closes, and says {found:?}")),
+            found => {
+                return Err(format!(
+                    "ours should say that it closes, and says {found:?}"
+                ));
+            }
         }
-        if !theirs.contains_key("header content-length") && !theirs.contains_key("header transfer-encoding") {
+        if !theirs.contains_key("header content-length")
+            && !theirs.contains_key("header transfer-encoding")
+        {
             match ours.remove("header transfer-encoding").as_deref() {
                 None | Some("chunked") => {}
                 found => return Err(format!("ours has the transfer encoding {found:?}")),
@@ -186,7 +247,10 @@ fn audit_id(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
     }
     for (side, found) in [("ours", ours), ("theirs", theirs)] {
         let is_uuid = |value: &str| value.len() == 36 && value.split('-').count() == 5;
-        for (name, value) in found.iter_mut().filter(|(name, _)| name.ends_with("header audit-id")) {
+        for (name, value) in found
+            .iter_mut()
+            .filter(|(name, _)| name.ends_with("header audit-id"))
+        {
             if !is_uuid(value) {
                 return Err(format!("{side} has {name}: {value}"));
             }
@@ -199,7 +263,9 @@ fn audit_id(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
 fn date(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
     for found in [ours, theirs] {
         for name in ["header date", "trailer date"] {
-            if let Some(value) = found.get_mut(name).filter(|value| value.ends_with(" GMT") && !value.contains("1999"))
+            if let Some(value) = found
+                .get_mut(name)
+                .filter(|value| value.ends_with(" GMT") && !value.contains("1999"))
             {
                 *value = "now".into();
             }
@@ -210,7 +276,12 @@ fn date(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(),
 
 fn sniffed(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
     const TYPE: &str = "header content-type";
-    if !row.backend_text().to_ascii_lowercase().contains("content-type:") && !ours.contains_key(TYPE) {
+    if !row
+        .backend_text()
+        .to_ascii_lowercase()
+        .contains("content-type:")
+        && !ours.contains_key(TYPE)
+    {
         theirs.remove(TYPE);
     }
     Ok(())
@@ -218,7 +289,8 @@ fn sniffed(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resul
 
 fn unparsed(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
     let is = |found: &Observation| {
-        found.get("status").is_some_and(|status| status == "400") && !found.contains_key("header audit-id")
+        found.get("status").is_some_and(|status| status == "400")
+            && !found.contains_key("header audit-id")
     };
     if is(ours) && is(theirs) {
         for found in [ours, theirs] {
@@ -233,7 +305,9 @@ fn phrase(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result
         if let (Some(status), Some(phrase)) = (ours.get("status"), ours.get("reason phrase")) {
             let backend = row.backend_text();
             // Of a status that the backend did not say the phrase is the proxy's.
-            if backend.contains(&format!(" {status} ")) && !backend.contains(&format!(" {status} {phrase}")) {
+            if backend.contains(&format!(" {status} "))
+                && !backend.contains(&format!(" {status} {phrase}"))
+            {
                 return Err(format!("ours says {phrase:?}, which the backend did not"));
             }
         }
@@ -244,8 +318,11 @@ fn phrase(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result
 }
 
 fn html_length(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    let is =
-        |found: &Observation, name: &str, value: &str| found.get(name).is_some_and(|found| found.starts_with(value));
+    let is = |found: &Observation, name: &str, value: &str| {
+        found
+            .get(name)
+            .is_some_and(|found| found.starts_with(value))
+    };
     let page = |found: &Observation| is(found, "header content-type", "text/html");
     if page(ours)
         && page(theirs)
@@ -266,9 +343,17 @@ const TRIED: [&str; 4] = [
 ];
 
 /// What was tried is compared to the letter; what came of it is words of Go or of Rust.
-fn transport_words(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn transport_words(
+    _: &Row,
+    ours: &mut Observation,
+    theirs: &mut Observation,
+) -> Result<(), String> {
     for tried in TRIED {
-        let begins = |found: &Observation| found.get("message").is_some_and(|message| message.starts_with(tried));
+        let begins = |found: &Observation| {
+            found
+                .get("message")
+                .is_some_and(|message| message.starts_with(tried))
+        };
         if begins(ours) && begins(theirs) {
             for found in [&mut *ours, theirs] {
                 found.insert("message".into(), format!("{tried}…"));
@@ -284,7 +369,9 @@ fn transport_words(_: &Row, ours: &mut Observation, theirs: &mut Observation) ->
 
 /// With the causes the body and its length differ; all else of the Status is compared.
 fn causes(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    let refused = ours.get("status").is_some_and(|status| ["403", "503"].contains(&&**status));
+    let refused = ours
+        .get("status")
+        .is_some_and(|status| ["403", "503"].contains(&&**status));
     if !refused || theirs.contains_key("causes") || ours.remove("causes").is_none() {
         return Ok(());
     }
@@ -296,7 +383,10 @@ fn causes(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(
             if let Some(details) = details.as_object_mut() {
                 details.remove("causes");
                 if !details.is_empty() {
-                    found.insert("details".into(), serde_json::to_string(details).unwrap_or_default());
+                    found.insert(
+                        "details".into(),
+                        serde_json::to_string(details).unwrap_or_default(),
+                    );
                 }
             }
         }
@@ -322,23 +412,33 @@ const TOKENS: [&str; 2] = ["eyJ", "ZXlK"];
 
 fn credentials(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
     if let Some(name) = ours.keys().find(|name| is_identity(name)) {
-        return Err(format!("ours shows the backend who the caller says to be: {name}"));
+        return Err(format!(
+            "ours shows the backend who the caller says to be: {name}"
+        ));
     }
     for (side, found) in [("ours", ours), ("theirs", theirs)] {
         // A node's kubelet is shown the server's own.
         let leaked = |name: &str, value: &str| {
-            name.starts_with("saw") && TOKENS.iter().any(|token| value.contains(token)) && !is_own(value)
+            name.starts_with("saw")
+                && TOKENS.iter().any(|token| value.contains(token))
+                && !is_own(value)
         };
         if let Some((name, _)) = found.iter().find(|(name, value)| leaked(name, value)) {
-            return Err(format!("{side} shows the backend the caller's token: {name}"));
+            return Err(format!(
+                "{side} shows the backend the caller's token: {name}"
+            ));
         }
     }
     Ok(())
 }
 
-/// Whether an aspect is a header of the backend's that only proxies in front may send to the server.
+/// Whether an aspect is a header of the backend's that only proxies in front may send to the
+/// server.
 fn is_identity(name: &str) -> bool {
-    let Some(name) = name.strip_prefix("saw").and_then(|name| Some(name.split_once(" header ")?.1)) else {
+    let Some(name) = name
+        .strip_prefix("saw")
+        .and_then(|name| Some(name.split_once(" header ")?.1))
+    else {
         return false;
     };
     ["x-remote-user", "x-remote-group", "x-remote-uid"].contains(&name)

@@ -29,27 +29,51 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
     let names = Names::start().await?;
     let folder = setting.world.cluster.folder.path();
     let resolver = folder.join("resolv.conf");
-    std::fs::write(&resolver, format!("nameserver {}\noptions attempts:1 timeout:2\n", Ipv4Addr::from(SERVER.0)))?;
+    std::fs::write(
+        &resolver,
+        format!(
+            "nameserver {}\noptions attempts:1 timeout:2\n",
+            Ipv4Addr::from(SERVER.0)
+        ),
+    )?;
     // A server of its own, which asks this name server and no other.
     let (address, _running) = if side.name == "ours" {
-        let command = setting.bastion_command(wrapped(&resolver, env!("CARGO_BIN_EXE_kube-bastion").as_ref()));
+        let command = setting.bastion_command(wrapped(
+            &resolver,
+            env!("CARGO_BIN_EXE_kube-bastion").as_ref(),
+        ));
         let bastion = Bastion::run(command)?;
         bastion.ready().await?;
         (bastion.secure, Running::Bastion(Box::new(bastion)))
     } else {
-        let (address, process) = setting.world.cluster.another_apiserver(|binary| wrapped(&resolver, binary))?;
+        let (address, process) = setting
+            .world
+            .cluster
+            .another_apiserver(|binary| wrapped(&resolver, binary))?;
         (address, Running::Apiserver(process))
     };
-    let side = Side { address, ..side.clone() };
+    let side = Side {
+        address,
+        ..side.clone()
+    };
     eventually("the server of its own", async || {
-        let known = asked(setting, &side, &get("pods/p/proxy/x")).await.unwrap_or_default();
+        let known = asked(setting, &side, &get("pods/p/proxy/x"))
+            .await
+            .unwrap_or_default();
         Ok(known.get("status").is_some_and(|status| status == "200"))
     })
     .await?;
     names.begin();
-    let mut found = asked(setting, &side, &get(&format!("nodes/rebinding:{PORT}/proxy/x"))).await?;
+    let mut found = asked(
+        setting,
+        &side,
+        &get(&format!("nodes/rebinding:{PORT}/proxy/x")),
+    )
+    .await?;
     names.end().await;
-    let dialled = found.remove("saw at").with_context(|| format!("nothing was dialled: {found:?}"))?;
+    let dialled = found
+        .remove("saw at")
+        .with_context(|| format!("nothing was dialled: {found:?}"))?;
     Ok([("dialled".to_owned(), dialled)].into())
 }
 
@@ -63,7 +87,18 @@ enum Running {
 fn wrapped(resolver: &Path, binary: &Path) -> Command {
     let script = "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(resolver).arg(binary);
+    command
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ])
+        .arg(resolver)
+        .arg(binary);
     command
 }
 
@@ -75,7 +110,9 @@ struct Names {
 
 impl Names {
     async fn start() -> Result<Self> {
-        let socket = UdpSocket::bind(SocketAddr::from(SERVER)).await.context("the name server cannot listen")?;
+        let socket = UdpSocket::bind(SocketAddr::from(SERVER))
+            .await
+            .context("the name server cannot listen")?;
         let told = Arc::new(AtomicBool::new(false));
         let known = Arc::clone(&told);
         let task = tokio::spawn(async move {
@@ -112,7 +149,11 @@ fn answer(query: &[u8], told: &AtomicBool) -> Option<Vec<u8>> {
     answer.extend_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
     answer.extend_from_slice(question);
     if is_a {
-        let address = if told.swap(true, Ordering::SeqCst) { BAD } else { GOOD };
+        let address = if told.swap(true, Ordering::SeqCst) {
+            BAD
+        } else {
+            GOOD
+        };
         // The name of the question, type A, class IN, to be remembered for no time, four bytes.
         answer.extend_from_slice(&[0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
         answer.extend_from_slice(&address.octets());

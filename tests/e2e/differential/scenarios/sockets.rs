@@ -27,25 +27,46 @@ type Sender = SendRequest<Empty<Bytes>>;
 /// A connection over HTTP/2, served for as long as the handle is kept.
 pub async fn connect(side: &Side) -> Result<(Sender, JoinHandle<hyper::Result<()>>)> {
     let stream = tls_with_alpn(side.address, &side.ca, None, &[b"h2"]).await?;
-    ensure!(stream.get_ref().1.alpn_protocol() == Some(b"h2"), "{} speaks no HTTP/2", side.name);
+    ensure!(
+        stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        "{} speaks no HTTP/2",
+        side.name
+    );
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     Ok((sender, tokio::spawn(connection)))
 }
 
 /// The status of one GET, its answer read to the end.
 pub async fn send(sender: &mut Sender, path: &str, token: &str) -> Result<StatusCode> {
-    timeout(PATIENCE, sender.ready()).await.context("the connection takes no more")??;
+    timeout(PATIENCE, sender.ready())
+        .await
+        .context("the connection takes no more")??;
     let request = Request::get(format!("https://{HOST}{path}")).version(Version::HTTP_2);
-    let request = request.header("authorization", format!("Bearer {token}")).body(Empty::new())?;
-    let response = timeout(PATIENCE, sender.send_request(request)).await.context("no answer came")??;
+    let request = request
+        .header("authorization", format!("Bearer {token}"))
+        .body(Empty::new())?;
+    let response = timeout(PATIENCE, sender.send_request(request))
+        .await
+        .context("no answer came")??;
     let status = response.status();
-    timeout(PATIENCE, response.into_body().collect()).await.context("the answer does not end")??;
+    timeout(PATIENCE, response.into_body().collect())
+        .await
+        .context("the answer does not end")??;
     Ok(status)
 }
 
 /// RFC 8441: what a browser does on a connection that is HTTP/2 already.
-pub async fn websocket_over_h2(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<Observation> {
-    let token = setting.callers.get(&row.caller)?.token.clone().unwrap_or_default();
+pub async fn websocket_over_h2(
+    setting: &Setting<'_>,
+    side: &Side,
+    row: &Row,
+) -> Result<Observation> {
+    let token = setting
+        .callers
+        .get(&row.caller)?
+        .token
+        .clone()
+        .unwrap_or_default();
     let (mut sender, connection) = connect(side).await?;
     sender.ready().await?;
     let request = Request::builder()
@@ -57,20 +78,30 @@ pub async fn websocket_over_h2(setting: &Setting<'_>, side: &Side, row: &Row) ->
         .header("sec-websocket-version", "13")
         .body(Empty::new())?;
     let mut observation = Observation::new();
-    let answer = timeout(PATIENCE, sender.send_request(request)).await.context("no answer came")?;
+    let answer = timeout(PATIENCE, sender.send_request(request))
+        .await
+        .context("no answer came")?;
     match answer {
         Err(error) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            observation.insert("refused".into(), format!("{error} {cause}").trim().to_owned());
+            let cause = std::error::Error::source(&error)
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            observation.insert(
+                "refused".into(),
+                format!("{error} {cause}").trim().to_owned(),
+            );
         }
         Ok(response) => {
             observation.insert("status".into(), response.status().as_u16().to_string());
             if response.status().is_success() {
-                let mut tunnel = TokioIo::new(timeout(PATIENCE, hyper::upgrade::on(response)).await??);
+                let mut tunnel =
+                    TokioIo::new(timeout(PATIENCE, hyper::upgrade::on(response)).await??);
                 tunnel.write_all(b"ping").await?;
                 tunnel.shutdown().await?;
                 let mut back = String::new();
-                timeout(PATIENCE, tunnel.read_to_string(&mut back)).await.context("the tunnel does not end")??;
+                timeout(PATIENCE, tunnel.read_to_string(&mut back))
+                    .await
+                    .context("the tunnel does not end")??;
                 observation.insert("tunnel".into(), back);
             }
         }
@@ -78,8 +109,14 @@ pub async fn websocket_over_h2(setting: &Setting<'_>, side: &Side, row: &Row) ->
     connection.abort();
     let seen = setting.stage.finish().await;
     let saw = observe(&Answer::default(), &seen);
-    let told =
-        ["saw", "saw line", "saw tunnel", "saw header connection", "saw header upgrade", "saw header authorization"];
+    let told = [
+        "saw",
+        "saw line",
+        "saw tunnel",
+        "saw header connection",
+        "saw header upgrade",
+        "saw header authorization",
+    ];
     observation.extend(saw.into_iter().filter(|(name, _)| told.contains(&&**name)));
     Ok(observation)
 }
@@ -88,24 +125,40 @@ pub async fn websocket_over_h2(setting: &Setting<'_>, side: &Side, row: &Row) ->
 pub async fn hints_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let hints = Step::Page("HTTP/1.1 103 Early Hints\nLink: </a.css>; rel=preload".into());
     let page = Step::Page("HTTP/1.1 200 OK\nContent-Length: auto\n\nok".into());
-    setting.stage.begin(Script { steps: vec![hints, page] });
-    let token = setting.callers.get("operator")?.token.clone().unwrap_or_default();
+    setting.stage.begin(Script {
+        steps: vec![hints, page],
+    });
+    let token = setting
+        .callers
+        .get("operator")?
+        .token
+        .clone()
+        .unwrap_or_default();
     let stream = tls_with_alpn(side.address, &side.ca, None, &[b"h2"]).await?;
     let (sender, connection) = h2::client::handshake(stream).await?;
     let connection = tokio::spawn(connection);
-    let request = Request::get(format!("https://{HOST}/api/v1/namespaces/table/pods/p/proxy/x"));
-    let request = request.version(Version::HTTP_2).header("authorization", format!("Bearer {token}")).body(())?;
+    let request = Request::get(format!(
+        "https://{HOST}/api/v1/namespaces/table/pods/p/proxy/x"
+    ));
+    let request = request
+        .version(Version::HTTP_2)
+        .header("authorization", format!("Bearer {token}"))
+        .body(())?;
     let (mut answer, _) = sender.ready().await?.send_request(request, true)?;
     let mut answered = Answer::default();
     // The final answer would take an interim one that is not taken before for a fault.
     let receiving = poll_fn(|context| {
         while let Poll::Ready(Some(interim)) = answer.poll_informational(context) {
             let interim = interim?;
-            answered.interim.push(head(interim.status(), interim.headers()));
+            answered
+                .interim
+                .push(head(interim.status(), interim.headers()));
         }
         Pin::new(&mut answer).poll(context)
     });
-    let response = timeout(PATIENCE, receiving).await.context("no answer came")??;
+    let response = timeout(PATIENCE, receiving)
+        .await
+        .context("no answer came")??;
     answered.head = Some(head(response.status(), response.headers()));
     connection.abort();
     let mut observation = observe(&answered, &setting.stage.finish().await);
@@ -118,5 +171,8 @@ fn head(status: StatusCode, headers: &http::HeaderMap) -> Head {
         name: name.as_str().into(),
         value: Field::escaped(value.as_bytes()),
     };
-    Head { line: format!("HTTP/2 {}", status.as_u16()), fields: headers.iter().map(field).collect() }
+    Head {
+        line: format!("HTTP/2 {}", status.as_u16()),
+        fields: headers.iter().map(field).collect(),
+    }
 }
