@@ -1,9 +1,9 @@
-# What people and CI call. `make test` is everything; it needs Rust, and for e2e root, Go, Node, curl and Chromium.
+# Targets for people and CI. `make test` runs all tests; it needs Rust, and for e2e root, Go, Node, curl and Chromium.
 # `make lint` needs Go and Python too.
 
 CARGO ?= cargo
 
-.PHONY: help run test unit e2e lint bench fuzz schema compatibility
+.PHONY: help run test unit e2e fmt lint bench fuzz image schema compatibility
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,17 +19,30 @@ unit: ## Tests that need neither root nor Go
 e2e: ## Against a real control plane, with the clients people use (root; Go, Node, curl, Chromium)
 	$(CARGO) test --locked --test e2e
 
+fmt: ## Formats Rust and Go
+	$(CARGO) fmt
+	cd fuzz && $(CARGO) fmt
+	gofmt -w tests
+
 lint: ## Formatting, clippy, documentation, licences, Dockerfile and manifests
 	$(CARGO) fmt --check
+	cd fuzz && $(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	cd fuzz && $(CARGO) clippy --locked --target-dir ../target -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items --locked --quiet
 	$(CARGO) deny --log-level error --locked check bans licenses sources
-	shellcheck .ci/run tests/cluster/build.sh tests/lint/run.sh
+	shellcheck .ci/run tests/cluster/build.sh tests/lint/dependencies.sh tests/lint/run.sh
+	tests/lint/dependencies.sh
 	tests/lint/run.sh
 
 bench: ## CPU per request beside HAProxy, nginx and kube-apiserver (root; Go, haproxy, nginx, wrk, h2load)
 	$(CARGO) bench --bench peers
+
+VERSION ?= $(shell awk -F '"' '/^version = / { print $$2; exit }' Cargo.toml)
+IMAGE ?= kube-bastion:$(VERSION)
+image: ## The container image (Docker with buildx); IMAGE=NAME:TAG PLATFORMS=linux/amd64,linux/arm64 PUSH=1
+	docker buildx build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  $(if $(PLATFORMS),--platform $(PLATFORMS)) --tag $(IMAGE) $(if $(PUSH),--push,--load) .
 
 schema: ## Writes config/bastionconfiguration.schema.json from the types
 	UPDATE_SCHEMA=1 $(CARGO) test --quiet --test config the_schema_is_that_of_the_types
