@@ -28,6 +28,7 @@ use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::{Config, SourceKind};
 use crate::connection::ClientShares;
 use crate::drain::Drain;
+use crate::file_watch::FileWatch;
 use crate::forward::{Dialer, OwnAddresses};
 use crate::listen::Limits;
 use crate::metrics::Metrics;
@@ -40,7 +41,8 @@ use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
 use crate::rewrite::Budget;
 use crate::supervise::Supervisor;
 use crate::telemetry::{AccessLog, OPERATOR_TARGET};
-use crate::tls::{ClientTls, DynamicClientCas, FileWatch, ServerTls, sha256_hex};
+use crate::tls::{ClientTls, ServerTls, sha256_hex};
+use crate::trust::{DynamicClientCas, Trust};
 use crate::watch::kubernetes::{self, AuthenticationConfigMap, Connections, KubernetesWatch};
 use crate::watch::manifests::Manifests;
 use crate::watch::{self, Feed};
@@ -88,8 +90,7 @@ struct Sockets {
 struct Files {
     server_tls: Arc<ServerTls>,
     client_tls: ClientTls,
-    client_cas: DynamicClientCas,
-    front_proxy: RequestHeaderAuthenticator,
+    trust: Trust,
 }
 
 /// A source that has been found usable.
@@ -107,7 +108,7 @@ impl Bound {
         config.validate()?;
         sockets::raise_open_files();
         let files = Files::load(&config)?;
-        let source = Source::load(&config).await?;
+        let source = Source::load(&config, &files.trust).await?;
         let secure = bind(config.serving.secure_listen_address, "secureListenAddress")?;
         let insecure = config.serving.insecure_listen_address;
         let insecure = insecure
@@ -191,29 +192,27 @@ impl Bound {
 
 impl Files {
     fn load(config: &Config) -> Result<Self> {
-        let client_cas = DynamicClientCas::default();
+        let trust = Trust::default();
         if let Some(path) = &config.serving.client_ca_file {
             let pem = std::fs::read(path)
                 .with_context(|| format!("cannot read the client CA file {path:?}"))?;
-            client_cas
+            trust
+                .client_cas
                 .replace(&pem)
                 .with_context(|| format!("the client CA file {path:?} cannot be used"))?;
         }
-        let front_proxy = RequestHeaderAuthenticator::default();
-        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
-        let server_tls = Arc::new(ServerTls::new(&config.serving, asked_for)?);
+        let server_tls = Arc::new(ServerTls::new(&config.serving, trust.handshake_cas())?);
         let client_tls = ClientTls::new(&config.targets)?;
         Ok(Self {
             server_tls,
             client_tls,
-            client_cas,
-            front_proxy,
+            trust,
         })
     }
 }
 
 impl Source {
-    async fn load(config: &Config) -> Result<Self> {
+    async fn load(config: &Config, trust: &Trust) -> Result<Self> {
         Ok(match config.source.kind {
             SourceKind::Kubernetes => Self::Kubernetes(Box::new(
                 kubernetes::connect(&config.source.kubernetes).await?,
@@ -226,6 +225,7 @@ impl Source {
                 Self::Manifests(Box::new(Manifests::load(
                     directory,
                     manifests.token_auth_file,
+                    trust.clone(),
                 )?))
             }
         })
@@ -238,8 +238,8 @@ impl Source {
 /// # Errors
 /// The first file that is no good, with what would be right.
 pub async fn load_all(config: &Config) -> Result<()> {
-    Files::load(config)?;
-    if let Source::Kubernetes(api) = Source::load(config).await? {
+    let files = Files::load(config)?;
+    if let Source::Kubernetes(api) = Source::load(config, &files.trust).await? {
         // Plugins may ask somebody: theirs are left for the start.
         if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
             kubernetes::review_client(&api, Connections::Pooled)?;
@@ -273,17 +273,12 @@ impl Setup<'_> {
             Source::Kubernetes(api) => self.kubernetes(&api, writer, kubelet_token)?,
             Source::Manifests(manifests) => self.manifests(*manifests, writer),
         };
-        let Files {
-            client_cas,
-            front_proxy,
-            ..
-        } = self.files;
-        let (client_cas, front_proxy) = (client_cas.clone(), front_proxy.clone());
+        let trust = &self.files.trust;
         Ok(Arc::new(Stages {
             authenticator: Authenticator {
                 tokens,
-                client_cas,
-                front_proxy,
+                client_cas: trust.client_cas.clone(),
+                front_proxy: RequestHeaderAuthenticator(trust.front_proxy.clone()),
                 anonymous: config.authentication.anonymous,
             },
             authorizer: Authorizer {
@@ -334,8 +329,8 @@ impl Setup<'_> {
                 .serving
                 .client_ca_file
                 .is_none()
-                .then(|| files.client_cas.clone()),
-            front_proxy: files.front_proxy.clone(),
+                .then(|| files.trust.client_cas.clone()),
+            front_proxy: files.trust.front_proxy.clone(),
         };
         self.supervisor
             .restart("watch-authentication", trusted.follow(api, ready, metrics)?);
@@ -394,18 +389,21 @@ impl Setup<'_> {
     fn manifests(&mut self, manifests: Manifests, writer: Writer) -> (Tokens, PolicySource) {
         let Self {
             config,
+            files,
             ready,
             metrics,
             ..
         } = *self;
         tracing::info!(directory = ?config.source.manifests.directory, "the facts come from a folder of manifests");
-        let (tokens, rules) = (Arc::clone(&manifests.tokens), Arc::clone(&manifests.rules));
+        let Trust {
+            token_file, rbac, ..
+        } = files.trust.clone();
         let feed = self.index(writer, vec![Manifests::block(ready)]);
         self.supervisor.restart(
             "manifests",
             manifests.follow(feed, ready.clone(), metrics.clone()),
         );
-        (Tokens::Static(tokens), PolicySource::RbacRules(rules))
+        (Tokens::Static(token_file), PolicySource::Rbac(rbac))
     }
 
     /// Starts the one task that writes the index.
@@ -422,14 +420,13 @@ impl Setup<'_> {
         let Files {
             server_tls,
             client_tls,
-            client_cas,
-            front_proxy,
+            trust,
         } = self.files;
         let (tls, file) = (
             Arc::clone(server_tls),
             self.config.serving.client_ca_file.clone(),
         );
-        let asked_for = [client_cas.clone(), front_proxy.cas.clone()];
+        let asked_for = trust.handshake_cas();
         let mut restarted = false;
         self.supervisor.restart("serving-tls", move || {
             let again = std::mem::replace(&mut restarted, true);

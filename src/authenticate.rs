@@ -13,14 +13,13 @@ use std::sync::Arc;
 use http::{HeaderMap, header};
 
 pub use certificate::ClientCertificate;
-pub use front_proxy::{RequestHeaderAuthenticator, RequestHeaderConfig};
+pub use front_proxy::RequestHeaderAuthenticator;
 pub use impersonate::Impersonation;
-pub use token::{TokenFile, TokenJudge, TokenReviewAuthenticator};
+pub use token::{TokenJudge, TokenReviewAuthenticator};
 
-use crate::connection::ConnectionGuard;
 use crate::model::{ClientAddress, Identity};
 use crate::review::{Rejection, ReviewError};
-use crate::tls::DynamicClientCas;
+use crate::trust::{DynamicClientCas, TokenFile};
 
 /// The other side of a connection.
 #[derive(Clone, Debug)]
@@ -30,7 +29,6 @@ pub struct Peer {
     pub secure: bool,
     /// What the client showed in the handshake, its key proven, its CA not yet judged.
     pub certificate: Option<Arc<ClientCertificate>>,
-    pub held: ConnectionGuard,
 }
 
 /// Where bearer tokens are judged.
@@ -193,7 +191,9 @@ impl Authenticator {
     ) -> Result<Arc<Identity>, AuthenticationError> {
         match &self.tokens {
             Tokens::Review(reviews) => reviews.identity(token, client).await,
-            Tokens::Static(tokens) => tokens.identity(token),
+            Tokens::Static(tokens) => tokens.identity(token).ok_or_else(|| {
+                AuthenticationError::Unauthenticated("the token is not in the token file".into())
+            }),
         }
     }
 }
@@ -210,7 +210,6 @@ fn bearer(authorization: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::OpenGauge;
     use http::HeaderValue;
 
     fn authenticator(anonymous: bool) -> Authenticator {
@@ -228,12 +227,10 @@ mod tests {
     }
 
     fn peer() -> Peer {
-        let held = ConnectionGuard::new(OpenGauge::default().enter(), None);
         Peer {
             address: ([192, 0, 2, 1], 1).into(),
             secure: true,
             certificate: None,
-            held,
         }
     }
 

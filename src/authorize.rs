@@ -3,7 +3,6 @@
 
 mod impersonate;
 mod review;
-mod rules;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,12 +10,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use review::{AccessJudge, Reviews};
-pub use rules::{RbacRules, RbacRulesBuilder};
 
 use crate::model::quote::GoQuoted;
 use crate::model::target::Id;
 use crate::model::{Attributes, ClientAddress, Identity, Resource, Target, Verb};
 use crate::review::{Rejection, ReviewError};
+use crate::trust::RbacRules;
 
 /// Who decides.
 #[derive(Debug)]
@@ -24,7 +23,7 @@ pub enum PolicySource {
     /// The API, by SubjectAccessReview.
     Review(Arc<Reviews>),
     /// RBAC objects of a folder.
-    RbacRules(Arc<ArcSwap<RbacRules>>),
+    Rbac(Arc<ArcSwap<RbacRules>>),
 }
 
 /// The stage. One per process.
@@ -169,7 +168,12 @@ impl Authorizer {
     ) -> Result<Decision, AuthorizeError> {
         match &self.authorizer {
             PolicySource::Review(reviews) => reviews.decide(identity, attributes, client).await,
-            PolicySource::RbacRules(rules) => Ok(rules.load().decide(identity, attributes)),
+            // Without a reason, as with kube-apiserver's RBAC.
+            PolicySource::Rbac(rules) => Ok(if rules.load().allows(identity, attributes) {
+                Decision::Allow
+            } else {
+                Decision::Deny("".into())
+            }),
         }
     }
 }
@@ -256,6 +260,7 @@ impl fmt::Display for Forbidden {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::RbacRulesBuilder;
 
     #[test]
     fn a_no_is_said_in_the_apiservers_words() {
@@ -299,7 +304,7 @@ mod tests {
                 cluster_role_bindings: vec![serde_saphyr::from_str(binding).unwrap()],
                 ..RbacRulesBuilder::default()
             };
-            PolicySource::RbacRules(Arc::new(ArcSwap::from_pointee(builder.build())))
+            PolicySource::Rbac(Arc::new(ArcSwap::from_pointee(builder.build())))
         };
         let jane = Identity::new("jane", "", vec![], Default::default());
         let client = ClientAddress::from(std::net::IpAddr::from([192, 0, 2, 1]));

@@ -2,11 +2,7 @@
 //! as often as the retry policy allows, streams bodies both ways, and carries upgrades.
 
 mod dial;
-mod executor;
-mod header_list;
 mod headers;
-mod hop;
-mod interim;
 mod outstanding;
 mod pool;
 mod request;
@@ -27,17 +23,15 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 pub use dial::{DialError, Dialer, OwnAddresses};
-pub use executor::LocalExecutor;
 pub use headers::{RequestHeaderRewriter, sanitize_response_headers};
-pub use hop::MAX_HEADERS;
-pub use interim::{Interim, WithInterim};
-pub use pool::{InvalidForm, MAX_HEADER_BYTES, Pool, STALL_CHECK};
+pub use pool::{InvalidForm, Pool, STALL_CHECK};
 pub use response::{UpstreamBody, UpstreamError};
 pub use retry::{RetryPolicy, RetrySafety};
 pub use upgrade::{Tunnel, Upgrade, Upgraded};
 
 use crate::authorize::Permit;
 use crate::balance::{EndpointKey, LoadBalancer};
+use crate::http::{Interim, MAX_HEADERS};
 use crate::model::Endpoint;
 use crate::resolve::{Route, Transport};
 use dial::Protocol;
@@ -383,7 +377,7 @@ impl Forwarder {
             .expect("the policy repeats only what is kept");
         self.insert_kubelet_token(&mut request, key.transport);
         if let Some(interim) = interim {
-            interim.listen(&mut request);
+            interim.listen(&mut request, headers::stays_on_hop);
         }
         let waiting = choice.then(|| {
             let begun = if reused { now } else { Instant::now() };

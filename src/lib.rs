@@ -37,6 +37,7 @@ pub mod rewrite;
 
 // The way of facts.
 pub mod cluster;
+pub mod trust;
 pub mod watch;
 
 // What both stand on.
@@ -44,6 +45,8 @@ pub mod admin;
 pub mod config;
 pub mod connection;
 pub mod drain;
+pub mod file_watch;
+pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod ready;

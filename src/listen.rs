@@ -2,16 +2,13 @@
 //! connection, on the worker that accepted it.
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, Version};
-use http_body::Body;
+use http::{Request, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -26,8 +23,9 @@ use tokio_util::task::TaskTracker;
 use crate::authenticate::{ClientCertificate, Peer};
 use crate::connection::{ClientShares, ConnectionGuard, ConnectionPermits};
 use crate::drain::Drain;
-use crate::forward::{Interim, LocalExecutor, MAX_HEADER_BYTES, WithInterim};
+use crate::http::{Interim, LocalExecutor, MAX_HEADER_BYTES, WithInterim};
 use crate::metrics::Metrics;
+use crate::proxy::Proxy;
 use crate::tls::ServerTls;
 
 /// What an HTTP/2 client may have open and in flight, as kube-apiserver lets it (CONFORMANCE C102).
@@ -39,19 +37,6 @@ const H2_PING: Duration = Duration::from_secs(30);
 const H2_PONG: Duration = Duration::from_secs(15);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What a connection's requests are answered by.
-pub trait Handler: 'static {
-    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + 'static;
-
-    /// `interim` takes answers that go before the final one, where the client can have them.
-    fn handle(
-        &self,
-        request: Request<Incoming>,
-        peer: &Peer,
-        interim: Option<&Interim>,
-    ) -> impl Future<Output = Response<Self::Body>>;
-}
 
 /// How connections are served. One per worker.
 #[derive(Clone, Debug)]
@@ -67,10 +52,10 @@ pub struct Limits {
 
 /// One port, as one worker serves it.
 #[derive(Debug)]
-pub struct Listener<H> {
+pub struct Listener {
     /// None for plain HTTP.
     pub tls: Option<Arc<ServerTls>>,
-    pub handler: Rc<H>,
+    pub proxy: Rc<Proxy>,
     pub limits: Limits,
     pub metrics: Metrics,
     pub drain: Drain,
@@ -78,7 +63,7 @@ pub struct Listener<H> {
     pub tasks: TaskTracker,
 }
 
-impl<H: Handler> Listener<H> {
+impl Listener {
     /// Accepts until the drain begins, then closes `socket`. Connections live on in their tasks.
     /// The workers listen on clones of one socket: whoever is free takes the next connection.
     pub async fn run(self, socket: TcpListener) {
@@ -136,21 +121,17 @@ impl<H: Handler> Listener<H> {
     }
 
     async fn connection(&self, stream: TcpStream, address: SocketAddr, places: ConnectionPermits) {
-        let held = ConnectionGuard::new(self.metrics.connections.enter(), Some(places));
+        let guard = ConnectionGuard::new(self.metrics.connections.enter(), Some(places));
         // A peer that reset already is found out by the first read.
         let _ = crate::connection::configure_socket(&stream);
         let served = match &self.tls {
             None => {
-                self.http1(
-                    stream,
-                    Peer {
-                        address,
-                        secure: false,
-                        certificate: None,
-                        held,
-                    },
-                )
-                .await
+                let peer = Peer {
+                    address,
+                    secure: false,
+                    certificate: None,
+                };
+                self.http1(stream, peer, guard).await
             }
             Some(tls) => {
                 let handshake = TlsAcceptor::from(tls.config()).accept(stream);
@@ -169,12 +150,11 @@ impl<H: Handler> Listener<H> {
                     address,
                     secure: true,
                     certificate,
-                    held,
                 };
                 if session.alpn_protocol() == Some(b"h2") {
-                    self.http2(stream, peer).await
+                    self.http2(stream, peer, guard).await
                 } else {
-                    self.http1(stream, peer).await
+                    self.http1(stream, peer, guard).await
                 }
             }
         };
@@ -183,7 +163,7 @@ impl<H: Handler> Listener<H> {
         }
     }
 
-    async fn http1<I>(&self, stream: I, peer: Peer) -> hyper::Result<()>
+    async fn http1<I>(&self, stream: I, peer: Peer, guard: ConnectionGuard) -> hyper::Result<()>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -192,7 +172,7 @@ impl<H: Handler> Listener<H> {
         let service = service_fn(async |request: Request<Incoming>| {
             // HTTP/1.0 knows no interim answers.
             let interim = (request.version() == Version::HTTP_11).then_some(&interim);
-            Ok::<_, Infallible>(self.handler.handle(request, &peer, interim).await)
+            Ok::<_, Infallible>(self.proxy.handle(request, &peer, &guard, interim).await)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -210,16 +190,19 @@ impl<H: Handler> Listener<H> {
         .await
     }
 
-    async fn http2<I>(&self, stream: I, peer: Peer) -> hyper::Result<()>
+    async fn http2<I>(&self, stream: I, peer: Peer, guard: ConnectionGuard) -> hyper::Result<()>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         // Streams run as tasks of their own, so each holds what it needs.
-        let (handler, peer) = (Rc::clone(&self.handler), Rc::new(peer));
-        let holder = Rc::clone(&peer);
+        let shared = Rc::new((Rc::clone(&self.proxy), peer, guard));
+        let stream_shared = Rc::clone(&shared);
         let service = service_fn(move |request| {
-            let (handler, peer) = (Rc::clone(&handler), Rc::clone(&peer));
-            async move { Ok::<_, Infallible>(handler.handle(request, &peer, None).await) }
+            let shared = Rc::clone(&stream_shared);
+            async move {
+                let (proxy, peer, guard) = &*shared;
+                Ok::<_, Infallible>(proxy.handle(request, peer, guard, None).await)
+            }
         });
         let connection = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
@@ -235,42 +218,42 @@ impl<H: Handler> Listener<H> {
         self.until_drained(
             connection,
             http2::Connection::graceful_shutdown,
-            Some(&holder.held),
+            Some(&shared.2),
         )
         .await
     }
 
-    /// Serves to the end; once the drain begins, or what is `held` was idle too long, to the end of
+    /// Serves to the end; once the drain begins, or the connection was idle too long, to the end of
     /// the requests that run (HTTP/2 sends GOAWAY). HTTP/1.1 has its idle timeout in hyper.
     async fn until_drained<C: Future<Output = hyper::Result<()>>>(
         &self,
         connection: C,
         finish: impl FnOnce(Pin<&mut C>),
-        held: Option<&ConnectionGuard>,
+        guard: Option<&ConnectionGuard>,
     ) -> hyper::Result<()> {
         let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return ended,
             () = self.drain.begun() => finish(connection.as_mut()),
-            () = self.idle(held) => finish(connection.as_mut()),
+            () = self.idle(guard) => finish(connection.as_mut()),
         }
         tokio::select! {
             ended = connection => ended,
             // The client does not even hear that it is to go.
-            () = self.idle(held) => Ok(()),
+            () = self.idle(guard) => Ok(()),
         }
     }
 
     /// Returns once nothing was asked for the idle timeout. A client that never said anything is
     /// idle from the first.
-    async fn idle(&self, held: Option<&ConnectionGuard>) {
-        let Some(held) = held else {
+    async fn idle(&self, guard: Option<&ConnectionGuard>) {
+        let Some(guard) = guard else {
             return std::future::pending().await;
         };
-        let mut before = held.idle_since();
+        let mut before = guard.idle_since();
         loop {
             tokio::time::sleep(self.limits.idle_timeout).await;
-            let now = held.idle_since();
+            let now = guard.idle_since();
             if now.is_some() && now == before {
                 return;
             }

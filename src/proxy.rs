@@ -22,11 +22,13 @@ use tunnel::Grant;
 
 use crate::authenticate::{AuthenticationError, Authenticator, Peer};
 use crate::authorize::{AuthorizeError, Authorizer};
+use crate::connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::{
-    ForwardError, Forwarder, Interim, MAX_HEADERS, RequestHeaderRewriter, Tunnel, Upgrade,
-    Upgraded, UpstreamRequest, UpstreamResponse, sanitize_response_headers,
+    ForwardError, Forwarder, RequestHeaderRewriter, Tunnel, Upgrade, Upgraded, UpstreamRequest,
+    UpstreamResponse, sanitize_response_headers,
 };
+use crate::http::{Interim, MAX_HEADERS};
 use crate::metrics::Metrics;
 use crate::model::status::Cause;
 use crate::model::target::TargetError;
@@ -84,17 +86,17 @@ enum ProxyError {
     #[error("the request has no Host header, or several: send one")]
     Host,
     #[error(transparent)]
-    Authenticator(#[from] AuthenticationError),
+    Authenticate(#[from] AuthenticationError),
     #[error(transparent)]
     Target(#[from] TargetError),
     #[error(transparent)]
-    Authorizer(#[from] AuthorizeError),
+    Authorize(#[from] AuthorizeError),
     #[error("the server does not allow this method on the requested resource")]
     Method,
     #[error(transparent)]
-    Resolver(#[from] ResolveError),
+    Resolve(#[from] ResolveError),
     #[error(transparent)]
-    Forwarder(#[from] ForwardError),
+    Forward(#[from] ForwardError),
     #[error("error trying to parse Location header: {0}")]
     Location(#[from] InvalidUrl),
 }
@@ -105,9 +107,10 @@ impl Proxy {
         &self,
         mut request: Request<Incoming>,
         peer: &Peer,
+        guard: &ConnectionGuard,
         interim: Option<&Interim>,
     ) -> Response<Body> {
-        let held = peer.held.track_request();
+        let held = guard.track_request();
         // Before the first insert.
         let fits = request.headers().len() <= MAX_HEADERS;
         let audit_id = audit_id(request.headers_mut());
@@ -155,7 +158,7 @@ impl Proxy {
             }
             Err(error) => {
                 record.error = Some(match &error {
-                    ProxyError::Forwarder(error) => error.log_text(),
+                    ProxyError::Forward(error) => error.log_text(),
                     error => error.to_string(),
                 });
                 let form = accept.form(record.uri.query());

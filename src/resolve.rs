@@ -380,10 +380,11 @@ fn port_number(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authorize::{Authorizer, PolicySource, RbacRules};
+    use crate::authorize::{Authorizer, PolicySource};
     use crate::cluster::resources::{Family, PortSpec, ServiceSpec, Slice, SliceEndpoint};
     use crate::cluster::{AppProtocol, Kind, Object, ObjectKey, Pod, Writer};
     use crate::model::{Identity, Verb};
+    use crate::trust::RbacRules;
 
     fn pod(name: &str, ips: &[&str]) -> Object {
         let pod = Pod {
@@ -477,7 +478,7 @@ mod tests {
             vec!["system:masters".into()],
             Default::default(),
         ));
-        let authorizer = PolicySource::RbacRules(Arc::new(arc_swap::ArcSwap::from_pointee(
+        let authorizer = PolicySource::Rbac(Arc::new(arc_swap::ArcSwap::from_pointee(
             RbacRules::default(),
         )));
         let authorize = Authorizer {

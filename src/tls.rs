@@ -1,7 +1,6 @@
 //! All of TLS: the serving side with its reloads, and the client sides towards targets.
 
 mod client;
-mod reload;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -12,7 +11,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 pub use client::{AlpnConfigs, ClientTls, KubeletTls};
-pub use reload::{CaError, DynamicClientCas, FileWatch};
 pub use server::{ServerTls, sha256_hex};
 
 /// Why TLS cannot be set up. Every variant names the file to look at, and has its cause as its

@@ -9,18 +9,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwapOption;
-use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
+use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
-use crate::authenticate::Peer;
 use crate::balance::LoadBalancer;
 use crate::drain::Drain;
-use crate::forward::{Dialer, Forwarder, Interim, Pool, RetryPolicy, STALL_CHECK};
-use crate::listen::{Handler, Limits, Listener};
-use crate::proxy::{Body, Proxy, Stages};
+use crate::forward::{Dialer, Forwarder, Pool, RetryPolicy, STALL_CHECK};
+use crate::listen::{Limits, Listener};
+use crate::proxy::{Proxy, Stages};
 use crate::telemetry::{AccessLog, Recorder};
 use crate::tls::ServerTls;
 
@@ -122,7 +120,7 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let listener = Listener {
             tls,
-            handler: Rc::clone(&proxy),
+            proxy: Rc::clone(&proxy),
             limits: limits.clone(),
             metrics: stages.metrics.clone(),
             drain: drain.clone(),
@@ -163,19 +161,6 @@ async fn every(interval: Duration, mut work: impl FnMut()) {
     loop {
         tokio::time::sleep(interval).await;
         work();
-    }
-}
-
-impl Handler for Proxy {
-    type Body = Body;
-
-    async fn handle(
-        &self,
-        request: Request<Incoming>,
-        peer: &Peer,
-        interim: Option<&Interim>,
-    ) -> Response<Body> {
-        Self::handle(self, request, peer, interim).await
     }
 }
 

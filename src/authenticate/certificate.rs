@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::model::Identity;
 use crate::model::identity::AUTHENTICATED;
-use crate::tls::DynamicClientCas;
+use crate::trust::DynamicClientCas;
 
 /// The attribute type of a user's uid in a subject (KEP-4601's OID under the CNCF's arc).
 const UID: Oid<'static> = oid!(1.3.6.1.4.1.57683.2);

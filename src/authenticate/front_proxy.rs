@@ -5,37 +5,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
 use super::certificate::ClientCertificate;
 use crate::model::Identity;
 use crate::model::identity::with_authenticated;
-use crate::tls::DynamicClientCas;
+use crate::trust::{FrontProxy, RequestHeaderConfig};
 
-/// The names that are usual, whatever is configured (C112).
-const USUAL: [&str; 3] = ["x-remote-user", "x-remote-uid", "x-remote-group"];
-const USUAL_EXTRA: &str = "x-remote-extra-";
-
-/// What the cluster publishes of its front proxy. Clones share it.
+/// Authenticates callers by the headers of a front proxy.
 #[derive(Clone, Debug, Default)]
-pub struct RequestHeaderAuthenticator {
-    pub cas: DynamicClientCas,
-    names: Arc<ArcSwap<RequestHeaderConfig>>,
-}
-
-/// Which proxies may vouch, and by which headers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RequestHeaderConfig {
-    /// Common names of the proxies' certificates; any where it is empty.
-    pub allowed: Vec<String>,
-    pub user: Vec<HeaderName>,
-    pub uid: Vec<HeaderName>,
-    pub group: Vec<HeaderName>,
-    /// In lower case; what follows one in a header's name is the key of an extra attribute.
-    pub extra: Vec<String>,
-}
+pub struct RequestHeaderAuthenticator(pub FrontProxy);
 
 /// Who a front proxy says that calls.
 #[derive(Debug)]
@@ -45,18 +25,14 @@ pub(super) struct Claim {
 }
 
 impl RequestHeaderAuthenticator {
-    pub fn replace(&self, names: RequestHeaderConfig) {
-        self.names.store(Arc::new(names));
-    }
-
     /// Whether a header names a caller.
     pub(super) fn identifies(&self, name: &HeaderName) -> bool {
-        self.names.load().identifies(name)
+        self.0.config().identifies(name)
     }
 
     /// Takes the identity headers off: those that are configured and those that are usual (C112).
     pub(super) fn take(&self, headers: &mut HeaderMap) -> Option<Claim> {
-        let names = self.names.load();
+        let names = self.0.config();
         if !headers.keys().any(|name| names.identifies(name)) {
             return None;
         }
@@ -85,7 +61,7 @@ impl RequestHeaderAuthenticator {
         certificate: &ClientCertificate,
     ) -> Result<Arc<Identity>, String> {
         let Claim { identity, names } = claim;
-        let proxy = certificate.common_name(&self.cas)?;
+        let proxy = certificate.common_name(&self.0.cas)?;
         if names.allowed.is_empty() || names.allowed.iter().any(|allowed| **allowed == *proxy) {
             Ok(Arc::new(identity))
         } else {
@@ -95,39 +71,6 @@ impl RequestHeaderAuthenticator {
             ))
         }
     }
-}
-
-impl RequestHeaderConfig {
-    /// In disguise too: `X_Remote_User` is the same variable to a CGI-like backend. Only the exact
-    /// names are believed.
-    fn identifies(&self, name: &HeaderName) -> bool {
-        let name = name.as_str();
-        let configured = [&self.user, &self.uid, &self.group]
-            .into_iter()
-            .flatten()
-            .map(HeaderName::as_str);
-        let prefixes = self.extra.iter().map(String::as_str);
-        USUAL
-            .into_iter()
-            .chain(configured)
-            .any(|known| name.len() == known.len() && reads_as(name, known))
-            || [USUAL_EXTRA]
-                .into_iter()
-                .chain(prefixes)
-                .any(|prefix| reads_as(name, prefix))
-    }
-}
-
-/// Whether a name begins with `prefix` once `_` is read as `-`, as WSGI, CGI and PHP read both. The
-/// lengths differ or the first bytes do for almost all names, so that it costs no more than a
-/// comparison.
-pub(super) fn reads_as(name: &str, prefix: &str) -> bool {
-    let dashed = |byte: u8| if byte == b'_' { b'-' } else { byte };
-    name.len() >= prefix.len()
-        && name
-            .bytes()
-            .zip(prefix.bytes())
-            .all(|(a, b)| dashed(a) == dashed(b))
 }
 
 /// None where no user is named: then the headers say nothing.
@@ -206,7 +149,7 @@ mod tests {
             headers.append(name, HeaderValue::from_static(value));
         }
         let proxy = RequestHeaderAuthenticator::default();
-        proxy.replace(names());
+        proxy.0.replace(names());
         let Claim { identity, .. } = proxy.take(&mut headers).unwrap();
         assert_eq!((&*identity.user, &*identity.uid), ("jane", "7"));
         assert_eq!(identity.groups, ["devs", "ops", "system:authenticated"]);
@@ -239,7 +182,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(name, HeaderValue::from_static("admin"));
             let proxy = RequestHeaderAuthenticator::default();
-            proxy.replace(configured.clone());
+            proxy.0.replace(configured.clone());
             let claimed = proxy
                 .take(&mut headers)
                 .map(|claim| claim.identity.user.clone());
@@ -256,7 +199,7 @@ mod tests {
     fn without_a_user_nothing_is_claimed_and_all_is_taken() {
         for names in [names(), RequestHeaderConfig::default()] {
             let proxy = RequestHeaderAuthenticator::default();
-            proxy.replace(names);
+            proxy.0.replace(names);
             let mut headers = HeaderMap::new();
             headers.insert("x-remote-group", HeaderValue::from_static("system:masters"));
             assert!(proxy.take(&mut headers).is_none());

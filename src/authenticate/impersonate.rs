@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::AuthenticationError;
-use super::front_proxy::{extra_key, reads_as};
+use super::front_proxy::extra_key;
+use crate::http::reads_as;
 
 const PREFIX: &str = "impersonate-";
 const USER: &str = "impersonate-user";

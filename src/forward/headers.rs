@@ -9,8 +9,8 @@ use http::{Method, Version, request};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::ForwardError;
-use super::hop::{MAX_HEADERS, is_hop_by_hop, remove_hop_by_hop};
 use super::upgrade::Upgrade;
+use crate::http::{MAX_HEADERS, is_hop_by_hop, remove_hop_by_hop};
 use crate::model::Target;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -23,7 +23,7 @@ const HTTPS: HeaderValue = HeaderValue::from_static("https");
 /// What the apiserver says of answers that say nothing themselves (C71).
 const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 
-/// What a path may hold unescaped in `X-RequestHeaderRewriter-Uri`: whatever could end an attribute
+/// What a path may hold unescaped in `X-Forwarded-Uri`: whatever could end an attribute
 /// or begin a tag may not (C64).
 const ESCAPED: &AsciiSet = &CONTROLS
     .add(b' ')
@@ -134,7 +134,7 @@ pub(super) fn stays_on_hop(name: &HeaderName) -> bool {
 
 /// Whether CGI-like backends (WSGI, PHP) read the name as that of a header which the bastion
 /// removes or sets, because they turn `-` into `_` in all names: `X_Forwarded_Host` would stand
-/// beside the true `X-RequestHeaderRewriter-Host`, or for it (C60). Identity and impersonation
+/// beside the true `X-Forwarded-Host`, or for it (C60). Identity and impersonation
 /// headers in disguise are dropped by `identify`, which knows their names.
 fn is_disguised(name: &str) -> bool {
     // One search for a byte is all that most names cost.

@@ -17,10 +17,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::dial::{DialError, Dialer, Protocol, Stream};
-use super::executor::LocalExecutor;
 use super::outstanding::Outstanding;
 use super::request::RequestBody;
 use crate::balance::{EndpointKey, LoadBalancer};
+use crate::http::{LocalExecutor, MAX_HEADER_BYTES};
 use crate::model::Scheme as ModelScheme;
 use crate::resolve::Transport;
 
@@ -437,12 +437,6 @@ impl Pool {
         now.saturating_duration_since(since) >= self.dialer.settings.idle_timeout
     }
 }
-
-/// Bytes of the head of a message, as Go allows them (CONFORMANCE C102). Their number stays at
-/// hyper's 100, which is Envoy's and HAProxy's too: a higher one makes hyper set up a list of that
-/// length for every message, which at 256 was measured as an eighth of all instructions of a
-/// request.
-pub const MAX_HEADER_BYTES: u32 = 1024 * 1024;
 
 async fn serve<I>(stream: I) -> hyper::Result<http1::SendRequest<RequestBody>>
 where

@@ -13,7 +13,7 @@ use http::{HeaderMap, Request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::hop::MAX_HEADERS;
+use crate::http::MAX_HEADERS;
 
 /// How much of a body is remembered until the answer begins.
 const MAX_REPLAY_BYTES: usize = 64 * 1024;

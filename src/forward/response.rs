@@ -9,8 +9,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::hop::MAX_HEADERS;
 use super::pool::{Connection, Pool};
+use crate::http::MAX_HEADERS;
 
 /// The body of an answer on its way to the client. Read to its end it gives the connection back to
 /// the pool; dropped before, it closes the connection, and the endpoint learns that nobody listens

@@ -16,10 +16,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 
-use super::header_list::tokens;
-use super::hop::{MAX_HEADERS, remove_hop_by_hop};
 use super::response::UpstreamBody;
 use super::{ForwardError, UpstreamResponse};
+use crate::http::{MAX_HEADERS, remove_hop_by_hop, tokens};
 use crate::model::Endpoint;
 
 const WEBSOCKET: &str = "websocket";

@@ -39,7 +39,7 @@ pub(super) fn refuse(error: &ProxyError, causes: Vec<Cause>, form: OutputFormat)
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
     match status.code {
-        StatusCode::BAD_REQUEST if matches!(error, ProxyError::Authenticator(_)) => {
+        StatusCode::BAD_REQUEST if matches!(error, ProxyError::Authenticate(_)) => {
             headers.insert(
                 header::X_CONTENT_TYPE_OPTIONS,
                 HeaderValue::from_static("nosniff"),
@@ -163,23 +163,23 @@ pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
         offered.iter().map(cause).collect()
     };
     match error {
-        ProxyError::Authorizer(AuthorizeError::Forbidden(no)) => {
+        ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
             vec![Cause {
                 reason: CauseReason::AccessReview,
                 message: no.review.clone(),
             }]
         }
-        ProxyError::Resolver(
+        ProxyError::Resolve(
             ResolveError::NoServicePort { offered, .. } | ResolveError::NoPort { offered, .. },
         ) => ports(offered),
-        ProxyError::Resolver(ResolveError::NoEndpoints { refused, .. }) => {
+        ProxyError::Resolve(ResolveError::NoEndpoints { refused, .. }) => {
             let cause = |ExcludedEndpoint { address, why }: &ExcludedEndpoint| Cause {
                 reason: CauseReason::EndpointRefused,
                 message: format!("{address}: {why}"),
             };
             refused.iter().map(cause).collect()
         }
-        ProxyError::Forwarder(ForwardError::Dial(errors)) if errors.len() > 1 => {
+        ProxyError::Forward(ForwardError::Dial(errors)) if errors.len() > 1 => {
             let cause = |error: &DialError| Cause {
                 reason: CauseReason::DialFailed,
                 message: error.to_string(),
@@ -205,32 +205,30 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::NotReady => Status::service_unavailable(message()),
         ProxyError::TooManyHeaders => Status::header_fields_too_large(message()),
         ProxyError::Host => Status::bad_request(message()),
-        ProxyError::Authenticator(AuthenticationError::Unauthenticated(_)) => {
-            Status::unauthorized()
-        }
-        ProxyError::Authenticator(AuthenticationError::Impersonation(_)) => {
+        ProxyError::Authenticate(AuthenticationError::Unauthenticated(_)) => Status::unauthorized(),
+        ProxyError::Authenticate(AuthenticationError::Impersonation(_)) => {
             Status::bad_request(message())
         }
         // What failed there is for the log: it names the API and the bastion's account.
-        ProxyError::Authenticator(AuthenticationError::Unavailable(_)) => {
+        ProxyError::Authenticate(AuthenticationError::Unavailable(_)) => {
             Status::internal("the token could not be reviewed")
         }
-        ProxyError::Authenticator(AuthenticationError::Rejected(rejection))
-        | ProxyError::Authorizer(AuthorizeError::Rejected(rejection)) => {
+        ProxyError::Authenticate(AuthenticationError::Rejected(rejection))
+        | ProxyError::Authorize(AuthorizeError::Rejected(rejection)) => {
             rejected(*rejection, message())
         }
         ProxyError::Target(TargetError::NoRoute) => Status::route_not_found(),
         ProxyError::Target(
             TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8,
         ) => Status::bad_request(message()),
-        ProxyError::Authorizer(AuthorizeError::Forbidden(no)) => {
+        ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
             Status::forbidden(no.group, no.resource, &no.name, no.to_string())
         }
-        ProxyError::Authorizer(AuthorizeError::Unavailable(_)) => {
+        ProxyError::Authorize(AuthorizeError::Unavailable(_)) => {
             Status::internal("the access could not be reviewed")
         }
         ProxyError::Method => Status::method_not_allowed(),
-        ProxyError::Resolver(error) => match error {
+        ProxyError::Resolve(error) => match error {
             ResolveError::NotFound { resource, name } => Status::object_not_found(*resource, name),
             ResolveError::NoName
             | ResolveError::NoNamespace
@@ -245,19 +243,19 @@ fn status(error: &ProxyError) -> Status {
             | ResolveError::NoPort { .. }
             | ResolveError::NoEndpoints { .. } => Status::service_unavailable(message()),
         },
-        ProxyError::Forwarder(ForwardError::Dial(errors)) => {
+        ProxyError::Forward(ForwardError::Dial(errors)) => {
             // The last that was tried; of the others tell the causes.
             let last = errors.last().map(ToString::to_string).unwrap_or_default();
             Status::service_unavailable(format!("error trying to reach service: {last}"))
         }
-        ProxyError::Forwarder(ForwardError::Client(_)) => {
+        ProxyError::Forward(ForwardError::Client(_)) => {
             Status::bad_request("the request's body broke off")
         }
-        ProxyError::Forwarder(ForwardError::Broken { .. } | ForwardError::TooManyHeaders) => {
+        ProxyError::Forward(ForwardError::Broken { .. } | ForwardError::TooManyHeaders) => {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         }
-        ProxyError::Forwarder(ForwardError::OutputFormat(_)) => Status::internal(message()),
-        ProxyError::Forwarder(
+        ProxyError::Forward(ForwardError::OutputFormat(_)) => Status::internal(message()),
+        ProxyError::Forward(
             ForwardError::InvalidUpgrade(_)
             | ForwardError::UnaskedUpgrade(_)
             | ForwardError::UnofferedUpgrade { .. }

@@ -47,11 +47,11 @@ pub(super) struct Grant {
 #[derive(Debug, thiserror::Error)]
 enum GrantError {
     #[error(transparent)]
-    Authenticator(#[from] AuthenticationError),
+    Authenticate(#[from] AuthenticationError),
     #[error(transparent)]
     Target(#[from] TargetError),
     #[error(transparent)]
-    Authorizer(#[from] AuthorizeError),
+    Authorize(#[from] AuthorizeError),
 }
 
 /// Checks that may fail for want of a place before the tunnel is closed: a flood must not close the
@@ -113,17 +113,17 @@ impl GrantError {
     /// definite denial.
     fn tolerated_for(&self, policy: TunnelPolicy) -> Duration {
         match self {
-            Self::Authenticator(
+            Self::Authenticate(
                 AuthenticationError::Unauthenticated(_) | AuthenticationError::Impersonation(_),
             )
             | Self::Target(_)
-            | Self::Authorizer(AuthorizeError::Forbidden(_)) => Duration::ZERO,
-            Self::Authenticator(AuthenticationError::Rejected(_))
-            | Self::Authorizer(AuthorizeError::Rejected(_)) => {
+            | Self::Authorize(AuthorizeError::Forbidden(_)) => Duration::ZERO,
+            Self::Authenticate(AuthenticationError::Rejected(_))
+            | Self::Authorize(AuthorizeError::Rejected(_)) => {
                 policy.check_interval * MAX_REJECTED_CHECKS
             }
-            Self::Authenticator(AuthenticationError::Unavailable(_))
-            | Self::Authorizer(AuthorizeError::Unavailable(_)) => policy.unverified_for,
+            Self::Authenticate(AuthenticationError::Unavailable(_))
+            | Self::Authorize(AuthorizeError::Unavailable(_)) => policy.unverified_for,
         }
     }
 }

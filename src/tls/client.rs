@@ -9,8 +9,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::{FileWatch, TlsError, load_certificates, load_pair};
+use super::{TlsError, load_certificates, load_pair};
 use crate::config::Targets;
+use crate::file_watch::FileWatch;
 use crate::model::error_chain;
 
 /// TLS setups towards targets, shared by the workers.

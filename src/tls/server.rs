@@ -14,8 +14,9 @@ use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
-use super::{DynamicClientCas, TlsError, load_pair};
+use super::{TlsError, load_pair};
 use crate::config::{Serving, TlsVersion};
+use crate::trust::DynamicClientCas;
 
 /// Session tickets sent after a TLS 1.3 handshake: one to resume with and one spare. None triples
 /// the cost of reconnects, rustls' default of two is kept.

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -12,12 +11,11 @@ use serde_json::Value;
 
 use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, remove_nulls};
 use super::{Change, Feed};
-use crate::authenticate::TokenFile;
-use crate::authorize::{RbacRules, RbacRulesBuilder};
 use crate::cluster::{Kind, Object};
+use crate::file_watch::FileWatch;
 use crate::metrics::Metrics;
 use crate::ready::{BlockReady, Ready};
-use crate::tls::FileWatch;
+use crate::trust::{RbacRulesBuilder, Trust};
 
 /// The name under which this source stands in `/readyz` and in the metrics.
 const MANIFESTS: &str = "manifests";
@@ -66,8 +64,7 @@ pub enum ManifestError {
 pub struct Manifests {
     directory: PathBuf,
     token_file: Option<PathBuf>,
-    pub tokens: Arc<TokenFile>,
-    pub rules: Arc<ArcSwap<RbacRules>>,
+    trust: Trust,
     /// Read and not sent to the index yet.
     objects: Option<Vec<(Kind, Object)>>,
     /// Made before the first reading, so that no change is missed between the two.
@@ -79,7 +76,11 @@ impl Manifests {
     ///
     /// # Errors
     /// Names the file, the object and what is wrong with it.
-    pub fn load(directory: PathBuf, token_file: Option<PathBuf>) -> Result<Self, ManifestError> {
+    pub fn load(
+        directory: PathBuf,
+        token_file: Option<PathBuf>,
+        trust: Trust,
+    ) -> Result<Self, ManifestError> {
         let changes = FileWatch::new(
             [Some(&directory), token_file.as_ref()]
                 .into_iter()
@@ -90,8 +91,7 @@ impl Manifests {
         let mut manifests = Self {
             directory,
             token_file,
-            tokens: Arc::default(),
-            rules: Arc::default(),
+            trust,
             objects: None,
             changes,
         };
@@ -178,9 +178,12 @@ impl Manifests {
                 path: path.clone(),
                 fault,
             };
-            self.tokens.replace(&read(path)?).map_err(tokens)?;
+            self.trust
+                .token_file
+                .replace(&read(path)?)
+                .map_err(tokens)?;
         }
-        self.rules.store(Arc::new(found.rules.build()));
+        self.trust.rbac.store(Arc::new(found.rules.build()));
         self.objects = Some(found.objects);
         Ok(())
     }
@@ -360,7 +363,6 @@ fn parse<T: DeserializeOwned>(document: Value) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authorize::Decision;
     use crate::cluster::{Cluster, Writer};
     use crate::model::address::AddressPolicy;
     use crate::model::{Attributes, Identity, Verb, error_chain};
@@ -387,7 +389,7 @@ mod tests {
         for (text, place, fault) in cases {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("a.yaml"), text).unwrap();
-            let error = Manifests::load(folder.path().into(), None)
+            let error = Manifests::load(folder.path().into(), None, Trust::default())
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(place) && error.contains(fault), "{error}");
@@ -431,7 +433,7 @@ mod tests {
         for text in broken {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("a.yaml"), &text).unwrap();
-            let Err(error) = Manifests::load(folder.path().into(), None) else {
+            let Err(error) = Manifests::load(folder.path().into(), None, Trust::default()) else {
                 continue;
             };
             let error = error_chain(&error);
@@ -446,7 +448,7 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.yaml"), data("\"s3cr3t")).unwrap();
-        let error = Manifests::load(folder.path().into(), None)
+        let error = Manifests::load(folder.path().into(), None, Trust::default())
             .unwrap_err()
             .to_string();
         assert!(
@@ -473,7 +475,7 @@ status: {phase: , podIPs: }
 {kind: Node, metadata: {name: n}, status: }
 ";
         std::fs::write(folder.path().join("a.yaml"), text).unwrap();
-        let manifests = Manifests::load(folder.path().into(), None).unwrap();
+        let manifests = Manifests::load(folder.path().into(), None, Trust::default()).unwrap();
         let kinds: Vec<_> = manifests
             .objects
             .as_ref()
@@ -496,7 +498,7 @@ status: {phase: , podIPs: }
         std::fs::write(folder.path().join("a.yml"), text).unwrap();
         std::fs::write(folder.path().join("README.md"), "not YAML: [").unwrap();
         std::fs::write(folder.path().join(".hidden.yaml"), "[").unwrap();
-        let manifests = Manifests::load(folder.path().into(), None).unwrap();
+        let manifests = Manifests::load(folder.path().into(), None, Trust::default()).unwrap();
         let kinds: Vec<_> = manifests
             .objects
             .as_ref()
@@ -521,7 +523,7 @@ status: {phase: , podIPs: }
 {kind: Node, metadata: {name: without}}
 ";
         std::fs::write(folder.path().join("a.yaml"), text).unwrap();
-        let manifests = Manifests::load(folder.path().into(), None).unwrap();
+        let manifests = Manifests::load(folder.path().into(), None, Trust::default()).unwrap();
         let kinds: Vec<_> = manifests
             .objects
             .as_ref()
@@ -539,7 +541,7 @@ status: {phase: , podIPs: }
         std::fs::write(&file, POD).unwrap();
         let (cluster, writer) = Cluster::new(AddressPolicy::default(), false);
         let (ready, metrics) = (Ready::default(), Metrics::new(&mut Registry::default()));
-        let manifests = Manifests::load(folder.path().into(), None).unwrap();
+        let manifests = Manifests::load(folder.path().into(), None, Trust::default()).unwrap();
         run(manifests, writer, &ready, &metrics);
         eventually(|| cluster.pod("default", "p").is_some()).await;
 
@@ -574,8 +576,10 @@ subjects: [{kind: User, name: jane}]
 
         let (_cluster, writer) = Cluster::new(AddressPolicy::default(), false);
         let (ready, metrics) = (Ready::default(), Metrics::new(&mut Registry::default()));
-        let manifests = Manifests::load(folder.path().join("m"), Some(file.clone())).unwrap();
-        let (tokens, rules) = (Arc::clone(&manifests.tokens), Arc::clone(&manifests.rules));
+        let trust = Trust::default();
+        let manifests =
+            Manifests::load(folder.path().join("m"), Some(file.clone()), trust.clone()).unwrap();
+        let (tokens, rules) = (trust.token_file, trust.rbac);
         run(manifests, writer, &ready, &metrics);
         let may = || {
             let jane = Identity::new("jane", "1", Vec::new(), Default::default());
@@ -587,9 +591,9 @@ subjects: [{kind: User, name: jane}]
                 namespace: "default",
                 name: "p",
             };
-            matches!(rules.load().decide(&jane, attributes), Decision::Allow)
+            rules.load().allows(&jane, attributes)
         };
-        let knows = |token: &str| tokens.identity(token).is_ok();
+        let knows = |token: &str| tokens.identity(token).is_some();
         assert!(!may() && knows("t"));
 
         std::fs::write(&binding, BINDING).unwrap();

@@ -14,10 +14,9 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 
 use super::{Health, KubernetesError, Pauses, SERVES, UNREADY, fault, watch_client, watch_failed};
-use crate::authenticate::{RequestHeaderAuthenticator, RequestHeaderConfig};
 use crate::metrics::Metrics;
 use crate::ready::{BlockReady, Ready};
-use crate::tls::DynamicClientCas;
+use crate::trust::{DynamicClientCas, FrontProxy, RequestHeaderConfig};
 
 /// Where every cluster publishes how it authenticates, for those to whom it delegates.
 const AUTHENTICATION_NAMESPACE: &str = "kube-system";
@@ -31,7 +30,7 @@ const RIGHTS: &str = "the Role extension-apiserver-authentication-reader in kube
 pub struct AuthenticationConfigMap {
     /// None where the configuration says which CAs count.
     pub client_cas: Option<DynamicClientCas>,
-    pub front_proxy: RequestHeaderAuthenticator,
+    pub front_proxy: FrontProxy,
 }
 
 impl AuthenticationConfigMap {

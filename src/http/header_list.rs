@@ -4,7 +4,7 @@ use http::HeaderValue;
 
 /// The elements of a value, without the empty ones. They are bytes, so that one that is not text
 /// hides none of its neighbors: `Connection: x-secret, \xff` names `x-secret`.
-pub(super) fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+pub fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value
         .as_bytes()
         .split(|byte| *byte == b',')

@@ -18,7 +18,6 @@ use http::{HeaderMap, Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::header_list::tokens;
-use super::headers::stays_on_hop;
 
 /// How many bytes of interim answers may wait for a client; further ones are dropped, as a proxy
 /// may.
@@ -67,16 +66,16 @@ impl Interim {
         self.state().over = true;
     }
 
-    /// Passes on what the endpoint says before its answer to `request`.
-    pub(super) fn listen<B>(&self, request: &mut Request<B>) {
+    /// Passes on the interim responses to `request`, without the fields that `stays_on_hop` names.
+    pub fn listen<B>(&self, request: &mut Request<B>, stays_on_hop: fn(&HeaderName) -> bool) {
         let interim = self.clone();
         hyper::ext::on_informational(request, move |answer| {
-            interim.push(answer.status(), answer.headers());
+            interim.push(answer.status(), answer.headers(), stays_on_hop);
         });
     }
 
     /// 100 is hyper's own to say, on both sides; 101 is no interim answer.
-    fn push(&self, status: StatusCode, headers: &HeaderMap) {
+    fn push(&self, status: StatusCode, headers: &HeaderMap, stays_on_hop: fn(&HeaderName) -> bool) {
         if matches!(
             status,
             StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS

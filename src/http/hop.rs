@@ -18,7 +18,7 @@ const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 ///
 /// Most messages have none of them: one look at the names that are there is cheaper than a look-up
 /// for each that might.
-pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
+pub fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
     let listed = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || also(name.as_str());
     let present: Vec<HeaderName> = headers.keys().filter(listed).cloned().collect();
     if present.contains(&header::CONNECTION) {
@@ -49,7 +49,7 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool)
 }
 
 /// Whether a field is for one hop, whatever `Connection` says.
-pub(super) fn is_hop_by_hop(name: &str) -> bool {
+pub fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
         "connection"
