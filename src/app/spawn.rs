@@ -1,0 +1,286 @@
+//! Builds the stages and starts the background tasks.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+use secrecy::ExposeSecret;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::Addresses;
+use super::load::{Files, Source};
+use super::tasks::{bearer, purge_caches, reload_own_token, reload_server_tls, sweep_balance};
+use super::worker::Shared;
+use crate::authenticate::{
+    Authenticator, RequestHeaderAuthenticator, TokenJudge, TokenReviewAuthenticator, Tokens,
+};
+use crate::authorize::{AccessJudge, Authorizer, PolicySource, Reviews};
+use crate::balance::LoadBalancer;
+use crate::cluster::{Cluster, Kind, Writer};
+use crate::config::Config;
+use crate::connection::ClientShares;
+use crate::drain::Drain;
+use crate::forward::{Dialer, OwnAddresses};
+use crate::listen::Limits;
+use crate::metrics::Metrics;
+use crate::model::address::AddressPolicy;
+use crate::proxy::{Stages, TunnelPolicy};
+use crate::ready::{BlockReady, Ready};
+use crate::resolve::{Lookups, Resolver};
+use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
+use crate::rewrite::Budget;
+use crate::supervise::Supervisor;
+use crate::telemetry::{AccessLog, OPERATOR_TARGET};
+use crate::tls::sha256_hex;
+use crate::trust::Trust;
+use crate::watch::kubernetes::{self, AuthenticationConfigMap, Connections, KubernetesWatch};
+use crate::watch::manifests::Manifests;
+use crate::watch::{self, Feed};
+
+/// Builds what runs, and registers the background tasks.
+pub(super) struct Setup<'a> {
+    pub config: &'a Config,
+    pub files: &'a Files,
+    pub ready: &'a Ready,
+    pub metrics: &'a Metrics,
+    pub supervisor: &'a mut Supervisor,
+}
+
+impl Setup<'_> {
+    /// Builds the stages of a request that all workers share, and starts the source of facts.
+    pub fn stages(
+        &mut self,
+        source: Source,
+        kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
+    ) -> Result<Arc<Stages>> {
+        let config = self.config;
+        let addresses_allowed = AddressPolicy {
+            allow_loopback: config.targets.allow_loopback,
+        };
+        let (cluster, writer) = Cluster::new(addresses_allowed, config.targets.pod_less_endpoints);
+        let (tokens, authorizer) = match source {
+            Source::Kubernetes(api) => self.kubernetes(&api, writer, kubelet_token)?,
+            Source::Manifests(manifests) => self.manifests(*manifests, writer),
+        };
+        let trust = &self.files.trust;
+        Ok(Arc::new(Stages {
+            authenticator: Authenticator {
+                tokens,
+                client_cas: trust.client_cas.clone(),
+                front_proxy: RequestHeaderAuthenticator(trust.front_proxy.clone()),
+                anonymous: config.authentication.anonymous,
+            },
+            authorizer: Authorizer {
+                authorizer,
+                accept_bare_names: config.authorization.accept_bare_names,
+            },
+            resolver: Resolver {
+                cluster,
+                addresses: addresses_allowed,
+                preferred: config.targets.kubelet_preferred_address_types.clone(),
+                lookups: Lookups::new(config.targets.lookup_timeout),
+            },
+            ready: self.ready.clone(),
+            metrics: self.metrics.clone(),
+            cluster_domain: config.targets.cluster_domain.as_str().into(),
+            rewriting: Budget::new(config.rewriting.max_memory, self.metrics.pages.clone()),
+            tunnels: TunnelPolicy::new(
+                config
+                    .authentication
+                    .token_review
+                    .cache_ttl
+                    .min(config.authorization.allowed_cache_ttl),
+                config.reviews.stale_on_error,
+                config.serving.tunnel_max_age,
+            ),
+        }))
+    }
+
+    fn kubernetes(
+        &mut self,
+        api: &kube::Config,
+        writer: Writer,
+        kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
+    ) -> Result<(Tokens, PolicySource)> {
+        let Self {
+            config,
+            files,
+            ready,
+            metrics,
+            ..
+        } = *self;
+        tracing::info!(api = %api.cluster_url, "the facts come from a Kubernetes API");
+        let watch = KubernetesWatch::new(api, ready, metrics)?;
+        let feed = self.index(writer, KubernetesWatch::holds(ready));
+        watch.start(&feed, self.supervisor);
+        let trusted = AuthenticationConfigMap {
+            client_cas: config
+                .serving
+                .client_ca_file
+                .is_none()
+                .then(|| files.trust.client_cas.clone()),
+            front_proxy: files.trust.front_proxy.clone(),
+        };
+        self.supervisor
+            .restart("watch-authentication", trusted.follow(api, ready, metrics)?);
+        match (&api.auth_info.token_file, &api.auth_info.token) {
+            (Some(file), _) => {
+                let (file, token) = (std::path::PathBuf::from(file), Arc::clone(kubelet_token));
+                self.supervisor.restart("own-token", move || {
+                    reload_own_token(file.clone(), Arc::clone(&token))
+                });
+            }
+            (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
+            (None, None) => {}
+        }
+        let (tokens, reviews) = self.reviews(api)?;
+        let caches = (Arc::clone(&tokens), Arc::clone(&reviews));
+        self.supervisor
+            .restart("purge-caches", move || purge_caches(caches.clone()));
+        Ok((Tokens::Review(tokens), PolicySource::Review(reviews)))
+    }
+
+    fn reviews(&self, api: &kube::Config) -> Result<(Arc<TokenReviewAuthenticator>, Arc<Reviews>)> {
+        let Self {
+            config,
+            ready,
+            metrics,
+            ..
+        } = self;
+        let api = ReviewApi {
+            pooled: kubernetes::review_client(api, Connections::Pooled)?,
+            fresh: kubernetes::review_client(api, Connections::Fresh)?,
+            control: Handle::current(),
+            health: ApiHealth::new(Ready::clone(ready), Metrics::clone(metrics)),
+        };
+        let settings = &config.reviews;
+        let admission = Admission::new(settings, metrics.token_reviews.clone());
+        let reviewer = Reviewer::new(
+            api.clone(),
+            admission,
+            config.authentication.token_review.timeout,
+        );
+        let judge = TokenJudge(config.authentication.token_review.clone());
+        let (capacity, stale, counters) = (
+            judge.0.cache_size,
+            settings.stale_on_error,
+            metrics.tokens.clone(),
+        );
+        let tokens = TokenReviewAuthenticator::new(judge, reviewer, capacity, stale, counters);
+        let admission = Admission::new(settings, metrics.access_reviews.clone());
+        let reviewer = Reviewer::new(api, admission, config.authorization.timeout);
+        let judge = AccessJudge(config.authorization.clone());
+        let (capacity, counters) = (judge.0.cache_size, metrics.reviews.clone());
+        let reviews = Reviews::new(judge, reviewer, capacity, stale, counters);
+        Ok((Arc::new(tokens), Arc::new(reviews)))
+    }
+
+    fn manifests(&mut self, manifests: Manifests, writer: Writer) -> (Tokens, PolicySource) {
+        let Self {
+            config,
+            files,
+            ready,
+            metrics,
+            ..
+        } = *self;
+        tracing::info!(directory = ?config.source.manifests.directory, "the facts come from a folder of manifests");
+        let Trust {
+            token_file, rbac, ..
+        } = files.trust.clone();
+        let feed = self.index(writer, vec![Manifests::block(ready)]);
+        self.supervisor.restart(
+            "manifests",
+            manifests.follow(feed, ready.clone(), metrics.clone()),
+        );
+        (Tokens::Static(token_file), PolicySource::Rbac(rbac))
+    }
+
+    /// Starts the one task that writes the index.
+    fn index(&mut self, writer: Writer, holds: Vec<(Kind, BlockReady)>) -> Feed {
+        let (feed, index) = watch::feed(writer, holds, self.metrics);
+        // A panic here may leave a fact half-joined, and its state is gone: only a new process
+        // reads everything again.
+        self.supervisor.fatal("index", index.run());
+        feed
+    }
+
+    /// Takes changed certificates and CAs into use while the bastion runs.
+    pub fn follow_files(&mut self) {
+        let Files {
+            server_tls,
+            client_tls,
+            trust,
+        } = self.files;
+        let (tls, file) = (
+            Arc::clone(server_tls),
+            self.config.serving.client_ca_file.clone(),
+        );
+        let asked_for = trust.handshake_cas();
+        let mut restarted = false;
+        self.supervisor.restart("serving-tls", move || {
+            let again = std::mem::replace(&mut restarted, true);
+            reload_server_tls(Arc::clone(&tls), asked_for.clone(), file.clone(), again)
+        });
+        let kubelet = Arc::clone(&client_tls.kubelet);
+        self.supervisor
+            .restart("kubelet-tls", move || Arc::clone(&kubelet).watch_files());
+        if self.config.serving.tls_cert_file.is_none() {
+            let leaf = server_tls
+                .chain()
+                .first()
+                .map(|leaf| sha256_hex(leaf, ":"))
+                .unwrap_or_default();
+            tracing::warn!(target: OPERATOR_TARGET, sha256 = leaf, "no certificate is configured: serving a self-signed one");
+        }
+    }
+
+    /// Builds what the workers share.
+    pub fn shared(
+        &mut self,
+        stages: Arc<Stages>,
+        kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
+        addresses: Addresses,
+        drain: &Drain,
+    ) -> Result<Shared> {
+        let config = self.config;
+        let own = [
+            Some(addresses.secure),
+            addresses.insecure,
+            Some(addresses.admin),
+        ];
+        let dialer = Dialer {
+            settings: config.upstream.clone(),
+            tls: self.files.client_tls.clone(),
+            itself: OwnAddresses::new(own.into_iter().flatten()),
+            failures: self.metrics.dial_failures.clone(),
+        };
+        let balance = Arc::new(LoadBalancer::new(self.metrics.ejections.clone()));
+        let swept = Arc::clone(&balance);
+        self.supervisor
+            .restart("sweep-ejections", move || sweep_balance(Arc::clone(&swept)));
+        let access = || AccessLog::start(config.log.format, std::io::stdout(), drain.clone());
+        let access = config.log.access.then(access).transpose()?;
+        Ok(Shared {
+            stages,
+            dialer: Arc::new(dialer),
+            balance,
+            kubelet_token,
+            limits: Limits {
+                handshake_timeout: config.serving.handshake_timeout,
+                idle_timeout: config.serving.idle_timeout,
+                connections: match config.serving.max_connections {
+                    0 => None,
+                    limit => Some(Arc::new(Semaphore::new(limit))),
+                },
+                clients: match config.serving.max_connections_per_client {
+                    0 => None,
+                    limit => Some(ClientShares::new(limit)),
+                },
+            },
+            access: access.map(Arc::new),
+            drain: drain.clone(),
+        })
+    }
+}
