@@ -50,7 +50,7 @@ FROM gcr.io/distroless/cc-debian12:nonroot
 ARG VERSION=0.0.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="kube-bastion" \
-      org.opencontainers.image.description="The Kubernetes apiserver's /proxy/ as a product of its own" \
+      org.opencontainers.image.description="Standalone implementation of the Kubernetes API server's proxy subresource" \
       org.opencontainers.image.source="https://github.com/kube-bastion/kube-bastion" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \

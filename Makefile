@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test unit e2e fmt lint bench fuzz image schema compatibility
+.PHONY: help run test unit e2e fmt lint bench fuzz image schema reference compatibility
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ run: ## The demo: a built-in cluster with backends on loopback, and curl lines t
 test: unit e2e ## All tests
 
 unit: ## Tests that need neither root nor Go
-	$(CARGO) test --locked --lib --bins --test config --test compatibility --test cli --test demo --test proxy --test retry --test edge --test bounds
+	$(CARGO) test --locked --lib --bins --test config --test compatibility --test contract --test cli --test demo --test proxy --test retry --test edge --test bounds
 
 e2e: ## Against a real control plane, with the clients people use (root; Go, Node, curl, Chromium)
 	$(CARGO) test --locked --test e2e
@@ -33,6 +33,7 @@ lint: ## Formatting, clippy, documentation, licences, Dockerfile and manifests
 	$(CARGO) deny --log-level error --locked check bans licenses sources
 	shellcheck .ci/run tests/cluster/build.sh tests/lint/dependencies.sh tests/lint/run.sh
 	tests/lint/dependencies.sh
+	tests/lint/doc_openers.py
 	tests/lint/run.sh
 
 bench: ## CPU per request beside HAProxy, nginx and kube-apiserver (root; Go, haproxy, nginx, wrk, h2load)
@@ -45,10 +46,13 @@ image: ## The container image (Docker with buildx); IMAGE=NAME:TAG PLATFORMS=lin
 	  $(if $(PLATFORMS),--platform $(PLATFORMS)) --tag $(IMAGE) $(if $(PUSH),--push,--load) .
 
 schema: ## Writes config/bastionconfiguration.schema.json from the types
-	UPDATE_SCHEMA=1 $(CARGO) test --quiet --test config the_schema_is_that_of_the_types
+	UPDATE_SCHEMA=1 $(CARGO) test --quiet --test config schema_is_current
+
+reference: ## Writes docs/reference.md from the configuration types and the command line
+	UPDATE_REFERENCE=1 $(CARGO) test --quiet --test config reference_is_current
 
 compatibility: ## Writes docs/compatibility.md from the table of the differential tests
-	UPDATE_COMPATIBILITY=1 $(CARGO) test --quiet --test compatibility the_document_is_that_of_the_table
+	UPDATE_COMPATIBILITY=1 $(CARGO) test --quiet --test compatibility document_matches_table
 
 FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?= fuzz/target
@@ -59,7 +63,7 @@ fuzz: ## Ten minutes of each fuzz target (cargo-fuzz, a nightly compiler, g++); 
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \
 	  echo "make fuzz needs cargo-fuzz: cargo install --locked cargo-fuzz" >&2; exit 1; }
 	$(CARGO) +$(NIGHTLY) fuzz build --target-dir $(FUZZ_TARGET)
-	# No search for leaks: `exchange` has threads that are about to end, and what they hold passes for lost.
+	# Leak detection is off: `exchange` has threads that are about to end, whose memory is reported as leaked.
 	set -e; targets=$$($(CARGO) +$(NIGHTLY) fuzz list); for target in $$targets; do \
 	  dictionary=fuzz/dictionaries/$$target.dict; test -f $$dictionary || dictionary=; \
 	  $(CARGO) +$(NIGHTLY) fuzz run --target-dir $(FUZZ_TARGET) $$target -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -detect_leaks=0 \

@@ -1,18 +1,17 @@
-//! CPU per request of the bastion beside HAProxy's, nginx's and the apiserver's own proxy's, in one
+//! CPU per request of the bastion, HAProxy, nginx and the proxy of the apiserver, in one
 //! interleaved run.
 //!
-//! All of them speak TLS to the client and plain HTTP to the same three nginx backends, which live
-//! in a network namespace. The bastion does what it does in production: real TokenReviews and
-//! SubjectAccessReviews behind its caches, RBAC of deploy/, metrics and the access log. HAProxy and
-//! nginx are near-default and authenticate nobody. Quote ratios of one run: absolute figures belong
-//! to the machine of that hour.
+//! All of them use TLS to the client and plain HTTP to the same three nginx backends in a network
+//! namespace. The bastion runs as in production: TokenReviews and SubjectAccessReviews behind its
+//! caches, RBAC of deploy/, metrics and the access log. HAProxy and nginx have nearly default
+//! settings and no authentication. Quote ratios of one run, because absolute figures depend on the
+//! machine and its load.
 //!
-//! `make bench`; it needs root, Go, and Debian's haproxy, nginx, wrk and nghttp2-client. From the
-//! environment:
+//! `make bench` runs it. It needs root, Go, and the Debian packages haproxy, nginx, wrk and
+//! nghttp2-client. Environment variables:
 //!
-//! - `KUBE_BASTION_BASELINE`: the path of another build of the bastion, measured in the same rounds
-//!   (before and after).
-//! - `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (5): rounds, and seconds of each load.
+//! - `KUBE_BASTION_BASELINE`: path of another build of the bastion, measured in the same rounds.
+//! - `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (5): number of rounds, and seconds per load.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -65,7 +64,7 @@ struct Load {
 }
 
 fn main() -> Result<()> {
-    // `cargo test --benches` runs it too: a benchmark is for who asks for it.
+    // `cargo test --benches` runs it too, and must not measure.
     if !std::env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
@@ -81,17 +80,18 @@ struct Peer {
     name: &'static str,
     url: String,
     pids: Vec<u32>,
-    /// The figures of the rounds, for each of [`LOADS`].
+    /// Figures of the rounds, for each of [`LOADS`].
     rounds: [Vec<Figures>; LOADS.len()],
 }
 
-/// The figures of one load.
+/// Figures of one load.
 #[derive(Clone, Copy)]
 struct Figures {
-    /// µs a request.
+    /// CPU time per request in µs.
     cpu: f64,
     requests_per_second: f64,
-    /// The median latency of HTTP/1.1 and the mean of HTTP/2 in µs: each tool prints the one only.
+    /// Latency in µs: median for HTTP/1.1, mean for HTTP/2, because each tool prints only one of
+    /// them.
     latency: f64,
 }
 
@@ -104,7 +104,7 @@ async fn bench() -> Result<()> {
         .server(folder, "bench", &["localhost", "127.0.0.1"])?;
     cluster.kubectl(&["apply", "-k", "deploy/"])?;
     let objects = Objects::new(&cluster.client, "bench").await?;
-    // The endpointslice controller passes over pods whose node it does not know.
+    // The endpointslice controller ignores pods on unknown nodes.
     objects.node("node-1", namespace.address(2)).await?;
     objects
         .service(
@@ -235,14 +235,14 @@ async fn bench() -> Result<()> {
             }
         }
     }
-    println!("Small answers, {rounds} interleaved rounds of {seconds} s; medians (range)");
+    println!("Small responses, {rounds} interleaved rounds of {seconds} s; medians (range)");
     for (index, load) in LOADS.iter().enumerate() {
         load.report(index, &measured)?;
     }
     Ok(())
 }
 
-/// Another build of the bastion, for a comparison.
+/// Returns another build of the bastion for comparison, if any.
 fn baseline() -> Option<PathBuf> {
     std::env::var_os("KUBE_BASTION_BASELINE")
         .filter(|path| !path.is_empty())
@@ -258,7 +258,8 @@ fn setting(name: &str, default: u64) -> Result<u64> {
     }
 }
 
-/// A port that is free now. HAProxy and nginx want theirs in a file, so none can be kept for them.
+/// Returns a port that is free now. HAProxy and nginx read theirs from a file, so it cannot be
+/// reserved.
 fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
@@ -338,7 +339,7 @@ impl Load {
         for peer in peers {
             let rounds = &peer.rounds[index];
             let (cpu, low, high) = median(rounds.iter().map(|figures| figures.cpu));
-            // Of each round by itself: the machine is another one the next minute.
+            // The ratio of each round, because the load of the machine changes between rounds.
             let ratios = rounds
                 .iter()
                 .zip(&reference.rounds[index])
@@ -355,23 +356,23 @@ impl Load {
     }
 }
 
-/// The median, the least and the most.
+/// Returns median, minimum and maximum.
 fn median(figures: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     let mut all: Vec<f64> = figures.collect();
     all.sort_by(f64::total_cmp);
     (all[all.len() / 2], all[0], all[all.len() - 1])
 }
 
-/// A word of the first line that begins with `prefix`.
+/// Returns a word of the first line with a prefix.
 fn word<'a>(printed: &'a str, prefix: &str, index: usize) -> Result<&'a str> {
     let line = printed
         .lines()
         .find(|line| line.trim_start().starts_with(prefix));
     line.and_then(|line| line.split_whitespace().nth(index))
-        .with_context(|| format!("no {prefix:?} is printed"))
+        .with_context(|| format!("the output has no line with {prefix:?}"))
 }
 
-/// Requests and figures of wrk; an error where an answer was not 2xx.
+/// Parses the output of wrk. Fails if a response was not 2xx.
 fn read_wrk(printed: &str) -> Result<(f64, Figures)> {
     ensure!(!printed.contains("Non-2xx"), "some answers are errors");
     let line = printed
@@ -394,7 +395,7 @@ fn read_wrk(printed: &str) -> Result<(f64, Figures)> {
     ))
 }
 
-/// The same of h2load.
+/// Parses the output of h2load. Fails if a response was not 2xx.
 fn read_h2load(printed: &str) -> Result<(f64, Figures)> {
     let codes = printed
         .lines()
@@ -421,7 +422,7 @@ fn read_h2load(printed: &str) -> Result<(f64, Figures)> {
     ))
 }
 
-/// `1.23ms`, `45.00us` or `1.02s` in µs.
+/// Parses `1.23ms`, `45.00us` or `1.02s` into µs.
 fn micros(text: &str) -> f64 {
     let number: f64 = text
         .trim_end_matches(|c: char| c.is_alphabetic())
@@ -434,7 +435,7 @@ fn micros(text: &str) -> f64 {
     }
 }
 
-/// User and system time of processes, from their clock ticks of 10 ms.
+/// Returns user and system time of processes, with a resolution of 10 ms.
 fn cpu_micros(pids: &[u32]) -> Result<f64> {
     let mut ticks = 0;
     for pid in pids {
@@ -450,11 +451,11 @@ fn cpu_micros(pids: &[u32]) -> Result<f64> {
     Ok(f64::from(ticks) * 1e4)
 }
 
-/// Servers that end with the benchmark, workers included.
+/// Servers that are killed on drop, including their workers.
 struct Group(Vec<Child>);
 
 impl Group {
-    /// A server and its workers.
+    /// Returns the process ids of a server and its workers.
     fn pids(&self, index: usize) -> Vec<u32> {
         let parent = self.0[index].id();
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))
@@ -488,7 +489,7 @@ fn start(command: &mut Command) -> Result<Child> {
         .with_context(|| name)
 }
 
-/// The peer that the others are compared with.
+/// Peer with which the others are compared.
 const REFERENCE: &str = "HAProxy";
 
 fn backend_conf(folder: &Path, backends: &[SocketAddr]) -> Result<PathBuf> {

@@ -1,5 +1,7 @@
-//! The port for probes and Prometheus: plain HTTP, for the cluster alone. Every wait and every
-//! connection is bounded, because whoever reaches the pod reaches this port.
+//! Admin port: probes and metrics over plain HTTP, for clients inside the cluster.
+//!
+//! Every wait and the number of connections are bounded, because every client that can reach the
+//! pod can reach this port.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -22,24 +24,25 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::ready::Ready;
 
-/// What OpenMetrics asks for as the type of its text.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Time limit of a request's head, and of a kept connection without one. Probes and scrapes send
-/// theirs in one packet.
+/// Content type of the OpenMetrics text format.
+const OPENMETRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Timeout of the head of a request, and of an idle connection. Probes and scrapes send their head
+/// in one packet.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest time that a response makes no progress because the client does not read.
+/// Maximum time without progress of a response that the client does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest life of a connection: some scrapes. Whatever a client does, it is gone after this and
-/// [`HEAD_TIMEOUT`].
-const MAX_AGE: Duration = Duration::from_mins(5);
-/// Connections at once. A kubelet and a few Prometheus servers need a handful.
+/// Maximum age of a connection: several scrapes. After it, the connection has [`HEAD_TIMEOUT`] to
+/// finish its request and is then closed.
+const MAX_CONNECTION_AGE: Duration = Duration::from_mins(5);
+/// Maximum number of open connections. A kubelet and a few Prometheus servers need fewer than ten.
 const MAX_CONNECTIONS: usize = 128;
-/// Requests' heads are small here.
+/// Maximum size of the head of a request.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// A pause after a failed accept, which is mostly a lack of descriptors that no retry helps.
+/// Pause after a failed accept. The usual cause is a lack of descriptors, which an immediate retry
+/// does not change.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The admin port, bound.
+/// Bound admin port.
 #[derive(Debug)]
 pub struct Admin {
     socket: TcpListener,
@@ -47,7 +50,7 @@ pub struct Admin {
 }
 
 #[derive(Clone, Debug)]
-struct Shown {
+struct AdminState {
     ready: Ready,
     registry: Arc<Registry>,
 }
@@ -61,17 +64,18 @@ impl Admin {
             .fallback(async || {
                 (
                     StatusCode::NOT_FOUND,
-                    "there is /livez, /readyz and /metrics\n",
+                    "not found; the paths are /livez, /readyz and /metrics\n",
                 )
             })
-            .with_state(Shown {
+            .with_state(AdminState {
                 ready,
                 registry: Arc::new(registry),
             });
         Self { socket, routes }
     }
 
-    /// Serves `/livez`, `/readyz` and `/metrics` for ever. Connections end with it.
+    /// Serves `/livez`, `/readyz` and `/metrics` until the task is aborted, which also closes the
+    /// connections.
     pub async fn serve(self: Arc<Self>) {
         let mut connections = Connections::default();
         loop {
@@ -80,7 +84,7 @@ impl Admin {
                     connections.add(peer.ip(), connection(stream, self.routes.clone()));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection to the admin port could not be accepted");
+                    tracing::warn!(%error, "cannot accept a connection to the admin port");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -88,7 +92,7 @@ impl Admin {
     }
 }
 
-/// The open connections, oldest first.
+/// Open connections, oldest first.
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
@@ -96,10 +100,12 @@ struct Connections {
 }
 
 impl Connections {
-    /// Of too many, the oldest of the address that has most gives way: were the new one rejected or
-    /// made to wait, a client that opens connections and says nothing would keep the kubelet's
-    /// probes out, and the pod be killed; were it the oldest of all, a flood would end probes that
-    /// are being answered.
+    /// Adds a connection. At the limit, the oldest connection of the address with the most
+    /// connections is closed.
+    ///
+    /// If the new connection were rejected or delayed instead, a client with idle connections could
+    /// lock out the kubelet's probes, and the kubelet would kill the pod. If the oldest of all were
+    /// closed, a flood could abort probes in progress.
     fn add(&mut self, peer: IpAddr, connection: impl Future<Output = ()> + Send + 'static) {
         while self.tasks.try_join_next().is_some() {}
         self.order.retain(|(_, task)| !task.is_finished());
@@ -108,19 +114,23 @@ impl Connections {
             for (address, _) in &self.order {
                 *counts.entry(*address).or_insert(0_usize) += 1;
             }
-            let most = counts
+            let busiest = counts
                 .into_iter()
                 .max_by_key(|(_, count)| *count)
                 .map(|(address, _)| address);
             let Some(oldest) = self
                 .order
                 .iter()
-                .position(|(address, _)| Some(*address) == most)
+                .position(|(address, _)| Some(*address) == busiest)
             else {
                 break;
             };
             if let Some((address, oldest)) = self.order.remove(oldest) {
-                tracing::debug!(%address, "too many connections to the admin port: the oldest of this address is closed");
+                tracing::debug!(
+                    %address,
+                    "closing the oldest connection of this address: too many connections to the \
+                     admin port"
+                );
                 oldest.abort();
             }
         }
@@ -129,8 +139,8 @@ impl Connections {
 }
 
 async fn connection(stream: TcpStream, routes: Router) {
-    // The kernel also counts data that a closed window holds back (tcp(7)). Failing means that the
-    // peer reset already.
+    // TCP_USER_TIMEOUT also covers data held back by a closed window (tcp(7)). The call only fails
+    // if the peer has reset the connection.
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_TIMEOUT));
     let mut connection = pin!(
@@ -142,17 +152,17 @@ async fn connection(stream: TcpStream, routes: Router) {
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = tokio::time::sleep(MAX_AGE) => {
+        () = tokio::time::sleep(MAX_CONNECTION_AGE) => {
             connection.as_mut().graceful_shutdown();
             tokio::time::timeout(HEAD_TIMEOUT, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection to the admin port ended with an error");
+        tracing::debug!(%error, "connection to the admin port failed");
     }
 }
 
-async fn readyz(State(Shown { ready, .. }): State<Shown>) -> impl IntoResponse {
+async fn readyz(State(AdminState { ready, .. }): State<AdminState>) -> impl IntoResponse {
     let (ready, report) = ready.report();
     (
         if ready {
@@ -164,10 +174,10 @@ async fn readyz(State(Shown { ready, .. }): State<Shown>) -> impl IntoResponse {
     )
 }
 
-async fn metrics(State(Shown { registry, .. }): State<Shown>) -> impl IntoResponse {
+async fn metrics(State(AdminState { registry, .. }): State<AdminState>) -> impl IntoResponse {
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &registry) {
-        Ok(()) => Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text)),
+        Ok(()) => Ok(([(header::CONTENT_TYPE, OPENMETRICS_TYPE)], text)),
         Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
     }
 }
@@ -186,18 +196,18 @@ mod tests {
         address
     }
 
-    async fn say(address: std::net::SocketAddr, head: &str) -> TcpStream {
+    async fn send(address: std::net::SocketAddr, head: &str) -> TcpStream {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
         stream
     }
 
-    /// Whatever the server sends until it closes the connection.
-    async fn rest(mut stream: TcpStream) -> String {
-        let mut answer = Vec::new();
-        // A reset is an end too.
-        let _ = stream.read_to_end(&mut answer).await;
-        String::from_utf8(answer).unwrap()
+    /// Reads until the server closes the connection.
+    async fn read_all(mut stream: TcpStream) -> String {
+        let mut response = Vec::new();
+        // A reset also ends the response.
+        let _ = stream.read_to_end(&mut response).await;
+        String::from_utf8(response).unwrap()
     }
 
     #[tokio::test(start_paused = true)]
@@ -205,31 +215,31 @@ mod tests {
         let address = admin().await;
         let mut silent = Vec::new();
         for head in ["", "GET /livez HTTP/1.1\r\nHost: a\r\n"].repeat(20) {
-            silent.push(say(address, head).await);
+            silent.push(send(address, head).await);
         }
         for stream in silent {
-            assert!(!rest(stream).await.contains("200 OK"));
+            assert!(!read_all(stream).await.contains("200 OK"));
         }
     }
 
     #[tokio::test]
-    async fn oldest_connection_gives_way_so_that_probes_are_answered() {
+    async fn closes_oldest_connection_so_that_probes_succeed() {
         let address = admin().await;
         let mut silent = Vec::new();
         for _ in 0..=MAX_CONNECTIONS {
-            silent.push(say(address, "GET /livez HTTP/1.1\r\n").await);
+            silent.push(send(address, "GET /livez HTTP/1.1\r\n").await);
         }
-        let probe = say(
+        let probe = send(
             address,
             "GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
         )
         .await;
-        assert!(rest(probe).await.ends_with("ok\n"));
-        assert_eq!(rest(silent.remove(0)).await, "", "the oldest is closed");
+        assert!(read_all(probe).await.ends_with("ok\n"));
+        assert_eq!(read_all(silent.remove(0)).await, "", "the oldest is closed");
     }
 
     #[tokio::test]
-    async fn a_flood_of_one_address_ends_no_connection_of_another() {
+    async fn flood_of_one_address_closes_no_connection_of_another() {
         let (flood, kubelet) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let mut connections = Connections::default();
         connections.add(kubelet, std::future::pending());

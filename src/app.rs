@@ -1,5 +1,5 @@
-//! Wires everything: a [`Config`] becomes [`Bound`] once all that can be wrong with it has been
-//! tried, and runs until it is drained.
+//! Wiring: a [`Config`] becomes [`Bound`] once its files are loaded and its ports are bound, and
+//! runs until it is drained.
 
 mod load;
 mod sockets;
@@ -7,10 +7,11 @@ mod spawn;
 mod tasks;
 mod worker;
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use arc_swap::ArcSwapOption;
 use prometheus_client::registry::Registry;
 
@@ -27,7 +28,7 @@ use worker::Port;
 
 pub use load::load_all;
 
-/// Where a bastion listens, with the ports that port 0 became.
+/// Addresses of the listeners, with the actual port in place of port 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
     pub secure: SocketAddr,
@@ -35,7 +36,7 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// A bastion with its ports bound and its TLS loaded, ready to run.
+/// Bastion with bound ports and loaded files, ready to run.
 #[expect(
     missing_debug_implementations,
     reason = "it holds credentials of the Kubernetes API"
@@ -55,19 +56,24 @@ struct Sockets {
 }
 
 impl Bound {
-    /// Tries everything that the configuration names: ports, certificates, kubeconfig, manifests.
+    /// Loads the files that the configuration names and binds its ports.
     ///
     /// # Errors
-    /// The first thing that is no good, with its name and what would be right.
+    /// The first invalid setting, file or port, and how to correct it.
     pub async fn new(config: Config) -> Result<Self> {
         config.validate()?;
         sockets::raise_open_files();
+        // Files precede ports, so that a configuration error never disturbs clients with a port
+        // that accepts and then closes.
         let files = Files::load(&config)?;
         let source = Source::load(&config, &files.trust).await?;
-        let secure = bind(config.serving.secure_listen_address, "secureListenAddress")?;
+        let secure = bind(
+            config.serving.secure_listen_address,
+            "serving.secureListenAddress",
+        )?;
         let insecure = config.serving.insecure_listen_address;
         let insecure = insecure
-            .map(|address| bind(address, "insecureListenAddress"))
+            .map(|address| bind(address, "serving.insecureListenAddress"))
             .transpose()?;
         let admin = bind(config.admin.listen_address, "admin.listenAddress")?;
         let addresses = Addresses {
@@ -88,12 +94,11 @@ impl Bound {
         })
     }
 
-    /// Serves until the drain is over: what runs when it begins is finished, or cut at the
-    /// deadline.
+    /// Serves until the drain has ended. Requests and tunnels that are open when the drain begins
+    /// may finish until its deadline, and are then closed.
     ///
     /// # Errors
-    /// A worker, or a background task without which the process cannot go on, failed: restart the
-    /// process.
+    /// Failure of a worker or of an essential background task. The caller must restart the process.
     pub async fn run(self, drain: Drain) -> Result<()> {
         let Self {
             config,
@@ -130,23 +135,44 @@ impl Bound {
             tls: Some(files.server_tls),
         }];
         ports.extend(sockets.insecure.map(|socket| Port { socket, tls: None }));
-        let workers = match config.serving.workers {
-            // Follows the CPU quota of the cgroup.
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            workers => workers,
-        };
-        let workers = worker::start(workers, &ports, shared)?;
+        let workers = worker::start(worker_count(config.serving.workers), &ports, shared)?;
+        // Workers close their clones when the drain begins. A port only closes with its last
+        // descriptor, so this one must not be kept.
         drop(ports);
         if let Some(insecure) = addresses.insecure {
-            tracing::warn!(%insecure, "serving plain HTTP: tokens cross it in clear text");
+            tracing::warn!(%insecure, "serving plain HTTP; tokens cross this port in clear text");
         }
-        tracing::info!(secure = %addresses.secure, admin = %addresses.admin, workers = workers.len(), "serving");
+        tracing::info!(
+            secure = %addresses.secure,
+            admin = %addresses.admin,
+            workers = workers.len(),
+            "serving"
+        );
         supervise(workers, supervisor, &drain).await
     }
 }
 
+/// Returns the number of workers; 0 stands for one per core.
+fn worker_count(setting: usize) -> usize {
+    match setting {
+        // Respects the CPU quota of the cgroup.
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
+}
+
+/// Binds a port, and names its setting if that fails.
 fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
-    sockets::listen(address).with_context(|| {
-        format!("cannot listen on {address} ({field}): is another process there? give another address, or port 0")
+    sockets::listen(address).map_err(|error| {
+        let remedy = match error.kind() {
+            ErrorKind::AddrInUse => "; choose another port, or stop the process that listens there",
+            ErrorKind::AddrNotAvailable => "; choose an address of this machine",
+            ErrorKind::PermissionDenied => {
+                "; choose a port above 1023, or grant the capability NET_BIND_SERVICE"
+            }
+            _ => "",
+        };
+        let context = format!("cannot listen on {address} ({field}){remedy}");
+        anyhow::Error::new(error).context(context)
     })
 }

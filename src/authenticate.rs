@@ -1,5 +1,5 @@
-//! Who calls? Credentials in, [`Identity`] out; what identified the caller is taken off the request
-//! here, so that no later stage can pass it on.
+//! Authentication: resolves the credentials of a request to an [`Identity`] and strips them from
+//! the request, so that no later stage can forward them.
 
 mod certificate;
 mod front_proxy;
@@ -10,77 +10,94 @@ mod token;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 
-pub use certificate::ClientCertificate;
-pub use front_proxy::RequestHeaderAuthenticator;
-pub use impersonate::Impersonation;
-pub use token::{TokenJudge, TokenReviewAuthenticator};
+pub use certificate::{CertificateError, ClientCertificate};
+pub use front_proxy::{FrontProxyError, RequestHeaderAuthenticator};
+pub use impersonate::{Impersonation, ImpersonationError};
+pub use subprotocol::SubprotocolError;
+pub use token::{TokenError, TokenJudge, TokenReviewAuthenticator};
+
+use front_proxy::Claim;
 
 use crate::model::{ClientAddress, Identity};
-use crate::review::{Rejection, ReviewError};
+use crate::review::{Rejection, ReviewError, ReviewFailure};
 use crate::trust::{DynamicClientCas, TokenFile};
 
-/// The other side of a connection.
+/// The client side of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub address: SocketAddr,
-    /// Whether the connection is TLS: what `X-Forwarded-Proto` tells.
+    /// True if the connection uses TLS; sent as `X-Forwarded-Proto`.
     pub secure: bool,
-    /// What the client showed in the handshake, its key proven, its CA not yet judged.
+    /// Certificate from the handshake. The client has proven that it holds the key; the issuer is
+    /// verified for each request.
     pub certificate: Option<Arc<ClientCertificate>>,
 }
 
-/// Where bearer tokens are judged.
+/// Source that verifies bearer tokens.
 #[derive(Debug)]
 pub enum Tokens {
-    /// The API, by TokenReview.
+    /// TokenReviews of the Kubernetes API.
     Review(Arc<TokenReviewAuthenticator>),
-    /// A file.
+    /// Static token file.
     Static(Arc<TokenFile>),
 }
 
-/// The stage. One per process.
+/// Authentication stage. One per process.
 #[derive(Debug)]
 pub struct Authenticator {
     pub tokens: Tokens,
     pub client_cas: DynamicClientCas,
     pub front_proxy: RequestHeaderAuthenticator,
-    /// Lets callers without credentials through as `system:anonymous`.
+    /// Accepts requests without credentials as `system:anonymous`.
     pub anonymous: bool,
 }
 
-/// Why it is not known who calls.
+/// Error of the authentication stage.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AuthenticationError {
-    /// The caller's fault: no credentials, or none that are good. The text is for the log, never
-    /// for the caller.
+    /// Client error: missing or invalid credentials. The reason is for the log only, because it
+    /// would help an attacker.
     #[error("unauthenticated: {0}")]
-    Unauthenticated(String),
-    /// `Impersonate-*` headers that mean nobody: whoever sends them must not be taken for
-    /// themselves.
-    #[error("{0}")]
-    Impersonation(String),
-    /// Not the caller's fault; asking again may help.
+    Unauthenticated(#[from] CredentialError),
+    /// Client error: invalid `Impersonate-*` headers. The request must not run as the caller
+    /// instead.
+    #[error(transparent)]
+    Impersonation(#[from] ImpersonationError),
+    /// Upstream error: no TokenReview result. A retry may succeed.
     #[error("the token could not be reviewed: {0}")]
-    Unavailable(Arc<str>),
-    /// The bastion has too many reviews to send; asking again later may help.
+    Unavailable(ReviewFailure),
+    /// Overload: the TokenReview was not sent. A retry may succeed.
     #[error("the token could not be reviewed: {0}")]
     Rejected(Rejection),
+}
+
+/// Reason why the credentials of a request do not identify a caller. Never contains a token.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CredentialError {
+    #[error("no credentials")]
+    Missing,
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    FrontProxy(#[from] FrontProxyError),
+    #[error(transparent)]
+    Subprotocol(#[from] SubprotocolError),
+    #[error(transparent)]
+    Token(#[from] TokenError),
 }
 
 impl From<ReviewError> for AuthenticationError {
     fn from(error: ReviewError) -> Self {
         match error {
             ReviewError::Rejected(rejection) => Self::Rejected(rejection),
-            ReviewError::Unreachable(fault) | ReviewError::Refused(fault) => {
-                Self::Unavailable(fault)
-            }
+            ReviewError::Failed(failure) => Self::Unavailable(failure),
         }
     }
 }
 
-/// Who calls, and whom they want to act as.
+/// An authenticated caller and the user that it wants to act as.
 #[derive(Debug)]
 pub struct Caller {
     pub identity: Arc<Identity>,
@@ -88,89 +105,87 @@ pub struct Caller {
 }
 
 impl Authenticator {
-    /// Finds out who calls, in kube-apiserver's order: by what a front proxy says, by client
-    /// certificate, by bearer token, by the token in the subprotocols of a `websocket`. The first
-    /// that is good counts. Takes all of them off `headers` (CONFORMANCE C60 to C62).
+    /// Authenticates a request in kube-apiserver's order: headers of a front proxy, client
+    /// certificate, bearer token, token in the subprotocols of a `websocket` request. The first
+    /// valid credential wins. Removes all of them from `headers` (CONFORMANCE C60 to C62).
     ///
     /// # Errors
-    /// [`AuthenticationError`]; the caller is then nobody, not even anonymous, unless they showed
-    /// nothing at all.
+    /// [`AuthenticationError`]. A caller with invalid credentials is never accepted as anonymous.
     pub async fn authenticate(
         &self,
         headers: &mut HeaderMap,
         peer: &Peer,
         websocket: bool,
     ) -> Result<Caller, AuthenticationError> {
+        // All credentials are removed before the first one is checked, so that an early return
+        // cannot leave one of them on the request.
         let authorization = headers.remove(header::AUTHORIZATION);
         let claim = self.front_proxy.take(headers);
         let impersonates = Impersonation::take(headers);
-        let subprotocol = match subprotocol::take_token(headers) {
-            Ok(token) if websocket => token.map(Ok),
-            Err(fault) if websocket => Some(Err(fault)),
-            _ => None,
-        };
-        let bearer = authorization
-            .as_ref()
-            .and_then(|value| bearer(value.to_str().ok()?));
-        let certificate = peer.certificate.as_deref();
+        let subprotocol = subprotocol::take_token(headers);
 
-        let mut fault = None;
+        let identity = self
+            .identify(authorization.as_ref(), claim, subprotocol, peer, websocket)
+            .await?;
+        // Reported after authentication, so that an unauthenticated caller gets 401, not 400.
+        Ok(Caller {
+            identity,
+            impersonates: impersonates?,
+        })
+    }
+
+    async fn identify(
+        &self,
+        authorization: Option<&HeaderValue>,
+        claim: Option<Claim>,
+        subprotocol: Result<Option<String>, SubprotocolError>,
+        peer: &Peer,
+        websocket: bool,
+    ) -> Result<Arc<Identity>, AuthenticationError> {
+        let certificate = peer.certificate.as_deref();
+        // As in kube-apiserver's union authenticator, a failed credential does not end the search:
+        // a later one may be valid. The last error is reported.
+        let mut failure = None;
+
         if let (Some(claim), Some(certificate)) = (claim, certificate) {
             match self.front_proxy.accept(claim, certificate) {
-                Ok(identity) => {
-                    return Ok(Caller {
-                        identity,
-                        impersonates: impersonates?,
-                    });
-                }
-                Err(why) => fault = Some(AuthenticationError::Unauthenticated(why)),
+                Ok(identity) => return Ok(identity),
+                Err(error) => failure = Some(CredentialError::from(error).into()),
             }
         }
         if let Some(certificate) = certificate {
             match certificate.identity(&self.client_cas) {
-                Ok(identity) => {
-                    return Ok(Caller {
-                        identity,
-                        impersonates: impersonates?,
-                    });
-                }
-                Err(why) => fault = Some(AuthenticationError::Unauthenticated(why)),
+                Ok(identity) => return Ok(identity),
+                Err(error) => failure = Some(CredentialError::from(error).into()),
             }
         }
-        for token in [
-            bearer.map(Ok),
-            subprotocol.as_ref().map(|token| token.as_deref()),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            let identity = match token {
-                Ok(token) => self.by_token(token, peer.address.ip().into()).await,
-                Err(why) => Err(AuthenticationError::Unauthenticated((*why).to_owned())),
-            };
-            match identity {
-                Ok(identity) => {
-                    return Ok(Caller {
-                        identity,
-                        impersonates: impersonates?,
-                    });
-                }
-                Err(why) => fault = Some(why),
+        let client = peer.address.ip().into();
+        if let Some(token) = authorization.and_then(|value| bearer(value.to_str().ok()?)) {
+            match self.verify_token(token, client).await {
+                Ok(identity) => return Ok(identity),
+                Err(error) => failure = Some(error),
             }
         }
-        match fault {
-            Some(fault) => Err(fault),
-            None if self.anonymous => Ok(Caller {
-                identity: Arc::new(Identity::anonymous()),
-                impersonates: impersonates?,
-            }),
-            None => Err(AuthenticationError::Unauthenticated(
-                "no credentials".into(),
-            )),
+        // kube-apiserver ignores the subprotocols of requests that are not WebSocket upgrades.
+        if websocket {
+            match subprotocol {
+                Ok(Some(token)) => match self.verify_token(&token, client).await {
+                    Ok(identity) => return Ok(identity),
+                    Err(error) => failure = Some(error),
+                },
+                Ok(None) => {}
+                Err(error) => failure = Some(CredentialError::from(error).into()),
+            }
+        }
+        match failure {
+            Some(error) => Err(error),
+            None if self.anonymous => Ok(Arc::new(Identity::anonymous())),
+            None => Err(CredentialError::Missing.into()),
         }
     }
 
-    /// The headers that [`Self::identify`] looks at: enough to identify the caller again.
+    /// Returns the headers that [`Self::authenticate`] reads, so that the caller of an open tunnel
+    /// can be authenticated again.
     pub fn credentials(&self, headers: &HeaderMap) -> HeaderMap {
         let names = headers.iter().filter(|(name, _)| {
             matches!(
@@ -184,21 +199,21 @@ impl Authenticator {
             .collect()
     }
 
-    async fn by_token(
+    async fn verify_token(
         &self,
         token: &str,
         client: ClientAddress,
     ) -> Result<Arc<Identity>, AuthenticationError> {
         match &self.tokens {
             Tokens::Review(reviews) => reviews.identity(token, client).await,
-            Tokens::Static(tokens) => tokens.identity(token).ok_or_else(|| {
-                AuthenticationError::Unauthenticated("the token is not in the token file".into())
-            }),
+            Tokens::Static(tokens) => tokens
+                .identity(token)
+                .ok_or_else(|| CredentialError::from(TokenError::NotInFile).into()),
         }
     }
 }
 
-/// The token of `Bearer <token>`, read as kube-apiserver reads it.
+/// Returns the token of `Bearer <token>`, parsed as leniently as kube-apiserver parses it.
 fn bearer(authorization: &str) -> Option<&str> {
     let mut parts = authorization.trim().split(' ');
     let scheme = parts.next()?;
@@ -210,7 +225,6 @@ fn bearer(authorization: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn authenticator(anonymous: bool) -> Authenticator {
         let tokens = Arc::new(TokenFile::parse("good,jane,1,\"devs,ops\"\n").unwrap());
@@ -234,7 +248,7 @@ mod tests {
         }
     }
 
-    async fn ask(
+    async fn authenticate(
         anonymous: bool,
         authorization: Option<&'static str>,
     ) -> Result<String, AuthenticationError> {
@@ -244,53 +258,57 @@ mod tests {
         }
         headers.insert("x-remote-user", HeaderValue::from_static("admin"));
         headers.insert("x-remote-extra-scopes", HeaderValue::from_static("all"));
-        let answer = authenticator(anonymous)
+        let result = authenticator(anonymous)
             .authenticate(&mut headers, &peer(), false)
             .await;
         assert!(
             headers.is_empty(),
-            "no credential stays on the request: {headers:?}"
+            "credentials left on the request: {headers:?}"
         );
-        answer.map(|caller| caller.identity.user.clone())
+        result.map(|caller| caller.identity.user.clone())
     }
 
     #[tokio::test]
-    async fn tokens_are_read_as_the_apiserver_reads_them() {
-        for good in [
+    async fn parses_bearer_tokens_like_kube_apiserver() {
+        for valid in [
             "Bearer good",
             "bearer good",
             "BEARER good trailing",
             "  Bearer good  ",
         ] {
-            assert_eq!(ask(false, Some(good)).await.unwrap(), "jane", "{good}");
+            assert_eq!(
+                authenticate(false, Some(valid)).await.unwrap(),
+                "jane",
+                "{valid}"
+            );
         }
-        for bad in ["Bearer bad", "Bearer  good", "Bearer", "Basic good", "good"] {
+        for invalid in ["Bearer bad", "Bearer  good", "Bearer", "Basic good", "good"] {
             assert!(
                 matches!(
-                    ask(false, Some(bad)).await,
+                    authenticate(false, Some(invalid)).await,
                     Err(AuthenticationError::Unauthenticated(_))
                 ),
-                "{bad}"
+                "{invalid}"
             );
         }
     }
 
     #[tokio::test]
-    async fn anonymous_is_for_those_who_show_nothing() {
-        assert!(ask(false, None).await.is_err());
-        assert_eq!(ask(true, None).await.unwrap(), "system:anonymous");
+    async fn accepts_anonymous_only_without_credentials() {
+        assert!(authenticate(false, None).await.is_err());
+        assert_eq!(authenticate(true, None).await.unwrap(), "system:anonymous");
         assert_eq!(
-            ask(true, Some("Basic x")).await.unwrap(),
+            authenticate(true, Some("Basic x")).await.unwrap(),
             "system:anonymous"
         );
         assert!(
-            ask(true, Some("Bearer bad")).await.is_err(),
-            "bad credentials are worse than none"
+            authenticate(true, Some("Bearer bad")).await.is_err(),
+            "invalid credentials are not anonymous"
         );
     }
 
     #[tokio::test]
-    async fn a_websocket_may_bring_its_token_in_a_subprotocol() {
+    async fn reads_token_from_subprotocol_of_websocket_only() {
         for (authorization, websocket, user) in [
             (None, true, Some("jane")),
             (Some("Bearer bad"), true, Some("jane")),
@@ -303,11 +321,11 @@ mod tests {
             let offered =
                 HeaderValue::from_static("chat, base64url.bearer.authorization.k8s.io.Z29vZA");
             headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
-            let answer = authenticator(false)
+            let result = authenticator(false)
                 .authenticate(&mut headers, &peer(), websocket)
                 .await;
             assert_eq!(
-                answer
+                result
                     .ok()
                     .map(|caller| caller.identity.user.clone())
                     .as_deref(),
@@ -316,27 +334,27 @@ mod tests {
             assert_eq!(
                 headers[header::SEC_WEBSOCKET_PROTOCOL],
                 "chat",
-                "the token goes no further"
+                "the token is not forwarded"
             );
         }
     }
 
     #[tokio::test]
-    async fn whom_a_caller_wants_to_be_is_told_only_of_callers_who_are_known() {
-        for (authorization, wanted) in [
+    async fn reports_impersonation_errors_only_to_authenticated_callers() {
+        for (authorization, header) in [
             ("Bearer good", "impersonate-user"),
-            ("Bearer bad", "impersonate-user"),
+            ("Bearer bad", "impersonate-group"),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(
                 header::AUTHORIZATION,
                 HeaderValue::from_static(authorization),
             );
-            headers.insert(wanted, HeaderValue::from_static("jane"));
-            let answer = authenticator(true)
+            headers.insert(header, HeaderValue::from_static("jane"));
+            let result = authenticator(true)
                 .authenticate(&mut headers, &peer(), false)
                 .await;
-            match answer {
+            match result {
                 Ok(caller) => assert_eq!(caller.impersonates.unwrap().user, "jane"),
                 Err(error) => assert!(
                     matches!(error, AuthenticationError::Unauthenticated(_)),
@@ -354,9 +372,14 @@ mod tests {
             "impersonate-group",
             HeaderValue::from_static("system:masters"),
         );
-        let answer = authenticator(false)
+        let result = authenticator(false)
             .authenticate(&mut headers, &peer(), false)
             .await;
-        assert!(matches!(answer, Err(AuthenticationError::Impersonation(_))));
+        assert!(matches!(
+            result,
+            Err(AuthenticationError::Impersonation(
+                ImpersonationError::NoUser { .. }
+            ))
+        ));
     }
 }

@@ -1,5 +1,5 @@
-//! May they? `(Identity, Attributes)` in, [`Permit`] out. A permit can be made here alone, and the
-//! later stages ask for one: to forward without authorization does not compile.
+//! Authorization: turns `(Identity, Attributes)` into a [`Permit`]. Only this module can create a
+//! permit, and later stages require one, so forwarding without authorization does not compile.
 
 mod impersonate;
 mod review;
@@ -14,27 +14,27 @@ pub use review::{AccessJudge, Reviews};
 use crate::model::quote::GoQuoted;
 use crate::model::target::Id;
 use crate::model::{Attributes, ClientAddress, Identity, Resource, Target, Verb};
-use crate::review::{Rejection, ReviewError};
+use crate::review::{Rejection, ReviewError, ReviewFailure};
 use crate::trust::RbacRules;
 
-/// Who decides.
+/// Source of authorization decisions.
 #[derive(Debug)]
 pub enum PolicySource {
-    /// The API, by SubjectAccessReview.
+    /// SubjectAccessReviews of the Kubernetes API.
     Review(Arc<Reviews>),
     /// RBAC objects of a folder.
     Rbac(Arc<ArcSwap<RbacRules>>),
 }
 
-/// The stage. One per process.
+/// Authorization stage. One per process.
 #[derive(Debug)]
 pub struct Authorizer {
-    pub authorizer: PolicySource,
-    /// Asks again with the bare name where the id with scheme and port is denied (CONFORMANCE C19).
+    pub policy: PolicySource,
+    /// If the id with scheme and port is denied, checks the bare name too (CONFORMANCE C19).
     pub accept_bare_names: bool,
 }
 
-/// Proof that a caller may act on a target.
+/// Proof that a caller is allowed to act on a target.
 #[derive(Debug)]
 pub struct Permit<'t> {
     target: &'t Target<'t>,
@@ -46,7 +46,7 @@ impl<'t> Permit<'t> {
     }
 }
 
-/// What an authorizer says.
+/// Result of an authorizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     Allow,
@@ -54,15 +54,16 @@ pub enum Decision {
     Deny(Arc<str>),
 }
 
-/// Why there is no permit.
+/// Reason why there is no permit.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AuthorizeError {
+    /// The caller lacks a permission.
     #[error(transparent)]
     Forbidden(Forbidden),
-    /// The authorizer could not say. Denies, as everything but a yes does.
+    /// Upstream error: no decision, which denies the request. A retry may succeed.
     #[error("the access could not be reviewed: {0}")]
-    Unavailable(Arc<str>),
-    /// The bastion has too many reviews to send; asking again later may help.
+    Unavailable(ReviewFailure),
+    /// Overload: the review was not sent. A retry may succeed.
     #[error("the access could not be reviewed: {0}")]
     Rejected(Rejection),
 }
@@ -71,19 +72,17 @@ impl From<ReviewError> for AuthorizeError {
     fn from(error: ReviewError) -> Self {
         match error {
             ReviewError::Rejected(rejection) => Self::Rejected(rejection),
-            ReviewError::Unreachable(fault) | ReviewError::Refused(fault) => {
-                Self::Unavailable(fault)
-            }
+            ReviewError::Failed(failure) => Self::Unavailable(failure),
         }
     }
 }
 
 impl Authorizer {
-    /// Asks whether `identity` may do `verb` on the target. A review takes the share of the
+    /// Checks that `identity` is allowed to do `verb` on the target. A review uses the share of the
     /// `client` address.
     ///
     /// # Errors
-    /// [`AuthorizeError::Forbidden`] for a denial, else why there is no answer.
+    /// [`AuthorizeError`].
     pub async fn authorize<'t>(
         &self,
         identity: &Identity,
@@ -92,12 +91,12 @@ impl Authorizer {
         client: ClientAddress,
     ) -> Result<Permit<'t>, AuthorizeError> {
         let attributes = Attributes::for_proxy(verb, target);
-        let denied = match self.require(identity, attributes, client).await {
+        let error = match self.require(identity, attributes, client).await {
             Ok(()) => return Ok(Permit { target }),
-            Err(denied) => denied,
+            Err(error) => error,
         };
         if self.accept_bare_names
-            && matches!(denied, AuthorizeError::Forbidden(_))
+            && matches!(error, AuthorizeError::Forbidden(_))
             && let Ok(Id { name, .. }) = target.id()
             && name != target.id
             && self
@@ -107,11 +106,12 @@ impl Authorizer {
         {
             return Ok(Permit { target });
         }
-        Err(denied)
+        // The denial of the whole id, which a role should grant, not that of the bare name.
+        Err(error)
     }
 
-    /// Asks what an upgrade needs beside the right to its request: a WebSocket to a kubelet can be
-    /// an exec, more than `get` on nodes was ever meant to grant (C111).
+    /// Checks the additional permission of an upgrade: a WebSocket to a kubelet can be an exec,
+    /// which `get` on nodes does not grant (C111).
     ///
     /// # Errors
     /// As [`Self::authorize`].
@@ -128,8 +128,8 @@ impl Authorizer {
         Ok(())
     }
 
-    /// Whether `identity` may look at the object behind the target (`get` on the node, pod or
-    /// service itself): then it may be told more of it than yes or no. An error is a no.
+    /// Returns true if `identity` can `get` the node, pod or service of the target, so that an
+    /// error may contain details about it. Returns false on errors.
     pub async fn can_get_object(
         &self,
         identity: &Identity,
@@ -166,9 +166,9 @@ impl Authorizer {
         attributes: Attributes<'_>,
         client: ClientAddress,
     ) -> Result<Decision, AuthorizeError> {
-        match &self.authorizer {
+        match &self.policy {
             PolicySource::Review(reviews) => reviews.decide(identity, attributes, client).await,
-            // Without a reason, as with kube-apiserver's RBAC.
+            // kube-apiserver's RBAC gives no reason either.
             PolicySource::Rbac(rules) => Ok(if rules.load().allows(identity, attributes) {
                 Decision::Allow
             } else {
@@ -178,15 +178,15 @@ impl Authorizer {
     }
 }
 
-/// A no, in the apiserver's words (CONFORMANCE C96).
+/// Denial with kube-apiserver's message (CONFORMANCE C96).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forbidden {
     pub group: &'static str,
     pub resource: &'static str,
     pub name: String,
-    /// `User "u" cannot get resource …`, with the reason where there is one.
+    /// `User "u" cannot get resource …`, followed by the reason, if any.
     pub message: String,
-    /// The review that was asked, for those who may know.
+    /// Attributes of the denied review, for callers that can `get` the target.
     pub review: String,
 }
 
@@ -204,12 +204,14 @@ impl Forbidden {
             "" => "at the cluster scope".to_owned(),
             namespace => format!("in the namespace {}", GoQuoted(namespace)),
         };
-        let who = GoQuoted(&identity.user);
+        let user = GoQuoted(&identity.user);
         let verb = verb.as_str();
         let slash = if subresource.is_empty() { "" } else { "/" };
-        let what = format!("{resource}{slash}{subresource}");
-        let message =
-            format!(r#"User {who} cannot {verb} resource "{what}" in API group "{group}" {scope}"#);
+        let resource_path = format!("{resource}{slash}{subresource}");
+        let message = format!(
+            r#"User {user} cannot {verb} resource "{resource_path}" in API group "{group}" {scope}"#
+        );
+        // kube-apiserver escapes the message like this, but not the reason.
         let mut message = message
             .replace('&', "&amp;")
             .replace('<', "&lt;")
@@ -221,7 +223,7 @@ impl Forbidden {
             "SubjectAccessReview denied: verb={} group={} resource={} namespace={} name={}",
             GoQuoted(verb),
             GoQuoted(group),
-            GoQuoted(&what),
+            GoQuoted(&resource_path),
             GoQuoted(namespace),
             GoQuoted(name)
         );
@@ -263,7 +265,7 @@ mod tests {
     use crate::trust::RbacRulesBuilder;
 
     #[test]
-    fn a_no_is_said_in_the_apiservers_words() {
+    fn formats_denial_like_kube_apiserver() {
         let jane = Identity::new("jane", "", vec![], Default::default());
         let pods = Target::parse("/api/v1/namespaces/ns/pods/https:p:1/proxy").unwrap();
         assert_eq!(
@@ -291,8 +293,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bare_names_are_a_setting() {
-        let named = |name: &str| {
+    async fn accepts_bare_names_only_if_configured() {
+        let grant = |name: &str| {
             let yaml = format!(
                 "kind: ClusterRole\nmetadata: {{name: r}}\nrules: [{{apiGroups: [''], resources: [services/proxy], \
                  verbs: [get], resourceNames: ['{name}']}}]\n"
@@ -316,13 +318,15 @@ mod tests {
             ("http:web:80", true, "web", false),
             ("web", true, "a:web:80", false),
         ] {
-            let authorize = Authorizer {
-                authorizer: named(granted),
+            let authorizer = Authorizer {
+                policy: grant(granted),
                 accept_bare_names,
             };
             let path = format!("/api/v1/namespaces/ns/services/{id}/proxy/");
             let target = Target::parse(&path).unwrap();
-            let permit = authorize.authorize(&jane, Verb::Get, &target, client).await;
+            let permit = authorizer
+                .authorize(&jane, Verb::Get, &target, client)
+                .await;
             assert_eq!(
                 permit.is_ok(),
                 allowed,

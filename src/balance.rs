@@ -1,7 +1,8 @@
 //! Load balancing: strict round-robin per service port. Ejected endpoints get no requests while
-//! others can serve (CONFORMANCE C50).
+//! healthy ones exist (CONFORMANCE C50).
 
 mod ejection;
+mod endpoint_iter;
 mod health;
 
 use std::hash::{BuildHasher, RandomState};
@@ -16,25 +17,24 @@ use crate::metrics::EjectionMetrics;
 use crate::model::Endpoint;
 use crate::resolve::{Candidates, Transport};
 use ejection::{Ejections, Reason};
+pub use endpoint_iter::EndpointIter;
 pub use health::Health;
 
-/// An endpoint as it is connected to. What is learned by one transport says nothing about another:
-/// a caller can ask a plain HTTP endpoint for HTTPS, and its failure must not steer the requests of
-/// other callers.
+/// Endpoint and the transport used for it. Health is tracked per transport: a caller can request
+/// HTTPS from a plain HTTP endpoint, and its failure must not affect the requests of other callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointKey {
     pub address: SocketAddr,
     pub transport: Transport,
 }
 
-/// Selects endpoints and tracks ejected ones. One per process, so that what one worker learns
-/// spares the others.
+/// Selects endpoints and tracks ejected ones. One per process, so that workers share ejections.
 ///
-/// Nothing is recorded for a target without a choice of endpoints: it has to be tried anyway.
+/// Targets with a single endpoint are not tracked: they must be tried anyway.
 #[derive(Debug)]
 pub struct LoadBalancer {
     ejections: Ejections,
-    /// Endpoints that some worker has connections or requests at.
+    /// Endpoints to which a worker has connections or requests.
     health: DashMap<EndpointKey, Arc<Health>>,
     started: Instant,
     hasher: RandomState,
@@ -50,17 +50,18 @@ impl LoadBalancer {
         }
     }
 
-    /// The order in which to try the candidates for one request. Takes a turn of the rotation.
+    /// Returns the candidates in the order in which to try them for one request. Advances the
+    /// round-robin counter.
     pub fn select<'r>(
         &self,
         candidates: &'r Candidates,
         transport: Transport,
         client: IpAddr,
     ) -> EndpointIter<'r> {
-        self.order_at(candidates, transport, client, Instant::now)
+        self.select_at(candidates, transport, client, Instant::now)
     }
 
-    fn order_at<'r>(
+    fn select_at<'r>(
         &self,
         candidates: &'r Candidates,
         transport: Transport,
@@ -68,20 +69,21 @@ impl LoadBalancer {
         now: impl FnOnce() -> Instant,
     ) -> EndpointIter<'r> {
         let endpoints = candidates.endpoints();
-        // The common case, none is ejected, costs one load.
-        let now = (endpoints.len() > 1 && !self.ejections.is_empty())
-            .then(now)
-            .filter(|_| {
-                // While endpoints of other services are ejected: a look at each, and nothing else.
-                endpoints.iter().any(|it| {
-                    self.ejections.has(EndpointKey {
-                        address: it.address,
-                        transport,
-                    })
-                })
-            });
-        let healthy = now.and_then(|now| self.healthy(endpoints, transport, now));
-        let among = healthy
+        let key = |endpoint: &Endpoint| EndpointKey {
+            address: endpoint.address,
+            transport,
+        };
+        // The common case, no ejection in the whole process, costs one atomic load. If only
+        // endpoints of other services are ejected, it costs a look-up per endpoint, and neither a
+        // clock reading nor an allocation is wasted on the order.
+        let now = (endpoints.len() > 1
+            && !self.ejections.is_empty()
+            && endpoints
+                .iter()
+                .any(|endpoint| self.ejections.has(key(endpoint))))
+        .then(now);
+        let healthy = now.and_then(|now| self.healthy_first(endpoints, transport, now));
+        let healthy_count = healthy
             .as_ref()
             .map_or(endpoints.len(), |order| order.healthy);
         let turn = match candidates {
@@ -90,13 +92,13 @@ impl LoadBalancer {
                 rotation,
                 affinity: Affinity::None,
                 ..
-            } => rotation.advance() % among,
+            } => rotation.advance() % healthy_count,
             Candidates::Port {
                 affinity: Affinity::ClientIp,
                 ..
             } => self.rendezvous_pick(
                 client,
-                (0..among).map(|i| {
+                (0..healthy_count).map(|i| {
                     healthy
                         .as_ref()
                         .map_or(&endpoints[i], |order| &endpoints[order.indices[i]])
@@ -104,50 +106,41 @@ impl LoadBalancer {
                 }),
             ),
         };
+        // Only the healthy endpoints rotate, so that they share the requests of ejected ones
+        // evenly; the ejected ones stay behind them as a last resort.
         let indices = healthy.map(|mut order| {
-            order.indices[..among].rotate_left(turn);
+            order.indices[..healthy_count].rotate_left(turn);
             order.indices
         });
-        let order = EndpointIter {
-            endpoints,
-            turn,
-            indices,
-            taken: 0,
-        };
+        let order = EndpointIter::new(endpoints, turn, indices);
         if let (Some(now), Some(first)) = (now, order.peek()) {
-            self.ejections.probe(
-                EndpointKey {
-                    address: first.address,
-                    transport,
-                },
-                now,
-            );
+            self.ejections.probe(key(first), now);
         }
         order
     }
 
     /// Ejects an endpoint after a failed connect.
-    pub fn connect_failed(&self, key: EndpointKey) {
+    pub fn record_connect_failure(&self, key: EndpointKey) {
         self.ejections.eject(key, Reason::Connect, Instant::now());
     }
 
-    /// Ejects an endpoint on which requests wait and that answers none. To be called again while
-    /// that is so.
-    pub fn stalled(&self, key: EndpointKey, now: Instant) {
+    /// Ejects an endpoint that sends no responses while requests wait. Called repeatedly while the
+    /// stall lasts.
+    pub fn record_stall(&self, key: EndpointKey, now: Instant) {
         self.ejections.eject(key, Reason::Stalled, now);
     }
 
-    /// An endpoint accepted a connection.
-    pub fn connected(&self, key: EndpointKey) {
+    /// Ends an ejection for failed connects after a successful one.
+    pub fn record_connect(&self, key: EndpointKey) {
         self.ejections.connected(key);
     }
 
-    /// An endpoint answered a request.
-    pub fn answered(&self, key: EndpointKey) {
-        self.ejections.answered(key);
+    /// Ends any ejection of an endpoint that sent a response.
+    pub fn record_response(&self, key: EndpointKey) {
+        self.ejections.responded(key);
     }
 
-    /// The answers of an endpoint as all workers know them.
+    /// Returns the time of the last response of an endpoint, shared by all workers.
     pub fn health(&self, key: EndpointKey) -> Arc<Health> {
         Arc::clone(
             &self
@@ -157,23 +150,23 @@ impl LoadBalancer {
         )
     }
 
-    /// Forgets endpoints that are gone. To be called every few seconds, off the request path.
+    /// Removes state of unused endpoints. Called every few seconds, off the request path.
     pub fn sweep(&self) {
         self.ejections.sweep(Instant::now());
-        // Who else holds one is a worker with connections or requests there. A worker that asks for
-        // it in this very moment does so under the lock of the entry.
+        // Other references belong to workers with connections or requests to the endpoint. There
+        // is no race with `health`: it clones the `Arc` under the same lock of the shard.
         self.health
             .retain(|_, health| Arc::strong_count(health) > 1);
     }
 
-    /// The healthy endpoints first. None where all are healthy, or none is: then the plain ring
-    /// serves.
-    fn healthy(
+    /// Returns the endpoints with the healthy ones first. None if all are healthy, or none is: then
+    /// all endpoints rotate.
+    fn healthy_first(
         &self,
         endpoints: &[Endpoint],
         transport: Transport,
         now: Instant,
-    ) -> Option<Healthy> {
+    ) -> Option<HealthyFirst> {
         let (mut indices, ejected): (Vec<_>, Vec<_>) = (0..endpoints.len()).partition(|i| {
             !self.ejections.contains(
                 EndpointKey {
@@ -187,12 +180,12 @@ impl LoadBalancer {
         indices.extend(ejected);
         (1..endpoints.len())
             .contains(&healthy)
-            .then_some(Healthy { indices, healthy })
+            .then_some(HealthyFirst { indices, healthy })
     }
 
-    /// Where a client of a service with `sessionAffinity: ClientIP` is at home: the endpoint with
-    /// the highest hash of both (rendezvous hashing), so that an endpoint that comes or goes moves
-    /// only the clients it takes or leaves.
+    /// Picks the endpoint of a client of a service with `sessionAffinity: ClientIP`: the one with
+    /// the highest hash of client and endpoint (rendezvous hashing). An added or removed endpoint
+    /// moves only the clients that it gains or loses.
     fn rendezvous_pick(
         &self,
         client: IpAddr,
@@ -205,51 +198,12 @@ impl LoadBalancer {
     }
 }
 
-struct Healthy {
-    /// The healthy ones first.
+struct HealthyFirst {
+    /// Indices of all endpoints, those of the healthy ones first.
     indices: Vec<usize>,
+    /// Number of healthy endpoints.
     healthy: usize,
 }
-
-/// Endpoints in the order in which to try them, each once.
-#[derive(Clone, Debug)]
-pub struct EndpointIter<'r> {
-    endpoints: &'r [Endpoint],
-    turn: usize,
-    /// Set where some are ejected: the order, the healthy ones first.
-    indices: Option<Vec<usize>>,
-    taken: usize,
-}
-
-impl<'r> EndpointIter<'r> {
-    fn peek(&self) -> Option<&'r Endpoint> {
-        if self.taken == self.endpoints.len() {
-            return None;
-        }
-        let index = match &self.indices {
-            Some(indices) => indices[self.taken],
-            None => (self.turn + self.taken) % self.endpoints.len(),
-        };
-        Some(&self.endpoints[index])
-    }
-}
-
-impl<'r> Iterator for EndpointIter<'r> {
-    type Item = &'r Endpoint;
-
-    fn next(&mut self) -> Option<&'r Endpoint> {
-        let next = self.peek()?;
-        self.taken += 1;
-        Some(next)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.endpoints.len() - self.taken;
-        (left, Some(left))
-    }
-}
-
-impl ExactSizeIterator for EndpointIter<'_> {}
 
 #[cfg(test)]
 mod tests {
@@ -297,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn every_request_takes_the_next_and_can_fall_back_on_all() {
+    fn rotates_first_endpoint_and_lists_all() {
         let (balance, port) = (balance(), port(3, Affinity::None));
         assert_eq!(
             orders(&balance, &port, Transport::Http),
@@ -306,14 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn an_ejected_endpoint_stands_last_and_the_others_share_its_turns() {
+    fn ejected_endpoint_is_last_and_others_share_its_turns() {
         let (balance, port) = (balance(), port(3, Affinity::None));
-        balance.connect_failed(key(2));
+        balance.record_connect_failure(key(2));
         assert_eq!(
             orders(&balance, &port, Transport::Http),
             ["132", "312", "132", "312"]
         );
-        balance.answered(key(2));
+        balance.record_response(key(2));
         assert_eq!(
             orders(&balance, &port, Transport::Http),
             ["231", "312", "123", "231"]
@@ -325,12 +279,12 @@ mod tests {
     fn transports_do_not_share_ejections() {
         let (balance, port) = (balance(), port(3, Affinity::None));
         for last in 1..=3 {
-            balance.connect_failed(EndpointKey {
+            balance.record_connect_failure(EndpointKey {
                 transport: Transport::Https,
                 ..key(last)
             });
         }
-        balance.connect_failed(EndpointKey {
+        balance.record_connect_failure(EndpointKey {
             transport: Transport::Https,
             ..key(2)
         });
@@ -341,10 +295,10 @@ mod tests {
     }
 
     #[test]
-    fn where_all_are_ejected_the_plain_ring_serves() {
+    fn rotates_over_all_if_all_are_ejected() {
         let (balance, port) = (balance(), port(2, Affinity::None));
-        balance.connect_failed(key(1));
-        balance.stalled(key(2), Instant::now());
+        balance.record_connect_failure(key(1));
+        balance.record_stall(key(2), Instant::now());
         assert_eq!(
             orders(&balance, &port, Transport::Http),
             ["12", "21", "12", "21"]
@@ -352,20 +306,20 @@ mod tests {
     }
 
     #[test]
-    fn one_request_probes_an_endpoint_whose_ejection_has_ended() {
+    fn only_one_request_probes_after_ejection() {
         let (balance, port) = (balance(), port(2, Affinity::None));
-        balance.connect_failed(key(1));
+        balance.record_connect_failure(key(1));
         let later = || Instant::now() + Duration::from_secs(1);
-        let first = || names(balance.order_at(&port, Transport::Http, client(1), later)).remove(0);
+        let first = || names(balance.select_at(&port, Transport::Http, client(1), later)).remove(0);
         let firsts: String = (0..4).map(|_| first()).collect();
         assert_eq!(
             firsts, "1222",
-            "the others keep away until it is known to be healthy"
+            "other requests avoid it until the probe succeeds"
         );
     }
 
     #[test]
-    fn the_sweep_forgets_endpoints_that_no_worker_uses() {
+    fn sweep_removes_health_of_unused_endpoints() {
         let balance = balance();
         let used = balance.health(key(1));
         drop(balance.health(key(2)));
@@ -377,21 +331,21 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_any_worker_count_from_the_moment_they_came() {
+    fn health_keeps_latest_response_of_any_worker() {
         let (balance, now) = (balance(), Instant::now());
         let (mine, others) = (balance.health(key(1)), balance.health(key(1)));
-        assert!(!mine.has_answered_since(now));
-        others.publish_answer(now + Duration::from_secs(1));
-        others.publish_answer(now);
-        assert!(mine.has_answered_since(now + Duration::from_secs(1)));
-        assert!(!mine.has_answered_since(now + Duration::from_millis(1001)));
+        assert!(!mine.has_responded_since(now));
+        others.publish_response(now + Duration::from_secs(1));
+        others.publish_response(now);
+        assert!(mine.has_responded_since(now + Duration::from_secs(1)));
+        assert!(!mine.has_responded_since(now + Duration::from_millis(1001)));
     }
 
     #[test]
-    fn a_client_with_affinity_stays_and_moves_only_when_it_must() {
+    fn client_with_affinity_moves_only_if_its_endpoint_changes() {
         let balance = balance();
         let (three, four) = (port(3, Affinity::ClientIp), port(4, Affinity::ClientIp));
-        let home = |candidates, last| {
+        let pick = |candidates, last| {
             balance
                 .select(candidates, Transport::Http, client(last))
                 .next()
@@ -401,23 +355,23 @@ mod tests {
         };
         let mut users: HashMap<String, u32> = HashMap::new();
         for last in 0..=255 {
-            let at = home(&three, last);
-            assert_eq!(home(&three, last), at);
-            let moved = home(&four, last);
+            let endpoint = pick(&three, last);
+            assert_eq!(pick(&three, last), endpoint);
+            let moved = pick(&four, last);
             assert!(
-                moved == at || moved == "4",
-                "client {last} moved from {at} to {moved}"
+                moved == endpoint || moved == "4",
+                "client {last} moved from {endpoint} to {moved}"
             );
-            *users.entry(at).or_default() += 1;
+            *users.entry(endpoint).or_default() += 1;
         }
         assert!(
             users.len() == 3 && users.values().all(|count| *count > 40),
             "{users:?}"
         );
-        balance.connect_failed(key(1));
+        balance.record_connect_failure(key(1));
         assert!(
-            (0..=255).all(|last| home(&three, last) != "1"),
-            "an ejected endpoint has no clients"
+            (0..=255).all(|last| pick(&three, last) != "1"),
+            "an ejected endpoint gets no clients"
         );
     }
 }

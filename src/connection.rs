@@ -1,4 +1,4 @@
-//! What a client's connection takes up as long as anything of it is open.
+//! Resources of a client's connection: socket options, limits, and the guard that holds them.
 
 use std::cell::Cell;
 use std::io;
@@ -15,37 +15,37 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::metrics::OpenGuard;
 use crate::model::ClientAddress;
 
-/// A peer that is silent for so long is asked whether it is there, as often again, and given up
-/// after so many times: one that vanished must not hold its place, and its tunnel's other end, for
-/// ever. They are Go's.
-const SILENCE: Duration = Duration::from_secs(15);
-const PROBES: u32 = 9;
+/// TCP keepalive, with Go's defaults: idle time before the first probe, which is also the interval
+/// of the probes, and the number of lost probes after which the connection is closed. Without it a
+/// peer that disappeared would hold its permits, and the other side of its tunnel, forever.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 9;
 
-/// Sets up a connection, of either side.
+/// Sets the socket options of a connection on either side.
 ///
 /// # Errors
-/// Where the peer has reset it already.
+/// An I/O error if the peer has already reset the connection.
 pub fn configure_socket(stream: &TcpStream) -> io::Result<()> {
-    // Without it a small message waits for the acknowledgement of the one before (Nagle).
+    // With Nagle's algorithm a small message waits for the acknowledgement of the previous one.
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
-        .with_time(SILENCE)
-        .with_interval(SILENCE)
-        .with_retries(PROBES);
+        .with_time(KEEPALIVE_INTERVAL)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// Open connections of each client address, over all workers. It is touched when a connection is
-/// accepted and when it ends, never by a request.
+/// Number of open connections per client address, shared by all workers. Accessed when a connection
+/// is accepted and when it ends, not by requests.
 #[derive(Debug)]
 pub struct ClientShares {
     limit: usize,
-    /// Holds addresses with open connections only, so that it is no longer than there are
+    /// Contains only addresses with open connections, so that its size is bounded by the number of
     /// connections.
     open: DashMap<ClientAddress, usize>,
 }
 
-/// One connection of a client address; dropping it gives its place back.
+/// One connection of a client address; dropping it releases the share.
 #[derive(Debug)]
 pub struct ClientShare {
     shares: Arc<ClientShares>,
@@ -53,7 +53,7 @@ pub struct ClientShare {
 }
 
 impl ClientShares {
-    /// `limit` connections for each address.
+    /// Allows `limit` connections per address.
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -61,7 +61,7 @@ impl ClientShares {
         })
     }
 
-    /// A place for one more connection of `client`. None where it has its share.
+    /// Adds a connection of `client`. None if the address is at its limit.
     pub fn take(self: &Arc<Self>, client: ClientAddress) -> Option<ClientShare> {
         let mut open = self.open.entry(client).or_insert(0);
         if *open >= self.limit {
@@ -86,48 +86,48 @@ impl Drop for ClientShare {
     }
 }
 
-/// The places that a connection holds under the limits.
+/// Permits that a connection holds under the connection limits.
 #[derive(Debug, Default)]
 pub struct ConnectionPermits {
-    /// Among all connections. None where there is no limit.
+    /// Permit of the limit on all connections. None without that limit.
     pub permit: Option<OwnedSemaphorePermit>,
-    /// Among those of its client address.
+    /// Share of its client address. None without that limit.
     pub share: Option<ClientShare>,
 }
 
-/// A place among the connections that may be open, and one in the metrics. The connection holds it,
-/// and so does each of its requests until the answer's last byte, and each tunnel, which may
-/// outlive the connection's own task.
+/// Permits and metrics of an open connection, released when the last clone is dropped. The
+/// connection holds one clone, each request another until the last byte of its response, and each
+/// tunnel another, because it may outlive the connection's task.
 #[derive(Clone, Debug)]
 pub struct ConnectionGuard(Rc<Tracked>);
 
 #[derive(Debug)]
 struct Tracked {
-    _counted: OpenGuard,
-    _places: Option<ConnectionPermits>,
-    /// How many times it was taken up.
-    used: Cell<u64>,
+    _open: OpenGuard,
+    _permits: Option<ConnectionPermits>,
+    /// Number of requests so far.
+    requests: Cell<u64>,
 }
 
 impl ConnectionGuard {
-    pub fn new(counted: OpenGuard, places: Option<ConnectionPermits>) -> Self {
+    pub fn new(open: OpenGuard, permits: Option<ConnectionPermits>) -> Self {
         Self(Rc::new(Tracked {
-            _counted: counted,
-            _places: places,
-            used: Cell::new(0),
+            _open: open,
+            _permits: permits,
+            requests: Cell::new(0),
         }))
     }
 
-    /// For one more request.
+    /// Counts a request and returns the guard that it holds.
     pub fn track_request(&self) -> Self {
-        self.0.used.set(self.0.used.get() + 1);
+        self.0.requests.set(self.0.requests.get() + 1);
         self.clone()
     }
 
-    /// How many requests there have been, where none is open now and the connection alone holds its
-    /// place.
-    pub fn idle_since(&self) -> Option<u64> {
-        (Rc::strong_count(&self.0) == 1).then(|| self.0.used.get())
+    /// Returns the number of requests so far if none is open, else None. Two equal values mean that
+    /// the connection was idle between the calls.
+    pub fn idle_after(&self) -> Option<u64> {
+        (Rc::strong_count(&self.0) == 1).then(|| self.0.requests.get())
     }
 }
 
@@ -136,21 +136,32 @@ mod tests {
     use super::*;
     use std::net::IpAddr;
 
+    use crate::metrics::OpenGauge;
+
     #[test]
-    fn a_client_address_gets_its_share_and_no_more() {
+    fn limits_connections_per_client_address() {
         let shares = ClientShares::new(2);
         let take = |client: &str| shares.take(client.parse::<IpAddr>().unwrap().into());
         let (first, second) = (take("192.0.2.1"), take("::ffff:192.0.2.1"));
         assert!(first.is_some() && second.is_some() && take("192.0.2.1").is_none());
         let other = take("192.0.2.2");
-        assert!(other.is_some(), "another address has its own");
+        assert!(other.is_some(), "other addresses have shares of their own");
         drop(first);
         let third = take("192.0.2.1");
         assert!(third.is_some() && take("192.0.2.1").is_none());
         drop((second, third, other));
         assert!(
             shares.open.is_empty(),
-            "an address without connections takes no memory"
+            "an address without connections is removed"
         );
+    }
+    #[test]
+    fn guard_is_idle_only_between_requests() {
+        let guard = ConnectionGuard::new(OpenGauge::default().enter(), None);
+        assert_eq!(guard.idle_after(), Some(0));
+        let request = guard.track_request();
+        assert_eq!(guard.idle_after(), None);
+        drop(request);
+        assert_eq!(guard.idle_after(), Some(1), "a request came in between");
     }
 }

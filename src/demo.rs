@@ -1,5 +1,5 @@
-//! A first look: the whole bastion in one process, with the manifests source, a built-in cluster
-//! and real backends on loopback, TLS included.
+//! Demo: the bastion, a built-in cluster from manifests, and backends with and without TLS on
+//! loopback, in one process.
 
 mod backends;
 mod manifests;
@@ -17,35 +17,46 @@ use crate::config::{Config, Log, SourceKind, parse_address};
 use crate::drain::Drain;
 use crate::telemetry;
 
-/// A token that may read everything in the demo's namespace, and one that may nothing.
-const JANE: &str = "demo-token-of-jane";
-const GUEST: &str = "demo-token-of-guest";
+/// Token of a user with `get` on the proxy of all targets.
+const VIEWER_TOKEN: &str = "demo-token-of-jane";
+/// Token of a user without permissions.
+const GUEST_TOKEN: &str = "demo-token-of-guest";
 
-/// How the demo is run.
+/// Flags of the demo.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// IP:port for HTTPS; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8443", value_parser = parse_address)]
+    /// Address of the HTTPS port, IP:port; port 0 selects a free port
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8443",
+        value_parser = parse_address
+    )]
     secure_listen_address: SocketAddr,
-    /// IP:port for /livez, /readyz and /metrics; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = parse_address)]
+    /// Address of /livez, /readyz and /metrics, IP:port; port 0 selects a free port
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080",
+        value_parser = parse_address
+    )]
     admin_listen_address: SocketAddr,
 }
 
 /// Runs the demo until it is drained.
 ///
 /// # Errors
-/// Where a port is taken, or the temporary folder cannot be written.
+/// A port that is in use, or a temporary directory that cannot be written.
 pub async fn run(options: Options, drain: Drain) -> Result<()> {
     telemetry::init(&Log {
         level: "warn".into(),
         ..Log::default()
     });
-    let folder = tempfile::Builder::new()
+    let directory = tempfile::Builder::new()
         .prefix("kube-bastion-demo-")
         .tempdir()
-        .context("cannot make a folder")?;
-    let files = Files::write(folder.path())?;
+        .context("cannot create a temporary directory")?;
+    let files = Files::write(directory.path())?;
     let ports = backends::start(&files.certificate, &files.key).await?;
     fs::write(
         files.manifests.join("cluster.yaml"),
@@ -66,8 +77,8 @@ struct Files {
 }
 
 impl Files {
-    fn write(folder: &Path) -> Result<Self> {
-        let file = |name: &str| folder.join(name);
+    fn write(directory: &Path) -> Result<Self> {
+        let file = |name: &str| directory.join(name);
         let files = Self {
             ca: file("ca.crt"),
             certificate: file("tls.crt"),
@@ -91,7 +102,7 @@ impl Files {
         fs::create_dir(&files.manifests)?;
         fs::write(
             &files.tokens,
-            format!("{JANE},jane,1,\"viewers\"\n{GUEST},guest,2\n"),
+            format!("{VIEWER_TOKEN},jane,1,\"viewers\"\n{GUEST_TOKEN},guest,2\n"),
         )?;
         Ok(files)
     }
@@ -106,12 +117,12 @@ fn config(options: &Options, files: &Files) -> Config {
     config.source.kind = SourceKind::Manifests;
     config.source.manifests.directory = Some(files.manifests.clone());
     config.source.manifests.token_auth_file = Some(files.tokens.clone());
-    // The backends of the demo are on this machine.
+    // The backends of the demo listen on loopback.
     config.targets.allow_loopback = true;
     config
 }
 
-/// What to try, ready to be pasted.
+/// Text with commands to paste.
 fn guide(addresses: &Addresses, files: &Files) -> String {
     let curl = |token: &str, path: &str| {
         format!(
@@ -123,36 +134,37 @@ fn guide(addresses: &Addresses, files: &Files) -> String {
     let namespaced = |token, path: &str| curl(token, &format!("namespaces/demo/{path}"));
     format!(
         "\
-kube-bastion demo: a built-in cluster with two nodes, five pods and three services, all on this machine.
-Its manifests are in {manifests}: change one and see. Ctrl-C ends it and removes them.
+kube-bastion demo: a cluster with two nodes, five pods and three services, all on this machine.
+Its manifests are in {manifests}:
+edit one, and the bastion reloads it. Ctrl-C stops the demo and removes them.
 
-# A service with three endpoints: say it a few times, and each answers in turn
+# A service with three endpoints: run it a few times to see requests rotate
 {web}
 
-# A service behind HTTPS, and one that shows what reaches a backend
+# A service with HTTPS, and a service that prints the request it received
 {secure}
 {whoami}
 
-# A pod, and a node (its kubelet's port, HTTPS)
+# A pod, and a node (the port of its kubelet, HTTPS)
 {pod}
 {node}
 
-# Somebody who may not: 403, and why
+# A user without access gets 403
 {guest}
 
-# How the bastion is
+# Health and metrics
 curl http://{admin}/readyz
 curl http://{admin}/metrics
 
 Requests are logged below.
 ",
         manifests = files.manifests.display(),
-        web = namespaced(JANE, "services/web/proxy/"),
-        secure = namespaced(JANE, "services/https:secure:443/proxy/"),
-        whoami = namespaced(JANE, "services/whoami/proxy/a%2Fb?c=d"),
-        pod = namespaced(JANE, "pods/web-2/proxy/"),
-        node = curl(JANE, "nodes/node-a/proxy/healthz"),
-        guest = namespaced(GUEST, "services/web/proxy/"),
+        web = namespaced(VIEWER_TOKEN, "services/web/proxy/"),
+        secure = namespaced(VIEWER_TOKEN, "services/https:secure:443/proxy/"),
+        whoami = namespaced(VIEWER_TOKEN, "services/whoami/proxy/a%2Fb?c=d"),
+        pod = namespaced(VIEWER_TOKEN, "pods/web-2/proxy/"),
+        node = curl(VIEWER_TOKEN, "nodes/node-a/proxy/healthz"),
+        guest = namespaced(GUEST_TOKEN, "services/web/proxy/"),
         admin = addresses.admin,
     )
 }

@@ -1,8 +1,8 @@
-//! The end: stop accepting, finish what runs, then cut.
+//! Shutdown in two steps: drain, then abort what still runs.
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// Tells every task how far the end has come. Clones share the state.
+/// State of the shutdown, which every task can await. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     begun: CancellationToken,
@@ -10,21 +10,23 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Begins: listeners close, connections finish the requests they have.
+    /// Begins the drain: listeners close, connections finish their requests.
     pub fn begin(&self) {
         self.begun.cancel();
     }
 
-    /// The deadline is over, or somebody asked twice: whatever runs is cut.
+    /// Aborts remaining work, after the drain timeout or a second signal.
     pub fn force(&self) {
         self.begun.cancel();
         self.forced.cancel();
     }
 
+    /// Waits for the begin of the drain.
     pub fn begun(&self) -> WaitForCancellationFuture<'_> {
         self.begun.cancelled()
     }
 
+    /// Waits for the abort of remaining work.
     pub fn forced(&self) -> WaitForCancellationFuture<'_> {
         self.forced.cancelled()
     }

@@ -1,5 +1,5 @@
-//! HTTP for both sides of the proxy: header lists and hop-by-hop rules, interim responses, limits,
-//! and the executor of hyper's tasks.
+//! HTTP code shared by both sides of the proxy: header lists, hop-by-hop rules, interim responses,
+//! limits, and the executor of hyper's tasks.
 
 mod cgi;
 mod executor;
@@ -13,8 +13,9 @@ pub use header_list::tokens;
 pub use hop::{MAX_HEADERS, is_hop_by_hop, remove_hop_by_hop};
 pub use interim::{Interim, WithInterim};
 
-/// Bytes of the head of a message, as Go allows them (CONFORMANCE C102). The number of fields stays
-/// at hyper's 100, which is Envoy's and HAProxy's too: a higher one makes hyper set up a list of
-/// that length for every message, which at 256 was measured as an eighth of all instructions of a
-/// request.
+/// Maximum size of a message head in bytes, Go's limit (CONFORMANCE C102).
+///
+/// The maximum number of HTTP/1.1 fields stays at hyper's 100, which Envoy and HAProxy use too.
+/// With a higher one hyper initializes a list of that length for each message, which at 256 was
+/// measured as an eighth of all instructions of a request.
 pub const MAX_HEADER_BYTES: u32 = 1024 * 1024;

@@ -1,46 +1,54 @@
-//! The `/proxy/` of the Kubernetes apiserver as a product of its own.
+//! kube-bastion: the `/proxy/` subresource of the Kubernetes API server, served outside of it.
 //!
 //! ```text
-//!    requests                                          facts
-//!    listen                                            watch
-//!      │  TLS, HTTP/1.1 and HTTP/2                       │  kubernetes: list + watch   manifests: files, reloaded
-//!      ▼                                                 ▼
-//!    proxy ── the life of one request                  cluster ── the index: nodes, pods, services, endpoints
-//!      │                                                 ▲
-//!      ├─ identify   who calls?              → Identity  │  apply / delete / reset, one writer;
-//!      ├─ target     what does the path name? → Target   │  readers take immutable snapshots
-//!      ├─ authorize  may they?               → Permit    │
-//!      ├─ resolve    which addresses?        → Route ────┘
-//!      ├─ balance    which endpoint now?     → Order
-//!      ├─ forward    send, stream, upgrade   → answer
-//!      └─ rewrite    Location, pages         → what the client can follow
+//!   client                                          Kubernetes API, or manifests
+//!     │                                               │
+//!     ▼                                               ▼
+//!   listen    TLS, HTTP/1.1 and HTTP/2              watch     lists and watches objects
+//!     │                                               │
+//!     ▼                                               │ apply / delete / reset, one writer
+//!   proxy     runs the stages in order                ▼
+//!     │                                             cluster   index; readers take snapshots
+//!     ├─ authenticate  credentials  → Identity        │
+//!     ├─ authorize     target, verb → Permit          │
+//!     ├─ resolve       Permit       → Route ◄─────────┘
+//!     ├─ balance       Route        → endpoints in the order of attempts
+//!     ├─ forward       request      → response or upgrade
+//!     └─ rewrite       response     → links and redirects that lead through the proxy
+//!     │
+//!     ▼
+//!   client
 //! ```
 //!
-//! `ARCHITECTURE.md` tells the rest. The library is there for the binary and its tests; its API
-//! promises nothing.
+//! `model::target` parses the path into a target between `authenticate` and `authorize`. Only
+//! `authorize` can create a `Permit`, and `resolve` and `forward` require one.
+//!
+//! `ARCHITECTURE.md` has the details. The library exists for the binary and its tests; its API is
+//! not stable.
 
-// The command, and what wires everything.
+// Command line and wiring.
 pub mod app;
 pub mod cli;
 pub mod demo;
 
-// The way of a request.
+// Request path.
 pub mod listen;
 pub mod proxy;
 
 pub mod authenticate;
 pub mod authorize;
+pub mod resolve;
+
 pub mod balance;
 pub mod forward;
-pub mod resolve;
 pub mod rewrite;
 
-// The way of facts.
+// Cluster state.
 pub mod cluster;
 pub mod trust;
 pub mod watch;
 
-// What both stand on.
+// Shared infrastructure.
 pub mod admin;
 pub mod config;
 pub mod connection;

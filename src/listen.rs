@@ -1,4 +1,4 @@
-//! Accepts connections, shakes hands and serves HTTP/1.1 or HTTP/2 on them: one task per
+//! Accepts connections, performs TLS handshakes and serves HTTP/1.1 or HTTP/2: one task per
 //! connection, on the worker that accepted it.
 
 use std::convert::Infallible;
@@ -24,33 +24,36 @@ use crate::authenticate::{ClientCertificate, Peer};
 use crate::connection::{ClientShares, ConnectionGuard, ConnectionPermits};
 use crate::drain::Drain;
 use crate::http::{Interim, LocalExecutor, MAX_HEADER_BYTES, WithInterim};
-use crate::metrics::Metrics;
+use crate::metrics::{ConnectionLimits, Metrics};
+use crate::model::ClientAddress;
 use crate::proxy::Proxy;
 use crate::tls::ServerTls;
 
-/// What an HTTP/2 client may have open and in flight, as kube-apiserver lets it (CONFORMANCE C102).
-const H2_STREAMS: u32 = 100;
-const H2_WINDOW: u32 = 256 * 1024;
-/// An HTTP/2 client that is silent is asked whether it is there, and given this long to say so
-/// (C53).
-const H2_PING: Duration = Duration::from_secs(30);
-const H2_PONG: Duration = Duration::from_secs(15);
-/// How long accepting pauses when the process is out of file descriptors.
+/// HTTP/2 limits of kube-apiserver (CONFORMANCE C102): concurrent streams of a connection, and
+/// flow-control windows in bytes.
+const H2_MAX_STREAMS: u32 = 100;
+const H2_STREAM_WINDOW: u32 = 256 * 1024;
+const H2_CONNECTION_WINDOW: u32 = H2_STREAM_WINDOW * 4;
+/// HTTP/2 keepalive: PING interval on a silent connection and timeout of its acknowledgement (C53).
+const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// Pause after a failed accept. Without it a process without free file descriptors would loop,
+/// because the pending connection stays in the queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How connections are served. One per worker.
+/// Timeouts and limits of connections. One per worker.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub handshake_timeout: Duration,
-    /// Between requests, and for the head of a request: hyper has one clock for both.
+    /// Timeout between requests, and for the head of a request: hyper has one timer for both.
     pub idle_timeout: Duration,
-    /// Shared by the workers; none where there is no limit.
+    /// Limit on all connections, shared by the workers. None for no limit.
     pub connections: Option<Arc<Semaphore>>,
-    /// The share of each client address; likewise.
+    /// Limit per client address, shared by the workers. None for no limit.
     pub clients: Option<Arc<ClientShares>>,
 }
 
-/// One port, as one worker serves it.
+/// Listener of one port on one worker.
 #[derive(Debug)]
 pub struct Listener {
     /// None for plain HTTP.
@@ -59,13 +62,14 @@ pub struct Listener {
     pub limits: Limits,
     pub metrics: Metrics,
     pub drain: Drain,
-    /// The worker's tasks.
+    /// Tasks of the worker.
     pub tasks: TaskTracker,
 }
 
 impl Listener {
-    /// Accepts until the drain begins, then closes `socket`. Connections live on in their tasks.
-    /// The workers listen on clones of one socket: whoever is free takes the next connection.
+    /// Accepts connections until the drain begins, then closes `socket`. Open connections continue
+    /// in their tasks. Workers listen on clones of one socket, so that an idle worker takes the
+    /// next connection.
     pub async fn run(self, socket: TcpListener) {
         let listener = Rc::new(self);
         let mut drained = pin!(listener.drain.begun());
@@ -75,14 +79,14 @@ impl Listener {
                 accepted = listener.accept(&socket) => accepted,
             };
             match accepted {
-                Ok((stream, address, places)) => {
+                Ok((stream, address, permits)) => {
                     let serving = Rc::clone(&listener);
                     listener.tasks.spawn_local(async move {
-                        serving.connection(stream, address, places).await;
+                        serving.connection(stream, address, permits).await;
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "failed to accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -95,34 +99,20 @@ impl Listener {
     ) -> std::io::Result<(TcpStream, SocketAddr, ConnectionPermits)> {
         loop {
             let (stream, address) = socket.accept().await?;
-            let mut places = ConnectionPermits::default();
-            if let Some(clients) = &self.limits.clients {
-                // Before the wait below, so that no address over its share makes the others wait
-                // behind it; and before TLS, so that it costs nothing but the accept.
-                places.share = clients.take(address.ip().into());
-                if places.share.is_none() {
-                    self.metrics.connection_limits.over_share.inc();
-                    tracing::debug!(%address, "a connection was closed: its client address has its share");
-                    continue;
-                }
+            let metrics = &self.metrics.connection_limits;
+            if let Some(permits) = self.limits.admit(address.ip().into(), metrics).await {
+                return Ok((stream, address, permits));
             }
-            if let Some(connections) = &self.limits.connections {
-                // The one that came waits for its place, the others in the kernel's queue. The
-                // other way round a port where nobody comes would hold places.
-                places.permit = if let Ok(permit) = Arc::clone(connections).try_acquire_owned() {
-                    Some(permit)
-                } else {
-                    self.metrics.connection_limits.delayed.inc();
-                    Arc::clone(connections).acquire_owned().await.ok()
-                };
-            }
-            return Ok((stream, address, places));
+            tracing::debug!(
+                %address,
+                "connection closed: its client address is at serving.maxConnectionsPerClient"
+            );
         }
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, places: ConnectionPermits) {
-        let guard = ConnectionGuard::new(self.metrics.connections.enter(), Some(places));
-        // A peer that reset already is found out by the first read.
+    async fn connection(&self, stream: TcpStream, address: SocketAddr, permits: ConnectionPermits) {
+        let guard = ConnectionGuard::new(self.metrics.connections.enter(), Some(permits));
+        // Fails if the peer has reset the connection, which the first read reports too.
         let _ = crate::connection::configure_socket(&stream);
         let served = match &self.tls {
             None => {
@@ -139,9 +129,9 @@ impl Listener {
                     match tokio::time::timeout(self.limits.handshake_timeout, handshake).await {
                         Ok(Ok(stream)) => stream,
                         Ok(Err(error)) => {
-                            return tracing::debug!(%address, %error, "a TLS handshake failed");
+                            return tracing::debug!(%address, %error, "TLS handshake failed");
                         }
-                        Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
+                        Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
                     };
                 let session = stream.get_ref().1;
                 let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
@@ -159,7 +149,7 @@ impl Listener {
             }
         };
         if let Err(error) = served {
-            tracing::debug!(%address, %error, "a connection ended with an error");
+            tracing::debug!(%address, %error, "connection failed");
         }
     }
 
@@ -170,7 +160,7 @@ impl Listener {
         let interim = Interim::default();
         let stream = WithInterim::new(stream, interim.clone());
         let service = service_fn(async |request: Request<Incoming>| {
-            // HTTP/1.0 knows no interim answers.
+            // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
             let interim = (request.version() == Version::HTTP_11).then_some(&interim);
             Ok::<_, Infallible>(self.proxy.handle(request, &peer, &guard, interim).await)
         });
@@ -182,19 +172,16 @@ impl Listener {
             .max_buf_size(MAX_HEADER_BYTES as usize)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
-        self.until_drained(
-            connection,
-            http1::UpgradeableConnection::graceful_shutdown,
-            None,
-        )
-        .await
+        let finish = http1::UpgradeableConnection::graceful_shutdown;
+        // hyper's header read timeout is the idle timeout of HTTP/1.1.
+        serve(connection, finish, &self.drain, std::future::pending).await
     }
 
     async fn http2<I>(&self, stream: I, peer: Peer, guard: ConnectionGuard) -> hyper::Result<()>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        // Streams run as tasks of their own, so each holds what it needs.
+        // Streams run in separate tasks, so each holds a reference.
         let shared = Rc::new((Rc::clone(&self.proxy), peer, guard));
         let stream_shared = Rc::clone(&shared);
         let service = service_fn(move |request| {
@@ -206,58 +193,229 @@ impl Listener {
         });
         let connection = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
-            .max_concurrent_streams(H2_STREAMS)
-            .initial_stream_window_size(H2_WINDOW)
-            .initial_connection_window_size(H2_WINDOW * 4)
+            .max_concurrent_streams(H2_MAX_STREAMS)
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADER_BYTES)
             // WebSockets over HTTP/2 (RFC 8441).
             .enable_connect_protocol()
-            .keep_alive_interval(H2_PING)
-            .keep_alive_timeout(H2_PONG)
+            .keep_alive_interval(H2_PING_INTERVAL)
+            .keep_alive_timeout(H2_PING_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service);
-        self.until_drained(
-            connection,
-            http2::Connection::graceful_shutdown,
-            Some(&shared.2),
-        )
-        .await
+        let finish = http2::Connection::graceful_shutdown;
+        // The PINGs keep an unused connection open, so it needs an idle timeout.
+        let (_, _, guard) = &*shared;
+        let idle = || wait_until_idle(guard, self.limits.idle_timeout);
+        serve(connection, finish, &self.drain, idle).await
     }
+}
 
-    /// Serves to the end; once the drain begins, or the connection was idle too long, to the end of
-    /// the requests that run (HTTP/2 sends GOAWAY). HTTP/1.1 has its idle timeout in hyper.
-    async fn until_drained<C: Future<Output = hyper::Result<()>>>(
+impl Limits {
+    /// Acquires the permits for a connection that was accepted from `client`. None if the address
+    /// is at its limit and the connection must be closed.
+    async fn admit(
         &self,
-        connection: C,
-        finish: impl FnOnce(Pin<&mut C>),
-        guard: Option<&ConnectionGuard>,
-    ) -> hyper::Result<()> {
-        let mut connection = pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return ended,
-            () = self.drain.begun() => finish(connection.as_mut()),
-            () = self.idle(guard) => finish(connection.as_mut()),
+        client: ClientAddress,
+        metrics: &ConnectionLimits,
+    ) -> Option<ConnectionPermits> {
+        let mut permits = ConnectionPermits::default();
+        // Checked before the wait below, so that a client over its limit does not make others wait
+        // behind it; and before TLS, so that it costs no more than the accept.
+        if let Some(clients) = &self.clients {
+            permits.share = clients.take(client);
+            if permits.share.is_none() {
+                metrics.over_share.inc();
+                return None;
+            }
         }
-        tokio::select! {
-            ended = connection => ended,
-            // The client does not even hear that it is to go.
-            () = self.idle(guard) => Ok(()),
+        // The permit is acquired after the accept, so that an idle listener holds none. While one
+        // accepted connection waits here, the others wait in the kernel's queue.
+        if let Some(connections) = &self.connections {
+            permits.permit = if let Ok(permit) = Arc::clone(connections).try_acquire_owned() {
+                Some(permit)
+            } else {
+                metrics.delayed.inc();
+                Arc::clone(connections).acquire_owned().await.ok()
+            };
+        }
+        Some(permits)
+    }
+}
+
+/// Serves a connection to its end. When the drain begins, or `idle` returns, `finish` makes it end
+/// after the requests in flight (HTTP/2 sends GOAWAY).
+async fn serve<C, I>(
+    connection: C,
+    finish: impl FnOnce(Pin<&mut C>),
+    drain: &Drain,
+    idle: impl Fn() -> I,
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+    I: Future<Output = ()>,
+{
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = drain.begun() => finish(connection.as_mut()),
+        () = idle() => finish(connection.as_mut()),
+    }
+    tokio::select! {
+        ended = connection => ended,
+        // The client did not react to GOAWAY: dropping the connection closes it.
+        () = idle() => Ok(()),
+    }
+}
+
+/// Waits until the connection had no request for at least `timeout`, at most twice that. A client
+/// that never sent a request is idle from the start.
+async fn wait_until_idle(guard: &ConnectionGuard, timeout: Duration) {
+    // Comparing at intervals needs no timer per request. An equal count means that no request began
+    // in the interval, even if one also ended in it.
+    let mut before = guard.idle_after();
+    loop {
+        tokio::time::sleep(timeout).await;
+        let now = guard.idle_after();
+        if now.is_some() && now == before {
+            return;
+        }
+        before = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::future::pending;
+    use std::net::IpAddr;
+
+    use bytes::Bytes;
+    use http::Response;
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::sync::Notify;
+    use tokio::time::{Instant, timeout};
+
+    use crate::metrics::OpenGauge;
+
+    const TIMEOUT: Duration = Duration::from_secs(90);
+
+    fn guard() -> ConnectionGuard {
+        ConnectionGuard::new(OpenGauge::default().enter(), None)
+    }
+
+    fn limits(connections: Option<usize>, per_client: Option<usize>) -> Limits {
+        Limits {
+            handshake_timeout: TIMEOUT,
+            idle_timeout: TIMEOUT,
+            connections: connections.map(|limit| Arc::new(Semaphore::new(limit))),
+            clients: per_client.map(ClientShares::new),
         }
     }
 
-    /// Returns once nothing was asked for the idle timeout. A client that never said anything is
-    /// idle from the first.
-    async fn idle(&self, guard: Option<&ConnectionGuard>) {
-        let Some(guard) = guard else {
-            return std::future::pending().await;
-        };
-        let mut before = guard.idle_since();
-        loop {
-            tokio::time::sleep(self.limits.idle_timeout).await;
-            let now = guard.idle_since();
-            if now.is_some() && now == before {
-                return;
-            }
-            before = now;
+    fn metrics() -> ConnectionLimits {
+        ConnectionLimits {
+            over_share: Default::default(),
+            delayed: Default::default(),
         }
+    }
+
+    fn client(last: u8) -> ClientAddress {
+        IpAddr::from([192, 0, 2, last]).into()
+    }
+
+    #[tokio::test]
+    async fn closes_connection_of_client_at_its_limit() {
+        let (limits, metrics) = (limits(None, Some(1)), metrics());
+        let first = limits.admit(client(1), &metrics).await;
+        assert!(first.is_some());
+        assert!(limits.admit(client(1), &metrics).await.is_none());
+        assert!(limits.admit(client(2), &metrics).await.is_some());
+        assert_eq!((metrics.over_share.get(), metrics.delayed.get()), (1, 0));
+        drop(first);
+        assert!(limits.admit(client(1), &metrics).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_over_total_limit_waits_for_permit() {
+        let (limits, metrics) = (limits(Some(1), None), metrics());
+        let first = limits.admit(client(1), &metrics).await;
+        let mut second = pin!(limits.admit(client(2), &metrics));
+        assert!(timeout(TIMEOUT, second.as_mut()).await.is_err());
+        drop(first);
+        assert!(second.await.unwrap().permit.is_some());
+        assert_eq!((metrics.over_share.get(), metrics.delayed.get()), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_at_its_limit_takes_no_permit() {
+        let (limits, metrics) = (limits(Some(2), Some(1)), metrics());
+        let _first = limits.admit(client(1), &metrics).await;
+        assert!(limits.admit(client(1), &metrics).await.is_none());
+        assert!(limits.admit(client(2), &metrics).await.is_some());
+        assert_eq!(metrics.delayed.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unused_connection_is_idle_after_timeout() {
+        let start = Instant::now();
+        wait_until_idle(&guard(), TIMEOUT).await;
+        assert_eq!(start.elapsed(), TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_with_requests_is_not_idle() {
+        let guard = guard();
+        let request = guard.track_request();
+        let mut idle = pin!(wait_until_idle(&guard, TIMEOUT));
+        assert!(timeout(10 * TIMEOUT, idle.as_mut()).await.is_err());
+        drop(request);
+        for _ in 0..3 {
+            // Shorter than the interval: a request in each keeps the connection in use.
+            assert!(timeout(TIMEOUT / 2, idle.as_mut()).await.is_err());
+            drop(guard.track_request());
+        }
+        let last = Instant::now();
+        idle.await;
+        assert!((TIMEOUT..=2 * TIMEOUT).contains(&last.elapsed()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closes_idle_connection_that_does_not_end() {
+        let (guard, finished, start) = (guard(), Cell::new(None), Instant::now());
+        let finish = |_: Pin<&mut _>| finished.set(Some(start.elapsed()));
+        let idle = || wait_until_idle(&guard, TIMEOUT);
+        serve(pending(), finish, &Drain::default(), idle)
+            .await
+            .unwrap();
+        assert_eq!(finished.get(), Some(TIMEOUT));
+        assert_eq!(start.elapsed(), 2 * TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn drain_lets_running_request_finish() {
+        let (mut client, stream) = duplex(1 << 16);
+        let (drain, release) = (Drain::default(), Notify::new());
+        let service = service_fn(async |_: Request<Incoming>| {
+            drain.begin();
+            release.notified().await;
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("done"))))
+        });
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let finish = http1::Connection::graceful_shutdown;
+        let serving = serve(connection, finish, &drain, pending);
+        let request = async {
+            let head = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+            client.write_all(head).await.unwrap();
+            drain.begun().await;
+            release.notify_one();
+            let mut response = String::new();
+            client.read_to_string(&mut response).await.unwrap();
+            response
+        };
+        let (ended, response) = tokio::join!(serving, request);
+        ended.unwrap();
+        assert!(response.contains("connection: close") && response.ends_with("done"));
     }
 }

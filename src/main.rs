@@ -1,4 +1,4 @@
-//! The command: reads its line, builds what it asks for, runs it, and says why where it cannot.
+//! Entry point: parses the command line, runs the subcommand, reports errors.
 
 use std::process::ExitCode;
 

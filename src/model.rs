@@ -1,9 +1,10 @@
-//! The words the house is built of: plain types and pure parsing, no I/O.
+//! Domain types and pure parsing. No I/O.
 
 pub mod address;
 pub mod attributes;
 pub mod causes;
 pub mod client;
+pub mod dns;
 pub mod endpoint;
 pub mod identity;
 pub mod path;

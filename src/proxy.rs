@@ -1,4 +1,4 @@
-//! The life of one request, top to bottom in `Proxy::route`.
+//! The request pipeline. `Proxy::route` runs the stages in order, from top to bottom.
 
 mod body;
 mod respond;
@@ -38,9 +38,10 @@ use crate::resolve::{ResolveError, Resolver, Route};
 use crate::rewrite::{self, InvalidUrl, LinkRewriter, PageFormat};
 use crate::telemetry::{Record, Recorder};
 
+/// Header that identifies a request in the logs of the client, the bastion and the endpoint.
 pub const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
-/// The stages that all workers share.
+/// Pipeline stages shared by all workers.
 #[derive(Debug)]
 pub struct Stages {
     pub authenticator: Authenticator,
@@ -50,40 +51,41 @@ pub struct Stages {
     pub metrics: Metrics,
     pub cluster_domain: Arc<str>,
     pub tunnels: TunnelPolicy,
-    /// Memory for the pages that are being rewritten.
+    /// Memory budget for pages that are being rewritten.
     pub rewriting: rewrite::Budget,
 }
 
-/// How a request that was let through goes on.
+/// Result of a request that passed all stages.
 enum Reply {
     Response(Response<Body>),
-    /// The head of the answer, and the tunnel that opens behind it with the grant that it lives by.
+    /// Head of the response, the tunnel that opens after it, and the grant that keeps it open.
     Upgrade(Response<()>, Tunnel, Box<Grant>),
 }
 
-/// Serves requests on one worker.
+/// Request handler of one worker.
 #[derive(Debug)]
 pub struct Proxy {
     pub stages: Arc<Stages>,
     pub forwarder: Forwarder,
     pub recorder: Rc<Recorder>,
     pub drain: Drain,
-    /// The worker's tasks: a tunnel outlives the connection that it came from, and is waited for
-    /// all the same.
+    /// Tasks of the worker. A tunnel outlives the hyper connection that it came from, so the drain
+    /// waits for it here.
     pub tasks: TaskTracker,
 }
 
-/// Why a request got no answer from its target: one variant for each stage that can say no.
+/// Reason why a request was not proxied; one variant per stage.
 #[derive(Debug, thiserror::Error)]
 enum ProxyError {
-    /// The first full set of facts is not in yet: what is not known may exist all the same.
-    #[error("the bastion is starting and does not know the cluster yet")]
+    /// The initial list is incomplete, so a missing object may exist: 503 rather than 404.
+    #[error("the bastion is starting and has not loaded the cluster state yet; retry later")]
     NotReady,
-    /// Looked at before all else: what adds a header to them counts on room.
+    /// Checked before all other stages, because later ones insert headers without checking for
+    /// room.
     #[error("the request has more than {} header fields; send fewer", MAX_HEADERS)]
     TooManyHeaders,
-    /// HTTP/1.1 wants one (RFC 9112 section 3.2).
-    #[error("the request has no Host header, or several: send one")]
+    /// HTTP/1.1 requires exactly one (RFC 9112 section 3.2).
+    #[error("the request must have exactly one Host header")]
     Host,
     #[error(transparent)]
     Authenticate(#[from] AuthenticationError),
@@ -102,7 +104,8 @@ enum ProxyError {
 }
 
 impl Proxy {
-    /// Answers a request: with what its target says, or with a `Status` that says why not.
+    /// Proxies a request. Returns the response of its target, or a `Status` with the reason why the
+    /// request was not proxied.
     pub async fn handle(
         &self,
         mut request: Request<Incoming>,
@@ -110,8 +113,9 @@ impl Proxy {
         guard: &ConnectionGuard,
         interim: Option<&Interim>,
     ) -> Response<Body> {
-        let held = guard.track_request();
-        // Before the first insert.
+        let connection = guard.track_request();
+        // Counted before the audit id is inserted, so that the limit applies to what the client
+        // sent.
         let fits = request.headers().len() <= MAX_HEADERS;
         let audit_id = audit_id(request.headers_mut());
         let accept = AcceptPreference::from_headers(request.headers());
@@ -129,6 +133,8 @@ impl Proxy {
             client,
             audit_id.clone(),
         );
+        // Interim responses of the endpoint are written between here and `end`: after the final
+        // head they would be a protocol error.
         if let Some(interim) = interim {
             interim.begin().await;
         }
@@ -145,12 +151,13 @@ impl Proxy {
             Ok(Reply::Upgrade(mut response, tunnel, grant)) => {
                 response.headers_mut().insert(AUDIT_ID, audit_id);
                 record.code = response.status();
+                // A separate task, because hyper releases the connection after the 101.
                 let stages = Arc::clone(&self.stages);
                 self.tasks.spawn_local(tunnel::run(
                     tunnel,
                     grant,
                     record,
-                    held,
+                    connection,
                     self.drain.clone(),
                     stages,
                 ));
@@ -161,15 +168,17 @@ impl Proxy {
                     ProxyError::Forward(error) => error.log_text(),
                     error => error.to_string(),
                 });
-                let form = accept.form(record.uri.query());
-                respond::refuse(&error, self.causes(&error, &record).await, form)
+                let format = accept.output_format(record.uri.query());
+                respond::error_response(&error, self.causes(&error, &record).await, format)
             }
         };
         response.headers_mut().insert(AUDIT_ID, audit_id);
         record.code = response.status();
-        response.map(|body| body.recorded(record, held))
+        response.map(|body| body.recorded(record, connection))
     }
 
+    /// Runs the stages. Each takes the product of the one before it, and only
+    /// [`Authorizer::authorize`] makes the permit without which nothing is resolved or forwarded.
     async fn route(
         &self,
         mut request: Request<Incoming>,
@@ -182,18 +191,20 @@ impl Proxy {
             authorizer,
             resolver,
             ready,
+            rewriting,
             ..
         } = &*self.stages;
         if !ready.is_synced() {
             return Err(ProxyError::NotReady);
         }
-        if request.version() == Version::HTTP_11
-            && request.headers().get_all(header::HOST).iter().count() != 1
-        {
+        let hosts = request.headers().get_all(header::HOST).iter().count();
+        if request.version() == Version::HTTP_11 && hosts != 1 {
             return Err(ProxyError::Host);
         }
-        let upgrade = Upgrade::asked(&request);
+        let upgrade = Upgrade::from_request(&request);
         let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
+        // Copied before authentication strips them: a tunnel is checked with the same credentials
+        // for as long as it is open.
         let credentials = upgrade
             .is_some()
             .then(|| authenticator.credentials(request.headers()));
@@ -204,9 +215,9 @@ impl Proxy {
         let client = ClientAddress::from(record.client);
         let identity = match caller.impersonates {
             None => caller.identity,
-            Some(wanted) => {
+            Some(impersonation) => {
                 let identity = authorizer
-                    .impersonate(&caller.identity, wanted, client)
+                    .impersonate(&caller.identity, impersonation, client)
                     .await?;
                 record.impersonated_user = Some(Arc::clone(&identity));
                 identity
@@ -215,8 +226,8 @@ impl Proxy {
 
         let uri = record.uri.clone();
         let target = Target::parse(uri.path())?;
-        // An extended CONNECT becomes a GET (C21, RFC 8441). Nothing else becomes anything: the
-        // method that is asked for is the one that the endpoint gets.
+        // Extended CONNECT (RFC 8441) is authorized and forwarded as the GET of RFC 6455 (C21).
+        // Other methods are forwarded unchanged, so that the authorized verb is the one that acts.
         let method = match &upgrade {
             Some(Upgrade::Connect { .. }) => Method::GET,
             _ => request.method().clone(),
@@ -227,40 +238,41 @@ impl Proxy {
             .authorize(&identity, verb, &target, client)
             .await?;
         if upgrade.is_some() {
+            // A tunnel to a node can carry `exec`, which the verb of its GET does not cover.
             authorizer
                 .authorize_upgrade(&identity, &target, client)
                 .await?;
         }
+        // After authorization, as in kube-apiserver: a caller without access gets 403, not 405.
         if !is_served(&method) {
             return Err(ProxyError::Method);
         }
 
         let route = resolver.resolve(&permit).await?;
-        let on_client = hyper::upgrade::on(&mut request);
+        // hyper keeps the upgrade in the extensions, which are forwarded with the head.
+        let client_upgrade = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
-        if upgrade.is_none()
-            && target.rest.is_empty()
-            && matches!(method, Method::GET | Method::HEAD)
-        {
-            return Ok(Reply::Response(respond::redirect(
-                &target.with_trailing_slash(uri.query()),
-            )));
+        let lacks_slash = target.rest.is_empty() && upgrade.is_none();
+        if lacks_slash && matches!(method, Method::GET | Method::HEAD) {
+            // After the lookup, as in kube-apiserver: a missing target is a 404 and no redirect.
+            let location = target.with_trailing_slash(uri.query());
+            return Ok(Reply::Response(respond::redirect(&location)));
         }
 
         let client = record.client;
         let has_body = !body.is_end_stream();
-        let (secure, asked) = (peer.secure, upgrade.as_ref());
-        RequestHeaderRewriter {
+        let headers = RequestHeaderRewriter {
             target: &target,
             client,
-            secure,
-            upgrade: asked,
+            secure: peer.secure,
+            upgrade: upgrade.as_ref(),
             has_body,
-        }
-        .rewrite(&mut parts);
-        if self.stages.rewriting.is_enabled() {
+        };
+        headers.rewrite(&mut parts);
+        if rewriting.is_enabled() {
             rewrite::narrow_accept_encoding(&method, &mut parts.headers);
         }
+        // After the rewrite, which also sets it from `:authority` of HTTP/2.
         let client_host = parts.headers.get(header::HOST).cloned();
         record.received = has_body.then(Rc::<Cell<u64>>::default);
         let outgoing = UpstreamRequest {
@@ -270,65 +282,61 @@ impl Proxy {
             interim: interim.cloned(),
         };
         let (forwarder, dialed) = (&self.forwarder, &mut record.endpoint);
-        let (
-            UpstreamResponse {
-                mut response,
-                endpoint,
-            },
-            refuses_upgrade,
-        ) = match &upgrade {
-            None => (
-                forwarder
-                    .send(&permit, &route, outgoing, client, dialed)
-                    .await?,
-                false,
-            ),
-            Some(asked) => {
-                match forwarder
-                    .upgrade(&permit, &route, outgoing, client, on_client, asked, dialed)
-                    .await?
-                {
-                    Upgraded::Switched { response, tunnel } => {
-                        let grant =
-                            Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
-                        return Ok(Reply::Upgrade(response, tunnel, Box::new(grant)));
-                    }
-                    Upgraded::Ignored(answer) => (answer, false),
-                    Upgraded::Refused(answer) => (answer, true),
+        let (upstream, refuses_upgrade) = if let Some(upgrade) = &upgrade {
+            let sent = forwarder.upgrade(
+                &permit,
+                &route,
+                outgoing,
+                client,
+                client_upgrade,
+                upgrade,
+                dialed,
+            );
+            match sent.await? {
+                Upgraded::Switched { response, tunnel } => {
+                    let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
+                    return Ok(Reply::Upgrade(response, tunnel, Box::new(grant)));
                 }
+                Upgraded::Ignored(upstream) => (upstream, false),
+                Upgraded::Refused(upstream) => (upstream, true),
             }
+        } else {
+            let sent = forwarder.send(&permit, &route, outgoing, client, dialed);
+            (sent.await?, false)
         };
-        // Whatever the endpoint speaks: our answer is framed as the client's connection wants it.
+        let UpstreamResponse {
+            mut response,
+            endpoint,
+        } = upstream;
+        // hyper frames the response for the client's connection, whatever version the endpoint
+        // used.
         *response.version_mut() = Version::HTTP_11;
         sanitize_response_headers(response.headers_mut(), refuses_upgrade)?;
         if refuses_upgrade {
-            response
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            // The client may already have sent bytes of the protocol that it wanted; read as a next
+            // request they would reach the endpoint (CVE-2018-1002105).
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
             return Ok(Reply::Response(response.map(Body::upstream)));
         }
         let links = || self.links(&target, &route, &endpoint, client_host.as_ref());
         rewrite::rewrite_location(response.headers_mut(), links)?;
-        let reading = PageFormat::detect(&method, &response);
-        let page = reading.and_then(|reading| {
-            Some((
-                reading,
-                self.stages
-                    .rewriting
-                    .reserve(reading.held_bytes(), record.client.into())?,
-            ))
+        let page = PageFormat::detect(&method, &response).and_then(|format| {
+            let share = rewriting.reserve(format.held_bytes(), client.into())?;
+            Some((format, share))
         });
         Ok(Reply::Response(match page {
             None => response.map(Body::upstream),
-            Some((reading, share)) => {
-                // The length is that of the page as it came.
+            Some((format, share)) => {
+                // Rewriting changes the length, which is unknown until the end of the page.
                 response.headers_mut().remove(header::CONTENT_LENGTH);
-                response.map(|body| Body::page(body, reading, links(), share))
+                response.map(|body| Body::page(body, format, links(), share))
             }
         }))
     }
 
-    /// How an answer of the endpoint may spell where it comes from.
+    /// Returns the rewriter for the links of a response, with all names that the endpoint may use
+    /// for itself.
     fn links(
         &self,
         target: &Target<'_>,
@@ -354,7 +362,8 @@ impl Proxy {
         }
     }
 
-    /// What helps a caller to see why, where they may see the target.
+    /// Returns the causes of an error to callers that may read the target; to others they would
+    /// reveal ports and addresses.
     async fn causes(&self, error: &ProxyError, record: &Record) -> Vec<Cause> {
         let causes = respond::status_causes(error);
         let identity = record
@@ -377,29 +386,29 @@ impl Proxy {
     }
 }
 
-/// The client's audit id as it is (CONFORMANCE C68), else a new one; forwarded and returned.
+/// Returns the audit id of the client (CONFORMANCE C68), or a new one, and makes sure that the
+/// headers have it: it is forwarded to the endpoint and sent back to the client.
 fn audit_id(headers: &mut HeaderMap) -> HeaderValue {
-    // A map that is full (24,576 names) cannot take one more; its request is rejected, with an id
-    // all the same.
+    // A full map (24,576 names) cannot take one more, and `insert` would panic. Its request is
+    // rejected later, and the rejection still has an id.
     if let Ok(entry) = headers.try_entry(AUDIT_ID) {
         return entry.or_insert_with(new_audit_id).clone();
     }
     headers.get(AUDIT_ID).cloned().unwrap_or_else(new_audit_id)
 }
 
-/// A random UUID (RFC 9562, version 4). It tells requests apart and protects nothing, so a fast
-/// generator will do.
+/// Returns a random UUID (RFC 9562, version 4). It identifies a request and protects nothing, so a
+/// generator without a system call per request is enough.
 fn new_audit_id() -> HeaderValue {
-    let random = fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
-    let mut id = [b'-'; 36];
-    let places = (0..36).filter(|place| !matches!(place, 8 | 13 | 18 | 23));
-    for (place, nibble) in places.zip((0..32).rev().map(|nibble| (random >> (nibble * 4)) & 0xf)) {
-        id[place] = b"0123456789abcdef"[nibble as usize];
-    }
-    HeaderValue::from_bytes(&id).expect("hex digits and dashes make a header value")
+    let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
+    HeaderValue::from_str(
+        id.hyphenated()
+            .encode_lower(&mut uuid::Uuid::encode_buffer()),
+    )
+    .expect("hex digits and dashes make a header value")
 }
 
-/// The methods that the apiserver routes (C15).
+/// Returns true for the methods that kube-apiserver routes (C15).
 fn is_served(method: &Method) -> bool {
     matches!(
         *method,
@@ -418,7 +427,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn audit_ids_are_random_uuids_unless_the_client_brings_one() {
+    fn generates_uuid_as_audit_id_unless_client_sends_one() {
         let id = new_audit_id();
         let id = id.to_str().unwrap();
         assert_eq!((id.len(), &id[14..15]), (36, "4"));
@@ -430,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_map_of_headers_gets_an_audit_id_without_a_panic() {
+    fn returns_audit_id_for_full_header_map() {
         let mut headers = HeaderMap::new();
         let mut n = 0;
         while headers

@@ -1,33 +1,32 @@
-//! Readiness: a latch that is released by dropping what holds it, and what to say of a source that
-//! went away.
+//! Readiness of the process: conditions that block it until their blocker is dropped, and degraded
+//! conditions that are reported only.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Knows what is pending and what is impaired.
+/// Pending and degraded conditions. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Ready(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The number of holds, so that a request learns with one load whether any is left.
+    /// Number of blockers. An atomic, because each request reads it.
     blockers: AtomicUsize,
     conditions: Mutex<Conditions>,
 }
 
 #[derive(Debug, Default)]
 struct Conditions {
-    /// Name → whether it is still pending. Names stay once released, so that `/readyz` lists them
-    /// as fine.
+    /// Name → true while pending. Names stay afterwards, so that `/readyz` lists them as ok.
     pending: BTreeMap<&'static str, bool>,
-    /// Name → what is wrong, for things that do not keep the bastion from serving.
+    /// Name → reason, for conditions that do not make the bastion unready.
     degraded: BTreeMap<&'static str, String>,
     draining: bool,
 }
 
-/// Keeps the bastion unready until it is dropped.
+/// Makes the bastion unready until it is dropped.
 #[derive(Debug)]
 pub struct BlockReady {
     ready: Ready,
@@ -35,7 +34,7 @@ pub struct BlockReady {
 }
 
 impl Ready {
-    /// The bastion is not ready while the hold lives; `/readyz` names it.
+    /// Blocks readiness while the returned value lives. `/readyz` lists `name` as pending.
     pub fn block(&self, name: &'static str) -> BlockReady {
         self.0.blockers.fetch_add(1, Ordering::AcqRel);
         self.conditions(|conditions| conditions.pending.insert(name, true));
@@ -45,51 +44,51 @@ impl Ready {
         }
     }
 
-    /// Whether every hold has been released: the first full set of facts is in.
+    /// Returns true if nothing blocks readiness: the initial cluster state has been loaded.
     pub fn is_synced(&self) -> bool {
         self.0.blockers.load(Ordering::Acquire) == 0
     }
 
-    /// Whether the hold of that name has not been released yet.
+    /// Returns true if the condition of this name is pending.
     pub fn is_pending(&self, name: &str) -> bool {
         self.conditions(|conditions| conditions.pending.get(name) == Some(&true))
     }
 
-    /// Something that the bastion can serve without is not well. Told by `/readyz`, which stays
-    /// 200: if it did not, an outage of the API would take every replica out of its Service.
-    pub fn set_degraded(&self, name: &'static str, fault: String) {
-        self.conditions(|conditions| conditions.degraded.insert(name, fault));
+    /// Reports a condition that the bastion can serve without. `/readyz` stays 200: otherwise an
+    /// outage of the API server would remove all replicas from their Service.
+    pub fn set_degraded(&self, name: &'static str, reason: String) {
+        self.conditions(|conditions| conditions.degraded.insert(name, reason));
     }
 
-    /// It is well again.
+    /// Removes a degraded condition.
     pub fn clear_degraded(&self, name: &'static str) {
         self.conditions(|conditions| conditions.degraded.remove(name));
     }
 
-    /// The bastion drains: no new connections, please.
+    /// Makes the bastion unready for the rest of its life, so that no new connections arrive.
     pub fn set_draining(&self) {
         self.conditions(|conditions| conditions.draining = true);
     }
 
-    /// Whether the bastion is ready, and the report of `/readyz`, a line per condition.
+    /// Returns true if the bastion is ready, and the report of `/readyz` with a line per condition.
     pub fn report(&self) -> (bool, String) {
         self.conditions(|conditions| {
             let mut report = String::new();
             for (name, pending) in &conditions.pending {
                 match (pending, conditions.degraded.get(name)) {
                     (true, None) => writeln!(report, "[-]{name} pending"),
-                    (true, Some(fault)) => writeln!(report, "[-]{name} pending: {fault}"),
+                    (true, Some(reason)) => writeln!(report, "[-]{name} pending: {reason}"),
                     (false, _) => writeln!(report, "[+]{name} ok"),
                 }
-                .expect("a String takes whatever is written");
+                .expect("writing to a String cannot fail");
             }
-            for (name, fault) in &conditions.degraded {
+            for (name, reason) in &conditions.degraded {
                 if conditions.pending.get(name) != Some(&true) {
                     writeln!(
                         report,
-                        "[!]{name} impaired, the last known state serves: {fault}"
+                        "[!]{name} degraded, serving the last known state: {reason}"
                     )
-                    .expect("a String takes whatever is written");
+                    .expect("writing to a String cannot fail");
                 }
             }
             if conditions.draining {
@@ -105,8 +104,10 @@ impl Ready {
         })
     }
 
-    fn conditions<T>(&self, look: impl FnOnce(&mut Conditions) -> T) -> T {
-        look(
+    fn conditions<T>(&self, access: impl FnOnce(&mut Conditions) -> T) -> T {
+        // A panic of another thread cannot leave the maps inconsistent, so a poisoned lock is
+        // usable.
+        access(
             &mut self
                 .0
                 .conditions
@@ -129,13 +130,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_once_every_hold_is_dropped() {
+    fn becomes_ready_when_all_blockers_are_dropped() {
         let ready = Ready::default();
         let (nodes, pods) = (ready.block("nodes"), ready.block("pods"));
         drop(nodes);
-        let (is, report) = ready.report();
+        let (is_ready, report) = ready.report();
         assert!(
-            !is && report.contains("[+]nodes ok") && report.contains("[-]pods pending"),
+            !is_ready && report.contains("[+]nodes ok") && report.contains("[-]pods pending"),
             "{report}"
         );
         assert!(!ready.is_synced());
@@ -144,13 +145,15 @@ mod tests {
     }
 
     #[test]
-    fn an_impaired_source_is_told_and_keeps_serving() {
+    fn reports_degraded_condition_and_stays_ready() {
         let ready = Ready::default();
         drop(ready.block("nodes"));
         ready.set_degraded("nodes", "connection refused".into());
-        let (is, report) = ready.report();
+        let (is_ready, report) = ready.report();
         assert!(
-            is && report.contains("[!]nodes impaired") && report.contains("connection refused"),
+            is_ready
+                && report.contains("[!]nodes degraded")
+                && report.contains("connection refused"),
             "{report}"
         );
         ready.clear_degraded("nodes");
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn draining_is_not_ready() {
+    fn is_not_ready_while_draining() {
         let ready = Ready::default();
         ready.set_draining();
         assert!(!ready.report().0);

@@ -1,5 +1,5 @@
-//! Reviews by the API (TokenReview, SubjectAccessReview): objects that are created to be answered,
-//! never stored.
+//! Reviews by the Kubernetes API (TokenReview, SubjectAccessReview): virtual objects whose status
+//! is the result; the API server does not store them.
 
 mod admission;
 mod cached;
@@ -20,62 +20,142 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use admission::{Admission, Place, Rejection};
+pub use admission::{Admission, Rejection, Slot};
 pub use cached::{CachedReviews, Judge, Verdict};
 pub use health::ApiHealth;
 
 use crate::model::{ClientAddress, error_chain};
 
-/// The largest answer that is read. A TokenReview holds the groups of a user, thousands at most.
-const MAX_ANSWER_BYTES: usize = 1024 * 1024;
-/// Pause before a review that was answered with 429 is sent again, where the API does not say how
-/// long.
+/// Maximum size of a response. A TokenReview holds the groups of a user, thousands at most.
+const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
+/// Pause after a 429 without `Retry-After`.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The longest text of an answer that is kept and passed on: what an authenticator says of a token
-/// may quote the token.
+/// Maximum length of a message of the API that is cached and logged: an authenticator's message may
+/// quote the token.
 const MAX_TEXT_BYTES: usize = 1024;
-/// The fault of an answer that says nothing.
-const NO_STATUS: &str = "the API answered without a status";
-/// The part of the timeout after which an unanswered review is also sent on a new connection: the
-/// pooled one may be dead without a word. The API may as well be slow, so the first attempt goes
-/// on, and the first answer counts.
+/// Fraction of the timeout (1/n) after which a pending review is also sent on a new connection: the
+/// pooled connection may be dead without a TCP reset. The API may also be slow, so the first
+/// attempt continues, and the first response wins.
 const FIRST_ATTEMPT_SHARE: u32 = 2;
 
-/// A text of the API, cut to a length that may be cached.
+/// Truncates a message of the API to a length that may be cached.
 pub fn cut_text(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
     text
 }
 
-/// A review without a usable answer.
+/// Error of a review without a result.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReviewError {
-    /// The bastion did not send it: too many wait.
+    /// Not sent: too many reviews are queued.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    /// No connection, no answer in time, or an answer that says so (429, 5xx): asking again may
-    /// help.
-    #[error("{0}")]
-    Unreachable(Arc<str>),
-    /// The API refused the review itself, or its answer cannot be read: the bastion's account or
-    /// setup is at fault.
-    #[error("{0}")]
-    Refused(Arc<str>),
+    /// Sent, but without a usable response.
+    #[error(transparent)]
+    Failed(#[from] ReviewFailure),
 }
 
-/// The connections on which the API is asked, and what is known of it. Shared by the reviewers.
+/// Reason why the API returned no result for a review.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReviewFailure {
+    /// No connection, or it broke before the response was complete.
+    #[error("the connection to the API server failed: {0}")]
+    Connection(Arc<str>),
+    #[error("the API server did not respond in time")]
+    Timeout,
+    /// 429 whose `Retry-After` is past the deadline.
+    #[error("the API server responded with 429 Too Many Requests")]
+    TooManyRequests,
+    /// 5xx.
+    #[error(transparent)]
+    ServerError(ErrorResponse),
+    #[error("the bastion is shutting down")]
+    ShuttingDown,
+    /// The reviews of one impersonation exceeded their common deadline.
+    #[error("the reviews of the impersonation took longer than {} s", .0.as_secs())]
+    ImpersonationTimeout(Duration),
+    /// 4xx: the bastion's service account or configuration is wrong.
+    #[error(transparent)]
+    Refused(ErrorResponse),
+    #[error("the request for the review could not be built: {0}")]
+    Request(Arc<str>),
+    /// Without the parser's message, which may quote the response and so the token.
+    #[error("the response of the API server is not a review")]
+    Malformed,
+    #[error("the API server returned a review without a status")]
+    NoStatus,
+    #[error("the task of the review panicked")]
+    Panicked,
+}
+
+impl ReviewFailure {
+    /// Returns true if the API was not reached or could not process the review, so that a retry may
+    /// succeed and cached results may be used past their expiry.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Connection(_)
+            | Self::Timeout
+            | Self::TooManyRequests
+            | Self::ServerError(_)
+            | Self::ShuttingDown
+            | Self::ImpersonationTimeout(_) => true,
+            Self::Refused(_)
+            | Self::Request(_)
+            | Self::Malformed
+            | Self::NoStatus
+            | Self::Panicked => false,
+        }
+    }
+}
+
+/// HTTP error response of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ErrorResponse {
+    code: StatusCode,
+    /// Message of the `Status` in the body; empty without one.
+    message: Arc<str>,
+}
+
+impl ErrorResponse {
+    /// Reads the message of a `Status`. Other bodies are dropped, because they may repeat the
+    /// review and so the token.
+    fn parse(code: StatusCode, body: &[u8]) -> Self {
+        #[derive(serde::Deserialize)]
+        struct Status {
+            message: String,
+        }
+        let message = serde_json::from_slice::<Status>(body)
+            .map_or_else(|_| "".into(), |Status { message }| cut_text(message).into());
+        Self { code, message }
+    }
+}
+
+impl std::error::Error for ErrorResponse {}
+
+impl fmt::Display for ErrorResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = self.code.as_u16();
+        write!(f, "the API server responded with {code}")?;
+        match &*self.message {
+            "" => Ok(()),
+            message => write!(f, ": {message}"),
+        }
+    }
+}
+
+/// Connections to the API and its health. Shared by the reviewers.
 #[derive(Clone)]
 pub struct ReviewApi {
-    /// Keeps connections for reuse. Must not retry by itself: a review has a deadline of its own.
+    /// Reuses connections. Must not retry on its own: a review has its own deadline.
     pub pooled: kube::Client,
-    /// Makes a new connection for each review.
+    /// Opens a new connection for each review.
     pub fresh: kube::Client,
-    /// Reviews run on the control runtime, where the clients' connections live.
+    /// Runtime of the reviews, where the clients' connections live.
     pub control: Handle,
     pub health: ApiHealth,
 }
 
-/// Without the clients, which hold the bastion's credentials.
+/// Omits the clients, which hold the bastion's credentials.
 impl Debug for ReviewApi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReviewApi")
@@ -84,7 +164,7 @@ impl Debug for ReviewApi {
     }
 }
 
-/// A kind of review.
+/// Resource type of a review.
 pub trait Reviewable:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
 {
@@ -102,7 +182,7 @@ impl<K> Reviewable for K where
 {
 }
 
-/// Asks the API for reviews of one kind.
+/// Sends reviews of one kind to the API.
 #[derive(Debug)]
 pub struct Reviewer<K> {
     api: ReviewApi,
@@ -112,7 +192,7 @@ pub struct Reviewer<K> {
 }
 
 impl<K: Reviewable> Reviewer<K> {
-    /// `timeout` is for the answer, without the wait for a place.
+    /// `timeout` applies to the response, without the time in the queue.
     pub fn new(api: ReviewApi, admission: Admission, timeout: Duration) -> Self {
         Self {
             api,
@@ -122,7 +202,7 @@ impl<K: Reviewable> Reviewer<K> {
         }
     }
 
-    /// Whether the API is known not to answer.
+    /// Returns true if the last review failed to reach the API.
     pub fn is_unreachable(&self) -> bool {
         self.api.health.is_unreachable()
     }
@@ -131,136 +211,128 @@ impl<K: Reviewable> Reviewer<K> {
         &self.api.control
     }
 
-    /// The API's answer. `client` is the address whose share of the places it takes. Dropping the
-    /// future cancels the review.
+    /// Sends a review and returns the response. `client` is the address whose share of the slots it
+    /// uses. Dropping the future cancels the review.
     ///
     /// # Errors
-    /// [`ReviewError`]; an API that became unreachable has been logged.
-    pub async fn ask(&self, review: &K, client: ClientAddress) -> Result<K, ReviewError> {
-        let place = self.admission.enter(client).await?;
-        self.ask_in(review, place).await
+    /// [`ReviewError`]; a change to unreachable has been logged.
+    pub async fn send(&self, review: &K, client: ClientAddress) -> Result<K, ReviewError> {
+        let slot = self.admission.enter(client).await?;
+        Ok(self.send_in(review, slot).await?)
     }
 
-    /// A place for a refresh. None where all are taken.
-    pub fn try_enter(&self) -> Option<Place> {
+    /// Returns a slot for a refresh, or `None` if all are in use.
+    pub fn try_enter(&self) -> Option<Slot> {
         self.admission.try_enter()
     }
 
-    /// Asks with a place that is held already.
+    /// Sends a review in a slot that is held already.
     ///
     /// # Errors
-    /// As [`Self::ask`].
-    pub async fn ask_in(&self, review: &K, place: Place) -> Result<K, ReviewError> {
+    /// [`ReviewFailure`]; a change to unreachable has been logged.
+    pub async fn send_in(&self, review: &K, slot: Slot) -> Result<K, ReviewFailure> {
         let timeout = self.timeout;
         let (api, body) = (
             self.api.clone(),
             serde_json::to_vec(review).expect("a review is plain data"),
         );
-        let asked = self.api.control.spawn(async move {
-            // The place is free again when nothing of the review is in flight any more, and not
-            // before.
-            let _place = place;
-            ask(&api, &K::url_path(&(), None), body, timeout).await
+        let task = self.api.control.spawn(async move {
+            // Held by the task, not by the caller: the slot is free only when no request of the
+            // review is in flight. A cancelled caller returns before its task has ended.
+            let _slot = slot;
+            exchange(&api, &K::url_path(&(), None), body, timeout).await
         });
-        let answer = match AbortOnDropHandle::new(asked).await {
-            Ok(answer) => answer,
-            Err(ended) if ended.is_panic() => {
-                Err(ReviewError::Refused("the review panicked".into()))
-            }
-            Err(_) => {
-                return Err(ReviewError::Unreachable(
-                    "the bastion is shutting down".into(),
-                ));
-            }
+        let response = match AbortOnDropHandle::new(task).await {
+            Ok(response) => response,
+            Err(error) if error.is_panic() => Err(ReviewFailure::Panicked),
+            // The runtime ends. This says nothing about the API's health.
+            Err(_) => return Err(ReviewFailure::ShuttingDown),
         };
-        match answer.and_then(|body| read(&body)) {
-            Ok(review) => {
-                self.api.health.answered();
-                Ok(review)
+        let result = response
+            .and_then(|body| serde_json::from_slice(&body).map_err(|_| ReviewFailure::Malformed));
+        match &result {
+            Ok(_) => self.api.health.set_reachable(),
+            Err(error) if error.is_unreachable() => {
+                self.api
+                    .health
+                    .set_unreachable(&K::kind(&()), &error.to_string());
             }
             Err(error) => {
-                match &error {
-                    ReviewError::Unreachable(fault) => self.api.health.failed(&K::kind(&()), fault),
-                    ReviewError::Refused(fault) => {
-                        tracing::error!(%fault, "the API refuses a {}", K::kind(&()));
-                    }
-                    ReviewError::Rejected(_) => {}
-                }
-                Err(error)
+                tracing::error!(%error, "the API server refused a {}", K::kind(&()));
             }
         }
+        result
     }
 }
 
-/// Asks until there is an answer or the time is over, and again after each 429 when the API says.
-async fn ask(
+/// Sends a review until it has a response or the timeout expires. Repeats it after each 429 as
+/// `Retry-After` requests.
+async fn exchange(
     api: &ReviewApi,
     path: &str,
     body: Vec<u8>,
     timeout: Duration,
-) -> Result<Vec<u8>, ReviewError> {
+) -> Result<Vec<u8>, ReviewFailure> {
     let deadline = Instant::now() + timeout;
-    let mut answer = first_answer(api, path, &body, timeout / FIRST_ATTEMPT_SHARE, deadline).await;
+    let hedge_after = timeout / FIRST_ATTEMPT_SHARE;
+    let mut result = first_response(api, path, &body, hedge_after, deadline).await;
     loop {
-        match answer {
+        match result {
             Ok(body) => return Ok(body),
-            Err(Attempt::NoAnswer(fault) | Attempt::Unavailable(fault)) => {
-                return Err(ReviewError::Unreachable(fault.into()));
+            Err(AttemptError::NoResponse(failure) | AttemptError::Final(failure)) => {
+                return Err(failure);
             }
-            Err(Attempt::Refused(fault)) => return Err(ReviewError::Refused(fault.into())),
-            Err(Attempt::TooManyRequests { retry_after }) => {
+            Err(AttemptError::TooManyRequests { retry_after }) => {
+                // Compared as durations: the sum of the clock and a `Retry-After` of 2^64 - 1 would
+                // overflow.
                 if retry_after >= deadline.saturating_duration_since(Instant::now()) {
-                    return Err(ReviewError::Unreachable(
-                        "the API answers 429 Too Many Requests".into(),
-                    ));
+                    return Err(ReviewFailure::TooManyRequests);
                 }
                 tokio::time::sleep(retry_after).await;
-                answer = attempt(&api.pooled, path, &body, deadline).await;
+                result = attempt(&api.pooled, path, &body, deadline).await;
             }
         }
     }
 }
 
-/// Asks on a pooled connection, and on a new one as well where that breaks or has not answered
-/// after `patience`.
-async fn first_answer(
+/// Sends a review on a pooled connection, and also on a new one if the pooled one fails or has no
+/// response after `hedge_after`. Reviews have no side effects, so sending one twice is safe.
+async fn first_response(
     api: &ReviewApi,
     path: &str,
     body: &[u8],
-    patience: Duration,
+    hedge_after: Duration,
     deadline: Instant,
-) -> Result<Vec<u8>, Attempt> {
+) -> Result<Vec<u8>, AttemptError> {
     let mut pooled = pin!(attempt(&api.pooled, path, body, deadline));
     let fresh = attempt(&api.fresh, path, body, deadline);
-    match tokio::time::timeout(patience, &mut pooled).await {
-        Ok(Err(Attempt::NoAnswer(_))) => return fresh.await,
-        Ok(answer) => return answer,
+    match tokio::time::timeout(hedge_after, &mut pooled).await {
+        Ok(Err(AttemptError::NoResponse(_))) => return fresh.await,
+        Ok(result) => return result,
         Err(_) => {}
     }
+    // Both attempts run. If one breaks, the other decides; any response ends both.
     let mut fresh = pin!(fresh);
     tokio::select! {
-        answer = &mut pooled => match answer {
-            Err(Attempt::NoAnswer(_)) => fresh.await,
-            answer => answer,
+        result = &mut pooled => match result {
+            Err(AttemptError::NoResponse(_)) => fresh.await,
+            result => result,
         },
-        answer = &mut fresh => match answer {
-            Err(Attempt::NoAnswer(_)) => pooled.await,
-            answer => answer,
+        result = &mut fresh => match result {
+            Err(AttemptError::NoResponse(_)) => pooled.await,
+            result => result,
         },
     }
 }
 
-/// The outcome of one attempt without a usable answer.
-enum Attempt {
-    /// No connection, or no answer on it in time.
-    NoAnswer(String),
-    /// The API answered that it cannot (5xx).
-    Unavailable(String),
-    TooManyRequests {
-        retry_after: Duration,
-    },
-    /// The API will not, however often it is asked.
-    Refused(String),
+/// Error of one attempt.
+enum AttemptError {
+    /// No response on this connection; another connection may have one.
+    NoResponse(ReviewFailure),
+    /// 429.
+    TooManyRequests { retry_after: Duration },
+    /// Another attempt would end the same way.
+    Final(ReviewFailure),
 }
 
 async fn attempt(
@@ -268,67 +340,50 @@ async fn attempt(
     path: &str,
     body: &[u8],
     deadline: Instant,
-) -> Result<Vec<u8>, Attempt> {
-    let sent = async {
+) -> Result<Vec<u8>, AttemptError> {
+    let broken = |error: String| AttemptError::NoResponse(ReviewFailure::Connection(error.into()));
+    let exchange = async {
         let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
         let request = request
             .body(Body::from(body.to_vec()))
-            .map_err(|error| Attempt::Refused(error.to_string()))?;
-        // Not by kube's typed calls: they hide Retry-After, and log an answer that they cannot
-        // read, token included.
+            .map_err(|error| ReviewFailure::Request(error.to_string().into()))
+            .map_err(AttemptError::Final)?;
+        // Not kube's typed calls: they hide `Retry-After`, and log a response that they cannot
+        // parse, token included.
         let response = client
             .send(request)
             .await
-            .map_err(|error| Attempt::NoAnswer(error_chain(&error)))?;
+            .map_err(|error| broken(error_chain(&error)))?;
         let (parts, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
-        let body = body
-            .map_err(|error| Attempt::NoAnswer(error.to_string()))?
-            .to_bytes()
-            .to_vec();
+        let body = Limited::new(body, MAX_RESPONSE_BYTES)
+            .collect()
+            .await
+            .map_err(|error| broken(error.to_string()))?
+            .to_bytes();
         if parts.status.is_success() {
-            return Ok(body);
+            return Ok(body.to_vec());
         }
-        let fault = fault(parts.status, &body);
+        let error = || ErrorResponse::parse(parts.status, &body);
         Err(match parts.status {
             StatusCode::TOO_MANY_REQUESTS => {
                 let seconds = parts
                     .headers
                     .get(header::RETRY_AFTER)
                     .and_then(|value| value.to_str().ok()?.parse().ok());
-                Attempt::TooManyRequests {
+                AttemptError::TooManyRequests {
                     retry_after: seconds.map_or(DEFAULT_RETRY_AFTER, Duration::from_secs),
                 }
             }
-            status if status.is_server_error() => Attempt::Unavailable(fault),
-            _ => Attempt::Refused(fault),
+            status if status.is_server_error() => {
+                AttemptError::Final(ReviewFailure::ServerError(error()))
+            }
+            _ => AttemptError::Final(ReviewFailure::Refused(error())),
         })
     };
-    match tokio::time::timeout_at(deadline, sent).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Attempt::NoAnswer("the API did not answer in time".into())),
+    match tokio::time::timeout_at(deadline, exchange).await {
+        Ok(result) => result,
+        Err(_) => Err(AttemptError::NoResponse(ReviewFailure::Timeout)),
     }
-}
-
-/// The message of a `Status`, else the code alone: what else stands in the body may repeat the
-/// review.
-fn fault(code: StatusCode, body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Status {
-        message: String,
-    }
-    match serde_json::from_slice::<Status>(body) {
-        Ok(Status { message }) if !message.is_empty() => {
-            format!("the API answered {}: {message}", code.as_u16())
-        }
-        _ => format!("the API answered {}", code.as_u16()),
-    }
-}
-
-fn read<K: DeserializeOwned>(body: &[u8]) -> Result<K, ReviewError> {
-    // Without the parser's words, which may quote the answer.
-    serde_json::from_slice(body)
-        .map_err(|_| ReviewError::Refused("the API's answer is not a review".into()))
 }
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
-//! Supervision of the background tasks of the process: the end of none goes unnoticed.
+//! Supervision of background tasks: restarts a task that ends, or ends the process.
 //!
-//! Every task outside the request path is registered in one [`Supervisor`] under a name and one of
+//! Every task outside the request path is registered in one [`Supervisor`] with a name and one of
 //! two policies:
 //!
-//! - [`restart`](Supervisor::restart): the task holds no state that a panic could leave
-//!   half-changed. It is started again after a growing, jittered pause; meanwhile the last known
-//!   state serves.
-//! - [`fatal`](Supervisor::fatal): the process cannot go on correctly without the task, or the task
-//!   may have left state half-changed. The process ends, and its supervisor (the kubelet) starts it
-//!   anew.
+//! - [`restart`](Supervisor::restart): a panic of the task cannot leave inconsistent state. The
+//!   task is restarted with exponential backoff and jitter; the last known state is served
+//!   meanwhile.
+//! - [`fatal`](Supervisor::fatal): the process cannot work correctly without the task, or a panic
+//!   may leave inconsistent state. The process ends, and the kubelet restarts it.
 //!
-//! Either way the log has an error, `/readyz` an impaired line, and
-//! `kube_bastion_task_restarts_total` a count.
+//! Both log an error and add a degraded line to `/readyz`; restarts are counted in
+//! `kube_bastion_task_restarts_total`.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -26,14 +25,14 @@ use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::ready::Ready;
 
-/// The pause before the first restart, which doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause between restarts: short enough that a fault that passes costs little, long
-/// enough that one that does not fills no log.
-const MAX_PAUSE: Duration = Duration::from_mins(1);
-/// Time that a restarted task must run before it counts as recovered: longer than the longest
-/// pause, so that a task that keeps failing never shows as well.
-const SETTLED: Duration = Duration::from_secs(90);
+/// Delay of the first restart, which doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
+/// Maximum delay of a restart. Short enough for a quick recovery from a temporary failure, long
+/// enough that a permanent one does not flood the log.
+const MAX_BACKOFF: Duration = Duration::from_mins(1);
+/// Time after which a restarted task counts as recovered. Longer than the maximum delay, so that a
+/// task that keeps failing is never reported as recovered.
+const RECOVERY_TIME: Duration = Duration::from_secs(90);
 
 /// Runs the background tasks of the process. Dropping it aborts them all.
 #[derive(Debug)]
@@ -44,37 +43,49 @@ pub struct Supervisor {
     drain: Drain,
 }
 
-/// A task ended without which the process cannot go on.
+/// A fatal task ended.
 #[derive(Debug, thiserror::Error)]
-#[error("the background task {task} {fault}; the process ends to be started again")]
+#[error("the background task {task} {end}; exiting for a restart")]
 pub struct TaskError {
     task: &'static str,
-    fault: String,
+    end: TaskEnd,
 }
 
-/// The return value of a background task. None of them is meant to return while the process runs.
+/// Unexpected end of a background task, as the predicate of a sentence about the task.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TaskEnd {
+    #[error("ended unexpectedly")]
+    Returned,
+    /// Text of the error.
+    #[error("failed: {0}")]
+    Failed(String),
+    #[error("panicked: {0}")]
+    Panicked(String),
+}
+
+/// Return value of a background task. No task returns while the process runs, unless it fails.
 pub trait Outcome {
-    /// The end of the task, as the rest of a sentence about it.
-    fn fault(self) -> String;
+    fn into_end(self) -> TaskEnd;
 }
 
 impl Outcome for () {
-    fn fault(self) -> String {
-        "ended unexpectedly".into()
+    fn into_end(self) -> TaskEnd {
+        TaskEnd::Returned
     }
 }
 
 impl<E: Display> Outcome for Result<(), E> {
-    fn fault(self) -> String {
+    fn into_end(self) -> TaskEnd {
         match self {
-            Ok(()) => ().fault(),
-            Err(error) => format!("failed: {error}"),
+            Ok(()) => TaskEnd::Returned,
+            Err(error) => TaskEnd::Failed(error.to_string()),
         }
     }
 }
 
 impl Supervisor {
-    /// After `drain` has begun, tasks may end without notice.
+    /// Creates a supervisor without tasks. After the begin of `drain`, tasks may end without a
+    /// report.
     pub fn new(ready: Ready, metrics: Metrics, drain: Drain) -> Self {
         Self {
             tasks: JoinSet::new(),
@@ -84,11 +95,11 @@ impl Supervisor {
         }
     }
 
-    /// Runs `task()`, and runs it again whenever it returns or panics. `name` is its name in
-    /// `/readyz`, log and metric.
+    /// Runs `task()` again whenever it returns or panics. `name` identifies it in `/readyz`, log
+    /// and metrics.
     ///
     /// Must be called within the control runtime.
-    pub fn restart<F, T>(&mut self, name: &'static str, mut task: F)
+    pub fn restart<F, T>(&mut self, name: &'static str, task: F)
     where
         F: FnMut() -> T + Send + 'static,
         T: Future<Output: Outcome> + Send + 'static,
@@ -100,47 +111,16 @@ impl Supervisor {
             ..
         } = self;
         let (ready, metrics, drain) = (ready.clone(), metrics.clone(), drain.clone());
+        // Creates the counter at 0, so that alerts on its increase see the first restart.
         metrics.supervised_task(name);
         self.tasks.spawn(async move {
-            let mut pause = FIRST_PAUSE;
-            let mut impaired = false;
-            loop {
-                // A panic of the factory itself is one of the task.
-                let mut running = pin!(fault_of(async { task().await }));
-                let mut settled = false;
-                let fault = tokio::select! {
-                    fault = &mut running => fault,
-                    () = tokio::time::sleep(SETTLED) => {
-                        settled = true;
-                        if std::mem::take(&mut impaired) {
-                            tracing::info!(task = name, "the restarted background task has recovered");
-                            ready.clear_degraded(name);
-                        }
-                        running.await
-                    }
-                };
-                if drain.begun().now_or_never().is_some() {
-                    return Ok(());
-                }
-                if settled {
-                    pause = FIRST_PAUSE;
-                }
-                // Tasks that fail of one cause, as after an outage, must not come back in step.
-                let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-                tracing::error!(task = name, fault, pause = ?jittered, "a background task ended; restarting it");
-                ready.set_degraded(name, format!("this background task {fault}; it is restarted"));
-                impaired = true;
-                metrics.task_restarted(name);
-                tokio::select! {
-                    () = tokio::time::sleep(jittered) => {}
-                    () = drain.begun() => return Ok(()),
-                }
-                pause = (pause * 2).min(MAX_PAUSE);
-            }
+            run_with_restarts(name, task, ready, metrics, drain).await;
+            Ok(())
         });
     }
 
-    /// Runs `task`; when it returns or panics before the drain begins, the process ends.
+    /// Runs `task`. If it returns or panics before the drain begins, [`Self::failed`] returns, and
+    /// the process must end.
     ///
     /// Must be called within the control runtime.
     pub fn fatal<T>(&mut self, name: &'static str, task: T)
@@ -149,35 +129,34 @@ impl Supervisor {
     {
         let (ready, drain) = (self.ready.clone(), self.drain.clone());
         self.tasks.spawn(async move {
-            let fault = fault_of(task).await;
+            let end = end_of(task).await;
             if drain.begun().now_or_never().is_some() {
                 return Ok(());
             }
             tracing::error!(
                 task = name,
-                fault,
-                "a background task ended without which the process cannot go on"
+                error = %end,
+                "required background task ended; the process exits"
             );
             ready.set_degraded(
                 name,
-                format!("this background task {fault}; the process ends"),
+                format!("the background task {end}; the process exits"),
             );
-            Err(TaskError { task: name, fault })
+            Err(TaskError { task: name, end })
         });
     }
 
-    /// Waits for the end of a task whose end is fatal. Never returns otherwise.
+    /// Waits for the end of a fatal task.
     pub async fn failed(&mut self) -> TaskError {
         while let Some(ended) = self.tasks.join_next().await {
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return error,
-                // The supervision of a task panicked: nothing would notice the task's own end any
-                // more.
+                // The supervision of a task panicked, so the end of that task would not be noticed.
                 Err(error) => {
                     return TaskError {
                         task: "supervision",
-                        fault: format!("failed: {error}"),
+                        end: TaskEnd::Failed(error.to_string()),
                     };
                 }
             }
@@ -186,11 +165,66 @@ impl Supervisor {
     }
 }
 
-/// Runs a task to its end, and says how it ended.
-async fn fault_of<T: Outcome>(task: impl Future<Output = T>) -> String {
+/// Runs `task()` until the drain begins, with backoff between the runs.
+async fn run_with_restarts<F, T>(
+    name: &'static str,
+    mut task: F,
+    ready: Ready,
+    metrics: Metrics,
+    drain: Drain,
+) where
+    F: FnMut() -> T,
+    T: Future<Output: Outcome>,
+{
+    let mut backoff = MIN_BACKOFF;
+    let mut degraded = false;
+    loop {
+        // Within the future, so that a panic of the factory counts as one of the task.
+        let mut running = pin!(end_of(async { task().await }));
+        let mut recovered = false;
+        let end = tokio::select! {
+            end = &mut running => end,
+            () = tokio::time::sleep(RECOVERY_TIME) => {
+                recovered = true;
+                if std::mem::take(&mut degraded) {
+                    tracing::info!(task = name, "restarted background task has recovered");
+                    ready.clear_degraded(name);
+                }
+                running.await
+            }
+        };
+        // Tasks end when the drain begins.
+        if drain.begun().now_or_never().is_some() {
+            return;
+        }
+        if recovered {
+            backoff = MIN_BACKOFF;
+        }
+        // Jitter, because tasks and replicas that fail from one cause would otherwise
+        // restart together.
+        let delay = backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
+        tracing::error!(
+            task = name,
+            error = %end,
+            restart_in_seconds = delay.as_secs_f64(),
+            "background task ended; restarting it"
+        );
+        ready.set_degraded(name, format!("the background task {end}; restarting it"));
+        degraded = true;
+        metrics.task_restarted(name);
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = drain.begun() => return,
+        }
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// Runs a task to its end and returns the kind of end.
+async fn end_of<T: Outcome>(task: impl Future<Output = T>) -> TaskEnd {
     match AssertUnwindSafe(task).catch_unwind().await {
-        Ok(outcome) => outcome.fault(),
-        Err(panic) => format!("panicked: {}", message(&*panic)),
+        Ok(outcome) => outcome.into_end(),
+        Err(panic) => TaskEnd::Panicked(message(&*panic).to_owned()),
     }
 }
 
@@ -229,9 +263,9 @@ mod tests {
             .find_map(|found| found.strip_prefix(&line)?.parse().ok())
     }
 
-    async fn eventually(mut is: impl FnMut() -> bool) {
+    async fn eventually(mut condition: impl FnMut() -> bool) {
         let waited = async {
-            while !is() {
+            while !condition() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -241,29 +275,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn restarts_panicked_task_and_readyz_says_so_until_it_holds() {
+    async fn reports_restarted_task_as_degraded_until_it_recovers() {
         let (mut supervisor, ready, _drain, registry) = supervisor();
         let runs = Arc::<AtomicUsize>::default();
         let counted = Arc::clone(&runs);
         supervisor.restart("sweep", move || {
             let run = counted.fetch_add(1, Ordering::Relaxed);
             async move {
-                assert!(run >= 3, "run {run} breaks");
+                assert!(run >= 3, "run {run} fails");
                 std::future::pending::<()>().await;
             }
         });
         assert_eq!(
             restarts(&registry, "sweep"),
             Some(0),
-            "a task shows before it fails"
+            "the metric exists before a failure"
         );
-        eventually(|| ready.report().1.contains("[!]sweep impaired")).await;
-        let (is, report) = ready.report();
-        assert!(is && report.contains("panicked: run 0 breaks"), "{report}");
+        eventually(|| ready.report().1.contains("[!]sweep degraded")).await;
+        let (is_ready, report) = ready.report();
+        assert!(
+            is_ready && report.contains("panicked: run 0 fails"),
+            "{report}"
+        );
         eventually(|| runs.load(Ordering::Relaxed) == 4).await;
         assert!(
-            ready.report().1.contains("run 2 breaks"),
-            "it has not held yet"
+            ready.report().1.contains("run 2 fails"),
+            "it has not recovered yet"
         );
         eventually(|| !ready.report().1.contains("[!]")).await;
         assert_eq!(
@@ -273,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn restarts_task_that_returns_with_its_error() {
+    async fn restarts_failed_task_and_reports_its_error() {
         let (mut supervisor, ready, _drain, registry) = supervisor();
         supervisor.restart("admin", || async {
             Err::<(), _>(std::io::Error::other("the socket broke"))
@@ -287,26 +324,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ends_the_process_when_a_fatal_task_panics() {
+    async fn fails_when_fatal_task_panics() {
         let (mut supervisor, ready, _drain, _registry) = supervisor();
         supervisor.fatal("index", async {
-            assert!(ready_to_fail().await, "half a fact");
+            assert!(returns_false().await, "inconsistent state");
         });
         let error = supervisor.failed().await.to_string();
         assert!(
-            error.contains("task index panicked: half a fact"),
+            error.contains("task index panicked: inconsistent state"),
             "{error}"
         );
-        assert!(ready.report().1.contains("[!]index impaired"));
+        assert!(ready.report().1.contains("[!]index degraded"));
     }
 
-    async fn ready_to_fail() -> bool {
+    async fn returns_false() -> bool {
         tokio::task::yield_now().await;
         false
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tasks_end_quietly_once_the_drain_began() {
+    async fn reports_no_ends_of_tasks_while_draining() {
         let (mut supervisor, ready, drain, registry) = supervisor();
         let (watching, ending) = (drain.clone(), drain.clone());
         supervisor.restart("watch", move || {

@@ -1,5 +1,4 @@
-//! What the bastion says of itself: events on standard error, one line per request on standard
-//! output.
+//! Logs: events on standard error, the access log on standard output.
 
 mod access;
 
@@ -11,21 +10,19 @@ pub use access::{AccessLog, Record, Recorder};
 
 use crate::config::{Log, LogFormat};
 
-/// Events for this target are written whatever the level is: an operator needs them even where
-/// nothing else is logged.
+/// Target of events that are written at every log level, because operators cannot do without them.
 pub const OPERATOR_TARGET: &str = "kube_bastion::always";
-/// Off: the client's own events about failed requests, each of which is logged by its sender; and
-/// whole answers that it cannot read, which may hold what no log should.
+/// Directives that suppress two kinds of events of the Kubernetes client: failed requests, which
+/// their senders log, and complete responses that it cannot decode, which may contain secrets.
 const SUPPRESSED: &str = "kube_client::client=off,kube_runtime::watcher=error";
 
-/// Sends events to standard error. Called once, by `main`; later calls change nothing, as tests
-/// need it.
+/// Starts writing events to standard error. Further calls, as in tests, have no effect.
 pub fn init(log: &Log) {
-    // Flag, environment and file read the level by one parser (`config::parse_log_level`): nothing
-    // is lost. Its directives may overrule what stands before them.
+    // Flag, environment and file share one parser (`config::parse_log_level`), so the lossy parser
+    // drops nothing. Later directives override earlier ones.
     let always = format!("{OPERATOR_TARGET}=trace")
         .parse()
-        .expect("a module and a level make a directive");
+        .expect("a module and a level are a valid directive");
     let filter = EnvFilter::builder()
         .parse_lossy(format!("{SUPPRESSED},{}", log.level))
         .add_directive(always);

@@ -1,4 +1,5 @@
-//! All of TLS: the serving side with its reloads, and the client sides towards targets.
+//! TLS configuration: the server side with its reloads, and the client sides for targets and
+//! kubelets.
 
 mod client;
 mod server;
@@ -13,20 +14,20 @@ use rustls::sign::CertifiedKey;
 pub use client::{AlpnConfigs, ClientTls, KubeletTls};
 pub use server::{ServerTls, sha256_hex};
 
-/// Why TLS cannot be set up. Every variant names the file to look at, and has its cause as its
-/// source.
+/// Reason why TLS cannot be set up. Names the file, if any; the cause is the error's source.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("cannot read {what} from {path:?}")]
+    #[error("cannot read {content} from {path:?}")]
     Pem {
-        what: &'static str,
+        /// Expected content of the file.
+        content: &'static str,
         path: PathBuf,
         source: rustls::pki_types::pem::Error,
     },
-    #[error("{path:?} holds no certificate: a PEM file with BEGIN CERTIFICATE is wanted")]
+    #[error("{path:?} contains no certificate; expected a PEM file with BEGIN CERTIFICATE")]
     NoCertificate { path: PathBuf },
     #[error(
-        "the private key {key:?} does not belong to the certificate {certificate:?}: give the key that the \
+        "the private key {key:?} does not match the certificate {certificate:?}; use the key that the \
          certificate was issued for"
     )]
     Mismatch {
@@ -34,29 +35,29 @@ pub enum TlsError {
         key: PathBuf,
         source: rustls::Error,
     },
-    #[error("{path:?} holds a CA certificate that cannot be used")]
+    #[error("{path:?} contains a CA certificate that cannot be used")]
     BadCa {
         path: PathBuf,
         source: rustls::Error,
     },
-    #[error("cannot make a self-signed certificate")]
+    #[error("cannot create a self-signed certificate")]
     SelfSigned(#[from] rcgen::Error),
     #[error("TLS cannot be set up")]
     Setup(#[from] rustls::Error),
 }
 
-/// Makes aws-lc-rs the provider of the process. Called first in `main`, and by every test that
-/// speaks TLS.
+/// Installs aws-lc-rs as the cryptography provider of the process. Called first in `main`, and by
+/// every test that uses TLS.
 pub fn install_provider() {
-    // A second call finds it installed, which is what is wanted.
+    // Fails if a provider is installed already, as in a second test of one process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// Reads a chain and its key, and checks that they belong together.
+/// Reads a certificate chain and its private key, and checks that they match.
 fn load_pair(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
     let chain = load_certificates(certificate)?;
     let pem = |source| TlsError::Pem {
-        what: "a private key",
+        content: "a private key",
         path: key.into(),
         source,
     };
@@ -74,7 +75,7 @@ fn load_pair(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsErr
 
 fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = |source| TlsError::Pem {
-        what: "certificates",
+        content: "certificates",
         path: path.into(),
         source,
     };

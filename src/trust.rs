@@ -1,6 +1,5 @@
-//! The second meeting point of facts, beside `cluster`: what callers are authenticated and
-//! authorized by. `watch` and the configuration write it; `authenticate`, `authorize` and `tls` read
-//! it.
+//! Current state that callers are authenticated and authorized with; the counterpart of `cluster`.
+//! `watch` and the configuration write it; `authenticate`, `authorize` and `tls` read it.
 
 mod client_cas;
 mod front_proxy;
@@ -14,21 +13,21 @@ use arc_swap::ArcSwap;
 pub use client_cas::{CaError, DynamicClientCas};
 pub use front_proxy::{FrontProxy, RequestHeaderConfig};
 pub use rbac::{RbacRules, RbacRulesBuilder};
-pub use token_file::TokenFile;
+pub use token_file::{TokenFile, TokenFileError};
 
-/// Everything that is trusted. Clones share the state.
+/// CAs, front proxies, static tokens and RBAC rules. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     pub client_cas: DynamicClientCas,
     pub front_proxy: FrontProxy,
-    /// Used with manifests; empty with a Kubernetes API, which reviews tokens.
+    /// Used with manifests; empty with a Kubernetes API, which verifies tokens by TokenReview.
     pub token_file: Arc<TokenFile>,
-    /// Used with manifests; empty with a Kubernetes API, which reviews access.
+    /// Used with manifests; empty with a Kubernetes API, which authorizes by SubjectAccessReview.
     pub rbac: Arc<ArcSwap<RbacRules>>,
 }
 
 impl Trust {
-    /// The CAs whose certificates are asked for in a TLS handshake.
+    /// Returns the CAs that a TLS handshake names when it requests a client certificate.
     pub fn handshake_cas(&self) -> [DynamicClientCas; 2] {
         [self.client_cas.clone(), self.front_proxy.cas.clone()]
     }

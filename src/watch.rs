@@ -1,8 +1,8 @@
-//! Sources of facts: each tells the index what there is, and goes on telling what changes.
+//! Sources of the cluster state: each sends the full set of objects, then changes.
 //!
-//! Sources run in tasks of their own and send changes through one bounded channel ([`Feed`]) to the
-//! one task that owns the [`Writer`] ([`Index`]). A source that hangs or breaks holds up no other;
-//! changes of one kind keep their order, because one task sends them.
+//! Each source runs in its own task and sends through one bounded channel ([`Feed`]) to the task
+//! that owns the [`Writer`] ([`Index`]). A source that hangs or fails does not delay the others.
+//! Changes of one kind keep their order, because one task sends them.
 
 pub mod kubernetes;
 pub mod manifests;
@@ -16,50 +16,51 @@ use crate::cluster::{Kind, Object, ObjectKey, Writer};
 use crate::metrics::Metrics;
 use crate::ready::BlockReady;
 
-/// Changes on their way to the index. A source waits while there are more: what it has read is in
-/// memory already, so a longer queue would only hold it twice.
-const QUEUE: usize = 1024;
+/// Capacity of the channel to the index, in changes. A source waits while the channel is full.
+const MAX_QUEUED_CHANGES: usize = 1024;
 
 /// A change of the index.
 #[derive(Debug)]
 enum Change {
-    /// The whole set of a kind.
+    /// Replaces all objects of a kind.
     Reset(Kind, Vec<Object>),
-    /// One object, and when the change happened that it tells of (Unix time), where it says.
+    /// Adds or replaces an object. The time, in Unix seconds, is that of the pod change that caused
+    /// the update, if the object has it.
     Apply(Object, Option<f64>),
     Delete(Kind, ObjectKey),
 }
 
-/// Takes changes to the index. Clones send to the same one.
+/// Sends changes to the index. Clones send to the same index.
 #[derive(Clone, Debug)]
 pub struct Feed(mpsc::Sender<Change>);
 
-/// The writing end: applies changes in the order in which they come.
+/// Receives changes and applies them in order.
 #[derive(Debug)]
 pub struct Index {
     changes: mpsc::Receiver<Change>,
     writer: Writer,
-    holds: Vec<(Kind, BlockReady)>,
+    blockers: Vec<(Kind, BlockReady)>,
     metrics: Metrics,
 }
 
-/// A feed and the index that it leads to. Each of `holds` is released when the first whole set of
-/// its kind is in.
-pub fn feed(writer: Writer, holds: Vec<(Kind, BlockReady)>, metrics: &Metrics) -> (Feed, Index) {
-    let (sender, changes) = mpsc::channel(QUEUE);
+/// Creates a feed and its index. Each of `blockers` is dropped when the first full set of its kind
+/// has been applied.
+pub fn feed(writer: Writer, blockers: Vec<(Kind, BlockReady)>, metrics: &Metrics) -> (Feed, Index) {
+    let (sender, changes) = mpsc::channel(MAX_QUEUED_CHANGES);
     (
         Feed(sender),
         Index {
             changes,
             writer,
-            holds,
+            blockers,
             metrics: metrics.clone(),
         },
     )
 }
 
 impl Feed {
-    /// Waits for a place in the queue. Where the index has ended, so has the process.
+    /// Sends a change, and waits while the channel is full. Never returns after the index has
+    /// ended, because the process ends then, too.
     async fn send(&self, change: Change) {
         if self.0.send(change).await.is_err() {
             std::future::pending::<()>().await;
@@ -68,14 +69,15 @@ impl Feed {
 }
 
 impl Index {
-    /// Applies changes until every [`Feed`] is gone. A panic on the way may leave a fact
-    /// half-joined: the process must not go on after it.
+    /// Applies changes until all feeds are dropped. A panic may leave a service joined in part, so
+    /// the process must end after it.
     pub async fn run(mut self) {
         while let Some(change) = self.changes.recv().await {
             match change {
                 Change::Reset(kind, objects) => {
+                    // Before the blocker is dropped: a ready bastion has the full set.
                     self.writer.reset(kind, objects);
-                    self.holds.retain(|(held, _)| *held != kind);
+                    self.blockers.retain(|(blocked, _)| *blocked != kind);
                 }
                 Change::Apply(object, trigger) => {
                     self.writer.apply(object);
@@ -84,6 +86,7 @@ impl Index {
                             .duration_since(UNIX_EPOCH)
                             .unwrap_or_default()
                             .as_secs_f64();
+                        // The clock of the machine that wrote the time may be ahead.
                         self.metrics.endpoint_lag((now - trigger).max(0.0));
                     }
                 }

@@ -1,7 +1,6 @@
-//! Bounds of what one process holds, whoever asks and whatever answers: memory, file descriptors,
-//! reviews in flight.
+//! Bounds of one process under attack: memory, file descriptors, pending reviews.
 //!
-//! The limits are generous, and none is a time. Each test prints what it measured.
+//! The limits are generous and do not depend on time. Each test prints its measurements.
 
 #[path = "bounds/descriptors.rs"]
 mod descriptors;

@@ -1,4 +1,4 @@
-//! Bad input, each with its clear answer, as a person at the command line gets it.
+//! The command line: invalid input and its messages, `check`, and the life of the process.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -18,8 +18,8 @@ fn command(arguments: &[&str]) -> Command {
         .env_remove("KUBERNETES_SERVICE_HOST")
         .env("HOME", "/nonexistent");
     if arguments.first() == Some(&"serve") {
-        // A start that fails late has bound its ports by then; the default ones may be in use on
-        // this machine.
+        // A start that fails late has bound its ports by then, and the default ports may be in use
+        // on this machine.
         for port in [
             "KUBE_BASTION_SECURE_LISTEN_ADDRESS",
             "KUBE_BASTION_ADMIN_LISTEN_ADDRESS",
@@ -34,135 +34,136 @@ fn run(arguments: &[&str]) -> Output {
     command(arguments).output().expect("the binary runs")
 }
 
-/// What the bastion says where it refuses to start.
-fn refused(arguments: &[&str]) -> String {
+/// Runs a command that must fail, and returns its standard error.
+fn failure(arguments: &[&str]) -> String {
     let output = run(arguments);
-    assert!(!output.status.success(), "{arguments:?} was accepted");
+    assert!(!output.status.success(), "{arguments:?} succeeded");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn write(folder: &Path, name: &str, text: &str) -> String {
-    let path = folder.join(name);
-    std::fs::write(&path, text).expect("the folder takes a file");
+fn write(directory: &Path, name: &str, text: &str) -> String {
+    let path = directory.join(name);
+    std::fs::write(&path, text).expect("the directory is writable");
     path.display().to_string()
 }
 
-fn assert_told(said: &str, told: &[&str]) {
-    for word in told {
-        assert!(said.contains(word), "{word:?} is missing in:\n{said}");
+fn assert_contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
     }
 }
 
 const HEAD: &str = "apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\n";
 
 #[test]
-fn without_a_cluster_it_says_what_to_give() {
-    assert_told(
-        &refused(&["serve"]),
+fn serve_without_a_cluster_names_the_alternatives() {
+    assert_contains(
+        &failure(&["serve"]),
         &[
-            "no --kubeconfig is given",
+            "no --kubeconfig is set",
             "--kubeconfig=FILE",
             "source.type: manifests",
         ],
     );
-    assert_told(
-        &refused(&["serve", "--kubeconfig=/nonexistent"]),
+    assert_contains(
+        &failure(&["serve", "--kubeconfig=/nonexistent"]),
         &["the kubeconfig \"/nonexistent\" cannot be used"],
     );
 }
 
 #[test]
-fn a_bad_configuration_is_told_by_line_field_and_value() {
-    assert_told(
-        &refused(&["serve", "--config=/nonexistent"]),
+fn names_line_field_and_value_of_an_invalid_configuration() {
+    assert_contains(
+        &failure(&["serve", "--config=/nonexistent"]),
         &["cannot read the configuration file \"/nonexistent\""],
     );
-    let folder = tempfile::tempdir().expect("a folder");
+    let directory = tempfile::tempdir().expect("a directory");
     let file = write(
-        folder.path(),
+        directory.path(),
         "bad.yaml",
         &format!("{HEAD}serving:\n  workers: many\n"),
     );
-    let said = refused(&["check", "--config", &file]);
-    assert_told(
-        &said,
+    let stderr = failure(&["check", "--config", &file]);
+    assert_contains(
+        &stderr,
         &[
             &file,
             "line 4",
             "workers: many",
-            "\"many\" is not a count",
+            "\"many\" is not a valid count",
             "whole number",
         ],
     );
     let file = write(
-        folder.path(),
+        directory.path(),
         "typo.yaml",
         &format!("{HEAD}servign: {{}}\n"),
     );
-    assert_told(
-        &refused(&["check", "--config", &file]),
+    assert_contains(
+        &failure(&["check", "--config", &file]),
         &["line 3", "unknown field `servign`", "serving"],
     );
 }
 
-/// By itself it looks at no file but the configuration's; `--load` is as strict as a start, but for
-/// the ports.
+/// Without `--load`, `check` reads no file but the configuration. With it, `check` is as strict as
+/// `serve`, except for ports.
 #[test]
-fn check_loads_what_is_named_where_it_is_asked_to() {
-    let nowhere = [
+fn check_loads_referenced_files_with_load_only() {
+    let missing = [
         "--tls-cert-file=/nonexistent",
         "--tls-private-key-file=/nonexistent",
     ];
-    let output = run(&[&["check", "--kubeconfig=/nonexistent"], &nowhere[..]].concat());
+    let output = run(&[&["check", "--kubeconfig=/nonexistent"], &missing[..]].concat());
     assert!(output.status.success());
-    assert_told(
+    assert_contains(
         &String::from_utf8_lossy(&output.stderr),
-        &["are not checked", "check --load"],
+        &["referenced files were not checked", "--load"],
     );
-    assert_told(
-        &refused(&[&["check", "--load"], &nowhere[..]].concat()),
+    assert_contains(
+        &failure(&[&["check", "--load"], &missing[..]].concat()),
         &["certificates from \"/nonexistent\""],
     );
 
-    let folder = tempfile::tempdir().expect("a folder");
+    let directory = tempfile::tempdir().expect("a directory");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = format!(
         "--secure-listen-address={}",
         taken.local_addr().expect("bound")
     );
-    let manifests = format!("--manifests-dir={}", folder.path().display());
+    let manifests = format!("--manifests-dir={}", directory.path().display());
     let output = run(&["check", "--load", &manifests, &address]);
     assert!(
         output.status.success() && output.stderr.is_empty(),
         "{output:?}"
     );
-    assert_told(
+    assert_contains(
         &String::from_utf8_lossy(&output.stdout),
         &["type: manifests"],
     );
 
-    // A plugin of the kubeconfig may ask somebody for a credential: it is not run.
+    // A credential plugin of the kubeconfig may prompt the user, so it is not run.
     let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
                       contexts: [{name: c, context: {cluster: c, user: u}}]\n\
-                      clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\nusers: [{name: u, user: \
-                      {exec: {apiVersion: client.authentication.k8s.io/v1, command: 'false', interactiveMode: Never}}}]\n";
-    let kubeconfig = write(folder.path(), "kubeconfig", kubeconfig);
+                      clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\n\
+                      users: [{name: u, user: {exec: {command: 'false', interactiveMode: Never, \
+                      apiVersion: client.authentication.k8s.io/v1}}}]\n";
+    let kubeconfig = write(directory.path(), "kubeconfig", kubeconfig);
     let output = run(&["check", "--load", "--kubeconfig", &kubeconfig]);
     assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
-fn check_prints_what_would_be_in_effect() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn check_prints_the_effective_configuration() {
+    let directory = tempfile::tempdir().expect("a directory");
     let file = write(
-        folder.path(),
+        directory.path(),
         "good.yaml",
         &format!("{HEAD}serving: {{workers: 3}}\n"),
     );
     let output = run(&["check", "--config", &file, "--log-level=debug"]);
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success());
-    assert_told(
+    assert_contains(
         &printed,
         &[
             "workers: 3",
@@ -171,8 +172,8 @@ fn check_prints_what_would_be_in_effect() {
             "secureListenAddress: 0.0.0.0:8443",
         ],
     );
-    // What it prints is a configuration itself.
-    let again = write(folder.path(), "again.yaml", &printed);
+    // The output is a valid configuration.
+    let again = write(directory.path(), "again.yaml", &printed);
     assert_eq!(
         String::from_utf8_lossy(&run(&["check", "--config", &again]).stdout),
         printed
@@ -181,20 +182,20 @@ fn check_prints_what_would_be_in_effect() {
 
 type Variables<'a> = &'a [(&'a str, &'a str)];
 
-/// The line decides over the environment, and the environment over the file.
+/// Flags override the environment, and the environment overrides the file.
 #[test]
-fn the_source_is_the_one_named_last() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn source_flags_override_environment_and_file() {
+    let directory = tempfile::tempdir().expect("a directory");
     let manifests =
         "source: {type: manifests, manifests: {directory: of-file, tokenAuthFile: of-file.csv}}\n";
     let manifests = &*write(
-        folder.path(),
+        directory.path(),
         "manifests.yaml",
         &format!("{HEAD}{manifests}"),
     );
     let kubernetes = "source: {kubernetes: {kubeconfig: of-file, context: of-file}}\n";
     let kubernetes = &*write(
-        folder.path(),
+        directory.path(),
         "kubernetes.yaml",
         &format!("{HEAD}{kubernetes}"),
     );
@@ -288,16 +289,16 @@ fn the_source_is_the_one_named_last() {
             let value = source
                 .lines()
                 .find_map(|line| line.trim().strip_prefix(field)?.strip_prefix(": "));
-            value.unwrap_or("nothing")
+            value.unwrap_or("absent")
         });
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(fields, *expected, "{line:?} {environment:?}\n{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(fields, *expected, "{line:?} {environment:?}\n{stderr}");
     }
     let output = command(&["check"]).envs(both).output().expect("it runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2));
-    assert_told(
-        &said,
+    assert_contains(
+        &stderr,
         &[
             "--kubeconfig cannot be used with --manifests-dir",
             "environment variables",
@@ -306,72 +307,76 @@ fn the_source_is_the_one_named_last() {
 }
 
 #[test]
-fn a_taken_port_is_named() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn names_a_port_that_is_in_use() {
+    let directory = tempfile::tempdir().expect("a directory");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("bound").to_string();
-    let said = refused(&[
+    let stderr = failure(&[
         "serve",
         "--manifests-dir",
-        &folder.path().display().to_string(),
+        &directory.path().display().to_string(),
         "--secure-listen-address",
         &address,
     ]);
-    assert_told(
-        &said,
+    assert_contains(
+        &stderr,
         &[
             &address,
-            "secureListenAddress",
-            "is another process there?",
+            "serving.secureListenAddress",
+            "choose another port",
             "in use",
         ],
     );
 }
 
 #[test]
-fn a_key_that_is_not_the_certificates_is_told() {
+fn rejects_mismatched_certificate_and_key() {
     kube_bastion::tls::install_provider();
-    let folder = tempfile::tempdir().expect("a folder");
+    let directory = tempfile::tempdir().expect("a directory");
     let made =
         || rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let (one, other) = (made(), made());
-    let certificate = write(folder.path(), "tls.crt", &one.cert.pem());
-    let key = write(folder.path(), "tls.key", &other.signing_key.serialize_pem());
+    let certificate = write(directory.path(), "tls.crt", &one.cert.pem());
+    let key = write(
+        directory.path(),
+        "tls.key",
+        &other.signing_key.serialize_pem(),
+    );
     let with = |certificate: &str, key: &str| {
         let (certificate, key) = (
             format!("--tls-cert-file={certificate}"),
             format!("--tls-private-key-file={key}"),
         );
-        refused(&[
+        failure(&[
             "serve",
             "--manifests-dir",
-            &folder.path().display().to_string(),
+            &directory.path().display().to_string(),
             &certificate,
             &key,
         ])
     };
-    assert_told(
+    assert_contains(
         &with(&certificate, &key),
-        &["does not belong to the certificate", &certificate, &key],
+        &["does not match the certificate", &certificate, &key],
     );
-    assert_told(
+    assert_contains(
         &with("/nonexistent", &key),
         &["cannot read certificates from \"/nonexistent\""],
     );
-    let empty = write(folder.path(), "empty.crt", "nothing\n");
-    assert_told(&with(&empty, &key), &["holds no certificate", &empty]);
-    assert_told(&with(&certificate, &empty), &["a private key", &empty]);
+    let empty = write(directory.path(), "empty.crt", "nothing\n");
+    assert_contains(&with(&empty, &key), &["contains no certificate", &empty]);
+    assert_contains(&with(&certificate, &empty), &["a private key", &empty]);
 }
 
-/// What a start that fails says holds its cause once: neither lost nor repeated by what the error
-/// came from.
+/// The message of a failed start has the root cause exactly once: the chain of causes neither drops
+/// nor repeats it.
 #[test]
-fn a_bad_start_says_its_cause_once() {
+fn prints_the_cause_of_a_failed_start_once() {
     kube_bastion::tls::install_provider();
-    let folder = tempfile::tempdir().expect("a folder");
-    let write = |name: &str, text: &str| write(folder.path(), name, text);
-    let manifests = folder.path().join("manifests");
-    std::fs::create_dir(&manifests).expect("a folder");
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| write(directory.path(), name, text);
+    let manifests = directory.path().join("manifests");
+    std::fs::create_dir(&manifests).expect("a directory");
     let manifests = format!("--manifests-dir={}", manifests.display());
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let certificate = write("tls.crt", &made.cert.pem());
@@ -385,8 +390,10 @@ fn a_bad_start_says_its_cause_once() {
     let no_yaml = write("no-yaml", "a: [\n");
     let kubeconfig = |user: &str| {
         format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
-             clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
+             users: [{{name: u, user: {{{user}}}}}]\n"
         )
     };
     let no_key = write(
@@ -440,7 +447,7 @@ fn a_bad_start_says_its_cause_once() {
     ];
     let mut wrong = Vec::new();
     for (line, cause) in cases {
-        // What files hold, `check --load` finds too. Ports it does not try.
+        // `check --load` finds the same, except for ports.
         let commands: &[&[&str]] = if cause == "in use" {
             &[&["serve"]]
         } else {
@@ -452,19 +459,19 @@ fn a_bad_start_says_its_cause_once() {
                 .copied()
                 .chain(line.iter().map(String::as_str))
                 .collect();
-            let said = refused(&line);
-            if said.matches(cause).count() != 1 {
-                wrong.push(format!("{line:?} should say {cause:?} once:\n{said}"));
+            let stderr = failure(&line);
+            if stderr.matches(cause).count() != 1 {
+                wrong.push(format!("{line:?} should print {cause:?} once:\n{stderr}"));
             }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum time that a test waits for an event.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A bastion that serves an empty folder, on ports of its own.
+/// A bastion that serves an empty directory on free ports.
 struct Running {
     child: Child,
     _manifests: TempDir,
@@ -472,7 +479,7 @@ struct Running {
 
 impl Running {
     fn start(arguments: &[&str]) -> Self {
-        let manifests = tempfile::tempdir().expect("a folder");
+        let manifests = tempfile::tempdir().expect("a directory");
         let directory = format!("--manifests-dir={}", manifests.path().display());
         let mut command = command(&[&["serve", &*directory], arguments].concat());
         let child = command
@@ -488,16 +495,16 @@ impl Running {
 }
 
 impl Running {
-    /// Its events, line by line. They end with the process.
+    /// Returns the lines of standard error. They end with the process.
     fn events(&mut self) -> Receiver<String> {
         let events = BufReader::new(self.child.stderr.take().expect("stderr is piped")).lines();
-        let (told, received) = channel();
+        let (sender, receiver) = channel();
         std::thread::spawn(move || {
             events
                 .map_while(Result::ok)
-                .try_for_each(|line| told.send(line))
+                .try_for_each(|line| sender.send(line))
         });
-        received
+        receiver
     }
 
     fn signal(&self, signal: Signal) {
@@ -509,13 +516,13 @@ impl Running {
     }
 }
 
-/// The next event that holds `what`.
-fn told(events: &Receiver<String>, what: &str) -> String {
+/// Waits for the next event that contains `part`.
+fn wait_for_event(events: &Receiver<String>, part: &str) -> String {
     loop {
         let line = events
-            .recv_timeout(PATIENCE)
-            .unwrap_or_else(|_| panic!("{what:?} is not told"));
-        if line.contains(what) {
+            .recv_timeout(EVENT_TIMEOUT)
+            .unwrap_or_else(|_| panic!("no event with {part:?}"));
+        if line.contains(part) {
             return line;
         }
     }
@@ -528,17 +535,17 @@ impl Drop for Running {
     }
 }
 
-/// Nobody can verify a self-signed certificate but by its fingerprint: it is told on one line,
-/// whatever the level is.
+/// Clients can only verify a self-signed certificate by its fingerprint, so it is logged on one
+/// line at every level.
 #[test]
-fn the_fingerprint_of_a_self_signed_certificate_is_always_told() {
+fn logs_the_fingerprint_of_a_self_signed_certificate_at_every_level() {
     for level in ["off", "error", "info", "kube_bastion=off"] {
         for format in ["text", "json"] {
             let mut running = Running::start(&[
                 &format!("--log-level={level}"),
                 &format!("--logging-format={format}"),
             ]);
-            let line = told(&running.events(), "self-signed");
+            let line = wait_for_event(&running.events(), "self-signed");
             let fingerprint = if format == "json" {
                 let event: serde_json::Value =
                     serde_json::from_str(&line).expect("an event is JSON");
@@ -551,17 +558,17 @@ fn the_fingerprint_of_a_self_signed_certificate_is_always_told() {
     }
 }
 
-/// Standard output is a full pipe: the end comes all the same.
+/// Standard output is a full pipe without a reader.
 #[test]
-fn an_access_log_that_nobody_reads_does_not_hold_up_the_end() {
+fn exits_although_nobody_reads_the_access_log() {
     let mut running = Running::start(&[
         "--insecure-listen-address=127.0.0.1:0",
         "--drain-timeout=1s",
     ]);
     let events = running.events();
-    let line = told(&events, "insecure=");
+    let line = wait_for_event(&events, "insecure=");
     let (_, address) = line.split_once("insecure=").expect("it is there");
-    // At least 128 KiB of lines, of which each has 256 bytes of path: twice what a pipe holds.
+    // 512 lines with 256 bytes of path each: at least twice the 64 KiB that a pipe buffers.
     let request = format!(
         "GET /{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         "x".repeat(1024)
@@ -569,15 +576,17 @@ fn an_access_log_that_nobody_reads_does_not_hold_up_the_end() {
     for _ in 0..512 {
         let mut connection = TcpStream::connect(address).expect("it accepts");
         connection.write_all(request.as_bytes()).expect("it reads");
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).expect("it answers");
-        // 401, or 503 before the manifests are in: either is a line.
-        assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+        let mut response = String::new();
+        connection
+            .read_to_string(&mut response)
+            .expect("it responds");
+        // 401, or 503 before the manifests are loaded: either is logged.
+        assert!(response.starts_with("HTTP/1.1 "), "{response}");
     }
     running.signal(Signal::SIGTERM);
-    told(&events, "the last lines of the access log are lost");
+    wait_for_event(&events, "the last lines of the access log are lost");
     let ended = loop {
-        match events.recv_timeout(PATIENCE) {
+        match events.recv_timeout(EVENT_TIMEOUT) {
             Ok(_) => {}
             Err(ended) => break ended,
         }
@@ -587,30 +596,36 @@ fn an_access_log_that_nobody_reads_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn broken_manifests_stop_the_start() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn rejects_malformed_manifests_at_start() {
+    let directory = tempfile::tempdir().expect("a directory");
     let file = write(
-        folder.path(),
+        directory.path(),
         "pod.yaml",
         "kind: Pod\nmetadata: {name: p}\nstatus: {podIPs: [{ip: x}]}\n",
     );
-    let said = refused(&[
+    let stderr = failure(&[
         "serve",
         "--manifests-dir",
-        &folder.path().display().to_string(),
+        &directory.path().display().to_string(),
     ]);
-    assert_told(&said, &[&file, "Pod \"p\"", "malformed"]);
+    assert_contains(&stderr, &[&file, "Pod \"p\"", "malformed"]);
 }
 
 #[test]
-fn help_teaches() {
+fn help_has_examples_defaults_and_environment_variables() {
     let help = String::from_utf8_lossy(&run(&["--help"]).stdout).into_owned();
-    assert_told(
+    assert_contains(
         &help,
-        &["serve", "demo", "check", "First look", "kubectl --server"],
+        &[
+            "serve",
+            "demo",
+            "check",
+            "Try it without a cluster",
+            "kubectl --server",
+        ],
     );
     let help = String::from_utf8_lossy(&run(&["serve", "--help"]).stdout).into_owned();
-    assert_told(
+    assert_contains(
         &help,
         &[
             "--kubeconfig <FILE>",

@@ -1,61 +1,61 @@
-//! `docs/compatibility.md` is made of the table that the end-to-end tests ask the apiserver and the
-//! bastion.
+//! Generation of `docs/compatibility.md` from the table of the differential tests.
 
 #[path = "support/raw/script.rs"]
-#[allow(dead_code, reason = "here scripts are read, not played")]
+#[allow(dead_code, reason = "scripts are parsed here and not played")]
 mod raw;
 #[path = "e2e/differential/table.rs"]
-#[allow(dead_code, reason = "here questions are told, not asked")]
+#[allow(dead_code, reason = "requests are documented here and not sent")]
 mod table;
 
 use std::fmt::Write;
 use std::path::Path;
 
-use table::{Aspects, Difference, Row, STANDING, Standing, Table};
+use table::{Aspects, Difference, Row, STANDING, Table};
 
 const DOCUMENT: &str = "docs/compatibility.md";
 
 const HEAD: &str = "# Compatibility with kube-apiserver's proxy
 
-A client of the apiserver's `/proxy/` can be pointed at the bastion: same URLs, same rights, same answers. What differs
-does so on purpose, and is listed here.
+Clients of the apiserver's `/proxy/` can use the bastion instead: same URLs, same permissions, same responses. This page
+lists all differences, which are deliberate.
 
-This page is made by `make compatibility` of the table in `tests/e2e/differential/table/`. `make e2e` asks every
-question of it of a real kube-apiserver v1.36.3 and of the bastion, before the same backends, and fails where an answer,
-or what a backend got to see, differs otherwise than declared; also where a declared difference is gone.
+`make compatibility` generates this page from the table in `tests/e2e/differential/table/`. `make e2e` sends every request
+of the table to a real kube-apiserver v1.36.3 and to the bastion, in front of the same backends. It fails if a response,
+or the request that a backend received, differs in another way than declared, or if a declared difference no longer
+exists.
 
-The C-numbers are those of the tests.
+The C-numbers refer to [conformance.md](conformance.md).
 ";
 
 #[test]
-fn the_table_is_whole() {
-    let faults = Table::load().unwrap().faults();
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
+fn table_is_complete() {
+    let gaps = Table::load().unwrap().gaps();
+    assert!(gaps.is_empty(), "{}", gaps.join("\n"));
 }
 
-/// `make compatibility` writes it anew.
+/// `make compatibility` updates the document.
 #[test]
-fn the_document_is_that_of_the_table() {
+fn document_matches_table() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(DOCUMENT);
-    let told = document(&Table::load().unwrap());
+    let generated = document(&Table::load().unwrap());
     if std::env::var_os("UPDATE_COMPATIBILITY").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &told).unwrap();
+        std::fs::write(&path, &generated).unwrap();
     }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    let current = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
-        kept == told,
-        "{DOCUMENT} is stale: run `make compatibility` and commit it"
+        current == generated,
+        "{DOCUMENT} is outdated: run make compatibility and commit it"
     );
 }
 
-const NEVER: &str = "a String can always be written to";
+const INFALLIBLE: &str = "writing to a String does not fail";
 
 fn document(table: &Table) -> String {
     let mut text = HEAD.to_owned();
-    same(table, &mut text).expect(NEVER);
-    differences(table, &mut text).expect(NEVER);
-    rows(table, &mut text).expect(NEVER);
+    same(table, &mut text).expect(INFALLIBLE);
+    differences(table, &mut text).expect(INFALLIBLE);
+    rows(table, &mut text).expect(INFALLIBLE);
     text
 }
 
@@ -64,12 +64,12 @@ fn same(table: &Table, text: &mut String) -> std::fmt::Result {
     let all = table.rows().count();
     writeln!(
         text,
-        "\n## What is the same\n\nOf {all} questions, {} have the same answer.\n",
+        "\n## Common behavior\n\nOf {all} requests, {} have the same result.\n",
         all - differing
     )?;
     writeln!(
         text,
-        "| chapter | what | questions | same answer |\n|---|---|---|---|"
+        "| chapter | behavior | requests | same result |\n|---|---|---|---|"
     )?;
     for chapter in &table.chapters {
         let same = chapter
@@ -93,10 +93,10 @@ fn differences(table: &Table, text: &mut String) -> std::fmt::Result {
         .differences
         .iter()
         .partition(|difference| difference.gain.is_some());
-    writeln!(text, "\n## What differs, and what is gained\n")?;
+    writeln!(text, "\n## Differences with a benefit\n")?;
     writeln!(
         text,
-        "| | about | kube-apiserver | kube-bastion | gain |\n|---|---|---|---|---|"
+        "| | subject | kube-apiserver | kube-bastion | benefit |\n|---|---|---|---|---|"
     )?;
     for Difference {
         because,
@@ -113,10 +113,10 @@ fn differences(table: &Table, text: &mut String) -> std::fmt::Result {
             anchor(because)
         )?;
     }
-    writeln!(text, "\nWhere it gains nothing, it is a limit:\n")?;
+    writeln!(text, "\n## Limits\n")?;
     writeln!(
         text,
-        "| | about | kube-apiserver | kube-bastion |\n|---|---|---|---|"
+        "| | subject | kube-apiserver | kube-bastion |\n|---|---|---|---|"
     )?;
     for Difference {
         because,
@@ -132,22 +132,25 @@ fn differences(table: &Table, text: &mut String) -> std::fmt::Result {
             anchor(because)
         )?;
     }
-    writeln!(text, "\nOn every request and answer:\n")?;
-    for Standing { because, told, .. } in STANDING {
-        writeln!(text, "- {told} ({because})")?;
+    writeln!(
+        text,
+        "\n## General differences\n\nThese apply to all requests and responses:\n"
+    )?;
+    for general in STANDING {
+        writeln!(text, "- {} ({})", general.text, general.because)?;
     }
     writeln!(
         text,
-        "\nConstrained impersonation (KEP-5284, new in 1.36) is not asked for: whoever has only its verbs cannot \
-         impersonate through the bastion."
+        "\nConstrained impersonation (KEP-5284, new in 1.36) is not supported: callers with only its verbs cannot impersonate \
+         through the bastion."
     )
 }
 
 fn rows(table: &Table, text: &mut String) -> std::fmt::Result {
-    writeln!(text, "\n## The questions that show it\n")?;
+    writeln!(text, "\n## Requests with a different result\n")?;
     writeln!(
         text,
-        "`saw` is what the backend got to see; an aspect of nothing was absent."
+        "Aspects that begin with `saw` describe the request that the backend received."
     )?;
     for difference in &table.differences {
         writeln!(
@@ -163,7 +166,7 @@ fn rows(table: &Table, text: &mut String) -> std::fmt::Result {
             else {
                 continue;
             };
-            writeln!(text, "\n- {}{}", row.name, question(row))?;
+            writeln!(text, "\n- {}{}", row.name, request(row))?;
             writeln!(text, "  - kube-apiserver: {}", aspects(&differs.theirs))?;
             writeln!(text, "  - kube-bastion: {}", aspects(&differs.ours))?;
         }
@@ -171,7 +174,7 @@ fn rows(table: &Table, text: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// Where a heading is to be found.
+/// Returns the anchor of a heading.
 fn anchor(heading: &str) -> String {
     heading
         .to_lowercase()
@@ -179,27 +182,27 @@ fn anchor(heading: &str) -> String {
         .replace(['(', ')'], "")
 }
 
-fn question(row: &Row) -> String {
-    let mut told = if row.ask.is_empty() {
+fn request(row: &Row) -> String {
+    let mut text = if row.ask.is_empty() {
         String::new()
     } else {
         format!(": {}", code(&row.ask))
     };
     if row.setting != "default" && !row.setting.is_empty() {
-        told += &format!(" (bastion: {})", row.setting);
+        text += &format!(" (bastion: {})", row.setting);
     }
-    told
+    text
 }
 
 fn aspects(aspects: &Aspects) -> String {
-    let told = aspects.iter().map(|(name, expected)| match expected {
+    let texts = aspects.iter().map(|(name, expected)| match expected {
         Some(expected) => format!("{name} {}", code(&expected.to_string())),
         None => format!("no {name}"),
     });
-    told.collect::<Vec<_>>().join(", ")
+    texts.collect::<Vec<_>>().join(", ")
 }
 
-/// Markdown's code, whatever it holds.
+/// Formats a text as code in Markdown.
 fn code(text: &str) -> String {
     let text = text.replace('\n', "⏎");
     if text.is_empty() {

@@ -1,4 +1,4 @@
-//! The demo as a newcomer takes it: started, its curl lines pasted, ended by Ctrl-C.
+//! The demo: its printed curl commands, and its end by Ctrl-C.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -27,7 +27,7 @@ fn sh(line: &str) -> String {
 }
 
 #[test]
-fn the_printed_lines_show_what_they_say() {
+fn printed_commands_show_what_their_comments_say() {
     let mut demo = Demo(
         Command::new(env!("CARGO_BIN_EXE_kube-bastion"))
             .args([
@@ -43,7 +43,10 @@ fn the_printed_lines_show_what_they_say() {
     let mut guide = String::new();
     while !guide.contains("Requests are logged below.") {
         assert!(
-            output.read_line(&mut guide).expect("the demo speaks") > 0,
+            output
+                .read_line(&mut guide)
+                .expect("the demo prints its guide")
+                > 0,
             "the demo ended:\n{guide}"
         );
     }
@@ -55,7 +58,7 @@ fn the_printed_lines_show_what_they_say() {
         panic!("{lines:?}")
     };
 
-    // It is printed as soon as the ports are open, which is a moment before the manifests are in.
+    // The guide is printed once the ports are bound, a moment before the manifests are loaded.
     let ready = (0..300).any(|_| {
         let ready = sh(readyz).ends_with("readyz check passed\n");
         if !ready {
@@ -74,14 +77,14 @@ fn the_printed_lines_show_what_they_say() {
             "hello from web-3\n"
         ]
     );
-    assert_eq!(sh(secure), "hello from secure-1, over TLS\n");
-    let seen = sh(whoami);
+    assert_eq!(sh(secure), "hello from secure-1 over TLS\n");
+    let received = sh(whoami);
     assert!(
-        seen.starts_with("GET /a%2Fb?c=d\n") && !seen.contains("demo-token"),
-        "{seen}"
+        received.starts_with("GET /a%2Fb?c=d\n") && !received.contains("demo-token"),
+        "{received}"
     );
     assert_eq!(sh(pod), "hello from web-2\n");
-    assert_eq!(sh(node), "ok, says the kubelet of node-a\n");
+    assert_eq!(sh(node), "ok from the kubelet of node-a\n");
     let forbidden = sh(guest);
     assert!(
         forbidden.contains("\"code\": 403")
@@ -96,16 +99,16 @@ fn the_printed_lines_show_what_they_say() {
         "{metrics}"
     );
 
-    let folder = guide
+    let directory = guide
         .split_whitespace()
         .find(|word| word.ends_with("/manifests:"))
-        .expect("the folder is named");
-    let folder = Path::new(folder.trim_end_matches(':'));
-    assert!(folder.exists());
-    let pid = Pid::from_raw(demo.0.id().try_into().expect("a pid"));
+        .expect("the directory is printed");
+    let directory = Path::new(directory.trim_end_matches(':'));
+    assert!(directory.exists());
+    let pid = Pid::from_raw(demo.0.id().try_into().expect("a process id"));
     kill(pid, Signal::SIGINT).expect("Ctrl-C");
     assert!(demo.0.wait().expect("it ends").success());
-    assert!(!folder.exists(), "the demo leaves nothing behind");
+    assert!(!directory.exists(), "the demo removes its directory");
     let mut log = String::new();
     while output.read_line(&mut log).expect("the log ends") > 0 {}
     assert!(

@@ -1,5 +1,4 @@
-//! The edges of the proxy, through the binary: what is dropped, refused or bounded before a backend
-//! or a client meets it.
+//! Requests and responses that the bastion rejects, drops or bounds.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -7,7 +6,7 @@ mod support;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use support::client::{tls, tls_over, tls_with_alpn};
+use support::client::{tls, tls_over};
 use support::eventually;
 use support::test_bed::{PREFIX, TestBed, read_all, read_until};
 use tokio::io::AsyncWriteExt;
@@ -15,23 +14,23 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 const H2C: &str = "/api/v1/namespaces/default/services/h2c/proxy";
-/// One less than what `http::HeaderMap` cannot take.
-const FULL: usize = 24_576;
+/// Maximum number of names in an `http::HeaderMap`.
+const MAX_MAP_NAMES: usize = 24_576;
 
-/// With more settings of `serving`.
+/// Starts a test bed with further settings of `serving`.
 async fn test_bed(settings: &str) -> Result<TestBed> {
     TestBed::serving(settings, &[]).await
 }
 
-/// Sends a GET to the pod; `rest` is what follows the usual headers.
+/// Sends a GET to the pod with further headers.
 async fn get(bed: &TestBed, path: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
     bed.request(&format!("GET {path}"), &format!("{rest}\r\n"))
         .await
 }
 
-/// A client of HTTP/2.
+/// Connects an HTTP/2 client.
 async fn http2(bed: &TestBed) -> Result<h2::client::SendRequest<Bytes>> {
-    let stream = tls_with_alpn(bed.bastion.secure, &bed.ca.file, None, &[b"h2"]).await?;
+    let stream = bed.http2_client().await?;
     let (sender, connection) = h2::client::Builder::new()
         .max_header_list_size(16 << 20)
         .handshake(stream)
@@ -46,7 +45,7 @@ fn request(path: &str) -> Result<Request<()>> {
     Ok(request.body(())?)
 }
 
-/// Fills a map to `count` entries, of names as short as they can be.
+/// Fills a map to `count` entries with the shortest names.
 fn fill(headers: &mut HeaderMap, count: usize) -> Result<()> {
     for n in 0..count - headers.len() {
         headers.append(
@@ -66,27 +65,27 @@ async fn text(mut body: h2::RecvStream) -> Result<String> {
 }
 
 #[tokio::test]
-async fn rejects_requests_of_too_many_headers_and_lives_on() -> Result<()> {
+async fn rejects_requests_with_too_many_headers() -> Result<()> {
     let bed = test_bed("").await?;
     let mut sender = http2(&bed).await?;
-    for count in [FULL, 1001] {
+    for count in [MAX_MAP_NAMES, 1001] {
         let mut request = request(&format!("{PREFIX}/"))?;
         fill(request.headers_mut(), count)?;
-        let answer = sender.send_request(request, true)?.0.await?;
+        let response = sender.send_request(request, true)?.0.await?;
         ensure!(
-            answer.status() == 431 && answer.headers().contains_key("audit-id"),
-            "{count}: {answer:?}"
+            response.status() == 431 && response.headers().contains_key("audit-id"),
+            "{count}: {response:?}"
         );
-        let body = text(answer.into_body()).await?;
+        let body = text(response.into_body()).await?;
         ensure!(
             body.contains(r#""kind":"Status""#) && body.contains("more than 1000 header fields"),
             "{body}"
         );
     }
-    // The same connection serves what is within the limit.
+    // The same connection serves a request within the limit.
     let mut within = request(&format!("{H2C}/"))?;
     fill(within.headers_mut(), 1000)?;
-    let answer = sender.send_request(within, true)?.0;
+    let response = sender.send_request(within, true)?.0;
     let mut backend = h2::server::handshake(bed.backend.accept().await?.0).await?;
     let (request, mut respond) = backend.accept().await.context("a request")??;
     ensure!(
@@ -96,7 +95,7 @@ async fn rejects_requests_of_too_many_headers_and_lives_on() -> Result<()> {
     );
     respond.send_response(Response::new(()), true)?;
     tokio::spawn(async move { while backend.accept().await.is_some() {} });
-    ensure!(answer.await?.status() == 200);
+    ensure!(response.await?.status() == 200);
     let metrics = bed.bastion.metrics().await?;
     let recorded = r#"requests_total{kind="none",method="GET",code="431"} 2"#;
     ensure!(metrics.contains(recorded), "{recorded} in\n{metrics}");
@@ -104,7 +103,7 @@ async fn rejects_requests_of_too_many_headers_and_lives_on() -> Result<()> {
 }
 
 #[tokio::test]
-async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
+async fn rejects_responses_with_too_many_headers_or_trailers() -> Result<()> {
     let bed = test_bed("").await?;
     let mut sender = http2(&bed).await?;
     let first = sender.send_request(request(&format!("{H2C}/"))?, true)?.0;
@@ -114,7 +113,7 @@ async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
         .await?;
     let (_, mut respond) = backend.accept().await.context("a request")??;
     let mut response = Response::new(());
-    fill(response.headers_mut(), FULL)?;
+    fill(response.headers_mut(), MAX_MAP_NAMES)?;
     respond.send_response(response, true)?;
     let mut body = {
         let (requests, mut accepted) = tokio::sync::mpsc::unbounded_channel();
@@ -125,11 +124,11 @@ async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
                 }
             }
         });
-        let answer = first.await?;
-        ensure!(answer.status() == 503, "{answer:?}");
-        let body = text(answer.into_body()).await?;
+        let response = first.await?;
+        ensure!(response.status() == 503, "{response:?}");
+        let body = text(response.into_body()).await?;
         ensure!(
-            body.contains("the answer has more than 1000 header fields"),
+            body.contains("the response has more than 1000 header fields"),
             "{body}"
         );
 
@@ -137,7 +136,7 @@ async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
         let (_, mut respond) = accepted.recv().await.context("a second request")?;
         let mut stream = respond.send_response(Response::new(()), false)?;
         stream.send_data("part".into(), false)?;
-        // Read before the reset, which takes what waits with it.
+        // Read before the reset, which discards unread data.
         let mut body = second.await?.into_body();
         ensure!(body.data().await.context("a part")?? == "part");
         let mut trailers = HeaderMap::new();
@@ -155,12 +154,12 @@ async fn rejects_answers_of_too_many_headers_or_trailers() -> Result<()> {
 }
 
 #[tokio::test]
-async fn request_trailers_beyond_the_limit_break_the_request_off() -> Result<()> {
+async fn aborts_requests_with_too_many_trailers() -> Result<()> {
     let bed = test_bed("").await?;
     let mut sender = http2(&bed).await?;
     let mut post = request(&format!("{H2C}/"))?;
     *post.method_mut() = http::Method::POST;
-    let (answer, mut stream) = sender.send_request(post, false)?;
+    let (response, mut stream) = sender.send_request(post, false)?;
     let mut backend = h2::server::handshake(bed.backend.accept().await?.0).await?;
     let (request, _respond) = backend.accept().await.context("a request")??;
     tokio::spawn(async move { while backend.accept().await.is_some() {} });
@@ -173,13 +172,13 @@ async fn request_trailers_beyond_the_limit_break_the_request_off() -> Result<()>
         None => body.trailers().await.err(),
     };
     ensure!(error.context("the trailers passed")?.is_reset());
-    ensure!(answer.await?.status() == 400);
+    ensure!(response.await?.status() == 400);
     Ok(())
 }
 
 #[tokio::test]
-async fn no_offer_of_http_reaches_a_backend() -> Result<()> {
-    // h2c smuggling: behind such an upgrade any request could follow for the right to one.
+async fn removes_offers_of_http_from_upgrades() -> Result<()> {
+    // h2c smuggling: after such an upgrade, any request could follow without authorization.
     let bed = test_bed("").await?;
     for offer in [
         "Upgrade: websocket, h2c\r\n",
@@ -215,7 +214,8 @@ async fn no_offer_of_http_reaches_a_backend() -> Result<()> {
         ] {
             ensure!(!lower.contains(absent), "{absent} in {head}");
         }
-        // A backend that switches to what was not offered, or to nothing by name, opens no pipe.
+        // A backend that switches to a protocol that was not offered, or names none, opens no
+        // tunnel.
         let switch = if offer.contains("TLS") {
             ""
         } else {
@@ -229,27 +229,27 @@ async fn no_offer_of_http_reaches_a_backend() -> Result<()> {
             .await?;
         ensure!(
             read_all(&mut backend).await.is_empty(),
-            "nothing of the client reaches the backend"
+            "bytes of the client reached the endpoint"
         );
-        let answer = read_until(&mut client, "}\n").await?;
+        let response = read_until(&mut client, "}\n").await?;
         let chosen = if switch.is_empty() { "" } else { "h2c" };
         let message = format!(
             r#"backend tried to switch protocol \"{chosen}\" when \"websocket\" was requested"#
         );
         ensure!(
-            answer.starts_with("HTTP/1.1 500 ") && answer.contains(&message),
-            "{answer}"
+            response.starts_with("HTTP/1.1 500 ") && response.contains(&message),
+            "{response}"
         );
-        ensure!(!answer.contains("pipe"), "{answer}");
+        ensure!(!response.contains("pipe"), "{response}");
     }
     Ok(())
 }
 
+/// A redirect passes, too (CONFORMANCE C88, C106).
 #[tokio::test]
-async fn an_optional_offer_may_be_ignored() -> Result<()> {
+async fn forwards_response_of_endpoint_that_ignores_offer() -> Result<()> {
     let bed = test_bed("").await?;
-    // Offers that go no further (Java clients) leave a plain request; others are the endpoint's to
-    // ignore.
+    // Offers that are removed (Java clients) leave a plain request. The endpoint may ignore others.
     for (offer, sent) in [
         ("TLS/1.2", None),
         ("h2c", None),
@@ -267,9 +267,9 @@ async fn an_optional_offer_may_be_ignored() -> Result<()> {
                 && sent.is_none_or(|sent| head.contains(sent)),
             "{head}"
         );
-        let answer = "HTTP/1.1 302 Found\r\nLocation: /next\r\nKeep-Alive: 5\r\nAccess-Control-Allow-Origin: *\r\n\
+        let response = "HTTP/1.1 302 Found\r\nLocation: /next\r\nKeep-Alive: 5\r\nAccess-Control-Allow-Origin: *\r\n\
                       Content-Length: 2\r\n\r\nok";
-        backend.write_all(answer.as_bytes()).await?;
+        backend.write_all(response.as_bytes()).await?;
         let head = read_until(&mut client, "\r\n\r\n").await?;
         ensure!(
             head.starts_with("HTTP/1.1 302 ")
@@ -281,7 +281,7 @@ async fn an_optional_offer_may_be_ignored() -> Result<()> {
             "{head}"
         );
         ensure!(read_until(&mut client, "ok").await? == "ok");
-        // The client's connection goes on.
+        // The connection of the client stays open.
         let again = format!(
             "GET {PREFIX}/again HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nConnection: close\r\n\r\n"
         );
@@ -297,7 +297,7 @@ async fn an_optional_offer_may_be_ignored() -> Result<()> {
 }
 
 #[tokio::test]
-async fn headers_in_disguise_do_not_reach_backends() -> Result<()> {
+async fn drops_identity_headers_with_underscores() -> Result<()> {
     let bed = test_bed("").await?;
     let rest = "X_Remote_User: admin\r\nX-Remote_Group: system:masters\r\nX_Forwarded_Host: evil.example\r\n\
                 X-Forwarded_Proto: http\r\nImpersonate_User: admin\r\nAudit_Id: 1\r\nX_Request_Id: kept\r\n";
@@ -318,7 +318,7 @@ async fn headers_in_disguise_do_not_reach_backends() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_client_address_gets_its_share_of_connections() -> Result<()> {
+async fn limits_connections_per_client_address() -> Result<()> {
     let bed = test_bed("maxConnectionsPerClient: 2").await?;
     let ca = &bed.ca.file;
     let first = tls(bed.bastion.secure, ca, None).await?;
@@ -326,7 +326,7 @@ async fn a_client_address_gets_its_share_of_connections() -> Result<()> {
     let mut third = TcpStream::connect(bed.bastion.secure).await?;
     ensure!(
         read_all(&mut third).await.is_empty(),
-        "closed before a word"
+        "the connection was not closed"
     );
     let rejected = r#"kube_bastion_connections_rejected_total{reason="client_share"} 1"#;
     let metrics = bed.bastion.metrics().await?;
@@ -337,9 +337,9 @@ async fn a_client_address_gets_its_share_of_connections() -> Result<()> {
     let other = other.connect(bed.bastion.secure).await?;
     tls_over(other, ca, None, &[])
         .await
-        .context("another address has its own share")?;
+        .context("another client address is rejected")?;
     drop(first);
-    eventually("the place to be free again", async || {
+    eventually("the connection to be released", async || {
         Ok(tls(bed.bastion.secure, ca, None).await.is_ok())
     })
     .await

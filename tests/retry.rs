@@ -1,5 +1,5 @@
-//! Retries and ejection: a bastion with the manifests source before backends that break, refuse or
-//! fall silent on command.
+//! Retries and ejection: a bastion with the manifests source in front of backends that close
+//! connections or stop responding on command.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Result, ensure};
 use support::bastion::Bastion;
-use support::client::{Answer, Client, tls};
+use support::client::{Client, Response, tls};
 use support::eventually;
 use support::pki::Ca;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,17 +20,17 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What a backend does with a request.
+/// Behavior of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    Answer,
-    /// Closes the connection instead.
+    Respond,
+    /// Closes the connection without a response.
     Close,
-    /// Waits until it is to do something else.
+    /// Sends no response until the mode changes.
     Freeze,
 }
 
-/// A server of plain HTTP/1.1 without bodies.
+/// HTTP/1.1 server for requests without bodies.
 struct Backend {
     address: SocketAddr,
     mode: watch::Sender<Mode>,
@@ -66,7 +66,7 @@ async fn serve(mut stream: TcpStream, mut mode: watch::Receiver<Mode>, requests:
     while let Ok(byte) = stream.read_u8().await {
         head.push(byte);
         if !head[0].is_ascii_uppercase() {
-            // A ClientHello, for instance.
+            // Not HTTP, such as a ClientHello.
             return;
         }
         if !head.ends_with(b"\r\n\r\n") {
@@ -92,7 +92,7 @@ async fn serve(mut stream: TcpStream, mut mode: watch::Receiver<Mode>, requests:
     }
 }
 
-/// A bastion of one worker with the service `web` over some endpoints.
+/// Bastion with one worker and the service `web`.
 struct TestBed {
     bastion: Bastion,
     folder: tempfile::TempDir,
@@ -121,7 +121,7 @@ impl TestBed {
         let config = "apiVersion: kube-bastion.dev/v1alpha1\nkind: BastionConfiguration\nserving: {workers: 1}\n\
                       targets: {allowLoopback: true}\n";
         std::fs::write(path("config.yaml"), config)?;
-        // The access log goes to a file.
+        // Redirects the access log to a file.
         let mut command = Command::new("sh");
         command
             .arg("-c")
@@ -143,12 +143,12 @@ impl TestBed {
         Client::connect(self.bastion.secure, &self.ca(), Some("t"), None).await
     }
 
-    async fn get(&self, path: &str) -> Result<Answer> {
+    async fn get(&self, path: &str) -> Result<Response> {
         self.client().await?.get(path).await
     }
 
-    /// A request on its way.
-    fn spawn_get(&self, path: String) -> JoinHandle<Result<Answer>> {
+    /// Sends a request in a task.
+    fn spawn_get(&self, path: String) -> JoinHandle<Result<Response>> {
         let (address, ca) = (self.bastion.secure, self.ca());
         tokio::spawn(async move {
             Client::connect(address, &ca, Some("t"), None)
@@ -158,7 +158,7 @@ impl TestBed {
         })
     }
 
-    /// The value of a metric, 0 where there is none.
+    /// Value of a metric; 0 if it does not exist.
     async fn metric(&self, name: &str) -> Result<u64> {
         let metrics = self.bastion.metrics().await?;
         let value = metrics
@@ -167,35 +167,27 @@ impl TestBed {
         value.map_or(Ok(0), |value| Ok(value.trim().parse()?))
     }
 
-    /// Waits until the access log has a line with all these words.
-    async fn logs(&self, words: &[String]) -> Result<()> {
-        eventually(&format!("a line with {words:?}"), async || {
+    /// Waits until the access log has a line that contains all texts.
+    async fn wait_for_access_log(&self, texts: &[String]) -> Result<()> {
+        eventually(&format!("a line with {texts:?}"), async || {
             let log = std::fs::read_to_string(Path::new(self.folder.path()).join("access"))?;
             Ok(log
                 .lines()
-                .any(|line| words.iter().all(|word| line.contains(word))))
+                .any(|line| texts.iter().all(|text| line.contains(text))))
         })
         .await
     }
 }
 
+/// A pod and its slice. `PORT` is its port, `INDEX` makes its name unique.
+const ENDPOINT: &str = include_str!("fixtures/retry_endpoint.yaml");
+
 fn manifests(endpoints: &[SocketAddr]) -> String {
     let slices = endpoints.iter().enumerate().map(|(n, endpoint)| {
         let port = endpoint.port();
-        format!(
-            "---
-kind: Pod
-metadata: {{name: web-{n}}}
-spec: {{containers: [{{ports: [{{containerPort: {port}}}]}}]}}
-status: {{podIPs: [{{ip: 127.0.0.1}}]}}
----
-kind: EndpointSlice
-metadata: {{name: web-{n}, labels: {{kubernetes.io/service-name: web}}}}
-addressType: IPv4
-ports: [{{name: '', port: {port}}}]
-endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default, name: web-{n}}}}}]
-"
-        )
+        ENDPOINT
+            .replace("PORT", &port.to_string())
+            .replace("INDEX", &n.to_string())
     });
     "kind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n".to_owned()
         + &slices.collect::<String>()
@@ -211,7 +203,7 @@ async fn backends<const N: usize>(modes: [Mode; N]) -> Result<(Vec<Backend>, Tes
     Ok((backends, bed))
 }
 
-/// Ports that the system has given to this process and on which nothing listens.
+/// Returns ports that are bound by this process and not listened on, so that connects are refused.
 fn dead_ports(count: usize) -> Result<(Vec<TcpSocket>, Vec<SocketAddr>)> {
     let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
     for _ in 0..count {
@@ -224,12 +216,12 @@ fn dead_ports(count: usize) -> Result<(Vec<TcpSocket>, Vec<SocketAddr>)> {
 }
 
 #[tokio::test]
-async fn a_safe_request_outlives_two_endpoints_that_break() -> Result<()> {
-    let (backends, bed) = backends([Mode::Close, Mode::Close, Mode::Answer]).await?;
-    // Each of the three begins at another endpoint: one meets both broken ones.
+async fn retries_safe_request_after_two_lost_connections() -> Result<()> {
+    let (backends, bed) = backends([Mode::Close, Mode::Close, Mode::Respond]).await?;
+    // Each request starts at another endpoint, so one of them is sent to both failing ones.
     for _ in 0..3 {
-        let answer = bed.get(WEB).await?;
-        ensure!(answer.status == 200, "{answer:?}");
+        let response = bed.get(WEB).await?;
+        ensure!(response.status == 200, "{response:?}");
     }
     let requests: Vec<_> = backends.iter().map(Backend::requests).collect();
     ensure!(
@@ -242,33 +234,33 @@ async fn a_safe_request_outlives_two_endpoints_that_break() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_stale_connection_and_two_breaks_fail_no_request() -> Result<()> {
-    let (backends, bed) = backends([Mode::Answer, Mode::Answer, Mode::Answer]).await?;
+async fn retries_after_stale_connection_and_two_failures() -> Result<()> {
+    let (backends, bed) = backends([Mode::Respond, Mode::Respond, Mode::Respond]).await?;
     for _ in 0..3 {
         ensure!(bed.get(WEB).await?.status == 200);
     }
-    // Three connections are idle now. Whichever of the two is tried first breaks its idle one, and
-    // the new one too.
+    // Three connections are idle now. A failing endpoint closes its idle connection and the new
+    // one.
     backends[0].mode.send(Mode::Close)?;
     backends[1].mode.send(Mode::Close)?;
     for _ in 0..3 {
-        let answer = bed.get(WEB).await?;
-        ensure!(answer.status == 200, "{answer:?}");
+        let response = bed.get(WEB).await?;
+        ensure!(response.status == 200, "{response:?}");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn dials_per_request_are_bounded() -> Result<()> {
+async fn bounds_dials_per_request() -> Result<()> {
     let (_sockets, addresses) = dead_ports(20)?;
     let bed = TestBed::new(&addresses).await?;
-    let answer = bed.get(WEB).await?;
+    let response = bed.get(WEB).await?;
     ensure!(
-        answer.status == 503
-            && answer
+        response.status == 503
+            && response
                 .body
                 .contains("error trying to reach service: dial tcp "),
-        "{answer:?}"
+        "{response:?}"
     );
     let dials = bed
         .metric(r#"dial_failures_total{reason="connect"}"#)
@@ -284,18 +276,19 @@ async fn dials_per_request_are_bounded() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_callers_scheme_steers_no_other_caller() -> Result<()> {
-    let (backends, bed) = backends([Mode::Answer; 3]).await?;
+async fn tls_failures_of_one_caller_eject_no_endpoint() -> Result<()> {
+    let (backends, bed) = backends([Mode::Respond; 3]).await?;
     for _ in 0..3 {
-        let answer = bed
+        let response = bed
             .get("/api/v1/namespaces/default/services/https:web:80/proxy/")
             .await?;
         ensure!(
-            answer.status == 503 && answer.body.contains("tls: "),
-            "{answer:?}"
+            response.status == 503 && response.body.contains("tls: "),
+            "{response:?}"
         );
     }
-    // After an ejection an endpoint would be probed by one request, and then take its turns again.
+    // After an ejection, a probe would readmit the endpoint, so count ejections before more
+    // requests.
     ensure!(bed.metric(EJECTIONS_FOR_CONNECTS).await? == 0);
     for _ in 0..6 {
         ensure!(bed.get(WEB).await?.status == 200);
@@ -307,7 +300,7 @@ async fn one_callers_scheme_steers_no_other_caller() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_single_target_that_refuses_is_not_ejected() -> Result<()> {
+async fn does_not_eject_only_endpoint() -> Result<()> {
     let (_sockets, addresses) = dead_ports(1)?;
     let bed = TestBed::new(&addresses).await?;
     let pod = format!(
@@ -322,35 +315,35 @@ async fn a_single_target_that_refuses_is_not_ejected() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_frozen_endpoint_gets_no_new_requests_until_it_answers() -> Result<()> {
-    let (backends, bed) = backends([Mode::Freeze, Mode::Answer, Mode::Answer]).await?;
+async fn ejects_stalled_endpoint_until_it_responds() -> Result<()> {
+    let (backends, bed) = backends([Mode::Freeze, Mode::Respond, Mode::Respond]).await?;
     let mut stuck = Vec::new();
     while backends[0].requests() == 0 {
-        let asked = backends.iter().map(Backend::requests).sum::<usize>();
+        let before = backends.iter().map(Backend::requests).sum::<usize>();
         stuck.push(bed.spawn_get(WEB.to_owned()));
         eventually("the request to arrive", async || {
-            Ok(backends.iter().map(Backend::requests).sum::<usize>() > asked)
+            Ok(backends.iter().map(Backend::requests).sum::<usize>() > before)
         })
         .await?;
     }
     let ejected = async || bed.metric(r#"endpoints_ejected{reason="stalled"}"#).await;
-    eventually("the frozen endpoint to be ejected", async || {
+    eventually("the stalled endpoint to be ejected", async || {
         Ok(ejected().await? == 1)
     })
     .await?;
     for _ in 0..20 {
         ensure!(bed.get(WEB).await?.status == 200);
     }
-    // One more where the machine was too busy to look for stalls in time, so that the ejection
-    // lapsed and was probed.
+    // On a busy machine the ejection may expire before the next stall check, which allows one
+    // probe.
     let reached = backends[0].requests();
-    ensure!(reached <= 2, "{reached} requests reached it");
-    backends[0].mode.send(Mode::Answer)?;
+    ensure!(
+        reached <= 2,
+        "{reached} requests reached the stalled endpoint"
+    );
+    backends[0].mode.send(Mode::Respond)?;
     for stuck in stuck {
-        ensure!(
-            stuck.await??.status == 200,
-            "the request that was on it is answered"
-        );
+        ensure!(stuck.await??.status == 200, "the pending request failed");
     }
     ensure!(ejected().await? == 0);
     for _ in 0..3 {
@@ -358,18 +351,18 @@ async fn a_frozen_endpoint_gets_no_new_requests_until_it_answers() -> Result<()>
     }
     ensure!(
         backends[0].requests() == reached + 1,
-        "it takes its turns again"
+        "the endpoint gets no requests after its ejection"
     );
     Ok(())
 }
 
 #[tokio::test]
-async fn a_slow_pod_that_one_caller_chose_steers_no_service() -> Result<()> {
+async fn stalls_of_requests_to_a_pod_do_not_eject_it_from_services() -> Result<()> {
     let (mut backends, bed) = backends([Mode::Freeze; 3]).await?;
-    // The order in which the service takes its first turns.
+    // Round-robin order of the service.
     backends.sort_unstable_by_key(|backend| backend.address);
     let [first, _, last] = &backends[..] else {
-        unreachable!("three were started")
+        unreachable!("three backends were started")
     };
     let pods = (0..3).map(|n| {
         format!(
@@ -377,18 +370,17 @@ async fn a_slow_pod_that_one_caller_chose_steers_no_service() -> Result<()> {
             last.address.port()
         )
     });
-    let chosen = pods.map(|path| bed.spawn_get(path)).collect::<Vec<_>>();
+    let to_pod = pods.map(|path| bed.spawn_get(path)).collect::<Vec<_>>();
     eventually("the requests to arrive", async || Ok(last.requests() == 3)).await?;
     let on_first = bed.spawn_get(WEB.to_owned());
-    // The requests to the pod began earlier: if they counted, the last endpoint would be ejected
-    // before the first.
+    // The requests to the pod are older: if they counted, the last endpoint would be ejected first.
     let ejections = async || bed.metric(r#"ejections_total{reason="stalled"}"#).await;
     eventually("the first endpoint to be ejected", async || {
         Ok(ejections().await? == 1)
     })
     .await?;
     let others = [bed.spawn_get(WEB.to_owned()), bed.spawn_get(WEB.to_owned())];
-    eventually("the last endpoint to have its turn", async || {
+    eventually("a request to the last endpoint", async || {
         Ok(last.requests() == 4)
     })
     .await?;
@@ -398,16 +390,16 @@ async fn a_slow_pod_that_one_caller_chose_steers_no_service() -> Result<()> {
         first.requests()
     );
     for backend in &backends {
-        backend.mode.send(Mode::Answer)?;
+        backend.mode.send(Mode::Respond)?;
     }
-    for request in chosen.into_iter().chain(others).chain([on_first]) {
+    for request in to_pod.into_iter().chain(others).chain([on_first]) {
         ensure!(request.await??.status == 200);
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn an_endpoint_that_waits_for_the_clients_body_is_not_stalled() -> Result<()> {
+async fn upload_in_progress_is_not_a_stall() -> Result<()> {
     let (mut backends, bed) = backends([Mode::Freeze; 3]).await?;
     backends.sort_unstable_by_key(|backend| backend.address);
     let mut upload = tls(bed.bastion.secure, &bed.ca(), None).await?;
@@ -419,7 +411,7 @@ async fn an_endpoint_that_waits_for_the_clients_body_is_not_stalled() -> Result<
         Ok(backends[0].requests() == 1)
     })
     .await?;
-    // The upload began earlier: if it counted, its endpoint would be ejected before the second one.
+    // The upload is older: if it counted, its endpoint would be ejected before the second one.
     let stuck = bed.spawn_get(WEB.to_owned());
     let ejections = async || bed.metric(r#"ejections_total{reason="stalled"}"#).await;
     eventually("the second endpoint to be ejected", async || {
@@ -427,7 +419,7 @@ async fn an_endpoint_that_waits_for_the_clients_body_is_not_stalled() -> Result<
     })
     .await?;
     let next = bed.spawn_get(WEB.to_owned());
-    eventually("the first endpoint to have its turn", async || {
+    eventually("a request to the first endpoint", async || {
         Ok(backends[0].requests() == 2)
     })
     .await?;
@@ -438,11 +430,11 @@ async fn an_endpoint_that_waits_for_the_clients_body_is_not_stalled() -> Result<
 }
 
 #[tokio::test]
-async fn an_endpoint_that_refuses_is_logged() -> Result<()> {
+async fn logs_endpoint_that_refuses_connection() -> Result<()> {
     let (_sockets, addresses) = dead_ports(1)?;
     let bed = TestBed::new(&addresses).await?;
     ensure!(bed.get(WEB).await?.status == 503);
-    bed.logs(&[
+    bed.wait_for_access_log(&[
         r#""code":503"#.into(),
         format!(r#""endpoint":"{}""#, addresses[0]),
     ])
@@ -450,7 +442,7 @@ async fn an_endpoint_that_refuses_is_logged() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_endpoint_of_a_client_that_leaves_is_logged() -> Result<()> {
+async fn logs_endpoint_of_disconnected_client() -> Result<()> {
     let (backends, bed) = backends([Mode::Freeze]).await?;
     let mut client = tls(bed.bastion.secure, &bed.ca(), None).await?;
     client
@@ -463,7 +455,7 @@ async fn the_endpoint_of_a_client_that_leaves_is_logged() -> Result<()> {
     })
     .await?;
     drop(client);
-    bed.logs(&[
+    bed.wait_for_access_log(&[
         r#""code":499"#.into(),
         format!(r#""endpoint":"{}""#, backends[0].address),
     ])

@@ -1,6 +1,6 @@
-//! A whole exchange: requests over HTTP/1.1 and HTTP/2 to a bastion in this process, and what a
-//! recording backend receives of them. Each request that the backend gets is one that the input was
-//! authorized to send, is strict HTTP/1.1, and carries no credential.
+//! Complete exchanges: requests over HTTP/1.1 and HTTP/2 to a bastion in this process, and a
+//! recording backend. Each request that the backend receives must be one that the input was
+//! authorized to send, strict HTTP/1.1, and without credentials.
 #![no_main]
 
 mod exchange {

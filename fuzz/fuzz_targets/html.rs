@@ -1,6 +1,6 @@
-//! The rewriter of pages: wherever a page is cut into pieces, the same bytes come out, in any
-//! coding; no slice has more input, output or work than it may, nothing is held past the bound, and
-//! work is linear in the page.
+//! The rewriter of pages. The output does not depend on how a page is split or compressed; slices
+//! are within the bounds of input, output and work; memory is bounded, and work is linear in the
+//! page.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -70,7 +70,7 @@ impl Coding {
     }
 }
 
-/// Rewrites a page of `length` bytes that comes encoded in pieces.
+/// Rewrites a page of `length` bytes that arrives encoded and in pieces.
 fn rewrite<'a>(
     coding: Coding,
     charset: &str,
@@ -109,12 +109,12 @@ fn rewrite<'a>(
         slices += 1;
     }
     let page = coding.decode(&out);
-    // A slice ends for want of input or of work that it may do.
+    // A slice ends when its input or its work is exhausted.
     assert!(
         slices <= count + rewriter.work() / MAX_WORK_PER_SLICE + 2,
         "{slices} slices of {count} pieces"
     );
-    // The most work for its bytes has an element of three (`<p>`), and the start of a stream.
+    // Elements of three bytes (`<p>`) and starts of streams have the most work per byte.
     let bytes = input + length + page.len();
     assert!(
         rewriter.work() <= 32 * bytes + 4096,

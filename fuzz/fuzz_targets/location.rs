@@ -1,5 +1,5 @@
-//! The rewriter of `Location`: what it gives leads to the bastion's own prefix, and is not
-//! rewritten again.
+//! The rewriter of `Location`. Its result is below the prefix, and rewriting it again changes
+//! nothing.
 #![no_main]
 
 use kube_bastion::model::{Scheme, ServiceAddress};
@@ -26,8 +26,8 @@ fuzz_target!(|link: &str| {
         return;
     };
     let path = match rewritten.split_once("//") {
-        // With a host it is the client's, as the link spelled it.
-        // A path may hold the two slashes, too.
+        // A host in the result is that of the client, as in the link.
+        // A path may contain two slashes, too.
         Some((scheme, rest))
             if scheme.is_empty() || (scheme.ends_with(':') && !scheme.starts_with('/')) =>
         {

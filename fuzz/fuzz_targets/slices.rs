@@ -15,13 +15,13 @@ use kube_bastion::cluster::{
 use kube_bastion::model::address::AddressPolicy;
 use libfuzzer_sys::fuzz_target;
 
-// Few names, so that the changes of one input meet.
+// Few names, so that the changes of one input affect the same objects.
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const SERVICES: [&str; 3] = ["s", "t", "u"];
 const PODS: [&str; 4] = ["p", "q", "r", "z"];
 const SLICES: [&str; 4] = ["s-1", "s-2", "s-3", "t-1"];
 const PORTS: [&str; 3] = ["", "http", "metrics"];
-/// Addresses, and whether the bastion may dial them.
+/// Addresses, with true for those that the bastion may dial.
 const V4: [(&str, bool); 5] = [
     ("10.0.0.1", true),
     ("10.0.0.2", true),
@@ -36,8 +36,8 @@ const V6: [(&str, bool); 4] = [
     ("::ffff:10.0.0.1", false),
 ];
 
-/// The maximum number of refused endpoints that a service port lists.
-const MAX_REFUSED: usize = 8;
+/// Maximum number of excluded endpoints that a service port lists.
+const MAX_REPORTED: usize = 8;
 
 /// An index into one of the lists above.
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -118,7 +118,7 @@ impl PodInput {
 #[derive(Arbitrary, Debug)]
 struct ServiceInput {
     key: Key,
-    /// A bit per name of a port: Kubernetes lets no two ports of a service share one.
+    /// A bit per name of a port, because the names of the ports of a service are unique.
     ports: u8,
     number: u16,
     h2c: bool,
@@ -228,7 +228,7 @@ struct Input {
     changes: Vec<Change>,
 }
 
-/// The objects as they are, and nothing computed from them.
+/// Current objects, without computed state.
 #[derive(Default)]
 struct Model {
     pod_less: bool,
@@ -305,7 +305,8 @@ impl Model {
         }
     }
 
-    /// The name of the pod behind an endpoint, or why the endpoint does not count (C46, C110).
+    /// Returns the name of the pod of an endpoint, or the reason why the endpoint is excluded (C46,
+    /// C110).
     fn pod_behind(
         &self,
         namespace: &str,
@@ -315,7 +316,7 @@ impl Model {
             (text.parse() == Ok(endpoint.address)).then_some(*permitted)
         };
         if V4.iter().chain(&V6).find_map(listed) != Some(true) {
-            return Err(ExclusionReason::Address);
+            return Err(ExclusionReason::AddressNotAllowed);
         }
         let Some(key) = &endpoint.pod else {
             return if self.pod_less {
@@ -327,12 +328,12 @@ impl Model {
         if *key.namespace != *namespace {
             return Err(ExclusionReason::OtherNamespace);
         }
-        let pod = self.pods.get(key).ok_or(ExclusionReason::PodGone)?;
+        let pod = self.pods.get(key).ok_or(ExclusionReason::PodNotFound)?;
         if pod.phase != Phase::Active {
             return Err(ExclusionReason::PodEnded);
         }
         if !pod.ips.contains(&endpoint.address) {
-            return Err(ExclusionReason::NotItsAddress);
+            return Err(ExclusionReason::AddressMismatch);
         }
         Ok(key.name.to_string())
     }
@@ -344,8 +345,8 @@ impl Model {
         self.slices.iter().filter(of).map(|(_, slice)| slice)
     }
 
-    /// Addresses that serve a port, each with the names that it may go by: two pods may hold one
-    /// address for a moment.
+    /// Returns the addresses that serve a port, each with its possible pods: two pods may have the
+    /// same address for a moment.
     fn endpoints(
         &self,
         key: &ObjectKey,
@@ -454,17 +455,17 @@ impl Model {
                     port.name
                 );
             }
-            self.check_refused(key, port);
+            self.check_excluded(key, port);
         }
     }
 
-    fn check_refused(&self, key: &ObjectKey, port: &ServicePort) {
+    fn check_excluded(&self, key: &ObjectKey, port: &ServicePort) {
         if !port.endpoints.is_empty() {
             assert!(
-                port.refused.is_empty(),
+                port.excluded.is_empty(),
                 "{key} {}: {:?}",
                 port.name,
-                port.refused
+                port.excluded
             );
             return;
         }
@@ -483,23 +484,23 @@ impl Model {
             })
             .collect();
         assert_eq!(
-            port.refused.len(),
-            all.len().min(MAX_REFUSED),
+            port.excluded.len(),
+            all.len().min(MAX_REPORTED),
             "{key} {}: {:?}",
             port.name,
-            port.refused
+            port.excluded
         );
-        for refused in &port.refused {
+        for excluded in &port.excluded {
             assert!(
-                all.contains(&(refused.address, refused.why)),
-                "{key} {}: {refused:?}, not {all:?}",
+                all.contains(&(excluded.address, excluded.reason)),
+                "{key} {}: {excluded:?}, not {all:?}",
                 port.name
             );
         }
     }
 }
 
-/// The round-robin of a port goes on whatever happens to its endpoints.
+/// Round-robin of a port, which continues when its endpoints change.
 fn rotations_go_on(before: &Service, after: &Service) {
     for port in &after.ports {
         if let Some(before) = before.ports.iter().find(|before| before.name == port.name) {

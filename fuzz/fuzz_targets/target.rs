@@ -1,5 +1,5 @@
-//! The id grammar with the path rules: whatever a path holds, nothing panics, nothing climbs,
-//! nothing changes its meaning.
+//! The id grammar and the path rules. No path causes a panic, leaves the root of the target, or
+//! changes its meaning when it is parsed again.
 #![no_main]
 
 use kube_bastion::model::Target;
@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use percent_encoding::percent_decode_str;
 
 fuzz_target!(|path: &str| {
-    // Half of the time behind a good prefix, so that the rest is not all refused.
+    // A valid prefix for half of the inputs, because random paths rarely have one.
     let spelled = path
         .strip_prefix('@')
         .map(|rest| format!("/api/v1/namespaces/ns/pods/{rest}"));

@@ -1,4 +1,4 @@
-//! Loads what a configuration names: certificates, CAs, kubeconfig, manifests.
+//! Loads the files that a configuration names: certificates, CAs, kubeconfig, manifests.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use crate::trust::Trust;
 use crate::watch::kubernetes::{self, Connections};
 use crate::watch::manifests::Manifests;
 
-/// The contents of the files that a configuration names, without those of the source.
+/// Contents of the files that a configuration names, except those of the cluster source.
 pub(super) struct Files {
     pub server_tls: Arc<ServerTls>,
     pub client_tls: ClientTls,
     pub trust: Trust,
 }
 
-/// A source that has been found usable.
+/// Cluster source that has been loaded.
 pub(super) enum Source {
     Kubernetes(Box<kube::Config>),
     Manifests(Box<Manifests>),
@@ -32,7 +32,7 @@ impl Files {
             trust
                 .client_cas
                 .replace(&pem)
-                .with_context(|| format!("the client CA file {path:?} cannot be used"))?;
+                .with_context(|| format!("cannot use the client CA file {path:?}"))?;
         }
         let server_tls = Arc::new(ServerTls::new(&config.serving, trust.handshake_cas())?);
         let client_tls = ClientTls::new(&config.targets)?;
@@ -65,15 +65,15 @@ impl Source {
     }
 }
 
-/// Loads everything that the configuration names as a start would: certificates, kubeconfig,
-/// manifests. Binds no port and dials nothing.
+/// Loads the files that the configuration names as [`super::Bound::new`] does, without binding a
+/// port or dialing.
 ///
 /// # Errors
-/// The first file that is no good, with what would be right.
+/// The first file that cannot be used, and how to correct it.
 pub async fn load_all(config: &Config) -> Result<()> {
     let files = Files::load(config)?;
     if let Source::Kubernetes(api) = Source::load(config, &files.trust).await? {
-        // Plugins may ask somebody: theirs are left for the start.
+        // Credential plugins may prompt the user, so they only run at a real start.
         if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
             kubernetes::review_client(&api, Connections::Pooled)?;
         }

@@ -1,4 +1,4 @@
-//! Builds the stages and starts the background tasks.
+//! Builds the pipeline stages and starts the background tasks.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ use crate::watch::kubernetes::{self, AuthenticationConfigMap, Connections, Kuber
 use crate::watch::manifests::Manifests;
 use crate::watch::{self, Feed};
 
-/// Builds what runs, and registers the background tasks.
+/// Inputs of the wiring, and the supervisor that receives the background tasks.
 pub(super) struct Setup<'a> {
     pub config: &'a Config,
     pub files: &'a Files,
@@ -49,7 +49,7 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Builds the stages of a request that all workers share, and starts the source of facts.
+    /// Builds the pipeline stages shared by all workers, and starts the cluster source.
     pub fn stages(
         &mut self,
         source: Source,
@@ -73,7 +73,7 @@ impl Setup<'_> {
                 anonymous: config.authentication.anonymous,
             },
             authorizer: Authorizer {
-                authorizer,
+                policy: authorizer,
                 accept_bare_names: config.authorization.accept_bare_names,
             },
             resolver: Resolver {
@@ -111,10 +111,12 @@ impl Setup<'_> {
             metrics,
             ..
         } = *self;
-        tracing::info!(api = %api.cluster_url, "the facts come from a Kubernetes API");
+        tracing::info!(api = %api.cluster_url, "using Kubernetes API server");
         let watch = KubernetesWatch::new(api, ready, metrics)?;
-        let feed = self.index(writer, KubernetesWatch::holds(ready));
+        let feed = self.index(writer, KubernetesWatch::blockers(ready));
         watch.start(&feed, self.supervisor);
+        // A CA file replaces the published client CAs. Front proxies have no setting of their own,
+        // so their CAs always come from the ConfigMap.
         let trusted = AuthenticationConfigMap {
             client_cas: config
                 .serving
@@ -125,6 +127,7 @@ impl Setup<'_> {
         };
         self.supervisor
             .restart("watch-authentication", trusted.follow(api, ready, metrics)?);
+        // Tokens of service accounts rotate in their file; a token inside a kubeconfig is constant.
         match (&api.auth_info.token_file, &api.auth_info.token) {
             (Some(file), _) => {
                 let (file, token) = (std::path::PathBuf::from(file), Arc::clone(kubelet_token));
@@ -185,7 +188,9 @@ impl Setup<'_> {
             metrics,
             ..
         } = *self;
-        tracing::info!(directory = ?config.source.manifests.directory, "the facts come from a folder of manifests");
+        if let Some(directory) = &config.source.manifests.directory {
+            tracing::info!(directory = %directory.display(), "using directory of manifests");
+        }
         let Trust {
             token_file, rbac, ..
         } = files.trust.clone();
@@ -197,16 +202,16 @@ impl Setup<'_> {
         (Tokens::Static(token_file), PolicySource::Rbac(rbac))
     }
 
-    /// Starts the one task that writes the index.
+    /// Starts the only task that writes the index.
     fn index(&mut self, writer: Writer, holds: Vec<(Kind, BlockReady)>) -> Feed {
         let (feed, index) = watch::feed(writer, holds, self.metrics);
-        // A panic here may leave a fact half-joined, and its state is gone: only a new process
-        // reads everything again.
+        // A panic may leave an object half-joined, and the joined state cannot be rebuilt from
+        // here: only a new process lists everything again.
         self.supervisor.fatal("index", index.run());
         feed
     }
 
-    /// Takes changed certificates and CAs into use while the bastion runs.
+    /// Starts the tasks that reload changed certificates and CAs.
     pub fn follow_files(&mut self) {
         let Files {
             server_tls,
@@ -217,11 +222,12 @@ impl Setup<'_> {
             Arc::clone(server_tls),
             self.config.serving.client_ca_file.clone(),
         );
-        let asked_for = trust.handshake_cas();
+        let client_cas = trust.handshake_cas();
+        // A restarted run reloads first, because a change may have been lost with the previous run.
         let mut restarted = false;
         self.supervisor.restart("serving-tls", move || {
             let again = std::mem::replace(&mut restarted, true);
-            reload_server_tls(Arc::clone(&tls), asked_for.clone(), file.clone(), again)
+            reload_server_tls(Arc::clone(&tls), client_cas.clone(), file.clone(), again)
         });
         let kubelet = Arc::clone(&client_tls.kubelet);
         self.supervisor
@@ -232,11 +238,15 @@ impl Setup<'_> {
                 .first()
                 .map(|leaf| sha256_hex(leaf, ":"))
                 .unwrap_or_default();
-            tracing::warn!(target: OPERATOR_TARGET, sha256 = leaf, "no certificate is configured: serving a self-signed one");
+            tracing::warn!(
+                target: OPERATOR_TARGET,
+                sha256 = leaf,
+                "serving a self-signed certificate; set serving.tlsCertFile for a permanent one"
+            );
         }
     }
 
-    /// Builds what the workers share.
+    /// Builds the state shared by all workers.
     pub fn shared(
         &mut self,
         stages: Arc<Stages>,
@@ -245,6 +255,7 @@ impl Setup<'_> {
         drain: &Drain,
     ) -> Result<Shared> {
         let config = self.config;
+        // A target that resolves to one of these would loop, so the dialer rejects them.
         let own = [
             Some(addresses.secure),
             addresses.insecure,
@@ -253,7 +264,7 @@ impl Setup<'_> {
         let dialer = Dialer {
             settings: config.upstream.clone(),
             tls: self.files.client_tls.clone(),
-            itself: OwnAddresses::new(own.into_iter().flatten()),
+            own_addresses: OwnAddresses::new(own.into_iter().flatten()),
             failures: self.metrics.dial_failures.clone(),
         };
         let balance = Arc::new(LoadBalancer::new(self.metrics.ejections.clone()));
@@ -270,6 +281,7 @@ impl Setup<'_> {
             limits: Limits {
                 handshake_timeout: config.serving.handshake_timeout,
                 idle_timeout: config.serving.idle_timeout,
+                // 0 removes a limit; a semaphore of that size would reject everything.
                 connections: match config.serving.max_connections {
                     0 => None,
                     limit => Some(Arc::new(Semaphore::new(limit))),

@@ -1,4 +1,4 @@
-//! The background tasks of the process, and the wait for its end.
+//! Background tasks of the process, and the wait for its workers.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,19 +20,22 @@ use crate::supervise::Supervisor;
 use crate::tls::ServerTls;
 use crate::trust::DynamicClientCas;
 
-/// How often the bastion's own token is read again: it rotates within the hour.
-const TOKEN_INTERVAL: Duration = Duration::from_mins(1);
-/// Interval between removals of ejected endpoints that are gone. A request pays for each endpoint
-/// of its service while any is remembered, so this adds little to the minute that they are
-/// remembered at most.
-const BALANCE_SWEEP: Duration = Duration::from_secs(5);
-
-/// Interval between removals of expired reviews from the caches: a scan of all entries, which holds
-/// one shard's lock at a time for less than a millisecond.
+/// Interval at which the bastion's own token is read again. The kubelet rotates it before an hour
+/// is over.
+const TOKEN_RELOAD_INTERVAL: Duration = Duration::from_mins(1);
+/// Interval at which ejections of removed endpoints are deleted. While a service has any, each of
+/// its requests checks all endpoints; an ejection is kept for a minute at most, to which this adds
+/// little.
+const EJECTION_SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval at which expired results are removed from the caches. The scan of all entries holds the
+/// lock of one shard at a time, for less than a millisecond.
 const PURGE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Waits until all workers have ended. Where one panicked, or a background task ended that is
-/// fatal, the others end too, and the process is started anew.
+/// Waits until all workers have ended. If one of them panics, or a fatal background task ends, the
+/// others are stopped as well.
+///
+/// # Errors
+/// The first failure, upon which the process must be restarted.
 pub(super) async fn supervise(
     workers: Vec<JoinHandle<Result<()>>>,
     mut supervisor: Supervisor,
@@ -40,41 +43,45 @@ pub(super) async fn supervise(
 ) -> Result<()> {
     let mut joins = JoinSet::new();
     for worker in workers {
+        // Joining a thread blocks, so each join takes a thread of the blocking pool.
         joins.spawn_blocking(move || worker.join());
     }
     let mut outcome = Ok(());
     loop {
         let ended = tokio::select! {
             joined = joins.join_next() => match joined {
-                Some(joined) => joined?.map_err(|_| anyhow::anyhow!("a worker panicked")).flatten(),
+                Some(joined) => joined?.map_err(|_| anyhow::anyhow!("worker panicked")).flatten(),
                 None => return outcome,
             },
+            // After the first failure only the workers are awaited: the drain is forced, and tasks
+            // that end because of it are not failures.
             error = supervisor.failed(), if outcome.is_ok() => Err(error.into()),
         };
         if ended.is_err() {
             drain.force();
+            // Keeps the first failure, which is the cause of the others.
             outcome = outcome.and(ended);
         }
     }
 }
 
-/// Counts down from the beginning of the drain to its deadline.
+/// Forces the end of the drain at its deadline.
 pub(super) async fn enforce_drain_deadline(drain: Drain, ready: Ready, timeout: Duration) {
     drain.begun().await;
     ready.set_draining();
     tracing::info!(
-        ?timeout,
-        "draining: no new connections, running requests go on"
+        timeout_seconds = timeout.as_secs_f64(),
+        "draining: not accepting connections, waiting for open requests"
     );
     tokio::time::sleep(timeout).await;
-    tracing::warn!("the drain's deadline is over: what still runs is cut");
+    tracing::warn!("drain timeout reached; closing the remaining requests and tunnels");
     drain.force();
 }
 
-/// Takes changed certificates and client CAs into use. What is no good changes nothing and is
-/// logged.
+/// Reloads changed certificates and client CAs. Invalid ones are logged, and the old ones are kept.
 ///
-/// `again` loads them first: the run before ended somewhere between a change and its use.
+/// `again` reloads them immediately, because the previous run of the task may have ended between a
+/// change and its reload.
 pub(super) async fn reload_server_tls(
     tls: Arc<ServerTls>,
     cas: [DynamicClientCas; 2],
@@ -98,23 +105,27 @@ pub(super) async fn reload_server_tls(
         if let Some(path) = &client_ca_file {
             let read = std::fs::read(path).map_err(anyhow::Error::from);
             if let Err(error) = read.and_then(|pem| Ok(cas[0].replace(&pem)?)) {
-                tracing::error!(%error, ?path, "the client CA file changed and cannot be used; the old CAs stay");
+                tracing::error!(
+                    %error,
+                    path = %path.display(),
+                    "cannot use the changed client CA file; keeping the old CAs"
+                );
             }
         }
         match tls.reload() {
-            Ok(()) => tracing::info!("certificates or client CAs changed and are in use"),
+            Ok(()) => tracing::info!("reloaded certificates and client CAs"),
             Err(error) => {
                 let error = error_chain(&error);
                 tracing::error!(
                     error,
-                    "the certificate changed and cannot be used; the old one stays"
+                    "cannot use the changed certificate; keeping the old one"
                 );
             }
         }
     }
 }
 
-/// Frees the memory of cached reviews that can serve no more.
+/// Removes expired results from the caches at an interval.
 pub(super) async fn purge_caches((tokens, reviews): (Arc<TokenReviewAuthenticator>, Arc<Reviews>)) {
     loop {
         tokio::time::sleep(PURGE_INTERVAL).await;
@@ -123,19 +134,23 @@ pub(super) async fn purge_caches((tokens, reviews): (Arc<TokenReviewAuthenticato
     }
 }
 
+/// Deletes the ejections of removed endpoints at an interval.
 pub(super) async fn sweep_balance(balance: Arc<LoadBalancer>) {
     loop {
-        tokio::time::sleep(BALANCE_SWEEP).await;
+        tokio::time::sleep(EJECTION_SWEEP_INTERVAL).await;
         balance.sweep();
     }
 }
 
+/// Builds the `Authorization` header of a token; `None` if the token has invalid characters.
 pub(super) fn bearer(token: &str) -> Option<HeaderValue> {
     let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.trim())).ok()?;
     bearer.set_sensitive(true);
     Some(bearer)
 }
 
+/// Reads the bastion's own token at an interval. The old token is kept while the file cannot be
+/// read.
 pub(super) async fn reload_own_token(
     file: std::path::PathBuf,
     token: Arc<ArcSwapOption<HeaderValue>>,
@@ -146,10 +161,10 @@ pub(super) async fn reload_own_token(
             token.store(Some(Arc::new(bearer)));
         } else {
             tracing::warn!(
-                ?file,
-                "the bastion's own token cannot be read; the old one stays"
+                file = %file.display(),
+                "cannot read the bastion's own token; keeping the old one"
             );
         }
-        tokio::time::sleep(TOKEN_INTERVAL).await;
+        tokio::time::sleep(TOKEN_RELOAD_INTERVAL).await;
     }
 }

@@ -1,5 +1,5 @@
-//! The threads that serve: each has a runtime of its own, so that no request wakes another thread
-//! or waits for its lock.
+//! Worker threads. Each has its own single-threaded runtime, so that a request never wakes another
+//! thread or waits for a lock of its scheduler.
 
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -16,22 +16,22 @@ use tokio_util::task::TaskTracker;
 
 use crate::balance::LoadBalancer;
 use crate::drain::Drain;
-use crate::forward::{Dialer, Forwarder, Pool, RetryPolicy, STALL_CHECK};
+use crate::forward::{Dialer, Forwarder, Pool, RetryPolicy, STALL_CHECK_INTERVAL};
 use crate::listen::{Limits, Listener};
 use crate::proxy::{Proxy, Stages};
 use crate::telemetry::{AccessLog, Recorder};
 use crate::tls::ServerTls;
 
-/// How long a line of the access log may wait for company.
-const FLUSH: Duration = Duration::from_millis(100);
-/// How often idle connections are looked through.
-const SWEEP: Duration = Duration::from_secs(5);
+/// Maximum time that an access-log line is buffered.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
+/// Interval at which idle connections are checked for expiry.
+const POOL_SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A bound port.
+/// Bound port.
 #[derive(Debug)]
 pub(super) struct Port {
     pub socket: TcpListener,
-    /// None for plain HTTP.
+    /// `None` for plain HTTP.
     pub tls: Option<Arc<ServerTls>>,
 }
 
@@ -44,7 +44,7 @@ impl Port {
     }
 }
 
-/// Builds what the workers share.
+/// State shared by all workers.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub stages: Arc<Stages>,
@@ -56,7 +56,7 @@ pub(super) struct Shared {
     pub drain: Drain,
 }
 
-/// Starts `count` workers on the ports. They end when the drain is over.
+/// Starts `count` workers on the ports. They end with the drain.
 pub(super) fn start(
     count: usize,
     ports: &[Port],
@@ -64,8 +64,8 @@ pub(super) fn start(
 ) -> Result<Vec<JoinHandle<Result<()>>>> {
     let shared = Arc::new(shared);
     let worker = |index| {
-        // Clones of its own, which it closes when the drain begins: nobody else may hold a port
-        // open.
+        // A port only closes with its last descriptor, so each worker has its own clones and closes
+        // them when the drain begins.
         let ports = ports
             .iter()
             .map(Port::try_clone)
@@ -83,9 +83,9 @@ fn run(ports: Vec<Port>, shared: &Shared) -> Result<()> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
-        .context("cannot start a worker's runtime")?;
+        .context("cannot start the runtime of a worker")?;
     let served = runtime.block_on(serve(ports, shared));
-    // What was cut is dropped here, and its records with it, before the access log closes.
+    // Drops the aborted requests and with them their records, before the access log closes.
     drop(runtime);
     served
 }
@@ -128,12 +128,14 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
         };
         background.spawn_local(tasks.track_future(listener.run(socket)));
     }
-    background.spawn_local(every(FLUSH, move || recorder.flush()));
+    background.spawn_local(every(FLUSH_INTERVAL, move || recorder.flush()));
     let swept = Rc::clone(&pool);
-    background.spawn_local(every(SWEEP, move || swept.sweep()));
-    background.spawn_local(every(STALL_CHECK, move || pool.detect_stalls()));
+    background.spawn_local(every(POOL_SWEEP_INTERVAL, move || swept.sweep()));
+    background.spawn_local(every(STALL_CHECK_INTERVAL, move || pool.detect_stalls()));
 
     until_drained(&mut background, drain).await?;
+    // `wait` completes once the tracker is closed and empty. Connections and tunnels are tracked;
+    // background tasks other than listeners are not, and are aborted with the set.
     tasks.close();
     tokio::select! {
         () = tasks.wait() => {}
@@ -142,21 +144,24 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the drain. No background task of a worker ends before it: one that panicked would
-/// leave the worker without its port, its log or its watch over stalled endpoints, so the process
-/// ends, to be started again.
+/// Waits for the drain.
+///
+/// # Errors
+/// The end of a background task before the drain. Without it the worker would lack its port, its
+/// log or the detection of stalled endpoints, so the process must be restarted.
 async fn until_drained(background: &mut JoinSet<()>, drain: &Drain) -> Result<()> {
     tokio::select! {
-        // Listeners end with the drain, which is no fault of theirs.
+        // Listeners end when the drain begins, which is not an error.
         biased;
         () = drain.begun() => Ok(()),
         Some(ended) = background.join_next() => match ended {
-            Ok(()) => bail!("a background task of a worker ended"),
-            Err(error) => Err(error).context("a background task of a worker panicked"),
+            Ok(()) => bail!("background task of a worker ended"),
+            Err(error) => Err(error).context("background task of a worker panicked"),
         },
     }
 }
 
+/// Runs `work` at an interval.
 async fn every(interval: Duration, mut work: impl FnMut()) {
     loop {
         tokio::time::sleep(interval).await;
@@ -169,10 +174,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_background_task_that_panics_ends_its_worker() {
+    async fn panic_of_a_background_task_ends_its_worker() {
         let mut background = JoinSet::new();
         background.spawn(std::future::pending::<()>());
-        background.spawn(async { panic!("a fault") });
+        background.spawn(async { panic!("test") });
         let ended = until_drained(&mut background, &Drain::default())
             .await
             .unwrap_err();
@@ -180,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_may_end_with_the_drain() {
+    async fn tasks_can_end_with_the_drain() {
         let (mut background, drain) = (JoinSet::new(), Drain::default());
         background.spawn(async {});
         drain.begin();

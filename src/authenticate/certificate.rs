@@ -1,5 +1,4 @@
-//! Client certificates: user from the subject's CN, groups from its Os, as kube-apiserver reads
-//! them.
+//! Client certificates: user from the subject's CN, groups from its Os, as in kube-apiserver.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,26 +7,42 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use x509_parser::asn1_rs::{Oid, oid};
+use x509_parser::error::X509Error;
+use x509_parser::nom;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::model::Identity;
 use crate::model::identity::AUTHENTICATED;
 use crate::trust::DynamicClientCas;
 
-/// The attribute type of a user's uid in a subject (KEP-4601's OID under the CNCF's arc).
+/// Attribute type of a user's uid in a subject (KEP-4601, OID under the CNCF's arc).
 const UID: Oid<'static> = oid!(1.3.6.1.4.1.57683.2);
-/// The extra attribute that tells which credential identified the caller.
+/// Key of the extra attribute that names the credential of the caller.
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
-/// How long a no is kept, in seconds: a certificate that is not good yet, by a clock that is a
-/// little behind, must not cost its client the connection.
-const NEGATIVE_TTL: u64 = 10;
+/// Time to cache a failed verification. Short, so that a certificate that is not valid yet because
+/// of clock skew does not fail for the rest of its connection.
+const NEGATIVE_TTL_SECONDS: u64 = 10;
 
-/// The chain that a client showed. What is made of it is kept for the connection, until the CAs
-/// change or it expires.
+/// Reason why a client certificate does not identify a caller.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CertificateError {
+    #[error("no client CA is configured or published by the cluster")]
+    NoClientCa,
+    #[error("the client certificate is not valid: {0}")]
+    Invalid(rustls::Error),
+    #[error("the client certificate cannot be parsed: {0}")]
+    Malformed(X509Error),
+    #[error("the client certificate has no common name")]
+    NoCommonName,
+}
+
+/// Certificate chain of a client. Verification results are cached for the connection, until the CAs
+/// change or a certificate of the chain expires.
 #[derive(Debug)]
 pub struct ClientCertificate {
-    chain: Vec<CertificateDer<'static>>,
+    leaf: CertificateDer<'static>,
+    intermediates: Vec<CertificateDer<'static>>,
     caller: Cached<Arc<Identity>>,
     front_proxy: Cached<Arc<str>>,
 }
@@ -37,71 +52,83 @@ struct Cached<T>(Mutex<Option<CachedVerdict<T>>>);
 
 #[derive(Clone, Debug)]
 struct CachedVerdict<T> {
+    /// Generation of the CAs that the chain was verified against.
     generation: u64,
-    /// Unix seconds after which it must be judged again.
+    /// Unix seconds after which the chain is verified again.
     expires: u64,
-    verdict: Result<T, String>,
+    verdict: Result<T, CertificateError>,
 }
 
 impl ClientCertificate {
-    /// `chain` has the leaf first. None where it is empty.
+    /// Takes a chain with the leaf first. Returns `None` if it is empty.
     pub fn new(chain: &[CertificateDer<'_>]) -> Option<Self> {
-        let chain: Vec<_> = chain
+        let mut chain = chain
             .iter()
-            .map(|certificate| certificate.clone().into_owned())
-            .collect();
-        let (caller, front_proxy) = (Cached(Mutex::new(None)), Cached(Mutex::new(None)));
-        (!chain.is_empty()).then_some(Self {
-            chain,
-            caller,
-            front_proxy,
+            .map(|certificate| certificate.clone().into_owned());
+        Some(Self {
+            leaf: chain.next()?,
+            intermediates: chain.collect(),
+            caller: Cached(Mutex::new(None)),
+            front_proxy: Cached(Mutex::new(None)),
         })
     }
 
-    /// Who the certificate names, where the CAs vouch for it now.
+    /// Returns the identity in the certificate, verified against the current CAs.
     ///
     /// # Errors
-    /// Why it is no good, for the log.
-    pub(super) fn identity(&self, cas: &DynamicClientCas) -> Result<Arc<Identity>, String> {
+    /// [`CertificateError`], for the log.
+    pub(super) fn identity(
+        &self,
+        cas: &DynamicClientCas,
+    ) -> Result<Arc<Identity>, CertificateError> {
         self.identity_at(unix_now(), cas)
     }
 
-    fn identity_at(&self, now: Duration, cas: &DynamicClientCas) -> Result<Arc<Identity>, String> {
-        self.kept(&self.caller, now, cas, |certificate, leaf| {
+    fn identity_at(
+        &self,
+        now: Duration,
+        cas: &DynamicClientCas,
+    ) -> Result<Arc<Identity>, CertificateError> {
+        self.verify_cached(&self.caller, now, cas, |certificate, leaf| {
             identity(certificate.subject(), leaf).map(Arc::new)
         })
     }
 
-    /// The common name of the certificate, where the CAs vouch for it now.
+    /// Returns the common name of the certificate, verified against the current CAs.
     ///
     /// # Errors
     /// As [`Self::identity`].
-    pub(super) fn common_name(&self, cas: &DynamicClientCas) -> Result<Arc<str>, String> {
-        self.kept(&self.front_proxy, unix_now(), cas, |certificate, _| {
+    pub(super) fn common_name(&self, cas: &DynamicClientCas) -> Result<Arc<str>, CertificateError> {
+        self.verify_cached(&self.front_proxy, unix_now(), cas, |certificate, _| {
             Ok(common_name(certificate.subject()).into())
         })
     }
 
-    fn kept<T: Clone>(
+    fn verify_cached<T: Clone>(
         &self,
-        kept: &Cached<T>,
+        cache: &Cached<T>,
         now: Duration,
         cas: &DynamicClientCas,
-        read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, String>,
-    ) -> Result<T, String> {
+        read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, CertificateError>,
+    ) -> Result<T, CertificateError> {
+        // Read before the CAs: if they are replaced in between, the verdict is stored under the old
+        // generation and the next request verifies again. The other order could keep a verdict of
+        // the old CAs under the new generation.
         let generation = cas.generation();
-        let mut judged = kept.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(judged) = &*judged
-            && judged.generation == generation
-            && judged.expires >= now.as_secs()
+        // The lock is held during verification, so that concurrent HTTP/2 streams of a connection
+        // verify the chain once.
+        let mut cached = cache.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cached) = &*cached
+            && cached.generation == generation
+            && cached.expires >= now.as_secs()
         {
-            return judged.verdict.clone();
+            return cached.verdict.clone();
         }
-        let (expires, verdict) = match self.judge(cas, UnixTime::since_unix_epoch(now), read) {
-            Ok((told, expires)) => (expires, Ok(told)),
-            Err(fault) => (now.as_secs() + NEGATIVE_TTL, Err(fault)),
+        let (expires, verdict) = match self.verify(cas, UnixTime::since_unix_epoch(now), read) {
+            Ok((value, expires)) => (expires, Ok(value)),
+            Err(error) => (now.as_secs() + NEGATIVE_TTL_SECONDS, Err(error)),
         };
-        *judged = Some(CachedVerdict {
+        *cached = Some(CachedVerdict {
             generation,
             expires,
             verdict: verdict.clone(),
@@ -109,36 +136,50 @@ impl ClientCertificate {
         verdict
     }
 
-    fn judge<T>(
+    /// Verifies the chain and reads its leaf. Returns also the expiry in Unix seconds.
+    fn verify<T>(
         &self,
         cas: &DynamicClientCas,
         now: UnixTime,
-        read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, String>,
-    ) -> Result<(T, u64), String> {
-        let Some((leaf, intermediates)) = self.chain.split_first() else {
-            return Err("an empty chain".into());
-        };
+        read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, CertificateError>,
+    ) -> Result<(T, u64), CertificateError> {
+        // The builder fails only without a root; no CRLs are configured.
         let verifier = WebPkiClientVerifier::builder(cas.roots())
             .build()
-            .map_err(|error| format!("no CA of client certificates is known ({error})"))?;
+            .map_err(|_| CertificateError::NoClientCa)?;
         verifier
-            .verify_client_cert(leaf, intermediates, now)
-            .map_err(|error| format!("the client certificate is no good: {error}"))?;
-        let (_, certificate) = X509Certificate::from_der(leaf)
-            .map_err(|error| format!("the client certificate cannot be read: {error}"))?;
-        let expires = self
-            .chain
-            .iter()
-            .filter_map(|link| not_after(link))
+            .verify_client_cert(&self.leaf, &self.intermediates, now)
+            .map_err(CertificateError::Invalid)?;
+        let certificate = parse(&self.leaf)?;
+        // Certificates that have expired already are ignored: rustls found a valid path without
+        // them, so they must not end the verdict.
+        let expires = std::iter::once(&self.leaf)
+            .chain(&self.intermediates)
+            .filter_map(not_after)
             .filter(|expires| *expires >= now.as_secs());
-        Ok((read(&certificate, leaf)?, expires.min().unwrap_or_default()))
+        Ok((
+            read(&certificate, &self.leaf)?,
+            expires.min().unwrap_or_default(),
+        ))
     }
 }
 
-/// In Unix seconds. An intermediate that has expired already, or that cannot be read, vouches for
-/// nobody: it is not among those that made the verdict.
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
+    match X509Certificate::from_der(certificate) {
+        Ok((_, certificate)) => Ok(certificate),
+        Err(nom::Err::Error(error) | nom::Err::Failure(error)) => {
+            Err(CertificateError::Malformed(error))
+        }
+        Err(nom::Err::Incomplete(_)) => {
+            Err(CertificateError::Malformed(X509Error::InvalidCertificate))
+        }
+    }
+}
+
+/// Returns the end of a certificate's validity in Unix seconds, or `None` if it cannot be parsed.
+/// Such an intermediate cannot be part of the verified path.
 fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let certificate = parse(certificate).ok()?;
     certificate.validity().not_after.timestamp().try_into().ok()
 }
 
@@ -148,7 +189,7 @@ fn unix_now() -> Duration {
         .unwrap_or_default()
 }
 
-/// Of several CNs Go's pkix.Name keeps the last, and so does kube-apiserver.
+/// Returns the last CN of a subject, which Go's `pkix.Name` and so kube-apiserver use.
 fn common_name<'a>(subject: &'a X509Name<'_>) -> &'a str {
     subject
         .iter_common_name()
@@ -157,10 +198,13 @@ fn common_name<'a>(subject: &'a X509Name<'_>) -> &'a str {
         .unwrap_or_default()
 }
 
-fn identity(subject: &X509Name<'_>, leaf: &CertificateDer<'_>) -> Result<Identity, String> {
+fn identity(
+    subject: &X509Name<'_>,
+    leaf: &CertificateDer<'_>,
+) -> Result<Identity, CertificateError> {
     let user = common_name(subject);
     if user.is_empty() {
-        return Err("the client certificate has no common name".into());
+        return Err(CertificateError::NoCommonName);
     }
     let uid = subject
         .iter_by_oid(&UID)
@@ -182,174 +226,4 @@ fn identity(subject: &X509Name<'_>, leaf: &CertificateDer<'_>) -> Result<Identit
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rcgen::{
-        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    };
-
-    struct Ca {
-        issuer: Issuer<'static, KeyPair>,
-        pem: String,
-    }
-
-    fn ca() -> Ca {
-        crate::tls::install_provider();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "ca");
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Ca {
-            issuer: Issuer::new(params, key),
-            pem,
-        }
-    }
-
-    fn client(ca: &Ca, change: impl FnOnce(&mut CertificateParams)) -> ClientCertificate {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "jane");
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, "devs");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let leaf = params.signed_by(&key, &ca.issuer).unwrap();
-        ClientCertificate::new(&[leaf.der().clone()]).unwrap()
-    }
-
-    fn trusting(ca: &Ca) -> DynamicClientCas {
-        let cas = DynamicClientCas::default();
-        cas.replace(ca.pem.as_bytes()).unwrap();
-        cas
-    }
-
-    #[test]
-    fn the_subject_names_user_and_groups() {
-        let ca = ca();
-        let identity = client(&ca, |_| ()).identity(&trusting(&ca)).unwrap();
-        assert_eq!(identity.user, "jane");
-        assert_eq!(identity.groups, ["devs", "system:authenticated"]);
-        assert!(identity.extra[CREDENTIAL_ID][0].starts_with("X509SHA256="));
-    }
-
-    #[test]
-    fn no_good_certificate_names_anybody() {
-        let (trusted, other) = (ca(), ca());
-        let cas = trusting(&trusted);
-        let cases: [(&str, ClientCertificate); 4] = [
-            ("another CA", client(&other, |_| ())),
-            (
-                "expired",
-                client(&trusted, |params| {
-                    params.not_after = rcgen::date_time_ymd(2001, 1, 1);
-                }),
-            ),
-            (
-                "a server's",
-                client(&trusted, |p| {
-                    p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-                }),
-            ),
-            (
-                "no CN",
-                client(&trusted, |params| {
-                    params.distinguished_name = rcgen::DistinguishedName::new();
-                }),
-            ),
-        ];
-        for (what, certificate) in cases {
-            assert!(certificate.identity(&cas).is_err(), "{what}");
-        }
-        assert!(
-            client(&trusted, |_| ())
-                .identity(&DynamicClientCas::default())
-                .is_err(),
-            "no CA known"
-        );
-    }
-
-    #[test]
-    fn a_changed_ca_counts_on_connections_that_are_open() {
-        let (old, new) = (ca(), ca());
-        let cas = trusting(&old);
-        let certificate = client(&old, |_| ());
-        assert!(certificate.identity(&cas).is_ok());
-        cas.replace(new.pem.as_bytes()).unwrap();
-        assert!(certificate.identity(&cas).is_err());
-    }
-
-    /// Midnight of a day of January 2040, which rcgen and the clock of the test mean alike.
-    fn day(
-        day: u8,
-    ) -> (
-        u64,
-        impl Fn(&mut CertificateParams),
-        impl Fn(&mut CertificateParams),
-    ) {
-        let date = rcgen::date_time_ymd(2040, 1, day);
-        let seconds = u64::try_from(date.unix_timestamp()).unwrap();
-        (
-            seconds,
-            move |params| params.not_before = date,
-            move |params| params.not_after = date,
-        )
-    }
-
-    #[test]
-    fn a_certificate_that_becomes_good_is_good_on_a_connection_that_is_open() {
-        let ca = ca();
-        let (begins, from, _) = day(2);
-        let certificate = client(&ca, from);
-        let cas = trusting(&ca);
-        let at = |seconds: u64| certificate.identity_at(Duration::from_secs(seconds), &cas);
-        assert!(at(begins - 5).unwrap_err().contains("no good"));
-        assert!(at(begins + 1).is_err(), "a no is kept for a moment");
-        assert_eq!(at(begins + 6).unwrap().user, "jane");
-    }
-
-    #[test]
-    fn a_yes_ends_with_the_first_of_the_chain_that_expires() {
-        let root = ca();
-        let (ends, _, until) = day(2);
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "intermediate");
-        until(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let intermediate = params.signed_by(&key, &root.issuer).unwrap();
-        let below = Ca {
-            issuer: Issuer::new(params, key),
-            pem: String::new(),
-        };
-        // Another that has expired long ago, and that nothing depends on.
-        let expired = client(&root, |params| {
-            params.not_after = rcgen::date_time_ymd(2001, 1, 1);
-        });
-        let chain = [
-            &client(&below, |_| ()).chain[0],
-            intermediate.der(),
-            &expired.chain[0],
-        ]
-        .map(Clone::clone);
-        let certificate = ClientCertificate::new(&chain).unwrap();
-        let cas = trusting(&root);
-        let at = |seconds: u64| certificate.identity_at(Duration::from_secs(seconds), &cas);
-        assert!(at(ends - 1).is_ok());
-        assert_eq!(
-            certificate
-                .caller
-                .0
-                .lock()
-                .unwrap()
-                .as_ref()
-                .unwrap()
-                .expires,
-            ends
-        );
-        assert!(at(ends + 1).is_err());
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
-//! Callers that a front proxy vouches for: the proxy shows a certificate of the CA that the cluster
-//! publishes for it, and names the caller in headers (CONFORMANCE C60). Everybody else's such
-//! headers are a lie, and go no further.
+//! Callers that a front proxy authenticates: the proxy presents a certificate of the CA that the
+//! cluster publishes for it and names the caller in headers (CONFORMANCE C60). The headers are
+//! stripped from all other requests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,76 +8,96 @@ use std::sync::Arc;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
-use super::certificate::ClientCertificate;
+use super::certificate::{CertificateError, ClientCertificate};
 use crate::model::Identity;
 use crate::model::identity::with_authenticated;
+use crate::model::quote::GoQuoted;
 use crate::trust::{FrontProxy, RequestHeaderConfig};
 
 /// Authenticates callers by the headers of a front proxy.
 #[derive(Clone, Debug, Default)]
 pub struct RequestHeaderAuthenticator(pub FrontProxy);
 
-/// Who a front proxy says that calls.
+/// Reason why the identity headers of a request are not accepted.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum FrontProxyError {
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error(
+        "{} is not the common name of an allowed front proxy (allowed: {allowed})",
+        GoQuoted(.common_name)
+    )]
+    NotAllowed {
+        common_name: String,
+        /// Comma-separated list of the allowed names.
+        allowed: String,
+    },
+}
+
+/// Caller named by identity headers; not trusted until [`RequestHeaderAuthenticator::accept`].
 #[derive(Debug)]
 pub(super) struct Claim {
     identity: Identity,
-    names: Arc<RequestHeaderConfig>,
+    /// Configuration that the headers were read with.
+    config: Arc<RequestHeaderConfig>,
 }
 
 impl RequestHeaderAuthenticator {
-    /// Whether a header names a caller.
+    /// Returns true if a header identifies a caller.
     pub(super) fn identifies(&self, name: &HeaderName) -> bool {
         self.0.config().identifies(name)
     }
 
-    /// Takes the identity headers off: those that are configured and those that are usual (C112).
+    /// Removes the identity headers, configured and default ones (C112), and returns their claim.
     pub(super) fn take(&self, headers: &mut HeaderMap) -> Option<Claim> {
-        let names = self.0.config();
-        if !headers.keys().any(|name| names.identifies(name)) {
+        let config = self.0.config();
+        if !headers.keys().any(|name| config.identifies(name)) {
             return None;
         }
-        let claim = claim(&names, headers);
-        let taken: Vec<_> = headers
+        let claim = claim(&config, headers);
+        let identifying: Vec<_> = headers
             .keys()
-            .filter(|name| names.identifies(name))
+            .filter(|name| config.identifies(name))
             .cloned()
             .collect();
-        for name in taken {
+        for name in identifying {
             headers.remove(name);
         }
         claim.map(|identity| Claim {
             identity,
-            names: Arc::clone(&names),
+            config: Arc::clone(&config),
         })
     }
 
-    /// The caller of the claim, where the certificate is one of the front proxy's.
+    /// Returns the claimed caller if the certificate belongs to an allowed front proxy.
     ///
     /// # Errors
-    /// Why it is not, for the log.
+    /// [`FrontProxyError`], for the log.
     pub(super) fn accept(
         &self,
         claim: Claim,
         certificate: &ClientCertificate,
-    ) -> Result<Arc<Identity>, String> {
-        let Claim { identity, names } = claim;
-        let proxy = certificate.common_name(&self.0.cas)?;
-        if names.allowed.is_empty() || names.allowed.iter().any(|allowed| **allowed == *proxy) {
+    ) -> Result<Arc<Identity>, FrontProxyError> {
+        let Claim { identity, config } = claim;
+        let common_name = certificate.common_name(&self.0.cas)?;
+        // Without allowed names, kube-apiserver accepts every certificate of the CA.
+        if config.allowed.is_empty() || config.allowed.iter().any(|name| **name == *common_name) {
             Ok(Arc::new(identity))
         } else {
-            Err(format!(
-                "{proxy:?} is none of the front proxies that are allowed, {:?}",
-                names.allowed
-            ))
+            Err(FrontProxyError::NotAllowed {
+                common_name: common_name.to_string(),
+                allowed: config.allowed.join(", "),
+            })
         }
     }
 }
 
-/// None where no user is named: then the headers say nothing.
-fn claim(names: &RequestHeaderConfig, headers: &HeaderMap) -> Option<Identity> {
-    let user = first(&names.user, headers)?;
-    let uid = first(&names.uid, headers).unwrap_or_default();
-    let groups = names
+/// Reads the caller from the headers. Returns `None` without a user: the other headers are then
+/// ignored, as in kube-apiserver.
+fn claim(config: &RequestHeaderConfig, headers: &HeaderMap) -> Option<Identity> {
+    let user = first(&config.user, headers)?;
+    let uid = first(&config.uid, headers).unwrap_or_default();
+    let groups = config
         .group
         .iter()
         .flat_map(|name| headers.get_all(name))
@@ -85,7 +105,7 @@ fn claim(names: &RequestHeaderConfig, headers: &HeaderMap) -> Option<Identity> {
         .map(str::to_owned);
     let mut extra = BTreeMap::<String, Vec<String>>::new();
     for (name, value) in headers {
-        let key = names
+        let key = config
             .extra
             .iter()
             .find_map(|prefix| name.as_str().strip_prefix(prefix.as_str()));
@@ -111,7 +131,8 @@ fn text(value: &HeaderValue) -> Option<&str> {
     std::str::from_utf8(value.as_bytes()).ok()
 }
 
-/// Keys of extra attributes are percent-encoded where a header's name could not hold them.
+/// Decodes the percent-encoding of an extra attribute's key. A key that is not valid UTF-8 is
+/// returned unchanged.
 pub(super) fn extra_key(encoded: &str) -> String {
     percent_decode_str(encoded)
         .decode_utf8()
@@ -122,7 +143,7 @@ pub(super) fn extra_key(encoded: &str) -> String {
 mod tests {
     use super::*;
 
-    fn names() -> RequestHeaderConfig {
+    fn config() -> RequestHeaderConfig {
         let header = HeaderName::from_static;
         RequestHeaderConfig {
             allowed: vec![],
@@ -134,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_name_the_caller_and_are_gone() {
+    fn reads_and_removes_identity_headers() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("x-remote-user", ""),
@@ -149,7 +170,7 @@ mod tests {
             headers.append(name, HeaderValue::from_static(value));
         }
         let proxy = RequestHeaderAuthenticator::default();
-        proxy.0.replace(names());
+        proxy.0.replace(config());
         let Claim { identity, .. } = proxy.take(&mut headers).unwrap();
         assert_eq!((&*identity.user, &*identity.uid), ("jane", "7"));
         assert_eq!(identity.groups, ["devs", "ops", "system:authenticated"]);
@@ -162,12 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn names_in_disguise_claim_nothing_and_are_gone() {
+    fn removes_header_names_with_underscores_and_ignores_them() {
         let configured = RequestHeaderConfig {
             user: vec![HeaderName::from_static("acme_user")],
-            ..names()
+            ..config()
         };
-        for (name, taken) in [
+        for (name, removed) in [
             ("x_remote_user", true),
             ("x-remote_group", true),
             ("x_remote_extra_scopes", true),
@@ -191,15 +212,15 @@ mod tests {
                 (name == "acme_user").then_some("admin"),
                 "{name}"
             );
-            assert_eq!(headers.is_empty(), taken, "{name}");
+            assert_eq!(headers.is_empty(), removed, "{name}");
         }
     }
 
     #[test]
-    fn without_a_user_nothing_is_claimed_and_all_is_taken() {
-        for names in [names(), RequestHeaderConfig::default()] {
+    fn ignores_and_removes_identity_headers_without_user() {
+        for config in [config(), RequestHeaderConfig::default()] {
             let proxy = RequestHeaderAuthenticator::default();
-            proxy.0.replace(names);
+            proxy.0.replace(config);
             let mut headers = HeaderMap::new();
             headers.insert("x-remote-group", HeaderValue::from_static("system:masters"));
             assert!(proxy.take(&mut headers).is_none());

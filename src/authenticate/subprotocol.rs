@@ -1,4 +1,4 @@
-//! Bearer tokens of browsers, which can set no header of a WebSocket but its subprotocols
+//! Bearer tokens of browsers, whose WebSocket API can set no header except the subprotocols
 //! (CONFORMANCE C62).
 
 use base64::Engine;
@@ -7,15 +7,31 @@ use http::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 
 const PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
 
-/// Takes the token off the subprotocols that a client offers; the others stay.
+/// Reason why the subprotocols of a WebSocket request give no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubprotocolError {
+    /// The server must select one of the offered subprotocols, and must not select the token.
+    #[error("the token is the only subprotocol; offer another one that the server can select")]
+    TokenOnly,
+    #[error("the subprotocols without the token are not a valid header value")]
+    InvalidHeader,
+    #[error("more than one subprotocol contains a token")]
+    SeveralTokens,
+    #[error("the token in the subprotocol is not base64url without padding")]
+    NotBase64Url,
+    #[error("the token in the subprotocol is not UTF-8")]
+    NotUtf8,
+}
+
+/// Removes the token from the offered subprotocols; the others stay.
 ///
 /// # Errors
-/// What is wrong with it, for the log. It is off all the same.
-pub(super) fn take_token(headers: &mut HeaderMap) -> Result<Option<String>, &'static str> {
+/// [`SubprotocolError`], for the log. The token is removed nevertheless.
+pub(super) fn take_token(headers: &mut HeaderMap) -> Result<Option<String>, SubprotocolError> {
     if !headers.contains_key(SEC_WEBSOCKET_PROTOCOL) {
         return Ok(None);
     }
-    // By bytes: what is no text beside it must not hide a token.
+    // Parsed as bytes: a value that is not ASCII must not hide the token beside it.
     let offered: Vec<_> = headers
         .get_all(SEC_WEBSOCKET_PROTOCOL)
         .iter()
@@ -32,20 +48,18 @@ pub(super) fn take_token(headers: &mut HeaderMap) -> Result<Option<String>, &'st
     }
     headers.remove(SEC_WEBSOCKET_PROTOCOL);
     if others.is_empty() {
-        return Err(
-            "no other subprotocol is offered beside the token, so that none could be chosen",
-        );
+        return Err(SubprotocolError::TokenOnly);
     }
     let others = HeaderValue::from_bytes(&others.join(&b","[..]))
-        .map_err(|_| "the subprotocols are no header value")?;
+        .map_err(|_| SubprotocolError::InvalidHeader)?;
     headers.insert(SEC_WEBSOCKET_PROTOCOL, others);
     let [token] = tokens[..] else {
-        return Err("several subprotocols hold a token");
+        return Err(SubprotocolError::SeveralTokens);
     };
     let token = URL_SAFE_NO_PAD
         .decode(&token[PREFIX.len()..])
-        .map_err(|_| "the token is not base64url")?;
-    let token = String::from_utf8(token).map_err(|_| "the token is not UTF-8")?;
+        .map_err(|_| SubprotocolError::NotBase64Url)?;
+    let token = String::from_utf8(token).map_err(|_| SubprotocolError::NotUtf8)?;
     Ok(Some(token).filter(|token| !token.is_empty()))
 }
 
@@ -54,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_token_is_taken_and_the_other_subprotocols_stay() {
+    fn removes_token_and_keeps_other_subprotocols() {
         let cases: [(&[&'static str], _, Option<&str>); 8] = [
             (&["chat"], Ok(None), Some("chat")),
             (
@@ -69,17 +83,17 @@ mod tests {
             ),
             (
                 &["base64url.bearer.authorization.k8s.io.Z29vZA"],
-                Err(()),
+                Err(SubprotocolError::TokenOnly),
                 None,
             ),
             (
                 &["base64url.bearer.authorization.k8s.io.Z29vZA==,chat"],
-                Err(()),
+                Err(SubprotocolError::NotBase64Url),
                 Some("chat"),
             ),
             (
                 &["base64url.bearer.authorization.k8s.io._w,chat"],
-                Err(()),
+                Err(SubprotocolError::NotUtf8),
                 Some("chat"),
             ),
             (
@@ -91,26 +105,17 @@ mod tests {
                 &[
                     "base64url.bearer.authorization.k8s.io.YQ,chat,base64url.bearer.authorization.k8s.io.Yg",
                 ],
-                Err(()),
+                Err(SubprotocolError::SeveralTokens),
                 Some("chat"),
             ),
         ];
-        let mut headers = HeaderMap::new();
-        let hidden = b"\xe9chat, base64url.bearer.authorization.k8s.io.Z29vZA";
-        headers.insert(
-            SEC_WEBSOCKET_PROTOCOL,
-            HeaderValue::from_bytes(hidden).unwrap(),
-        );
-        assert_eq!(take_token(&mut headers), Ok(Some("good".into())));
-        assert_eq!(headers[SEC_WEBSOCKET_PROTOCOL].as_bytes(), b"\xe9chat");
-        for (offered, token, left) in cases {
+        for (offered, token, remaining) in cases {
             let mut headers = HeaderMap::new();
             for value in offered {
                 headers.append(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(value));
             }
-            let taken = take_token(&mut headers).map_err(drop);
             assert_eq!(
-                taken,
+                take_token(&mut headers),
                 token.map(|token: Option<&str>| token.map(str::to_owned)),
                 "{offered:?}"
             );
@@ -118,9 +123,21 @@ mod tests {
                 headers
                     .get(SEC_WEBSOCKET_PROTOCOL)
                     .map(|value| value.to_str().unwrap()),
-                left,
+                remaining,
                 "{offered:?}"
             );
         }
+    }
+
+    #[test]
+    fn finds_token_beside_value_that_is_not_ascii() {
+        let mut headers = HeaderMap::new();
+        let offered = b"\xe9chat, base64url.bearer.authorization.k8s.io.Z29vZA";
+        headers.insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_bytes(offered).unwrap(),
+        );
+        assert_eq!(take_token(&mut headers), Ok(Some("good".into())));
+        assert_eq!(headers[SEC_WEBSOCKET_PROTOCOL].as_bytes(), b"\xe9chat");
     }
 }

@@ -10,21 +10,40 @@ use k8s_openapi::api::authentication::v1::{
 };
 use serde::Deserialize;
 
-use super::AuthenticationError;
+use super::{AuthenticationError, CredentialError};
 use crate::config;
 use crate::model::{ClientAddress, Identity};
 use crate::review::{CachedReviews, Judge, cut_text};
 use crate::ttl_cache::Fetched;
 
-/// The longest token that is reviewed. Tokens of service accounts take 1 KiB, those of OIDC with
-/// many groups some KiB.
+/// Maximum length of a token that is reviewed. Tokens of service accounts have about 1 KiB, OIDC
+/// tokens with many groups some KiB.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
-/// The difference that kube-apiserver tolerates between the clock of the issuer and its own.
+/// Clock skew between issuer and verifier that kube-apiserver tolerates.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
+
+/// Reason why a bearer token does not identify a caller. Never contains the token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    #[error("the token is longer than {MAX_TOKEN_BYTES} bytes")]
+    TooLong,
+    #[error("the token has expired")]
+    Expired,
+    #[error("the API server does not accept the token")]
+    NotAuthenticated,
+    /// Message of the API server, redacted and truncated.
+    #[error("{0}")]
+    RejectedByApi(String),
+    /// Comma-separated lists of audiences.
+    #[error("the token is for the audiences [{token}], not for [{required}]")]
+    WrongAudience { token: String, required: String },
+    #[error("the token is not in the token file")]
+    NotInFile,
+}
 
 type TokenVerdict = Result<Arc<Identity>, AuthenticationError>;
 
-/// Identifies callers by TokenReview.
+/// Authenticates callers by TokenReview.
 pub type TokenReviewAuthenticator = CachedReviews<TokenJudge>;
 
 impl TokenReviewAuthenticator {
@@ -34,16 +53,14 @@ impl TokenReviewAuthenticator {
         client: ClientAddress,
     ) -> TokenVerdict {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(AuthenticationError::Unauthenticated(format!(
-                "the token is longer than {MAX_TOKEN_BYTES} bytes"
-            )));
+            return Err(CredentialError::from(TokenError::TooLong).into());
         }
         self.verdict(token, || self.judge.review(token), client)
             .await
     }
 }
 
-/// Judges TokenReviews.
+/// Evaluates TokenReviews.
 #[derive(Debug)]
 pub struct TokenJudge(pub config::TokenReview);
 
@@ -52,30 +69,31 @@ impl Judge for TokenJudge {
     type Outcome = Arc<Identity>;
     type Error = AuthenticationError;
 
-    fn judge(&self, review: &TokenReview, answer: TokenReview) -> Option<Fetched<TokenVerdict>> {
-        Some(match self.authenticate(answer.status?) {
-            Ok(identity) => Fetched::Answer {
-                value: Ok(Arc::new(identity)),
-                ttl: self.0.cache_ttl,
-                // What the token says of itself wins over every cache (RFC 7519 section 4.1.4).
-                usable_for: until_expiry(&review.spec.token, SystemTime::now())
-                    .unwrap_or(Duration::MAX),
+    fn judge(&self, review: &TokenReview, response: TokenReview) -> Option<Fetched<TokenVerdict>> {
+        Some(
+            match self.authenticate(response.status?, &review.spec.token) {
+                Ok(identity) => Fetched::Value {
+                    value: Ok(Arc::new(identity)),
+                    ttl: self.0.cache_ttl,
+                    // Neither a cache nor an outage extends a token past its expiry (RFC 7519 section
+                    // 4.1.4).
+                    usable_for: until_expiry(&review.spec.token, SystemTime::now())
+                        .unwrap_or(Duration::MAX),
+                },
+                Err(error) => Fetched::Denial {
+                    value: Err(CredentialError::from(error).into()),
+                    ttl: self.0.failure_cache_ttl,
+                },
             },
-            Err(fault) => Fetched::Denial {
-                value: Err(AuthenticationError::Unauthenticated(cut_text(fault))),
-                ttl: self.0.failure_cache_ttl,
-            },
-        })
+        )
     }
 }
 
 impl TokenJudge {
-    /// The review of `token`, which an expired one does not get.
+    /// Creates the review of `token`. Expired tokens are rejected without a review.
     fn review(&self, token: &str) -> Result<TokenReview, AuthenticationError> {
         if has_expired(token, SystemTime::now()) {
-            return Err(AuthenticationError::Unauthenticated(
-                "the token has expired".into(),
-            ));
+            return Err(CredentialError::from(TokenError::Expired).into());
         }
         let audiences = (!self.0.audiences.is_empty()).then(|| self.0.audiences.clone());
         let spec = TokenReviewSpec {
@@ -88,29 +106,32 @@ impl TokenJudge {
         })
     }
 
-    /// Where audiences are configured the API must say that it checked one of them: an
-    /// authenticator that does not know of audiences would let tokens for others through
-    /// (KEP-1205).
-    fn authenticate(&self, status: TokenReviewStatus) -> Result<Identity, String> {
+    /// Returns the identity of an authenticated token. If audiences are configured, the status must
+    /// list one of them: an authenticator that does not support audiences ignores them and would
+    /// accept tokens for other services (KEP-1205).
+    fn authenticate(&self, status: TokenReviewStatus, token: &str) -> Result<Identity, TokenError> {
         if status.authenticated != Some(true) {
-            return Err(status
-                .error
-                .unwrap_or_else(|| "the API does not know the token".into()));
+            return Err(match status.error {
+                // An authentication webhook may quote the token. Redacted before the text is cut, so
+                // that no part of it is left.
+                Some(error) => TokenError::RejectedByApi(cut_text(error.replace(token, "[token]"))),
+                None => TokenError::NotAuthenticated,
+            });
         }
-        let wanted = &self.0.audiences;
+        let required = &self.0.audiences;
         let checked = status.audiences.unwrap_or_default();
-        if !wanted.is_empty() && !wanted.iter().any(|audience| checked.contains(audience)) {
-            return Err(format!(
-                "the token is for the audiences {checked:?}, not for {wanted:?}"
-            ));
+        if !required.is_empty() && !required.iter().any(|audience| checked.contains(audience)) {
+            return Err(TokenError::WrongAudience {
+                token: cut_text(checked.join(", ")),
+                required: required.join(", "),
+            });
         }
-        let user = status.user.unwrap_or_default();
         let UserInfo {
             username,
             uid,
             groups,
             extra,
-        } = user;
+        } = status.user.unwrap_or_default();
         Ok(Identity::new(
             username.unwrap_or_default(),
             uid.unwrap_or_default(),
@@ -120,13 +141,13 @@ impl TokenJudge {
     }
 }
 
-/// Whether a JWT's `exp` has passed, with tolerance for clock skew.
+/// Returns true if a JWT's `exp` has passed, with tolerance for clock skew.
 fn has_expired(token: &str, now: SystemTime) -> bool {
-    until_expiry(token, now - MAX_CLOCK_SKEW).is_some_and(|left| left.is_zero())
+    until_expiry(token, now - MAX_CLOCK_SKEW).is_some_and(|remaining| remaining.is_zero())
 }
 
-/// How long a JWT (RFC 7519) is good for by its own word, which the API has verified. None for
-/// other tokens.
+/// Returns the time until a JWT expires (RFC 7519), zero after that; `None` for other tokens. The
+/// signature is not checked: callers reject on this value or shorten a verified result by it.
 fn until_expiry(token: &str, now: SystemTime) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Claims {
@@ -142,8 +163,55 @@ fn until_expiry(token: &str, now: SystemTime) -> Option<Duration> {
 mod tests {
     use super::*;
 
+    fn judge(audiences: &[&str]) -> TokenJudge {
+        TokenJudge(config::TokenReview {
+            audiences: audiences.iter().map(ToString::to_string).collect(),
+            ..config::TokenReview::default()
+        })
+    }
+
     #[test]
-    fn a_jwt_says_itself_when_it_expires() {
+    fn requires_a_configured_audience_in_the_status() {
+        let status = |audiences: Option<&[&str]>| TokenReviewStatus {
+            authenticated: Some(true),
+            audiences: audiences.map(|list| list.iter().map(ToString::to_string).collect()),
+            ..TokenReviewStatus::default()
+        };
+        assert!(judge(&[]).authenticate(status(None), "t").is_ok());
+        assert!(
+            judge(&["a", "b"])
+                .authenticate(status(Some(&["b"])), "t")
+                .is_ok()
+        );
+        assert_eq!(
+            judge(&["a", "b"]).authenticate(status(Some(&["c"])), "t"),
+            Err(TokenError::WrongAudience {
+                token: "c".into(),
+                required: "a, b".into()
+            })
+        );
+        assert!(judge(&["a"]).authenticate(status(None), "t").is_err());
+    }
+
+    #[test]
+    fn reports_message_of_api_server_without_token() {
+        let rejected = |error: Option<&str>| {
+            let status = TokenReviewStatus {
+                error: error.map(str::to_owned),
+                ..TokenReviewStatus::default()
+            };
+            judge(&[])
+                .authenticate(status, "secret")
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(rejected(Some("revoked")), "revoked");
+        assert_eq!(rejected(Some("bad secret!")), "bad [token]!");
+        assert_eq!(rejected(None), "the API server does not accept the token");
+    }
+
+    #[test]
+    fn reads_expiry_of_jwt() {
         let jwt = |payload: &str| format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(payload));
         let now = UNIX_EPOCH + Duration::from_secs(1000);
         let cases = [

@@ -1,5 +1,4 @@
-//! May a caller act as somebody else? Each thing that they want to be is asked for (CONFORMANCE
-//! C61).
+//! Authorization of impersonation: each requested attribute is checked (CONFORMANCE C61).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,41 +6,40 @@ use std::time::Duration;
 use super::{AuthorizeError, Authorizer};
 use crate::authenticate::Impersonation;
 use crate::model::identity::{ANONYMOUS_USER, UNAUTHENTICATED, with_authenticated};
-use crate::model::{Attributes, ClientAddress, Identity, Verb};
+use crate::model::{Attributes, ClientAddress, Identity, Verb, dns};
+use crate::review::ReviewFailure;
 
-/// Time limit of all reviews that one request to impersonate needs: each value costs one, and they
-/// are asked in turn.
+/// Time limit for all reviews of one impersonation: each value needs one, and they are sent one
+/// after the other.
 const MAX_DURATION: Duration = Duration::from_secs(30);
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
 impl Authorizer {
-    /// The identity that `caller` wants, where they may take it: user, groups, uid and extra
-    /// attributes, each asked for with the verb `impersonate`, as kube-apiserver asks.
+    /// Returns the identity that `caller` requests. User, groups, uid and extra attributes are each
+    /// authorized with the verb `impersonate`, as in kube-apiserver.
     ///
     /// # Errors
-    /// As [`Self::authorize`], for the first of them that is denied.
+    /// As [`Self::authorize`], for the first attribute that is denied.
     pub async fn impersonate(
         &self,
         caller: &Identity,
-        wanted: Impersonation,
+        requested: Impersonation,
         client: ClientAddress,
     ) -> Result<Arc<Identity>, AuthorizeError> {
-        let asked = tokio::time::timeout(
-            MAX_DURATION,
-            self.ask_to_impersonate(caller, wanted, client),
-        );
-        asked.await.unwrap_or_else(|_| {
-            Err(AuthorizeError::Unavailable(
-                format!("the reviews took longer than {MAX_DURATION:?} together").into(),
-            ))
-        })
+        let reviews = self.review_impersonation(caller, requested, client);
+        tokio::time::timeout(MAX_DURATION, reviews)
+            .await
+            .unwrap_or_else(|_| {
+                let failure = ReviewFailure::ImpersonationTimeout(MAX_DURATION);
+                Err(AuthorizeError::Unavailable(failure))
+            })
     }
 
-    async fn ask_to_impersonate(
+    async fn review_impersonation(
         &self,
         caller: &Identity,
-        wanted: Impersonation,
+        requested: Impersonation,
         client: ClientAddress,
     ) -> Result<Arc<Identity>, AuthorizeError> {
         let Impersonation {
@@ -49,7 +47,7 @@ impl Authorizer {
             uid,
             mut groups,
             extra,
-        } = wanted;
+        } = requested;
         let account = service_account(&user);
         let check_impersonate =
             async |group, resource, subresource: &str, namespace: &str, name: &str| {
@@ -98,25 +96,13 @@ impl Authorizer {
     }
 }
 
-/// Namespace and name of a service account's user name.
+/// Returns namespace and name of a service account's user name.
 fn service_account(user: &str) -> Option<(&str, &str)> {
     let (namespace, name) = user.strip_prefix(SERVICE_ACCOUNT)?.split_once(':')?;
-    // A namespace is one DNS label, an account's name several (RFC 1123).
-    let label = |label: &str| {
-        let inner = label
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-        inner
-            && !label.is_empty()
-            && label.len() <= 63
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    (label(namespace) && name.len() <= 253 && name.split('.').all(label))
-        .then_some((namespace, name))
+    (dns::is_label(namespace) && dns::is_subdomain(name)).then_some((namespace, name))
 }
 
-/// With the group that whoever has that name is in anyway, unless the caller chose otherwise.
+/// Adds the group that kube-apiserver implies for `user`, unless the caller requests the opposite.
 fn with_implied(user: &str, mut groups: Vec<String>) -> Vec<String> {
     if user == ANONYMOUS_USER && !groups.iter().any(|group| group == UNAUTHENTICATED) {
         groups.push(UNAUTHENTICATED.into());
@@ -129,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn service_accounts_are_told_by_their_user_name() {
+    fn recognizes_service_accounts_by_user_name() {
         assert_eq!(
             service_account("system:serviceaccount:shop:ci"),
             Some(("shop", "ci"))
@@ -146,10 +132,10 @@ mod tests {
     }
 
     #[test]
-    fn everybody_is_either_authenticated_or_not() {
+    fn adds_implied_authentication_group() {
         use crate::model::identity::AUTHENTICATED;
         let groups = |groups: &[&str]| groups.iter().map(ToString::to_string).collect::<Vec<_>>();
-        for (user, asked, has) in [
+        for (user, requested, expected) in [
             ("jane", &[][..], &[AUTHENTICATED][..]),
             ("jane", &["devs"], &["devs", AUTHENTICATED]),
             ("jane", &[AUTHENTICATED], &[AUTHENTICATED]),
@@ -158,9 +144,9 @@ mod tests {
             (ANONYMOUS_USER, &[UNAUTHENTICATED], &[UNAUTHENTICATED]),
         ] {
             assert_eq!(
-                with_implied(user, groups(asked)),
-                groups(has),
-                "{user} {asked:?}"
+                with_implied(user, groups(requested)),
+                groups(expected),
+                "{user} {requested:?}"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! `SubjectAccessReviews`, remembered for a while.
+//! Authorization by cached SubjectAccessReviews.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +23,13 @@ impl Reviews {
         attributes: Attributes<'_>,
         client: ClientAddress,
     ) -> Verdict<AccessJudge> {
-        let question = (identity.fingerprint(), attributes);
-        self.verdict(question, || Ok(review(identity, attributes)), client)
+        let key = (identity.fingerprint(), attributes);
+        self.verdict(key, || Ok(review(identity, attributes)), client)
             .await
     }
 }
 
-/// Judges SubjectAccessReviews.
+/// Evaluates SubjectAccessReviews.
 #[derive(Debug)]
 pub struct AccessJudge(pub config::Authorization);
 
@@ -41,15 +41,16 @@ impl Judge for AccessJudge {
     fn judge(
         &self,
         _: &SubjectAccessReview,
-        answer: SubjectAccessReview,
+        response: SubjectAccessReview,
     ) -> Option<Fetched<Verdict<Self>>> {
-        let status = answer.status?;
+        let status = response.status?;
         if let Some(error) = &status.evaluation_error {
-            tracing::debug!(error, "the authorizer evaluated with an error");
+            tracing::debug!(error, "the authorizer reported an evaluation error");
         }
+        // `denied` wins over `allowed`, as in kube-apiserver's webhook authorizer.
         Some(if status.allowed && status.denied != Some(true) {
             let ttl = self.0.allowed_cache_ttl;
-            Fetched::Answer {
+            Fetched::Value {
                 value: Ok(Decision::Allow),
                 ttl,
                 usable_for: Duration::MAX,

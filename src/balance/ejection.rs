@@ -1,5 +1,5 @@
-//! Ejected endpoints. An endpoint that refuses connections, or that stopped answering, gets no new
-//! requests for a growing time while others can serve; then one request probes it.
+//! Ejected endpoints. An endpoint that refuses connections or sends no responses gets no new
+//! requests for a growing time while healthy ones exist; then one request probes it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,29 +10,29 @@ use dashmap::mapref::entry::Entry;
 use super::EndpointKey;
 use crate::metrics::{EjectionMetric, EjectionMetrics};
 
-/// The first ejection; each failed probe doubles it. Long enough for a container to restart, short
-/// enough that a service of few endpoints soon has all of them again.
+/// Duration of the first ejection; each failed probe doubles it. Long enough for a container to
+/// restart, short enough for a service with few endpoints to recover its capacity soon.
 const BASE_EJECTION: Duration = Duration::from_secs(1);
-/// The longest time without a probe, and how long an ejection is remembered after its end for the
-/// next one to be longer.
+/// Maximum time between probes. Also the time for which an ejection is kept after its end, so that
+/// the next one is longer.
 const MAX_EJECTION: Duration = Duration::from_secs(30);
 
-/// The reason for an ejection.
+/// Reason for an ejection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// No connection came about: refused, unreachable, or timed out.
+    /// The connect failed: refused, unreachable, or timed out.
     Connect,
-    /// Requests wait for a response and none comes.
+    /// The endpoint sends no responses while requests wait.
     Stalled,
 }
 
-/// The ejected endpoints of the process.
+/// Ejected endpoints of the process.
 #[derive(Debug, Default)]
 pub(super) struct Ejections {
     entries: DashMap<EndpointKey, Ejection>,
-    /// The size of `entries`, so that a request pays one relaxed load while no endpoint is ejected.
-    /// Changed by what was inserted or removed, not set to `entries.len()`: two threads could store
-    /// their lengths in the wrong order.
+    /// Number of `entries`, so that a request pays one relaxed load while no endpoint is ejected.
+    /// Incremented and decremented, not set to `entries.len()`: two threads could store their
+    /// lengths in the wrong order.
     count: AtomicUsize,
     metrics: EjectionMetrics,
 }
@@ -40,11 +40,11 @@ pub(super) struct Ejections {
 #[derive(Debug)]
 struct Ejection {
     reason: Reason,
-    /// The number of ejections in a row without an answer between them.
+    /// Number of consecutive ejections without a response between them.
     times: u32,
     since: Instant,
     until: Instant,
-    /// The ejection has ended and one request is trying the endpoint.
+    /// The ejection has ended and one request probes the endpoint.
     probing: bool,
 }
 
@@ -60,9 +60,9 @@ impl Ejection {
         self.until = now + self.length();
     }
 
-    /// Prolongs the ejection of an endpoint on which requests still wait, up to the next probe:
-    /// however long they wait, the endpoint is probed every [`MAX_EJECTION`], so that one caller's
-    /// long poll cannot keep it away from others.
+    /// Extends the ejection of an endpoint on which requests still wait, up to [`MAX_EJECTION`]
+    /// after its start. Without this bound, one caller's long poll could eject an endpoint for all
+    /// callers as long as it waits.
     fn prolong(&mut self, now: Instant) {
         self.until = (now + self.length())
             .min(self.since + MAX_EJECTION)
@@ -82,20 +82,20 @@ impl Ejections {
         self.count.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether anything is known of the endpoint: it is ejected, or was and has not been tried
-    /// successfully since.
+    /// Returns true if the endpoint is ejected, or was and has not been probed successfully since.
     pub fn has(&self, key: EndpointKey) -> bool {
         self.entries.contains_key(&key)
     }
 
+    /// Returns true if the endpoint is ejected at `now`.
     pub fn contains(&self, key: EndpointKey, now: Instant) -> bool {
         self.entries
             .get(&key)
             .is_some_and(|ejection| ejection.until > now)
     }
 
-    /// Ejects an endpoint. Failures during an ejection belong to it: requests that fail together
-    /// are one failure.
+    /// Ejects an endpoint. Failures during an ejection do not count again: concurrent requests that
+    /// fail together are one failure.
     pub fn eject(&self, key: EndpointKey, reason: Reason, now: Instant) {
         match self.entries.entry(key) {
             Entry::Vacant(entry) => {
@@ -129,30 +129,31 @@ impl Ejections {
         self.metric(reason).now.inc();
     }
 
-    /// Lets one request probe an endpoint whose ejection has ended; the others keep away from it a
-    /// little longer.
+    /// Makes the caller's request the probe of an endpoint whose ejection has ended. The ejection
+    /// is extended for all other requests until the probe has a result.
     pub fn probe(&self, key: EndpointKey, now: Instant) {
         if let Some(mut ejection) = self.entries.get_mut(&key)
             && ejection.until <= now
         {
+            // If the probe never ends, as when its client disconnects, another follows.
             ejection.until = now + BASE_EJECTION;
             ejection.probing = true;
         }
     }
 
-    /// Ends the ejection of an endpoint that accepts connections again, unless it is ejected for
-    /// not answering.
+    /// Ends the ejection of an endpoint that accepts connections again. A stalled endpoint stays
+    /// ejected: a frozen process still accepts connections, because the kernel does so for it.
     pub fn connected(&self, key: EndpointKey) {
         self.remove_if(key, |ejection| ejection.reason == Reason::Connect);
     }
 
-    /// Ends the ejection of an endpoint that has answered.
-    pub fn answered(&self, key: EndpointKey) {
+    /// Ends the ejection of an endpoint that sent a response.
+    pub fn responded(&self, key: EndpointKey) {
         self.remove_if(key, |_| true);
     }
 
     fn remove_if(&self, key: EndpointKey, condition: impl Fn(&Ejection) -> bool) {
-        // Looked up under a read lock first: almost every answering endpoint is not ejected.
+        // Checked under a read lock first, because almost all calls are for healthy endpoints.
         if self.is_empty()
             || !self
                 .entries
@@ -165,23 +166,23 @@ impl Ejections {
             .entries
             .remove_if(&key, |_, ejection| condition(ejection))
         {
-            self.forget(&ejection);
+            self.record_removal(&ejection);
         }
     }
 
-    /// Forgets endpoints whose ejection ended long ago and that no request has tried since: most
-    /// are gone for good.
+    /// Removes endpoints whose ejection ended long ago and that no request has probed since: most
+    /// of them no longer exist.
     pub fn sweep(&self, now: Instant) {
         self.entries.retain(|_, ejection| {
-            let remembered = ejection.until + MAX_EJECTION > now;
-            if !remembered {
-                self.forget(ejection);
+            let keep = ejection.until + MAX_EJECTION > now;
+            if !keep {
+                self.record_removal(ejection);
             }
-            remembered
+            keep
         });
     }
 
-    fn forget(&self, ejection: &Ejection) {
+    fn record_removal(&self, ejection: &Ejection) {
         self.count.fetch_sub(1, Ordering::Relaxed);
         self.metric(ejection.reason).now.dec();
     }
@@ -207,7 +208,7 @@ mod tests {
         transport: Transport::Http,
     };
 
-    /// Ejects and lets the probe fail, again and again; returns the seconds of each ejection.
+    /// Returns the seconds of consecutive ejections with failed probes between them.
     fn lengths(reason: Reason) -> Vec<u64> {
         let (ejections, mut now) = (Ejections::default(), Instant::now());
         let mut lengths = Vec::new();
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_during_an_ejection_neither_prolong_nor_repeat_it() {
+    fn failures_during_ejection_do_not_extend_it() {
         let (ejections, now) = (Ejections::default(), Instant::now());
         ejections.eject(KEY, Reason::Connect, now);
         for millis in [0, 500, 999] {
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn one_request_probes_an_endpoint_whose_ejection_has_ended() {
+    fn only_one_request_probes_after_ejection() {
         let (ejections, now) = (Ejections::default(), Instant::now());
         ejections.eject(KEY, Reason::Connect, now);
         let end = now + BASE_EJECTION;
@@ -252,27 +253,27 @@ mod tests {
         ejections.probe(KEY, end);
         assert!(
             ejections.contains(KEY, end),
-            "the others keep away while it is probed"
+            "other requests avoid it during the probe"
         );
     }
 
     #[test]
-    fn a_stalled_endpoint_stays_ejected_while_requests_wait_and_is_probed_every_half_minute() {
-        let (ejections, begun) = (Ejections::default(), Instant::now());
+    fn stalled_endpoint_is_probed_every_30_seconds_while_requests_wait() {
+        let (ejections, start) = (Ejections::default(), Instant::now());
         for tick in 0..60 {
-            let now = begun + tick * Duration::from_millis(500);
+            let now = start + tick * Duration::from_millis(500);
             ejections.eject(KEY, Reason::Stalled, now);
             assert!(ejections.contains(KEY, now), "at {tick}");
         }
-        assert!(!ejections.contains(KEY, begun + MAX_EJECTION));
+        assert!(!ejections.contains(KEY, start + MAX_EJECTION));
         assert_eq!(ejections.metrics.stalled.total.get(), 1);
     }
 
     #[test]
-    fn a_stalled_endpoint_whose_requests_are_gone_is_probed_after_its_ejection() {
-        let (ejections, begun) = (Ejections::default(), Instant::now());
-        ejections.eject(KEY, Reason::Stalled, begun);
-        let at = |millis| begun + Duration::from_millis(millis);
+    fn stalled_endpoint_is_probed_soon_after_its_requests_end() {
+        let (ejections, start) = (Ejections::default(), Instant::now());
+        ejections.eject(KEY, Reason::Stalled, start);
+        let at = |millis| start + Duration::from_millis(millis);
         ejections.eject(KEY, Reason::Stalled, at(900));
         ejections.eject(KEY, Reason::Stalled, at(1800));
         assert!(ejections.contains(KEY, at(2799)));
@@ -280,12 +281,12 @@ mod tests {
     }
 
     #[test]
-    fn a_new_connection_ends_an_ejection_for_connects_but_only_an_answer_one_for_a_stall() {
+    fn connect_ends_only_ejection_for_failed_connects() {
         let (ejections, now) = (Ejections::default(), Instant::now());
         ejections.eject(KEY, Reason::Stalled, now);
         ejections.connected(KEY);
         assert!(ejections.contains(KEY, now));
-        ejections.answered(KEY);
+        ejections.responded(KEY);
         assert!(ejections.is_empty());
         ejections.eject(KEY, Reason::Connect, now);
         ejections.connected(KEY);
@@ -300,11 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn the_sweep_forgets_endpoints_that_are_gone() {
+    fn sweep_removes_expired_ejections() {
         let (ejections, now) = (Ejections::default(), Instant::now());
         ejections.eject(KEY, Reason::Connect, now);
         ejections.sweep(now + BASE_EJECTION);
-        assert!(!ejections.is_empty(), "the next ejection is to be longer");
+        assert!(!ejections.is_empty(), "the next ejection must be longer");
         ejections.sweep(now + BASE_EJECTION + MAX_EJECTION);
         assert!(ejections.is_empty() && ejections.entries.is_empty());
         assert_eq!(ejections.metrics.connect.now.get(), 0);

@@ -1,33 +1,36 @@
-//! The last answer of an endpoint, as all workers know it.
+//! Time of the last response of an endpoint, shared by all workers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// The time when an endpoint last answered a request of any worker. Each worker notes its own
-/// answers and publishes the last one a few times a second, so that no request writes to a cache
-/// line that workers share.
+/// Time of the last response head that an endpoint sent to any worker. Each worker records its own
+/// responses and publishes the last one a few times a second, so that requests do not write to a
+/// cache line that workers share.
 #[derive(Debug)]
 pub struct Health {
     base: Instant,
-    /// Microseconds after `base`; 0 for never.
-    answered: AtomicU64,
+    /// Microseconds after `base`, plus one; 0 for never.
+    responded: AtomicU64,
 }
 
 impl Health {
     pub(super) fn new(base: Instant) -> Self {
         Self {
             base,
-            answered: AtomicU64::new(0),
+            responded: AtomicU64::new(0),
         }
     }
 
-    pub fn publish_answer(&self, at: Instant) {
-        self.answered.fetch_max(self.micros(at), Ordering::Relaxed);
+    /// Records a response. An earlier one than the last has no effect.
+    pub fn publish_response(&self, at: Instant) {
+        // Relaxed: the value guards no other memory, and a stall check that misses it sees it at
+        // the next interval.
+        self.responded.fetch_max(self.micros(at), Ordering::Relaxed);
     }
 
-    /// Whether an answer was published that came at `start` or later.
-    pub fn has_answered_since(&self, start: Instant) -> bool {
-        self.answered.load(Ordering::Relaxed) >= self.micros(start)
+    /// Returns true if a response at `start` or later was published.
+    pub fn has_responded_since(&self, start: Instant) -> bool {
+        self.responded.load(Ordering::Relaxed) >= self.micros(start)
     }
 
     fn micros(&self, at: Instant) -> u64 {

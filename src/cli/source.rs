@@ -1,5 +1,5 @@
-//! Where the facts come from, as the command line and the environment say it: a Kubernetes API or
-//! manifests, never both.
+//! Flags and environment variables of the cluster source: a Kubernetes API or manifests, never
+//! both.
 
 use std::path::PathBuf;
 
@@ -7,56 +7,56 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
 
-use super::set_if_some;
-use crate::config::{self, KubernetesSource, ManifestsSource, SourceKind};
+use super::settings::set_if_some;
+use crate::config::{KubernetesSource, ManifestsSource, Source, SourceKind};
 
-/// The source that the line names, else the one that the environment names: of what names another
-/// source in the environment, nothing is left. None where neither names one.
+/// Source selected by flags, otherwise the one selected by environment variables, otherwise none.
+/// Variables of the other source are discarded, so that a flag always has an effect.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Source {
+pub(super) struct SourceFlags {
     kind: Option<SourceKind>,
-    given: SourceFlags,
+    values: Values,
 }
 
-/// Where the facts come from.
+/// Flags of both sources.
 #[derive(Clone, Debug, Default, Args)]
-struct SourceFlags {
-    /// Kubeconfig of the cluster; without it, the service account of the pod
+struct Values {
+    /// Kubeconfig of the cluster [default: the service account of the pod]
     #[arg(
         long,
         value_name = "FILE",
         env = "KUBE_BASTION_KUBECONFIG",
-        help_heading = "Facts"
+        help_heading = "Cluster source"
     )]
     kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig; its current one unless given
+    /// Context of the kubeconfig [default: its current context]
     #[arg(
         long,
         value_name = "NAME",
         env = "KUBE_BASTION_CONTEXT",
-        help_heading = "Facts"
+        help_heading = "Cluster source"
     )]
     context: Option<String>,
-    /// Folder of YAML manifests to serve instead of a cluster
+    /// Directory of YAML manifests to serve instead of a cluster
     #[arg(
         long,
         value_name = "DIR",
         env = "KUBE_BASTION_MANIFESTS_DIR",
-        help_heading = "Facts"
+        help_heading = "Cluster source"
     )]
     manifests_dir: Option<PathBuf>,
-    /// Tokens for --manifests-dir: token,user,uid,"group1,group2", a line each
+    /// Tokens for --manifests-dir, one per line: token,user,uid,"group1,group2"
     #[arg(
         long,
         value_name = "FILE",
         env = "KUBE_BASTION_TOKEN_AUTH_FILE",
-        help_heading = "Facts"
+        help_heading = "Cluster source"
     )]
     token_auth_file: Option<PathBuf>,
 }
 
-/// What names a source: its flag, and the argument's id.
-const NAMES: [(SourceKind, &str, &str); 4] = [
+/// Source, flag and argument id of each flag above.
+const FLAGS: [(SourceKind, &str, &str); 4] = [
     (SourceKind::Kubernetes, "--kubeconfig", "kubeconfig"),
     (SourceKind::Kubernetes, "--context", "context"),
     (SourceKind::Manifests, "--manifests-dir", "manifests_dir"),
@@ -67,59 +67,55 @@ const NAMES: [(SourceKind, &str, &str); 4] = [
     ),
 ];
 
-impl Source {
-    /// Over the file: a source that is named here is the one, and what the file says of the other
-    /// does not count.
-    pub(super) fn apply(self, source: &mut config::Source) {
+impl SourceFlags {
+    /// Applies the selected source to that of the file, and resets the section of the other one.
+    pub fn apply(self, source: &mut Source) {
         match self.kind {
             Some(SourceKind::Kubernetes) => source.manifests = ManifestsSource::default(),
             Some(SourceKind::Manifests) => source.kubernetes = KubernetesSource::default(),
             None => {}
         }
         set_if_some(&mut source.kind, self.kind);
+        let (kubernetes, manifests) = (&mut source.kubernetes, &mut source.manifests);
+        set_if_some(&mut kubernetes.kubeconfig, self.values.kubeconfig.map(Some));
+        set_if_some(&mut kubernetes.context, self.values.context.map(Some));
         set_if_some(
-            &mut source.kubernetes.kubeconfig,
-            self.given.kubeconfig.map(Some),
-        );
-        set_if_some(&mut source.kubernetes.context, self.given.context.map(Some));
-        set_if_some(
-            &mut source.manifests.directory,
-            self.given.manifests_dir.map(Some),
+            &mut manifests.directory,
+            self.values.manifests_dir.map(Some),
         );
         set_if_some(
-            &mut source.manifests.token_auth_file,
-            self.given.token_auth_file.map(Some),
+            &mut manifests.token_auth_file,
+            self.values.token_auth_file.map(Some),
         );
     }
 }
 
-impl Args for Source {
+impl Args for SourceFlags {
     fn augment_args(command: clap::Command) -> clap::Command {
-        SourceFlags::augment_args(command)
+        Values::augment_args(command)
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        SourceFlags::augment_args_for_update(command)
+        Values::augment_args_for_update(command)
     }
 }
 
-impl FromArgMatches for Source {
+impl FromArgMatches for SourceFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut given = SourceFlags::from_arg_matches(matches)?;
-        let line = named(matches, ValueSource::CommandLine)?;
-        // A flag decides; only where there is none must the environment be of one mind.
-        let kind = match line {
+        let mut values = Values::from_arg_matches(matches)?;
+        // A flag decides. The environment must be unambiguous only where there is no flag.
+        let kind = match selected(matches, ValueSource::CommandLine)? {
             Some(kind) => Some(kind),
-            None => named(matches, ValueSource::EnvVariable)?,
+            None => selected(matches, ValueSource::EnvVariable)?,
         };
         match kind {
             Some(SourceKind::Kubernetes) => {
-                (given.manifests_dir, given.token_auth_file) = (None, None);
+                (values.manifests_dir, values.token_auth_file) = (None, None);
             }
-            Some(SourceKind::Manifests) => (given.kubeconfig, given.context) = (None, None),
+            Some(SourceKind::Manifests) => (values.kubeconfig, values.context) = (None, None),
             None => {}
         }
-        Ok(Self { kind, given })
+        Ok(Self { kind, values })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -128,27 +124,25 @@ impl FromArgMatches for Source {
     }
 }
 
-/// The source that the line or the environment names.
-fn named(matches: &ArgMatches, by: ValueSource) -> Result<Option<SourceKind>, clap::Error> {
-    let mut given = NAMES
+/// Returns the source that is selected by flags or by environment variables.
+fn selected(matches: &ArgMatches, by: ValueSource) -> Result<Option<SourceKind>, clap::Error> {
+    let mut present = FLAGS
         .into_iter()
         .filter(|(_, _, id)| matches.value_source(id) == Some(by));
-    let Some((kind, flag, _)) = given.next() else {
+    let Some((kind, flag, _)) = present.next() else {
         return Ok(None);
     };
-    match given.find(|(other, ..)| *other != kind) {
-        None => Ok(Some(kind)),
-        Some((_, other, _)) => {
-            let environment = if by == ValueSource::EnvVariable {
-                " (both by environment variables)"
-            } else {
-                ""
-            };
-            let fault = format!(
-                "{flag} cannot be used with {other}{environment}: facts come from a Kubernetes API (--kubeconfig, \
-                 --context) or from manifests (--manifests-dir, --token-auth-file)"
-            );
-            Err(clap::Error::raw(ErrorKind::ArgumentConflict, fault))
-        }
-    }
+    let Some((_, other, _)) = present.find(|(other, ..)| *other != kind) else {
+        return Ok(Some(kind));
+    };
+    let environment = if by == ValueSource::EnvVariable {
+        " (both set by environment variables)"
+    } else {
+        ""
+    };
+    let message = format!(
+        "{flag} cannot be used with {other}{environment}; use a Kubernetes API (--kubeconfig, \
+         --context) or manifests (--manifests-dir, --token-auth-file)"
+    );
+    Err(clap::Error::raw(ErrorKind::ArgumentConflict, message))
 }

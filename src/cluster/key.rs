@@ -1,4 +1,4 @@
-//! Names of namespaced objects as map keys that can be looked up without allocating.
+//! Map keys of namespaced objects, which allow lookups by borrowed strings without an allocation.
 
 use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
@@ -25,8 +25,8 @@ impl std::fmt::Display for ObjectKey {
     }
 }
 
-/// What an [`ObjectKey`] and a pair of borrowed strings have in common, so that a map keyed by the
-/// one can be asked with the other.
+/// Common view of an [`ObjectKey`] and a pair of borrowed strings, so that a map with keys of the
+/// first type accepts lookups by the second.
 pub(super) trait BorrowedKey {
     fn parts(&self) -> (&str, &str);
 }
@@ -55,7 +55,7 @@ impl Hash for dyn BorrowedKey + '_ {
     }
 }
 
-/// `Borrow` asks that key and borrowed form hash alike: both hash the pair.
+/// Hashes the pair, as the borrowed form does: `Borrow` requires equal hashes.
 impl Hash for ObjectKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.parts().hash(state);

@@ -1,4 +1,4 @@
-//! Facts as the sources tell them: single objects, not yet joined.
+//! Objects as the sources deliver them, before they are joined.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ pub enum Kind {
 impl Kind {
     pub const ALL: [Self; 4] = [Self::Node, Self::Pod, Self::Service, Self::EndpointSlice];
 
-    /// The plural of the API.
+    /// Returns the resource name in the Kubernetes API.
     pub fn plural(self) -> &'static str {
         match self {
             Self::Node => "nodes",
@@ -27,7 +27,7 @@ impl Kind {
     }
 }
 
-/// One object of a source. Nodes have an empty namespace.
+/// One object from a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     Node(Node),
@@ -36,26 +36,26 @@ pub enum Object {
     EndpointSlice(ObjectKey, Slice),
 }
 
-/// IPv4 or IPv6: an EndpointSlice holds addresses of one family.
+/// IP family. All addresses of an EndpointSlice are of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     V4,
     V6,
 }
 
-/// What a Service says of itself.
+/// The fields of a Service that the proxy needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSpec {
     pub ports: Vec<PortSpec>,
     pub affinity: Affinity,
-    /// `spec.ipFamilies[0]`: where a service has endpoints of both families, this one serves (C45).
+    /// `spec.ipFamilies[0]`, which is preferred if a service has endpoints of both families (C45).
     pub primary_family: Option<Family>,
 }
 
 /// One of `spec.ports`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortSpec {
-    /// Empty for the one unnamed port.
+    /// Empty for an unnamed port, which must then be the only one.
     pub name: Box<str>,
     pub number: u16,
     pub app_protocol: AppProtocol,
@@ -64,22 +64,22 @@ pub struct PortSpec {
 /// An EndpointSlice (KEP-752).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
-    /// The service that the label `kubernetes.io/service-name` names.
+    /// Value of the label `kubernetes.io/service-name`.
     pub service: Box<str>,
     pub family: Family,
-    /// Port name and number; ports without a number are left out by the source (C45).
+    /// Port names and numbers. The source omits ports without a number (C45).
     pub ports: Vec<(Box<str>, u16)>,
     pub endpoints: Vec<SliceEndpoint>,
 }
 
-/// One endpoint of a slice. A missing condition has been replaced by what KEP-1672 says it means.
+/// One endpoint of a slice. Missing conditions have the defaults of KEP-1672.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceEndpoint {
-    /// The first of `addresses`, the only one that consumers look at.
+    /// First of `addresses`; consumers ignore the others.
     pub address: IpAddr,
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
-    /// Namespace and name of the pod that `targetRef` names.
+    /// Namespace and name of the pod in `targetRef`.
     pub pod: Option<ObjectKey>,
 }

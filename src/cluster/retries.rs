@@ -1,21 +1,21 @@
-//! Requests and retries of one service port in a sliding window, for the retry budget.
+//! Sliding window of requests and retries of one service port, for the retry budget.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Seconds of one half of the window: long enough that a burst of failures finds the requests of
-/// before it, short enough that the window knows the present load.
+/// Length of one half of the window. Long enough that the requests before a burst of failures still
+/// count, short enough that the window follows the current load.
 const HALF_SECONDS: u64 = 10;
 
-/// The time from which halves are counted, the same for all windows.
+/// Start of the first half, shared by all windows.
 static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Counts of the present half of a window and of the one before. Shared by the workers: a request
-/// of a service changes the cache line of its rotation anyway, beside which this stands.
+/// Counts of the current and the previous half of a window. Shared by all workers: a request
+/// already writes the cache line of the adjacent round-robin counter.
 #[derive(Debug, Default)]
 pub struct RetryWindow {
-    /// The number of the present half. Its counts are at the index of its parity.
+    /// Number of the current half. Its counts are at the index of its parity.
     half: AtomicU64,
     requests: [AtomicU32; 2],
     retries: [AtomicU32; 2],
@@ -27,10 +27,10 @@ impl RetryWindow {
         self.requests[self.roll(now)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a retry if one is left: `percent` of the requests, or `min_per_second` however few
-    /// requests there are.
+    /// Counts a retry and returns true if the budget permits one: `percent` of the requests in the
+    /// window, and at least `min_per_second`.
     pub fn withdraw(&self, percent: u64, min_per_second: u64, now: Instant) -> bool {
-        let present = self.roll(now);
+        let current = self.roll(now);
         let sum = |counts: &[AtomicU32; 2]| {
             counts
                 .iter()
@@ -40,18 +40,19 @@ impl RetryWindow {
         let (requests, retries): (u64, u64) = (sum(&self.requests), sum(&self.retries));
         let left = retries < (requests * percent / 100).max(min_per_second * HALF_SECONDS);
         if left {
-            // Workers that get here together may exceed the budget by one retry each.
-            self.retries[present].fetch_add(1, Ordering::Relaxed);
+            // Check and increment are not atomic: concurrent workers may exceed the budget by one
+            // retry each.
+            self.retries[current].fetch_add(1, Ordering::Relaxed);
         }
         left
     }
 
-    /// Makes the half of `now` the present one. Returns the index of its counts.
+    /// Makes the half of `now` the current one and returns the index of its counts.
     fn roll(&self, now: Instant) -> usize {
         let half = now.saturating_duration_since(*BASE).as_secs() / HALF_SECONDS;
         let before = self.half.load(Ordering::Relaxed);
-        // One worker rolls; what others count in this moment may be lost, which no budget is exact
-        // enough to notice.
+        // Only the worker that wins the exchange clears counts. Increments of other workers during
+        // the clearing may be lost; the budget tolerates that error.
         let rolls = half > before
             && self
                 .half
@@ -63,6 +64,7 @@ impl RetryWindow {
                 self.retries[index].store(0, Ordering::Relaxed);
             };
             clear(index_of(half));
+            // After an idle half, the counts of the previous one are out of the window, too.
             if half > before + 1 {
                 clear(index_of(half + 1));
             }
@@ -90,13 +92,13 @@ mod tests {
     }
 
     #[test]
-    fn quiet_services_have_the_minimum() {
+    fn grants_minimum_without_requests() {
         assert_eq!(withdrawals(&RetryWindow::default(), 20, 10, at(0)), 100);
         assert_eq!(withdrawals(&RetryWindow::default(), 0, 0, at(0)), 0);
     }
 
     #[test]
-    fn busy_services_have_their_share() {
+    fn grants_percentage_of_requests() {
         let window = RetryWindow::default();
         (0..5_000).for_each(|_| window.deposit(at(5)));
         assert_eq!(withdrawals(&window, 20, 10, at(5)), 1_000);
@@ -104,12 +106,12 @@ mod tests {
         assert_eq!(
             withdrawals(&window, 20, 10, at(15)),
             1_000,
-            "the half before counts, its retries too"
+            "requests and retries of the previous half count"
         );
     }
 
     #[test]
-    fn the_window_slides() {
+    fn drops_counts_outside_the_window() {
         let window = RetryWindow::default();
         (0..1_000).for_each(|_| window.deposit(at(9)));
         assert_eq!(withdrawals(&window, 20, 1, at(9)), 200);
@@ -117,7 +119,7 @@ mod tests {
         assert_eq!(
             withdrawals(&window, 20, 1, at(20)),
             10,
-            "requests and retries are gone"
+            "the counts have left the window"
         );
         assert_eq!(withdrawals(&window, 20, 1, at(500)), 10);
     }

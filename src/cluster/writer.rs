@@ -1,15 +1,20 @@
-//! The one writer of the index.
+//! Single writer of the index.
+//!
+//! Objects of different kinds come from independent watches, so they arrive in any order: a slice
+//! before its pods or its service, a pod after the deletion of its slice. The writer keeps the
+//! unjoined services and slices with links in both directions, and joins the affected services
+//! again after each change.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use super::join::Join;
 use super::resources::{Kind, Object, ServiceSpec, Slice};
-use super::service::Join;
 use super::{Cluster, ObjectKey};
 use crate::model::address::AddressPolicy;
 
-/// Applies facts to a [`Cluster`]. The whole contract is `apply`, `delete` and `reset`.
+/// Applies changes to a [`Cluster`] by `apply`, `delete` and `reset`.
 #[derive(Debug)]
 pub struct Writer {
     cluster: Arc<Cluster>,
@@ -17,9 +22,11 @@ pub struct Writer {
     pod_less: bool,
     services: HashMap<ObjectKey, ServiceSpec>,
     slices: HashMap<ObjectKey, Slice>,
-    /// Service → names of its slices.
+    /// Service → names of its slices. Entries exist before and after the service itself, because a
+    /// slice may arrive first.
     slices_of: HashMap<ObjectKey, HashSet<Box<str>>>,
-    /// Pod → services whose slices point at it, to be joined again when the pod changes.
+    /// Pod → services whose slices refer to it, to be joined again when the pod changes. Entries
+    /// exist before the pod, so that its arrival completes the join.
     services_of: HashMap<ObjectKey, HashSet<ObjectKey>>,
 }
 
@@ -36,25 +43,27 @@ impl Writer {
         }
     }
 
-    /// An object came or changed.
+    /// Adds or replaces an object.
     pub fn apply(&mut self, object: Object) {
         let mut touched = HashSet::new();
         self.put(object, &mut touched);
         self.join(touched);
     }
 
-    /// An object is gone. Nodes have an empty namespace.
+    /// Deletes an object. Nodes have an empty namespace.
     pub fn delete(&mut self, kind: Kind, key: &ObjectKey) {
         let mut touched = HashSet::new();
         self.remove(kind, key, &mut touched);
         self.join(touched);
     }
 
-    /// `objects` is the whole set of a kind: what it does not hold is gone. Until the last object
-    /// is in, readers still find the old ones.
+    /// Replaces all objects of a kind, after a list. Objects that are not in `objects` are deleted.
     pub fn reset(&mut self, kind: Kind, objects: Vec<Object>) {
         let mut touched = HashSet::new();
         let mut stale = self.keys(kind);
+        // Stale objects are deleted last and each service is joined once, after all changes:
+        // readers find every object that is in both sets throughout, and no service is joined from
+        // a mix of both.
         for object in objects {
             stale.remove(&key_of(&object));
             self.put(object, &mut touched);
@@ -92,14 +101,15 @@ impl Writer {
                     .insert((*node.name).into(), Arc::new(node));
             }
             Object::Pod(key, pod) => {
-                // Most changes of a pod are none to us: only a new address, or its end, can change
-                // a service.
-                let moved = self.cluster.pods.get(&key).is_none_or(|before| {
-                    before.ips != pod.ips || before.phase.has_ended() != pod.phase.has_ended()
+                // A join reads only the addresses of a pod and whether it has ended. Most updates
+                // of a pod change neither, and need no join.
+                let affects_join = self.cluster.pods.get(&key).is_none_or(|previous| {
+                    previous.ips != pod.ips || previous.phase.has_ended() != pod.phase.has_ended()
                 });
-                if moved {
+                if affects_join {
                     touched.extend(self.services_of.get(&key).into_iter().flatten().cloned());
                 }
+                // Stored before the join, which looks the pod up.
                 self.cluster.pods.insert(key, Arc::new(pod));
             }
             Object::Service(key, spec) => {
@@ -107,6 +117,8 @@ impl Writer {
                 touched.insert(key);
             }
             Object::EndpointSlice(key, slice) => {
+                // The update may move the slice to another service (its label changed) or drop
+                // pods: the links of the previous version go first, and its service is joined, too.
                 self.unlink(&key, touched);
                 let service = ObjectKey {
                     namespace: key.namespace.clone(),
@@ -139,6 +151,8 @@ impl Writer {
             }
             Kind::Pod => {
                 self.cluster.pods.remove(key);
+                // The links stay: they belong to the slices, and a pod of the same name may be
+                // created again (StatefulSet).
                 touched.extend(self.services_of.get(key).into_iter().flatten().cloned());
             }
             Kind::Service => {
@@ -149,8 +163,8 @@ impl Writer {
         }
     }
 
-    /// Takes a slice out, and the links from its pods unless another slice of the service keeps
-    /// them.
+    /// Removes a slice and the links from its pods to its service, except those that another slice
+    /// of the service needs.
     fn unlink(&mut self, key: &ObjectKey, touched: &mut HashSet<ObjectKey>) {
         let Some(slice) = self.slices.remove(key) else {
             return;
@@ -160,60 +174,58 @@ impl Writer {
             name: slice.service,
         };
         remove_from(&mut self.slices_of, &service, &key.name);
+        // The controller moves endpoints between slices (KEP-752): a pod that is in both the old
+        // and the new slice must keep its link when the old one is deleted.
         let kept: HashSet<&ObjectKey> = self
-            .slices_of
-            .get(&service)
-            .into_iter()
-            .flatten()
-            .filter_map(|name| {
-                self.slices.get(&ObjectKey {
-                    namespace: key.namespace.clone(),
-                    name: name.clone(),
-                })
-            })
+            .slices_of(&service)
             .flat_map(|slice| &slice.endpoints)
             .filter_map(|endpoint| endpoint.pod.as_ref())
             .collect();
-        let gone: Vec<_> = slice
+        let unreferenced: Vec<_> = slice
             .endpoints
             .into_iter()
             .filter_map(|endpoint| endpoint.pod)
             .filter(|pod| !kept.contains(pod))
             .collect();
-        for pod in gone {
+        for pod in unreferenced {
             remove_from(&mut self.services_of, &pod, &service);
         }
         touched.insert(service);
     }
 
-    /// Builds the services anew whose spec, slices or pods changed.
+    /// Returns the slices of a service. A slice is in the namespace of its service.
+    fn slices_of<'a>(&'a self, service: &'a ObjectKey) -> impl Iterator<Item = &'a Slice> {
+        let names = self.slices_of.get(service).into_iter().flatten();
+        names.filter_map(|name| {
+            self.slices.get(&ObjectKey {
+                namespace: service.namespace.clone(),
+                name: name.clone(),
+            })
+        })
+    }
+
+    /// Joins the services whose spec, slices or pods changed, and publishes the results.
     fn join(&self, touched: HashSet<ObjectKey>) {
         for key in touched {
             let Some(spec) = self.services.get(&key) else {
                 self.cluster.services.remove(&key);
                 continue;
             };
-            let names = self.slices_of.get(&key).into_iter().flatten();
-            let slices: Vec<&Slice> = names
-                .filter_map(|name| {
-                    self.slices.get(&ObjectKey {
-                        namespace: key.namespace.clone(),
-                        name: name.clone(),
-                    })
-                })
-                .collect();
-            let before = self
+            let slices: Vec<&Slice> = self.slices_of(&key).collect();
+            let previous = self
                 .cluster
                 .services
                 .get(&key)
                 .map(|service| Arc::clone(&service));
+            // `previous` is a clone, not a guard of the map: `insert` below would wait for a guard
+            // of the same shard forever.
             let join = Join {
                 namespace: &key.namespace,
                 slices: &slices,
                 pod: |namespace: &str, name: &str| self.cluster.pod(namespace, name),
                 addresses: self.addresses,
                 pod_less: self.pod_less,
-                before: before.as_deref(),
+                previous: previous.as_deref(),
             };
             let service = Arc::new(join.service(spec));
             self.cluster.services.insert(key, service);
@@ -230,7 +242,7 @@ fn key_of(object: &Object) -> ObjectKey {
     }
 }
 
-/// Takes `value` out of the set of `key`, and the set with it when it was the last.
+/// Removes `value` from the set of `key`, and the set if it is empty then.
 fn remove_from<K: Hash + Eq, V: Hash + Eq>(sets: &mut HashMap<K, HashSet<V>>, key: &K, value: &V) {
     if let Some(set) = sets.get_mut(key) {
         set.remove(value);
@@ -239,3 +251,6 @@ fn remove_from<K: Hash + Eq, V: Hash + Eq>(sets: &mut HashMap<K, HashSet<V>>, ke
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

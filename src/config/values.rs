@@ -1,90 +1,172 @@
-//! Scalars of the configuration: parsed where they stand, so that an error carries their line, and
-//! said in the words of the field.
+//! Parsers of scalar settings, shared by the command line, the environment and the file.
 
+pub(super) mod fields;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde::de::{Deserializer, Error};
-use serde::{Deserialize, Serializer};
 use tracing_subscriber::EnvFilter;
 
-/// More threads than any machine has cores.
+use crate::model::dns;
+
+/// Maximum number of worker threads: more than any machine has cores.
 pub(super) const MAX_WORKERS: usize = 1024;
-/// More sockets than a process can have open.
+/// Maximum of the connection limits: more sockets than a process can have open.
 pub(super) const MAX_CONNECTIONS: usize = 10_000_000;
-/// Far more than an API server answers in time.
+/// Maximum of the review limits: far more than an API server completes in time.
 pub(super) const MAX_REVIEWS: usize = 10_000;
-/// Some hundred bytes each: a larger memory is a mistake of the pen.
-pub(super) const MAX_CACHE: usize = 1_000_000;
-/// More memory than any machine has (1 TiB).
+/// Maximum number of cached results. An entry takes some hundred bytes, so this is already more
+/// than the memory limit of the deployment allows.
+pub(super) const MAX_CACHE_ENTRIES: usize = 1_000_000;
+/// Maximum of a memory limit, 1 TiB: more than any machine that this runs on.
 pub(super) const MAX_BYTES: usize = 1 << 40;
-/// An address has no more ports to connect from.
-pub(super) const MAX_IDLE: usize = 65_535;
-/// More attempts than this turn one request into a load test of its service.
+/// Maximum number of idle connections per endpoint: an address has no more source ports.
+pub(super) const MAX_IDLE_CONNECTIONS: usize = 65_535;
+/// Maximum number of attempts. More would turn one request into a load test of its service.
 pub(super) const MAX_ATTEMPTS: usize = 10;
+/// Maximum of a percentage.
 pub(super) const MAX_PERCENT: usize = 100;
-/// More retries per second and worker than this are not a minimum any more.
+/// Maximum of the guaranteed retries per second. Beyond it the budget limits nothing.
 pub(super) const MAX_BUDGET_PER_SECOND: usize = 10_000;
 
-const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Reads `IP:port` or `[IPv6]:port`.
-///
-/// # Errors
-/// Says what would be right.
-pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        format!("{text:?} is not an address: give IP:port, as 0.0.0.0:8443 or [::]:8443")
-    })
+/// Error of a scalar setting. The caller adds the flag or the field; the message has the value and
+/// the accepted form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// The value does not have the expected form.
+    #[error("{value:?} is not {expected}; use {}", expected.form())]
+    Invalid { value: String, expected: Expected },
+    /// One directive of a log level is invalid, and others are given beside it.
+    #[error(
+        "{value:?} is not {}: invalid directive {directive:?}; use {}",
+        Expected::LogLevel,
+        Expected::LogLevel.form()
+    )]
+    LogDirective { value: String, directive: String },
+    /// Null, which stands for the default of a section but not for that of a scalar.
+    #[error("null is not {0}; use {form}, or leave the field out", form = .0.form())]
+    Null(Expected),
+    /// Another `apiVersion` or `kind` than the one that this version reads.
+    #[error("unsupported {field} {value:?}; expected {expected}")]
+    Unsupported {
+        field: &'static str,
+        value: String,
+        expected: &'static str,
+    },
 }
 
-/// Reads a duration as Go writes it: whole numbers with the units `h`, `m`, `s`, `ms`, as `1m30s`.
-/// Zero is refused.
+/// Kind of value that a setting accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    Address,
+    Bool,
+    Bytes,
+    Count { min: usize, max: usize },
+    DnsDomain,
+    Duration,
+    DurationOrZero,
+    LogLevel,
+}
+
+impl Expected {
+    /// Returns the accepted form, with an example.
+    fn form(self) -> String {
+        let form = match self {
+            Self::Address => "IP:port, for example 0.0.0.0:8443 or [::]:8443",
+            Self::Bool => "true or false",
+            Self::Bytes => {
+                "a whole number, alone or with k, M, G, Ki, Mi or Gi, at most 1024Gi, for example \
+                 32Mi"
+            }
+            Self::Count { min, max } => return format!("a whole number from {min} to {max}"),
+            Self::DnsDomain => {
+                "labels of letters, digits and dashes joined by dots, for example cluster.local"
+            }
+            Self::Duration => {
+                "whole numbers with the units h, m, s or ms, for example 30s or 1m30s"
+            }
+            Self::DurationOrZero => {
+                "whole numbers with the units h, m, s or ms, for example 5m, or 0s to turn it off"
+            }
+            Self::LogLevel => {
+                "off, error, warn, info, debug or trace, or directives, for example \
+                 info,kube_bastion::watch=debug"
+            }
+        };
+        form.to_owned()
+    }
+
+    fn error(self, value: &str) -> ValueError {
+        ValueError::Invalid {
+            value: value.to_owned(),
+            expected: self,
+        }
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Address => "an address",
+            Self::Bool => "a boolean",
+            Self::Bytes => "a number of bytes",
+            Self::Count { .. } => "a valid count",
+            Self::DnsDomain => "a DNS domain",
+            Self::Duration | Self::DurationOrZero => "a duration",
+            Self::LogLevel => "a log level",
+        })
+    }
+}
+
+/// Parses `IP:port` or `[IPv6]:port`.
 ///
 /// # Errors
-/// Says what would be right.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let fault = || {
-        format!(
-            "{text:?} is not a duration: give a number with a unit (h, m, s, ms), as 30s or 1m30s"
-        )
-    };
+/// [`ValueError::Invalid`] for anything else, host names included.
+pub fn parse_address(text: &str) -> Result<SocketAddr, ValueError> {
+    text.parse().map_err(|_| Expected::Address.error(text))
+}
+
+/// Parses a duration in Go's notation, restricted to whole numbers and the units `h`, `m`, `s` and
+/// `ms`: `1m30s`.
+///
+/// kube's `Duration` is not used: it accepts signs, fractions and the empty string, and panics on
+/// overflow and on `1s-2s`.
+///
+/// # Errors
+/// [`ValueError::Invalid`] for anything else, and for zero.
+pub fn parse_duration(text: &str) -> Result<Duration, ValueError> {
+    let duration = sum_of_units(text).filter(|duration| !duration.is_zero());
+    duration.ok_or_else(|| Expected::Duration.error(text))
+}
+
+fn sum_of_units(text: &str) -> Option<Duration> {
+    // `ms` precedes `m`, which is its prefix.
     let units = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(fault)?;
-        let number: u64 = rest[..digits].parse().map_err(|_| fault())?;
-        rest = &rest[digits..];
+        let (number, suffix) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let number: u64 = number.parse().ok()?;
         let (unit, millis) = units
             .into_iter()
-            .find(|(unit, _)| rest.starts_with(unit))
-            .ok_or_else(fault)?;
-        rest = &rest[unit.len()..];
-        let part = number
-            .checked_mul(millis)
-            .map(Duration::from_millis)
-            .ok_or_else(fault)?;
-        total = total.checked_add(part).ok_or_else(fault)?;
+            .find(|(unit, _)| suffix.starts_with(unit))?;
+        rest = &suffix[unit.len()..];
+        // Checked: a panic on overflow would end the process with a backtrace instead of a message.
+        total = total.checked_add(Duration::from_millis(number.checked_mul(millis)?))?;
     }
-    if total.is_zero() {
-        Err(fault())
-    } else {
-        Ok(total)
-    }
+    Some(total)
 }
 
-/// Reads a number of bytes as Kubernetes writes quantities: a whole number, alone or with a suffix
-/// (`k`, `M`, `G`, `Ki`, `Mi`, `Gi`), as `32Mi`.
+/// Parses a number of bytes in the notation of Kubernetes quantities: a whole number, alone or with
+/// a suffix (`k`, `M`, `G`, `Ki`, `Mi`, `Gi`), at most 1024Gi.
 ///
 /// # Errors
-/// Says what would be right.
-pub fn parse_bytes(text: &str) -> Result<usize, String> {
-    let fault = || {
-        format!(
-            "{text:?} is not a number of bytes: give a whole number with k, M, G, Ki, Mi, Gi or nothing, as 32Mi, 1024Gi at most"
-        )
-    };
+/// [`ValueError::Invalid`] for anything else.
+pub fn parse_bytes(text: &str) -> Result<usize, ValueError> {
+    let invalid = || Expected::Bytes.error(text);
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
@@ -97,75 +179,90 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
         "Ki" => 1 << 10,
         "Mi" => 1 << 20,
         "Gi" => 1 << 30,
-        _ => return Err(fault()),
+        _ => return Err(invalid()),
     };
-    let bytes = number
-        .parse::<usize>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit));
-    bytes.filter(|bytes| *bytes <= MAX_BYTES).ok_or_else(fault)
+    let number: usize = number.parse().map_err(|_| invalid())?;
+    let bytes = number.checked_mul(unit);
+    bytes
+        .filter(|bytes| *bytes <= MAX_BYTES)
+        .ok_or_else(invalid)
 }
 
-/// Reads a number of threads; 0 leaves it to the bastion.
+/// Parses a number of worker threads, from 0 to 1024.
 ///
 /// # Errors
-/// Says what would be right.
-pub fn parse_workers(text: &str) -> Result<usize, String> {
-    between::<0, MAX_WORKERS>(text)
+/// [`ValueError::Invalid`] for anything else.
+pub fn parse_workers(text: &str) -> Result<usize, ValueError> {
+    parse_count::<0, MAX_WORKERS>(text)
 }
 
-fn between<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
-    let number = text
-        .parse()
-        .ok()
-        .filter(|number| (MIN..=MAX).contains(number));
-    number
-        .ok_or_else(|| format!("{text:?} is not a count: give a whole number from {MIN} to {MAX}"))
+fn parse_count<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, ValueError> {
+    let count = text.parse().ok();
+    count
+        .filter(|count| (MIN..=MAX).contains(count))
+        .ok_or_else(|| Expected::Count { min: MIN, max: MAX }.error(text))
 }
 
-/// Reads a level, or directives that each give one for a module. Stricter than the filter, which
-/// takes any bare word for a module: `inf` would log nothing at all.
+/// Parses a log level, or directives that each set the level of a module, and returns them
+/// normalized.
+///
+/// Stricter than `EnvFilter`, which takes any bare word for the name of a module: with `inf` it
+/// would log nothing.
 ///
 /// # Errors
-/// Says what would be right.
-pub fn parse_log_level(text: &str) -> Result<String, String> {
-    let right = "give off, error, warn, info, debug or trace, or directives as info,kube_bastion::watch=debug";
-    let fault = |part: &str| {
-        let part = if part == text {
-            String::new()
-        } else {
-            format!(" ({part:?})")
-        };
-        format!("{text:?} is not a log level{part}: {right}")
-    };
-    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
-    for part in &parts {
-        let (module, level) = part
+/// [`ValueError::Invalid`] or [`ValueError::LogDirective`] for anything else.
+pub fn parse_log_level(text: &str) -> Result<String, ValueError> {
+    let directives: Vec<&str> = text.split(',').map(str::trim).collect();
+    for directive in &directives {
+        let (module, level) = directive
             .split_once('=')
-            .map_or((None, *part), |(module, level)| (Some(module), level));
-        let known = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level));
-        if !known || module.is_some_and(str::is_empty) || EnvFilter::builder().parse(part).is_err()
-        {
-            return Err(fault(part));
+            .map_or((None, *directive), |(module, level)| (Some(module), level));
+        let is_level = LOG_LEVELS
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(level));
+        if is_level && module != Some("") && EnvFilter::builder().parse(directive).is_ok() {
+            continue;
         }
+        return Err(if *directive == text {
+            Expected::LogLevel.error(text)
+        } else {
+            ValueError::LogDirective {
+                value: text.to_owned(),
+                directive: (*directive).to_owned(),
+            }
+        });
     }
-    Ok(parts.join(","))
+    Ok(directives.join(","))
 }
 
-/// Writes a duration so that [`parse_duration`] reads it back.
+/// Parses a DNS domain in any case, without a dot at either end, and returns it in lower case.
+fn parse_dns_domain(text: &str) -> Result<String, ValueError> {
+    let domain = text.to_ascii_lowercase();
+    if dns::is_subdomain(&domain) {
+        Ok(domain)
+    } else {
+        Err(Expected::DnsDomain.error(text))
+    }
+}
+
+/// Formats a duration so that [`parse_duration`] reads it back.
 fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
-    if millis.is_multiple_of(1000) {
-        format!("{}s", millis / 1000)
-    } else {
-        format!("{millis}ms")
+    let units = [("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+    match units
+        .into_iter()
+        .find(|(_, unit)| millis > 0 && millis.is_multiple_of(*unit))
+    {
+        Some((suffix, unit)) => format!("{}{suffix}", millis / unit),
+        None if millis == 0 => "0s".to_owned(),
+        None => format!("{millis}ms"),
     }
 }
 
-/// Writes a number of bytes so that [`parse_bytes`] reads it back.
+/// Formats a number of bytes so that [`parse_bytes`] reads it back.
 fn format_bytes(bytes: usize) -> String {
-    let unit = [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)].into_iter();
-    match unit
+    let units = [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)];
+    match units
         .into_iter()
         .find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit))
     {
@@ -174,181 +271,26 @@ fn format_bytes(bytes: usize) -> String {
     }
 }
 
-pub(super) mod bytes {
-    use super::{Deserializer, Serializer, format_bytes, parse_bytes, scalar};
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-        scalar(deserializer, parse_bytes)
-    }
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-    pub fn serialize<S: Serializer>(bytes: &usize, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format_bytes(*bytes))
-    }
-}
-
-pub(super) mod duration {
-    use super::{Deserializer, Duration, Serializer, format_duration, parse_duration, scalar};
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        scalar(deserializer, parse_duration)
-    }
-
-    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format_duration(*duration))
-    }
-}
-
-/// As [`duration`], with `0s` for none at all.
-pub(super) mod duration_or_zero {
-    use super::{Deserializer, Duration, parse_duration, scalar};
-
-    pub use super::duration::serialize;
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        scalar(deserializer, |text| match text {
-            "0" | "0s" => Ok(Duration::ZERO),
-            text => parse_duration(text).map_err(|fault| format!("{fault}; 0s turns it off")),
-        })
-    }
-}
-
-/// As [`duration`], where null is none.
-pub(super) mod optional_duration {
-    use super::{
-        Deserialize, Deserializer, Duration, Error, Serializer, format_duration, parse_duration,
-    };
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Duration>, D::Error> {
-        let text = Option::<String>::deserialize(deserializer)?;
-        text.map(|text| parse_duration(&text).map_err(D::Error::custom))
-            .transpose()
-    }
-
-    #[expect(clippy::ref_option, reason = "serde passes fields by reference")]
-    pub fn serialize<S: Serializer>(
-        duration: &Option<Duration>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match duration {
-            Some(duration) => serializer.serialize_str(&format_duration(*duration)),
-            None => serializer.serialize_none(),
-        }
-    }
-}
-
-/// Labels of letters, digits and dashes (RFC 1123), joined by dots.
-pub(super) fn dns_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    scalar(deserializer, |text| {
-        let label = |label: &str| {
-            let inner = label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-            inner && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
-        };
-        let good = text.split('.').all(label);
-        let fault = || {
-            format!(
-                "{text:?} is not a DNS domain: give it without a dot at its ends, as cluster.local"
-            )
-        };
-        good.then(|| text.to_ascii_lowercase()).ok_or_else(fault)
-    })
-}
-
-pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
-    scalar(deserializer, parse_address)
-}
-
-pub(super) fn optional_address<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<SocketAddr>, D::Error> {
-    let text = Option::<String>::deserialize(deserializer)?;
-    text.map(|text| parse_address(&text).map_err(D::Error::custom))
-        .transpose()
-}
-
-pub(super) fn count<'de, D: Deserializer<'de>, const MIN: usize, const MAX: usize>(
-    deserializer: D,
-) -> Result<usize, D::Error> {
-    scalar(deserializer, between::<MIN, MAX>)
-}
-
-pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    let given = Option::<bool>::deserialize(deserializer)?;
-    given.ok_or_else(|| {
-        D::Error::custom("null is not a choice: give true or false, or leave the field out")
-    })
-}
-
-/// A section of which nothing is said, as `serving:` with all its fields commented out, is left
-/// out.
-pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
-}
-
-pub(super) fn log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    scalar(deserializer, parse_log_level)
-}
-
-pub(super) fn api_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    constant(deserializer, "apiVersion", super::API_VERSION)
-}
-
-pub(super) fn kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    constant(deserializer, "kind", super::KIND)
-}
-
-fn constant<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    field: &str,
-    expected: &'static str,
-) -> Result<String, D::Error> {
-    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
-    if text == expected {
-        Ok(text)
-    } else {
-        Err(D::Error::custom(format!(
-            "{text:?} is not a {field} that this bastion reads: give {expected}"
-        )))
-    }
-}
-
-fn scalar<'de, D: Deserializer<'de>, T>(
-    deserializer: D,
-    parse: impl FnOnce(&str) -> Result<T, String>,
-) -> Result<T, D::Error> {
-    let Some(text) = Option::<String>::deserialize(deserializer)? else {
-        // The defaults are those of whole sections and not known here, so null cannot stand for
-        // one.
-        let fault = parse("").err().unwrap_or_default();
-        return Err(D::Error::custom(format!(
-            "null: {fault}, or leave the field out"
-        )));
-    };
-    parse(&text).map_err(D::Error::custom)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_log_level_is_a_level_or_gives_one_to_modules() {
-        for good in [
+    fn accepts_log_levels_and_directives_with_a_level() {
+        for valid in [
             "off",
             "info",
             "DEBUG",
             "warn,kube_bastion::watch=debug",
             "info, h2=off",
         ] {
-            assert!(parse_log_level(good).is_ok(), "{good}");
+            assert!(parse_log_level(valid).is_ok(), "{valid}");
         }
-        for bad in [
+    }
+
+    #[test]
+    fn rejects_log_levels_that_would_log_nothing() {
+        for invalid in [
             "inf",
             "loud",
             "",
@@ -361,17 +303,19 @@ mod tests {
             "3",
             "info,[x=info",
         ] {
-            let fault = parse_log_level(bad).unwrap_err();
+            let error = parse_log_level(invalid).unwrap_err().to_string();
             assert!(
-                fault.starts_with(&format!("{bad:?} is not a log level"))
-                    && fault.contains("trace"),
-                "{fault}"
+                error.starts_with(&format!("{invalid:?} is not a log level"))
+                    && error.contains("trace"),
+                "{error}"
             );
         }
+        let error = parse_log_level("info,h2=loud").unwrap_err().to_string();
+        assert!(error.contains("invalid directive \"h2=loud\""), "{error}");
     }
 
     #[test]
-    fn bytes_read_as_kubernetes_writes_quantities() {
+    fn parses_bytes_as_kubernetes_quantities() {
         for (text, bytes) in [
             ("0", Some(0)),
             ("1000", Some(1000)),
@@ -389,16 +333,34 @@ mod tests {
             ("1025Gi", None),
             ("99999999999999999999", None),
         ] {
-            let read = parse_bytes(text);
-            assert_eq!(read.clone().ok(), bytes, "{text}");
-            if let Ok(read) = read {
-                assert_eq!(parse_bytes(&format_bytes(read)), Ok(read), "{text}");
+            let parsed = parse_bytes(text);
+            assert_eq!(parsed.clone().ok(), bytes, "{text}");
+            if let Ok(parsed) = parsed {
+                assert_eq!(parse_bytes(&format_bytes(parsed)), Ok(parsed), "{text}");
             }
         }
     }
 
     #[test]
-    fn durations_read_as_go_writes_them() {
+    fn formats_durations_in_their_largest_whole_unit() {
+        for (millis, text) in [
+            (0, "0s"),
+            (1, "1ms"),
+            (1500, "1500ms"),
+            (90_000, "90s"),
+            (300_000, "5m"),
+            (43_200_000, "12h"),
+        ] {
+            let duration = Duration::from_millis(millis);
+            assert_eq!(format_duration(duration), text);
+            if millis > 0 {
+                assert_eq!(parse_duration(text), Ok(duration));
+            }
+        }
+    }
+
+    #[test]
+    fn parses_durations_in_the_notation_of_go() {
         let cases = [
             ("10s", Some(10_000)),
             ("1m30s", Some(90_000)),
@@ -409,8 +371,11 @@ mod tests {
             ("0s", None),
             ("s", None),
             ("-1s", None),
+            ("1.5h", None),
+            ("1s-2s", None),
             ("1d", None),
             ("99999999999999999999s", None),
+            ("9999999999999999h", None),
         ];
         for (text, millis) in cases {
             assert_eq!(

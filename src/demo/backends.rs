@@ -1,4 +1,4 @@
-//! What the pods and nodes of the demo serve.
+//! Backends of the demo's pods and nodes.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// The loopback port of each backend.
+/// Loopback ports of the backends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
     pub web: [u16; 3],
@@ -26,7 +26,7 @@ pub(super) struct Ports {
     pub kubelets: [u16; 2],
 }
 
-/// Starts all backends; they end with the process.
+/// Starts all backends. They run until the process ends.
 pub(super) async fn start(certificate: &Path, key: &Path) -> Result<Ports> {
     let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(key)?;
@@ -39,7 +39,7 @@ pub(super) async fn start(certificate: &Path, key: &Path) -> Result<Ports> {
     let kubelet = |name: &'static str| {
         hello(name).route(
             "/healthz",
-            get(async move || format!("ok, says the kubelet of {name}\n")),
+            get(async move || format!("ok from the kubelet of {name}\n")),
         )
     };
     Ok(Ports {
@@ -48,7 +48,7 @@ pub(super) async fn start(certificate: &Path, key: &Path) -> Result<Ports> {
             plain(hello("web-2")).await?,
             plain(hello("web-3")).await?,
         ],
-        secure: tls(hello("secure-1, over TLS"), &config).await?,
+        secure: tls(hello("secure-1 over TLS"), &config).await?,
         whoami: plain(Router::new().fallback(whoami)).await?,
         kubelets: [
             tls(kubelet("node-a"), &config).await?,
@@ -57,6 +57,7 @@ pub(super) async fn start(certificate: &Path, key: &Path) -> Result<Ports> {
     })
 }
 
+/// Responds with the request line and the headers of the request.
 async fn whoami(request: Request) -> String {
     let mut text = format!("{} {}\n", request.method(), request.uri());
     for (name, value) in request.headers() {
@@ -103,6 +104,7 @@ impl Listener for TlsListener {
             {
                 return (stream, address);
             }
+            // A failed handshake or accept must not busy-loop.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

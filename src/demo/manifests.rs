@@ -1,10 +1,10 @@
-//! The objects of the demo's cluster.
+//! Manifests of the demo's cluster.
 
 use std::fmt::Write;
 
 use super::backends::Ports;
 
-/// Who may do what: the group `viewers` may read through services, pods and nodes.
+/// Permissions: the group `viewers` has `get` on the proxy of services, pods and nodes.
 pub(super) const RBAC: &str = r#"apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: proxy-viewer}
@@ -21,8 +21,8 @@ subjects:
 - {apiGroup: rbac.authorization.k8s.io, kind: Group, name: viewers}
 "#;
 
-/// Two nodes, five pods, three services and a slice per pod, because every backend has a port of
-/// its own.
+/// Returns two nodes, five pods, three services and an EndpointSlice per pod, because each backend
+/// has its own port.
 pub(super) fn cluster(ports: &Ports) -> String {
     let mut yaml = String::new();
     for (name, port) in ["node-a", "node-b"].into_iter().zip(ports.kubelets) {
@@ -94,6 +94,6 @@ endpoints:
 ---
 "
     )
-    .expect("a String takes whatever is written");
+    .expect("writing to a String does not fail");
     yaml
 }

@@ -19,78 +19,79 @@ use crate::metrics::DialFailures;
 use crate::resolve::Transport;
 use crate::tls::ClientTls;
 
-/// Makes connections. One per process, shared by the workers.
+/// Opens connections. One per process, shared by the workers.
 #[derive(Debug)]
 pub struct Dialer {
     pub settings: config::Upstream,
     pub tls: ClientTls,
-    pub itself: OwnAddresses,
+    pub own_addresses: OwnAddresses,
     pub failures: DialFailures,
 }
 
-/// A connection to an endpoint.
+/// Transport stream to an endpoint.
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What is to be spoken on a connection.
+/// Versions of HTTP that may be negotiated on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
-    /// HTTP/2 where the endpoint has it.
+    /// HTTP/2 if the endpoint supports it, else HTTP/1.1.
     Any,
-    /// HTTP/1.1, which alone can be upgraded.
+    /// HTTP/1.1 only, as upgrades need it.
     Http1,
 }
 
-/// A failure to connect to an endpoint, worded like Go's dialer, which clients of kube-apiserver
-/// know. Nothing of a request was sent, so that another endpoint can be tried for any request.
+/// Failure to connect to an endpoint, with the messages of Go's dialer, which clients of
+/// kube-apiserver expect. Nothing of the request was sent, so any request may be retried on another
+/// endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The endpoint is not reachable, or nothing listens there.
+    /// The endpoint is unreachable, or refused the connection.
     #[error("dial tcp {address}: connect: {}", Reason(.source))]
     Connect {
         address: SocketAddr,
         source: io::Error,
     },
-    /// The endpoint did not take the TCP connection in time.
+    /// The endpoint did not accept the TCP connection in time.
     #[error("dial tcp {address}: i/o timeout")]
     Timeout { address: SocketAddr },
-    /// The endpoint took the connection and does not speak TLS, or not as it should. Where the
-    /// caller chose the scheme, this says nothing about the endpoint.
+    /// The TLS handshake failed. The caller may have chosen a scheme that the endpoint does not
+    /// serve, so this is not a sign of an unhealthy endpoint.
     #[error("dial tcp {address}: tls: {source}")]
     Tls {
         address: SocketAddr,
         source: io::Error,
     },
-    /// The endpoint took the connection and did not finish the TLS handshake in time: it is frozen,
-    /// or does not speak TLS, and answers no caller of this transport.
+    /// The endpoint accepted the connection and did not finish the TLS handshake in time: it is
+    /// frozen, or does not speak TLS, and so serves no caller of this transport.
     #[error("dial tcp {address}: i/o timeout")]
     TlsTimeout { address: SocketAddr },
-    /// The endpoint took the connection and closed it before HTTP began.
+    /// The endpoint accepted the connection and closed it before the first request.
     #[error("dial tcp {address}: connect: {source}")]
     Closed {
         address: SocketAddr,
         source: hyper::Error,
     },
-    /// The endpoint is this very process: a loop (CONFORMANCE C110).
+    /// The endpoint is this process, so the request would loop (CONFORMANCE C110).
     #[error("dial tcp {address}: refusing to proxy to the bastion itself")]
-    OwnAddresses { address: SocketAddr },
+    SelfCall { address: SocketAddr },
 }
 
 impl DialError {
-    /// Whether the endpoint can be reached by no caller, whatever scheme or request they send: only
-    /// this may keep other callers away from it.
+    /// Returns true if no caller can reach the endpoint, whatever the scheme or request. Only such
+    /// errors eject an endpoint, because ejection affects all callers.
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Timeout { .. } | Self::TlsTimeout { .. } => true,
-            Self::Tls { .. } | Self::Closed { .. } | Self::OwnAddresses { .. } => false,
+            Self::Tls { .. } | Self::Closed { .. } | Self::SelfCall { .. } => false,
         }
     }
 }
 
 impl Dialer {
-    /// Connects, with TLS where the transport asks for it, all within `limit`.
+    /// Connects, with TLS if the transport uses it, within `limit`.
     pub(super) async fn dial(
         &self,
         address: SocketAddr,
@@ -98,8 +99,8 @@ impl Dialer {
         protocol: Protocol,
         limit: Duration,
     ) -> Result<Stream, DialError> {
-        let dialled = self.connect(address, transport, protocol, limit).await;
-        match &dialled {
+        let dialed = self.connect(address, transport, protocol, limit).await;
+        match &dialed {
             Ok(_) => {}
             Err(DialError::Timeout { .. } | DialError::TlsTimeout { .. }) => {
                 self.failures.timeout.inc();
@@ -108,14 +109,12 @@ impl Dialer {
                 self.failures.tls.inc();
             }
             Err(
-                DialError::Connect { .. }
-                | DialError::Closed { .. }
-                | DialError::OwnAddresses { .. },
+                DialError::Connect { .. } | DialError::Closed { .. } | DialError::SelfCall { .. },
             ) => {
                 self.failures.connect.inc();
             }
         }
-        dialled
+        dialed
     }
 
     async fn connect(
@@ -125,10 +124,10 @@ impl Dialer {
         protocol: Protocol,
         limit: Duration,
     ) -> Result<Stream, DialError> {
-        if self.itself.is_at(address) {
-            return Err(DialError::OwnAddresses { address });
+        if self.own_addresses.contains(address) {
+            return Err(DialError::SelfCall { address });
         }
-        let end = Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         let stream = timeout(limit, TcpStream::connect(address))
             .await
             .map_err(|_| DialError::Timeout { address })?
@@ -140,11 +139,9 @@ impl Dialer {
         };
         let name = ServerName::IpAddress(address.ip().into());
         let handshake = TlsConnector::from(config).connect(name, stream);
-        let limit = self
-            .settings
-            .tls_handshake_timeout
-            .min(end.saturating_duration_since(Instant::now()));
-        let stream = timeout(limit, handshake)
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let handshake_limit = self.settings.tls_handshake_timeout.min(remaining);
+        let stream = timeout(handshake_limit, handshake)
             .await
             .map_err(|_| DialError::TlsTimeout { address })?
             .map_err(|source| DialError::Tls { address, source })?;
@@ -155,7 +152,7 @@ impl Dialer {
         let offers = match transport {
             Transport::Http | Transport::H2c => return None,
             Transport::Https => Arc::clone(&self.tls.target),
-            Transport::Kubelet => self.tls.kubelet.offers(),
+            Transport::Kubelet => self.tls.kubelet.configs(),
         };
         Some(Arc::clone(match protocol {
             Protocol::Any => &offers.any,
@@ -163,12 +160,12 @@ impl Dialer {
         }))
     }
 
-    pub(super) fn shows_token_to_kubelets(&self) -> bool {
-        self.tls.kubelet.shows_token
+    pub(super) fn sends_kubelet_token(&self) -> bool {
+        self.tls.kubelet.sends_token
     }
 }
 
-/// The sockets that this process serves on.
+/// Addresses on which this process listens.
 #[derive(Clone, Debug, Default)]
 pub struct OwnAddresses(Arc<[SocketAddr]>);
 
@@ -177,7 +174,7 @@ impl OwnAddresses {
         Self(sockets.into_iter().collect())
     }
 
-    fn is_at(&self, address: SocketAddr) -> bool {
+    fn contains(&self, address: SocketAddr) -> bool {
         self.0.iter().any(|own| {
             own.port() == address.port()
                 && (own.ip() == address.ip() || own.ip().is_unspecified() && is_local(address.ip()))
@@ -185,23 +182,25 @@ impl OwnAddresses {
     }
 }
 
-/// The kernel reaches an address of this host from that very address. Nothing is sent. Asked on
-/// dials alone, and only where the port is one of ours.
+/// Returns true for an address of this host: the kernel uses the same address as the source of
+/// packets to it. Connecting a UDP socket selects the source and sends nothing. Runs only for dials
+/// to a port on which this process listens.
 fn is_local(address: IpAddr) -> bool {
     let any: IpAddr = if address.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
         Ipv6Addr::UNSPECIFIED.into()
     };
-    let from = || {
+    let source = || {
         let socket = UdpSocket::bind((any, 0))?;
+        // Port 9 (discard) is a placeholder.
         socket.connect((address, 9))?;
         socket.local_addr()
     };
-    from().is_ok_and(|from| from.ip() == address)
+    source().is_ok_and(|source| source.ip() == address)
 }
 
-/// An operating system error in Go's words, without `(os error 111)`.
+/// Formats an operating system error as Go does, without `(os error 111)`.
 struct Reason<'a>(&'a io::Error);
 
 impl fmt::Display for Reason<'_> {
@@ -222,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bastion_knows_itself_by_any_address_of_the_host() {
+    fn detects_own_listeners_by_any_host_address() {
         let own = |text: &str| OwnAddresses::new([text.parse().unwrap()]);
         let cases = [
             ("127.0.0.1:8443", "127.0.0.1:8443", true),
@@ -231,17 +230,17 @@ mod tests {
             ("[::]:8443", "127.0.0.1:8443", true),
             ("0.0.0.0:8443", "192.0.2.1:8443", false),
         ];
-        for (listens, dialled, itself) in cases {
+        for (listener, address, expected) in cases {
             assert_eq!(
-                own(listens).is_at(dialled.parse().unwrap()),
-                itself,
-                "{listens} {dialled}"
+                own(listener).contains(address.parse().unwrap()),
+                expected,
+                "{listener} {address}"
             );
         }
     }
 
     #[test]
-    fn errors_speak_as_gos_dialer_does() {
+    fn formats_errors_like_gos_dialer() {
         let source = io::Error::from_raw_os_error(111);
         let error = DialError::Connect {
             address: "10.0.0.1:80".parse().unwrap(),
@@ -254,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn only_connects_and_handshakes_without_an_answer_make_an_endpoint_unreachable() {
+    fn only_failed_connects_and_tls_timeouts_are_unreachable() {
         let address = "10.0.0.1:80".parse().unwrap();
         let source = || io::Error::from_raw_os_error(111);
         assert!(
@@ -273,6 +272,6 @@ mod tests {
             .is_unreachable()
         );
         assert!(DialError::TlsTimeout { address }.is_unreachable());
-        assert!(!DialError::OwnAddresses { address }.is_unreachable());
+        assert!(!DialError::SelfCall { address }.is_unreachable());
     }
 }

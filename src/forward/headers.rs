@@ -1,4 +1,4 @@
-//! Headers on the way there and back (CONFORMANCE chapters 6 and 7).
+//! Header rewriting of requests and responses (CONFORMANCE chapters 6 and 7).
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -20,12 +20,12 @@ const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
 const HTTP: HeaderValue = HeaderValue::from_static("http");
 const HTTPS: HeaderValue = HeaderValue::from_static("https");
-/// What the apiserver says of answers that say nothing themselves (C71).
-const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
+/// `Cache-Control` of responses that have none, as kube-apiserver sets it (C71).
+const DEFAULT_CACHE_CONTROL: HeaderValue = HeaderValue::from_static("no-cache, private");
 
-/// What a path may hold unescaped in `X-Forwarded-Uri`: whatever could end an attribute
-/// or begin a tag may not (C64).
-const ESCAPED: &AsciiSet = &CONTROLS
+/// Characters escaped in `X-Forwarded-Uri`, which backends insert into pages: those that could end
+/// an HTML attribute or begin a tag (C64).
+const FORWARDED_URI_ESCAPES: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
     .add(b'<')
@@ -37,7 +37,7 @@ const ESCAPED: &AsciiSet = &CONTROLS
     .add(b'^')
     .add(b'|');
 
-/// What the backend is told of the way that a request came.
+/// Rewrites the head of a request for the backend.
 #[derive(Debug)]
 pub struct RequestHeaderRewriter<'a> {
     pub target: &'a Target<'a>,
@@ -48,19 +48,21 @@ pub struct RequestHeaderRewriter<'a> {
 }
 
 impl RequestHeaderRewriter<'_> {
-    /// Makes the head of a client's request the head of the backend's: URI in origin form, `Host`
-    /// as the client sent it, hop-by-hop headers and names in disguise off, forwarded headers on,
-    /// and the upgrade's own where there is one.
+    /// Converts the client's request head: URI to origin form, `Host` kept, hop-by-hop headers and
+    /// underscore variants of protected names removed, forwarded headers and those of the upgrade
+    /// added.
     pub fn rewrite(&self, parts: &mut request::Parts) {
         let path = self.target.backend_path();
+        // Read first: in HTTP/2 it is in the URI, which is replaced below.
         let host = host(parts);
-        remove_hop_by_hop(&mut parts.headers, is_disguised);
+        remove_hop_by_hop(&mut parts.headers, is_underscore_variant);
         if let Some(upgrade) = self.upgrade {
-            upgrade.ask(parts);
+            upgrade.write_request(parts);
         }
         let headers = &mut parts.headers;
+        // kube-apiserver sets it on plain requests only (kubernetes#67878).
         if self.upgrade.is_none() {
-            let escaped: Cow<'_, str> = utf8_percent_encode(&path, ESCAPED).into();
+            let escaped: Cow<'_, str> = utf8_percent_encode(&path, FORWARDED_URI_ESCAPES).into();
             if let Ok(value) =
                 HeaderValue::try_from([&*self.target.plain_prefix(), &escaped].concat())
             {
@@ -82,12 +84,12 @@ impl RequestHeaderRewriter<'_> {
             }
         }
         if !self.has_body && matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
-            // There are backends that ask for a length where a body could be (RFC 9110 section
-            // 8.6).
+            // Some backends require a length for methods that usually have a body (RFC 9110
+            // section 8.6).
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         if self.has_body && !headers.contains_key(header::CONTENT_LENGTH) {
-            // Said, because of a GET or HEAD hyper would believe that it has none (C69).
+            // Explicit, because hyper assumes that a GET or HEAD has no body (C69).
             headers.insert(
                 header::TRANSFER_ENCODING,
                 HeaderValue::from_static("chunked"),
@@ -98,12 +100,12 @@ impl RequestHeaderRewriter<'_> {
     }
 }
 
-/// Makes the head of a backend's answer the head of ours: hop-by-hop headers off (C72), and CORS
-/// grants (C70) unless it refuses an upgrade; where the backend says nothing of caching, nothing is
-/// cached (C71).
+/// Rewrites the head of a backend's response for the client: removes hop-by-hop headers (C72), and
+/// CORS grants (C70) unless it refuses an upgrade; disables caching if the backend does not set
+/// `Cache-Control` (C71).
 ///
 /// # Errors
-/// [`ForwardError::TooManyHeaders`] where it has more fields than are passed on.
+/// [`ForwardError::TooManyHeaders`] if it has more than [`MAX_HEADERS`] fields.
 pub fn sanitize_response_headers(
     headers: &mut HeaderMap,
     refuses_upgrade: bool,
@@ -120,24 +122,24 @@ pub fn sanitize_response_headers(
         },
     );
     if let Entry::Vacant(vacant) = headers.entry(header::CACHE_CONTROL) {
-        vacant.insert(NOT_CACHED);
+        vacant.insert(DEFAULT_CACHE_CONTROL);
     }
     Ok(())
 }
 
-/// What stays behind of an interim answer: it has no body to be framed, and grants nothing (RFC
-/// 9112 section 6.1).
+/// Returns true for header fields that are removed from interim responses: hop-by-hop fields, CORS
+/// grants, and the framing of a body, which they do not have (RFC 9112 section 6.1).
 pub(super) fn stays_on_hop(name: &HeaderName) -> bool {
     let name = name.as_str();
     is_hop_by_hop(name) || is_cors_grant(name) || matches!(name, "content-length" | "trailer")
 }
 
-/// Whether CGI-like backends (WSGI, PHP) read the name as that of a header which the bastion
-/// removes or sets, because they turn `-` into `_` in all names: `X_Forwarded_Host` would stand
-/// beside the true `X-Forwarded-Host`, or for it (C60). Identity and impersonation
-/// headers in disguise are dropped by `identify`, which knows their names.
-fn is_disguised(name: &str) -> bool {
-    // One search for a byte is all that most names cost.
+/// Returns true if CGI-like backends (WSGI, PHP) confuse the name with a header that the bastion
+/// removes or sets. They convert `-` to `_`, so `X_Forwarded_Host` would replace or duplicate the
+/// real `X-Forwarded-Host` (C60). The `authenticate` module removes such variants of identity and
+/// impersonation headers, whose names are configured there.
+fn is_underscore_variant(name: &str) -> bool {
+    // Most names need only this search for one byte.
     if !name.as_bytes().contains(&b'_') {
         return false;
     }
@@ -147,8 +149,8 @@ fn is_disguised(name: &str) -> bool {
         || matches!(&*name, "accept-encoding" | "audit-id" | "content-length")
 }
 
-/// What would let pages of other origins read through the bastion, which is one origin for all apps
-/// (C70).
+/// Returns true for headers that grant cross-origin access. All applications behind the bastion
+/// share its origin, so a grant of one would expose the others (C70).
 fn is_cors_grant(name: &str) -> bool {
     matches!(
         name,
@@ -159,7 +161,7 @@ fn is_cors_grant(name: &str) -> bool {
     )
 }
 
-/// The client's `Host`, or what stands for it in HTTP/2 (C59).
+/// Returns the client's `Host`, or `:authority` of HTTP/2 (C59).
 fn host(parts: &request::Parts) -> Option<HeaderValue> {
     let authority = parts
         .uri
@@ -168,7 +170,7 @@ fn host(parts: &request::Parts) -> Option<HeaderValue> {
     authority.or_else(|| parts.headers.get(header::HOST).cloned())
 }
 
-/// Appends the client to what proxies before us wrote, in one header (C63).
+/// Appends the client to the `X-Forwarded-For` of earlier proxies, joined into one header (C63).
 fn append_client(headers: &mut HeaderMap, client: IpAddr) {
     let client = client.to_string();
     let mut parts: Vec<&[u8]> = headers
@@ -180,12 +182,12 @@ fn append_client(headers: &mut HeaderMap, client: IpAddr) {
     let value = HeaderValue::from_bytes(&parts.join(&b", "[..]));
     headers.insert(
         FORWARDED_FOR,
-        value.expect("header values and an address make a header value"),
+        value.expect("header values joined with an address are a valid header value"),
     );
 }
 
-/// HTTP/2 splits cookies into headers of their own, HTTP/1.1 knows only one (RFC 9113 section
-/// 8.2.3).
+/// Joins the `Cookie` headers of HTTP/2 into one, because HTTP/1.1 allows only one (RFC 9113
+/// section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<&[u8]> = headers
         .get_all(header::COOKIE)
@@ -194,18 +196,18 @@ fn join_cookies(headers: &mut HeaderMap) {
         .collect();
     if cookies.len() > 1 {
         let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
-            .expect("header values make a header value");
+            .expect("joined header values are a valid header value");
         headers.insert(header::COOKIE, joined);
     }
 }
 
-/// The path with the query as it came, byte for byte (C28).
+/// Returns the path with the unchanged bytes of the query (C28).
 fn origin_form(path: Cow<'_, str>, query: Option<&str>) -> Uri {
     let text = match query {
         Some(query) => [&*path, "?", query].concat(),
         None => path.into_owned(),
     };
-    let path = PathAndQuery::try_from(text).expect("a part of a URI that was parsed");
+    let path = PathAndQuery::try_from(text).expect("path and query come from a parsed URI");
     Uri::from(path)
 }
 
@@ -219,13 +221,13 @@ mod tests {
         let uri = parts.uri.clone();
         let target = Target::parse(uri.path()).unwrap();
         let client = "192.0.2.7".parse().unwrap();
-        let asked =
-            upgrade.then(|| Upgrade::asked(&Request::from_parts(parts.clone(), ())).unwrap());
+        let upgrade = upgrade
+            .then(|| Upgrade::from_request(&Request::from_parts(parts.clone(), ())).unwrap());
         RequestHeaderRewriter {
             target: &target,
             client,
             secure: true,
-            upgrade: asked.as_ref(),
+            upgrade: upgrade.as_ref(),
             has_body: false,
         }
         .rewrite(&mut parts);
@@ -235,7 +237,7 @@ mod tests {
     const PREFIX: &str = "/api/v1/namespaces/ns/pods/p/proxy";
 
     #[test]
-    fn path_and_query_leave_as_they_came() {
+    fn keeps_bytes_of_path_and_query() {
         let parts = rewritten(
             Request::get(format!("{PREFIX}/a%2Fb//(c)?q=%20&q=+;x=%zz")),
             false,
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_forwarded_uri_cannot_break_out_of_markup() {
+    fn escapes_markup_in_forwarded_uri() {
         let parts = rewritten(
             Request::get(format!("{PREFIX}/logs/log.log%00\"x{{")),
             false,
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn hop_by_hop_headers_stay_on_their_hop() {
+    fn removes_hop_by_hop_headers() {
         let request = Request::get(PREFIX)
             .header("host", "bastion.example")
             .header("connection", "keep-alive, X-Secret, te")
@@ -287,13 +289,13 @@ mod tests {
     }
 
     #[test]
-    fn te_trailers_is_kept() {
+    fn keeps_te_trailers() {
         let headers = rewritten(Request::get(PREFIX).header("te", "gzip, Trailers"), false).headers;
         assert_eq!(headers["te"], "trailers");
     }
 
     #[test]
-    fn an_upgrade_has_one_connection_and_one_upgrade_and_no_other_hop_by_hop_header() {
+    fn upgrade_has_single_connection_and_upgrade_header() {
         let request = Request::get(PREFIX)
             .header("host", "bastion.example")
             .header("connection", "X-Mine, Upgrade, \u{e9}")
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_h2c_go_no_further_even_where_connection_does_not_name_them() {
+    fn removes_http2_settings_not_named_by_connection() {
         let request = Request::get(PREFIX).header("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA");
         assert!(
             rewritten(request, false)
@@ -334,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn names_in_disguise_are_dropped_and_other_underscores_pass() {
+    fn removes_underscore_variants_of_protected_names_only() {
         for (name, dropped) in [
             ("x_forwarded_host", true),
             ("x-forwarded_proto", true),
@@ -362,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_too_many_fields_are_rejected() {
+    fn rejects_response_with_too_many_fields() {
         let mut headers = HeaderMap::new();
         for n in 0..MAX_HEADERS {
             headers.append(
@@ -379,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_appended_and_its_claims_of_host_and_scheme_are_dropped() {
+    fn appends_client_and_replaces_forwarded_host_and_scheme() {
         let request = Request::get(PREFIX)
             .header("host", "bastion.example")
             .header("x-forwarded-for", "198.51.100.1")
@@ -401,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn http2_becomes_http1() {
+    fn converts_http2_request_to_http1() {
         let request = Request::get(format!("https://bastion.example{PREFIX}/x"))
             .version(Version::HTTP_2)
             .header("cookie", "a=1")
@@ -416,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_lose_hops_and_cors_grants() {
+    fn removes_hop_by_hop_headers_and_cors_grants_from_responses() {
         let mut headers = HeaderMap::new();
         for name in [
             "connection",
@@ -439,7 +441,7 @@ mod tests {
         assert_eq!(
             headers[header::CACHE_CONTROL],
             "max-age=9",
-            "the backend's own wins"
+            "the backend's value is kept"
         );
     }
 }

@@ -1,9 +1,10 @@
-//! Requests that wait for the head of their response, per endpoint and worker, and the detection of
-//! endpoints that stopped answering.
+//! Requests waiting for a response head, per endpoint and worker, and the detection of stalled
+//! endpoints.
 //!
-//! An endpoint is stalled while a request has waited for too long and no request was answered since
-//! that one began. So one caller's slow path ejects no endpoint that answers others. A response
-//! head ends the wait: streams of events and tunnels do not count.
+//! An endpoint is stalled if a request has waited longer than the limit and the endpoint has sent
+//! no response head since that request began. A slow URL of one caller therefore does not eject an
+//! endpoint that serves other requests. The wait ends with the response head, so event streams and
+//! tunnels do not count.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,42 +14,41 @@ use std::time::{Duration, Instant};
 use super::request::ReplayBody;
 use crate::balance::Health;
 
-/// An endpoint is slow for a request that takes this many times as long as its 99th percentile.
-const SLOWER_THAN_USUAL: u32 = 10;
-/// The longest limit that follows from an endpoint's own latency. One caller's slow path raises it
-/// for all callers of the endpoint, and must not switch the detection of stalls off.
-const MAX_USUAL_LIMIT: Duration = Duration::from_secs(10);
-/// Half-life of what is remembered of response times: "recent" is some tens of seconds.
+/// Multiple of the 99th percentile of an endpoint's response times after which a request is slow.
+const P99_FACTOR: u32 = 10;
+/// Maximum limit derived from an endpoint's own response times. A slow URL of one caller raises the
+/// limit for all callers of the endpoint, and must not disable the detection.
+const MAX_P99_LIMIT: Duration = Duration::from_secs(10);
+/// Half-life of recorded response times, so that they describe the last tens of seconds.
 const HALF_LIFE: Duration = Duration::from_secs(10);
 
-/// One endpoint's requests of one worker.
+/// Outstanding requests of one worker to one endpoint.
 #[derive(Debug)]
 pub(super) struct Outstanding {
     waits: RefCell<Waits>,
     latency: Latency,
-    /// The last answer, which [`Self::check`] publishes.
-    answered: Cell<Option<Instant>>,
+    /// Time of the last response, published by [`Self::check`].
+    responded: Cell<Option<Instant>>,
     health: Arc<Health>,
 }
 
-/// A slab: places are used again, so that a request allocates nothing once there have been as many
-/// at the same time.
+/// Slab of waiting requests. Slots are reused, so that a request allocates only if there are more
+/// concurrent requests than ever before.
 #[derive(Debug, Default)]
 struct Waits {
-    places: Vec<Option<Wait>>,
+    slots: Vec<Option<Wait>>,
     free: Vec<usize>,
 }
 
 #[derive(Debug)]
 struct Wait {
     sent: Instant,
-    /// A body that may still be on its way: until it is through, the endpoint may wait for the
-    /// client.
+    /// The request body. Until the client has sent all of it, the delay may be the client's.
     body: Option<ReplayBody>,
 }
 
 impl Wait {
-    /// The time when the endpoint had all of the request. None where the client still sends.
+    /// Returns the time when the request was complete. None while the client is sending.
     fn began(&self) -> Option<Instant> {
         self.body
             .as_ref()
@@ -56,12 +56,12 @@ impl Wait {
     }
 }
 
-/// A request that waits. Dropping it ends the wait without an answer: the client gave up, or the
-/// connection broke.
+/// Request waiting for its response. Dropping it ends the wait without a response: the client
+/// disconnected, or the connection failed.
 #[derive(Debug)]
 pub(super) struct Waiting {
     outstanding: Rc<Outstanding>,
-    place: usize,
+    slot: usize,
 }
 
 impl Outstanding {
@@ -69,63 +69,65 @@ impl Outstanding {
         Self {
             waits: RefCell::default(),
             latency: Latency::new(now),
-            answered: Cell::new(None),
+            responded: Cell::new(None),
             health,
         }
     }
 
-    /// A request is sent.
+    /// Records that a request is sent.
     pub fn begin(self: &Rc<Self>, sent: Instant, body: Option<ReplayBody>) -> Waiting {
         let mut waits = self.waits.borrow_mut();
         let wait = Some(Wait { sent, body });
-        let place = if let Some(place) = waits.free.pop() {
-            waits.places[place] = wait;
-            place
+        let slot = if let Some(slot) = waits.free.pop() {
+            waits.slots[slot] = wait;
+            slot
         } else {
-            waits.places.push(wait);
-            waits.places.len() - 1
+            waits.slots.push(wait);
+            waits.slots.len() - 1
         };
         Waiting {
             outstanding: Rc::clone(self),
-            place,
+            slot,
         }
     }
 
-    /// Publishes the last answer to other workers, and tells whether the endpoint is stalled. To be
-    /// called a few times a second.
+    /// Publishes the time of the last response to other workers, and returns true if the endpoint
+    /// is stalled. Called a few times a second.
     pub fn check(&self, limit: Duration, now: Instant) -> bool {
         self.latency.decay(now);
-        if let Some(answered) = self.answered.take() {
-            self.health.publish_answer(answered);
+        if let Some(responded) = self.responded.take() {
+            self.health.publish_response(responded);
         }
         let waits = self.waits.borrow();
-        if waits.free.len() == waits.places.len() {
+        if waits.free.len() == waits.slots.len() {
             return false;
         }
-        let usual = self
+        // An endpoint that is always slow gets a longer limit than the configured one.
+        let p99_limit = self
             .latency
             .p99()
-            .map_or(limit, |p99| (p99 * SLOWER_THAN_USUAL).min(MAX_USUAL_LIMIT));
-        let limit = limit.max(usual);
-        let began = waits.places.iter().flatten().filter_map(Wait::began);
+            .map_or(limit, |p99| (p99 * P99_FACTOR).min(MAX_P99_LIMIT));
+        let limit = limit.max(p99_limit);
+        let began = waits.slots.iter().flatten().filter_map(Wait::began);
         let mut slow = began.filter(|began| now.saturating_duration_since(*began) >= limit);
-        slow.any(|began| !self.health.has_answered_since(began))
+        slow.any(|began| !self.health.has_responded_since(began))
     }
 
-    /// Whether there is anything to remember.
+    /// Returns true if requests are waiting or response times are recorded.
     pub fn is_in_use(&self) -> bool {
         let waits = self.waits.borrow();
-        waits.free.len() < waits.places.len() || self.latency.p99().is_some()
+        waits.free.len() < waits.slots.len() || self.latency.p99().is_some()
     }
 }
 
 impl Waiting {
-    /// The head of the response is there.
-    pub fn answered(self, now: Instant) {
+    /// Records that the response head was received.
+    pub fn finish(self, now: Instant) {
         let outstanding = &self.outstanding;
-        outstanding.answered.set(Some(now));
+        outstanding.responded.set(Some(now));
         let waits = outstanding.waits.borrow();
-        if let Some(began) = waits.places[self.place].as_ref().and_then(Wait::began) {
+        // An early response, before the end of the request body, has no response time.
+        if let Some(began) = waits.slots[self.slot].as_ref().and_then(Wait::began) {
             outstanding
                 .latency
                 .record(now.saturating_duration_since(began));
@@ -136,13 +138,14 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let mut waits = self.outstanding.waits.borrow_mut();
-        waits.places[self.place] = None;
-        waits.free.push(self.place);
+        waits.slots[self.slot] = None;
+        waits.free.push(self.slot);
     }
 }
 
-/// Recent response times as a histogram of powers of two. It is read only to compare ten times its
-/// 99th percentile with a limit, for which the upper edge of a bucket is exact enough.
+/// Histogram of recent response times with buckets of powers of two. It is read only to compare a
+/// multiple of the 99th percentile with a limit, for which the upper bound of a bucket is exact
+/// enough.
 #[derive(Debug)]
 struct Latency {
     /// Counts of response times of up to 2, 4, 8, … milliseconds.
@@ -151,7 +154,7 @@ struct Latency {
 }
 
 impl Latency {
-    /// The last bucket begins at nine minutes.
+    /// Number of buckets; the last one begins at nine minutes.
     const BUCKETS: usize = 20;
 
     fn new(now: Instant) -> Self {
@@ -161,20 +164,20 @@ impl Latency {
         }
     }
 
-    fn record(&self, took: Duration) {
-        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    fn record(&self, duration: Duration) {
+        let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let bucket = (millis | 1).ilog2() as usize;
         let count = &self.counts[bucket.min(Self::BUCKETS - 1)];
         count.set(count.get().saturating_add(1));
     }
 
-    /// None where nothing is remembered.
+    /// Returns the 99th percentile. None if no response time is recorded.
     fn p99(&self) -> Option<Duration> {
         let total: u64 = self.counts.iter().map(|count| u64::from(count.get())).sum();
-        let mut left = (total * 99).div_ceil(100);
+        let mut remaining = (total * 99).div_ceil(100);
         let bucket = self.counts.iter().position(|count| {
-            left = left.saturating_sub(count.get().into());
-            left == 0
+            remaining = remaining.saturating_sub(count.get().into());
+            remaining == 0
         });
         bucket
             .filter(|_| total > 0)
@@ -200,7 +203,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(1);
 
-    /// The same endpoint as two workers see it, and a time.
+    /// Views of two workers on the same endpoint, and a start time.
     fn workers() -> (Rc<Outstanding>, Rc<Outstanding>, Instant) {
         let balance = LoadBalancer::new(EjectionMetrics::default());
         let key = EndpointKey {
@@ -217,65 +220,65 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_answers_nothing_for_longer_than_the_limit_is_stalled() {
+    fn silent_endpoint_is_stalled_after_limit() {
         let (endpoint, _, now) = workers();
         assert!(!endpoint.check(LIMIT, now + LIMIT), "no request waits");
         let waiting = endpoint.begin(now, None);
         assert!(!endpoint.check(LIMIT, now + millis(999)));
         assert!(endpoint.check(LIMIT, now + LIMIT));
-        waiting.answered(now + LIMIT);
+        waiting.finish(now + LIMIT);
         assert!(!endpoint.check(LIMIT, now + 2 * LIMIT));
     }
 
     #[test]
-    fn a_slow_request_among_answered_ones_stalls_no_endpoint() {
+    fn slow_request_among_others_does_not_stall_endpoint() {
         let (endpoint, _, now) = workers();
         let _slow = endpoint.begin(now, None);
-        endpoint.begin(now, None).answered(now + millis(5));
+        endpoint.begin(now, None).finish(now + millis(5));
         assert!(!endpoint.check(LIMIT, now + 60 * LIMIT));
         let _later = endpoint.begin(now + millis(6), None);
         assert!(
             endpoint.check(LIMIT, now + 60 * LIMIT),
-            "nothing was answered since this one began"
+            "no response since this one began"
         );
     }
 
     #[test]
-    fn an_answer_of_another_worker_counts() {
+    fn responses_to_other_workers_count() {
         let (mine, other, now) = workers();
         let _slow = mine.begin(now, None);
-        other.begin(now, None).answered(now + millis(5));
+        other.begin(now, None).finish(now + millis(5));
         assert!(!other.check(LIMIT, now + LIMIT));
         assert!(!mine.check(LIMIT, now + LIMIT));
     }
 
     #[test]
-    fn requests_that_are_gone_stall_no_endpoint() {
+    fn abandoned_requests_do_not_stall_endpoint() {
         let (endpoint, _, now) = workers();
         drop(endpoint.begin(now, None));
         assert!(!endpoint.check(LIMIT, now + LIMIT));
         assert!(!endpoint.is_in_use());
-        let places: Vec<_> = (0..3).map(|_| endpoint.begin(now, None).place).collect();
-        assert_eq!(places, [0, 0, 0], "places are used again");
+        let slots: Vec<_> = (0..3).map(|_| endpoint.begin(now, None).slot).collect();
+        assert_eq!(slots, [0, 0, 0], "slots are reused");
     }
 
     #[test]
-    fn an_endpoint_that_is_always_slow_has_ten_times_as_long() {
+    fn limit_grows_with_usual_response_times() {
         let (endpoint, _, now) = workers();
         for _ in 0..100 {
-            endpoint.begin(now, None).answered(now + millis(900));
+            endpoint.begin(now, None).finish(now + millis(900));
         }
-        let begun = now + LIMIT;
-        let _waiting = endpoint.begin(begun, None);
-        assert!(!endpoint.check(LIMIT, begun + millis(9_000)));
+        let began = now + LIMIT;
+        let _waiting = endpoint.begin(began, None);
+        assert!(!endpoint.check(LIMIT, began + millis(9_000)));
         assert!(
-            endpoint.check(LIMIT, begun + millis(10_240)),
+            endpoint.check(LIMIT, began + millis(10_240)),
             "the bucket of 900 ms ends at 1024 ms"
         );
     }
 
     #[test]
-    fn response_times_are_forgotten_by_halves() {
+    fn recorded_response_times_decay_by_half() {
         let now = Instant::now();
         let latency = Latency::new(now);
         assert_eq!(latency.p99(), None);

@@ -1,5 +1,5 @@
-//! The bodies of answers as they pass: nothing is buffered, what the client does not take the
-//! endpoint does not send.
+//! Response bodies, streamed with backpressure: a frame is read from the endpoint only when the
+//! client's connection asks for it.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,25 +9,26 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::pool::{Connection, Pool};
+use super::connection::Connection;
+use super::pool::Pool;
 use crate::http::MAX_HEADERS;
 
-/// The body of an answer on its way to the client. Read to its end it gives the connection back to
-/// the pool; dropped before, it closes the connection, and the endpoint learns that nobody listens
-/// any more (CONFORMANCE C101).
+/// Body of a response on its way to the client. At its end the connection returns to the pool. If
+/// the body is dropped before, because the client disconnected, the connection or stream is closed,
+/// so that the endpoint can stop producing it (CONFORMANCE C101).
 #[derive(Debug)]
 pub struct UpstreamBody {
     incoming: Incoming,
-    /// None where the connection ends with the body.
-    keep: Option<(Connection, Rc<Pool>)>,
+    /// None if the connection must not be reused, or was returned.
+    pooled: Option<(Connection, Rc<Pool>)>,
 }
 
-/// Why a body does not end as it should.
+/// Error of a response body.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     #[error(transparent)]
     Incoming(#[from] hyper::Error),
-    #[error("more than {} trailer fields", MAX_HEADERS)]
+    #[error("the response has more than {} trailer fields", MAX_HEADERS)]
     TooManyTrailers,
 }
 
@@ -35,19 +36,19 @@ impl UpstreamBody {
     pub(super) fn pooled(incoming: Incoming, connection: Connection, pool: &Rc<Pool>) -> Self {
         Self {
             incoming,
-            keep: Some((connection, Rc::clone(pool))),
+            pooled: Some((connection, Rc::clone(pool))),
         }
     }
 
     pub(super) fn closing(incoming: Incoming) -> Self {
         Self {
             incoming,
-            keep: None,
+            pooled: None,
         }
     }
 
-    fn ended(&mut self) {
-        if let Some((connection, pool)) = self.keep.take() {
+    fn return_connection(&mut self) {
+        if let Some((connection, pool)) = self.pooled.take() {
             pool.keep(connection);
         }
     }
@@ -63,7 +64,7 @@ impl Body for UpstreamBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
         let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(context));
         if frame.is_none() {
-            self.ended();
+            self.return_connection();
         }
         if let Some(Ok(frame)) = &frame
             && frame
@@ -85,10 +86,11 @@ impl Body for UpstreamBody {
 }
 
 impl Drop for UpstreamBody {
-    /// The server asks a body that says it is at its end for no further frame.
+    /// hyper's server drops a body after its last frame without polling for the end, if
+    /// `is_end_stream` is true by then.
     fn drop(&mut self) {
         if self.incoming.is_end_stream() {
-            self.ended();
+            self.return_connection();
         }
     }
 }

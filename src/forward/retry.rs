@@ -1,5 +1,5 @@
-//! The retry policy: decides after a failed attempt whether a request goes out again, and where.
-//! Pure: time and events come in as arguments.
+//! Retry policy: decides after a failed attempt whether the request is sent again, and to which
+//! endpoint. No I/O and no clock: time and events are arguments.
 
 use std::time::{Duration, Instant};
 
@@ -7,32 +7,33 @@ use crate::cluster::RetryWindow;
 use crate::config;
 use crate::metrics::RetryCounters;
 
-/// Whether a request may be sent again after a failure.
+/// Extent to which the endpoint may have processed a failed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetrySafety {
-    /// The endpoint saw nothing of the request.
+    /// Nothing of the request was sent.
     Unsent,
-    /// The endpoint says that it did not process the request: an HTTP/2 stream that it refused, or
-    /// beyond the last one that its GOAWAY names (RFC 9113 section 8.7).
+    /// The endpoint declared the request unprocessed: it refused the HTTP/2 stream, or the stream
+    /// is beyond the last one that its GOAWAY names (RFC 9113 section 8.7).
     Unprocessed,
-    /// The endpoint may have processed the request: only one that changes nothing may go out again.
+    /// The endpoint may have processed the request: only a request without side effects may be sent
+    /// again.
     IfSafe,
-    /// The endpoint answered, or the fault is not the endpoint's.
+    /// The endpoint responded, or is not the cause of the failure.
     Never,
 }
 
 /// The next step of a request after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// To the same endpoint, on a new connection.
+    /// Retry the same endpoint on a new connection.
     Reconnect,
-    /// To the next endpoint of the order.
+    /// Retry on the next endpoint in the order of the load balancer.
     NextEndpoint,
-    /// To the client: the error of the last attempt.
+    /// Return the error of the last attempt to the client.
     GiveUp,
 }
 
-/// A failed attempt.
+/// Failed attempt to send a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub safety: RetrySafety,
@@ -40,7 +41,7 @@ pub(super) struct Failure {
     pub reused: bool,
 }
 
-/// The limits on retries.
+/// Limits on retries.
 #[derive(Debug)]
 pub struct RetryPolicy {
     max_attempts: usize,
@@ -71,9 +72,9 @@ impl RetryPolicy {
         }
     }
 
-    /// Begins a request. `budget` is that of its service, none for a pod or a node. `choice` is
-    /// whether the route has several endpoints; `safe` whether the request has a safe method (RFC
-    /// 9110 section 9.2.1) and no body, so that to repeat it changes nothing.
+    /// Begins a request. `budget` is the retry budget of its service, None for a pod or a node.
+    /// `choice` tells whether the route has several endpoints; `safe` whether the request has a
+    /// safe method (RFC 9110 section 9.2.1) and no body, so that a repetition has no effect.
     pub(super) fn begin<'a>(
         &'a self,
         budget: Option<&'a RetryWindow>,
@@ -95,47 +96,52 @@ impl RetryPolicy {
     }
 }
 
-/// The attempts of one request.
+/// Attempts of one request, and the time spent on them.
 #[derive(Debug)]
 pub(super) struct Attempts<'p> {
     policy: &'p RetryPolicy,
     budget: Option<&'p RetryWindow>,
     choice: bool,
     safe: bool,
-    /// Failed attempts that count.
+    /// Failed attempts, without those on stale connections.
     failed: usize,
-    /// Time spent connecting, over all attempts.
+    /// Time spent on connects, over all attempts.
     connecting: Duration,
 }
 
 impl Attempts<'_> {
-    /// The time limit of the next connect. `others` is whether endpoints are left behind the one
-    /// that is tried.
+    /// Returns the timeout of the next connect. `others` tells whether endpoints remain after this
+    /// one.
     pub fn connect_timeout(&self, others: bool) -> Duration {
         let policy = self.policy;
         if !self.choice {
-            // A pod or a node: its caller chose it, and no other can serve. The limit is Go's, as
-            // in the apiserver.
+            // A pod, a node, or the only endpoint of a service: no other endpoint can serve, so
+            // waiting longer is better than failing. The timeout is that of kube-apiserver, from
+            // Go's default dialer.
             return policy.dial_timeout;
         }
-        let left = policy.connect_deadline.saturating_sub(self.connecting);
+        let remaining = policy.connect_deadline.saturating_sub(self.connecting);
         if others && self.failed + 1 < policy.max_attempts {
-            // Another attempt can follow: a silent endpoint must not use up its time.
-            policy.failover_dial_timeout.min(left)
+            // Another attempt can follow: a short timeout leaves time for it if this endpoint
+            // drops packets.
+            policy.failover_dial_timeout.min(remaining)
         } else {
-            policy.dial_timeout.min(left)
+            policy.dial_timeout.min(remaining)
         }
     }
 
-    /// Adds the time that a connect took, failed or not. Waiting for responses does not count: a
-    /// connection that breaks after a minute of waiting leaves as much time to connect elsewhere as
-    /// one that breaks immediately.
+    /// Adds the duration of a connect, failed or not. Time spent waiting for a response does not
+    /// count: a connection that fails after a minute leaves as much time for other endpoints as
+    /// one that fails immediately.
     pub fn spent_connecting(&mut self, time: Duration) {
         self.connecting += time;
     }
 
-    /// Decides what follows a failed attempt. `others` is whether endpoints are left behind the one
-    /// that was tried.
+    /// Decides the next step after a failed attempt. `others` tells whether endpoints remain after
+    /// the one that was tried.
+    ///
+    /// The checks are ordered by cause: safety first, then stale connections, which are free, then
+    /// the limits. The budget is last, because a withdrawal cannot be undone.
     pub fn after(&mut self, failure: Failure, others: bool, now: Instant) -> Decision {
         let Self { policy, .. } = *self;
         let repeatable = match failure.safety {
@@ -147,9 +153,10 @@ impl Attempts<'_> {
             return Decision::GiveUp;
         }
         if failure.reused {
-            // The endpoint, or something between, closed the connection while it was idle (RFC 9112
-            // section 9.3.1): no fault of the endpoint, and no attempt. It happens once per
-            // request, because all that follows dials anew; so it needs no budget either.
+            // A reused connection that fails is assumed stale: the endpoint, or a middlebox, closed
+            // it while it was idle, and the close crossed this request (RFC 9112 section 9.3.1).
+            // The endpoint is healthy, so this is not counted as an attempt and needs no budget.
+            // It happens at most once per request: all later attempts use new connections.
             policy.counters.stale.inc();
             return Decision::Reconnect;
         }
@@ -157,12 +164,12 @@ impl Attempts<'_> {
         let next = if others {
             Decision::NextEndpoint
         } else if failure.safety == RetrySafety::Unprocessed {
-            // Whoever refuses a stream asks for it to be sent again, on another connection where
-            // that one is ending.
+            // An endpoint that refuses a stream or sends GOAWAY is alive and expects the request
+            // again, on a new connection.
             Decision::Reconnect
         } else {
-            // A new connection to the only endpoint left has just failed: the next would fail the
-            // same way.
+            // A new connection to the only remaining endpoint has just failed; another one would
+            // likely fail too.
             return Decision::GiveUp;
         };
         if self.failed >= policy.max_attempts {
@@ -170,20 +177,20 @@ impl Attempts<'_> {
             return Decision::GiveUp;
         }
         if self.choice && self.connecting >= policy.connect_deadline {
-            // The client's own deadline is likely over, too.
+            // The client's own timeout has likely expired, too.
             policy.counters.deadline_exceeded.inc();
             return Decision::GiveUp;
         }
-        // A request that reached no endpoint loads the next one for the first time. If it needed
-        // the budget, an address that drops packets, or a process that ended, would fail all but a
-        // fifth of the requests that met it. A pod or a node has no other endpoint that a retry
-        // could load.
-        let left = |budget: &RetryWindow| {
+        // The budget prevents retry storms: if many requests fail at the same time, repeating all
+        // of them would multiply the load on the remaining endpoints. A request that was not sent
+        // loads the next endpoint for the first time, so it is exempt; otherwise one address that
+        // drops packets, or one process that exited, would fail all but a fifth of the requests
+        // routed to it. Pods and nodes have no budget, because they have no other endpoint to
+        // overload.
+        let withdraw = |budget: &RetryWindow| {
             budget.withdraw(policy.budget_percent, policy.budget_min_per_second, now)
         };
-        if failure.safety != RetrySafety::Unsent && !self.budget.is_none_or(left) {
-            // Many requests fail at the same time: to repeat them all would multiply the load of
-            // what is still there.
+        if failure.safety != RetrySafety::Unsent && !self.budget.is_none_or(withdraw) {
             policy.counters.budget_exhausted.inc();
             return Decision::GiveUp;
         }
@@ -217,7 +224,7 @@ mod tests {
         }
     }
 
-    /// The step after the first failed attempt of a request.
+    /// Decision after the first failed attempt of a request.
     fn first(safe: bool, failure: Failure, others: bool) -> Decision {
         let (policy, now) = (policy(|_| ()), Instant::now());
         policy
@@ -226,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn repeats_what_was_not_sent_or_not_processed_and_safe_requests() {
+    fn retries_unsent_unprocessed_and_safe_requests() {
         for (safety, safe, expected) in [
             (Unsent, false, Decision::NextEndpoint),
             (Unprocessed, false, Decision::NextEndpoint),
@@ -256,11 +263,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_connection_costs_no_attempt() {
+    fn stale_connection_is_not_counted_as_attempt() {
         let (policy, now) = (policy(|_| ()), Instant::now());
         let mut attempts = policy.begin(None, true, true, now);
         let nexts = [stale(IfSafe), fresh(Unsent), fresh(IfSafe), fresh(IfSafe)]
-            .map(|it| attempts.after(it, true, now));
+            .map(|failure| attempts.after(failure, true, now));
         assert_eq!(
             nexts,
             [
@@ -278,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_only_endpoint_is_tried_again_only_where_it_refused_a_stream() {
+    fn retries_only_endpoint_only_after_refused_stream() {
         assert_eq!(first(true, fresh(Unsent), false), Decision::GiveUp);
         assert_eq!(first(true, fresh(IfSafe), false), Decision::GiveUp);
         assert_eq!(first(false, fresh(Unprocessed), false), Decision::Reconnect);
@@ -292,8 +299,11 @@ mod tests {
     }
 
     #[test]
-    fn one_attempt_is_no_retry() {
-        let (policy, now) = (policy(|it| it.retry.max_attempts = 1), Instant::now());
+    fn one_attempt_disables_retries() {
+        let (policy, now) = (
+            policy(|settings| settings.retry.max_attempts = 1),
+            Instant::now(),
+        );
         assert_eq!(
             policy
                 .begin(None, true, true, now)
@@ -302,8 +312,9 @@ mod tests {
         );
     }
 
+    /// CONFORMANCE C54.
     #[test]
-    fn connects_end_at_the_deadline() {
+    fn connects_share_one_deadline() {
         let (policy, now) = (policy(|_| ()), Instant::now());
         let seconds = Duration::from_secs;
         let mut attempts = policy.begin(None, true, true, now);
@@ -322,13 +333,13 @@ mod tests {
         assert_eq!(
             attempts.connect_timeout(true),
             seconds(6),
-            "the last attempt has what is left"
+            "the last attempt gets the remaining time"
         );
         let mut attempts = policy.begin(None, true, true, now);
         assert_eq!(
             attempts.connect_timeout(false),
             seconds(10),
-            "no other remains"
+            "no other endpoint remains"
         );
         attempts.spent_connecting(seconds(9));
         assert_eq!(attempts.connect_timeout(true), seconds(1));
@@ -338,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_without_a_choice_keeps_the_dial_timeout() {
+    fn only_endpoint_gets_full_dial_timeout() {
         let policy = policy(|_| ());
         let mut attempts = policy.begin(None, false, true, Instant::now());
         attempts.spent_connecting(Duration::from_secs(29));
@@ -346,13 +357,14 @@ mod tests {
     }
 
     #[test]
-    fn an_exhausted_budget_ends_retries_but_not_stale_repeats_and_failed_connects() {
-        let change = |it: &mut config::Upstream| {
-            (it.retry.budget_percent, it.retry.budget_min_per_second) = (0, 0);
+    fn exhausted_budget_allows_stale_and_unsent_retries_only() {
+        let change = |settings: &mut config::Upstream| {
+            settings.retry.budget_percent = 0;
+            settings.retry.budget_min_per_second = 0;
         };
         let (policy, now) = (policy(change), Instant::now());
-        let broken = RetryWindow::default();
-        let mut attempts = policy.begin(Some(&broken), true, true, now);
+        let window = RetryWindow::default();
+        let mut attempts = policy.begin(Some(&window), true, true, now);
         assert_eq!(
             attempts.after(stale(IfSafe), true, now),
             Decision::Reconnect
@@ -360,7 +372,7 @@ mod tests {
         assert_eq!(
             attempts.after(fresh(Unsent), true, now),
             Decision::NextEndpoint,
-            "it loaded no endpoint"
+            "the request loaded no endpoint"
         );
         assert_eq!(attempts.after(fresh(IfSafe), true, now), Decision::GiveUp);
         assert_eq!(policy.counters.budget_exhausted.get(), 1);

@@ -1,7 +1,7 @@
-//! Header names as CGI-like backends (WSGI, PHP) read them: `_` and `-` are the same to them.
+//! Comparison of header names as CGI-like backends (WSGI, PHP) see them, with `_` and `-` equal.
 
-/// Returns true if `name` begins with `prefix` once `_` is read as `-`. The lengths or the first
-/// bytes differ for almost all names, so that it costs no more than a comparison.
+/// Returns true if `name` starts with `prefix` when `_` is treated as `-`. Almost all names differ
+/// in length or the first bytes, so that the cost is that of one comparison.
 pub fn reads_as(name: &str, prefix: &str) -> bool {
     let dashed = |byte: u8| if byte == b'_' { b'-' } else { byte };
     name.len() >= prefix.len()

@@ -1,6 +1,6 @@
-//! Where hyper's own tasks run.
+//! Executor of hyper's HTTP/2 tasks.
 
-/// Runs hyper's tasks of an HTTP/2 connection on the worker that serves it.
+/// Runs the tasks of an HTTP/2 connection on the worker that serves it. They need not be `Send`.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalExecutor;
 

@@ -2,8 +2,8 @@
 
 use http::HeaderValue;
 
-/// The elements of a value, without the empty ones. They are bytes, so that one that is not text
-/// hides none of its neighbors: `Connection: x-secret, \xff` names `x-secret`.
+/// Returns the non-empty elements of a value. Elements are bytes, because one that is not text must
+/// not hide the others: `Connection: x-secret, \xff` names `x-secret`.
 pub fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value
         .as_bytes()

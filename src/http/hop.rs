@@ -1,23 +1,24 @@
-//! Header fields of one hop: their number, and those that stay on it (RFC 9110 section 7.6.1).
+//! Hop-by-hop header fields (RFC 9110 section 7.6.1), and the maximum number of fields.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::header_list::tokens;
 
-/// Header fields of one message, and trailer fields, on either side. Browsers send about 20, apps
-/// that spread a session over cookies some hundred, and HTTP/1.1 stops at hyper's 100 before. It is
-/// far below the 24,576 names at which `http::HeaderMap` panics, so that whatever the bastion adds
-/// itself has room.
+/// Maximum number of header fields, and of trailer fields, of one message on either side.
+///
+/// Browsers send about 20, and applications that split a session into cookies a few hundred. Over
+/// HTTP/1.1, hyper's limit of 100 applies before. `http::HeaderMap` panics at 24,576 names, so this
+/// leaves ample room for fields that the bastion adds.
 pub const MAX_HEADERS: usize = 1000;
 
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
-/// Removes the hop-by-hop fields, those that `Connection` names, and what `also` names. `Trailer`
-/// is kept, because the trailers that it announces are passed (C72), and so is `TE: trailers`, by
-/// which gRPC asks for them (C66).
+/// Removes the hop-by-hop fields, those named by `Connection`, and those for which `also` returns
+/// true. `Trailer` is kept, because trailers are forwarded (C72), and so is `TE: trailers`, which
+/// gRPC requires (C66).
 ///
-/// Most messages have none of them: one look at the names that are there is cheaper than a look-up
-/// for each that might.
+/// Most messages have none of these fields: one pass over the present names is cheaper than a
+/// look-up for each removable one.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
     let listed = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || also(name.as_str());
     let present: Vec<HeaderName> = headers.keys().filter(listed).cloned().collect();
@@ -27,6 +28,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
             .iter()
             .flat_map(tokens)
             .filter_map(|token| HeaderName::from_bytes(token).ok())
+            // Both are handled below and by their own rules, whether listed or not.
             .filter(|name| *name != header::TE && *name != header::TRAILER)
             .collect();
         for name in named {
@@ -48,12 +50,12 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
     }
 }
 
-/// Whether a field is for one hop, whatever `Connection` says.
+/// Returns true for fields that are hop-by-hop even if `Connection` does not name them.
 pub fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
         "connection"
-            // Belongs to an offer of h2c (RFC 7540 section 3.2.1), which is never passed on.
+            // Part of an h2c offer (RFC 7540 section 3.2.1), which is never forwarded.
             | "http2-settings"
             | "keep-alive"
             | "proxy-authenticate"

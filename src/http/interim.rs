@@ -1,10 +1,10 @@
-//! Interim answers (1xx, RFC 9110 section 15.2; 103 Early Hints, RFC 8297) on their way to an
-//! HTTP/1.1 client.
+//! Interim responses (1xx, RFC 9110 section 15.2; 103 Early Hints, RFC 8297) to HTTP/1.1 clients.
 //!
-//! hyper's server has no way to send them, so they are written around it: the client's stream is
-//! wrapped, and an interim answer goes out when hyper has flushed all that it wrote before and has
-//! not begun the final answer. Where that moment does not come the answer is dropped, as a proxy
-//! may. HTTP/2 clients get none: hyper gives no way there.
+//! hyper's server cannot send them, so [`WithInterim`] wraps the client's stream and inserts them
+//! into the bytes that hyper writes. The only safe position is between two messages: after hyper
+//! has flushed all that it wrote before, and before it writes the first byte of the final response.
+//! An interim response that misses this position is dropped, which a proxy may do. HTTP/2 clients
+//! get none, because frames of hyper's streams cannot be inserted from outside.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -19,35 +19,40 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::header_list::tokens;
 
-/// How many bytes of interim answers may wait for a client; further ones are dropped, as a proxy
-/// may.
+/// Maximum number of bytes of interim responses that wait for a client; more are dropped.
 const MAX_PENDING_BYTES: usize = 16 * 1024;
 
-/// The interim answers of one connection. Clones share them.
+/// Interim responses of one connection. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Interim(Arc<Shared>);
 
+/// The stream belongs to hyper's connection, whose upgrades require `Send`: hence atomics and a
+/// mutex, although both users run on one worker. The mutex is never contended.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Whether anything waits, so that a write learns with one load that nothing does.
-    waiting: AtomicBool,
+    /// Set while `State::bytes` may be non-empty, so that a write without interim responses costs
+    /// one load.
+    has_pending: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     bytes: Vec<u8>,
-    /// The final answer has begun: what still waits comes too late.
-    over: bool,
+    /// The final response has begun: interim responses are too late.
+    ended: bool,
+    /// Task that runs the connection and so writes to its stream.
     connection: Option<Waker>,
 }
 
 impl Interim {
-    /// A request begins. Its task is woken when an interim answer is there.
+    /// Begins a request. Must be called in the connection's task, which [`Self::listen`] wakes for
+    /// each interim response.
     pub async fn begin(&self) {
         poll_fn(|context| {
             let mut state = self.state();
-            state.over = false;
+            state.ended = false;
+            // A late interim response of the previous request must not precede this response.
             state.bytes.clear();
             if !state
                 .connection
@@ -61,21 +66,23 @@ impl Interim {
         .await;
     }
 
-    /// The final answer of the request begins.
+    /// Declares that the final response begins.
     pub fn end(&self) {
-        self.state().over = true;
+        self.state().ended = true;
     }
 
-    /// Passes on the interim responses to `request`, without the fields that `stays_on_hop` names.
+    /// Forwards the interim responses to `request`, without the fields for which `stays_on_hop`
+    /// returns true.
     pub fn listen<B>(&self, request: &mut Request<B>, stays_on_hop: fn(&HeaderName) -> bool) {
         let interim = self.clone();
-        hyper::ext::on_informational(request, move |answer| {
-            interim.push(answer.status(), answer.headers(), stays_on_hop);
+        hyper::ext::on_informational(request, move |response| {
+            interim.push(response.status(), response.headers(), stays_on_hop);
         });
     }
 
-    /// 100 is hyper's own to say, on both sides; 101 is no interim answer.
     fn push(&self, status: StatusCode, headers: &HeaderMap, stays_on_hop: fn(&HeaderName) -> bool) {
+        // 100 is for one hop: hyper's server sends its own when the body is first read. 101 is a
+        // final response.
         if matches!(
             status,
             StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS
@@ -87,9 +94,8 @@ impl Interim {
             .iter()
             .map(|(name, value)| name.as_str().len() + value.len() + 4)
             .sum();
+        // If the client does not read, a limit keeps the endpoint from filling the memory.
         if state.bytes.len() + length > MAX_PENDING_BYTES {
-            // The client does not read them: an endpoint must not fill the memory with what nobody
-            // waits for.
             return;
         }
         let line = format!(
@@ -109,6 +115,7 @@ impl Interim {
                     .iter()
                     .any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
         };
+        // hyper has validated names and values, so none contains a line break.
         for (name, value) in headers.iter().filter(|(name, _)| !stays(name)) {
             state.bytes.extend_from_slice(name.as_str().as_bytes());
             state.bytes.extend_from_slice(b": ");
@@ -116,7 +123,8 @@ impl Interim {
             state.bytes.extend_from_slice(b"\r\n");
         }
         state.bytes.extend_from_slice(b"\r\n");
-        self.0.waiting.store(true, Ordering::Release);
+        self.0.has_pending.store(true, Ordering::Release);
+        // Woken, hyper polls its connection and flushes the stream, which writes the bytes.
         if let Some(connection) = &state.connection {
             connection.wake_by_ref();
         }
@@ -127,16 +135,18 @@ impl Interim {
     }
 }
 
-/// A client's stream with a way in for interim answers.
+/// Client stream that writes interim responses between the messages of hyper.
 #[derive(Debug)]
 pub struct WithInterim<I> {
     io: I,
     interim: Interim,
-    /// hyper has flushed, and written nothing since.
-    clean: bool,
-    /// What is being written of interim answers, and how much of it has been.
-    going: Vec<u8>,
-    gone: usize,
+    /// hyper has flushed and written nothing since, so the stream is between two messages, or
+    /// between two parts of a body; `State::ended` tells the two apart.
+    flushed: bool,
+    /// Interim responses being written, and the number of bytes written of them. Once begun, they
+    /// must be written to the end before any byte of hyper.
+    writing: Vec<u8>,
+    written: usize,
 }
 
 impl<I: AsyncWrite + Unpin> WithInterim<I> {
@@ -144,34 +154,44 @@ impl<I: AsyncWrite + Unpin> WithInterim<I> {
         Self {
             io,
             interim,
-            clean: true,
-            going: Vec::new(),
-            gone: 0,
+            flushed: true,
+            writing: Vec::new(),
+            written: 0,
         }
     }
 
-    /// Writes what waits, where this is the moment. hyper's own bytes must wait until it is ready.
-    fn poll_interim(&mut self, context: &mut Context<'_>, flushed: bool) -> Poll<io::Result<()>> {
-        if self.interim.0.waiting.load(Ordering::Acquire) && self.clean {
+    /// Writes pending interim responses if the stream is between two messages. hyper's bytes must
+    /// wait until this is ready.
+    ///
+    /// `after_write` is true if hyper wrote bytes before this flush, which may be the head of the
+    /// final response.
+    fn poll_interim(
+        &mut self,
+        context: &mut Context<'_>,
+        after_write: bool,
+    ) -> Poll<io::Result<()>> {
+        if self.interim.0.has_pending.load(Ordering::Acquire) && self.flushed {
             let mut state = self.interim.state();
-            let late = flushed && state.over;
+            // On hyper's first write of the final response `ended` is set too, and the pending
+            // bytes still precede it. Only after that write they are late.
+            let late = after_write && state.ended;
             let bytes = std::mem::take(&mut state.bytes);
-            self.interim.0.waiting.store(false, Ordering::Release);
+            self.interim.0.has_pending.store(false, Ordering::Release);
             drop(state);
             if !late {
-                self.going.extend_from_slice(&bytes);
+                self.writing.extend_from_slice(&bytes);
             }
         }
-        while self.gone < self.going.len() {
-            let written =
-                ready!(Pin::new(&mut self.io).poll_write(context, &self.going[self.gone..]))?;
-            if written == 0 {
+        while self.written < self.writing.len() {
+            let count =
+                ready!(Pin::new(&mut self.io).poll_write(context, &self.writing[self.written..]))?;
+            if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.gone += written;
+            self.written += count;
         }
-        self.going.clear();
-        self.gone = 0;
+        self.writing.clear();
+        self.written = 0;
         Poll::Ready(Ok(()))
     }
 }
@@ -193,7 +213,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for WithInterim<I> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_interim(context, false))?;
-        self.clean = false;
+        self.flushed = false;
         Pin::new(&mut self.io).poll_write(context, bytes)
     }
 
@@ -203,7 +223,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for WithInterim<I> {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_interim(context, false))?;
-        self.clean = false;
+        self.flushed = false;
         Pin::new(&mut self.io).poll_write_vectored(context, bytes)
     }
 
@@ -211,15 +231,183 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for WithInterim<I> {
         self.io.is_write_vectored()
     }
 
-    /// hyper flushes the stream only once its own buffer is empty.
+    /// hyper flushes the stream only when its own buffer is empty, so no message is half written.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let after_write = !self.clean;
-        self.clean = true;
+        let after_write = !self.flushed;
+        self.flushed = true;
         ready!(self.poll_interim(context, after_write))?;
         Pin::new(&mut self.io).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use http::HeaderValue;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    const EARLY_HINTS: &str = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+
+    async fn connection() -> (Interim, WithInterim<DuplexStream>, DuplexStream) {
+        let (server, client) = duplex(1 << 20);
+        let interim = Interim::default();
+        interim.begin().await;
+        (interim.clone(), WithInterim::new(server, interim), client)
+    }
+
+    fn push(interim: &Interim, status: u16, headers: &[(&'static str, &'static str)]) {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect();
+        let status = StatusCode::from_u16(status).unwrap();
+        interim.push(status, &headers, |name| name == "content-length");
+    }
+
+    fn push_hints(interim: &Interim) {
+        push(interim, 103, &[("link", "</a>")]);
+    }
+
+    /// All bytes that the client received, after the server closed the connection.
+    async fn sent(server: WithInterim<DuplexStream>, mut client: DuplexStream) -> String {
+        drop(server);
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn flush_writes_interim_response() {
+        let (interim, mut server, client) = connection().await;
+        push_hints(&interim);
+        push(&interim, 102, &[]);
+        server.flush().await.unwrap();
+        let expected = format!("{EARLY_HINTS}HTTP/1.1 102 Processing\r\n\r\n");
+        assert_eq!(sent(server, client).await, expected);
+    }
+
+    #[tokio::test]
+    async fn writes_interim_response_before_final_one() {
+        let (interim, mut server, client) = connection().await;
+        push_hints(&interim);
+        interim.end();
+        server.write_all(b"final").await.unwrap();
+        assert_eq!(sent(server, client).await, format!("{EARLY_HINTS}final"));
+    }
+
+    #[tokio::test]
+    async fn does_not_split_unflushed_message() {
+        let (interim, mut server, client) = connection().await;
+        server.write_all(b"HTTP/1.1 100 ").await.unwrap();
+        push_hints(&interim);
+        server.write_all(b"Continue\r\n\r\n").await.unwrap();
+        server.flush().await.unwrap();
+        let expected = format!("HTTP/1.1 100 Continue\r\n\r\n{EARLY_HINTS}");
+        assert_eq!(sent(server, client).await, expected);
+    }
+
+    #[tokio::test]
+    async fn drops_interim_response_after_final_head() {
+        let (interim, mut server, client) = connection().await;
+        server.write_all(b"final").await.unwrap();
+        push_hints(&interim);
+        interim.end();
+        server.flush().await.unwrap();
+        server.write_all(b" body").await.unwrap();
+        assert_eq!(sent(server, client).await, "final body");
+    }
+
+    #[tokio::test]
+    async fn next_request_discards_pending_interim_response() {
+        let (interim, mut server, client) = connection().await;
+        push_hints(&interim);
+        interim.begin().await;
+        server.write_all(b"final").await.unwrap();
+        assert_eq!(sent(server, client).await, "final");
+    }
+
+    #[tokio::test]
+    async fn drops_100_and_101() {
+        let (interim, mut server, client) = connection().await;
+        push(&interim, 100, &[]);
+        push(&interim, 101, &[("upgrade", "websocket")]);
+        server.flush().await.unwrap();
+        assert_eq!(sent(server, client).await, "");
+    }
+
+    #[tokio::test]
+    async fn removes_fields_that_stay_on_hop() {
+        let (interim, mut server, client) = connection().await;
+        let headers = [
+            ("connection", "x-hop, Connection"),
+            ("x-hop", "1"),
+            ("content-length", "0"),
+            ("link", "</a>"),
+        ];
+        push(&interim, 103, &headers);
+        server.flush().await.unwrap();
+        assert_eq!(sent(server, client).await, EARLY_HINTS);
+    }
+
+    #[tokio::test]
+    async fn drops_interim_responses_beyond_limit() {
+        let (interim, mut server, client) = connection().await;
+        let count = 2 * MAX_PENDING_BYTES / EARLY_HINTS.len();
+        (0..count).for_each(|_| push_hints(&interim));
+        server.flush().await.unwrap();
+        let length = sent(server, client).await.len();
+        assert_eq!(length % EARLY_HINTS.len(), 0, "no response is cut");
+        // The limit is compared without the status line.
+        let limit = MAX_PENDING_BYTES + EARLY_HINTS.len();
+        assert!(
+            (MAX_PENDING_BYTES / 2..=limit).contains(&length),
+            "{length}"
+        );
+    }
+
+    #[tokio::test]
+    async fn resumes_interim_response_after_partial_write() {
+        let (server, mut client) = duplex(10);
+        let interim = Interim::default();
+        let mut server = WithInterim::new(server, interim.clone());
+        push_hints(&interim);
+        let write = async {
+            server.write_all(b"final").await.unwrap();
+            drop(server);
+        };
+        let mut text = String::new();
+        let ((), read) = tokio::join!(write, client.read_to_string(&mut text));
+        read.unwrap();
+        assert_eq!(text, format!("{EARLY_HINTS}final"));
+    }
+
+    #[test]
+    fn wakes_connection_of_current_request() {
+        #[derive(Default)]
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let interim = Interim::default();
+        let begun = std::pin::pin!(interim.begin()).poll(&mut Context::from_waker(&waker));
+        assert!(begun.is_ready());
+        push_hints(&interim);
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
     }
 }

@@ -1,5 +1,7 @@
-//! Counts of requests by kind of target, method and code. A table of atomics, because a family of
-//! `prometheus-client` locks and hashes its labels on every look-up.
+//! Counts of requests by kind of target, method and code.
+//!
+//! A table of atomics, because a family of `prometheus-client` takes a lock and hashes its labels
+//! at every lookup.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,13 +16,13 @@ use prometheus_client::registry::Unit;
 use super::Sum;
 use crate::model::Resource;
 
-/// What a request was for, as a label.
+/// Kind of target as a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetKind {
     Node,
     Pod,
     Service,
-    /// The path named no target, or the caller was turned away before it was read.
+    /// The path does not name a target, or the request was rejected before it was parsed.
     None,
 }
 
@@ -48,7 +50,7 @@ impl From<Option<Resource>> for TargetKind {
     }
 }
 
-/// A method as a label: those of the API, and one name for all others.
+/// Method as a label: those of the Kubernetes API, and one value for all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MethodLabel {
     Get,
@@ -102,11 +104,12 @@ impl From<&Method> for MethodLabel {
     }
 }
 
-/// Codes from 100 to 599; a client that went away before an answer counts as 499, as with nginx.
-const CODES: usize = 500;
+/// Number of status codes, from 100 to 599. A client that leaves before the response counts as 499,
+/// as in nginx.
+const CODE_COUNT: usize = 500;
 
-/// Upper bounds in seconds: from a cache's answer to a long poll.
-const BOUNDS: [f64; 14] = [
+/// Upper bounds of the duration histogram in seconds, from cached responses to long polls.
+const DURATION_BOUNDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
 ];
 
@@ -119,7 +122,7 @@ pub struct RequestTable {
 
 #[derive(Debug, Default)]
 struct PerKind {
-    buckets: [Sum; BOUNDS.len() + 1],
+    buckets: [Sum; DURATION_BOUNDS.len() + 1],
     micros: Sum,
     received: Sum,
     sent: Sum,
@@ -127,7 +130,9 @@ struct PerKind {
 
 impl Default for RequestTable {
     fn default() -> Self {
-        let cells = TargetKind::ALL.len() * MethodLabel::ALL.len() * CODES;
+        // 16,000 counters take 125 KiB, once per process. A map with the codes in use would need a
+        // lock or an allocation on the request path.
+        let cells = TargetKind::ALL.len() * MethodLabel::ALL.len() * CODE_COUNT;
         Self {
             counts: (0..cells).map(|_| Sum::default()).collect(),
             per_kind: Default::default(),
@@ -136,8 +141,8 @@ impl Default for RequestTable {
 }
 
 impl RequestTable {
-    /// One request ended: `received` and `sent` are the bytes of its bodies, from and to the
-    /// client.
+    /// Records a completed request. `received` and `sent` are the bytes of its bodies, from and to
+    /// the client.
     pub fn record(
         &self,
         kind: TargetKind,
@@ -150,10 +155,11 @@ impl RequestTable {
         self.counts[cell(kind, method, usize::from(code.as_u16()))].add(1);
         let per_kind = &self.per_kind[kind as usize];
         let seconds = duration.as_secs_f64();
-        let bucket = BOUNDS
+        // Buckets are not cumulative here; the encoder sums them up at a scrape.
+        let bucket = DURATION_BOUNDS
             .iter()
             .position(|bound| seconds <= *bound)
-            .unwrap_or(BOUNDS.len());
+            .unwrap_or(DURATION_BOUNDS.len());
         per_kind.buckets[bucket].add(1);
         per_kind
             .micros
@@ -164,25 +170,26 @@ impl RequestTable {
 }
 
 fn cell(kind: TargetKind, method: MethodLabel, code: usize) -> usize {
-    let code = code.clamp(100, 99 + CODES) - 100;
-    (kind as usize * MethodLabel::ALL.len() + method as usize) * CODES + code
+    // `StatusCode` allows up to 999. Codes beyond 599 have no meaning and share the last cell.
+    let code = code.clamp(100, 99 + CODE_COUNT) - 100;
+    (kind as usize * MethodLabel::ALL.len() + method as usize) * CODE_COUNT + code
 }
 
-/// The table as a collector of the registry.
+/// Collector that exposes the table.
 #[derive(Debug)]
-pub(super) struct Exposed(pub Arc<RequestTable>);
+pub(super) struct TableCollector(pub Arc<RequestTable>);
 
-impl Collector for Exposed {
+impl Collector for TableCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut requests = encoder.encode_descriptor(
             "requests",
-            "Requests by target kind, method and code",
+            "Requests, by kind of target, method and code",
             None,
             MetricType::Counter,
         )?;
         for kind in TargetKind::ALL {
             for method in MethodLabel::ALL {
-                for code in 100..100 + CODES {
+                for code in 100..100 + CODE_COUNT {
                     let count = self.0.counts[cell(kind, method, code)].total();
                     if count > 0 {
                         let code = code.to_string();
@@ -200,13 +207,13 @@ impl Collector for Exposed {
         }
         let mut durations = encoder.encode_descriptor(
             "request_duration",
-            "Time from the head of a request to the last byte of its answer",
+            "Time from the head of a request to the last byte of its response",
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
         for kind in TargetKind::ALL {
             let per_kind = &self.0.per_kind[kind as usize];
-            let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
+            let bounds = DURATION_BOUNDS.into_iter().chain([f64::INFINITY]);
             let buckets: Vec<_> = bounds
                 .zip(per_kind.buckets.iter().map(Sum::total))
                 .collect();
@@ -218,7 +225,7 @@ impl Collector for Exposed {
         }
         let mut bytes = encoder.encode_descriptor(
             "body",
-            "Bytes of bodies, received from and sent to clients, tunnels included",
+            "Bytes of bodies and tunnels, received from and sent to clients",
             Some(&Unit::Bytes),
             MetricType::Counter,
         )?;
@@ -241,7 +248,7 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     #[test]
-    fn what_was_recorded_is_what_prometheus_reads() {
+    fn exposes_recorded_requests() {
         let table = Arc::new(RequestTable::default());
         table.record(
             TargetKind::Pod,
@@ -269,7 +276,7 @@ mod tests {
             0,
         );
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Exposed(table)));
+        registry.register_collector(Box::new(TableCollector(table)));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [

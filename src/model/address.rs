@@ -1,10 +1,11 @@
-//! Kinds of node addresses, and which addresses may be dialled at all (CONFORMANCE C35, C40, C110).
+//! Types of node addresses, and the policy that limits dials to global unicast addresses
+//! (CONFORMANCE C35, C40, C110).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// A kind of node address, spelled as in `status.addresses` of a Node.
+/// Type of a node address, spelled as in `status.addresses` of a Node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 pub enum AddressType {
     Hostname,
@@ -30,24 +31,23 @@ impl AddressType {
     }
 }
 
-/// What the operator lets through beside global unicast addresses.
+/// Addresses that can be dialed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
-    /// Loopback addresses may be dialled: for the demo and for tests on one machine, never in a
-    /// cluster.
+    /// Allows loopback addresses. For the demo and for tests on one machine, never in a cluster.
     pub allow_loopback: bool,
 }
 
 /// IPv4 ranges that are never dialed.
 const FORBIDDEN_V4: &[(Ipv4Addr, u32)] = &[
-    // "This network" (RFC 791): 0.0.0.0 is the own machine on Linux.
+    // "This network" (RFC 791): Linux connects to the local machine for 0.0.0.0.
     (Ipv4Addr::UNSPECIFIED, 8),
-    // Alibaba Cloud's metadata service, in the shared range of RFC 6598, which pods may use
-    // otherwise.
+    // Alibaba Cloud's metadata service. The rest of the shared range (RFC 6598) can belong to
+    // pods.
     (Ipv4Addr::new(100, 100, 100, 200), 32),
     // Azure's platform service (wire server, DNS, health probes), a public address.
     (Ipv4Addr::new(168, 63, 129, 16), 32),
-    // Link-local (RFC 3927): where most clouds have their metadata service, 169.254.169.254.
+    // Link-local (RFC 3927), with the metadata service of most clouds, 169.254.169.254.
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     // IETF protocol assignments (RFC 6890), with Oracle Cloud's metadata service 192.0.0.192 in it.
     (Ipv4Addr::new(192, 0, 0, 0), 24),
@@ -59,16 +59,16 @@ const FORBIDDEN_V4: &[(Ipv4Addr, u32)] = &[
 
 /// IPv6 ranges that are never dialed.
 const FORBIDDEN_V6: &[(Ipv6Addr, u32)] = &[
-    // Unspecified: the own machine on Linux.
+    // Unspecified: Linux connects to the local machine.
     (Ipv6Addr::UNSPECIFIED, 128),
-    // IPv4-compatible `::a.b.c.d` (RFC 4291, deprecated). `::1` was judged before.
+    // IPv4-compatible `::a.b.c.d` (RFC 4291, deprecated). `::1` is checked before.
     (Ipv6Addr::UNSPECIFIED, 96),
-    // IPv4-mapped `::ffff:a.b.c.d` (RFC 4291). A cluster never publishes one; whoever spells it so
-    // wants to get past a check.
+    // IPv4-mapped `::ffff:a.b.c.d` (RFC 4291). Clusters do not publish mapped addresses, so one is
+    // an attempt to bypass the IPv4 table.
     (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96),
-    // IPv4-translated `::ffff:0:a.b.c.d` (RFC 2765, deprecated): likewise.
+    // IPv4-translated `::ffff:0:a.b.c.d` (RFC 2765, deprecated), for the same reason.
     (Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, 0, 0), 96),
-    // Teredo (RFC 4380): an IPv4 address behind a tunnel, spelled inverted.
+    // Teredo (RFC 4380): an IPv4 address behind a tunnel, with inverted bits.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 32),
     // Scaleway's metadata service.
     (Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42), 128),
@@ -85,9 +85,9 @@ const FORBIDDEN_V6: &[(Ipv6Addr, u32)] = &[
 ];
 
 impl AddressPolicy {
-    /// Whether `address` is global unicast in the sense of Go's `IsGlobalUnicast` (private ranges
-    /// are), is not a service that clouds offer to their machines, and does not spell such an
-    /// address in another form.
+    /// Returns true if `address` can be dialed: it is global unicast in the sense of Go's
+    /// `IsGlobalUnicast` (private ranges are), it is not a metadata or platform service of a cloud,
+    /// and it does not embed an address that fails these checks.
     pub fn permits(self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => self.permits_v4(v4),
@@ -111,20 +111,20 @@ impl AddressPolicy {
     }
 }
 
-/// The IPv4 addresses that `v6` may stand for, where a gateway translates it.
+/// Returns the IPv4 addresses that a gateway may translate `v6` to.
 fn embedded_v4(v6: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     let bytes = v6.octets();
-    let at = |places: [usize; 4]| Ipv4Addr::from(places.map(|place| bytes[place]));
+    let at = |indices: [usize; 4]| Ipv4Addr::from(indices.map(|index| bytes[index]));
     let last = at([12, 13, 14, 15]);
     let mut found = Vec::new();
     match v6.segments() {
         // NAT64, well-known prefix (RFC 6052 section 2.1).
         [0x64, 0xff9b, 0, 0, 0, 0, ..] => found.push(last),
-        // NAT64, local use (RFC 8215). Its operator chooses the length of the prefix, and with it
+        // NAT64, local use (RFC 8215). The operator chooses the length of the prefix, and with it
         // one of the layouts of RFC 6052 section 2.2 (/48, /56, /64, /96; byte 8 is always zero),
-        // so every one is judged. Read by a wrong length, the zeros of a longer prefix give an
-        // address in 0.0.0.0/8, which no gateway forwards: that is not a reading, unless there is
-        // no other.
+        // so all of them are checked. With a wrong length, the zeros of a longer prefix decode to
+        // an address in 0.0.0.0/8, which no gateway forwards: such results are ignored unless all
+        // layouts have one.
         [0x64, 0xff9b, 1, ..] => {
             found = vec![
                 at([6, 7, 9, 10]),
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_global_unicast_is_permitted_however_it_is_spelled() {
+    fn permits_only_global_unicast_in_every_notation() {
         let cases = [
             ("10.244.0.7", true),
             ("192.168.1.1", true),
@@ -197,7 +197,7 @@ mod tests {
             ("fd00:42::43", true),
             ("fe80::a9fe:a9fe", false),
             ("64:ff9b::100.100.100.200", false),
-            // NAT64 for local use, by each length of its prefix: /48, /56, /64, /96.
+            // NAT64 for local use, with each length of the prefix: /48, /56, /64, /96.
             ("64:ff9b:1:a9fe:a9:fe00::", false),
             ("64:ff9b:1:5a9:fe:a9fe::", false),
             ("64:ff9b:1:506:a9:fea9:fe00:0", false),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_a_setting_and_opens_nothing_else() {
+    fn allow_loopback_permits_loopback_only() {
         let policy = AddressPolicy {
             allow_loopback: true,
         };

@@ -1,4 +1,5 @@
-//! What is asked of the authorizer: verb, resource, namespace and name (CONFORMANCE C15 to C19).
+//! Attributes of an authorization request: verb, resource, namespace and name (CONFORMANCE C15 to
+//! C19).
 
 use std::fmt;
 
@@ -6,7 +7,7 @@ use http::Method;
 
 use super::Target;
 
-/// The resources that have a `/proxy/`. Their API group is core.
+/// Resource with the subresource `/proxy/`. The API group of all of them is core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Resource {
     Nodes,
@@ -17,7 +18,7 @@ pub enum Resource {
 impl Resource {
     pub const ALL: [Self; 3] = [Self::Nodes, Self::Pods, Self::Services];
 
-    /// The plural of the API, as it stands in paths and in RBAC rules.
+    /// Returns the plural, as in paths and RBAC rules.
     pub fn plural(self) -> &'static str {
         match self {
             Self::Nodes => "nodes",
@@ -26,7 +27,7 @@ impl Resource {
         }
     }
 
-    /// The singular, for messages.
+    /// Returns the singular, for messages.
     pub fn singular(self) -> &'static str {
         match self {
             Self::Nodes => "node",
@@ -46,7 +47,7 @@ impl fmt::Display for Resource {
     }
 }
 
-/// An RBAC verb. [`Verb::None`] is the empty verb, which only a rule with `*` grants.
+/// RBAC verb. [`Verb::None`] is the empty verb, which only a rule with `*` grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verb {
     Get,
@@ -56,14 +57,14 @@ pub enum Verb {
     Patch,
     Delete,
     DeleteCollection,
-    /// To act as somebody else.
+    /// Acting as another user.
     Impersonate,
     None,
 }
 
 impl Verb {
-    /// The verb of a request by its method; a request that names no object acts on the collection
-    /// (C8, C17).
+    /// Returns the verb of a request method. A request without the name of an object acts on the
+    /// collection (C8, C17).
     pub fn from_method(method: &Method, named: bool) -> Self {
         match *method {
             Method::GET | Method::HEAD if named => Self::Get,
@@ -92,24 +93,25 @@ impl Verb {
     }
 }
 
-/// One question to the authorizer. The version is always `v1`.
+/// Attributes of one authorization request. The version is always `v1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Attributes<'a> {
     pub verb: Verb,
     /// Empty for the core group.
     pub group: &'static str,
-    /// In the plural.
+    /// Plural of the resource.
     pub resource: &'static str,
-    /// Empty where the resource itself is meant.
+    /// Empty for the resource itself.
     pub subresource: &'a str,
-    /// Empty for what has none, and for the cluster-wide question of an empty namespace (C9).
+    /// Empty for cluster-scoped resources, and for a path with an empty namespace, which is
+    /// authorized cluster-wide (C9).
     pub namespace: &'a str,
     pub name: &'a str,
 }
 
 impl<'a> Attributes<'a> {
-    /// May `verb` be done through the proxy of `target`? The name is the whole id, scheme and port
-    /// included (C18).
+    /// Creates the attributes of a proxied request. The name is the whole id with scheme and port
+    /// (C18).
     pub fn for_proxy(verb: Verb, target: &'a Target<'a>) -> Self {
         let (resource, namespace, name) =
             (target.resource.plural(), &*target.namespace, &*target.id);
@@ -123,7 +125,7 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// May the object behind `target` be looked at, whose name is `name`?
+    /// Creates the attributes of `get` on the object `name` that `target` refers to.
     pub fn for_object(target: &'a Target<'a>, name: &'a str) -> Self {
         Self {
             verb: Verb::Get,
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn verbs_follow_the_method_and_whether_an_object_is_named() {
+    fn derives_verbs_from_method_and_name() {
         let cases = [
             ("GET", true, "get"),
             ("HEAD", true, "get"),

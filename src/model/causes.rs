@@ -1,20 +1,20 @@
-//! The text of an error with what it came from.
+//! Text of an error with its causes.
 
 use std::error::Error;
 
-/// What an error says and what it came from, each cause once: many a library says its cause in its
-/// own words too.
+/// Formats an error and its chain of sources, separated by `: `. A source whose text is already
+/// part of the message is skipped, because many libraries include their source in `Display`.
 pub fn error_chain(error: &dyn Error) -> String {
-    let mut told = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !told.contains(&said) {
-            told = format!("{told}: {said}");
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
         }
-        cause = error.source();
+        source = error.source();
     }
-    told
+    text
 }
 
 #[cfg(test)]
@@ -22,22 +22,19 @@ mod tests {
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
-    enum Fault {
-        #[error("the file is no good")]
-        File(#[source] Box<Fault>),
+    enum TestError {
+        #[error("invalid file")]
+        File(#[source] Box<TestError>),
         #[error("line 3: {0}")]
-        Line(#[source] Box<Fault>),
-        #[error("a comma is missing")]
+        Line(#[source] Box<TestError>),
+        #[error("missing comma")]
         Comma,
     }
 
     #[test]
-    fn each_cause_is_told_once() {
-        let error = Fault::File(Box::new(Fault::Line(Box::new(Fault::Comma))));
-        assert_eq!(
-            error_chain(&error),
-            "the file is no good: line 3: a comma is missing"
-        );
-        assert_eq!(error_chain(&Fault::Comma), "a comma is missing");
+    fn prints_each_cause_once() {
+        let error = TestError::File(Box::new(TestError::Line(Box::new(TestError::Comma))));
+        assert_eq!(error_chain(&error), "invalid file: line 3: missing comma");
+        assert_eq!(error_chain(&TestError::Comma), "missing comma");
     }
 }

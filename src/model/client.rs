@@ -1,9 +1,9 @@
-//! The address of a client as the unit that limits are shared between.
+//! Client address as the unit to which shares of limits are assigned.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// An IPv4 address, or an IPv6 /64: a host has a whole one (RFC 4291 section 2.5.1), so that single
-/// addresses would give it as many shares as it likes.
+/// IPv4 address or IPv6 /64 network. A host has a whole /64 (RFC 4291 section 2.5.1), so shares per
+/// single address would not limit it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddress(IpAddr);
 

@@ -1,9 +1,9 @@
-//! An address that may be dialled, and how to speak to it.
+//! Addresses of targets and the scheme of their connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// How the bastion speaks to a target.
+/// Scheme of the connection to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
     Http,
@@ -26,15 +26,14 @@ impl Scheme {
     }
 }
 
-/// One place that serves a target: its address and the name of the object behind it (a pod or a
-/// node), for the log.
+/// Endpoint of a target: its address, and the name of its pod or node for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub address: SocketAddr,
     pub name: Arc<str>,
 }
 
-/// A service port as the cluster's DNS spells it.
+/// Service port, as named by the DNS of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAddress {
     pub namespace: String,

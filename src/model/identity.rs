@@ -1,19 +1,19 @@
-//! Who a caller is, in the terms of `authentication.k8s.io/v1` `UserInfo`.
+//! Identity of a caller, as `UserInfo` of `authentication.k8s.io/v1`.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use aws_lc_rs::digest;
 
-/// The group of every caller who proved who they are.
+/// Group of all authenticated callers.
 pub const AUTHENTICATED: &str = "system:authenticated";
-/// The user name of callers without credentials, where they are let in at all.
+/// User name of callers without credentials, if anonymous requests are accepted.
 pub const ANONYMOUS_USER: &str = "system:anonymous";
-/// The group of callers without credentials.
+/// Group of callers without credentials.
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 
-/// The groups of a user who proved who they are: kube-apiserver adds [`AUTHENTICATED`] unless they
-/// say it themselves, or the contrary.
+/// Adds [`AUTHENTICATED`] to the groups of an authenticated user unless they contain it or
+/// [`UNAUTHENTICATED`], as kube-apiserver does.
 pub fn with_authenticated(user: &str, mut groups: Vec<String>) -> Vec<String> {
     if user != ANONYMOUS_USER
         && !groups
@@ -25,7 +25,7 @@ pub fn with_authenticated(user: &str, mut groups: Vec<String>) -> Vec<String> {
     groups
 }
 
-/// A caller: user name, uid, groups and extra attributes, as the authenticator told them.
+/// Authenticated caller: user name, uid, groups and extra attributes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
     pub user: String,
@@ -35,8 +35,8 @@ pub struct Identity {
     fingerprint: Fingerprint,
 }
 
-/// A SHA-256 over everything that an authorizer may look at: two identities with the same
-/// fingerprint get the same answers, so caches key on it instead of cloning names.
+/// SHA-256 of everything that an authorizer can evaluate. Identities with the same fingerprint get
+/// the same results, so caches use it as key instead of cloned names.
 pub type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
 
 impl Identity {
@@ -57,7 +57,7 @@ impl Identity {
         }
     }
 
-    /// The caller who showed no credentials.
+    /// Returns the identity of callers without credentials.
     pub fn anonymous() -> Self {
         Self::new(
             ANONYMOUS_USER,
@@ -81,8 +81,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Every string is hashed with its length in front, so that no two different identities read the
-/// same.
+/// Hashes every string after its length, so that different identities never hash the same bytes.
 fn fingerprint(
     user: &str,
     uid: &str,
@@ -97,6 +96,7 @@ fn fingerprint(
     put(user);
     put(uid);
     put(&groups.len().to_string());
+    // In the order of the authenticator: another order only costs a cache miss.
     groups.iter().for_each(|group| put(group));
     for (key, values) in extra {
         put(key);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn fingerprints_tell_apart_whatever_an_authorizer_can_tell_apart() {
+    fn fingerprints_differ_for_identities_that_an_authorizer_can_distinguish() {
         let all = [
             identity("a", &[], &[]),
             identity("", &["a"], &[]),

@@ -1,10 +1,9 @@
-//! Strings in messages, quoted as Go's `%q` quotes them, so that messages match the apiserver's to
-//! the letter.
+//! Quoting of strings as in Go's `%q`, so that messages equal kube-apiserver's.
 
 use std::fmt::{self, Write};
 
-/// Displays as Go's `%q` does: in double quotes, with what cannot be printed as `\n`, `\x7f`,
-/// `\u200b`.
+/// Displays a string as Go's `%q` does: in double quotes, with escapes such as `\n`, `\x7f` and
+/// `\u200b` for characters that are not printable.
 #[derive(Clone, Copy, Debug)]
 pub struct GoQuoted<'a>(pub &'a str);
 
@@ -31,7 +30,7 @@ impl fmt::Display for GoQuoted<'_> {
     }
 }
 
-/// Rust's own notion of what needs no escape, which agrees with Go's but for combining marks.
+/// Returns true if Rust prints `c` without an escape. Go agrees except for combining marks.
 fn is_printable(c: char) -> bool {
     c == '\'' || c.escape_debug().len() == 1
 }
@@ -41,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quotes_as_go_does() {
+    fn quotes_as_go() {
         let cases = [
             ("web", r#""web""#),
             ("a'b", r#""a'b""#),

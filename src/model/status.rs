@@ -1,4 +1,4 @@
-//! `metav1.Status`, the shape of every answer that is the bastion's own (CONFORMANCE chapter 10).
+//! `metav1.Status`, the body of the bastion's own error responses (CONFORMANCE chapter 10).
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Resource;
 use super::quote::GoQuoted;
 
-/// The machine-readable reason, one of the API's `StatusReason`s.
+/// Machine-readable reason, a `StatusReason` of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Reason {
     Unauthorized,
@@ -20,7 +20,7 @@ pub enum Reason {
     TooManyRequests,
 }
 
-/// What the failure is about. Rendered as `{}` where the API sends empty details.
+/// Object of the failure. Rendered as `{}` where the API sends empty details.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Details {
@@ -29,51 +29,52 @@ pub struct Details {
     /// Empty for the core group.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub group: &'static str,
-    /// The plural of the resource.
+    /// Plural of the resource.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub kind: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<Cause>,
-    /// After so many seconds it may help to ask again. The header Retry-After says the same.
+    /// Seconds after which a retry may succeed, as in the header `Retry-After`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u32>,
 }
 
-/// One thing that helps to see why (`metav1.StatusCause`).
+/// Detail of the cause (`metav1.StatusCause`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cause {
-    /// For machines.
+    /// Machine-readable kind of the cause.
     pub reason: CauseReason,
-    /// For people.
+    /// Text for people.
     pub message: String,
 }
 
+/// Kind of a cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum CauseReason {
-    /// What the authorizer was asked, and denied.
+    /// A review that was denied.
     AccessReview,
-    /// A port of the service that could have been named.
+    /// A port that the service has.
     ServicePort,
-    /// An endpoint, and why it does not serve.
+    /// An endpoint that is excluded, with the reason.
     EndpointRefused,
-    /// An endpoint, and why it could not be dialled.
+    /// An endpoint that could not be dialed, with the error.
     DialFailed,
 }
 
-/// The form in which an answer is written (CONFORMANCE C93).
+/// Format of a response body (CONFORMANCE C93).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputFormat {
     Json,
-    /// Indented, for people.
+    /// Indented JSON.
     PrettyJson,
     Yaml,
 }
 
-/// A failure as a Kubernetes client expects it: `code` is the HTTP status, `message` is for people.
+/// Failure as Kubernetes clients expect it: `code` is the HTTP status, `message` is for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     pub code: StatusCode,
-    /// Absent where the API leaves it out, as with the errors of its upgrade path.
+    /// Absent where kube-apiserver omits it, as in errors of its upgrade path.
     pub reason: Option<Reason>,
     pub message: String,
     pub details: Option<Details>,
@@ -92,7 +93,7 @@ impl Status {
         Self::new(StatusCode::BAD_REQUEST, Reason::BadRequest, message)
     }
 
-    /// `resource` is a plural of the API group `group`.
+    /// `resource` is the plural of a resource in the API group `group`.
     pub fn forbidden(
         group: &'static str,
         resource: &'static str,
@@ -124,7 +125,7 @@ impl Status {
         }
     }
 
-    /// The path is none of ours.
+    /// 404 for a path that is not a `/proxy/` route.
     pub fn route_not_found() -> Self {
         Self {
             details: Some(Details::default()),
@@ -155,7 +156,7 @@ impl Status {
         )
     }
 
-    /// As kube-apiserver's priority and fairness rejects.
+    /// 429 as kube-apiserver's API Priority and Fairness returns it.
     pub fn too_many_requests(message: impl Into<String>) -> Self {
         Self::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -172,7 +173,7 @@ impl Status {
         )
     }
 
-    /// The API has no reason for this one.
+    /// 431 without a reason, because the API defines none for it.
     pub fn header_fields_too_large(message: impl Into<String>) -> Self {
         Self::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -198,18 +199,18 @@ impl Status {
         }
     }
 
-    /// With the time after which it may help to ask again.
+    /// Sets the time after which a retry may succeed, in seconds.
     pub fn with_retry_after(mut self, seconds: u32) -> Self {
         self.details.get_or_insert_default().retry_after_seconds = Some(seconds);
         self
     }
 
-    /// The value of the header Retry-After, where there is one.
+    /// Returns the value of the header `Retry-After`, in seconds.
     pub fn retry_after(&self) -> Option<u32> {
         self.details.as_ref()?.retry_after_seconds
     }
 
-    /// With what helps to see why.
+    /// Sets the causes, unless there are none.
     pub fn with_causes(mut self, causes: Vec<Cause>) -> Self {
         if !causes.is_empty() {
             self.details.get_or_insert_default().causes = causes;
@@ -217,8 +218,8 @@ impl Status {
         self
     }
 
-    /// The bytes of the wire. JSON in one line is ended by a newline, as Go's encoder does.
-    pub fn render(&self, form: OutputFormat) -> Bytes {
+    /// Renders the response body. JSON on one line ends with a newline, as with Go's encoder.
+    pub fn render(&self, format: OutputFormat) -> Bytes {
         let wire = Wire {
             kind: "Status",
             api_version: "v1",
@@ -229,20 +230,20 @@ impl Status {
             details: self.details.as_ref(),
             code: self.code.as_u16(),
         };
-        let json = match form {
+        let json = match format {
             OutputFormat::Json => serde_json::to_string(&wire).expect(PLAIN),
             OutputFormat::PrettyJson => serde_json::to_string_pretty(&wire).expect(PLAIN),
             OutputFormat::Yaml => {
-                // By way of JSON, as the apiserver's: the keys come out in order.
+                // Through a JSON value, which sorts the keys as kube-apiserver does.
                 let sorted = serde_json::to_value(&wire).expect(PLAIN);
                 return Bytes::from(serde_saphyr::to_string(&sorted).expect(PLAIN));
             }
         };
+        // Go escapes `<`, `>` and `&`, so that browsers do not interpret JSON as HTML. They occur
+        // in strings only.
         let mut json = json.replace('&', "\\u0026");
-        // `<`, `>` and `&` stand only inside strings; Go escapes them so that no browser reads JSON
-        // as HTML.
         json = json.replace('<', "\\u003c").replace('>', "\\u003e");
-        if form == OutputFormat::Json {
+        if format == OutputFormat::Json {
             json.push('\n');
         }
         Bytes::from(json)
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_has_its_keys_in_order() {
+    fn renders_yaml_with_sorted_keys() {
         let status = Status::object_not_found(Resource::Pods, "p");
         let yaml = String::from_utf8(status.render(OutputFormat::Yaml).to_vec()).unwrap();
         let keys: Vec<_> = yaml
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_stand_in_the_details() {
+    fn renders_causes_in_details() {
         let cause = Cause {
             reason: CauseReason::ServicePort,
             message: "http: 80".into(),
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wire_form_is_the_apiservers_to_the_byte() {
+    fn renders_json_as_kube_apiserver() {
         assert_eq!(
             json(&Status::unauthorized()),
             concat!(
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn markup_never_leaves_unescaped() {
+    fn escapes_markup_in_json() {
         let json = json(&Status::bad_request("<script>&"));
         assert!(json.contains(r"\u003cscript\u003e\u0026"), "{json}");
     }

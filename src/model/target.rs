@@ -1,58 +1,64 @@
-//! What a request path names: the URL grammar of the apiserver's `/proxy/` (CONFORMANCE chapters 1
-//! and 3).
+//! URL grammar of kube-apiserver's `/proxy/` (CONFORMANCE chapters 1 and 3).
 
 use std::borrow::Cow;
 
 use percent_encoding::{percent_decode_str, utf8_percent_encode};
 
+use super::dns::MAX_LABEL_BYTES;
 use super::path::{self, without_dot_segments};
 use super::quote::GoQuoted;
 use super::{Resource, Scheme};
 
-/// A namespace is a DNS label of at most 63 bytes (RFC 1123).
-const MAX_NAMESPACE_BYTES: usize = 63;
-/// The name of an object has at most 253 bytes (RFC 1123); a scheme and a port come to it, and some
-/// room for what is refused with an error that quotes it.
+/// Maximum length of an id: the name of an object (253 bytes), a scheme and a port (63 bytes), and
+/// room for ids that are rejected with an error that quotes them.
 const MAX_ID_BYTES: usize = 512;
 
-/// A target as the path spells it. Nothing is looked up here, and the id is judged only after
-/// authorization, so that a caller without rights learns nothing from it.
+/// Target of a request, as its path spells it.
+///
+/// Nothing is looked up here, and the id is validated only after authorization, so that a caller
+/// without permission learns nothing from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target<'a> {
     pub resource: Resource,
-    /// Empty for nodes, or where the path leaves it empty (C9).
+    /// Namespace; empty for nodes, and for paths with an empty namespace (C9).
     pub namespace: Cow<'a, str>,
-    /// `name`, `name:port` or `scheme:name:port`, percent-decoded; RBAC's `resourceNames` list it
-    /// whole (C18).
+    /// `name`, `name:port` or `scheme:name:port`, percent-decoded. RBAC compares `resourceNames`
+    /// with the whole id (C18).
     pub id: Cow<'a, str>,
-    /// The path up to and including `/proxy`, as it came.
+    /// The path up to and including `/proxy`, as received.
     pub prefix: &'a str,
-    /// What follows `/proxy`, as it came: empty, or beginning with a slash.
+    /// The path after `/proxy`, as received: empty, or beginning with a slash.
     pub rest: &'a str,
 }
 
-/// Why a path names no target.
+/// Reason why a path does not name a target. The client must change the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// None of the three routes of core v1 (C1, C2).
+    /// Not one of the three routes of core v1 (C1, C2).
     #[error("the server could not find the requested resource")]
     NoRoute,
-    /// `%2F` left of `/proxy`: upstream takes it for a separator, which nobody can mean (C11).
-    #[error("an encoded slash (%2F) left of /proxy names no node, pod or service")]
+    /// `%2F` before `/proxy`. kube-apiserver takes it for a separator, which routes and authorizes
+    /// the request differently than it reads (C11).
+    #[error("encoded slash (%2F) before /proxy; names of nodes, pods and services have no slash")]
     EncodedSlash,
-    /// Longer than any object's name, so that nothing need be asked about it.
-    #[error("the {0} is longer than any that an object can have")]
+    /// Longer than the names of objects, so that no object or review can match.
+    #[error(
+        "the {0} in the path is too long; use at most {namespace} bytes for a namespace and {id} \
+         for an id",
+        namespace = MAX_LABEL_BYTES,
+        id = MAX_ID_BYTES
+    )]
     TooLong(&'static str),
-    /// An escape left of `/proxy` that is not UTF-8 when decoded.
-    #[error("the path left of /proxy is not UTF-8 when percent-decoded")]
+    /// Escapes before `/proxy` that do not decode to UTF-8.
+    #[error("the path before /proxy is not percent-encoded UTF-8")]
     NotUtf8,
 }
 
 impl<'a> Target<'a> {
-    /// Reads the raw path of a request, without its query.
+    /// Parses the raw path of a request, without its query.
     ///
     /// # Errors
-    /// [`TargetError`] says why the path is no `/proxy/` path.
+    /// [`TargetError`] if the path does not name a target.
     pub fn parse(path: &'a str) -> Result<Self, TargetError> {
         let mut segments = Segments { path, at: 0 };
         segments.literal("api")?;
@@ -71,7 +77,7 @@ impl<'a> Target<'a> {
         };
         let id = segments.decoded()?;
         segments.literal("proxy")?;
-        if namespace.len() > MAX_NAMESPACE_BYTES {
+        if namespace.len() > MAX_LABEL_BYTES {
             return Err(TargetError::TooLong("namespace"));
         }
         if id.len() > MAX_ID_BYTES {
@@ -90,12 +96,12 @@ impl<'a> Target<'a> {
     /// Splits the id into scheme, name and port (C4 to C7).
     ///
     /// # Errors
-    /// [`InvalidId`] quotes the whole id, as the apiserver does (C6).
+    /// [`InvalidId`] with the whole id, as kube-apiserver quotes it (C6).
     pub fn id(&self) -> Result<Id<'_>, InvalidId> {
         Id::parse(&self.id).ok_or_else(|| self.invalid_id())
     }
 
-    /// The error for an id that cannot be meant, its port included (C39).
+    /// Returns the error for an invalid id or port (C39).
     pub fn invalid_id(&self) -> InvalidId {
         InvalidId {
             resource: self.resource,
@@ -103,8 +109,8 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// The path up to and including `/proxy` in its plainest spelling: escaped is only what must
-    /// be.
+    /// Returns the path up to and including `/proxy` in normal form, with only the necessary
+    /// escapes.
     pub fn plain_prefix(&self) -> Cow<'a, str> {
         if !self.prefix.contains('%') {
             return Cow::Borrowed(self.prefix);
@@ -113,8 +119,8 @@ impl<'a> Target<'a> {
         Cow::Owned(utf8_percent_encode(&decoded, path::ESCAPED).to_string())
     }
 
-    /// Where a browser that forgot the trailing slash is sent: the path with the slash, and the
-    /// query (C29).
+    /// Returns the redirect location for a path without its trailing slash: the path with the
+    /// slash, and the query (C29).
     pub fn with_trailing_slash(&self, query: Option<&str>) -> String {
         let path = self.plain_prefix();
         match query {
@@ -123,8 +129,8 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// The path for the backend: the bytes right of `/proxy` as they came, save that dot segments,
-    /// `%2e` spelled or not, are resolved and never climb above the root (C25 to C27).
+    /// Returns the path for the backend: the bytes after `/proxy` as received, except that dot
+    /// segments, including those spelled `%2e`, are resolved and stay below the root (C25 to C27).
     pub fn backend_path(&self) -> Cow<'a, str> {
         if self.rest.is_empty() {
             Cow::Borrowed("/")
@@ -134,10 +140,10 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The parts of an id. The port is text still: a number, or the name of a port.
+/// Parts of an id. The port is a number or a name, not yet resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id<'a> {
-    /// None where the id names none, so that the default may be looked up.
+    /// Scheme of the id; `None` selects the default of the target.
     pub scheme: Option<Scheme>,
     pub name: &'a str,
     pub port: &'a str,
@@ -161,31 +167,32 @@ impl<'a> Id<'a> {
         (!name.is_empty()).then_some(Self { scheme, name, port })
     }
 
-    /// What keeps the name from being an object's (C10), in the storage layer's words.
-    pub fn name_fault(&self) -> Option<String> {
-        let fault = match self.name {
+    /// Returns the error message of the API server's storage layer if the name cannot be that of an
+    /// object (C10).
+    pub fn name_error(&self) -> Option<String> {
+        let reason = match self.name {
             "." => "may not be '.'".to_owned(),
             ".." => "may not be '..'".to_owned(),
             name => {
-                let faults: Vec<_> = ['/', '%']
+                let reasons: Vec<_> = ['/', '%']
                     .into_iter()
                     .filter(|c| name.contains(*c))
                     .map(|c| format!("may not contain '{c}'"))
                     .collect();
-                if faults.is_empty() {
+                if reasons.is_empty() {
                     return None;
                 }
-                faults.join(";")
+                reasons.join(";")
             }
         };
         Some(format!(
-            "Name parameter invalid: {}: {fault}",
+            "Name parameter invalid: {}: {reason}",
             GoQuoted(self.name)
         ))
     }
 }
 
-/// An id that names nothing, quoted whole.
+/// Error of an id that is malformed or has an invalid port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid {} request {}", resource.singular(), GoQuoted(id))]
 pub struct InvalidId {
@@ -193,9 +200,10 @@ pub struct InvalidId {
     id: String,
 }
 
-/// Walks the raw path segment by segment, remembering how far it has come.
+/// Cursor over the segments of the raw path.
 struct Segments<'a> {
     path: &'a str,
+    /// Length of the segments read so far.
     at: usize,
 }
 
@@ -249,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_routes() {
+    fn parses_the_three_routes() {
         use Resource::{Nodes, Pods, Services};
         let cases = [
             ("/api/v1/nodes/n/proxy", Nodes, "", "n", ""),
@@ -296,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_route() {
+    fn rejects_other_routes() {
         for path in [
             "/",
             "*",
@@ -316,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encoded_slash_left_of_proxy_is_refused() {
+    fn rejects_encoded_slash_and_invalid_utf8_before_proxy() {
         for path in [
             "/api/v1/nodes/a%2fb/proxy/",
             "/api/v1/namespaces/a%2Fpods/pods/b/proxy",
@@ -326,8 +334,9 @@ mod tests {
         assert_eq!(parse("/api/v1/nodes/%ff/proxy"), Err(TargetError::NotUtf8));
     }
 
+    /// CONFORMANCE C12.
     #[test]
-    fn names_longer_than_any_objects_are_refused_before_anything_is_asked() {
+    fn rejects_namespaces_and_ids_over_their_maximum_length() {
         let path = |namespace: usize, id: usize| {
             format!(
                 "/api/v1/namespaces/{}/pods/{}/proxy/",
@@ -347,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_split_into_scheme_name_and_port() {
+    fn splits_ids_into_scheme_name_and_port() {
         use Scheme::{Http, Https};
         let cases = [
             ("web", Some((None, "web", ""))),
@@ -371,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_id_is_quoted_whole() {
+    fn quotes_the_whole_invalid_id() {
         let target = Target::parse("/api/v1/namespaces/ns/services/a:b:c/proxy/").unwrap();
         assert_eq!(
             target.id().unwrap_err().to_string(),
@@ -380,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_object_can_have() {
+    fn rejects_names_that_objects_cannot_have() {
         let cases = [
             (
                 "..",
@@ -396,17 +405,17 @@ mod tests {
             ),
             ("...", None),
         ];
-        for (id, fault) in cases {
+        for (id, error) in cases {
             assert_eq!(
-                Id::parse(id).unwrap().name_fault().as_deref(),
-                fault,
+                Id::parse(id).unwrap().name_error().as_deref(),
+                error,
                 "{id}"
             );
         }
     }
 
     #[test]
-    fn the_backend_sees_the_bytes_that_came_but_no_dot_segments() {
+    fn backend_path_keeps_bytes_and_resolves_dot_segments() {
         let cases = [
             ("", "/"),
             ("/", "/"),
@@ -441,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn the_redirect_keeps_the_query() {
+    fn redirect_keeps_the_query() {
         let target = Target::parse("/api/v1/namespaces/ns/pods/http%3Ap%3A80/proxy").unwrap();
         let prefix = "/api/v1/namespaces/ns/pods/http:p:80/proxy/";
         assert_eq!(target.with_trailing_slash(None), prefix);

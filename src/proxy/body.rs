@@ -1,4 +1,4 @@
-//! The body of an answer, with the record of its request: the request ends when the body does.
+//! Response bodies. The access-log record of a request ends with the body of its response.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,19 +11,19 @@ use crate::forward::{UpstreamBody, UpstreamError};
 use crate::rewrite::{LinkRewriter, PageError, PageFormat, RewrittenBody, Share};
 use crate::telemetry::Record;
 
-/// What is sent to the client.
-#[expect(missing_debug_implementations, reason = "a page has none")]
+/// Body of a response to the client.
+#[expect(missing_debug_implementations, reason = "the HTML rewriter has none")]
 pub struct Body {
     content: Content,
     record: Option<Box<Record>>,
-    /// The connection is in use until the last byte.
-    _held: Option<ConnectionGuard>,
+    /// Keeps the client's connection from counting as idle until the last byte.
+    _connection: Option<ConnectionGuard>,
 }
 
 enum Content {
-    /// Words of our own, in one piece; none once they are taken.
+    /// Body of the bastion's own response; none once it is sent.
     Whole(Option<Bytes>),
-    UpstreamBody(UpstreamBody),
+    Upstream(UpstreamBody),
     Page(Box<RewrittenBody<UpstreamBody>>),
 }
 
@@ -32,7 +32,7 @@ impl Body {
         Self {
             content: Content::Whole(None),
             record: None,
-            _held: None,
+            _connection: None,
         }
     }
 
@@ -40,37 +40,32 @@ impl Body {
         Self {
             content: Content::Whole(Some(bytes)),
             record: None,
-            _held: None,
+            _connection: None,
         }
     }
 
     pub fn upstream(body: UpstreamBody) -> Self {
         Self {
-            content: Content::UpstreamBody(body),
+            content: Content::Upstream(body),
             record: None,
-            _held: None,
+            _connection: None,
         }
     }
 
-    /// A page whose links are rewritten as it passes.
-    pub fn page(
-        body: UpstreamBody,
-        reading: PageFormat,
-        links: LinkRewriter,
-        share: Share,
-    ) -> Self {
+    /// An HTML page whose links are rewritten while it streams.
+    pub fn page(body: UpstreamBody, format: PageFormat, links: LinkRewriter, share: Share) -> Self {
         Self {
-            content: Content::Page(Box::new(RewrittenBody::new(body, reading, links, share))),
+            content: Content::Page(Box::new(RewrittenBody::new(body, format, links, share))),
             record: None,
-            _held: None,
+            _connection: None,
         }
     }
 
-    /// Lets the record end with the body, and the client's connection be in use until then.
-    pub fn recorded(self, record: Box<Record>, held: ConnectionGuard) -> Self {
+    /// Keeps the record and the client's connection open until the body ends.
+    pub fn recorded(self, record: Box<Record>, connection: ConnectionGuard) -> Self {
         Self {
             record: Some(record),
-            _held: Some(held),
+            _connection: Some(connection),
             ..self
         }
     }
@@ -87,19 +82,20 @@ impl HttpBody for Body {
         let this = &mut *self;
         let frame = match &mut this.content {
             Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Content::UpstreamBody(body) => ready!(Pin::new(body).poll_frame(context))
+            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(context))
                 .map(|frame| frame.map_err(PageError::Incoming)),
             Content::Page(page) => ready!(Pin::new(page).poll_frame(context)),
         };
+        // The bytes passed to hyper, which may differ from those that reach the client.
         if let Some(record) = &mut this.record {
             match &frame {
                 Some(Ok(frame)) => {
                     record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 }
-                // Passed to hyper it cuts the stream: the client must not take a part for the whole
-                // (C99).
+                // The error makes hyper abort the stream, so that a client cannot read a truncated
+                // body as complete (C99).
                 Some(Err(error)) => {
-                    record.error = Some(format!("the target broke off its answer: {error}"));
+                    record.error = Some(format!("the target aborted its response: {error}"));
                 }
                 None => {}
             }
@@ -110,7 +106,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Whole(bytes) => bytes.is_none(),
-            Content::UpstreamBody(body) => body.is_end_stream(),
+            Content::Upstream(body) => body.is_end_stream(),
             Content::Page(page) => page.is_end_stream(),
         }
     }
@@ -120,8 +116,8 @@ impl HttpBody for Body {
             Content::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Content::UpstreamBody(body) => body.size_hint(),
-            // Not known before its end.
+            Content::Upstream(body) => body.size_hint(),
+            // Unknown until the end: a wrong hint becomes a wrong `Content-Length`.
             Content::Page(page) => page.size_hint(),
         }
     }

@@ -1,5 +1,5 @@
-//! Answers of our own: every stage's no as the `Status` that the apiserver would give (CONFORMANCE
-//! chapter 10).
+//! Responses of the bastion itself: maps pipeline errors to the `Status` that kube-apiserver
+//! returns (CONFORMANCE chapter 10).
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
@@ -16,28 +16,32 @@ use crate::review::Rejection;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const YAML: HeaderValue = HeaderValue::from_static("application/yaml");
-/// The delay that kube-apiserver gives to requests that it has no room for.
+/// `Retry-After` of rejected reviews; kube-apiserver sends the same when it is overloaded.
 const REVIEW_RETRY_AFTER_SECONDS: u32 = 1;
 const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 
-/// The answer to a request that got no further.
-pub(super) fn refuse(error: &ProxyError, causes: Vec<Cause>, form: OutputFormat) -> Response<Body> {
+/// Returns the response for a request that was not proxied.
+pub(super) fn error_response(
+    error: &ProxyError,
+    causes: Vec<Cause>,
+    format: OutputFormat,
+) -> Response<Body> {
     let status = status(error).with_causes(causes);
-    let mut response = Response::new(Body::whole(status.render(form)));
+    let mut response = Response::new(Body::whole(status.render(format)));
     *response.status_mut() = status.code;
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_TYPE,
-        if form == OutputFormat::Yaml {
-            YAML
-        } else {
-            JSON
+        match format {
+            OutputFormat::Yaml => YAML,
+            OutputFormat::Json | OutputFormat::PrettyJson => JSON,
         },
     );
     headers.insert(header::CACHE_CONTROL, NOT_CACHED);
     if let Some(seconds) = status.retry_after() {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
+    // kube-apiserver sets nosniff only in its handlers of 403 and of invalid impersonation.
     match status.code {
         StatusCode::BAD_REQUEST if matches!(error, ProxyError::Authenticate(_)) => {
             headers.insert(
@@ -59,13 +63,14 @@ pub(super) fn refuse(error: &ProxyError, causes: Vec<Cause>, form: OutputFormat)
     response
 }
 
-/// 301 to the path with its trailing slash, so that relative links of the page are under it (C29).
+/// Redirects (301) to the path with a trailing slash, so that relative links of the page resolve
+/// below it (C29).
 pub(super) fn redirect(location: &str) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
     let headers = response.headers_mut();
     let location = HeaderValue::from_str(location).or_else(|_| {
-        // A decoded path may hold what no header may.
+        // A decoded name may contain control characters, which a header must not.
         let path = percent_encoding::utf8_percent_encode(location, percent_encoding::CONTROLS);
         HeaderValue::try_from(path.to_string())
     });
@@ -77,8 +82,8 @@ pub(super) fn redirect(location: &str) -> Response<Body> {
     response
 }
 
-/// What a request says of the answers that its sender can read. It is looked at only where the
-/// answer is ours.
+/// Headers of a request that select the format of the bastion's own responses. They are cloned
+/// before the request is consumed, and parsed only when such a response is sent.
 pub(super) struct AcceptPreference {
     accept: Option<HeaderValue>,
     agent: Option<HeaderValue>,
@@ -92,19 +97,19 @@ impl AcceptPreference {
         }
     }
 
-    /// The form that the sender can read best (C93): JSON unless YAML is asked for first; indented
-    /// for people.
-    pub fn form(&self, query: Option<&str>) -> OutputFormat {
+    /// Returns the preferred format (C93): JSON unless the client prefers YAML, indented for
+    /// interactive clients.
+    pub fn output_format(&self, query: Option<&str>) -> OutputFormat {
         match self.accepted() {
             Some(media_type) if media_type == "application/yaml" => OutputFormat::Yaml,
-            Some(_) if !self.is_of_people(query) => OutputFormat::Json,
-            // Who takes neither is not one of the API's clients.
+            Some(_) if !self.is_interactive(query) => OutputFormat::Json,
+            // Clients that accept neither are browsers and the like, not clients of the API.
             _ => OutputFormat::PrettyJson,
         }
     }
 
-    /// The media type of ours that `Accept` likes best (RFC 9110 section 12.5.1). None where it
-    /// likes none.
+    /// Returns the supported media type that `Accept` prefers (RFC 9110 section 12.5.1), or none if
+    /// it accepts none of them.
     fn accepted(&self) -> Option<String> {
         let accept = self
             .accept
@@ -117,43 +122,46 @@ impl AcceptPreference {
         let clauses = accept.split(',').map(|clause| {
             let mut parts = clause.split(';').map(str::trim);
             let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
+            // RFC 9110 section 12.4.2: a missing or malformed weight counts as 1.
             let quality = parts
                 .find_map(|parameter| parameter.strip_prefix("q="))
                 .and_then(|q| q.parse::<f32>().ok());
             (media_type, quality.unwrap_or(1.0))
         });
-        let understood = clauses.filter(|(media_type, quality)| {
-            let known = [
+        let supported = clauses.filter(|(media_type, quality)| {
+            let is_supported = [
                 "application/json",
                 "application/yaml",
                 "application/*",
                 "*/*",
             ]
             .contains(&&**media_type);
-            known && *quality > 0.0
+            is_supported && *quality > 0.0
         });
-        // The first of those with the highest quality.
-        let best = understood.reduce(|best, next| if next.1 > best.1 { next } else { best });
+        // `max_by` would return the last of several with the highest quality; the first one wins.
+        let best = supported.reduce(|best, next| if next.1 > best.1 { next } else { best });
         best.map(|(media_type, _)| media_type)
     }
 
-    /// The apiserver indents for these, too.
-    fn is_of_people(&self, query: Option<&str>) -> bool {
-        let asked = query
+    /// Returns true if the client asks for indented JSON with `?pretty`, or is one of those for
+    /// which kube-apiserver indents by default.
+    fn is_interactive(&self, query: Option<&str>) -> bool {
+        let pretty = query
             .unwrap_or_default()
             .split('&')
             .find_map(|pair| pair.strip_prefix("pretty="));
-        if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
-            return matches!(asked, "1" | "t" | "T" | "true" | "TRUE" | "True");
+        if let Some(pretty) = pretty.filter(|value| !value.is_empty()) {
+            return matches!(pretty, "1" | "t" | "T" | "true" | "TRUE" | "True");
         }
         let agent = self.agent.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
         ["curl", "Wget", "Mozilla/5.0"]
             .iter()
-            .any(|person| agent.starts_with(person.as_bytes()))
+            .any(|prefix| agent.starts_with(prefix.as_bytes()))
     }
 }
 
-/// What helps to see why, for those who may see the target.
+/// Returns the causes of an error. They name ports and addresses, so they are only for callers that
+/// may read the target.
 pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
     let ports = |offered: &[String]| {
         let cause = |port: &String| Cause {
@@ -163,22 +171,23 @@ pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
         offered.iter().map(cause).collect()
     };
     match error {
-        ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
+        ProxyError::Authorize(AuthorizeError::Forbidden(denial)) => {
             vec![Cause {
                 reason: CauseReason::AccessReview,
-                message: no.review.clone(),
+                message: denial.review.clone(),
             }]
         }
         ProxyError::Resolve(
             ResolveError::NoServicePort { offered, .. } | ResolveError::NoPort { offered, .. },
         ) => ports(offered),
-        ProxyError::Resolve(ResolveError::NoEndpoints { refused, .. }) => {
-            let cause = |ExcludedEndpoint { address, why }: &ExcludedEndpoint| Cause {
+        ProxyError::Resolve(ResolveError::NoEndpoints { excluded, .. }) => {
+            let cause = |ExcludedEndpoint { address, reason }: &ExcludedEndpoint| Cause {
                 reason: CauseReason::EndpointRefused,
-                message: format!("{address}: {why}"),
+                message: format!("{address}: {reason}"),
             };
-            refused.iter().map(cause).collect()
+            excluded.iter().map(cause).collect()
         }
+        // The message of the status has the error of a single endpoint.
         ProxyError::Forward(ForwardError::Dial(errors)) if errors.len() > 1 => {
             let cause = |error: &DialError| Cause {
                 reason: CauseReason::DialFailed,
@@ -190,7 +199,8 @@ pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
     }
 }
 
-/// A client address over its share gets 429; a full queue or a timeout gets 503.
+/// Maps a rejected review: 429 for a client address over its share, 503 for a full queue or a
+/// timeout.
 fn rejected(rejection: Rejection, message: String) -> Status {
     let status = match rejection {
         Rejection::ClientShare => Status::too_many_requests(message),
@@ -199,6 +209,7 @@ fn rejected(rejection: Rejection, message: String) -> Status {
     status.with_retry_after(REVIEW_RETRY_AFTER_SECONDS)
 }
 
+/// Maps an error to its `Status`, exhaustively: a new variant does not compile without one.
 fn status(error: &ProxyError) -> Status {
     let message = || error.to_string();
     match error {
@@ -209,7 +220,7 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::Authenticate(AuthenticationError::Impersonation(_)) => {
             Status::bad_request(message())
         }
-        // What failed there is for the log: it names the API and the bastion's account.
+        // The cause is only logged: it names the API server and the account of the bastion.
         ProxyError::Authenticate(AuthenticationError::Unavailable(_)) => {
             Status::internal("the token could not be reviewed")
         }
@@ -221,9 +232,12 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::Target(
             TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8,
         ) => Status::bad_request(message()),
-        ProxyError::Authorize(AuthorizeError::Forbidden(no)) => {
-            Status::forbidden(no.group, no.resource, &no.name, no.to_string())
-        }
+        ProxyError::Authorize(AuthorizeError::Forbidden(denial)) => Status::forbidden(
+            denial.group,
+            denial.resource,
+            &denial.name,
+            denial.to_string(),
+        ),
         ProxyError::Authorize(AuthorizeError::Unavailable(_)) => {
             Status::internal("the access could not be reviewed")
         }
@@ -236,7 +250,7 @@ fn status(error: &ProxyError) -> Status {
             | ResolveError::BadId(_)
             | ResolveError::AddressNotAllowed
             | ResolveError::NoAddresses
-            | ResolveError::Lookup(_) => Status::bad_request(message()),
+            | ResolveError::Lookup { .. } => Status::bad_request(message()),
             ResolveError::NoPreferredAddress(_) => Status::internal(message()).without_reason(),
             ResolveError::PodEnded { .. }
             | ResolveError::NoServicePort { .. }
@@ -244,20 +258,20 @@ fn status(error: &ProxyError) -> Status {
             | ResolveError::NoEndpoints { .. } => Status::service_unavailable(message()),
         },
         ProxyError::Forward(ForwardError::Dial(errors)) => {
-            // The last that was tried; of the others tell the causes.
+            // The last endpoint tried, as in kube-apiserver; the causes list the others.
             let last = errors.last().map(ToString::to_string).unwrap_or_default();
             Status::service_unavailable(format!("error trying to reach service: {last}"))
         }
         ProxyError::Forward(ForwardError::Client(_)) => {
-            Status::bad_request("the request's body broke off")
+            Status::bad_request("the client aborted the request body")
         }
         ProxyError::Forward(ForwardError::Broken { .. } | ForwardError::TooManyHeaders) => {
             Status::service_unavailable(format!("error trying to reach service: {error}"))
         }
-        ProxyError::Forward(ForwardError::OutputFormat(_)) => Status::internal(message()),
+        ProxyError::Forward(ForwardError::InvalidRequestUri(_)) => Status::internal(message()),
         ProxyError::Forward(
             ForwardError::InvalidUpgrade(_)
-            | ForwardError::UnaskedUpgrade(_)
+            | ForwardError::UnrequestedUpgrade(_)
             | ForwardError::UnofferedUpgrade { .. }
             | ForwardError::InvalidAccept,
         ) => Status::internal(message()).without_reason(),
@@ -270,12 +284,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_form_is_what_the_caller_asks_for() {
-        let ask = |accept: &'static str, agent: &'static str, query: Option<&str>| {
+    fn selects_output_format_by_accept_user_agent_and_pretty() {
+        let format = |accept: &'static str, agent: &'static str, query: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
             headers.insert(header::USER_AGENT, HeaderValue::from_static(agent));
-            AcceptPreference::from_headers(&headers).form(query)
+            AcceptPreference::from_headers(&headers).output_format(query)
         };
         for (accept, expected) in [
             ("*/*", OutputFormat::Json),
@@ -298,15 +312,15 @@ mod tests {
             ),
             ("text/html", OutputFormat::PrettyJson),
         ] {
-            assert_eq!(ask(accept, "kubectl", None), expected, "{accept}");
+            assert_eq!(format(accept, "kubectl", None), expected, "{accept}");
         }
-        assert_eq!(ask("*/*", "curl/8", None), OutputFormat::PrettyJson);
+        assert_eq!(format("*/*", "curl/8", None), OutputFormat::PrettyJson);
         assert_eq!(
-            ask("*/*", "curl/8", Some("a=b&pretty=false")),
+            format("*/*", "curl/8", Some("a=b&pretty=false")),
             OutputFormat::Json
         );
         assert_eq!(
-            ask("*/*", "kubectl", Some("pretty=true")),
+            format("*/*", "kubectl", Some("pretty=true")),
             OutputFormat::PrettyJson
         );
     }

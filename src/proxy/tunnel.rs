@@ -1,4 +1,5 @@
-//! Tunnels behind an upgrade: each lives as long as its caller may open it, and no longer.
+//! Tunnels after an upgrade. A tunnel is closed once its caller may no longer open it, at its
+//! maximum age, and at the end of a drain.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -17,33 +18,33 @@ use crate::model::target::TargetError;
 use crate::model::{ClientAddress, Target, Verb};
 use crate::telemetry::Record;
 
-/// Limits on the life of tunnels.
+/// Limits on the lifetime of tunnels.
 #[derive(Clone, Copy, Debug)]
 pub struct TunnelPolicy {
-    /// Time between two checks of a tunnel's grant. Shorter than the TTL of the results that a
-    /// check looks up, and longer than the half of it after which a look-up refreshes them: so a
-    /// check is answered by the cache, and its refresh needs no place in the queue of reviews,
-    /// which strangers may have filled.
+    /// Interval between two checks of a tunnel's grant. It is shorter than the TTL of the cached
+    /// results, so that a check hits the cache, and longer than half of the TTL, so that the hit
+    /// refreshes the result ahead of expiry. Such a refresh does not wait in the queue of reviews,
+    /// which other clients may have filled.
     pub check_interval: Duration,
-    /// Time for which a tunnel stays open while it cannot be found out whether its caller may have
-    /// it: `reviews.staleOnError`.
+    /// Time for which a tunnel stays open while its grant cannot be checked:
+    /// `reviews.staleOnError`.
     pub unverified_for: Duration,
-    /// None where only the grant ends a tunnel.
+    /// Maximum age of a tunnel, `serving.tunnelMaxAge`; none for no limit.
     pub max_age: Option<Duration>,
 }
 
-/// The credentials and the verb that a tunnel was opened with: enough to ask again whether it may
-/// be open.
+/// Credentials and verb with which a tunnel was opened, for authenticating and authorizing it
+/// again.
 #[derive(Debug)]
 pub(super) struct Grant {
     peer: Peer,
-    /// The headers by which the caller was identified, and nothing else.
+    /// Only the headers that authenticated the caller.
     credentials: HeaderMap,
     websocket: bool,
     verb: Verb,
 }
 
-/// The reason why a tunnel must be closed.
+/// Result of a check that did not confirm the grant.
 #[derive(Debug, thiserror::Error)]
 enum GrantError {
     #[error(transparent)]
@@ -54,12 +55,13 @@ enum GrantError {
     Authorize(#[from] AuthorizeError),
 }
 
-/// Checks that may fail for want of a place before the tunnel is closed: a flood must not close the
-/// tunnels of others immediately, nor keep one open whose caller has lost the right to it.
+/// Number of consecutive checks that may be rejected for overload before the tunnel is closed. A
+/// flood of reviews must not close the tunnels of other clients immediately, nor keep a tunnel open
+/// whose caller has lost access.
 const MAX_REJECTED_CHECKS: u32 = 3;
 
 impl TunnelPolicy {
-    /// `ttl` is the shortest TTL of the results that a check looks up.
+    /// Returns a policy for results that are cached for `ttl`, the shortest TTL that a check uses.
     pub fn new(ttl: Duration, unverified_for: Duration, max_age: Option<Duration>) -> Self {
         Self {
             check_interval: ttl * 3 / 4,
@@ -79,22 +81,23 @@ impl Grant {
         }
     }
 
-    /// Asks what was asked when the tunnel was opened, in the same order (see `Proxy::route`).
+    /// Repeats the authentication and authorization of `Proxy::route`, in the same order.
     async fn check(&self, stages: &Stages, path: &str) -> Result<(), GrantError> {
         let Stages {
             authenticator,
             authorizer,
             ..
         } = stages;
+        // A copy, because authentication strips the credentials from the headers.
         let caller = authenticator
             .authenticate(&mut self.credentials.clone(), &self.peer, self.websocket)
             .await?;
         let client = ClientAddress::from(self.peer.address.ip());
         let identity = match caller.impersonates {
             None => caller.identity,
-            Some(wanted) => {
+            Some(impersonation) => {
                 authorizer
-                    .impersonate(&caller.identity, wanted, client)
+                    .impersonate(&caller.identity, impersonation, client)
                     .await?
             }
         };
@@ -102,6 +105,7 @@ impl Grant {
         authorizer
             .authorize(&identity, self.verb, &target, client)
             .await?;
+        // A permission for the upgrade may be revoked separately (C111).
         Ok(authorizer
             .authorize_upgrade(&identity, &target, client)
             .await?)
@@ -109,8 +113,8 @@ impl Grant {
 }
 
 impl GrantError {
-    /// The time since the last good check after which this error closes the tunnel. Zero for a
-    /// definite denial.
+    /// Returns the time since the last successful check after which this error closes the tunnel:
+    /// zero for a denial.
     fn tolerated_for(&self, policy: TunnelPolicy) -> Duration {
         match self {
             Self::Authenticate(
@@ -128,21 +132,23 @@ impl GrantError {
     }
 }
 
-/// Joins the connections behind a 101 until either side ends, the grant is gone, the tunnel is too
-/// old, or the bastion ends; then ends the record of the request.
+/// Copies bytes between the two connections of a tunnel until either side closes, the grant ends or
+/// the drain deadline passes. Then writes the access-log record.
 pub(super) async fn run(
     tunnel: Tunnel,
     grant: Box<Grant>,
     mut record: Box<Record>,
-    _held: ConnectionGuard,
+    _connection: ConnectionGuard,
     drain: Drain,
     stages: Arc<Stages>,
 ) {
+    // Counts the tunnel as open until this function returns.
     let _open = stages.metrics.upgrades.enter();
     let (received, sent) = (record.received.take().unwrap_or_default(), Cell::new(0));
     let ended = tokio::select! {
         ended = tunnel.run(&received, &sent) => ended.map_err(|error| error.to_string()),
-        reason = grant_ends(&grant, &stages, record.uri.path()) => Err(reason),
+        // Dropping `tunnel.run` closes both connections.
+        reason = grant_ended(&grant, &stages, record.uri.path()) => Err(reason),
         () = drain.forced() => Err("the bastion is shutting down".to_owned()),
     };
     record.error = ended.err();
@@ -150,17 +156,19 @@ pub(super) async fn run(
     record.sent = sent.get();
 }
 
-/// Returns the reason once the tunnel may be open no longer.
-async fn grant_ends(grant: &Grant, stages: &Stages, path: &str) -> String {
+/// Returns the reason once the tunnel must be closed.
+async fn grant_ended(grant: &Grant, stages: &Stages, path: &str) -> String {
     let TunnelPolicy {
         check_interval,
         max_age,
         ..
     } = stages.tunnels;
     let opened = Instant::now();
-    // Spread out, because thousands of tunnels may have been opened in one moment.
+    // Jitter: thousands of tunnels opened together, as after a reconnect, must not be checked
+    // together.
     let first = check_interval.mul_f32(0.5 + fastrand::f32() / 2.0);
     let mut checks = tokio::time::interval_at(opened + first, check_interval);
+    // A check that waited for a slow review is not followed by a burst of the missed ones.
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let expiry = async {
         match max_age {
@@ -168,12 +176,13 @@ async fn grant_ends(grant: &Grant, stages: &Stages, path: &str) -> String {
             None => std::future::pending().await,
         }
     };
-    let refused = async {
+    let unconfirmed = async {
         let mut confirmed = opened;
         loop {
             checks.tick().await;
             match grant.check(stages, path).await {
                 Ok(()) => confirmed = Instant::now(),
+                // Measured from the last success, so that alternating causes do not extend it.
                 Err(error) if confirmed.elapsed() < error.tolerated_for(stages.tunnels) => {}
                 Err(error) => return error,
             }
@@ -182,14 +191,14 @@ async fn grant_ends(grant: &Grant, stages: &Stages, path: &str) -> String {
     tokio::select! {
         () = expiry => {
             stages.metrics.tunnels_closed.max_age.inc();
-            "the tunnel was closed: it reached its maximum age".to_owned()
+            "the tunnel was closed: it reached its maximum age (serving.tunnelMaxAge)".to_owned()
         }
-        error = refused => if error.tolerated_for(stages.tunnels).is_zero() {
+        error = unconfirmed => if error.tolerated_for(stages.tunnels).is_zero() {
             stages.metrics.tunnels_closed.revoked.inc();
-            format!("the tunnel was closed: its caller may open it no longer: {error}")
+            format!("the tunnel was closed: its caller is no longer allowed to open it: {error}")
         } else {
             stages.metrics.tunnels_closed.unverified.inc();
-            format!("the tunnel was closed: it cannot be verified that its caller may open it: {error}")
+            format!("the tunnel was closed: its permission could not be checked: {error}")
         }
     }
 }
@@ -197,16 +206,17 @@ async fn grant_ends(grant: &Grant, stages: &Stages, path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::review::Rejection;
+    use crate::authenticate::CredentialError;
+    use crate::review::{Rejection, ReviewFailure};
 
     #[test]
-    fn a_denial_closes_immediately_an_overload_soon_and_an_outage_when_stale_results_end() {
+    fn tolerates_no_denial_a_short_overload_and_an_outage_for_stale_on_error() {
         let minutes = Duration::from_mins;
         let policy = TunnelPolicy::new(minutes(4), minutes(5), None);
         assert_eq!(policy.check_interval, minutes(3));
         let cases: [(GrantError, Duration); 5] = [
             (
-                AuthenticationError::Unauthenticated("revoked".into()).into(),
+                AuthenticationError::Unauthenticated(CredentialError::Missing).into(),
                 Duration::ZERO,
             ),
             (TargetError::NoRoute.into(), Duration::ZERO),
@@ -219,17 +229,17 @@ mod tests {
                 minutes(9),
             ),
             (
-                AuthorizeError::Unavailable("down".into()).into(),
+                AuthorizeError::Unavailable(ReviewFailure::Timeout).into(),
                 minutes(5),
             ),
         ];
         for (error, tolerated_for) in cases {
             assert_eq!(error.tolerated_for(policy), tolerated_for, "{error}");
         }
-        // With staleOnError off an outage closes tunnels, as it denies requests.
+        // Without staleOnError an outage closes tunnels, as it denies requests.
         let strict = TunnelPolicy::new(minutes(4), Duration::ZERO, None);
         assert!(
-            GrantError::from(AuthenticationError::Unavailable("down".into()))
+            GrantError::from(AuthenticationError::Unavailable(ReviewFailure::Timeout))
                 .tolerated_for(strict)
                 .is_zero()
         );

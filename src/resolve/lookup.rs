@@ -1,9 +1,9 @@
-//! Look-ups of the host names of nodes: cached for a moment, one at a time per name, with a
-//! deadline and on threads of their own.
+//! DNS lookups for nodes that publish a host name: cached, one at a time per name, with a deadline,
+//! on dedicated threads.
 //!
-//! The system's resolver blocks, and may do so for half a minute. On a runtime's blocking pool it
-//! would hold up file reads of others and the end of the runtime, so it runs on at most
-//! [`MAX_THREADS`] threads that end when idle.
+//! The system's resolver blocks, with unreachable servers for half a minute. On the blocking pool
+//! of a runtime it would delay file reads and the shutdown of the runtime, so it runs on at most
+//! [`MAX_THREADS`] threads that exit when idle.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -15,20 +15,40 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// TTL of an answer, from the question: longer than the system's resolver takes with several
-/// servers that do not answer. Nodes change their addresses rarely, and a changed one fails to
-/// connect.
+/// TTL of addresses, from the start of the lookup. Longer than the system's resolver takes when
+/// several servers do not respond, so that a slow result is still cached. Nodes change their
+/// addresses rarely, and connections to a stale one fail.
 const TTL: Duration = Duration::from_secs(30);
-/// TTL of a failure: short, so that a repaired DNS is noticed by the next request of a person.
+/// TTL of a failure. Short, so that a user who repeats a request sees that DNS works again.
 const FAILURE_TTL: Duration = Duration::from_secs(2);
-/// Names remembered or being looked up. They come from Node objects alone, of which large clusters
-/// have some thousand.
+/// Maximum number of names that are cached or being looked up. Names come only from Node objects,
+/// of which large clusters have some thousand.
 const MAX_NAMES: usize = 8192;
-/// Look-ups at once in the whole process; further ones wait.
+/// Maximum number of concurrent lookups in the process; further ones are queued.
 const MAX_THREADS: usize = 16;
 
-/// An answer of the resolver, or the text of its error.
-type Answer = Result<Arc<[IpAddr]>, Arc<str>>;
+/// Reason why a host name has no addresses.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LookupError {
+    /// The error of the system's resolver.
+    #[error(transparent)]
+    Resolver(Arc<io::Error>),
+    #[error("no response within {0:?} (targets.lookupTimeout)")]
+    Timeout(Duration),
+    #[error("too many names are being looked up; retry later")]
+    TooManyNames,
+    #[error("cannot start a lookup thread: {0}")]
+    Thread(#[source] Arc<io::Error>),
+    /// The lookup was dropped from the queue.
+    #[error("the lookup was canceled; retry it")]
+    Canceled,
+    #[error("the system's resolver panicked")]
+    Panicked,
+}
+
+type Addresses = Result<Arc<[IpAddr]>, LookupError>;
+/// None while the lookup runs.
+type Outcome = Option<Addresses>;
 type Resolver = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// Resolves host names. Clones share the cache and the threads.
@@ -44,25 +64,25 @@ struct Shared {
 #[derive(Default)]
 struct State {
     names: HashMap<Arc<str>, Entry>,
-    /// Look-ups that wait for a thread.
-    queue: VecDeque<(Arc<str>, watch::Sender<Option<Answer>>)>,
+    /// Lookups that wait for a thread.
+    queue: VecDeque<(Arc<str>, watch::Sender<Outcome>)>,
     threads: usize,
 }
 
-/// A look-up that runs, or its answer. The age counts from the question, so that an answer that
-/// came late is not used for longer.
+/// A running lookup or its result. The age counts from the start of the lookup, when DNS had the
+/// records at the latest, so that a slow response is not used for longer.
 struct Entry {
-    asked: Instant,
-    answer: watch::Receiver<Option<Answer>>,
+    started: Instant,
+    outcome: watch::Receiver<Outcome>,
 }
 
 impl Entry {
     fn is_usable(&self) -> bool {
-        match &*self.answer.borrow() {
-            // Still running, unless its thread broke.
-            None => self.answer.has_changed().is_ok(),
-            Some(Ok(_)) => self.asked.elapsed() < TTL,
-            Some(Err(_)) => self.asked.elapsed() < FAILURE_TTL,
+        match &*self.outcome.borrow() {
+            // Running, unless the sender was dropped: then no result can arrive any more.
+            None => self.outcome.has_changed().is_ok(),
+            Some(Ok(_)) => self.started.elapsed() < TTL,
+            Some(Err(_)) => self.started.elapsed() < FAILURE_TTL,
         }
     }
 }
@@ -76,8 +96,8 @@ impl std::fmt::Debug for Lookups {
 }
 
 impl Lookups {
-    /// Asks the system's resolver. `deadline` bounds the wait of each caller; a look-up that takes
-    /// longer goes on and is found by later callers.
+    /// Creates a cache in front of the system's resolver. `deadline` bounds the wait of each
+    /// caller. A lookup that takes longer continues, and later callers get its result.
     pub fn new(deadline: Duration) -> Self {
         Self::with_resolver(deadline, |host| {
             Ok((host, 0)
@@ -87,7 +107,7 @@ impl Lookups {
         })
     }
 
-    fn with_resolver(
+    pub(super) fn with_resolver(
         deadline: Duration,
         resolver: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
     ) -> Self {
@@ -98,39 +118,43 @@ impl Lookups {
         }))
     }
 
-    /// The addresses of a host name, in the resolver's order.
+    /// Returns the addresses of a host name in the order of the resolver.
     ///
     /// # Errors
-    /// The text of the resolver's error, or that there was no answer in time.
-    pub async fn addresses(&self, host: &str) -> Answer {
-        let mut answer = self.ask(host)?;
+    /// The error of the resolver, or none of its results arrived in time.
+    pub async fn addresses(&self, host: &str) -> Addresses {
+        let mut outcome = self.join_or_start(host)?;
         let deadline = self.0.deadline;
-        match timeout(deadline, answer.wait_for(Option::is_some)).await {
-            Ok(Ok(answer)) => answer.clone().unwrap_or_else(|| Err("no answer".into())),
-            Ok(Err(_)) => Err("the look-up broke off".into()),
-            Err(_) => Err(format!("no answer within {deadline:?} (targets.lookupTimeout)").into()),
+        match timeout(deadline, outcome.wait_for(Option::is_some)).await {
+            Ok(Ok(outcome)) => outcome.clone().unwrap_or(Err(LookupError::Canceled)),
+            Ok(Err(_)) => Err(LookupError::Canceled),
+            Err(_) => Err(LookupError::Timeout(deadline)),
         }
     }
 
-    /// Joins the look-up of the name that runs or is still good, else starts one.
-    fn ask(&self, host: &str) -> Result<watch::Receiver<Option<Answer>>, Arc<str>> {
+    /// Returns the cached or running lookup of the name, or starts one.
+    ///
+    /// A lookup belongs to no caller: a client that disconnects or times out does not cancel it for
+    /// the others, and a name whose lookup hangs occupies one thread, however many clients wait.
+    fn join_or_start(&self, host: &str) -> Result<watch::Receiver<Outcome>, LookupError> {
         let mut state = self.0.state();
         if let Some(entry) = state.names.get(host).filter(|entry| entry.is_usable()) {
-            return Ok(entry.answer.clone());
+            return Ok(entry.outcome.clone());
         }
+        // Expired entries stay until the map is full, so that a lookup usually does not scan it.
         if state.names.len() >= MAX_NAMES {
             state.names.retain(|_, entry| entry.is_usable());
             if state.names.len() >= MAX_NAMES {
-                return Err("too many names are being looked up".into());
+                return Err(LookupError::TooManyNames);
             }
         }
-        let (sender, answer) = watch::channel(None);
+        let (sender, outcome) = watch::channel(None);
         let host = Arc::<str>::from(host);
         state.names.insert(
             Arc::clone(&host),
             Entry {
-                asked: Instant::now(),
-                answer: answer.clone(),
+                started: Instant::now(),
+                outcome: outcome.clone(),
             },
         );
         state.queue.push_back((host, sender));
@@ -139,15 +163,17 @@ impl Lookups {
             let thread = std::thread::Builder::new().name("lookup".into());
             match thread.spawn(move || shared.work()) {
                 Ok(_) => state.threads += 1,
-                // If other threads run, they take the look-up; without any it would wait forever.
+                // Running threads take the lookup from the queue later. Without any, it would wait
+                // forever: dropping its sender makes the entry unusable, so the next caller
+                // retries.
                 Err(error) if state.threads == 0 => {
                     state.queue.clear();
-                    return Err(format!("no thread for it: {error}").into());
+                    return Err(LookupError::Thread(Arc::new(error)));
                 }
                 Err(_) => {}
             }
         }
-        Ok(answer)
+        Ok(outcome)
     }
 }
 
@@ -156,27 +182,28 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks up what waits, until nothing does.
+    /// Runs queued lookups until the queue is empty. Body of each thread.
     fn work(&self) {
         loop {
             let (host, sender) = {
                 let mut state = self.state();
+                // The count is decremented under the lock that saw the empty queue. A caller that
+                // queues a lookup after that sees the lower count and starts a thread.
                 let Some(next) = state.queue.pop_front() else {
                     state.threads -= 1;
                     return;
                 };
                 next
             };
-            // A panic must not cost the thread its place in the count: after some there would be
-            // none left.
-            let answer = match catch_unwind(AssertUnwindSafe(|| (self.resolver)(&host))) {
-                Ok(found) => found
-                    .map(Arc::from)
-                    .map_err(|error| Arc::from(error.to_string())),
-                Err(_) => Err("the resolver panicked".into()),
+            // A panic must not end the thread without decrementing the count: after MAX_THREADS
+            // panics no lookup would run any more.
+            let outcome = match catch_unwind(AssertUnwindSafe(|| (self.resolver)(&host))) {
+                Ok(Ok(addresses)) => Ok(Arc::from(addresses)),
+                Ok(Err(error)) => Err(LookupError::Resolver(Arc::new(error))),
+                Err(_) => Err(LookupError::Panicked),
             };
-            // The entry holds a receiver, unless it was taken out meanwhile.
-            let _ = sender.send(Some(answer));
+            // Fails without receivers, if the entry has been removed and no caller waits.
+            let _ = sender.send(Some(outcome));
         }
     }
 }
@@ -191,24 +218,24 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(5);
     const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
-    /// A resolver that counts the questions, and answers once each was let go.
-    fn held() -> (Lookups, Arc<AtomicUsize>, mpsc::Sender<()>) {
-        let (go, wait) = mpsc::channel::<()>();
-        let (asked, wait) = (Arc::<AtomicUsize>::default(), Mutex::new(wait));
-        let count = Arc::clone(&asked);
+    /// Returns lookups whose resolver counts its calls and blocks each until a message is sent.
+    fn blocking() -> (Lookups, Arc<AtomicUsize>, mpsc::Sender<()>) {
+        let (release, released) = mpsc::channel::<()>();
+        let (calls, released) = (Arc::<AtomicUsize>::default(), Mutex::new(released));
+        let count = Arc::clone(&calls);
         let resolver = move |_: &str| {
             count.fetch_add(1, Ordering::Relaxed);
-            let _ = wait.lock().unwrap().recv();
+            let _ = released.lock().unwrap().recv();
             Ok(vec![ADDRESS])
         };
-        (Lookups::with_resolver(DEADLINE, resolver), asked, go)
+        (Lookups::with_resolver(DEADLINE, resolver), calls, release)
     }
 
     #[tokio::test]
-    async fn callers_of_one_name_share_one_lookup_and_its_answer() {
-        let (lookups, asked, go) = held();
+    async fn callers_of_one_name_share_one_lookup() {
+        let (lookups, calls, release) = blocking();
         let (first, second) = (lookups.addresses("a"), lookups.addresses("a"));
-        go.send(()).unwrap();
+        release.send(()).unwrap();
         let (first, second) = tokio::join!(first, second);
         assert_eq!(
             (&*first.unwrap(), &*second.unwrap()),
@@ -217,15 +244,15 @@ mod tests {
         assert_eq!(
             &*lookups.addresses("a").await.unwrap(),
             [ADDRESS],
-            "cached: nothing lets another one go"
+            "cached: a second lookup would block"
         );
-        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_grow_old_and_failures_sooner() {
-        let asked = Arc::<AtomicUsize>::default();
-        let count = Arc::clone(&asked);
+    async fn failures_expire_before_addresses() {
+        let calls = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&calls);
         let lookups = Lookups::with_resolver(DEADLINE, move |host| {
             count.fetch_add(1, Ordering::Relaxed);
             if host == "bad" {
@@ -234,36 +261,39 @@ mod tests {
                 Ok(vec![ADDRESS])
             }
         });
-        // Without a deadline, which paused time would run past while the thread works.
-        let ask = |host| {
-            let answer = lookups.ask(host).unwrap();
-            while answer.borrow().is_none() {
+        // TTLs of CONFORMANCE C35. Polls without a deadline: paused time would advance past it
+        // while the thread works.
+        let look_up = |host| {
+            let outcome = lookups.join_or_start(host).unwrap();
+            while outcome.borrow().is_none() {
                 std::thread::yield_now();
             }
         };
         for (host, ttl) in [("good", TTL), ("bad", FAILURE_TTL)] {
-            let before = asked.load(Ordering::Relaxed);
-            ask(host);
+            let before = calls.load(Ordering::Relaxed);
+            look_up(host);
             tokio::time::advance(ttl / 2).await;
-            ask(host);
-            assert_eq!(asked.load(Ordering::Relaxed), before + 1, "{host}");
+            look_up(host);
+            assert_eq!(calls.load(Ordering::Relaxed), before + 1, "{host}");
             tokio::time::advance(ttl / 2).await;
-            ask(host);
-            assert_eq!(asked.load(Ordering::Relaxed), before + 2, "{host}");
+            look_up(host);
+            assert_eq!(calls.load(Ordering::Relaxed), before + 2, "{host}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn hung_resolver_times_out_and_holds_a_bounded_number_of_threads() {
-        let (lookups, _asked, _go) = held();
+    async fn hung_resolver_times_out_on_bounded_number_of_threads() {
+        // A lookup without a result in time is an error (CONFORMANCE C35).
+        let (lookups, _calls, _release) = blocking();
         let names: Vec<_> = (0..3 * MAX_THREADS).map(|name| name.to_string()).collect();
-        let answers =
+        let results =
             futures::future::join_all(names.iter().map(|name| lookups.addresses(name))).await;
-        for answer in answers {
-            assert!(answer.unwrap_err().contains("no answer within 5s"));
+        for result in results {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("no response within 5s"), "{error}");
         }
         assert_eq!(lookups.0.state().threads, MAX_THREADS);
-        // Later callers join the look-ups that hang.
+        // Later callers join the hung lookups.
         assert!(lookups.addresses("0").await.is_err());
         let state = lookups.0.state();
         assert_eq!(
@@ -273,21 +303,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_in_flight_are_bounded() {
-        let (lookups, _asked, _go) = held();
-        for name in 0..MAX_NAMES {
-            lookups.ask(&name.to_string()).unwrap();
+    async fn panics_of_the_resolver_cost_no_threads() {
+        let lookups = Lookups::with_resolver(DEADLINE, |host| {
+            assert_ne!(host, "bad", "the resolver panics");
+            Ok(vec![ADDRESS])
+        });
+        for _ in 0..2 * MAX_THREADS {
+            lookups.0.state().names.clear();
+            let error = lookups.addresses("bad").await.unwrap_err();
+            assert!(matches!(error, LookupError::Panicked), "{error}");
         }
-        assert!(lookups.ask("one more").unwrap_err().contains("too many"));
-        assert!(lookups.ask("0").is_ok(), "one that runs is joined");
+        assert_eq!(&*lookups.addresses("good").await.unwrap(), [ADDRESS]);
     }
 
     #[tokio::test]
-    async fn system_resolver_is_asked() {
-        let found = Lookups::new(DEADLINE).addresses("localhost").await.unwrap();
+    async fn bounds_number_of_names() {
+        let (lookups, _calls, _release) = blocking();
+        for name in 0..MAX_NAMES {
+            lookups.join_or_start(&name.to_string()).unwrap();
+        }
+        assert!(matches!(
+            lookups.join_or_start("one more"),
+            Err(LookupError::TooManyNames)
+        ));
         assert!(
-            !found.is_empty() && found.iter().all(IpAddr::is_loopback),
-            "{found:?}"
+            lookups.join_or_start("0").is_ok(),
+            "a running lookup is joined"
+        );
+    }
+
+    #[tokio::test]
+    async fn queries_system_resolver() {
+        let addresses = Lookups::new(DEADLINE).addresses("localhost").await.unwrap();
+        assert!(
+            !addresses.is_empty() && addresses.iter().all(IpAddr::is_loopback),
+            "{addresses:?}"
         );
     }
 }

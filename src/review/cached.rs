@@ -1,5 +1,5 @@
-//! Reviews whose verdicts are remembered for a while, asked again before they expire, and served
-//! past their expiry while the API cannot be reached.
+//! Reviews with cached results, which are refreshed before they expire and used past their expiry
+//! while the API cannot be reached.
 
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -9,37 +9,41 @@ use std::time::Duration;
 use aws_lc_rs::rand;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use super::{NO_STATUS, ReviewError, Reviewable, Reviewer};
+use super::{ReviewError, ReviewFailure, Reviewable, Reviewer};
 use crate::metrics::CacheCounters;
 use crate::model::ClientAddress;
 use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 
-/// Judges the API's answers to reviews of one kind.
+/// Evaluates the API's responses to reviews of one kind.
 pub trait Judge: Debug + Send + Sync + 'static {
     type Review: Reviewable;
     type Outcome: Clone + Debug + Send + Sync + 'static;
     type Error: From<ReviewError> + Clone + Debug + Send + Sync + 'static;
 
-    /// The meaning of `answer` to `review`, and the time for which it holds. None for an answer
-    /// without a status.
-    fn judge(&self, review: &Self::Review, answer: Self::Review) -> Option<Fetched<Verdict<Self>>>;
+    /// Returns the verdict in `response` to `review` and its cache lifetime, or `None` for a
+    /// response without a status.
+    fn judge(
+        &self,
+        review: &Self::Review,
+        response: Self::Review,
+    ) -> Option<Fetched<Verdict<Self>>>;
 }
 
-/// The outcome of a review, or why there is none.
+/// Result of a review.
 pub type Verdict<J> = Result<<J as Judge>::Outcome, <J as Judge>::Error>;
 
-/// Asks for reviews of one kind and remembers the verdicts.
+/// Sends reviews of one kind and caches the verdicts.
 #[derive(Debug)]
 pub struct CachedReviews<J: Judge> {
     pub(crate) judge: J,
     reviewer: Reviewer<J::Review>,
-    verdicts: TtlCache<QuestionHash, Verdict<J>>,
-    hasher: QuestionHasher,
+    verdicts: TtlCache<KeyHash, Verdict<J>>,
+    hasher: KeyHasher,
 }
 
 impl<J: Judge> CachedReviews<J> {
-    /// `stale_on_error` is the time past its expiry for which a verdict serves while the API cannot
-    /// be reached.
+    /// `stale_on_error` is the time past its expiry for which a verdict is used while the API
+    /// cannot be reached.
     pub fn new(
         judge: J,
         reviewer: Reviewer<J::Review>,
@@ -52,23 +56,23 @@ impl<J: Judge> CachedReviews<J> {
             judge,
             reviewer,
             verdicts,
-            hasher: QuestionHasher::new(),
+            hasher: KeyHasher::new(),
         }
     }
 
-    /// The verdict on `question`, which must hold everything that the verdict depends on. `review`
-    /// is made of it where the API has to be asked, or refuses without asking. `client` is the
-    /// address whose share of the places is taken.
+    /// Returns the verdict for `key`, which must contain everything that the verdict depends on.
+    /// `review` builds the review on a miss, or rejects without one. `client` is the address whose
+    /// share of the slots is used.
     ///
     /// # Errors
-    /// The judge's, a review without a usable answer included.
+    /// The judge's error, also for a review without a result.
     pub(crate) async fn verdict(
         self: &Arc<Self>,
-        question: impl Hash,
+        key: impl Hash,
         review: impl FnOnce() -> Result<J::Review, J::Error>,
         client: ClientAddress,
     ) -> Verdict<J> {
-        let hash = self.hasher.hash(question);
+        let hash = self.hasher.hash(key);
         match self.verdicts.get(&hash, || self.reviewer.is_unreachable()) {
             Lookup::Hit(verdict) => return verdict,
             Lookup::Due(verdict, ticket) => {
@@ -80,79 +84,84 @@ impl<J: Judge> CachedReviews<J> {
             Lookup::Miss => {}
         }
         let review = review()?;
-        let fetch = async { self.judged(&review, self.reviewer.ask(&review, client).await) };
+        let fetch = async { self.evaluate(&review, self.reviewer.send(&review, client).await) };
         self.verdicts.get_or_fetch(&hash, fetch).await
     }
 
-    /// Removes what can serve no more.
+    /// Removes entries that can no longer be used.
     pub fn purge(&self) {
         self.verdicts.purge();
     }
 
-    /// Asks in the background while the old verdict still serves.
-    fn refresh(self: &Arc<Self>, review: J::Review, ticket: Ticket<QuestionHash>) {
-        let Some(place) = self.reviewer.try_enter() else {
+    /// Repeats a review in the background while the cached verdict is used.
+    fn refresh(self: &Arc<Self>, review: J::Review, ticket: Ticket<KeyHash>) {
+        // A refresh never waits in the queue: callers do, and the cached verdict is still valid.
+        let Some(slot) = self.reviewer.try_enter() else {
             return self.verdicts.postpone(&ticket);
         };
         let this = Arc::clone(self);
         self.reviewer.control().spawn(async move {
-            let fetch = async { this.judged(&review, this.reviewer.ask_in(&review, place).await) };
+            let fetch = async {
+                let response = this.reviewer.send_in(&review, slot).await;
+                this.evaluate(&review, response.map_err(ReviewError::from))
+            };
             this.verdicts.refresh(ticket, fetch).await;
         });
     }
 
-    fn judged(
+    fn evaluate(
         &self,
         review: &J::Review,
-        answer: Result<J::Review, ReviewError>,
+        response: Result<J::Review, ReviewError>,
     ) -> Fetched<Verdict<J>> {
-        match answer {
-            Ok(answer) => self
-                .judge
-                .judge(review, answer)
-                .unwrap_or_else(|| Fetched::Failed {
-                    error: Err(ReviewError::Refused(NO_STATUS.into()).into()),
-                }),
-            Err(error @ ReviewError::Rejected(_)) => Fetched::NotAsked {
+        let error = match response {
+            Ok(response) => match self.judge.judge(review, response) {
+                Some(fetched) => return fetched,
+                None => ReviewFailure::NoStatus.into(),
+            },
+            Err(error) => error,
+        };
+        // An outage keeps cached verdicts in use; a refusal does not, because the API was reached.
+        match &error {
+            ReviewError::Rejected(_) => Fetched::NotSent {
                 error: Err(error.into()),
             },
-            Err(error @ ReviewError::Unreachable(_)) => Fetched::Unreachable {
+            ReviewError::Failed(failure) if failure.is_unreachable() => Fetched::Unreachable {
                 error: Err(error.into()),
             },
-            Err(error @ ReviewError::Refused(_)) => Fetched::Failed {
+            ReviewError::Failed(_) => Fetched::Failed {
                 error: Err(error.into()),
             },
         }
     }
 }
 
-/// The hash of a question: questions of any length take the same memory, and no token is kept.
-type QuestionHash = u128;
+/// Hash of a cache key: keys of any length use the same memory, and no token is stored.
+type KeyHash = u128;
 
-/// Hashes questions by SipHash-2-4 with 128 bits of output, under a key of this process. Two
-/// questions with one hash would share a verdict. Nobody can look for such a pair: the key is
-/// random, and no hash leaves the process. SHA-256, which needs no key, costs more for every
-/// request.
-struct QuestionHasher(SipHasher24);
+/// Hashes cache keys by SipHash-2-4 with 128 bits of output, under a random key of this process.
+/// Colliding keys would share a verdict; a caller cannot search for a collision, because the key is
+/// random and no hash leaves the process. SHA-256 needs no key, but costs more for every request.
+struct KeyHasher(SipHasher24);
 
-impl QuestionHasher {
+impl KeyHasher {
     fn new() -> Self {
         let mut key = [0; 16];
-        rand::fill(&mut key).expect("the system gives random bytes");
+        rand::fill(&mut key).expect("the system provides random bytes");
         Self(SipHasher24::new_with_key(&key))
     }
 
-    fn hash(&self, question: impl Hash) -> QuestionHash {
+    fn hash(&self, key: impl Hash) -> KeyHash {
         let mut hasher = self.0;
-        question.hash(&mut hasher);
+        key.hash(&mut hasher);
         hasher.finish128().as_u128()
     }
 }
 
-/// Without the key.
-impl Debug for QuestionHasher {
+/// Omits the key.
+impl Debug for KeyHasher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("QuestionHasher")
+        f.write_str("KeyHasher")
     }
 }
 
@@ -164,7 +173,7 @@ mod tests {
     use crate::model::{Attributes, Identity, Verb};
 
     #[test]
-    fn questions_with_the_same_letters_in_other_places_have_other_hashes() {
+    fn hashes_fields_of_keys_separately() {
         let identity = |user| Identity::new(user, "", vec![], Default::default());
         let (jane, joe) = (identity("jane"), identity("joe"));
         let attributes = |subresource, namespace, name| Attributes {
@@ -176,7 +185,7 @@ mod tests {
             name,
         };
         let get = attributes("proxy", "ab", "c");
-        let questions = [
+        let keys = [
             (&jane, get),
             (&jane, attributes("proxy", "a", "bc")),
             (&jane, attributes("proxyab", "", "c")),
@@ -197,20 +206,20 @@ mod tests {
             ),
             (&joe, get),
         ];
-        let hasher = QuestionHasher::new();
+        let hasher = KeyHasher::new();
         let hash = |(identity, attributes): (&Identity, _)| {
             hasher.hash((identity.fingerprint(), attributes))
         };
         assert_eq!(
-            questions.map(hash),
-            questions.map(hash),
-            "equal questions have equal hashes"
+            keys.map(hash),
+            keys.map(hash),
+            "equal keys have equal hashes"
         );
-        assert_eq!(HashSet::from(questions.map(hash)).len(), questions.len());
+        assert_eq!(HashSet::from(keys.map(hash)).len(), keys.len());
         assert_ne!(
-            QuestionHasher::new().hash("token"),
+            KeyHasher::new().hash("token"),
             hasher.hash("token"),
-            "each process has a key of its own"
+            "each process has its own key"
         );
     }
 }

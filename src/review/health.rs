@@ -1,4 +1,4 @@
-//! Health of the API as reviews see it.
+//! Reachability of the API, as observed by reviews.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::metrics::Metrics;
 use crate::ready::Ready;
 
-/// The name under which it stands in `/readyz`.
+/// Name of the check in `/readyz`.
 const NAME: &str = "reviews";
 
-/// Tracks whether the last review was answered; logs and reports changes. Clones share the state.
+/// Tracks if the last review reached the API; logs and reports changes. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct ApiHealth(Arc<Shared>);
 
@@ -33,25 +33,27 @@ impl ApiHealth {
         self.0.unreachable.load(Ordering::Relaxed)
     }
 
-    pub(super) fn answered(&self) {
+    pub(super) fn set_reachable(&self) {
+        // A load costs less than a swap, which would take the cache line from the other workers
+        // for every review.
         if self.0.unreachable.load(Ordering::Relaxed)
             && self.0.unreachable.swap(false, Ordering::Relaxed)
         {
-            tracing::info!("the API answers reviews again");
+            tracing::info!("reviews reach the API server again");
             self.0.metrics.api_reachable.set(1);
             self.0.ready.clear_degraded(NAME);
         }
     }
 
-    pub(super) fn failed(&self, kind: &str, fault: &str) {
+    pub(super) fn set_unreachable(&self, kind: &str, error: &str) {
         if !self.0.unreachable.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 kind,
-                fault,
-                "the API does not answer reviews; cached results serve as long as they may"
+                error,
+                "reviews do not reach the API server; using cached results until staleOnError ends"
             );
             self.0.metrics.api_reachable.set(0);
-            self.0.ready.set_degraded(NAME, format!("{kind}: {fault}"));
+            self.0.ready.set_degraded(NAME, format!("{kind}: {error}"));
         }
     }
 }

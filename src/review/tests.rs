@@ -1,4 +1,4 @@
-//! Reviews before an API that is not well. One that is well is asked in `tests/e2e`.
+//! Reviews with an API that fails. `tests/e2e` covers a working one.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -16,19 +16,20 @@ use crate::config;
 use crate::metrics::{Metrics, ReviewMetrics};
 use crate::ready::Ready;
 
-/// The behavior of the API towards one review.
+/// Behavior of the API for one request.
 #[derive(Clone)]
 enum Act {
-    Answer(u16, &'static str),
+    Respond(u16, &'static str),
     RetryAfter(&'static str),
-    /// A connection that brings nothing.
+    /// Never responds.
     Hang,
-    /// An answer that comes late.
+    /// Responds after a number of seconds.
     Slow(u64),
+    /// Breaks the connection.
     Break,
 }
 
-/// An API that acts by a script, by connection: pooled or new.
+/// API that follows a script for each client, pooled and fresh.
 #[derive(Clone, Default)]
 struct Script {
     pooled: Arc<Mutex<VecDeque<Act>>>,
@@ -59,25 +60,28 @@ impl Script {
         let service = tower::service_fn(move |_: Request<Body>| {
             open.fetch_add(1, Ordering::SeqCst);
             let (act, open) = (
-                acts.lock().unwrap().pop_front().expect("no more is asked"),
+                acts.lock()
+                    .unwrap()
+                    .pop_front()
+                    .expect("a request beyond the script"),
                 Open(Arc::clone(&open)),
             );
             async move {
                 let _open = open;
-                let answer = |code: u16| Response::builder().status(code);
+                let response = |code: u16| Response::builder().status(code);
                 match act {
-                    Act::Answer(code, body) => Ok(answer(code)
+                    Act::Respond(code, body) => Ok(response(code)
                         .body(Body::from(body.as_bytes().to_vec()))
                         .unwrap()),
-                    Act::RetryAfter(seconds) => Ok(answer(429)
+                    Act::RetryAfter(seconds) => Ok(response(429)
                         .header(header::RETRY_AFTER, seconds)
                         .body(Body::empty())
                         .unwrap()),
                     Act::Hang => std::future::pending().await,
                     Act::Slow(seconds) => {
                         tokio::time::sleep(Duration::from_secs(seconds)).await;
-                        Ok(answer(201)
-                            .body(Body::from(ANSWER.as_bytes().to_vec()))
+                        Ok(response(201)
+                            .body(Body::from(RESPONSE.as_bytes().to_vec()))
                             .unwrap())
                     }
                     Act::Break => Err("connection reset by peer"),
@@ -107,139 +111,146 @@ fn client() -> ClientAddress {
     IpAddr::from([192, 0, 2, 1]).into()
 }
 
-async fn ask(reviewer: &Reviewer<TokenReview>) -> Result<bool, ReviewError> {
-    let answer = reviewer.ask(&TokenReview::default(), client()).await?;
-    Ok(answer.status.unwrap_or_default().authenticated == Some(true))
+async fn review(reviewer: &Reviewer<TokenReview>) -> Result<bool, ReviewError> {
+    let response = reviewer.send(&TokenReview::default(), client()).await?;
+    Ok(response.status.unwrap_or_default().authenticated == Some(true))
 }
 
-const ANSWER: &str =
+fn is_unreachable(result: Result<bool, ReviewError>) -> bool {
+    matches!(result, Err(ReviewError::Failed(failure)) if failure.is_unreachable())
+}
+
+const RESPONSE: &str =
     r#"{"kind":"TokenReview","spec":{"token":"secret"},"status":{"authenticated":true}}"#;
-const YES: Act = Act::Answer(201, ANSWER);
+const AUTHENTICATED: Act = Act::Respond(201, RESPONSE);
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_pooled_connection_costs_one_repetition_on_a_new_one() {
+async fn repeats_review_once_on_new_connection() {
     for first in [Act::Break, Act::Hang] {
-        let (reviewer, ready) = Script::new(&[first], &[YES]).reviewer();
-        assert!(ask(&reviewer).await.unwrap());
+        let (reviewer, ready) = Script::new(&[first], &[AUTHENTICATED]).reviewer();
+        assert!(review(&reviewer).await.unwrap());
         assert!(!reviewer.is_unreachable() && !ready.report().1.contains("reviews"));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_api_is_waited_for_as_long_as_the_timeout_says() {
+async fn waits_for_slow_api_until_timeout() {
     for (pooled, fresh) in [
         (Act::Slow(9), Act::Hang),
         (Act::Hang, Act::Slow(4)),
         (Act::Slow(8), Act::Break),
     ] {
         let (reviewer, _) = Script::new(&[pooled], &[fresh]).reviewer();
-        assert!(ask(&reviewer).await.unwrap());
+        assert!(review(&reviewer).await.unwrap());
         assert!(!reviewer.is_unreachable(), "slow is not unreachable");
     }
     let (reviewer, _) = Script::new(&[Act::Slow(4)], &[]).reviewer();
     assert!(
-        ask(&reviewer).await.unwrap(),
-        "one that answers in half the time is asked once"
+        review(&reviewer).await.unwrap(),
+        "a response within half of the timeout needs no second attempt"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_without_an_answer_is_unreachable_until_it_answers() {
+async fn is_unreachable_until_next_response() {
     for acts in [
         [Act::Break, Act::Break],
         [Act::Hang, Act::Hang],
-        [Act::Break, Act::Answer(503, "")],
+        [Act::Break, Act::Respond(503, "")],
     ] {
         let [first, second] = acts;
-        let (reviewer, ready) = Script::new(&[first, YES], &[second]).reviewer();
-        assert!(matches!(
-            ask(&reviewer).await,
-            Err(ReviewError::Unreachable(_))
-        ));
+        let (reviewer, ready) = Script::new(&[first, AUTHENTICATED], &[second]).reviewer();
+        assert!(is_unreachable(review(&reviewer).await));
         assert!(
-            reviewer.is_unreachable() && ready.report().1.contains("[!]reviews impaired"),
+            reviewer.is_unreachable() && ready.report().1.contains("[!]reviews"),
             "{}",
             ready.report().1
         );
-        assert!(ask(&reviewer).await.unwrap());
+        assert!(review(&reviewer).await.unwrap());
         assert!(!reviewer.is_unreachable() && !ready.report().1.contains("[!]"));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_is_waited_for_as_the_api_says_and_is_an_error_only_past_the_deadline() {
+async fn repeats_review_after_429_until_deadline() {
     let started = Instant::now();
-    let (reviewer, _) =
-        Script::new(&[Act::RetryAfter("3"), Act::RetryAfter("soon"), YES], &[]).reviewer();
-    assert!(ask(&reviewer).await.unwrap());
+    let (reviewer, _) = Script::new(
+        &[Act::RetryAfter("3"), Act::RetryAfter("soon"), AUTHENTICATED],
+        &[],
+    )
+    .reviewer();
+    assert!(review(&reviewer).await.unwrap());
     assert_eq!(
         started.elapsed(),
         Duration::from_secs(4),
-        "in paused time: 3 s as told, 1 s as by default"
+        "paused time: 3 s from the header, 1 s by default"
     );
     let (reviewer, _) = Script::new(&[Act::RetryAfter("60")], &[]).reviewer();
-    assert!(matches!(
-        ask(&reviewer).await,
-        Err(ReviewError::Unreachable(_))
-    ));
+    assert!(is_unreachable(review(&reviewer).await));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_after_beyond_every_clock_is_past_the_deadline() {
+async fn treats_overflowing_retry_after_as_past_deadline() {
     let (reviewer, _) = Script::new(&[Act::RetryAfter("18446744073709551615")], &[]).reviewer();
-    let fault = ask(&reviewer).await.unwrap_err();
-    assert_eq!(fault.to_string(), "the API answers 429 Too Many Requests");
+    let error = review(&reviewer).await.unwrap_err();
+    assert!(
+        matches!(error, ReviewError::Failed(ReviewFailure::TooManyRequests)),
+        "{error}"
+    );
 }
 
 #[test]
-fn texts_of_the_api_are_cut_at_a_character() {
+fn truncates_text_at_character_boundary() {
     assert_eq!(cut_text("short".into()), "short");
     let long = cut_text(["x", &"é".repeat(MAX_TEXT_BYTES)].concat());
     assert_eq!(long.len(), MAX_TEXT_BYTES - 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_that_refuses_is_asked_once_and_is_not_taken_for_unreachable() {
+async fn does_not_repeat_refused_review() {
     for act in [
-        Act::Answer(403, r#"{"message":"no rights"}"#),
-        Act::Answer(201, "secret, not JSON"),
+        Act::Respond(403, r#"{"message":"no rights"}"#),
+        Act::Respond(201, "secret, not JSON"),
     ] {
         let (reviewer, _) = Script::new(&[act], &[]).reviewer();
-        let fault = ask(&reviewer).await.unwrap_err();
+        let error = review(&reviewer).await.unwrap_err();
         assert!(
-            matches!(fault, ReviewError::Refused(_)) && !fault.to_string().contains("secret"),
-            "{fault}"
+            matches!(
+                error,
+                ReviewError::Failed(ReviewFailure::Refused(_) | ReviewFailure::Malformed)
+            ) && !error.to_string().contains("secret"),
+            "{error}"
         );
         assert!(!reviewer.is_unreachable());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_review_ends_with_its_request() {
+async fn cancels_review_with_its_request() {
     let script = Script::new(&[Act::Hang], &[]);
     let (reviewer, _) = script.reviewer();
-    let mut asking = Box::pin(ask(&reviewer));
+    let mut pending = Box::pin(review(&reviewer));
     while script.open.load(Ordering::SeqCst) == 0 {
-        assert!(asking.as_mut().now_or_never().is_none());
+        assert!(pending.as_mut().now_or_never().is_none());
         tokio::task::yield_now().await;
     }
-    drop(asking);
+    drop(pending);
     while script.open.load(Ordering::SeqCst) > 0 {
         tokio::task::yield_now().await;
     }
-    let place = reviewer.admission.enter(client()).now_or_never();
-    assert!(place.is_some(), "its place is free");
+    let slot = reviewer.admission.enter(client()).now_or_never();
+    assert!(slot.is_some(), "the slot is free");
 }
 
 #[test]
-fn a_fault_is_the_apis_message_and_nothing_else_of_its_answer() {
+fn error_response_contains_only_message_of_status() {
     let status = json!({"kind": "Status", "message": "etcd is down"}).to_string();
     assert_eq!(
-        fault(StatusCode::INTERNAL_SERVER_ERROR, status.as_bytes()),
-        "the API answered 500: etcd is down"
+        ErrorResponse::parse(StatusCode::INTERNAL_SERVER_ERROR, status.as_bytes()).to_string(),
+        "the API server responded with 500: etcd is down"
     );
     assert_eq!(
-        fault(StatusCode::BAD_GATEWAY, b"<html>secret</html>"),
-        "the API answered 502"
+        ErrorResponse::parse(StatusCode::BAD_GATEWAY, b"<html>secret</html>").to_string(),
+        "the API server responded with 502"
     );
 }

@@ -1,5 +1,4 @@
-//! Limits of rewriting: the memory that all pages of the process may hold together, and the bounds
-//! of a single page.
+//! Limits of rewriting: the memory budget shared by all pages, and the bounds of a single page.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +8,7 @@ use dashmap::DashMap;
 use crate::metrics::PageMetrics;
 use crate::model::ClientAddress;
 
-/// A limit at which a page stops being rewritten. The rest of the page passes as it is.
+/// Limit at which rewriting stops. The rest of the page passes unmodified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Bound {
     #[error("the memory for rewriting is in use (rewriting.maxMemory)")]
@@ -30,28 +29,28 @@ pub enum Bound {
     Growth,
 }
 
-/// Granularity of reservations, so that a page touches the counter that all workers share a few
-/// times, not at every slice.
+/// Granularity of reservations in bytes, so that a page touches the counter shared by all workers a
+/// few times rather than at every slice.
 const RESERVATION_BYTES: usize = 16 * 1024;
 
-/// The part of the budget that the pages of one client address may hold: a client that reads slowly
-/// must not keep the pages of all others from being rewritten.
-const CLIENT_SHARE: usize = 2;
+/// Divisor of the budget for the pages of one client address, so that a client that reads slowly
+/// cannot use up the budget.
+const CLIENT_SHARE_DIVISOR: usize = 2;
 
-/// Memory that rewriting may hold in the whole process: `rewriting.maxMemory`.
+/// Memory budget of rewriting for the whole process, `rewriting.maxMemory`.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     max_bytes: usize,
-    /// Reserved by each client address that has pages. Touched as rarely as the counter of all.
+    /// Bytes reserved per client address.
     clients: DashMap<ClientAddress, usize>,
     metrics: PageMetrics,
 }
 
 impl Budget {
-    /// A budget of `max_bytes`; with 0 no page is rewritten.
+    /// Returns a budget of `max_bytes`; 0 disables rewriting.
     pub fn new(max_bytes: usize, metrics: PageMetrics) -> Self {
         Self(Arc::new(Inner {
             max_bytes,
@@ -60,13 +59,13 @@ impl Budget {
         }))
     }
 
-    /// Whether pages are rewritten at all.
+    /// Returns true if pages are rewritten at all.
     pub fn is_enabled(&self) -> bool {
         self.0.max_bytes > 0
     }
 
-    /// Reserves the memory that a page for `client` needs at its start. Counts the page as passed
-    /// and returns none where the budget, or the client's share of it, has no room.
+    /// Reserves the memory that a page for `client` needs at its start. If the budget or the
+    /// client's share of it is exhausted, counts the page as passed and returns none.
     pub fn reserve(&self, bytes: usize, client: ClientAddress) -> Option<Share> {
         let mut share = Share {
             budget: self.clone(),
@@ -82,7 +81,7 @@ impl Budget {
         None
     }
 
-    /// Counts a page that passes unmodified from here on because of `bound`.
+    /// Counts a page that passes unmodified because of `bound`.
     pub fn count_passed(&self, bound: Bound) {
         let passed = &self.0.metrics.passed;
         match bound {
@@ -99,7 +98,7 @@ impl Budget {
     }
 }
 
-/// The part of the budget that one page holds; dropping it returns the part.
+/// Reservation of one page. Dropping it returns its bytes to the budget.
 #[derive(Debug)]
 pub struct Share {
     budget: Budget,
@@ -108,8 +107,8 @@ pub struct Share {
 }
 
 impl Share {
-    /// Changes the reservation to what `bytes` need. Returns false, and changes nothing, where the
-    /// budget has no room.
+    /// Changes the reservation to `bytes`, rounded up. Returns false and changes nothing if the
+    /// budget is exhausted.
     pub fn resize(&mut self, bytes: usize) -> bool {
         let wanted = bytes.next_multiple_of(RESERVATION_BYTES);
         if wanted <= self.bytes {
@@ -117,9 +116,9 @@ impl Share {
             return true;
         }
         let inner = &self.budget.0;
-        // Held until the counter of all is changed too, so that the two agree.
-        let mut of_client = inner.clients.entry(self.client).or_insert(0);
-        if *of_client + (wanted - self.bytes) > inner.max_bytes / CLIENT_SHARE {
+        // The entry stays locked until the total has changed, so that the two agree.
+        let mut client_bytes = inner.clients.entry(self.client).or_insert(0);
+        if *client_bytes + (wanted - self.bytes) > inner.max_bytes / CLIENT_SHARE_DIVISOR {
             return false;
         }
         let more = signed(wanted - self.bytes);
@@ -131,13 +130,14 @@ impl Share {
                     reserved.checked_add(more).filter(|sum| *sum <= max)
                 });
         if reserved.is_ok() {
-            *of_client += wanted - self.bytes;
+            *client_bytes += wanted - self.bytes;
             self.bytes = wanted;
         }
         reserved.is_ok()
     }
 
-    /// Changes the reservation to what `bytes` need, whatever room there is: they are held already.
+    /// Changes the reservation to `bytes`, even beyond the budget, for memory that is allocated
+    /// already.
     pub fn force(&mut self, bytes: usize) {
         self.set(bytes.next_multiple_of(RESERVATION_BYTES));
     }
@@ -151,8 +151,8 @@ impl Share {
         if wanted != self.bytes {
             self.reserved()
                 .fetch_add(signed(wanted) - signed(self.bytes), Ordering::Relaxed);
-            let mut of_client = self.budget.0.clients.entry(self.client).or_insert(0);
-            *of_client = (*of_client + wanted).saturating_sub(self.bytes);
+            let mut client_bytes = self.budget.0.clients.entry(self.client).or_insert(0);
+            *client_bytes = (*client_bytes + wanted).saturating_sub(self.bytes);
             self.bytes = wanted;
         }
     }
@@ -165,7 +165,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.set(0);
-        // A client without pages takes no memory.
+        // Entries of clients without pages would accumulate.
         self.budget
             .0
             .clients
@@ -190,16 +190,16 @@ mod tests {
     }
 
     #[test]
-    fn pages_share_one_budget_and_return_their_part() {
+    fn reserves_from_shared_budget_and_returns_on_drop() {
         let (budget, metrics) = budget(4 * RESERVATION_BYTES);
         let mut first = budget.reserve(1, client(1)).unwrap();
         let second = budget.reserve(2 * RESERVATION_BYTES, client(2)).unwrap();
         assert!(
             !first.resize(2 * RESERVATION_BYTES + 1),
-            "three parts of four are in use"
+            "three quarters are reserved"
         );
         assert!(first.resize(2 * RESERVATION_BYTES));
-        assert!(budget.reserve(1, client(3)).is_none(), "all is in use");
+        assert!(budget.reserve(1, client(3)).is_none(), "all is reserved");
         assert_eq!(metrics.passed.memory.get(), 1);
         assert_eq!(metrics.reserved.get(), signed(4 * RESERVATION_BYTES));
         drop(second);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn one_client_address_gets_half_of_the_budget() {
+    fn limits_client_address_to_half_of_budget() {
         let (budget, _) = budget(4 * RESERVATION_BYTES);
         let pages = [
             budget.reserve(1, client(1)).unwrap(),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_turns_rewriting_off_without_counting_pages() {
+    fn disabled_budget_counts_no_pages() {
         let (budget, metrics) = budget(0);
         assert!(!budget.is_enabled() && budget.reserve(0, client(1)).is_none());
         assert_eq!(metrics.passed.memory.get(), 0);

@@ -1,44 +1,43 @@
-//! Content codings (RFC 9110 section 8.4.1) of pages that are rewritten: decoded on the way in,
-//! encoded again on the way out. Decoding is bounded by its output, so that a step costs the same
-//! whatever a page decodes to.
+//! Content codings (RFC 9110 section 8.4.1) of rewritten pages. Each step of a decoder is bounded
+//! in input and output, so that it costs the same whatever a page decodes to.
 
 use std::io;
 
 use bytes::{Buf, Bytes};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-/// Memory of a decoder: zlib-rs allocates 46 KiB for its state and its window.
+/// Memory of a decoder in bytes: zlib-rs allocates 46 KiB for state and window.
 const DECODER_BYTES: usize = 48 * 1024;
 
-/// Memory of an encoder: zlib-rs allocates 371 KiB at the fastest level.
+/// Memory of an encoder in bytes: zlib-rs allocates 371 KiB at the fastest level.
 const ENCODER_BYTES: usize = 384 * 1024;
 
-/// The most that a coding holds.
+/// Maximum memory of a coding, in bytes.
 pub const MAX_HELD_BYTES: usize = DECODER_BYTES + ENCODER_BYTES;
 
-/// Input that one step of a decoder takes. The output does not bound it: an empty block of deflate
-/// is 5 bytes, and a gzip header may have a comment of any length.
+/// Maximum input of one step of a decoder, in bytes. Bounding the output does not bound the input:
+/// an empty deflate block is 5 bytes, and the comment in a gzip header may have any length.
 pub const MAX_INPUT_BYTES_PER_STEP: usize = 4 * 1024;
 
-/// Base-2 logarithm of the deflate window: the largest, which every decoder must support (RFC 1951
-/// section 2).
+/// Base-2 logarithm of the deflate window size. This is the largest, which every decoder supports
+/// (RFC 1951 section 2).
 const WINDOW_BITS: u8 = 15;
 
-/// Room that the encoder gets in the output at a time.
+/// Capacity that the encoder reserves in the output at a time, in bytes.
 const ENCODED_CHUNK_BYTES: usize = 8 * 1024;
 
-/// A coding that can be taken off.
+/// Content coding that can be decoded and encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     Identity,
     Gzip,
-    /// zlib by RFC 9110, a bare deflate stream by long-standing mistake: which it is, its first
-    /// bytes tell.
+    /// zlib according to RFC 9110 section 8.4.1.2, but some servers send a raw deflate stream. The
+    /// first two bytes distinguish them.
     Deflate,
 }
 
 impl Coding {
-    /// The coding of a `Content-Encoding`; none where it is another, or several.
+    /// Parses a `Content-Encoding`. Returns none for an unsupported coding, or several.
     pub fn parse(text: &str) -> Option<Self> {
         match &*text.trim().to_ascii_lowercase() {
             "" | "identity" => Some(Self::Identity),
@@ -48,7 +47,7 @@ impl Coding {
         }
     }
 
-    /// Memory that decoding and encoding hold.
+    /// Memory of decoder and encoder, in bytes.
     pub fn held_bytes(self) -> usize {
         match self {
             Self::Identity => 0,
@@ -57,27 +56,27 @@ impl Coding {
     }
 }
 
-/// Takes a coding off.
+/// Decoder of a content coding.
 pub struct Decoder {
     state: State,
-    /// The first bytes of a stream or of a member, at most two, until they are decoded.
+    /// First bytes of a stream or of a member, at most two, until they are decoded.
     lead: Vec<u8>,
 }
 
 enum State {
     Identity,
-    /// The first two bytes, which tell more, are not in yet.
+    /// The first two bytes, which select the format, are incomplete.
     Detecting(Coding),
-    /// What says it is gzip and is not: it passes as it is.
+    /// Labeled gzip and not gzip: the stream passes unmodified.
     Passthrough,
     Inflating(Format, Box<Decompress>),
-    /// A member of a gzip stream is through; another may follow (RFC 1952 section 2.2).
+    /// A member of a gzip stream ended; another may follow (RFC 1952 section 2.2).
     BetweenMembers,
-    /// The stream is through. What follows it is padding.
+    /// The stream ended. Bytes after it are padding.
     Ended(Format),
 }
 
-/// What a stream turned out to be.
+/// Detected format of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Identity,
@@ -86,14 +85,14 @@ pub enum Format {
     Raw,
 }
 
-/// Progress of one step of a decoder.
+/// Result of one step of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoded {
-    /// Bytes came in or went out; so many are in the output.
+    /// Consumed input or wrote output; the value is the length of the output.
     Some(usize),
-    /// A member of a gzip stream begins.
+    /// A stream, or a member of a gzip stream, begins.
     Member,
-    /// Nothing is left to decode until more bytes come.
+    /// More input is needed.
     Starved,
 }
 
@@ -109,25 +108,26 @@ impl Decoder {
         }
     }
 
-    /// Decodes bytes off the front of `bytes` into the front of `out`, which is not empty. Call it
-    /// until it is starved: it may have more output without more input.
+    /// Decodes from the front of `bytes` to the front of `out`, which must not be empty. The caller
+    /// repeats it until [`Decoded::Starved`], because output may be left without further input.
     ///
     /// # Errors
-    /// The bytes are not of the coding.
+    /// Returns an error if the input is invalid in the coding.
     pub fn decode(&mut self, bytes: &mut Bytes, out: &mut [u8]) -> io::Result<Decoded> {
         match &mut self.state {
             State::Detecting(_) | State::BetweenMembers => return Ok(self.start(bytes)),
             State::Inflating(format, inflate) => {
+                // The bytes that selected the format are part of the stream.
                 let input = if self.lead.is_empty() {
                     &bytes[..]
                 } else {
                     &self.lead[..]
                 };
                 let input = &input[..input.len().min(MAX_INPUT_BYTES_PER_STEP)];
-                let (read, written) = (inflate.total_in(), inflate.total_out());
+                let (total_in, total_out) = (inflate.total_in(), inflate.total_out());
                 let status = inflate.decompress(input, out, FlushDecompress::None)?;
-                let (read, written) = (inflate.total_in() - read, inflate.total_out() - written);
-                let (read, written) = (index(read), index(written));
+                let read = to_index(inflate.total_in() - total_in);
+                let written = to_index(inflate.total_out() - total_out);
                 if self.lead.is_empty() {
                     bytes.advance(read);
                 } else {
@@ -138,7 +138,7 @@ impl Decoder {
                         self.state = State::BetweenMembers;
                     }
                     Status::StreamEnd => self.state = State::Ended(*format),
-                    // A last bit of the trailer may be taken without output.
+                    // Only without progress: a part of the trailer is consumed without output.
                     Status::Ok | Status::BufError if read == 0 && written == 0 => {
                         return Ok(Decoded::Starved);
                     }
@@ -153,20 +153,24 @@ impl Decoder {
             }
             State::Identity | State::Passthrough => {}
         }
+        Ok(self.copy(bytes, out))
+    }
+
+    /// Copies input to output unmodified.
+    fn copy(&mut self, bytes: &mut Bytes, out: &mut [u8]) -> Decoded {
         let lead = self.lead.len().min(out.len());
         out[..lead].copy_from_slice(&self.lead[..lead]);
         self.lead.drain(..lead);
-        let taken = bytes.len().min(out.len() - lead);
-        bytes.copy_to_slice(&mut out[lead..lead + taken]);
-        Ok(if lead + taken == 0 {
+        let copied = bytes.len().min(out.len() - lead);
+        bytes.copy_to_slice(&mut out[lead..lead + copied]);
+        if lead + copied == 0 {
             Decoded::Starved
         } else {
-            Decoded::Some(lead + taken)
-        })
+            Decoded::Some(lead + copied)
+        }
     }
 
-    /// Gathers the first two bytes of a stream, or of a member, and begins to decode what they
-    /// tell.
+    /// Collects the first two bytes of a stream, or of a member, and selects its format.
     fn start(&mut self, bytes: &mut Bytes) -> Decoded {
         let missing = (2 - self.lead.len()).min(bytes.len());
         self.lead.extend_from_slice(&bytes.split_to(missing));
@@ -175,7 +179,7 @@ impl Decoder {
         };
         // RFC 1952 section 2.3.1.
         let is_gzip = (one, two) == (0x1f, 0x8b);
-        // RFC 1950 section 2.2: method 8, and a check sum over both bytes.
+        // RFC 1950 section 2.2: method 8, and a checksum over both bytes.
         let is_zlib = one & 0xf == 8 && (u16::from(one) << 8 | u16::from(two)).is_multiple_of(31);
         let inflating = |format, inflate| State::Inflating(format, Box::new(inflate));
         self.state = match self.state {
@@ -185,12 +189,13 @@ impl Decoder {
             State::Detecting(Coding::Gzip) => State::Passthrough,
             State::Detecting(_) if is_zlib => inflating(Format::Zlib, Decompress::new(true)),
             State::Detecting(_) => inflating(Format::Raw, Decompress::new(false)),
+            // Not a further member: some servers pad gzip streams with zeros.
             _ => State::Ended(self.format()),
         };
         Decoded::Member
     }
 
-    /// What the stream is, as far as it is known.
+    /// Detected format; identity until it is detected.
     fn format(&self) -> Format {
         match self.state {
             State::Identity | State::Detecting(_) | State::Passthrough => Format::Identity,
@@ -199,26 +204,28 @@ impl Decoder {
         }
     }
 
-    /// Whether anything of the stream came.
+    /// Returns true once any byte of the stream has arrived.
     pub fn has_begun(&self) -> bool {
         !matches!(self.state, State::Detecting(_)) || !self.lead.is_empty()
     }
 
-    /// Whether bytes are decoded to themselves.
+    /// Returns true if decoding leaves the bytes unmodified.
     pub fn is_identity(&self) -> bool {
         matches!(self.state, State::Identity | State::Passthrough)
     }
 
-    /// Whether the stream is not in the coding that it says, so that it is to be left alone.
-    pub fn is_foreign(&self) -> bool {
+    /// Returns true if the stream is labeled gzip and is not gzip, so that it must not be
+    /// rewritten.
+    pub fn is_passthrough(&self) -> bool {
         matches!(self.state, State::Passthrough)
     }
 
-    /// Checks, once the decoder is starved and no more bytes follow, that the stream is whole.
+    /// Checks that the stream is complete. Call it when the decoder is starved and the input ended.
     ///
     /// # Errors
-    /// Where the stream is cut.
+    /// Returns an error if the stream is truncated.
     pub fn finish(&self) -> io::Result<()> {
+        // A gzip stream may end after any member, and a page may be empty.
         match self.state {
             State::Inflating(..) => Err(io::ErrorKind::UnexpectedEof.into()),
             State::Detecting(_) if !self.lead.is_empty() => {
@@ -229,17 +236,18 @@ impl Decoder {
     }
 }
 
-/// Puts a coding on.
+/// Encoder of a content coding.
 pub struct Encoder {
     /// None for identity.
     deflate: Option<Box<Compress>>,
-    /// Something was encoded that the output may not show yet.
+    /// The encoder may hold back output of bytes that it consumed.
     unflushed: bool,
 }
 
 impl Encoder {
-    /// The same coding that `decoder` took off.
+    /// Returns an encoder for the format that `decoder` detected.
     pub fn like(decoder: &Decoder) -> Self {
+        // Pages are compressed for each request, so speed is more important than size.
         let level = Compression::fast();
         let deflate = match decoder.format() {
             Format::Identity => None,
@@ -253,22 +261,22 @@ impl Encoder {
         }
     }
 
-    /// Whether bytes are encoded as themselves.
+    /// Returns true if encoding leaves the bytes unmodified.
     pub fn is_identity(&self) -> bool {
         self.deflate.is_none()
     }
 
-    /// Appends what `bytes` encode to. Some of it comes with [`Self::flush`] only.
+    /// Encodes `bytes` and appends to `out`. The encoder may hold back output until
+    /// [`Self::flush`].
     ///
     /// # Errors
-    /// None in practice: memory takes whatever is written.
+    /// None in practice: a vector accepts all output.
     pub fn encode(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         self.unflushed = true;
         self.deflate(bytes, FlushCompress::None, out)
     }
 
-    /// Appends whatever was encoded and is not in an output yet, so that a page that is streamed
-    /// stays so.
+    /// Appends the output that the encoder holds back.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -279,7 +287,7 @@ impl Encoder {
         self.deflate(&[], FlushCompress::Sync, out)
     }
 
-    /// Appends what ends the stream.
+    /// Appends the end of the stream.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -303,8 +311,8 @@ impl Encoder {
             let status = deflate
                 .compress_vec(bytes, out, flush)
                 .map_err(io::Error::other)?;
-            bytes = &bytes[index(deflate.total_in() - read)..];
-            // Room that is left says that all is out.
+            bytes = &bytes[to_index(deflate.total_in() - read)..];
+            // Unused capacity means that the encoder has no more output.
             if status == Status::StreamEnd || bytes.is_empty() && out.len() < out.capacity() {
                 return Ok(());
             }
@@ -312,7 +320,192 @@ impl Encoder {
     }
 }
 
-/// The length of a part of a slice, as an index.
-fn index(length: u64) -> usize {
-    usize::try_from(length).expect("a part of a slice in memory")
+/// Converts the length of a part of a slice to an index.
+fn to_index(length: u64) -> usize {
+    usize::try_from(length).expect("a part of a slice has a length that fits usize")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+
+    use super::*;
+
+    const PAGE: &[u8] = b"<a href=/x>a page that compresses, compresses, compresses</a>";
+
+    fn gzip(page: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(page).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zlib(page: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(page).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn raw_deflate(page: &[u8]) -> Vec<u8> {
+        let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(page).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// Decodes a stream that arrives in pieces, with an output buffer of `room` bytes.
+    fn decode(
+        decoder: &mut Decoder,
+        stream: &[u8],
+        piece: usize,
+        room: usize,
+    ) -> io::Result<Vec<u8>> {
+        let mut page = Vec::new();
+        let mut out = vec![0; room];
+        for piece in stream.chunks(piece) {
+            let mut piece = Bytes::copy_from_slice(piece);
+            loop {
+                match decoder.decode(&mut piece, &mut out)? {
+                    Decoded::Some(length) => page.extend_from_slice(&out[..length]),
+                    Decoded::Member => {}
+                    Decoded::Starved => break,
+                }
+            }
+            assert!(piece.is_empty(), "a starved decoder leaves input");
+        }
+        decoder.finish()?;
+        Ok(page)
+    }
+
+    fn decode_all(coding: Coding, stream: &[u8]) -> io::Result<Vec<u8>> {
+        decode(&mut Decoder::new(coding), stream, usize::MAX, 4096)
+    }
+
+    #[test]
+    fn parses_supported_content_encodings() {
+        for (text, coding) in [
+            ("", Some(Coding::Identity)),
+            ("identity", Some(Coding::Identity)),
+            (" GZip ", Some(Coding::Gzip)),
+            ("x-gzip", Some(Coding::Gzip)),
+            ("deflate", Some(Coding::Deflate)),
+            ("br", None),
+            ("gzip, gzip", None),
+        ] {
+            assert_eq!(Coding::parse(text), coding, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn decodes_streams_split_at_any_byte() {
+        let streams = [
+            (Coding::Identity, PAGE.to_vec()),
+            (Coding::Gzip, gzip(PAGE)),
+            (Coding::Deflate, zlib(PAGE)),
+            (Coding::Deflate, raw_deflate(PAGE)),
+        ];
+        for (coding, stream) in streams {
+            for piece in 1..=stream.len() {
+                for room in [1, 7, 4096] {
+                    let page = decode(&mut Decoder::new(coding), &stream, piece, room).unwrap();
+                    assert_eq!(
+                        page, PAGE,
+                        "{coding:?} in pieces of {piece} with room {room}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn decodes_gzip_members_and_ignores_padding() {
+        let stream = [gzip(b"one "), gzip(b""), gzip(b"two"), vec![0; 10]].concat();
+        assert_eq!(decode_all(Coding::Gzip, &stream).unwrap(), b"one two");
+    }
+
+    #[test]
+    fn passes_stream_that_is_mislabeled_as_gzip() {
+        let mut decoder = Decoder::new(Coding::Gzip);
+        assert_eq!(decode(&mut decoder, PAGE, 1, 3).unwrap(), PAGE);
+        assert!(decoder.is_passthrough() && Encoder::like(&decoder).is_identity());
+    }
+
+    #[test]
+    fn rejects_truncated_and_corrupt_streams() {
+        for (coding, stream) in [
+            (Coding::Gzip, gzip(PAGE)),
+            (Coding::Deflate, zlib(PAGE)),
+            (Coding::Deflate, raw_deflate(PAGE)),
+        ] {
+            for end in 1..stream.len() {
+                assert!(
+                    decode_all(coding, &stream[..end]).is_err(),
+                    "{coding:?} at {end}"
+                );
+            }
+            assert!(decode_all(coding, b"").unwrap().is_empty(), "{coding:?}");
+        }
+        let mut corrupt = gzip(PAGE);
+        let checksum = corrupt.len() - 8;
+        corrupt[checksum] ^= 1;
+        assert!(decode_all(Coding::Gzip, &corrupt).is_err());
+    }
+
+    #[test]
+    fn bounds_input_of_a_step_without_output() {
+        // A gzip header with a comment (RFC 1952 section 2.3.1) decodes to nothing.
+        let header = [0x1f, 0x8b, 8, 16, 0, 0, 0, 0, 0, 0];
+        let mut stream = Bytes::from([&header[..], &vec![b'x'; 64 * 1024]].concat());
+        let (mut decoder, mut out) = (Decoder::new(Coding::Gzip), [0; 16]);
+        let mut before = stream.len();
+        while decoder.decode(&mut stream, &mut out).unwrap() != Decoded::Starved {
+            assert!(before - stream.len() <= MAX_INPUT_BYTES_PER_STEP);
+            before = stream.len();
+        }
+        assert!(stream.is_empty());
+    }
+
+    #[test]
+    fn encodes_in_the_detected_format() {
+        let encode = |coding, stream: &[u8]| {
+            let mut decoder = Decoder::new(coding);
+            decode(&mut decoder, stream, usize::MAX, 4096).unwrap();
+            let (mut encoder, mut out) = (Encoder::like(&decoder), Vec::new());
+            encoder.encode(PAGE, &mut out).unwrap();
+            encoder.flush(&mut out).unwrap();
+            encoder.finish(&mut out).unwrap();
+            out
+        };
+        let mut page = String::new();
+        let encoded = encode(Coding::Gzip, &gzip(b"x"));
+        MultiGzDecoder::new(&*encoded)
+            .read_to_string(&mut page)
+            .unwrap();
+        let encoded = encode(Coding::Deflate, &zlib(b"x"));
+        ZlibDecoder::new(&*encoded)
+            .read_to_string(&mut page)
+            .unwrap();
+        let encoded = encode(Coding::Deflate, &raw_deflate(b"x"));
+        DeflateDecoder::new(&*encoded)
+            .read_to_string(&mut page)
+            .unwrap();
+        assert_eq!(page.as_bytes(), PAGE.repeat(3));
+        assert_eq!(encode(Coding::Identity, b"x"), PAGE);
+    }
+
+    #[test]
+    fn flush_outputs_all_encoded_bytes() {
+        let mut decoder = Decoder::new(Coding::Gzip);
+        decode(&mut decoder, &gzip(b"x"), usize::MAX, 16).unwrap();
+        let (mut encoder, mut out) = (Encoder::like(&decoder), Vec::new());
+        encoder.encode(PAGE, &mut out).unwrap();
+        encoder.flush(&mut out).unwrap();
+        let flushed = out.len();
+        let mut page = vec![0; PAGE.len()];
+        MultiGzDecoder::new(&*out).read_exact(&mut page).unwrap();
+        assert_eq!(page, PAGE);
+        encoder.flush(&mut out).unwrap();
+        assert_eq!(out.len(), flushed, "a second flush writes nothing");
+    }
 }

@@ -1,4 +1,4 @@
-//! Links that name the target are made to name it through the bastion (CONFORMANCE C74, C79).
+//! Rewrites links to the target so that they resolve through the bastion (CONFORMANCE C74, C79).
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -9,73 +9,74 @@ use percent_encoding::percent_decode_str;
 use crate::model::path::without_dot_segments;
 use crate::model::{Scheme, ServiceAddress};
 
-/// Who an answer comes from, as its links may spell it, and where that is reached through the
-/// bastion.
+/// Rewriter of the links of one response: the names by which its links may refer to the target, and
+/// the path of the target on the bastion.
 #[derive(Clone, Debug)]
 pub struct LinkRewriter {
-    /// The path of the target on the bastion, up to and including `/proxy`.
+    /// Path of the target on the bastion, up to and including `/proxy`.
     pub prefix: String,
     /// `Host` as the client sent it.
     pub client_host: Option<String>,
-    /// Where the answer came from.
+    /// Address that sent the response.
     pub endpoint: SocketAddr,
-    /// How it was spoken to: what a link without a scheme of its own means.
+    /// Scheme of the connection to the endpoint, the default of links without a scheme.
     pub scheme: Scheme,
-    /// The service that was asked for.
+    /// Requested service, if the target is a service.
     pub service: Option<ServiceAddress>,
-    /// The cluster's DNS domain, as `cluster.local`.
+    /// DNS domain of the cluster, such as `cluster.local`.
     pub cluster_domain: Arc<str>,
 }
 
-/// A link that is no URL (RFC 3986, as Go's `net/url` reads it).
+/// A link that is not a URL (RFC 3986, as parsed by `net/url` of Go).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no URL")]
+#[error("{0:?} is not a URL")]
 pub struct InvalidUrl(pub String);
 
-/// A URL in its raw parts.
+/// Components of a URL, still encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Parts<'a> {
     scheme: Option<&'a str>,
-    /// With user and port. Empty is none.
+    /// User, host and port; empty if missing.
     authority: &'a str,
-    /// Where there is no `//`, a URL with a scheme has none: it is opaque (`mailto:`).
+    /// Empty for opaque URLs: those with a scheme and without a slash (`mailto:`).
     path: &'a str,
-    /// Query and fragment with their marks.
+    /// Query and fragment, including `?` and `#`.
     rest: &'a str,
 }
 
-/// Whose a link is.
+/// Owner of the host in a link.
 enum Host {
-    /// Named nowhere in the link: that of the page.
+    /// The link has no host: that of the page.
     Unnamed,
-    /// The target's, by an address or a name that only the cluster knows.
+    /// The target, by an address or a name within the cluster.
     Target,
-    /// The bastion's, as the client spells it.
-    Client,
+    /// The bastion, by the name that the client uses.
+    Bastion,
     Other,
 }
 
 impl LinkRewriter {
-    /// The link as the client must follow it; none where it is good as it is.
+    /// Returns the link as the client must follow it, or none if it needs no change.
     ///
     /// # Errors
-    /// [`InvalidUrl`] where it cannot be read.
+    /// [`InvalidUrl`] if the link is not a URL.
     pub fn rewrite(&self, link: &str) -> Result<Option<String>, InvalidUrl> {
         let parts = Parts::parse(link).ok_or_else(|| InvalidUrl(link.into()))?;
         let host = self.host(parts);
         let path = match (&host, parts.path) {
             (Host::Other, _) => return Ok(None),
-            // `http://10.0.0.1` names the root of the target.
+            // `http://10.0.0.1` is the root of the target.
             (Host::Target, "") => "/",
             (_, path) if path.starts_with('/') => path,
             _ => return Ok(None),
         };
+        // The origin is kept only if it is the bastion: the client cannot reach that of the target.
         let origin = match (&host, parts.scheme) {
-            (Host::Client, Some(scheme)) => format!("{scheme}://{}", parts.authority),
-            (Host::Client, None) => format!("//{}", parts.authority),
+            (Host::Bastion, Some(scheme)) => format!("{scheme}://{}", parts.authority),
+            (Host::Bastion, None) => format!("//{}", parts.authority),
             _ => String::new(),
         };
-        // What climbs above the root would climb out of the prefix.
+        // Behind the prefix, `/../x` would leave it, where it stays at the root on the target.
         let path = without_dot_segments(path);
         let prefix = if self.is_prefixed(&path) {
             ""
@@ -91,6 +92,7 @@ impl LinkRewriter {
         if authority.is_empty() {
             return Host::Unnamed;
         }
+        // User information does not identify a host, and is dropped with the origin.
         let host = authority
             .rsplit_once('@')
             .map_or(authority, |(_, host)| host);
@@ -99,8 +101,9 @@ impl LinkRewriter {
             .as_ref()
             .is_some_and(|client| client.eq_ignore_ascii_case(host))
         {
-            return Host::Client;
+            return Host::Bastion;
         }
+        // Links with other schemes match only with an explicit port.
         let scheme = parts.scheme.map_or(Some(self.scheme), |scheme| {
             let known = [Scheme::Http, Scheme::Https].into_iter();
             known
@@ -117,18 +120,19 @@ impl LinkRewriter {
             .trim_start_matches('[')
             .trim_end_matches(']')
             .parse::<IpAddr>();
-        let ours = match address {
+        let is_target = match address {
             Ok(address) => SocketAddr::new(address, port) == self.endpoint,
             Err(_) => self
                 .service
                 .as_ref()
-                .is_some_and(|service| service.port == port && self.names(service, name)),
+                .is_some_and(|service| service.port == port && self.is_name_of(service, name)),
         };
-        if ours { Host::Target } else { Host::Other }
+        if is_target { Host::Target } else { Host::Other }
     }
 
-    /// `svc`, `svc.ns`, `svc.ns.svc` and the same with the cluster's domain.
-    fn names(&self, service: &ServiceAddress, host: &str) -> bool {
+    /// Returns true for the DNS names of the service: `svc`, `svc.ns`, `svc.ns.svc` and the last
+    /// with the domain of the cluster.
+    fn is_name_of(&self, service: &ServiceAddress, host: &str) -> bool {
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let Some(rest) = host.strip_prefix(&*service.name) else {
             return false;
@@ -151,8 +155,9 @@ impl LinkRewriter {
         rest.eq_ignore_ascii_case(&self.cluster_domain)
     }
 
-    /// The target knows the prefix by `X-Forwarded-Uri` and set it itself.
+    /// Returns true if the path has the prefix already. The target knows it from `X-Forwarded-Uri`.
     fn is_prefixed(&self, path: &str) -> bool {
+        // Decoded, because targets encode the prefix differently.
         let decoded: Cow<'_, [u8]> = percent_decode_str(path).into();
         decoded.starts_with(self.prefix.as_bytes())
     }
@@ -160,14 +165,16 @@ impl LinkRewriter {
 
 impl<'a> Parts<'a> {
     fn parse(link: &'a str) -> Option<Self> {
+        // As `net/url` of Go. A line break would also split the header.
         if link.bytes().any(|byte| byte.is_ascii_control()) {
             return None;
         }
+        // In this order: a fragment may contain `?` and `:`, and a query may contain `/`.
         let (url, fragment) = link.split_at(link.find('#').unwrap_or(link.len()));
         let (scheme, url) = split_scheme(url)?;
         let (hierarchy, query) = url.split_at(url.find('?').unwrap_or(url.len()));
         let rest = &link[link.len() - query.len() - fragment.len()..];
-        if !escapes_are_good(fragment) {
+        if !has_valid_escapes(fragment) {
             return None;
         }
         if !hierarchy.starts_with('/') {
@@ -179,17 +186,17 @@ impl<'a> Parts<'a> {
                     rest,
                 });
             }
-            // `a:b/c` could be a scheme, and is a relative path only as `./a:b/c`.
+            // RFC 3986 section 4.2: the first segment of a relative path must not contain a colon.
             let first = hierarchy.split('/').next().unwrap_or_default();
-            return (!first.contains(':') && escapes_are_good(hierarchy)).then_some(Self {
+            return (!first.contains(':') && has_valid_escapes(hierarchy)).then_some(Self {
                 scheme,
                 authority: "",
                 path: hierarchy,
                 rest,
             });
         }
-        // `///x` has no authority but a path that begins with an empty segment; with a scheme it is
-        // an empty authority.
+        // As `net/url` of Go does: `///x` is a path with an empty first segment, while `http:///x`
+        // has an empty authority.
         let has_authority =
             hierarchy.starts_with("//") && (scheme.is_some() || !hierarchy.starts_with("///"));
         let (authority, path) = if has_authority {
@@ -198,8 +205,8 @@ impl<'a> Parts<'a> {
         } else {
             ("", hierarchy)
         };
-        let good = authority_is_good(authority) && escapes_are_good(path);
-        good.then_some(Self {
+        let is_valid = is_valid_authority(authority) && has_valid_escapes(path);
+        is_valid.then_some(Self {
             scheme,
             authority,
             path,
@@ -208,8 +215,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The scheme of RFC 3986 section 3.1, where there is one. None for a colon without a scheme before
-/// it.
+/// Splits off the scheme (RFC 3986 section 3.1), if any. Returns none if the URL starts with a
+/// colon.
 fn split_scheme(url: &str) -> Option<(Option<&str>, &str)> {
     let end = url.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.')));
     match end {
@@ -224,7 +231,7 @@ fn split_scheme(url: &str) -> Option<(Option<&str>, &str)> {
     }
 }
 
-fn authority_is_good(authority: &str) -> bool {
+fn is_valid_authority(authority: &str) -> bool {
     let host = authority
         .rsplit_once('@')
         .map_or(authority, |(_, host)| host);
@@ -234,11 +241,11 @@ fn authority_is_good(authority: &str) -> bool {
             ' ' | '<' | '>' | '"' | '\\' | '^' | '`' | '{' | '|' | '}'
         )
     };
-    !authority.contains(forbidden) && escapes_are_good(authority) && split_port(host).is_some()
+    !authority.contains(forbidden) && has_valid_escapes(authority) && split_port(host).is_some()
 }
 
-/// Host and port. None where the port is no number or a bracket has no other; an empty port counts
-/// as none.
+/// Splits host and port; an empty port counts as missing. Returns none if the port is not a number
+/// or a bracket is unbalanced.
 fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
     let after_brackets = match (host.starts_with('['), host.rfind(']')) {
         (true, Some(end)) => end + 1,
@@ -260,7 +267,7 @@ fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-fn escapes_are_good(text: &str) -> bool {
+fn has_valid_escapes(text: &str) -> bool {
     text.split('%').skip(1).all(|after| {
         let mut digits = after.bytes().take(2);
         digits.len() == 2 && digits.all(|digit| digit.is_ascii_hexdigit())
@@ -289,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn links_to_the_target_go_through_the_bastion() {
+    fn rewrites_links_to_the_target() {
         for (link, rewritten) in [
             ("/", "/"),
             ("/a/b/", "/a/b/"),
@@ -321,12 +328,12 @@ mod tests {
         assert_eq!(
             links().rewrite(&prefixed),
             Ok(Some(format!("{PREFIX}/x"))),
-            "the prefix is not doubled"
+            "the prefix is doubled"
         );
     }
 
     #[test]
-    fn other_links_stay_as_they_are() {
+    fn keeps_other_links() {
         for link in [
             "",
             "x",
@@ -355,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_is_told() {
+    fn rejects_invalid_urls() {
         for link in [
             ":x",
             "a:b%zz/%zz",
@@ -369,14 +376,14 @@ mod tests {
             "http://[oops/",
             "http://oops]/",
         ] {
-            let no_url = links().rewrite(link).is_err();
-            // With a scheme and no slash a URL is opaque, and nothing of it is looked at.
-            assert_eq!(no_url, link != "a:b%zz/%zz", "{link:?}");
+            let is_invalid = links().rewrite(link).is_err();
+            // A URL with a scheme and without a slash is opaque, and not validated further.
+            assert_eq!(is_invalid, link != "a:b%zz/%zz", "{link:?}");
         }
     }
 
     #[test]
-    fn ipv6_and_default_ports_are_understood() {
+    fn recognizes_ipv6_addresses_and_default_ports() {
         let links = LinkRewriter {
             endpoint: "[fd00::1]:80".parse().unwrap(),
             ..links()

@@ -1,14 +1,19 @@
-//! Bounds of rewriting: memory, work of a slice, and what becomes of a page past them.
+//! Unit tests of the bounds of rewriting: memory, work per slice, and pages that exceed them.
 
 use std::io::{Read, Write};
 use std::pin::pin;
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
+use http::Response;
+use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use prometheus_client::registry::Registry;
 
+use super::budget::Bound;
+use super::rewriter::{MAX_WORK_PER_SLICE, WORK_PER_ELEMENT};
 use super::*;
 use crate::metrics::{Metrics, PageMetrics};
 use crate::model::Scheme;
@@ -26,7 +31,7 @@ fn links() -> LinkRewriter {
     }
 }
 
-fn reading(coding: &str) -> PageFormat {
+fn format_of(coding: &str) -> PageFormat {
     let response = Response::builder()
         .header("content-type", "text/html")
         .header("content-encoding", coding);
@@ -62,9 +67,9 @@ struct Run {
     bound: Option<Bound>,
 }
 
-/// Rewrites a page that comes in pieces, and holds every slice against its bounds.
+/// Rewrites a page that arrives in pieces, and checks the bounds of every slice.
 fn run(coding: &str, bytes: &[u8], piece: usize) -> Run {
-    let mut rewriter = Rewriter::new(reading(coding), links());
+    let mut rewriter = Rewriter::new(format_of(coding), links());
     let mut run = Run::default();
     let mut slice = |rewriter: &mut Rewriter, piece: &mut Bytes| {
         let (before, work) = (piece.len(), rewriter.work());
@@ -100,7 +105,7 @@ fn run(coding: &str, bytes: &[u8], piece: usize) -> Run {
 }
 
 #[test]
-fn past_a_bound_the_rest_of_a_page_passes_unmodified() {
+fn passes_rest_of_page_unmodified_past_a_bound() {
     let pages = [
         (
             Bound::Tag,
@@ -153,7 +158,7 @@ fn past_a_bound_the_rest_of_a_page_passes_unmodified() {
 }
 
 #[test]
-fn open_elements_are_bounded() {
+fn bounds_open_elements() {
     let names: String = (0..5000).map(|n| format!("<x-{n:0>120}>")).collect();
     for elements in [
         "<p>".repeat(5000),
@@ -177,7 +182,7 @@ fn open_elements_are_bounded() {
 }
 
 #[test]
-fn growth_is_bounded() {
+fn bounds_growth() {
     let page = "<a href=/>".repeat(MIB / 40);
     let whole = run("identity", page.as_bytes(), usize::MAX);
     assert_eq!(whole.bound, Some(Bound::Growth));
@@ -188,14 +193,14 @@ fn growth_is_bounded() {
         page.len()
     );
     assert!(run("identity", page.as_bytes(), 500).out == whole.out);
-    // Links of an ordinary density may all grow.
+    // A page with an ordinary density of links is rewritten to its end.
     let page = format!("<a href=/x>{}</a>", "text ".repeat(5)).repeat(MIB / 160);
     assert_eq!(run("identity", page.as_bytes(), usize::MAX).bound, None);
 }
 
 #[test]
-fn a_huge_list_of_images_passes_in_small_memory() {
-    // Of many members, so that the test compresses little.
+fn passes_huge_list_of_images_in_bounded_memory() {
+    // Repeated gzip members save the time of compressing the whole list.
     let list = "/a 1x, ".repeat(64 * 1024);
     let encoded = [
         gzip(b"<a href=/a><img srcset='"),
@@ -216,8 +221,8 @@ fn a_huge_list_of_images_passes_in_small_memory() {
 }
 
 #[test]
-fn a_page_that_stalls_in_a_tag_holds_no_more_than_the_longest_tag() {
-    let mut rewriter = Rewriter::new(reading("identity"), links());
+fn bounds_memory_of_page_that_stalls_in_a_tag() {
+    let mut rewriter = Rewriter::new(format_of("identity"), links());
     let (mut input, mut output) = (0, 0);
     let mut pass = |rewriter: &mut Rewriter, piece: &[u8]| {
         let mut piece = Bytes::copy_from_slice(piece);
@@ -245,7 +250,7 @@ fn a_page_that_stalls_in_a_tag_holds_no_more_than_the_longest_tag() {
 }
 
 #[test]
-fn the_work_of_a_slice_is_bounded_whatever_a_page_decodes_to() {
+fn bounds_work_per_slice_whatever_a_page_decodes_to() {
     let member = gzip(b"");
     let members = run("gzip", &member.repeat(MIB / member.len()), usize::MAX);
     assert!(
@@ -279,7 +284,7 @@ fn the_work_of_a_slice_is_bounded_whatever_a_page_decodes_to() {
     }
 }
 
-/// Polls a page to its end. Gives what came out between two yields, each.
+/// Polls a page to its end. Returns the output of each turn, which ends with a yield.
 fn turns<B: Body<Data = Bytes> + Unpin>(page: RewrittenBody<B>) -> Vec<Vec<u8>> {
     let mut page = pin!(page);
     let mut context = Context::from_waker(Waker::noop());
@@ -288,7 +293,7 @@ fn turns<B: Body<Data = Bytes> + Unpin>(page: RewrittenBody<B>) -> Vec<Vec<u8>> 
         match page.as_mut().poll_frame(&mut context) {
             Poll::Pending => turns.push(Vec::new()),
             Poll::Ready(Some(frame)) => {
-                let frame = frame.unwrap_or_else(|_| panic!("the page is whole"));
+                let frame = frame.unwrap_or_else(|_| panic!("the page is complete"));
                 turns.last_mut().unwrap().extend(frame.into_data().unwrap());
             }
             Poll::Ready(None) => return turns,
@@ -297,9 +302,9 @@ fn turns<B: Body<Data = Bytes> + Unpin>(page: RewrittenBody<B>) -> Vec<Vec<u8>> 
 }
 
 #[test]
-fn a_page_yields_to_the_others_of_its_worker() {
+fn yields_to_other_tasks_of_its_worker() {
     let page = "<img src>".repeat(MIB / 36);
-    // In one frame, and in many that are all there at once.
+    // In one frame, and in many that are all ready.
     let (budget, _) = budget(32 * MIB);
     let share = || budget.reserve(0, client(1)).unwrap();
     let whole = Full::new(Bytes::from(page.clone()));
@@ -310,13 +315,13 @@ fn a_page_yields_to_the_others_of_its_worker() {
     for turns in [
         turns(RewrittenBody::new(
             whole,
-            reading("identity"),
+            format_of("identity"),
             links(),
             share(),
         )),
         turns(RewrittenBody::new(
             pieces,
-            reading("identity"),
+            format_of("identity"),
             links(),
             share(),
         )),
@@ -331,12 +336,12 @@ fn a_page_yields_to_the_others_of_its_worker() {
 }
 
 #[test]
-fn without_memory_a_page_passes_from_there_on_and_its_share_returns() {
+fn passes_rest_of_page_when_memory_runs_out_and_returns_share() {
     let link = "<a href=/a>";
     let page = format!("{link}{}{link}", "<p>".repeat(2000));
     let (budget, metrics) = budget(64 * 1024);
     let share = budget
-        .reserve(reading("identity").held_bytes(), client(1))
+        .reserve(format_of("identity").held_bytes(), client(1))
         .unwrap();
     let pieces = page
         .as_bytes()
@@ -350,7 +355,7 @@ fn without_memory_a_page_passes_from_there_on_and_its_share_returns() {
     ));
     let out = turns(RewrittenBody::new(
         body,
-        reading("identity"),
+        format_of("identity"),
         links(),
         share,
     ))
@@ -358,33 +363,33 @@ fn without_memory_a_page_passes_from_there_on_and_its_share_returns() {
     let expected = page.replacen(link, &format!("<a href=\"{}/a\">", links().prefix), 1);
     assert!(out == expected.as_bytes());
     assert_eq!(metrics.passed.memory.get(), 1);
-    assert_eq!(metrics.reserved.get(), 0, "the share returned");
+    assert_eq!(metrics.reserved.get(), 0, "the share was not returned");
 }
 
 #[test]
-fn a_page_in_flight_holds_its_share() {
+fn holds_share_until_page_ends() {
     let (budget, metrics) = budget(MIB);
     let share = budget
-        .reserve(reading("gzip").held_bytes(), client(1))
+        .reserve(format_of("gzip").held_bytes(), client(1))
         .unwrap();
     let page = RewrittenBody::new(
         Full::new(Bytes::new()).boxed(),
-        reading("gzip"),
+        format_of("gzip"),
         links(),
         share,
     );
     assert!(usize::try_from(metrics.reserved.get()).unwrap() >= coding::MAX_HELD_BYTES);
     assert!(
         budget
-            .reserve(reading("gzip").held_bytes(), client(2))
+            .reserve(format_of("gzip").held_bytes(), client(2))
             .is_some()
     );
     let second = budget
-        .reserve(reading("gzip").held_bytes(), client(2))
+        .reserve(format_of("gzip").held_bytes(), client(2))
         .unwrap();
     assert!(
         budget
-            .reserve(reading("gzip").held_bytes(), client(3))
+            .reserve(format_of("gzip").held_bytes(), client(3))
             .is_none(),
         "two pages with a coding fill a MiB"
     );

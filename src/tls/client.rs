@@ -1,5 +1,5 @@
-//! The client sides: targets, whose certificates are not verified (CONFORMANCE C51), and kubelets
-//! (C52).
+//! TLS client configuration for targets, whose certificates are not verified (CONFORMANCE C51), and
+//! for kubelets (C52).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,26 +14,26 @@ use crate::config::Targets;
 use crate::file_watch::FileWatch;
 use crate::model::error_chain;
 
-/// TLS setups towards targets, shared by the workers.
+/// TLS configuration for targets, shared by the workers.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
-    /// Towards pods, services and the other ports of nodes.
+    /// For pods, services and the other ports of nodes.
     pub target: Arc<AlpnConfigs>,
     pub kubelet: Arc<KubeletTls>,
 }
 
-/// One setup with two offers (ALPN, RFC 7301).
+/// One configuration with two lists of ALPN protocols (RFC 7301).
 #[derive(Clone, Debug)]
 pub struct AlpnConfigs {
-    /// HTTP/2, and HTTP/1.1 where the target does not have it (CONFORMANCE C53).
+    /// HTTP/2 and HTTP/1.1 (CONFORMANCE C53).
     pub any: Arc<ClientConfig>,
-    /// HTTP/1.1 alone, for upgrades (C84).
+    /// HTTP/1.1 only, for upgrades (C84).
     pub http1: Arc<ClientConfig>,
 }
 
 impl AlpnConfigs {
     fn new(config: &ClientConfig) -> Self {
-        let offering = |protocols: &[&str]| {
+        let with_alpn = |protocols: &[&str]| {
             let mut config = config.clone();
             config.alpn_protocols = protocols
                 .iter()
@@ -42,32 +42,34 @@ impl AlpnConfigs {
             Arc::new(config)
         };
         Self {
-            any: offering(&["h2", "http/1.1"]),
-            http1: offering(&["http/1.1"]),
+            any: with_alpn(&["h2", "http/1.1"]),
+            http1: with_alpn(&["http/1.1"]),
         }
     }
 }
 
-/// TLS towards kubelets, and whether the bastion may show its own token there.
+/// TLS configuration for kubelets, reloaded when its files change.
 #[derive(Debug)]
 pub struct KubeletTls {
-    /// Whether kubelets are shown the bastion's own token: the operator opted in, the kubelet's
-    /// certificate is verified, and no client certificate makes it needless.
-    pub shows_token: bool,
+    /// Sends the bastion's own token to kubelets. True if the operator opted in, the kubelet's
+    /// certificate is verified, and no client certificate is configured.
+    pub sends_token: bool,
     files: KubeletFiles,
-    offers: ArcSwap<AlpnConfigs>,
+    configs: ArcSwap<AlpnConfigs>,
 }
 
 #[derive(Clone, Debug)]
 struct KubeletFiles {
     authority: Option<PathBuf>,
-    /// Certificate and key.
+    /// Client certificate and its key.
     pair: Option<(PathBuf, PathBuf)>,
 }
 
 impl ClientTls {
+    /// Loads the configured files.
+    ///
     /// # Errors
-    /// Where a file of the configuration cannot be read, or key and certificate do not match.
+    /// [`TlsError`] if a file cannot be read, or key and certificate do not match.
     pub fn new(targets: &Targets) -> Result<Self, TlsError> {
         let pair = targets
             .kubelet_client_certificate
@@ -79,18 +81,17 @@ impl ClientTls {
         };
         let (verified, certificate) = (files.authority.is_some(), files.pair.is_some());
         if verified && !certificate && !targets.kubelet_service_account_token {
-            // Without a CA nobody expects kubelets to be reached: most bastions serve pods and
-            // services alone.
+            // No warning without a CA: most deployments serve only pods and services.
             tracing::warn!(
-                "kubelets are verified and get no credentials, so they answer 401: set \
-                 targets.kubeletClientCertificate, or targets.kubeletServiceAccountToken where its risk is acceptable"
+                "kubelets are verified but receive no credentials, so they respond with 401: set \
+                 targets.kubeletClientCertificate, or targets.kubeletServiceAccountToken if its risk is acceptable"
             );
         }
         Ok(Self {
             target: Arc::new(AlpnConfigs::new(&unverified()?.with_no_client_auth())),
             kubelet: Arc::new(KubeletTls {
-                shows_token: verified && !certificate && targets.kubelet_service_account_token,
-                offers: ArcSwap::from_pointee(files.load()?),
+                sends_token: verified && !certificate && targets.kubelet_service_account_token,
+                configs: ArcSwap::from_pointee(files.load()?),
                 files,
             }),
         })
@@ -98,13 +99,13 @@ impl ClientTls {
 }
 
 impl KubeletTls {
-    /// The setup for the next handshake.
-    pub fn offers(&self) -> Arc<AlpnConfigs> {
-        self.offers.load_full()
+    /// Returns the configuration for the next handshake.
+    pub fn configs(&self) -> Arc<AlpnConfigs> {
+        self.configs.load_full()
     }
 
-    /// Takes changed files into use for the next handshakes, for ever. What is no good changes
-    /// nothing and is logged.
+    /// Reloads changed files for the next handshakes; never returns. Invalid files are logged, and
+    /// the old configuration stays.
     pub async fn watch_files(self: Arc<Self>) {
         let KubeletFiles { authority, pair } = self.files.clone();
         let pair = pair.map(|(certificate, key)| [certificate, key]);
@@ -113,22 +114,20 @@ impl KubeletTls {
             .chain(pair.into_iter().flatten())
             .collect();
         if files.is_empty() {
-            // Nothing to follow; a task that returned would count as one that broke.
+            // The supervisor treats a task that returns as failed.
             return std::future::pending().await;
         }
         let mut files = FileWatch::new(files);
         loop {
             files.changed().await;
             match self.files.load() {
-                Ok(offers) => {
-                    self.offers.store(Arc::new(offers));
-                    tracing::info!(
-                        "the CA or the client certificate for kubelets changed and is in use"
-                    );
+                Ok(configs) => {
+                    self.configs.store(Arc::new(configs));
+                    tracing::info!("reloaded the CA and the client certificate for kubelets");
                 }
                 Err(error) => tracing::error!(
                     error = error_chain(&error),
-                    "the CA or the client certificate for kubelets changed and cannot be used; the old one stays"
+                    "cannot use the changed CA or client certificate for kubelets; keeping the old ones"
                 ),
             }
         }
@@ -175,8 +174,8 @@ fn unverified() -> Result<WantsClientCert, rustls::Error> {
         .with_custom_certificate_verifier(Arc::new(AcceptAny)))
 }
 
-/// Accepts whatever a target shows, as the apiserver's proxy does: targets are dialled by addresses
-/// that no certificate names (kubernetes#119625).
+/// Accepts any certificate of a target, as kube-apiserver's proxy does: targets are dialed by
+/// addresses that their certificates do not contain (kubernetes#119625).
 #[derive(Debug)]
 struct AcceptAny;
 
@@ -192,8 +191,8 @@ impl ServerCertVerifier for AcceptAny {
         Ok(ServerCertVerified::assertion())
     }
 
-    // The signature would prove that the target holds the key of a certificate that says nothing.
-    // Old self-signed certificates (X.509 version 1) that webpki cannot read are served for it.
+    // The signature would prove possession of the key of an unverified certificate, which means
+    // nothing. Skipping it also supports X.509 version 1 certificates, which webpki cannot parse.
     fn verify_tls12_signature(
         &self,
         _: &[u8],

@@ -1,5 +1,5 @@
-//! The serving side: certificates from files or self-signed, client certificates asked for and
-//! judged per request.
+//! TLS server configuration: certificates from files or self-signed, and client certificates that
+//! are requested in the handshake and verified per request.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,15 +18,16 @@ use super::{TlsError, load_pair};
 use crate::config::{Serving, TlsVersion};
 use crate::trust::DynamicClientCas;
 
-/// Session tickets sent after a TLS 1.3 handshake: one to resume with and one spare. None triples
-/// the cost of reconnects, rustls' default of two is kept.
+/// Number of session tickets sent after a TLS 1.3 handshake: one to resume with and one spare, as
+/// rustls' default. Without tickets, a reconnect costs three times as much.
 const TICKETS: usize = 2;
 
-/// The TLS setup of the HTTPS port. The workers share it, and one ticketer with it.
+/// TLS configuration of the HTTPS port. Shared by the workers, so that a session can be resumed on
+/// any of them.
 #[derive(Debug)]
 pub struct ServerTls {
     current: ArcSwap<ServerConfig>,
-    certificate: Arc<Certificate>,
+    certificate: Arc<CurrentCertificate>,
     client_cas: [DynamicClientCas; 2],
     min_version: TlsVersion,
     ticketer: Arc<dyn ProducesTickets>,
@@ -34,12 +35,11 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Loads the certificate files of the configuration, or makes a self-signed certificate.
-    /// Clients are told of the CAs (of callers and of front proxies) that certificates are wanted
-    /// from.
+    /// Loads the configured certificate files, or creates a self-signed certificate. The handshake
+    /// names `client_cas` (of callers and of front proxies) as acceptable issuers.
     ///
     /// # Errors
-    /// Where a file cannot be read, or key and certificate do not match.
+    /// [`TlsError`] if a file cannot be read, or key and certificate do not match.
     pub fn new(serving: &Serving, client_cas: [DynamicClientCas; 2]) -> Result<Self, TlsError> {
         let files = serving
             .tls_cert_file
@@ -49,7 +49,7 @@ impl ServerTls {
             Some((certificate, key)) => load_pair(certificate, key)?,
             None => self_signed()?,
         };
-        let certificate = Arc::new(Certificate(ArcSwap::new(key)));
+        let certificate = Arc::new(CurrentCertificate(ArcSwap::new(key)));
         let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         let config = server_config(
             &certificate,
@@ -68,12 +68,12 @@ impl ServerTls {
         })
     }
 
-    /// The setup for the next handshake.
+    /// Returns the configuration for the next handshake.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.current.load_full()
     }
 
-    /// The certificate and key files, where there are any: to be watched.
+    /// Returns the certificate and key files to watch, if configured.
     pub fn files(&self) -> Vec<PathBuf> {
         self.files
             .clone()
@@ -81,19 +81,21 @@ impl ServerTls {
             .unwrap_or_default()
     }
 
-    /// The chain that is served now, the leaf first.
+    /// Returns the current certificate chain, leaf first.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
         self.certificate.0.load().cert.clone()
     }
 
-    /// Takes changed certificate files and changed client CAs into use for the next handshakes.
+    /// Reloads the certificate files and the client CAs for the next handshakes.
     ///
     /// # Errors
-    /// Where the files are no good: the old certificate stays.
+    /// [`TlsError`] if the files are invalid; the old certificate stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         if let Some((certificate, key)) = &self.files {
             self.certificate.0.store(load_pair(certificate, key)?);
         }
+        // Built anew even if only the CAs changed: the verifier holds their names. The ticketer is
+        // kept, so that sessions of before can be resumed.
         let config = server_config(
             &self.certificate,
             &self.client_cas,
@@ -106,7 +108,7 @@ impl ServerTls {
 }
 
 fn server_config(
-    certificate: &Arc<Certificate>,
+    certificate: &Arc<CurrentCertificate>,
     client_cas: &[DynamicClientCas],
     min_version: TlsVersion,
     ticketer: &Arc<dyn ProducesTickets>,
@@ -117,7 +119,7 @@ fn server_config(
         TlsVersion::Tls13 => &[&rustls::version::TLS13],
     };
     let verifier = DeferredClientVerifier {
-        hints: client_cas
+        acceptable_issuers: client_cas
             .iter()
             .flat_map(|cas| cas.roots().subjects())
             .collect(),
@@ -126,30 +128,30 @@ fn server_config(
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::<Certificate>::clone(certificate));
+        .with_cert_resolver(Arc::<CurrentCertificate>::clone(certificate));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = Arc::clone(ticketer);
     config.send_tls13_tickets = TICKETS;
-    // With tickets no session need be kept here.
+    // TLS 1.2 sessions are resumed by tickets too, so the server stores none.
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(config)
 }
 
-/// A self-signed certificate for a first look: no client can verify it, but for its fingerprint.
+/// Creates a self-signed certificate for trials. Clients can verify it by its fingerprint only.
 fn self_signed() -> Result<Arc<CertifiedKey>, TlsError> {
     let names = ["localhost", "kube-bastion", "127.0.0.1", "::1"].map(str::to_owned);
-    let made = rcgen::generate_simple_self_signed(names)?;
-    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let generated = rcgen::generate_simple_self_signed(names)?;
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(generated.signing_key.serialize_der().into());
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     Ok(Arc::new(CertifiedKey::from_der(
-        vec![made.cert.der().clone()],
+        vec![generated.cert.der().clone()],
         key,
         &provider,
     )?))
 }
 
-/// The SHA-256 of a certificate in upper-case hex digits, `separator` between the bytes: with a
-/// colon, it is what `openssl x509 -fingerprint -sha256` prints.
+/// Returns the SHA-256 of a certificate in upper-case hex digits with `separator` between the
+/// bytes; with a colon, the format of `openssl x509 -fingerprint -sha256`.
 pub fn sha256_hex(certificate: &CertificateDer<'_>, separator: &str) -> String {
     let digest = digest::digest(&digest::SHA256, certificate);
     digest
@@ -160,33 +162,41 @@ pub fn sha256_hex(certificate: &CertificateDer<'_>, separator: &str) -> String {
         .join(separator)
 }
 
-/// The one certificate that is served, whatever name is asked for.
+/// Certificate for all server names, replaced by a reload.
 #[derive(Debug)]
-struct Certificate(ArcSwap<CertifiedKey>);
+struct CurrentCertificate(ArcSwap<CertifiedKey>);
 
-impl ResolvesServerCert for Certificate {
+impl ResolvesServerCert for CurrentCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load_full())
     }
 }
 
-/// Asks clients for a certificate and has them prove that they hold its key, no more: which CA it
-/// must come from is judged per request, as kube-apiserver does, so that a wrong one is a 401 with
-/// words instead of a broken handshake, and a changed CA counts on connections and resumed sessions
-/// that are older than the change.
+/// Requests a client certificate and verifies only that the client holds its key. The issuer is
+/// verified for each request, as in kube-apiserver ([`ClientCertificate`]):
+///
+/// - An unknown issuer gets 401 with a `Status` instead of a failed handshake.
+/// - A changed CA applies to open connections and to resumed sessions. A session ticket contains
+///   the client's certificate, and rustls does not verify it again when a session is resumed.
+///
+/// Accepting every certificate here grants nothing: a connection has no identity of its own.
+///
+/// [`ClientCertificate`]: crate::authenticate::ClientCertificate
 #[derive(Debug)]
 struct DeferredClientVerifier {
-    hints: Vec<DistinguishedName>,
+    /// Subjects of the client CAs, sent to clients that choose among several certificates.
+    acceptable_issuers: Vec<DistinguishedName>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ClientCertVerifier for DeferredClientVerifier {
+    // Callers with a bearer token have no certificate.
     fn client_auth_mandatory(&self) -> bool {
         false
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.hints
+        &self.acceptable_issuers
     }
 
     fn verify_client_cert(
@@ -198,6 +208,8 @@ impl ClientCertVerifier for DeferredClientVerifier {
         Ok(ClientCertVerified::assertion())
     }
 
+    // Unlike the issuer, the signature must be verified here: it covers the handshake, which is not
+    // available later. Without it, anybody could present the public certificate of another user.
     fn verify_tls12_signature(
         &self,
         message: &[u8],
@@ -220,3 +232,6 @@ impl ClientCertVerifier for DeferredClientVerifier {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! The CAs that client certificates are verified against, replaced while the bastion runs.
+//! CAs that client certificates are verified against, replaced at run time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,16 +9,16 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::Notify;
 
-/// Why a bundle of CAs cannot be used.
+/// Reason why a CA bundle is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    #[error("it is no PEM: {0}")]
+    #[error("the CA bundle is not valid PEM: {0}")]
     Pem(#[from] rustls::pki_types::pem::Error),
-    #[error("it holds no certificate that can be used: PEM with BEGIN CERTIFICATE is wanted")]
+    #[error("the CA bundle contains no usable certificate; expected PEM with BEGIN CERTIFICATE")]
     None,
 }
 
-/// The CAs that client certificates are verified against, as they are now. Clones share the state.
+/// Current CAs that client certificates are verified against. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct DynamicClientCas(Arc<Shared>);
 
@@ -40,12 +40,12 @@ impl Default for Shared {
 }
 
 impl DynamicClientCas {
-    /// Replaces the CAs by those of a PEM bundle; certificates in it that cannot be used are
-    /// skipped. Returns how many are in force.
+    /// Replaces the CAs by those of a PEM bundle; unusable certificates in it are skipped. Returns
+    /// the number of CAs in use.
     ///
     /// # Errors
-    /// Where the text is not PEM or holds no CA: the CAs stay as they were, as with kube-apiserver.
-    /// A file that is being written is empty for a moment.
+    /// If the text is not PEM or contains no CA: the CAs stay unchanged, as in kube-apiserver. A
+    /// file that is being written may be empty for a moment.
     pub fn replace(&self, pem: &[u8]) -> Result<usize, CaError> {
         let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
         let mut roots = RootCertStore::empty();
@@ -57,7 +57,9 @@ impl DynamicClientCas {
             let before = self.0.roots.load();
             before.roots == roots.roots
         };
+        // An unchanged bundle keeps the generation, so that cached verdicts stay valid.
         if !unchanged {
+            // The CAs are stored first: a reader that sees the new generation sees the new CAs.
             self.0.roots.store(Arc::new(roots));
             self.0.generation.fetch_add(1, Ordering::Release);
             self.0.changed.notify_one();
@@ -69,13 +71,13 @@ impl DynamicClientCas {
         self.0.roots.load_full()
     }
 
-    /// Waits for the next change. For one waiter; a change that comes while it does not wait is
-    /// found at its next call.
+    /// Waits for the next change. Supports one waiter; a change between two calls completes the
+    /// second one immediately.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
     }
 
-    /// Grows with every change: who keeps a verdict keeps the generation beside it.
+    /// Returns a number that grows with every change, stored beside cached verdicts.
     pub fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
     }
@@ -86,21 +88,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bundle_that_is_no_pem_keeps_the_old_cas() {
+    fn keeps_old_cas_if_bundle_is_invalid() {
         crate::tls::install_provider();
         let cas = DynamicClientCas::default();
         let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
         assert_eq!(cas.replace(ca.cert.pem().as_bytes()).unwrap(), 1);
         let generation = cas.generation();
         assert_eq!(cas.replace(ca.cert.pem().as_bytes()).unwrap(), 1);
-        assert_eq!(cas.generation(), generation, "the same bundle is no change");
+        assert_eq!(
+            cas.generation(),
+            generation,
+            "the same bundle is not a change"
+        );
         assert!(
             cas.replace(b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n")
                 .is_err()
         );
         assert!(
             matches!(cas.replace(b""), Err(CaError::None)),
-            "a file that is being written"
+            "an empty file is rejected"
         );
         assert_eq!(cas.roots().len(), 1);
     }

@@ -1,4 +1,4 @@
-//! Front proxies: the CAs of their certificates, and the headers in which they name callers.
+//! Front proxies: CAs of their certificates and headers that name callers.
 
 use std::sync::Arc;
 
@@ -8,26 +8,26 @@ use http::header::HeaderName;
 use super::DynamicClientCas;
 use crate::http::reads_as;
 
-/// The names that are usual, whatever is configured (C112).
-const USUAL: [&str; 3] = ["x-remote-user", "x-remote-uid", "x-remote-group"];
-const USUAL_EXTRA: &str = "x-remote-extra-";
+/// Default header names, stripped whatever is configured (C112).
+const DEFAULT_NAMES: [&str; 3] = ["x-remote-user", "x-remote-uid", "x-remote-group"];
+const DEFAULT_EXTRA_PREFIX: &str = "x-remote-extra-";
 
-/// The front proxies that the cluster publishes. Clones share the state.
+/// Front proxies that the cluster publishes. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct FrontProxy {
     pub cas: DynamicClientCas,
     config: Arc<ArcSwap<RequestHeaderConfig>>,
 }
 
-/// The proxies that may name callers, and the headers in which they do.
+/// Allowed front proxies and their headers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestHeaderConfig {
-    /// Common names of the proxies' certificates; any where it is empty.
+    /// Allowed common names of the proxies' certificates; empty allows any.
     pub allowed: Vec<String>,
     pub user: Vec<HeaderName>,
     pub uid: Vec<HeaderName>,
     pub group: Vec<HeaderName>,
-    /// In lower case; what follows one in a header's name is the key of an extra attribute.
+    /// Prefixes in lower case; the rest of a header's name is the key of an extra attribute.
     pub extra: Vec<String>,
 }
 
@@ -42,9 +42,9 @@ impl FrontProxy {
 }
 
 impl RequestHeaderConfig {
-    /// Returns true if a header of this name identifies a caller. Names in disguise count too:
-    /// `X_Remote_User` is the same variable to a CGI-like backend. Only the exact names are
-    /// believed.
+    /// Returns true if a header of this name identifies a caller. Matches underscores as hyphens,
+    /// because `X_Remote_User` is the same variable to a CGI-like backend. Such headers are
+    /// stripped; identities are read from the exact names only.
     pub fn identifies(&self, name: &HeaderName) -> bool {
         let name = name.as_str();
         let configured = [&self.user, &self.uid, &self.group]
@@ -52,11 +52,11 @@ impl RequestHeaderConfig {
             .flatten()
             .map(HeaderName::as_str);
         let prefixes = self.extra.iter().map(String::as_str);
-        USUAL
+        DEFAULT_NAMES
             .into_iter()
             .chain(configured)
             .any(|known| name.len() == known.len() && reads_as(name, known))
-            || [USUAL_EXTRA]
+            || [DEFAULT_EXTRA_PREFIX]
                 .into_iter()
                 .chain(prefixes)
                 .any(|prefix| reads_as(name, prefix))

@@ -1,5 +1,5 @@
-//! A Kubernetes API as the source: nodes, pods, services and EndpointSlices by list and watch, and
-//! the CAs of client certificates that the cluster publishes.
+//! Cluster state from a Kubernetes API: lists and watches nodes, pods, services and EndpointSlices,
+//! and follows the authentication configuration that the cluster publishes.
 
 mod authentication_config;
 mod client;
@@ -28,15 +28,14 @@ use crate::model::error_chain;
 use crate::ready::{BlockReady, Ready};
 use crate::supervise::Supervisor;
 
-/// The rights that the watches of facts need, as deploy/ gives them.
-const RIGHTS: &str =
+/// Permissions that the watches need, as granted by deploy/.
+const PERMISSIONS: &str =
     "list and watch on nodes, pods, services and endpointslices (ClusterRole kube-bastion)";
-/// What becomes of requests while a watch is broken: once it has told all, and before.
-const SERVES: &str = "the last known state serves";
-const UNREADY: &str =
-    "nothing is known of these yet, and the bastion is not ready until the API answers";
+/// Effect of a failed watch on requests, after and before its initial list.
+const SERVING_LAST_STATE: &str = "serving the last known state";
+const NOT_READY: &str = "not ready until the initial list succeeds";
 
-/// Why the API cannot even be asked.
+/// Reason why no client of the API can be created.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
     #[error("the kubeconfig {path:?} cannot be used")]
@@ -45,21 +44,23 @@ pub enum KubernetesError {
         source: kube::config::KubeconfigError,
     },
     #[error(
-        "no --kubeconfig is given and this is no pod with a service account: give --kubeconfig=FILE (or \
-         source.kubernetes.kubeconfig), or run without Kubernetes by --manifests-dir (source.type: manifests)"
+        "no --kubeconfig is set and this is not a pod with a service account: set \
+         --kubeconfig=FILE (or source.kubernetes.kubeconfig), or run without Kubernetes with \
+         --manifests-dir (source.type: manifests)"
     )]
     InCluster(#[from] kube::config::InClusterError),
-    #[error("the client of the Kubernetes API cannot be set up")]
+    #[error("cannot create the client of the Kubernetes API")]
     Client(#[from] kube::Error),
 }
 
-/// How to reach the API: the kubeconfig that is configured, else the pod's service account.
+/// Loads the configuration of the API client: the configured kubeconfig, else the pod's service
+/// account.
 ///
-/// The clients made of it (`kubernetes/client.rs`) retry nothing by themselves: a review has a
-/// deadline of its own, and a watch pauses between its tries and tells of each that failed.
+/// The clients (`kubernetes/client.rs`) do not retry. A review has its own deadline; a watch
+/// retries with backoff and reports each failure.
 ///
 /// # Errors
-/// Where neither is there, or the kubeconfig is no good.
+/// The kubeconfig is invalid, or none is configured and there is no service account.
 pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, KubernetesError> {
     Ok(match &source.kubeconfig {
         None => kube::Config::incluster()?,
@@ -68,48 +69,48 @@ pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, Kubernet
                 context: source.context.clone(),
                 ..KubeConfigOptions::default()
             };
-            let fault = |source| KubernetesError::Kubeconfig {
+            let invalid = |source| KubernetesError::Kubeconfig {
                 path: path.clone(),
                 source,
             };
-            let kubeconfig = Kubeconfig::read_from(path).map_err(fault)?;
+            let kubeconfig = Kubeconfig::read_from(path).map_err(invalid)?;
             kube::Config::from_custom_kubeconfig(kubeconfig, &options)
                 .await
-                .map_err(fault)?
+                .map_err(invalid)?
         }
     })
 }
 
-/// Watches the API. Built before anything runs, so that bad credentials stop the start.
-#[expect(
-    missing_debug_implementations,
-    reason = "clients of the API have nothing to show"
-)]
+/// Watches of the API. Created before any task runs, so that invalid credentials fail the start.
+#[expect(missing_debug_implementations, reason = "kube's client has no Debug")]
 pub struct KubernetesWatch {
-    /// One for each of [`Kind::ALL`].
+    /// One per kind, in the order of [`Kind::ALL`].
     clients: [Client; Kind::ALL.len()],
     ready: Ready,
     metrics: Metrics,
 }
 
-/// What the API told of one kind.
+/// Event of the watch of one kind.
 enum WatchEvent {
-    /// A list begins: what was known stays until it is whole.
-    Begin,
+    /// A list begins. The previous objects stay until it is complete.
+    ListStarted,
     Listed(Object),
-    Whole,
-    /// Changed, and when that happened, where the object tells.
+    ListCompleted,
+    /// An object was added or changed, with the trigger time of a slice.
     Changed(Object, Option<f64>),
-    Gone(ObjectKey),
-    /// Listed, and none of ours; or malformed, which has been logged. Where a change is malformed,
-    /// what was known of the object before stays.
+    Deleted(ObjectKey),
+    /// The object is not needed, or malformed and already logged. After a malformed change, the
+    /// previous version of the object stays.
     Skipped,
-    Lost(String),
+    /// The watch or list failed; the reason is for the log and `/readyz`.
+    Failed(String),
 }
 
 impl KubernetesWatch {
+    /// Creates a client per kind.
+    ///
     /// # Errors
-    /// Where the credentials of the configuration cannot be loaded.
+    /// The credentials of the configuration cannot be loaded.
     pub fn new(
         config: &kube::Config,
         ready: &Ready,
@@ -140,16 +141,16 @@ impl KubernetesWatch {
         })
     }
 
-    /// The holds that keep the bastion unready until every kind has been listed.
-    pub fn holds(ready: &Ready) -> Vec<(Kind, BlockReady)> {
+    /// Blocks readiness until every kind has been listed.
+    pub fn blockers(ready: &Ready) -> Vec<(Kind, BlockReady)> {
         Kind::ALL
             .into_iter()
             .map(|kind| (kind, ready.block(kind.plural())))
             .collect()
     }
 
-    /// Starts a task for each kind, so that one that hangs delays no other. A restarted one lists
-    /// anew, while the old set serves.
+    /// Starts a task per kind, so that a list that hangs does not delay the others. A restarted
+    /// task lists again; the previous objects stay in use until the list is complete.
     pub fn start(self, feed: &Feed, supervisor: &mut Supervisor) {
         let [nodes, pods, services, slices] = self.clients;
         let (ready, metrics) = (&self.ready, &self.metrics);
@@ -169,14 +170,14 @@ impl KubernetesWatch {
     }
 }
 
-/// Pauses after failures of a watch: a quarter of kube's, from 0.2 s to 7.5 s, and up to as much
-/// again for jitter. kube's own grow to 60 s: after an API server had been down for a minute,
-/// changes of endpoints were unknown for another 82 s. A few watches are no load that would need
-/// that.
+/// Backoff after failures of a watch: a quarter of kube's, from 0.2 s to 7.5 s, plus up to the same
+/// as jitter. kube's own grows to 60 s, so that after an API server had been down for a minute,
+/// changes of endpoints were not seen for another 82 s. A handful of watches per replica does not
+/// need that protection.
 #[derive(Default)]
-struct Pauses(DefaultBackoff);
+struct WatchBackoff(DefaultBackoff);
 
-impl Iterator for Pauses {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
@@ -184,13 +185,13 @@ impl Iterator for Pauses {
     }
 }
 
-impl Backoff for Pauses {
+impl Backoff for WatchBackoff {
     fn reset(&mut self) {
         self.0.reset();
     }
 }
 
-/// Makes the task that follows one kind.
+/// Returns the task that lists and watches one kind.
 fn follow<K: Watched>(
     client: Client,
     feed: &Feed,
@@ -201,36 +202,43 @@ fn follow<K: Watched>(
     move || run::<K>(client.clone(), feed.clone(), ready.clone(), metrics.clone()).boxed()
 }
 
-/// Lists and watches one kind for ever, with growing, jittered pauses after failures.
+/// Lists and watches one kind until the process ends, with backoff after failures.
 async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metrics) {
     let kind = K::KIND;
     let events = watcher::watcher(Api::<Item<K>>::all(client), watcher::Config::default());
-    let mut events = pin!(events.backoff(Pauses::default()));
+    let mut events = pin!(events.backoff(WatchBackoff::default()));
     let mut list = Vec::new();
     while let Some(event) = events.next().await {
-        let told = translate::<K>(event, &metrics);
-        // That a list begins is no word of the API: it has not even been asked.
-        if !matches!(told, WatchEvent::Begin | WatchEvent::Lost(_)) {
+        let event = translate::<K>(event, &metrics);
+        // kube reports the start of a list before it sends the request, so that event does not
+        // show that the API server responds.
+        if !matches!(event, WatchEvent::ListStarted | WatchEvent::Failed(_)) {
             metrics.watch_event(kind.plural());
         }
-        match told {
-            WatchEvent::Begin => list.clear(),
+        match event {
+            // The list is collected here rather than applied object by object: a list that fails
+            // half-way must not delete the objects that it did not reach.
+            WatchEvent::ListStarted => list.clear(),
             WatchEvent::Listed(object) => list.push(object),
-            WatchEvent::Whole => {
-                tracing::info!(resource = kind.plural(), objects = list.len(), "listed");
+            WatchEvent::ListCompleted => {
+                tracing::info!(
+                    resource = kind.plural(),
+                    objects = list.len(),
+                    "list complete"
+                );
                 feed.send(Change::Reset(kind, std::mem::take(&mut list)))
                     .await;
             }
             WatchEvent::Changed(object, trigger) => feed.send(Change::Apply(object, trigger)).await,
-            WatchEvent::Gone(key) => feed.send(Change::Delete(kind, key)).await,
+            WatchEvent::Deleted(key) => feed.send(Change::Delete(kind, key)).await,
             WatchEvent::Skipped => {}
-            WatchEvent::Lost(fault) => {
-                let meanwhile = if ready.is_pending(kind.plural()) {
-                    UNREADY
+            WatchEvent::Failed(reason) => {
+                let effect = if ready.is_pending(kind.plural()) {
+                    NOT_READY
                 } else {
-                    SERVES
+                    SERVING_LAST_STATE
                 };
-                watch_failed(&ready, &metrics, kind.plural(), &fault, meanwhile);
+                watch_failed(&ready, &metrics, kind.plural(), reason, effect);
             }
         }
     }
@@ -238,59 +246,56 @@ async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metr
 
 fn translate<K: Watched>(event: watcher::Result<Event<Item<K>>>, metrics: &Metrics) -> WatchEvent {
     match event {
-        Ok(Event::Init) => WatchEvent::Begin,
+        Ok(Event::Init) => WatchEvent::ListStarted,
         Ok(Event::InitApply(item)) => match read(item, metrics) {
             Ok(Some(object)) => WatchEvent::Listed(object),
             Ok(None) | Err(Malformed) => WatchEvent::Skipped,
         },
-        Ok(Event::InitDone) => WatchEvent::Whole,
+        Ok(Event::InitDone) => WatchEvent::ListCompleted,
         Ok(Event::Apply(item)) => {
             let (key, trigger) = (key(item.meta()), trigger_time(item.meta()));
             match read(item, metrics) {
                 Ok(Some(object)) => WatchEvent::Changed(object, trigger),
-                // It may have been ours before the change: a slice can be taken off its service.
-                Ok(None) => WatchEvent::Gone(key),
+                // The index may hold the previous version: a slice can lose the label of its
+                // service.
+                Ok(None) => WatchEvent::Deleted(key),
                 Err(Malformed) => WatchEvent::Skipped,
             }
         }
-        Ok(Event::Delete(item)) => WatchEvent::Gone(key(item.meta())),
-        Err(error) => WatchEvent::Lost(fault(&error, RIGHTS)),
+        Ok(Event::Delete(item)) => WatchEvent::Deleted(key(item.meta())),
+        Err(error) => WatchEvent::Failed(describe(&error, PERMISSIONS)),
     }
 }
 
-/// It has been logged and counted.
+/// A malformed object, already logged and counted.
 struct Malformed;
 
-/// None where the object is none of ours.
+/// Converts an object. None if the index does not need it.
 fn read<K: Watched>(item: Item<K>, metrics: &Metrics) -> Result<Option<Object>, Malformed> {
     let name = key(item.meta());
-    item.object().map_err(|fault| {
-        tracing::warn!(resource = K::KIND.plural(), %name, fault, "a malformed object is skipped");
+    item.object().map_err(|error| {
+        tracing::warn!(resource = K::KIND.plural(), %name, %error, "skipping a malformed object");
         metrics.watch_malformed(K::KIND.plural());
         Malformed
     })
 }
 
-/// `meanwhile` tells what becomes of requests.
+/// Reports a failed watch in the log, `/readyz` and the metrics. `effect` is that on requests.
 fn watch_failed(
     ready: &Ready,
     metrics: &Metrics,
-    what: &'static str,
-    fault: &str,
-    meanwhile: &str,
+    resource: &'static str,
+    error: String,
+    effect: &str,
 ) {
-    tracing::warn!(
-        resource = what,
-        fault,
-        "the watch is broken: {meanwhile}; trying again"
-    );
-    ready.set_degraded(what, fault.to_owned());
-    metrics.watch_up(what, false);
+    tracing::warn!(resource, error, "watch failed; {effect}; retrying");
+    ready.set_degraded(resource, error);
+    metrics.watch_up(resource, false);
 }
 
-/// What failed and, where the API refused, what to look at. `rights` are those that the watch
-/// needs.
-fn fault(error: &watcher::Error, rights: &str) -> String {
+/// Describes an error and, if the API rejected the credentials, the remedy. `permissions` are those
+/// that the watch needs.
+fn describe(error: &watcher::Error, permissions: &str) -> String {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
     let text = error_chain(error);
     let code = match error {
@@ -303,10 +308,11 @@ fn fault(error: &watcher::Error, rights: &str) -> String {
     match code {
         401 => {
             format!(
-                "{text}; the API does not know the bastion's own credentials: look at its account or kubeconfig"
+                "{text}; the API server rejects the bastion's credentials: check its service \
+                 account or kubeconfig"
             )
         }
-        403 => format!("{text}; the bastion's account needs {rights}"),
+        403 => format!("{text}; the bastion's account needs {permissions}"),
         _ => text,
     }
 }

@@ -1,4 +1,4 @@
-//! File descriptors: what ends gives its own back, and what never ends is ended.
+//! File descriptors are released when connections end, and incomplete requests time out.
 
 use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -7,10 +7,10 @@ use tokio::net::TcpStream;
 use crate::support::eventually;
 use crate::support::test_bed::{TestBed, read_until};
 
-/// Connections that a pool keeps, those of the test's own probes, and a file that is being read.
+/// Allowance for pooled connections, connections of the test itself, and files that are read.
 const SLACK: usize = 8;
 
-/// What comes next: an answer, or the end.
+/// Reads once: a part of a response, or nothing at the end.
 async fn read_some(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut buffer = [0; 1024];
     let read = stream.read(&mut buffer).await.unwrap_or(0);
@@ -29,7 +29,7 @@ async fn returns_to(bed: &TestBed, before: usize, what: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn connections_that_end_give_their_descriptors_back() -> Result<()> {
+async fn releases_descriptors_of_closed_connections() -> Result<()> {
     const CONNECTIONS: usize = 200;
     let bed = TestBed::new().await?;
     let before = bed.bastion.descriptors()?;
@@ -44,14 +44,14 @@ async fn connections_that_end_give_their_descriptors_back() -> Result<()> {
     }
     ensure!(
         bed.bastion.descriptors()? >= before + CONNECTIONS - SLACK,
-        "they are open"
+        "the connections are not open"
     );
     drop(clients);
-    returns_to(&bed, before, "connections that ended").await
+    returns_to(&bed, before, "closed connections").await
 }
 
 #[tokio::test]
-async fn tunnels_and_uploads_that_are_cut_give_their_descriptors_back() -> Result<()> {
+async fn releases_descriptors_of_aborted_tunnels_and_uploads() -> Result<()> {
     const EACH: usize = 50;
     let bed = TestBed::new().await?;
     let before = bed.bastion.descriptors()?;
@@ -77,27 +77,26 @@ async fn tunnels_and_uploads_that_are_cut_give_their_descriptors_back() -> Resul
         }
         ensure!(
             bed.bastion.descriptors()? >= before + 4 * EACH - SLACK,
-            "they are open, on both sides"
+            "the connections are not open on both sides"
         );
         if cut_by_client {
             drop(clients);
-            returns_to(&bed, before, "tunnels and uploads that their clients cut").await?;
+            returns_to(&bed, before, "tunnels and uploads aborted by clients").await?;
         } else {
             drop(backends);
-            // A client may go on sending into a tunnel whose other end is shut: it learns of that
-            // end, and leaves.
+            // A tunnel whose backend closed stays open for the client's bytes until the client
+            // closes, too.
             for mut client in clients {
                 ensure!(!read_some(&mut client).await.contains("200 OK"));
             }
-            returns_to(&bed, before, "tunnels and uploads that their backends cut").await?;
+            returns_to(&bed, before, "tunnels and uploads aborted by backends").await?;
         }
     }
     Ok(())
 }
 
-/// FINDINGS S15.
 #[tokio::test]
-async fn unfinished_heads_do_not_hold_the_admin_port() -> Result<()> {
+async fn incomplete_heads_do_not_block_the_admin_port() -> Result<()> {
     const HEADS: usize = 200;
     let bed = TestBed::new().await?;
     let before = bed.bastion.descriptors()?;
@@ -109,7 +108,7 @@ async fn unfinished_heads_do_not_hold_the_admin_port() -> Result<()> {
             .await?;
         clients.push(client);
     }
-    returns_to(&bed, before, "unfinished heads at the admin port").await?;
+    returns_to(&bed, before, "incomplete heads at the admin port").await?;
     ensure!(bed.bastion.readyz().await?.0 == 200);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! FINDINGS S3: memory for pages that are rewritten.
+//! Memory of pages that are rewritten.
 
 use std::io::Write;
 
@@ -12,8 +12,7 @@ use tokio::task::JoinHandle;
 use crate::MIB;
 use crate::support::test_bed::{TestBed, read_until};
 
-/// Three times the budget for rewriting; without bounds each attack here takes twice as much as
-/// this.
+/// Three times the budget for rewriting. Without bounds, each attack takes at least twice as much.
 const LIMIT: usize = 96 * MIB;
 
 fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
@@ -22,7 +21,8 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(encoder.finish()?)
 }
 
-/// Begins a page: the backend's side of it, and a client that reads what comes to its end.
+/// Starts a page. Returns the backend side, and a task that reads the response and returns its
+/// length.
 async fn page(bed: &TestBed, headers: &str) -> Result<(TcpStream, JoinHandle<u64>)> {
     let mut client = bed
         .request("GET /page", "Connection: close\r\n\r\n")
@@ -47,12 +47,12 @@ fn grown(bed: &TestBed, before: usize) -> Result<usize> {
 }
 
 fn begin(bed: &TestBed) -> Result<usize> {
-    bed.bastion.forget_peak()?;
+    bed.bastion.reset_peak()?;
     bed.bastion.resident()
 }
 
 #[tokio::test]
-async fn one_huge_srcset_takes_bounded_memory() -> Result<()> {
+async fn bounds_memory_of_huge_srcset() -> Result<()> {
     let bed = TestBed::new().await?;
     let candidates = "/a 1x,".repeat(15 * MIB / 6);
     let zipped = gzip(format!("<img srcset=\"{candidates}\">").as_bytes())?;
@@ -63,7 +63,7 @@ async fn one_huge_srcset_takes_bounded_memory() -> Result<()> {
     let read = read.await?;
     let grown = grown(&bed, before)?;
     println!(
-        "S3a: a srcset of 15 MiB, {} bytes as gzip: {} KiB at the peak, {read} bytes out",
+        "a srcset of 15 MiB, {} bytes as gzip: {} KiB at the peak, {read} bytes out",
         zipped.len(),
         grown / 1024
     );
@@ -72,7 +72,7 @@ async fn one_huge_srcset_takes_bounded_memory() -> Result<()> {
 }
 
 #[tokio::test]
-async fn pages_stalled_inside_a_tag_take_bounded_memory() -> Result<()> {
+async fn bounds_memory_of_pages_stalled_in_a_tag() -> Result<()> {
     const PAGES: usize = 20;
     const SIZE: usize = 8 * MIB;
     let bed = TestBed::new().await?;
@@ -86,11 +86,11 @@ async fn pages_stalled_inside_a_tag_take_bounded_memory() -> Result<()> {
     }
     let grown = grown(&bed, before)?;
     println!(
-        "S3b: {PAGES} pages stalled in a tag of {SIZE} bytes: {} KiB at the peak",
+        "{PAGES} pages stalled in a tag of {SIZE} bytes: {} KiB at the peak",
         grown / 1024
     );
     ensure!(grown < LIMIT, "{grown} bytes");
-    // They were stalled, not broken off: their rest comes through.
+    // Stalled pages are not aborted, so the rest arrives.
     for (mut backend, read) in stalled {
         backend.write_all(b"\">end</a>").await?;
         drop(backend);
@@ -100,7 +100,7 @@ async fn pages_stalled_inside_a_tag_take_bounded_memory() -> Result<()> {
 }
 
 #[tokio::test]
-async fn unclosed_elements_with_long_names_take_bounded_memory() -> Result<()> {
+async fn bounds_memory_of_unclosed_elements_with_long_names() -> Result<()> {
     const TOTAL: usize = 80 * MIB;
     const NAME: usize = 60_000;
     let bed = TestBed::new().await?;
@@ -115,7 +115,7 @@ async fn unclosed_elements_with_long_names_take_bounded_memory() -> Result<()> {
     let read = read.await?;
     let grown = grown(&bed, before)?;
     println!(
-        "S3c: {TOTAL} bytes of unclosed names: {} KiB at the peak, {read} bytes out",
+        "{TOTAL} bytes of unclosed names: {} KiB at the peak, {read} bytes out",
         grown / 1024
     );
     ensure!(read > TOTAL as u64 && grown < LIMIT, "{grown} bytes");
@@ -123,13 +123,13 @@ async fn unclosed_elements_with_long_names_take_bounded_memory() -> Result<()> {
 }
 
 #[tokio::test]
-async fn empty_gzip_members_take_little_memory() -> Result<()> {
+async fn bounds_memory_of_empty_gzip_members() -> Result<()> {
     let bed = TestBed::serving("workers: 1", &[]).await?;
     let member = gzip(b"")?;
     let members = member.repeat(4 * MIB / member.len());
     let before = begin(&bed)?;
     let (mut hostile, read) = page(&bed, "Content-Encoding: gzip\r\n").await?;
-    // Whole members alone: the page could go on for ever.
+    // Complete members only, so that the page has no end.
     hostile.write_all(&members).await?;
     let mut neighbor = bed.request("GET /", "\r\n").await?;
     let (mut backend, _) = bed.accept().await?;
@@ -141,7 +141,7 @@ async fn empty_gzip_members_take_little_memory() -> Result<()> {
     read.await?;
     let grown = grown(&bed, before)?;
     println!(
-        "S3d: {} bytes of empty gzip members: {} KiB at the peak",
+        "{} bytes of empty gzip members: {} KiB at the peak",
         members.len(),
         grown / 1024
     );

@@ -1,4 +1,4 @@
-//! Reviews asked of the API: how many at once, and what is kept of their answers.
+//! Bounds of pending reviews and of cached results.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -13,20 +13,20 @@ use crate::support::bastion::Bastion;
 use crate::support::client::{tls, tls_from, tls_with_alpn};
 use crate::support::eventually;
 use crate::support::pki::Ca;
-use crate::support::scripted_api::{GOOD, ScriptedApi};
+use crate::support::scripted_api::{ScriptedApi, VALID_TOKEN_PREFIX};
 use crate::support::test_bed::{read_all, read_until};
 
 const PATH: &str = "/api/v1/namespaces/default/services/s/proxy/";
 
-/// A bastion before an API that a test scripts.
-struct Reviewed {
+/// Bastion with a scripted API server.
+struct ReviewTestBed {
     bastion: Bastion,
     api: ScriptedApi,
     ca: PathBuf,
     _folder: TempDir,
 }
 
-impl Reviewed {
+impl ReviewTestBed {
     async fn new() -> Result<Self> {
         kube_bastion::tls::install_provider();
         let folder = tempfile::tempdir()?;
@@ -34,7 +34,7 @@ impl Reviewed {
         let ca = Ca::new(folder.path(), "ca")?;
         let serving = ca.server(folder.path(), "bastion", &["localhost"])?;
         let config = folder.path().join("config.yaml");
-        // A review that is not answered is given up by who asked, not by time.
+        // With a long timeout, only a reset of the request ends a review without a response.
         let text = format!(
             "apiVersion: kube-bastion.dev/v1alpha1
 kind: BastionConfiguration
@@ -57,7 +57,7 @@ authentication: {{tokenReview: {{timeout: 10m}}}}
         })
     }
 
-    /// The status of a request with a good token, from another address of loopback.
+    /// Sends a request with a valid token from another loopback address. Returns the status line.
     async fn neighbor(&self, token: &str) -> Result<String> {
         let local = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
         let mut client = tls_from(local, self.bastion.secure, &self.ca, &[]).await?;
@@ -68,16 +68,15 @@ authentication: {{tokenReview: {{timeout: 10m}}}}
     }
 }
 
-/// FINDINGS S1: one connection of HTTP/2 asks with 300 tokens that are not known, and resets each
-/// stream.
+/// One HTTP/2 connection sends requests with 300 unknown tokens and resets each stream.
 #[tokio::test]
-async fn unknown_tokens_hold_a_bounded_number_of_reviews() -> Result<()> {
+async fn bounds_pending_reviews_of_unknown_tokens() -> Result<()> {
     const STREAMS: usize = 300;
-    /// As many as the bastion lets be open at once.
+    /// Maximum number of concurrent streams of a connection.
     const BATCH: usize = 100;
-    /// The bastion's limit is 64; some may be on their way out.
-    const MOST: usize = 64 + 8;
-    let reviewed = Reviewed::new().await?;
+    /// Limit of the bastion, 64, and some reviews that are being canceled.
+    const MAX_PENDING: usize = 64 + 8;
+    let reviewed = ReviewTestBed::new().await?;
     let stream = tls_with_alpn(reviewed.bastion.secure, &reviewed.ca, None, &[b"h2"]).await?;
     let (sender, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
@@ -86,29 +85,29 @@ async fn unknown_tokens_hold_a_bounded_number_of_reviews() -> Result<()> {
         reviewed.bastion.descriptors()?,
     );
     let mut sender = sender;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for batch in 0..STREAMS / BATCH {
-        // All streams of the batch before are reset.
-        answers.clear();
-        let asked = reviewed.api.reviews();
+        // Resets all streams of the previous batch.
+        responses.clear();
+        let reviews_before = reviewed.api.reviews();
         for n in 0..BATCH {
             sender = sender.ready().await?;
             let request = Request::get(format!("https://bastion.test{PATH}"))
                 .header("authorization", format!("Bearer unknown-{batch}-{n}"))
                 .body(())?;
-            answers.push(sender.send_request(request, true)?);
+            responses.push(sender.send_request(request, true)?);
         }
         eventually("a review of the batch", async || {
-            Ok(reviewed.api.reviews() > asked)
+            Ok(reviewed.api.reviews() > reviews_before)
         })
         .await?;
         for round in 0..4 {
             let status = reviewed
-                .neighbor(&format!("{GOOD}-{batch}-{round}"))
+                .neighbor(&format!("{VALID_TOKEN_PREFIX}-{batch}-{round}"))
                 .await?;
             ensure!(
                 status.starts_with("HTTP/1.1 403 "),
-                "a neighbor waits for the attacker's reviews: {status}"
+                "another client is delayed by the attacker: {status}"
             );
         }
     }
@@ -116,30 +115,30 @@ async fn unknown_tokens_hold_a_bounded_number_of_reviews() -> Result<()> {
         reviewed.bastion.resident()?,
         reviewed.bastion.descriptors()?,
     );
-    answers.clear();
+    responses.clear();
     let gone = eventually("the reviews of reset streams to be canceled", async || {
-        Ok(reviewed.api.waiting() == 0)
+        Ok(reviewed.api.pending() == 0)
     })
     .await;
     println!(
-        "S1: {STREAMS} streams: at most {} reviews in flight, {} after all are reset; {} KiB and {} descriptors more",
-        reviewed.api.most_waiting(),
-        reviewed.api.waiting(),
+        "{STREAMS} streams: at most {} reviews in flight, {} after all are reset; {} KiB and {} descriptors more",
+        reviewed.api.max_pending(),
+        reviewed.api.pending(),
         after.0.saturating_sub(before.0) / 1024,
         after.1.saturating_sub(before.1)
     );
     ensure!(
-        reviewed.api.most_waiting() > 0,
-        "no review was asked for: nothing was tested"
+        reviewed.api.max_pending() > 0,
+        "the API server received no review"
     );
     ensure!(
-        reviewed.api.most_waiting() <= MOST,
+        reviewed.api.max_pending() <= MAX_PENDING,
         "{} reviews in flight",
-        reviewed.api.most_waiting()
+        reviewed.api.max_pending()
     );
-    // One connection to the API for each review in flight, and those of the test itself.
+    // One connection to the API server per pending review, and connections of the test itself.
     ensure!(
-        after.1 <= before.1 + MOST + 16,
+        after.1 <= before.1 + MAX_PENDING + 16,
         "{} descriptors, {} before",
         after.1,
         before.1
@@ -153,35 +152,34 @@ async fn unknown_tokens_hold_a_bounded_number_of_reviews() -> Result<()> {
     gone
 }
 
-/// FINDINGS S2.
 #[tokio::test]
-async fn large_impersonation_values_are_not_kept() -> Result<()> {
+async fn does_not_cache_large_impersonation_values() -> Result<()> {
     const REQUESTS: usize = 40;
     const LIMIT: usize = 20 * MIB;
-    let reviewed = Reviewed::new().await?;
-    let ask = async |n: usize, size: usize| -> Result<String> {
+    let reviewed = ReviewTestBed::new().await?;
+    let impersonate = async |n: usize, size: usize| -> Result<String> {
         let mut client = tls(reviewed.bastion.secure, &reviewed.ca, None).await?;
         let user = format!("{n:04}{}", "u".repeat(size));
         let head = format!(
-            "GET {PATH} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {GOOD}\r\nImpersonate-User: {user}\r\nConnection: close\r\n\r\n"
+            "GET {PATH} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {VALID_TOKEN_PREFIX}\r\nImpersonate-User: {user}\r\nConnection: close\r\n\r\n"
         );
         client.write_all(head.as_bytes()).await?;
         Ok(read_all(&mut client).await)
     };
-    // Buffers that are kept for later have their size after the first.
+    // The first requests grow the buffers that are reused.
     for n in 0..4 {
-        ask(n, 900_000).await?;
+        impersonate(n, 900_000).await?;
     }
     let before = reviewed.bastion.resident()?;
     for n in 4..REQUESTS + 4 {
-        let answer = ask(n, 900_000).await?;
-        ensure!(answer.starts_with("HTTP/1.1 4"), "{answer:.200}");
+        let response = impersonate(n, 900_000).await?;
+        ensure!(response.starts_with("HTTP/1.1 4"), "{response:.200}");
     }
     let grown = reviewed.bastion.resident()?.saturating_sub(before);
     println!(
-        "S2: {REQUESTS} requests with 900 kB of Impersonate-User: {} KiB grown",
+        "{REQUESTS} requests with 900 kB of Impersonate-User: {} KiB grown",
         grown / 1024
     );
-    ensure!(grown < LIMIT, "{grown} bytes stay");
+    ensure!(grown < LIMIT, "{grown} bytes are not released");
     Ok(())
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Puts a real control plane into a folder: etcd, kube-apiserver, kube-controller-manager and kubectl.
-# A binary in $KUBEBUILDER_ASSETS (the envtest convention) is taken as it is; what is missing there is built from
-# the published Go modules that go.mod pins. Takes minutes the first time, no time when nothing changed.
+# Installs a control plane in a folder: etcd, kube-apiserver, kube-controller-manager and kubectl.
+# Binaries in $KUBEBUILDER_ASSETS (the envtest convention) are copied; others are built from the published Go modules
+# that go.mod pins. The first build takes some minutes.
 #
-#   tests/cluster/build.sh [DIR]        DIR: target/cluster unless given
+#   tests/cluster/build.sh [DIR]        DIR: target/cluster by default
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,7 +18,7 @@ declare -A packages=(
   [kubectl]=k8s.io/kubernetes/cmd/kubectl
 )
 
-# Two test runs at once must not write the same files.
+# Concurrent test runs must not write the same files.
 exec 9>"$out/.lock"
 flock 9
 

@@ -1,4 +1,4 @@
-//! The cluster's own RBAC decides, for every kind of credential.
+//! Authorization by the RBAC of the cluster, for each kind of credential.
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -13,24 +13,27 @@ use crate::support::eventually;
 use crate::support::pki::Ca;
 use crate::world::{SHOP, World, path};
 
-pub async fn rbac_decides_for_tokens_of_service_accounts(world: &mut World) -> Result<()> {
+pub async fn authorizes_service_account_tokens_by_rbac(world: &mut World) -> Result<()> {
     let mut caller = world.client().await?;
-    let answer = caller
+    let response = caller
         .send(
             Method::POST,
             &path("pods/web-1/proxy/echo"),
             Bytes::from("x"),
         )
         .await?;
-    ensure!(answer.status == 200, "create is allowed: {answer:?}");
-    let answer = caller
+    ensure!(response.status == 200, "create is denied: {response:?}");
+    let response = caller
         .send(Method::DELETE, &path("pods/web-1/proxy/"), Bytes::new())
         .await?;
-    ensure!(answer.status == 403, "delete is not: {answer:?}");
-    let answer = caller
+    ensure!(response.status == 403, "delete is allowed: {response:?}");
+    let response = caller
         .get("/api/v1/namespaces/default/pods/x/proxy/")
         .await?;
-    ensure!(answer.status == 403, "no other namespace is: {answer:?}");
+    ensure!(
+        response.status == 403,
+        "another namespace is allowed: {response:?}"
+    );
 
     let nobody = world.cluster.token(SHOP, "default", None).await?;
     let mut nobody = Client::connect(
@@ -40,21 +43,21 @@ pub async fn rbac_decides_for_tokens_of_service_accounts(world: &mut World) -> R
         None,
     )
     .await?;
-    let answer = nobody.get(&path("services/http:web:80/proxy/name")).await?;
+    let response = nobody.get(&path("services/http:web:80/proxy/name")).await?;
     let message = r#"services \"http:web:80\" is forbidden: User \"system:serviceaccount:shop:default\" cannot get resource \"services/proxy\" in API group \"\" in the namespace \"shop\""#;
     ensure!(
-        answer.status == 403 && answer.body.contains(message),
-        "{answer:?}"
+        response.status == 403 && response.body.contains(message),
+        "{response:?}"
     );
-    let answer = nobody.get(&path("services/not-there/proxy/")).await?;
+    let response = nobody.get(&path("services/not-there/proxy/")).await?;
     ensure!(
-        answer.status == 403,
-        "who may not learns nothing of what exists: {answer:?}"
+        response.status == 403,
+        "a caller without access can tell that the object is missing: {response:?}"
     );
     Ok(())
 }
 
-pub async fn rbac_decides_for_client_certificates(world: &mut World) -> Result<()> {
+pub async fn authorizes_client_certificates_by_rbac(world: &mut World) -> Result<()> {
     let folder = world.cluster.folder.path();
     world
         .objects
@@ -73,15 +76,15 @@ pub async fn rbac_decides_for_client_certificates(world: &mut World) -> Result<(
         Some(&jane),
     )
     .await?;
-    let answer = client.get(&path("pods/web-1/proxy/name")).await?;
+    let response = client.get(&path("pods/web-1/proxy/name")).await?;
     ensure!(
-        answer.status == 200 && answer.body == "web-1",
-        "by her group she may: {answer:?}"
+        response.status == 200 && response.body == "web-1",
+        "the group has no access: {response:?}"
     );
-    let answer = client.get(&path("services/web/proxy/name")).await?;
+    let response = client.get(&path("services/web/proxy/name")).await?;
     ensure!(
-        answer.status == 403 && answer.body.contains(r#"User \"jane\""#),
-        "and no more: {answer:?}"
+        response.status == 403 && response.body.contains(r#"User \"jane\""#),
+        "the group has too much access: {response:?}"
     );
 
     let other = Ca::new(folder, "other-ca")?;
@@ -93,64 +96,69 @@ pub async fn rbac_decides_for_client_certificates(world: &mut World) -> Result<(
         Some(&mallory),
     )
     .await?;
-    let answer = client.get(&path("pods/web-1/proxy/name")).await?;
+    let response = client.get(&path("pods/web-1/proxy/name")).await?;
     ensure!(
-        answer.status == 401,
-        "another CA vouches for nobody: {answer:?}"
+        response.status == 401,
+        "a certificate of another CA authenticates: {response:?}"
     );
     Ok(())
 }
 
-pub async fn failures_say_more_to_who_may_see_the_target(world: &mut World) -> Result<()> {
+pub async fn returns_causes_to_callers_that_may_read_the_target(world: &mut World) -> Result<()> {
     world
         .objects
-        .create::<ServiceAccount>(json!({"metadata": {"name": "seer"}}))
+        .create::<ServiceAccount>(json!({"metadata": {"name": "viewer"}}))
         .await?;
-    let seer = json!({"kind": "ServiceAccount", "name": "seer", "namespace": SHOP});
+    let viewer = json!({"kind": "ServiceAccount", "name": "viewer", "namespace": SHOP});
     world
         .objects
-        .allow("seer-proxy", seer.clone(), &["services/proxy"], &["get"])
+        .allow(
+            "viewer-proxy",
+            viewer.clone(),
+            &["services/proxy"],
+            &["get"],
+        )
         .await?;
     world
         .objects
-        .allow("seer", seer, &["services"], &["get"])
+        .allow("viewer", viewer, &["services"], &["get"])
         .await?;
-    let seer = world.cluster.token(SHOP, "seer", None).await?;
-    let mut seer = Client::connect(
+    let viewer = world.cluster.token(SHOP, "viewer", None).await?;
+    let mut viewer = Client::connect(
         world.bastion.secure,
         &world.cluster.ca.file,
-        Some(&seer),
+        Some(&viewer),
         None,
     )
     .await?;
     let mut caller = world.client().await?;
 
     let ports = r#""causes":[{"reason":"ServicePort","message":"port \"a\" (80)"},{"reason":"ServicePort","message":"port \"b\" (81)"}]"#;
-    let answer = seer.get(&path("services/two/proxy/")).await?;
+    let response = viewer.get(&path("services/two/proxy/")).await?;
     ensure!(
-        answer.status == 503 && answer.body.contains(ports),
-        "the ports on offer: {answer:?}"
+        response.status == 503 && response.body.contains(ports),
+        "the causes lack the ports: {response:?}"
     );
-    let answer = caller.get(&path("services/two/proxy/")).await?;
+    let response = caller.get(&path("services/two/proxy/")).await?;
     ensure!(
-        answer.status == 503 && !answer.body.contains("causes"),
-        "only to those who see: {answer:?}"
+        response.status == 503 && !response.body.contains("causes"),
+        "a caller that may not read the target gets causes: {response:?}"
     );
 
-    let answer = seer
+    let response = viewer
         .send(Method::POST, &path("services/web/proxy/"), Bytes::new())
         .await?;
     let review = r#""causes":[{"reason":"AccessReview","message":"SubjectAccessReview denied: verb=\"create\" group=\"\" resource=\"services/proxy\" namespace=\"shop\" name=\"web\""}]"#;
     ensure!(
-        answer.status == 403 && answer.body.contains(review),
-        "what was asked: {answer:?}"
+        response.status == 403 && response.body.contains(review),
+        "the causes lack the review: {response:?}"
     );
-    let answer = caller
+    let response = caller
         .send(Method::DELETE, &path("services/web/proxy/"), Bytes::new())
         .await?;
     ensure!(
-        answer.status == 403 && !answer.body.contains("causes"),
-        "only to those who see: {answer:?}"
+        response.status == 403 && !response.body.contains("causes"),
+        "a caller that may not read the target gets causes: {response:?}"
     );
 
     world
@@ -170,17 +178,19 @@ pub async fn failures_say_more_to_who_may_see_the_target(world: &mut World) -> R
         }))
         .await?;
     let (no_pod, not_its) = (
-        "10.254.240.11: no pod stands behind it",
-        "10.254.240.12: the pod that its targetRef names",
+        "10.254.240.11: no targetRef to a pod",
+        "10.254.240.12: the pod in targetRef",
     );
     eventually("the reasons why endpoints do not serve", async || {
-        let answer = seer.get(&path("services/gone/proxy/")).await?;
-        Ok(answer.status == 503 && answer.body.contains(no_pod) && answer.body.contains(not_its))
+        let response = viewer.get(&path("services/gone/proxy/")).await?;
+        Ok(response.status == 503
+            && response.body.contains(no_pod)
+            && response.body.contains(not_its))
     })
     .await
 }
 
-pub async fn who_is_nobody_gets_401(world: &mut World) -> Result<()> {
+pub async fn returns_401_without_valid_credentials(world: &mut World) -> Result<()> {
     for token in [
         None,
         Some("wrong"),
@@ -188,27 +198,27 @@ pub async fn who_is_nobody_gets_401(world: &mut World) -> Result<()> {
     ] {
         let mut client =
             Client::connect(world.bastion.secure, &world.cluster.ca.file, token, None).await?;
-        let answer = client.get(&path("services/web/proxy/name")).await?;
+        let response = client.get(&path("services/web/proxy/name")).await?;
         ensure!(
-            answer.status == 401 && answer.headers["www-authenticate"] == "Bearer",
-            "{token:?}: {answer:?}"
+            response.status == 401 && response.headers["www-authenticate"] == "Bearer",
+            "{token:?}: {response:?}"
         );
         ensure!(
-            answer.body.contains(r#""reason":"Unauthorized""#),
-            "{answer:?}"
+            response.body.contains(r#""reason":"Unauthorized""#),
+            "{response:?}"
         );
     }
-    let said = world.bastion.said();
+    let log = world.bastion.log();
     ensure!(
-        !said.contains(&world.token) && !said.contains("eyJ"),
-        "a token stands in the log"
+        !log.contains(&world.token) && !log.contains("eyJ"),
+        "the log contains a token"
     );
     Ok(())
 }
 
-/// What is trusted is what `kube-system/extension-apiserver-authentication` says now. The apiserver
-/// adds its own CA to the map every minute, and leaves others there.
-pub async fn published_cas_are_followed_on_an_open_connection(world: &mut World) -> Result<()> {
+/// The current `kube-system/extension-apiserver-authentication` determines the client CAs. The
+/// apiserver adds its CA to the `ConfigMap` every minute, and keeps others.
+pub async fn applies_changed_client_cas_to_open_connections(world: &mut World) -> Result<()> {
     let folder = world.cluster.folder.path();
     let maps = Api::<ConfigMap>::namespaced(world.cluster.client.clone(), "kube-system");
     let publish = async |pem: &str| -> Result<()> {
@@ -240,8 +250,11 @@ pub async fn published_cas_are_followed_on_an_open_connection(world: &mut World)
     )
     .await?;
     let target = path("pods/web-1/proxy/name");
-    let answer = client.get(&target).await?;
-    ensure!(answer.status == 401, "not yet: {answer:?}");
+    let response = client.get(&target).await?;
+    ensure!(
+        response.status == 401,
+        "the CA is trusted too early: {response:?}"
+    );
 
     let own = std::fs::read_to_string(&world.cluster.ca.file)?;
     publish(&format!("{own}{}", std::fs::read_to_string(&guests.file)?)).await?;

@@ -1,5 +1,5 @@
-//! The clients people use, each as itself. `kubectl get --raw` and `kubectl --server` are among the
-//! targets.
+//! Common clients: kubectl, curl, client-go, gRPC, WebSocket, a browser. `targets` has
+//! `kubectl get --raw` and `kubectl --server`.
 
 mod browser;
 mod curl;
@@ -9,12 +9,12 @@ mod kubectl;
 mod site;
 mod websocket;
 
-pub use browser::{a_browser_is_at_home, a_browser_is_at_home_behind_kubectl_proxy};
-pub use curl::{curl_speaks_both_versions_of_http, curl_streams_what_comes};
-pub use go::client_go_asks_by_proxy_get;
+pub use browser::{browser_shows_a_site, browser_shows_a_site_behind_kubectl_proxy};
+pub use curl::{curl_streams_responses, curl_uses_both_versions_of_http};
+pub use go::client_go_uses_proxy_get;
 pub use grpc::{
-    grpc_cancellations_reach_the_server, grpc_interoperates, grpc_refusals_are_grpc_statuses,
-    grpc_servers_go_away_and_no_call_fails, grpc_streams_outlive_the_beginning_of_a_drain,
+    grpc_calls_and_streams_work, grpc_cancellations_reach_the_server,
+    grpc_errors_are_grpc_statuses, grpc_goaway_fails_no_call, grpc_streams_continue_during_a_drain,
 };
-pub use kubectl::{KubectlProxy, kubectl_works_by_a_kubeconfig_of_its_own};
+pub use kubectl::{KubectlProxy, kubectl_works_with_a_kubeconfig_for_the_bastion};
 pub use websocket::{websockets_open_over_http1, websockets_open_over_http2};

@@ -1,7 +1,7 @@
-//! Kubernetes' own end-to-end tests of the proxy subresource, said again on this harness:
-//! `test/e2e/network/proxy.go`, and of `test/e2e/kubectl/kubectl.go` what is about a proxy
-//! (CONFORMANCE E1 to E5). The apiserver's own proxy is asked the same, so that what fails for the
-//! bastion alone is the bastion's fault.
+//! The end-to-end tests of the proxy subresource of Kubernetes, ported to this harness (CONFORMANCE
+//! E1 to E5): `test/e2e/network/proxy.go`, and the proxy tests of `test/e2e/kubectl/kubectl.go`.
+//! They also run against the apiserver, so that a failure of the bastion alone is a defect of the
+//! bastion.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -14,16 +14,16 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::clients::KubectlProxy;
-use crate::support::app::{App, answer, status};
-use crate::support::client::{Answer, Client, get_plain, get_plain_by};
-use crate::support::cluster::{By, HOME};
+use crate::support::app::{App, response, status};
+use crate::support::client::{Client, Response, get_plain, get_plain_over};
+use crate::support::cluster::{HOME, KubeconfigUser};
 use crate::support::eventually;
 use crate::support::objects::Objects;
 use crate::support::pki::Pair;
 use crate::world::{World, acceptor, bastion, path};
 
 const ROUNDS: usize = 20;
-const PATIENCE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const METHODS: [Method; 7] = [
     Method::DELETE,
     Method::GET,
@@ -35,7 +35,7 @@ const METHODS: [Method; 7] = [
 ];
 
 /// E1, "should proxy through a service and a pod".
-pub async fn sixteen_urls_answer_twenty_times_at_once(world: &mut World) -> Result<()> {
+pub async fn serves_sixteen_urls_twenty_times_in_parallel(world: &mut World) -> Result<()> {
     const LAST: u8 = 32;
     let objects = Objects::new(&world.cluster.client, "proxy-e1").await?;
     let tls = acceptor(&world.serving)?;
@@ -44,16 +44,16 @@ pub async fn sixteen_urls_answer_twenty_times_at_once(world: &mut World) -> Resu
         r#"<a href="/tlsrewriteme">test</a>"#,
     );
     let mut apps = Vec::new();
-    for (port, said) in [(80, page), (1080, page), (160, "foo"), (162, "bar")] {
-        apps.push(App::says(&world.namespace, LAST, port, None, said)?);
+    for (port, text) in [(80, page), (1080, page), (160, "foo"), (162, "bar")] {
+        apps.push(App::with_text(&world.namespace, LAST, port, None, text)?);
     }
-    for (port, said) in [(443, safe_page), (460, "tls baz"), (462, "tls qux")] {
-        apps.push(App::says(
+    for (port, text) in [(443, safe_page), (460, "tls baz"), (462, "tls qux")] {
+        apps.push(App::with_text(
             &world.namespace,
             LAST,
             port,
             Some(tls.clone()),
-            said,
+            text,
         )?);
     }
     let ports = json!([
@@ -84,7 +84,7 @@ pub async fn sixteen_urls_answer_twenty_times_at_once(world: &mut World) -> Resu
 
     let url = |rest: &str| format!("/api/v1/namespaces/proxy-e1/{rest}/proxy");
     let mut expected: Vec<(String, String)> = Vec::new();
-    for (target, said) in [
+    for (target, text) in [
         ("services/porter:portname1", "foo"),
         ("services/http:porter:portname1", "foo"),
         ("services/porter:portname2", "bar"),
@@ -98,7 +98,7 @@ pub async fn sixteen_urls_answer_twenty_times_at_once(world: &mut World) -> Resu
         ("pods/https:porter:460", "tls baz"),
         ("pods/https:porter:462", "tls qux"),
     ] {
-        expected.push((url(target) + "/", said.into()));
+        expected.push((url(target) + "/", text.into()));
     }
     for (target, link) in [
         ("pods/porter", "rewriteme"),
@@ -112,19 +112,22 @@ pub async fn sixteen_urls_answer_twenty_times_at_once(world: &mut World) -> Resu
         ));
     }
 
-    for asked in everyone(world)? {
-        asked.answers(&expected[0].0).await?;
+    for server_under_test in servers(world)? {
+        server_under_test.wait_until_known(&expected[0].0).await?;
         let mut failures = Vec::new();
         for round in 0..ROUNDS {
             let mut tasks = JoinSet::new();
             for (url, body) in expected.clone() {
-                let asked = asked.clone();
+                let server_under_test = server_under_test.clone();
                 tasks.spawn(async move {
-                    let answer =
-                        tokio::time::timeout(PATIENCE, asked.send(Method::GET, &url)).await??;
+                    let response = tokio::time::timeout(
+                        REQUEST_TIMEOUT,
+                        server_under_test.send(Method::GET, &url),
+                    )
+                    .await??;
                     ensure!(
-                        answer.status == 200 && answer.body == body,
-                        "{url}: expected {body:?}: {answer:?}"
+                        response.status == 200 && response.body == body,
+                        "{url}: expected {body:?}: {response:?}"
                     );
                     Ok(())
                 });
@@ -138,7 +141,7 @@ pub async fn sixteen_urls_answer_twenty_times_at_once(world: &mut World) -> Resu
                     .map(|error| format!("{round}: {error:#}")),
             );
         }
-        let (name, count) = (asked.name, failures.len());
+        let (name, count) = (server_under_test.name, failures.len());
         ensure!(
             failures.is_empty(),
             "{name}: {count} of 320 failed, the first:\n{}",
@@ -149,22 +152,24 @@ pub async fn sixteen_urls_answer_twenty_times_at_once(world: &mut World) -> Resu
 }
 
 /// E2, "A set of valid responses are returned for both pod and service Proxy".
-pub async fn seven_methods_reach_a_path(world: &mut World) -> Result<()> {
+pub async fn forwards_seven_methods_to_a_path(world: &mut World) -> Result<()> {
     let _porter = porter(world, "proxy-e2", 33).await?;
-    for asked in everyone(world)? {
-        asked
-            .answers("/api/v1/namespaces/proxy-e2/services/test-service/proxy/some/path/with/GET")
+    for server_under_test in servers(world)? {
+        server_under_test
+            .wait_until_known(
+                "/api/v1/namespaces/proxy-e2/services/test-service/proxy/some/path/with/GET",
+            )
             .await?;
         for target in ["pods/agnhost", "services/test-service"] {
             for method in METHODS {
                 let url =
                     format!("/api/v1/namespaces/proxy-e2/{target}/proxy/some/path/with/{method}");
-                let answer = asked.send(method.clone(), &url).await?;
-                let told = method == Method::HEAD || echoes(&answer, &method);
+                let response = server_under_test.send(method.clone(), &url).await?;
+                let body_matches = method == Method::HEAD || echoes(&response, &method);
                 ensure!(
-                    answer.status == 200 && told,
-                    "{}: {method} {url}: {answer:?}",
-                    asked.name
+                    response.status == 200 && body_matches,
+                    "{}: {method} {url}: {response:?}",
+                    server_under_test.name
                 );
             }
         }
@@ -174,29 +179,33 @@ pub async fn seven_methods_reach_a_path(world: &mut World) -> Result<()> {
 
 /// E3, "A set of valid responses are returned for both pod and service `ProxyWithPath`", of a proxy
 /// without a path.
-pub async fn five_methods_reach_the_bare_proxy_and_two_are_redirected(
+pub async fn forwards_five_methods_to_bare_proxy_and_redirects_two(
     world: &mut World,
 ) -> Result<()> {
     let _porter = porter(world, "proxy-e3", 34).await?;
-    for asked in everyone(world)? {
-        asked
-            .answers("/api/v1/namespaces/proxy-e3/services/test-service/proxy/")
+    for server_under_test in servers(world)? {
+        server_under_test
+            .wait_until_known("/api/v1/namespaces/proxy-e3/services/test-service/proxy/")
             .await?;
         for target in ["pods/agnhost", "services/test-service"] {
             for method in METHODS {
                 let url = format!("/api/v1/namespaces/proxy-e3/{target}/proxy?method={method}");
-                let answer = asked.send(method.clone(), &url).await?;
+                let response = server_under_test.send(method.clone(), &url).await?;
                 let right = if matches!(method, Method::GET | Method::HEAD) {
                     let slashed = url.replace("proxy?", "proxy/?");
-                    answer.status == 301
-                        && answer
+                    response.status == 301
+                        && response
                             .headers
                             .get(header::LOCATION)
                             .is_some_and(|to| *to == slashed)
                 } else {
-                    answer.status == 200 && echoes(&answer, &method)
+                    response.status == 200 && echoes(&response, &method)
                 };
-                ensure!(right, "{}: {method} {url}: {answer:?}", asked.name);
+                ensure!(
+                    right,
+                    "{}: {method} {url}: {response:?}",
+                    server_under_test.name
+                );
             }
         }
     }
@@ -204,7 +213,7 @@ pub async fn five_methods_reach_the_bare_proxy_and_two_are_redirected(
 }
 
 /// E4, "should proxy logs on node" without and with the kubelet's port in the URL.
-pub async fn node_logs_are_read_through_the_kubelet(world: &mut World) -> Result<()> {
+pub async fn reads_node_logs_through_the_kubelet(world: &mut World) -> Result<()> {
     const LAST: u8 = 35;
     let folder = world.cluster.folder.path();
     let kubelet = world.cluster.ca.server(
@@ -213,7 +222,7 @@ pub async fn node_logs_are_read_through_the_kubelet(world: &mut World) -> Result
         &[&world.namespace.address(LAST).to_string()],
     )?;
     let credentials = Arc::<Mutex<Vec<Option<String>>>>::default();
-    let shown = Arc::clone(&credentials);
+    let recorded = Arc::clone(&credentials);
     let _kubelet = App::start(
         &world.namespace,
         LAST,
@@ -223,14 +232,14 @@ pub async fn node_logs_are_read_through_the_kubelet(world: &mut World) -> Result
             let credential = request.headers().get(header::AUTHORIZATION);
             let credential =
                 credential.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-            shown
+            recorded
                 .lock()
-                .expect("nobody panics with the list")
+                .expect("no thread panics with the list")
                 .push(credential);
             let found = request.uri() == "/logs/";
             async move {
                 if found {
-                    answer(
+                    response(
                         "text/html; charset=utf-8",
                         "<pre>\n<a href=\"kubelet.log\">kubelet.log</a>\n</pre>\n",
                     )
@@ -249,11 +258,11 @@ pub async fn node_logs_are_read_through_the_kubelet(world: &mut World) -> Result
         .objects
         .node("logging", world.namespace.address(LAST))
         .await?;
-    // Without the kubelets' CA the bastion shows them no credential. With it, its own token.
-    // It stands in a file, as a pod's does.
+    // The bastion sends its token to kubelets only if it has their CA. The token is in a file, as
+    // in a pod.
     let token = folder.join("kubelets-token");
     std::fs::write(&token, world.cluster.token(HOME, HOME, None).await?)?;
-    let by = By::TokenFile(&token);
+    let by = KubeconfigUser::TokenFile(&token);
     let kubeconfig = world.cluster.kubeconfig(
         "kubelets",
         &world.cluster.server,
@@ -271,54 +280,58 @@ pub async fn node_logs_are_read_through_the_kubelet(world: &mut World) -> Result
     )?;
     knowing.ready().await?;
 
-    let mut asked = everyone(world)?;
-    asked[0].address = knowing.secure;
-    for (asked, own_token) in asked.iter().zip([true, false]) {
-        asked.answers("/api/v1/nodes/logging/proxy/logs/").await?;
+    let mut server_under_test = servers(world)?;
+    server_under_test[0].address = knowing.secure;
+    for (server_under_test, own_token) in server_under_test.iter().zip([true, false]) {
+        server_under_test
+            .wait_until_known("/api/v1/nodes/logging/proxy/logs/")
+            .await?;
         credentials
             .lock()
-            .expect("nobody panics with the list")
+            .expect("no thread panics with the list")
             .clear();
         for target in ["logging", "logging:10250"] {
             for attempt in 0..ROUNDS {
                 let url = format!("/api/v1/nodes/{target}/proxy/logs/");
-                let answer =
-                    tokio::time::timeout(PATIENCE, asked.send(Method::GET, &url)).await??;
-                let listed = answer.body.contains(">kubelet.log</a>");
+                let response = tokio::time::timeout(
+                    REQUEST_TIMEOUT,
+                    server_under_test.send(Method::GET, &url),
+                )
+                .await??;
+                let listed = response.body.contains(">kubelet.log</a>");
                 ensure!(
-                    answer.status == 200 && listed,
-                    "{}, attempt {attempt}, {url}: {answer:?}",
-                    asked.name
+                    response.status == 200 && listed,
+                    "{}, attempt {attempt}, {url}: {response:?}",
+                    server_under_test.name
                 );
             }
         }
         let credentials = credentials
             .lock()
-            .expect("nobody panics with the list")
+            .expect("no thread panics with the list")
             .clone();
-        let right = credentials.iter().all(|shown| match shown {
-            Some(shown) => {
-                own_token && shown.starts_with("Bearer ey") && !shown.contains(&world.token)
+        let right = credentials.iter().all(|sent| match sent {
+            Some(sent) => {
+                own_token && sent.starts_with("Bearer ey") && !sent.contains(&world.token)
             }
             None => !own_token,
         });
         ensure!(
             credentials.len() == 2 * ROUNDS && right,
-            "{}: the kubelet was shown {credentials:?}",
-            asked.name
+            "{}: the kubelet received {credentials:?}",
+            server_under_test.name
         );
     }
     Ok(())
 }
 
-/// E5, "should support proxy with --port 0" and "should support --unix-socket=/path". What these
-/// ask upstream, `/api/`, is not the bastion's to serve; what it must do is to say so as an API
-/// does. Through the apiserver the same ways lead to it. "should support exec using --server"
-/// (`kubectl --server=http://127.0.0.1:PORT`) asks for exec, which is not the bastion's either: it
-/// gets a raw path.
-pub async fn kubectl_proxy_serves_by_port_and_by_socket(world: &mut World) -> Result<()> {
+/// E5, "should support proxy with --port 0" and "should support --unix-socket=/path". Upstream they
+/// request `/api/`, which the bastion does not serve: it must return the 404 of an API server.
+/// "should support exec using --server" (`kubectl --server=http://127.0.0.1:PORT`) uses exec, which
+/// the bastion does not serve either; here it requests a raw path.
+pub async fn kubectl_proxy_serves_on_port_and_socket(world: &mut World) -> Result<()> {
     let name = path("services/web:80/proxy/name");
-    world.known("services/web:80").await?;
+    world.wait_until_known("services/web:80").await?;
     let server = format!("https://{}", world.bastion.secure);
     for (server, api) in [(server, false), (world.cluster.server.clone(), true)] {
         let by_port = KubectlProxy::by_port(world, &server).await?;
@@ -329,28 +342,28 @@ pub async fn kubectl_proxy_serves_by_port_and_by_socket(world: &mut World) -> Re
         );
         let (code, body) = get_plain(by_port.address()?, "/api/").await?;
         ensure!(
-            is_right(api, code, &body),
+            is_expected(api, code, &body),
             "{server}, by port, /api/: {code} {body}"
         );
 
         let plain = format!("--server=http://{}", by_port.address()?);
-        let said = std::process::Command::new(&world.cluster.kubectl)
+        let output = std::process::Command::new(&world.cluster.kubectl)
             .args(["--kubeconfig=/dev/null", &plain, "get", "--raw", &name])
             .output()?;
-        let stdout = String::from_utf8_lossy(&said.stdout);
+        let stdout = String::from_utf8_lossy(&output.stdout);
         ensure!(
-            said.status.success() && stdout.starts_with("web-"),
-            "{server}, kubectl --server: {said:?}"
+            output.status.success() && stdout.starts_with("web-"),
+            "{server}, kubectl --server: {output:?}"
         );
 
         let by_socket = KubectlProxy::by_socket(world, &server).await?;
         for (path, is_name) in [(name.as_str(), true), ("/api/", false)] {
             let stream = tokio::net::UnixStream::connect(by_socket.socket()).await?;
-            let (code, body) = get_plain_by(stream, "localhost", path).await?;
+            let (code, body) = get_plain_over(stream, "localhost", path).await?;
             let right = if is_name {
                 code == 200 && body.starts_with("web-")
             } else {
-                is_right(api, code, &body)
+                is_expected(api, code, &body)
             };
             ensure!(right, "{server}, by socket, {path}: {code} {body}");
         }
@@ -358,8 +371,9 @@ pub async fn kubectl_proxy_serves_by_port_and_by_socket(world: &mut World) -> Re
     Ok(())
 }
 
-/// An apiserver lists its versions under `/api/`; the bastion has a `Status` there.
-fn is_right(api: bool, code: u16, body: &str) -> bool {
+/// Returns true if a response for `/api/` is right: the versions of an apiserver, or a `Status` of
+/// the bastion.
+fn is_expected(api: bool, code: u16, body: &str) -> bool {
     let body: Value = serde_json::from_str(body).unwrap_or_default();
     if api {
         code == 200
@@ -371,27 +385,27 @@ fn is_right(api: bool, code: u16, body: &str) -> bool {
     }
 }
 
-/// Agnhost's `porter`, as E2 and E3 use it: it tells the method, and for the bare path the one in
-/// the query as well.
+/// Behaves as `porter` of agnhost in E2 and E3: returns the method, or for the bare path that of
+/// the query.
 async fn porter(world: &World, namespace: &str, last: u8) -> Result<App> {
     let objects = Objects::new(&world.cluster.client, namespace).await?;
     let app = App::start(&world.namespace, last, 80, None, |request| async move {
         let method = request.method().as_str();
         let path = request.uri().path();
-        let asked = match request
+        let server_under_test = match request
             .uri()
             .query()
             .and_then(|query| query.strip_prefix("method="))
         {
-            Some(asked) if path == "/" => asked,
+            Some(server_under_test) if path == "/" => server_under_test,
             _ => path.strip_prefix("/some/path/with/").unwrap_or_default(),
         };
-        let body = if asked == method {
+        let body = if server_under_test == method {
             "foo"
         } else {
-            "what reached the app is not what was asked"
+            "the request of the app differs"
         };
-        answer(
+        response(
             "application/json",
             json!({"Method": method, "Body": body}).to_string(),
         )
@@ -410,41 +424,41 @@ async fn porter(world: &World, namespace: &str, last: u8) -> Result<App> {
     Ok(app)
 }
 
-fn echoes(answer: &Answer, method: &Method) -> bool {
-    let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+fn echoes(response: &Response, method: &Method) -> bool {
+    let body: Value = serde_json::from_str(&response.body).unwrap_or_default();
     body == json!({"Method": method.as_str(), "Body": "foo"})
 }
 
-/// Somebody who serves the proxy subresource, and who may ask for all of it.
+/// Server of the proxy subresource, with the credentials of an administrator.
 #[derive(Clone)]
-struct Asked {
+struct Server {
     name: &'static str,
     address: SocketAddr,
     ca: std::path::PathBuf,
     admin: Pair,
 }
 
-impl Asked {
-    async fn send(&self, method: Method, url: &str) -> Result<Answer> {
+impl Server {
+    async fn send(&self, method: Method, url: &str) -> Result<Response> {
         let mut client = Client::connect(self.address, &self.ca, None, Some(&self.admin)).await?;
         client.send(method, url, Bytes::new()).await
     }
 
-    /// Waits until what a scenario has just made is known there.
-    async fn answers(&self, url: &str) -> Result<()> {
+    /// Waits until the server knows a target.
+    async fn wait_until_known(&self, url: &str) -> Result<()> {
         let mut last = None;
-        let what = format!("{url} to be known to {}", self.name);
+        let what = format!("{url} at {}", self.name);
         let known = eventually(&what, async || {
-            let answer = last.insert(self.send(Method::GET, url).await?);
-            Ok(answer.status == 200)
+            let response = last.insert(self.send(Method::GET, url).await?);
+            Ok(response.status == 200)
         });
         known.await.with_context(|| format!("{last:?}"))
     }
 }
 
-/// The bastion, then the apiserver.
-fn everyone(world: &World) -> Result<[Asked; 2]> {
-    // Upstream's tests run as an admin: OPTIONS has the empty verb, which only `*` grants.
+/// Returns the bastion and the apiserver.
+fn servers(world: &World) -> Result<[Server; 2]> {
+    // The tests of Kubernetes run as an administrator: only `*` allows the empty verb of OPTIONS.
     let admin =
         world
             .cluster
@@ -457,13 +471,13 @@ fn everyone(world: &World) -> Result<[Asked; 2]> {
         .trim_start_matches("https://")
         .parse()?;
     Ok([
-        Asked {
+        Server {
             name: "the bastion",
             address: world.bastion.secure,
             ca: ca.clone(),
             admin: admin.clone(),
         },
-        Asked {
+        Server {
             name: "the apiserver",
             address: apiserver,
             ca,

@@ -1,4 +1,4 @@
-//! As a pod runs it: the manifests, the mounted account, and the end by SIGTERM.
+//! The bastion as in a pod: manifests, mounted service account, termination by SIGTERM.
 
 use std::process::Command;
 use std::time::Duration;
@@ -17,9 +17,9 @@ use crate::support::cluster::HOME;
 use crate::support::objects::Objects;
 use crate::world::{SHOP, World, bastion, path};
 
-pub async fn the_manifests_are_accepted_by_the_api(world: &mut World) -> Result<()> {
-    // The namespace is there already: a dry run makes none, and the API would miss it.
-    let said = world
+pub async fn api_accepts_the_manifests(world: &mut World) -> Result<()> {
+    // The namespace exists already, which a dry run requires.
+    let output = world
         .cluster
         .kubectl(&["apply", "-k", "deploy/", "--dry-run=server"])?;
     for object in [
@@ -28,7 +28,7 @@ pub async fn the_manifests_are_accepted_by_the_api(world: &mut World) -> Result<
         "poddisruptionbudget",
         "service/kube-bastion",
     ] {
-        ensure!(said.contains(object), "{object} is missing:\n{said}");
+        ensure!(output.contains(object), "{object} is missing:\n{output}");
     }
     Objects::new(&world.cluster.client, "team-a").await?;
     world
@@ -37,11 +37,11 @@ pub async fn the_manifests_are_accepted_by_the_api(world: &mut World) -> Result<
     Ok(())
 }
 
-pub async fn a_pod_finds_its_account_and_follows_its_token(world: &mut World) -> Result<()> {
+pub async fn pod_uses_its_service_account_and_reloads_its_token(world: &mut World) -> Result<()> {
     let cluster = &world.cluster;
     let account = tempfile::tempdir()?;
     let write = |name: &str, text: &str| std::fs::write(account.path().join(name), text);
-    // A token that dies with the object it is bound to, as a pod's does.
+    // A token that becomes invalid with its bound object, as in a pod.
     let home = Objects {
         client: cluster.client.clone(),
         namespace: HOME.into(),
@@ -95,35 +95,35 @@ pub async fn a_pod_finds_its_account_and_follows_its_token(world: &mut World) ->
     pod.ready().await?;
     let mut client =
         Client::connect(pod.secure, &cluster.ca.file, Some(&world.token), None).await?;
-    let answer = client.get(&path("services/web/proxy/name")).await?;
-    ensure!(answer.status == 200, "{answer:?}");
+    let response = client.get(&path("services/web/proxy/name")).await?;
+    ensure!(response.status == 200, "{response:?}");
 
     write("token", &cluster.token(HOME, HOME, None).await?)?;
     secrets.delete("bound", &DeleteParams::default()).await?;
-    // A token that the bastion has not seen needs a review, and so the bastion's own token. The
-    // file is read again within the minute.
+    // An unknown token needs a review, which needs the token of the bastion. The bastion reads its
+    // file again within a minute.
     for attempt in 0.. {
         let fresh = cluster.token(SHOP, "caller", None).await?;
         let mut client = Client::connect(pod.secure, &cluster.ca.file, Some(&fresh), None).await?;
-        let answer = client.get(&path("services/web/proxy/name")).await?;
-        // The API remembers the old token for a while: only what comes after that tells.
-        if answer.status == 200 && attempt >= 15 {
+        let response = client.get(&path("services/web/proxy/name")).await?;
+        // The apiserver caches the old token for a while, so early successes prove nothing.
+        if response.status == 200 && attempt >= 15 {
             break;
         }
-        ensure!(attempt < 100, "the new token is not used: {answer:?}");
+        ensure!(attempt < 100, "the new token is not used: {response:?}");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     Ok(())
 }
 
-pub async fn sigterm_finishes_what_runs(world: &mut World) -> Result<()> {
+pub async fn sigterm_finishes_running_requests(world: &mut World) -> Result<()> {
     let kubeconfig = world
         .cluster
         .bastion_kubeconfig("draining", &world.cluster.server)
         .await?;
     let mut draining = bastion(&kubeconfig, &world.serving, &["--drain-timeout=20s"])?;
     draining.ready().await?;
-    // A request whose body is half sent, and a tunnel.
+    // A request with an incomplete body, and a tunnel.
     let mut half = tls(draining.secure, &world.cluster.ca.file, None).await?;
     let head = |method: &str, target: &str, more: &str| {
         format!(
@@ -161,14 +161,14 @@ pub async fn sigterm_finishes_what_runs(world: &mut World) -> Result<()> {
             .is_err())
     })
     .await?;
-    let (code, report) = draining.readyz().await.with_context(|| draining.said())?;
+    let (code, report) = draining.readyz().await.with_context(|| draining.log())?;
     ensure!(code == 503 && report.contains("[-]draining"), "{report}");
     half.write_all(b"56789").await?;
-    let mut answer = String::new();
-    half.read_to_string(&mut answer).await?;
+    let mut response = String::new();
+    half.read_to_string(&mut response).await?;
     ensure!(
-        answer.starts_with("HTTP/1.1 200") && answer.ends_with("0123456789"),
-        "{answer}"
+        response.starts_with("HTTP/1.1 200") && response.ends_with("0123456789"),
+        "{response}"
     );
     tunnel.write_all(b"still here").await?;
     tunnel.shutdown().await?;

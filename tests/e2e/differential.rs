@@ -1,8 +1,8 @@
-//! Every question of the table is asked of the real apiserver's proxy and of the bastion, before
-//! the same backends, and what comes back and what the backends saw is held against each other.
+//! Sends every request of the table to the proxy of a real apiserver and to the bastion, in front
+//! of the same backends, and compares the responses and the requests that the backends received.
 //!
-//! `DIFFERENTIAL=TEXT make e2e` asks only the rows whose name, or one of whose C-numbers, holds
-//! TEXT.
+//! `DIFFERENTIAL=TEXT make e2e` sends only the rows whose name or C-numbers contain `TEXT`. With
+//! `DIFFERENTIAL_SHOW` in the environment, it prints all observations.
 
 mod ask;
 mod callers;
@@ -11,7 +11,7 @@ mod observe;
 mod report;
 mod scenarios;
 mod setting;
-#[allow(dead_code, reason = "what is for the documentation is not read here")]
+#[allow(dead_code, reason = "texts of the documentation are not used here")]
 mod table;
 
 use std::time::{Duration, Instant};
@@ -28,10 +28,10 @@ use table::{Row, Table};
 use crate::support::raw;
 use crate::world::World;
 
-/// A row that takes longer is named in the report.
-const SLOW: Duration = Duration::from_secs(1);
+/// Duration beyond which a row is reported as slow.
+const SLOW_ROW: Duration = Duration::from_secs(1);
 
-pub async fn the_table_holds(world: &mut World) -> Result<()> {
+pub async fn behaves_as_the_table_declares(world: &mut World) -> Result<()> {
     let table = Table::load()?;
     let wanted = std::env::var("DIFFERENTIAL").unwrap_or_default();
     let is_wanted = |row: &Row| row.name.contains(&wanted) || row.c.contains(&wanted);
@@ -40,9 +40,9 @@ pub async fn the_table_holds(world: &mut World) -> Result<()> {
     for chapter in &table.chapters {
         let mut counts = Counts::default();
         for row in chapter.rows.iter().filter(|row| is_wanted(row)) {
-            let verdict = judge(&setting, row).await?;
-            if let Verdict::Wrong(faults) = &verdict {
-                report::fault(&row.name, faults);
+            let verdict = compare_row(&setting, row).await?;
+            if let Verdict::Wrong(mismatches) = &verdict {
+                report::mismatches(&row.name, mismatches);
             }
             counts.count(&verdict);
         }
@@ -51,26 +51,26 @@ pub async fn the_table_holds(world: &mut World) -> Result<()> {
     }
     report::total(all);
     println!("     in {:.1} s", began.elapsed().as_secs_f32());
-    ensure!(all.total() > 0, "no row's name holds {wanted:?}");
-    let faults = if wanted.is_empty() {
-        table.faults()
+    ensure!(all.total() > 0, "no row matches {wanted:?}");
+    let gaps = if wanted.is_empty() {
+        table.gaps()
     } else {
         Vec::new()
     };
     ensure!(
-        faults.is_empty(),
-        "the table is not whole:\n  {}",
-        faults.join("\n  ")
+        gaps.is_empty(),
+        "the table is incomplete:\n  {}",
+        gaps.join("\n  ")
     );
     ensure!(
         all.wrong == 0,
-        "{} rows differ and should not, or not so",
+        "{} rows differ in an undeclared way",
         all.wrong
     );
     Ok(())
 }
 
-async fn judge(setting: &Setting<'_>, row: &Row) -> Result<Verdict> {
+async fn compare_row(setting: &Setting<'_>, row: &Row) -> Result<Verdict> {
     let began = Instant::now();
     let theirs = observe_side(setting, &setting.theirs()?, row).await?;
     let ours = observe_side(setting, &setting.ours(&row.setting)?, row).await?;
@@ -82,7 +82,7 @@ async fn judge(setting: &Setting<'_>, row: &Row) -> Result<Verdict> {
         ours.iter()
             .for_each(|(name, value)| println!("          ours   {name}: {value:?}"));
     }
-    if began.elapsed() > SLOW {
+    if began.elapsed() > SLOW_ROW {
         println!("     slow: {} took {:?}", row.name, began.elapsed());
     }
     Ok(compare(row, ours, theirs))
@@ -94,16 +94,16 @@ async fn observe_side(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<O
         return scenarios::run(scenario, setting, side, row).await;
     }
     let by = setting.callers.get(&row.caller)?;
-    let answer = match row.http {
+    let response = match row.http {
         Some(2) => ask::ask_h2(side, row, by, &setting.stage).await,
         _ => ask::ask(side, row, by, &setting.stage).await,
     };
     let seen = setting.stage.finish().await;
-    let answer = answer.unwrap_or_else(|error| ask::Answer {
+    let response = response.unwrap_or_else(|error| ask::RecordedResponse {
         end: format!("{error:#}"),
-        ..ask::Answer::default()
+        ..ask::RecordedResponse::default()
     });
-    let mut observation = observe(&answer, &seen);
+    let mut observation = observe(&response, &seen);
     observation
         .values_mut()
         .for_each(|value| *value = setting.name_own_tokens(value));

@@ -1,4 +1,4 @@
-//! Faults with requests flowing through all of them: no request fails, unless a scenario says why.
+//! Injected failures under load. No request fails, except where a scenario states the reason.
 
 mod api;
 mod endpoints;

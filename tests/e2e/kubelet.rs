@@ -1,5 +1,5 @@
-//! What a kubelet is shown: `nodes/proxy` is as good as root on a node, and the bastion's own
-//! credentials are no less.
+//! Credentials for kubelets. `nodes/proxy` is equivalent to root on a node, and so are the
+//! credentials of the bastion.
 
 use std::net::SocketAddr;
 
@@ -17,17 +17,17 @@ use crate::world::{World, bastion};
 const LAST: u8 = 39;
 
 /// CONFORMANCE C32, C52.
-pub async fn credentials_are_for_a_kubelet_that_is_verified(world: &mut World) -> Result<()> {
+pub async fn sends_credentials_only_to_verified_kubelets(world: &mut World) -> Result<()> {
     let folder = world.cluster.folder.path();
     let address = world.namespace.address(LAST);
     let serving = world
         .cluster
         .ca
-        .server(folder, "shown-kubelet", &[&address.to_string()])?;
+        .server(folder, "received-kubelet", &[&address.to_string()])?;
     let listener =
         TcpListener::from_std(world.namespace.bind(SocketAddr::from((address, 10250)))?)?;
     let kubelet = Kubelet::start(listener, &serving, &world.cluster.ca.file)?;
-    world.objects.node("shown", address).await?;
+    world.objects.node("kubelet-node", address).await?;
 
     let own = world
         .cluster
@@ -42,17 +42,18 @@ pub async fn credentials_are_for_a_kubelet_that_is_verified(world: &mut World) -
         "--kubelet-certificate-authority={}",
         Ca::new(folder, "no-kubelets-ca")?.file.display()
     );
-    let shown_certificate = format!("--kubelet-client-certificate={}", own.certificate.display());
-    let shown_key = format!("--kubelet-client-key={}", own.key.display());
+    let certificate_flag = format!("--kubelet-client-certificate={}", own.certificate.display());
+    let key_flag = format!("--kubelet-client-key={}", own.key.display());
     let kubeconfig = world
         .cluster
-        .bastion_kubeconfig("shown", &world.cluster.server)
+        .bastion_kubeconfig("kubelet-node", &world.cluster.server)
         .await?;
 
-    // The token is an opt-in: a node's own serving certificate verifies as a kubelet's.
+    // The token is an opt-in, because the serving certificate of any node verifies as that of a
+    // kubelet.
     let token = "--kubelet-service-account-token";
     let cases: [(&str, &[&str], u16, bool, bool); 6] = [
-        ("nobody is verified", &[], 200, false, false),
+        ("not verified", &[], 200, false, false),
         ("verified", &[&verify], 200, false, false),
         (
             "verified, with the token",
@@ -63,21 +64,21 @@ pub async fn credentials_are_for_a_kubelet_that_is_verified(world: &mut World) -
         ),
         (
             "verified, with a certificate",
-            &[&verify, token, &shown_certificate, &shown_key],
+            &[&verify, token, &certificate_flag, &key_flag],
             200,
             false,
             true,
         ),
         (
-            "nobody is verified, with a certificate",
-            &[&shown_certificate, &shown_key],
+            "not verified, with a certificate",
+            &[&certificate_flag, &key_flag],
             200,
             false,
             true,
         ),
         ("of another CA", &[&stranger, token], 503, false, false),
     ];
-    for (name, flags, code, token_shown, certificate_shown) in cases {
+    for (name, flags, code, sends_token, sends_certificate) in cases {
         let bastion = bastion(&kubeconfig, &world.serving, flags)?;
         bastion.ready().await?;
         let mut client = Client::connect(
@@ -88,39 +89,43 @@ pub async fn credentials_are_for_a_kubelet_that_is_verified(world: &mut World) -
         )
         .await?;
         eventually("the node to be known", async || {
-            Ok(client.get("/api/v1/nodes/shown/proxy").await?.status == 301)
+            Ok(client.get("/api/v1/nodes/kubelet-node/proxy").await?.status == 301)
         })
         .await?;
-        // Whatever the scheme says, the kubelet's port is spoken to by HTTPS.
-        for target in ["shown", "shown:10250", "http:shown:10250"] {
-            let answer = client
+        // The port of the kubelet uses HTTPS with any scheme in the id.
+        for target in [
+            "kubelet-node",
+            "kubelet-node:10250",
+            "http:kubelet-node:10250",
+        ] {
+            let response = client
                 .get(&format!("/api/v1/nodes/{target}/proxy/healthz"))
                 .await?;
-            ensure!(answer.status == code, "{name}, {target}: {answer:?}");
-            let shown = kubelet.shown();
+            ensure!(response.status == code, "{name}, {target}: {response:?}");
+            let received = kubelet.take_credentials();
             if code != 200 {
                 ensure!(
-                    answer.body.contains("tls: ") && shown.is_empty(),
-                    "{name}, {target}: {answer:?}, {shown:?}"
+                    response.body.contains("tls: ") && received.is_empty(),
+                    "{name}, {target}: {response:?}, {received:?}"
                 );
                 continue;
             }
-            let shown = shown
+            let received = received
                 .first()
-                .with_context(|| format!("{name}, {target}: nothing reached the kubelet"))?;
-            let token = shown.authorization.as_deref();
+                .with_context(|| format!("{name}, {target}: no request reached the kubelet"))?;
+            let token = received.authorization.as_deref();
             ensure!(
-                token.is_some_and(|token| token.starts_with("Bearer ey")) == token_shown,
-                "{name}: {shown:?}"
+                token.is_some_and(|token| token.starts_with("Bearer ey")) == sends_token,
+                "{name}: {received:?}"
             );
-            ensure!(token.is_some() == token_shown, "{name}: {shown:?}");
+            ensure!(token.is_some() == sends_token, "{name}: {received:?}");
             ensure!(
                 !token.is_some_and(|token| token.contains(&world.token)),
                 "{name}: the caller's own token"
             );
             ensure!(
-                shown.certificate == certificate_shown.then(|| certificate.clone()),
-                "{name}: {shown:?}"
+                received.certificate == sends_certificate.then(|| certificate.clone()),
+                "{name}: {received:?}"
             );
         }
     }

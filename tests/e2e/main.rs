@@ -1,11 +1,14 @@
-//! The bastion against a real etcd, kube-apiserver and kube-controller-manager. Pods and nodes are
-//! objects of that API whose addresses are backends in a network namespace of the test's own.
+//! The bastion with a real etcd, kube-apiserver and kube-controller-manager. Pods and nodes are
+//! objects of that API whose addresses are backends in a network namespace.
 //!
-//! `make e2e` runs all of it; `cargo test --test e2e -- NAME` runs the scenarios whose name holds
-//! NAME, and with `DIFFERENTIAL=TEXT` in the environment only those rows of the table whose name
-//! holds TEXT. It needs root (for the namespace) and Go (to build the control plane, unless
-//! `KUBEBUILDER_ASSETS` brings one, and clients); the scenarios of the clients need Node with npm,
-//! curl and Chromium, and say so where one is missing.
+//! `make e2e` runs all scenarios. `cargo test --test e2e -- FILTER` runs those whose name contains
+//! `FILTER`; `--exact`, `--skip` and `--list` work as in the standard test harness. With
+//! `DIFFERENTIAL=TEXT` in the environment, the differential scenario sends only the rows whose name
+//! contains `TEXT`.
+//!
+//! The scenarios need root for the namespace, Go for the control plane (unless `KUBEBUILDER_ASSETS`
+//! provides it) and for clients, and Node with npm, curl and Chromium for the other clients. All
+//! scenarios fail if the cluster cannot be set up.
 
 mod balance;
 mod callers;
@@ -22,123 +25,129 @@ mod targets;
 mod world;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime::Runtime;
+use tokio::sync::Mutex;
 use world::World;
 
+/// State that the scenarios share.
+struct Shared {
+    runtime: Runtime,
+    /// None if the scenarios are only listed.
+    world: Mutex<Option<World>>,
+}
+
 macro_rules! scenarios {
-    ($world:ident, $filter:ident, $results:ident: $($module:ident::$name:ident),* $(,)?) => {
-        $(
-            let name = concat!(stringify!($module), "::", stringify!($name));
-            if name.contains(&*$filter) {
-                let began = Instant::now();
-                let outcome = $module::$name(&mut $world).await;
-                let took = began.elapsed().as_secs();
-                match &outcome {
-                    Ok(()) => println!("test {name} ... ok ({took} s)"),
-                    Err(error) => println!("test {name} ... FAILED ({took} s)\n{error:#}"),
-                }
-                $results.push((name, outcome.is_ok()));
-            }
-        )*
+    ($shared:expr; $($module:ident::$name:ident),* $(,)?) => {
+        vec![$({
+            let shared = Arc::clone($shared);
+            Trial::test(concat!(stringify!($module), "::", stringify!($name)), move || {
+                shared.runtime.block_on(async {
+                    let started = Instant::now();
+                    let mut world = shared.world.lock().await;
+                    let world = world.as_mut().ok_or("the cluster is not set up")?;
+                    let result = $module::$name(world).await;
+                    // Printed between the name and the result.
+                    print!("({} s) ", started.elapsed().as_secs());
+                    result.map_err(|error| Failed::from(format!("{error:#}")))
+                })
+            })
+        }),*]
     };
 }
 
 fn main() -> Result<ExitCode> {
     support::process::serve_if_child()?;
     kube_bastion::tls::install_provider();
-    let filter = std::env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-'))
-        .unwrap_or_default();
+    let mut arguments = Arguments::from_args();
+    // The scenarios share one cluster, and their order matters: the last ones stop the API server.
+    arguments.test_threads = Some(1);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let results = match runtime.block_on(run(filter)) {
-        Ok(results) => results,
-        Err(error) => {
-            eprintln!("the end-to-end tests could not begin: {error:#}");
-            return Ok(ExitCode::FAILURE);
+    let mut world = None;
+    if !arguments.list {
+        match runtime.block_on(World::new()) {
+            Ok(new) => world = Some(new),
+            Err(error) => {
+                eprintln!("cannot set up the end-to-end tests: {error:#}");
+                return Ok(ExitCode::FAILURE);
+            }
         }
-    };
-    let failed: Vec<_> = results
-        .iter()
-        .filter(|(_, ok)| !ok)
-        .map(|(name, _)| *name)
-        .collect();
-    println!(
-        "\n{} passed, {} failed",
-        results.len() - failed.len(),
-        failed.len()
-    );
-    for name in &failed {
-        println!("failed: {name}");
     }
-    Ok(if failed.is_empty() && !results.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    let shared = Arc::new(Shared {
+        runtime,
+        world: Mutex::new(world),
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials(&shared));
+    // The processes of the cluster are killed when the world is dropped, within the runtime.
+    shared
+        .runtime
+        .block_on(async { drop(shared.world.lock().await.take()) });
+    if !arguments.list && conclusion.num_passed + conclusion.num_failed == 0 {
+        eprintln!("no scenario matches the filter");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(conclusion.exit_code())
 }
 
-async fn run(filter: String) -> Result<Vec<(&'static str, bool)>> {
-    let mut world = World::new().await?;
-    let mut results = Vec::new();
-    // In this order: the later ones stop the API.
-    scenarios!(world, filter, results:
-        targets::services_pods_and_nodes_are_reached,
-        targets::kubectl_prints_what_the_apiservers_own_proxy_prints,
-        targets::kubectl_proxy_stands_in_front,
-        targets::what_is_not_there_is_told_as_the_apiserver_tells_it,
-        targets::bodies_and_upgrades_stream_both_ways,
-        callers::rbac_decides_for_tokens_of_service_accounts,
-        callers::rbac_decides_for_client_certificates,
-        callers::failures_say_more_to_who_may_see_the_target,
-        callers::who_is_nobody_gets_401,
-        callers::published_cas_are_followed_on_an_open_connection,
-        differential::the_table_holds,
-        balance::ten_thousand_requests_go_round,
-        balance::a_killed_backend_fails_no_request,
-        balance::endpoints_come_and_go_under_load,
-        balance::a_new_endpoint_is_used_at_once,
-        balance::a_slice_that_leaves_its_service_serves_no_more,
-        conformance::sixteen_urls_answer_twenty_times_at_once,
-        conformance::seven_methods_reach_a_path,
-        conformance::five_methods_reach_the_bare_proxy_and_two_are_redirected,
-        conformance::node_logs_are_read_through_the_kubelet,
-        conformance::kubectl_proxy_serves_by_port_and_by_socket,
-        kubelet::credentials_are_for_a_kubelet_that_is_verified,
-        clients::kubectl_works_by_a_kubeconfig_of_its_own,
-        clients::curl_speaks_both_versions_of_http,
-        clients::curl_streams_what_comes,
-        clients::client_go_asks_by_proxy_get,
+fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
+    scenarios! { shared;
+        targets::proxies_to_services_pods_and_nodes,
+        targets::kubectl_output_equals_that_of_the_apiserver_proxy,
+        targets::works_behind_kubectl_proxy,
+        targets::missing_targets_return_the_status_of_the_apiserver,
+        targets::streams_bodies_and_upgrades_in_both_directions,
+        callers::authorizes_service_account_tokens_by_rbac,
+        callers::authorizes_client_certificates_by_rbac,
+        callers::returns_causes_to_callers_that_may_read_the_target,
+        callers::returns_401_without_valid_credentials,
+        callers::applies_changed_client_cas_to_open_connections,
+        differential::behaves_as_the_table_declares,
+        balance::distributes_ten_thousand_requests_evenly,
+        balance::killed_backend_fails_no_request,
+        balance::changing_endpoints_fail_no_request,
+        balance::uses_new_endpoint_immediately,
+        balance::stops_using_slice_that_leaves_its_service,
+        conformance::serves_sixteen_urls_twenty_times_in_parallel,
+        conformance::forwards_seven_methods_to_a_path,
+        conformance::forwards_five_methods_to_bare_proxy_and_redirects_two,
+        conformance::reads_node_logs_through_the_kubelet,
+        conformance::kubectl_proxy_serves_on_port_and_socket,
+        kubelet::sends_credentials_only_to_verified_kubelets,
+        clients::kubectl_works_with_a_kubeconfig_for_the_bastion,
+        clients::curl_uses_both_versions_of_http,
+        clients::curl_streams_responses,
+        clients::client_go_uses_proxy_get,
         clients::websockets_open_over_http1,
         clients::websockets_open_over_http2,
-        clients::a_browser_is_at_home,
-        clients::a_browser_is_at_home_behind_kubectl_proxy,
-        clients::grpc_interoperates,
-        clients::grpc_refusals_are_grpc_statuses,
+        clients::browser_shows_a_site,
+        clients::browser_shows_a_site_behind_kubectl_proxy,
+        clients::grpc_calls_and_streams_work,
+        clients::grpc_errors_are_grpc_statuses,
         clients::grpc_cancellations_reach_the_server,
-        clients::grpc_servers_go_away_and_no_call_fails,
-        clients::grpc_streams_outlive_the_beginning_of_a_drain,
-        deployed::the_manifests_are_accepted_by_the_api,
-        deployed::a_pod_finds_its_account_and_follows_its_token,
-        deployed::sigterm_finishes_what_runs,
+        clients::grpc_goaway_fails_no_call,
+        clients::grpc_streams_continue_during_a_drain,
+        deployed::api_accepts_the_manifests,
+        deployed::pod_uses_its_service_account_and_reloads_its_token,
+        deployed::sigterm_finishes_running_requests,
         faults::processes_killed_in_turn_fail_no_request,
         faults::black_holed_addresses_fail_no_request,
-        faults::a_frozen_process_gets_no_new_requests,
-        faults::a_rolling_update_fails_no_request,
+        faults::stopped_process_gets_no_new_requests,
+        faults::rolling_update_fails_no_request,
         faults::readiness_flaps_fail_no_request,
         faults::rotated_certificates_and_tokens_fail_no_request,
-        faults::a_hanging_list_stops_no_other_watch,
-        faults::reviews_answered_429_and_500_fail_no_hot_caller,
-        faults::silently_dead_connections_to_the_api_are_replaced,
-        outages::a_broken_watch_is_resumed,
-        outages::the_last_known_state_serves_without_the_api,
-        outages::an_api_that_is_not_there_at_start_is_waited_for,
-        faults::an_etcd_restart_fails_no_request,
-        faults::an_api_server_down_for_a_minute_fails_no_request,
-    );
-    Ok(results)
+        faults::hanging_list_does_not_stop_other_watches,
+        faults::rejected_reviews_fail_no_cached_caller,
+        faults::replaces_silently_dead_connections_to_the_api,
+        outages::resumes_broken_watch,
+        outages::serves_last_known_state_without_the_api,
+        outages::waits_for_the_api_at_start,
+        faults::etcd_restart_fails_no_request,
+        faults::api_outage_of_a_minute_fails_no_request,
+    }
 }

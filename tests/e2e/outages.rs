@@ -1,4 +1,4 @@
-//! The API goes away and comes back.
+//! Outages of the API server.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::support::eventually;
 use crate::support::relay::Relay;
 use crate::world::{World, bastion, path};
 
-pub async fn a_broken_watch_is_resumed(world: &mut World) -> Result<()> {
+pub async fn resumes_broken_watch(world: &mut World) -> Result<()> {
     let relay = Relay::start(
         world
             .cluster
@@ -54,18 +54,18 @@ pub async fn a_broken_watch_is_resumed(world: &mut World) -> Result<()> {
         })
         .await?;
     }
-    eventually("the watches to be well", async || {
+    eventually("healthy watches", async || {
         Ok(!relayed.readyz().await?.1.contains("[!]"))
     })
     .await
 }
 
-pub async fn the_last_known_state_serves_without_the_api(world: &mut World) -> Result<()> {
+pub async fn serves_last_known_state_without_the_api(world: &mut World) -> Result<()> {
     let kubeconfig = world
         .cluster
         .bastion_kubeconfig("patient", &world.cluster.server)
         .await?;
-    // Answers are remembered for longer than the outage lasts.
+    // Results are cached for longer than the outage.
     let patient = bastion(
         &kubeconfig,
         &world.serving,
@@ -86,14 +86,14 @@ pub async fn the_last_known_state_serves_without_the_api(world: &mut World) -> R
     ensure!(client.get(&target).await?.status == 200);
 
     world.cluster.stop_apiserver();
-    eventually("the outage to be noticed", async || {
-        Ok(patient.readyz().await?.1.contains("[!]pods impaired"))
+    eventually("the outage to be detected", async || {
+        Ok(patient.readyz().await?.1.contains("[!]pods degraded"))
     })
     .await?;
     let (code, report) = patient.readyz().await?;
     ensure!(
         code == 200,
-        "an outage of the API takes no replica out of service: {report}"
+        "the outage makes the replica unready: {report}"
     );
     let metrics = patient.metrics().await?;
     ensure!(
@@ -101,18 +101,18 @@ pub async fn the_last_known_state_serves_without_the_api(world: &mut World) -> R
         "{metrics}"
     );
     ensure!(
-        patient.said().contains("the last known state serves"),
+        patient.log().contains("serving the last known state"),
         "{}",
-        patient.said()
+        patient.log()
     );
     for _ in 0..100 {
-        let answer = client.get(&target).await?;
+        let response = client.get(&target).await?;
         ensure!(
-            answer.status == 200,
-            "the last known state serves: {answer:?}"
+            response.status == 200,
+            "the last known state is not used: {response:?}"
         );
     }
-    // Who is not known cannot be asked for: nobody gets through on an error.
+    // A caller without a cached result is rejected, not allowed.
     let mut stranger = Client::connect(
         patient.secure,
         &world.cluster.ca.file,
@@ -120,15 +120,15 @@ pub async fn the_last_known_state_serves_without_the_api(world: &mut World) -> R
         None,
     )
     .await?;
-    let answer = stranger.get(&target).await?;
+    let response = stranger.get(&target).await?;
     ensure!(
-        answer.status == 500 && answer.body.contains("could not be reviewed"),
-        "{answer:?}"
+        response.status == 500 && response.body.contains("could not be reviewed"),
+        "{response:?}"
     );
-    let answer = client.get(&path("services/never-asked/proxy/")).await?;
+    let response = client.get(&path("services/never-cached/proxy/")).await?;
     ensure!(
-        answer.status == 500 && answer.body.contains("could not be reviewed"),
-        "{answer:?}"
+        response.status == 500 && response.body.contains("could not be reviewed"),
+        "{response:?}"
     );
 
     world.cluster.start_apiserver().await?;
@@ -150,20 +150,20 @@ pub async fn the_last_known_state_serves_without_the_api(world: &mut World) -> R
             == "web-2")
     })
     .await?;
-    eventually("the watches to be well", async || {
+    eventually("healthy watches", async || {
         Ok(!patient.readyz().await?.1.contains("[!]"))
     })
     .await
 }
 
-pub async fn an_api_that_is_not_there_at_start_is_waited_for(world: &mut World) -> Result<()> {
+pub async fn waits_for_the_api_at_start(world: &mut World) -> Result<()> {
     let kubeconfig = world
         .cluster
         .bastion_kubeconfig("early", &world.cluster.server)
         .await?;
     world.cluster.stop_apiserver();
     let early = bastion(&kubeconfig, &world.serving, &[])?;
-    eventually("the API to be missed", async || {
+    eventually("the missing API to be reported", async || {
         Ok(early.readyz().await?.1.contains("refused"))
     })
     .await?;
@@ -172,23 +172,22 @@ pub async fn an_api_that_is_not_there_at_start_is_waited_for(world: &mut World) 
         code == 503 && report.contains("[-]pods pending"),
         "{report}"
     );
-    // The log says what is so: there is no last known state, nobody refused a right, and a failure
-    // is one line.
-    let said = early.said();
-    let unready = "the bastion is not ready until the API answers";
+    // The log must not mention a last known state or a missing permission, and has one line per
+    // failure.
+    let log = early.log();
+    let unready = "not ready until the initial list succeeds";
     ensure!(
-        said.contains(unready) && !said.contains("the last known state serves"),
-        "{said}"
+        log.contains(unready) && !log.contains("serving the last known state"),
+        "{log}"
     );
     ensure!(
-        !said.contains("extension-apiserver-authentication-reader")
-            && !said.contains("kube_client"),
-        "{said}"
+        !log.contains("extension-apiserver-authentication-reader") && !log.contains("kube_client"),
+        "{log}"
     );
     let metrics = early.metrics().await?;
     ensure!(
         !metrics.contains("watch_events_total{"),
-        "the API told nothing yet: {metrics}"
+        "the API reported objects: {metrics}"
     );
     let mut client = Client::connect(
         early.secure,
@@ -197,14 +196,17 @@ pub async fn an_api_that_is_not_there_at_start_is_waited_for(world: &mut World) 
         None,
     )
     .await?;
-    let answer = client.get(&path("services/web/proxy/name")).await?;
+    let response = client.get(&path("services/web/proxy/name")).await?;
     ensure!(
-        answer.status == 503 && answer.body.contains("does not know the cluster yet"),
-        "{answer:?}"
+        response.status == 503
+            && response
+                .body
+                .contains("has not loaded the cluster state yet"),
+        "{response:?}"
     );
     world.cluster.start_apiserver().await?;
     early.ready().await?;
-    let answer = client.get(&path("services/web/proxy/name")).await?;
-    ensure!(answer.status == 200, "{answer:?}");
+    let response = client.get(&path("services/web/proxy/name")).await?;
+    ensure!(response.status == 200, "{response:?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Nodes, pods and services are reached, and what cannot be is told.
+//! Nodes, pods and services, and errors for invalid targets.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -9,10 +9,10 @@ use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::client::{get_plain, tls};
-use crate::support::cluster::By;
+use crate::support::cluster::KubeconfigUser;
 use crate::world::{World, path};
 
-pub async fn services_pods_and_nodes_are_reached(world: &mut World) -> Result<()> {
+pub async fn proxies_to_services_pods_and_nodes(world: &mut World) -> Result<()> {
     let mut client = world.client().await?;
     for (target, name) in [
         ("namespaces/shop/pods/web-2/proxy/name", "web-2"),
@@ -30,25 +30,25 @@ pub async fn services_pods_and_nodes_are_reached(world: &mut World) -> Result<()
         ("nodes/node-1:9100/proxy/name", "node-1"),
         ("nodes/http%3Anode-1%3A9100/proxy/name", "node-1"),
     ] {
-        let answer = client.get(&format!("/api/v1/{target}")).await?;
+        let response = client.get(&format!("/api/v1/{target}")).await?;
         ensure!(
-            answer.status == 200 && answer.body == name,
-            "{target}: {answer:?}"
+            response.status == 200 && response.body == name,
+            "{target}: {response:?}"
         );
     }
     for id in ["web", "web:80", "web:http", "http:web:", "http:web:80"] {
-        let answer = client
+        let response = client
             .get(&path(&format!("services/{id}/proxy/name")))
             .await?;
         ensure!(
-            answer.status == 200 && answer.body.starts_with("web-"),
-            "{id}: {answer:?}"
+            response.status == 200 && response.body.starts_with("web-"),
+            "{id}: {response:?}"
         );
     }
     Ok(())
 }
 
-pub async fn kubectl_prints_what_the_apiservers_own_proxy_prints(world: &mut World) -> Result<()> {
+pub async fn kubectl_output_equals_that_of_the_apiserver_proxy(world: &mut World) -> Result<()> {
     for raw in [
         "/api/v1/nodes/node-1:9100/proxy/name",
         "/api/v1/namespaces/shop/pods/web-1:8080/proxy/name",
@@ -66,10 +66,10 @@ pub async fn kubectl_prints_what_the_apiservers_own_proxy_prints(world: &mut Wor
     Ok(())
 }
 
-pub async fn kubectl_proxy_stands_in_front(world: &mut World) -> Result<()> {
-    // What a browser uses: kubectl shows the token.
+pub async fn works_behind_kubectl_proxy(world: &mut World) -> Result<()> {
+    // As browsers use it: kubectl adds the token.
     let server = format!("https://{}", world.bastion.secure);
-    let by = By::Token(&world.token);
+    let by = KubeconfigUser::Token(&world.token);
     let kubeconfig = world
         .cluster
         .kubeconfig("browser", &server, &world.cluster.ca.file, &by)?;
@@ -86,17 +86,17 @@ pub async fn kubectl_proxy_stands_in_front(world: &mut World) -> Result<()> {
     let address = line
         .trim()
         .strip_prefix("Starting to serve on ")
-        .context("kubectl proxy says where")?
+        .context("kubectl proxy prints its address")?
         .parse()?;
-    let answer = get_plain(address, &path("services/web/proxy/name")).await;
+    let response = get_plain(address, &path("services/web/proxy/name")).await;
     proxy.kill()?;
     proxy.wait()?;
-    let (code, body) = answer?;
+    let (code, body) = response?;
     ensure!(code == 200 && body.starts_with("web-"), "{code} {body}");
     Ok(())
 }
 
-pub async fn what_is_not_there_is_told_as_the_apiserver_tells_it(world: &mut World) -> Result<()> {
+pub async fn missing_targets_return_the_status_of_the_apiserver(world: &mut World) -> Result<()> {
     let mut client = world.client().await?;
     for (target, code, message) in [
         ("pods/nobody/proxy/", 404, r#"pods \"nobody\" not found"#),
@@ -182,30 +182,30 @@ pub async fn what_is_not_there_is_told_as_the_apiserver_tells_it(world: &mut Wor
             "the server could not find the requested resource",
         ),
     ] {
-        let answer = client.get(&path(target)).await?;
+        let response = client.get(&path(target)).await?;
         ensure!(
-            answer.status == code && answer.body.contains(message),
-            "{target}: {answer:?}"
+            response.status == code && response.body.contains(message),
+            "{target}: {response:?}"
         );
     }
-    let answer = client.get(&path("services/web/proxy?a=b")).await?;
+    let response = client.get(&path("services/web/proxy?a=b")).await?;
     ensure!(
-        answer.status == 301 && answer.headers["location"] == path("services/web/proxy/?a=b"),
-        "{answer:?}"
+        response.status == 301 && response.headers["location"] == path("services/web/proxy/?a=b"),
+        "{response:?}"
     );
     Ok(())
 }
 
-pub async fn bodies_and_upgrades_stream_both_ways(world: &mut World) -> Result<()> {
+pub async fn streams_bodies_and_upgrades_in_both_directions(world: &mut World) -> Result<()> {
     let mut client = world.client().await?;
     let big = Bytes::from("0123456789abcdef".repeat(1 << 18));
-    let answer = client
+    let response = client
         .send(Method::POST, &path("pods/web-1/proxy/echo"), big.clone())
         .await?;
     ensure!(
-        answer.status == 200 && answer.body == big,
+        response.status == 200 && response.body == big,
         "4 MiB came back as {} bytes",
-        answer.body.len()
+        response.body.len()
     );
 
     let mut stream = tls(world.bastion.secure, &world.cluster.ca.file, None).await?;
@@ -216,7 +216,7 @@ pub async fn bodies_and_upgrades_stream_both_ways(world: &mut World) -> Result<(
     );
     stream.write_all(request.as_bytes()).await?;
     stream.write_all(b"late ").await?;
-    // Half a close: the answer must still arrive.
+    // Half-close: the response must still arrive.
     stream.shutdown().await?;
     let mut all = String::new();
     stream.read_to_string(&mut all).await?;

@@ -1,4 +1,4 @@
-//! What all scenarios share: a cluster with some objects, their backends, and one bastion.
+//! Shared state of the scenarios: a cluster with some objects, their backends, and a bastion.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -30,7 +30,8 @@ pub struct World {
     pub namespace: Namespace,
     pub objects: Objects,
     pub serving: Pair,
-    /// Of the account `caller`, which may get and create through services and pods of the shop.
+    /// Token of the service account `caller`, which may `get` and `create` services/proxy and
+    /// pods/proxy.
     pub token: String,
     pub cluster: Cluster,
 }
@@ -39,7 +40,7 @@ impl World {
     pub async fn new() -> Result<Self> {
         let namespace = Namespace::new()?;
         let cluster = Cluster::start().await?;
-        // The bastion runs with the rights that deploy/ gives it, and no others.
+        // The bastion has exactly the permissions of deploy/.
         cluster.kubectl(&["apply", "-k", "deploy/"])?;
         let objects = Objects::new(&cluster.client, SHOP).await?;
         let serving = cluster.ca.server(
@@ -118,7 +119,7 @@ impl World {
             )
             .await?;
         objects
-            .allow_everywhere("caller-nodes", caller, &["nodes/proxy"], &["get"])
+            .allow_cluster_wide("caller-nodes", caller, &["nodes/proxy"], &["get"])
             .await?;
         let token = cluster.token(SHOP, "caller", None).await?;
 
@@ -141,15 +142,15 @@ impl World {
         Ok(world)
     }
 
-    /// Waits until a target answers from `count` endpoints.
+    /// Waits until a target has responses of `count` endpoints.
     pub async fn endpoints(&self, target: &str, count: usize) -> Result<()> {
         let mut client = self.client().await?;
         eventually(&format!("{count} endpoints of {target}"), async || {
             let mut names = std::collections::HashSet::new();
             for _ in 0..count * 2 {
-                let answer = client.get(&path(&format!("{target}/proxy/name"))).await?;
-                if answer.status == 200 {
-                    names.insert(answer.body);
+                let response = client.get(&path(&format!("{target}/proxy/name"))).await?;
+                if response.status == 200 {
+                    names.insert(response.body);
                 }
             }
             Ok(names.len() == count)
@@ -157,9 +158,8 @@ impl World {
         .await
     }
 
-    /// Waits until what a scenario has just made is known to the shared bastion and to the
-    /// apiserver's own proxy.
-    pub async fn known(&self, target: &str) -> Result<()> {
+    /// Waits until the shared bastion and the apiserver know a target.
+    pub async fn wait_until_known(&self, target: &str) -> Result<()> {
         for server in [
             self.bastion.secure,
             self.cluster.server.trim_start_matches("https://").parse()?,
@@ -167,18 +167,18 @@ impl World {
             let mut client =
                 Client::connect(server, &self.cluster.ca.file, Some(&self.token), None).await?;
             let mut code = http::StatusCode::OK;
-            eventually(&format!("{target} to be known to {server}"), async || {
+            eventually(&format!("{target} at {server}"), async || {
                 code = client.get(&path(&format!("{target}/proxy"))).await?.status;
-                // The target is looked up before its slash is missed, and is not asked.
+                // The redirect to the slash follows the lookup of the target, and sends no request.
                 Ok(code == 301)
             })
             .await
-            .with_context(|| format!("it is answered with {code}"))?;
+            .with_context(|| format!("the status is {code}"))?;
         }
         Ok(())
     }
 
-    /// A connection of the caller to the shared bastion.
+    /// Connects to the shared bastion as the caller.
     pub async fn client(&self) -> Result<Client> {
         Client::connect(
             self.bastion.secure,
@@ -189,7 +189,7 @@ impl World {
         .await
     }
 
-    /// The caller asks `services/web` through a bastion.
+    /// Returns the target of loads: `services/web` through a bastion, as the caller.
     pub fn target(&self, bastion: &Bastion) -> Target {
         Target {
             address: bastion.secure,
@@ -200,7 +200,8 @@ impl World {
         }
     }
 
-    /// A token of a new account that may get `services/proxy`, by a `RoleBinding` of the same name.
+    /// Creates a service account that may `get` services/proxy, by a `RoleBinding` of the same
+    /// name. Returns its token.
     pub async fn account(&self, name: &str) -> Result<String> {
         self.objects
             .create::<ServiceAccount>(json!({"metadata": {"name": name}}))
@@ -212,14 +213,14 @@ impl World {
         self.cluster.token(SHOP, name, None).await
     }
 
-    /// `kubectl` with the caller's token, through the shared bastion.
+    /// Runs `kubectl` as the caller through the shared bastion. Returns success and output.
     pub fn kubectl_through(&self, arguments: &[&str]) -> Result<(bool, String)> {
         let server = format!("--server=https://{}", self.bastion.secure);
         let (ca, token) = (
             format!("--certificate-authority={}", self.cluster.ca.file.display()),
             format!("--token={}", self.token),
         );
-        // An empty kubeconfig, so that none of this machine's is read.
+        // An empty kubeconfig keeps kubectl from reading that of the user.
         let output = Command::new(&self.cluster.kubectl)
             .args(["--kubeconfig=/dev/null", &server, &ca, &token])
             .args(arguments)
@@ -232,7 +233,7 @@ impl World {
     }
 }
 
-/// A bastion with the flags that all have in common.
+/// Starts a bastion with the common flags of the scenarios.
 pub fn bastion(kubeconfig: &std::path::Path, serving: &Pair, more: &[&str]) -> Result<Bastion> {
     let flags = [
         format!("--kubeconfig={}", kubeconfig.display()),
@@ -247,7 +248,7 @@ pub fn bastion(kubeconfig: &std::path::Path, serving: &Pair, more: &[&str]) -> R
     Bastion::start(&flags)
 }
 
-/// A path in the shop.
+/// Returns a path in the namespace of the scenarios.
 pub fn path(rest: &str) -> String {
     format!("/api/v1/namespaces/{SHOP}/{rest}")
 }

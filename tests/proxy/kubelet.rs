@@ -1,19 +1,21 @@
-//! A kubelet, and the files by which it knows the bastion and the bastion knows it (CONFORMANCE
-//! C52).
+//! Reload of the files for kubelets: CA, client certificate and key (CONFORMANCE C52).
 
 use anyhow::{Context, Result, ensure};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
 
-use crate::TestBed;
-use crate::support::client::{Answer, Client};
+use crate::support::client::{Client, Response};
 use crate::support::eventually;
 use crate::support::kubelet::Kubelet;
 use crate::support::pki::{Ca, Pair};
+use crate::support::test_bed::TestBed;
+
+/// A node. `PORT` is the port of its kubelet.
+const NODE: &str = include_str!("../fixtures/kubelet_node.yaml");
 
 #[tokio::test]
-async fn changed_files_for_kubelets_are_followed_and_broken_ones_are_not() -> Result<()> {
+async fn reloads_files_for_kubelets_and_keeps_old_ones_on_error() -> Result<()> {
     kube_bastion::tls::install_provider();
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
@@ -47,67 +49,57 @@ async fn changed_files_for_kubelets_are_followed_and_broken_ones_are_not() -> Re
     let bed = TestBed::with(&flags.each_ref().map(String::as_str)).await?;
     std::fs::write(
         bed.folder.path().join("manifests/kubelet.yaml"),
-        format!(
-            "kind: Node
-metadata: {{name: kubelet}}
-status:
-  addresses: [{{type: InternalIP, address: 127.0.0.1}}]
-  daemonEndpoints: {{kubeletEndpoint: {{Port: {port}}}}}
-"
-        ),
+        NODE.replace("PORT", &port.to_string()),
     )?;
     let client = Client::connect(bed.bastion.secure, &bed.ca.file, Some("t"), None).await?;
     let client = tokio::sync::Mutex::new(client);
-    let ask = async || -> Result<Answer> {
+    let get = async || -> Result<Response> {
         client
             .lock()
             .await
             .get("/api/v1/nodes/kubelet/proxy/healthz")
             .await
     };
-    let shown = async || -> Result<Option<Vec<u8>>> {
-        ensure!(ask().await?.status == 200);
+    let presented = async || -> Result<Option<Vec<u8>>> {
+        ensure!(get().await?.status == 200);
         Ok(kubelet
-            .shown()
+            .take_credentials()
             .pop()
-            .context("it reached the kubelet")?
+            .context("no request reached the kubelet")?
             .certificate)
     };
     let der = |pair: &Pair| -> Result<Vec<u8>> {
         Ok(CertificateDer::from_pem_file(&pair.certificate)?.to_vec())
     };
 
-    eventually("the kubelet to be known", async || {
-        Ok(ask().await?.status == 200)
+    eventually("the kubelet to be reachable", async || {
+        Ok(get().await?.status == 200)
     })
     .await?;
-    ensure!(shown().await?.as_ref() == Some(&der(&first)?));
+    ensure!(presented().await?.as_ref() == Some(&der(&first)?));
     install(&second)?;
     eventually("the renewed certificate", async || {
-        Ok(shown().await?.as_ref() == Some(&der(&second)?))
+        Ok(presented().await?.as_ref() == Some(&der(&second)?))
     })
     .await?;
 
     std::fs::copy(&other.file, at("followed.crt"))?;
-    eventually("the changed CA", async || Ok(ask().await?.status == 503)).await?;
-    kubelet.shown();
-    let answer = ask().await?;
+    eventually("the changed CA", async || Ok(get().await?.status == 503)).await?;
+    kubelet.take_credentials();
+    let response = get().await?;
     ensure!(
-        answer.body.contains("tls: ") && kubelet.shown().is_empty(),
-        "another CA vouches for nobody: {answer:?}"
+        response.body.contains("tls: ") && kubelet.take_credentials().is_empty(),
+        "the kubelet is not verified: {response:?}"
     );
     std::fs::copy(&ca.file, at("followed.crt"))?;
-    eventually("the CA that is right", async || {
-        Ok(ask().await?.status == 200)
-    })
-    .await?;
+    eventually("the original CA", async || Ok(get().await?.status == 200)).await?;
 
     std::fs::write(at("followed.crt"), "no CA")?;
-    let told = "for kubelets changed and cannot be used";
-    eventually("the broken file to be told", async || {
-        Ok(bed.bastion.said().contains(told))
+    let message = "cannot use the changed CA or client certificate for kubelets";
+    eventually("the invalid file to be logged", async || {
+        Ok(bed.bastion.log().contains(message))
     })
     .await?;
-    ensure!(ask().await?.status == 200, "the old one stays");
+    ensure!(get().await?.status == 200, "the previous CA is not used");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Tunnels end when their callers may open them no longer.
+//! Tunnels are closed when their grant ends.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::support::eventually;
-use crate::{PREFIX, TestBed, read_until};
+use crate::support::test_bed::{PREFIX, TestBed, read_until};
 
 /// Both ends of an open tunnel.
-struct Open {
+struct OpenTunnel {
     client: TlsStream<TcpStream>,
     backend: TcpStream,
 }
 
-impl Open {
+impl OpenTunnel {
     async fn new(bed: &TestBed, token: &str) -> Result<Self> {
         let mut client = bed.client().await?;
         let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
@@ -29,12 +29,13 @@ impl Open {
             .write_all(format!("HTTP/1.1 101 Switching Protocols\r\n{upgrade}\r\n").as_bytes())
             .await?;
         read_until(&mut client, "\r\n\r\n").await?;
-        let mut open = Self { client, backend };
-        open.passes().await?;
-        Ok(open)
+        let mut tunnel = Self { client, backend };
+        tunnel.ensure_open().await?;
+        Ok(tunnel)
     }
 
-    async fn passes(&mut self) -> Result<()> {
+    /// Checks that bytes pass in both directions.
+    async fn ensure_open(&mut self) -> Result<()> {
         self.client.write_all(b"ping").await?;
         ensure!(read_until(&mut self.backend, "ping").await? == "ping");
         self.backend.write_all(b"pong").await?;
@@ -43,70 +44,73 @@ impl Open {
     }
 
     /// Waits until both ends are closed.
-    async fn ends(mut self) -> Result<()> {
+    async fn wait_until_closed(mut self) -> Result<()> {
         let (mut client, mut backend) = (Vec::new(), Vec::new());
-        let ends = async {
+        let closed = async {
             tokio::join!(
                 self.client.read_to_end(&mut client),
                 self.backend.read_to_end(&mut backend)
             )
         };
-        let _ends = tokio::time::timeout(PATIENCE, ends)
+        let _ends = tokio::time::timeout(CLOSE_TIMEOUT, closed)
             .await
-            .context("the tunnel stays open")?;
+            .context("the tunnel is still open")?;
         Ok(())
     }
 }
 
-/// For a tunnel to end, on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Maximum time for a tunnel to close, on a busy machine.
+const CLOSE_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// Flags that make checks of tunnels frequent.
 const SHORT_TTLS: [&str; 2] = [
     "--authentication-token-webhook-cache-ttl=1s",
     "--authorization-webhook-cache-authorized-ttl=1s",
 ];
 
 #[tokio::test]
-async fn a_tunnel_ends_with_the_right_to_it_and_others_stay_open() -> Result<()> {
+async fn closes_tunnel_when_permission_is_revoked_and_keeps_others() -> Result<()> {
     let bed = TestBed::with(&SHORT_TTLS).await?;
-    let (readers, mut masters) = (Open::new(&bed, "r").await?, Open::new(&bed, "t").await?);
+    let of_reader = OpenTunnel::new(&bed, "r").await?;
+    let mut of_admin = OpenTunnel::new(&bed, "t").await?;
     let file = bed.folder.path().join("manifests/all.yaml");
     let manifests = std::fs::read_to_string(&file)?;
     std::fs::write(
         &file,
-        manifests.replace(
-            "{kind: User, name: reader}",
-            "{kind: User, name: somebody-else}",
-        ),
+        manifests.replace("{kind: User, name: reader}", "{kind: User, name: other}"),
     )?;
-    readers.ends().await?;
-    masters.passes().await?;
-    closed(&bed, "permit_revoked").await
+    of_reader.wait_until_closed().await?;
+    of_admin.ensure_open().await?;
+    counts_closed(&bed, "permit_revoked").await
 }
 
 #[tokio::test]
-async fn a_tunnel_ends_with_its_credential() -> Result<()> {
+async fn closes_tunnel_when_token_is_removed() -> Result<()> {
     let bed = TestBed::with(&SHORT_TTLS).await?;
-    let open = Open::new(&bed, "r").await?;
+    let tunnel = OpenTunnel::new(&bed, "r").await?;
     std::fs::write(
         bed.folder.path().join("tokens"),
         "t,jane,1,\"system:masters\"\n",
     )?;
-    open.ends().await?;
-    closed(&bed, "permit_revoked").await
+    tunnel.wait_until_closed().await?;
+    counts_closed(&bed, "permit_revoked").await
 }
 
 #[tokio::test]
-async fn a_tunnel_ends_at_its_maximum_age() -> Result<()> {
+async fn closes_tunnel_at_maximum_age() -> Result<()> {
     let bed = TestBed::serving("tunnelMaxAge: 1s", &[]).await?;
-    Open::new(&bed, "t").await?.ends().await?;
-    closed(&bed, "max_age").await
+    OpenTunnel::new(&bed, "t")
+        .await?
+        .wait_until_closed()
+        .await?;
+    counts_closed(&bed, "max_age").await
 }
 
-async fn closed(bed: &TestBed, reason: &str) -> Result<()> {
-    let counted = format!(r#"kube_bastion_tunnels_closed_total{{reason="{reason}"}} 1"#);
-    eventually("the metric to count it", async || {
-        Ok(bed.bastion.metrics().await?.contains(&counted))
+/// Waits until the metric counts a closed tunnel.
+async fn counts_closed(bed: &TestBed, reason: &str) -> Result<()> {
+    let metric = format!(r#"kube_bastion_tunnels_closed_total{{reason="{reason}"}} 1"#);
+    eventually("the metric of closed tunnels", async || {
+        Ok(bed.bastion.metrics().await?.contains(&metric))
     })
     .await
 }

@@ -1,4 +1,4 @@
-//! Apps: servers whose answers a test writes itself, on an address of the namespace.
+//! HTTP servers whose responses a test defines, on an address of the namespace.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -25,15 +25,15 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 type Handler =
     dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> + Send + Sync;
 
-/// A server of HTTP/1.1. Dropping it closes the listener and cuts its connections.
+/// HTTP/1.1 server. Dropping it closes its listener and connections.
 #[derive(Debug)]
 pub struct App(AbortHandle);
 
 impl App {
-    /// Serves on an address of the namespace, over TLS where there is an acceptor.
+    /// Starts a server on an address of the namespace, with TLS if there is an acceptor.
     ///
     /// # Errors
-    /// Where the address is taken.
+    /// Returns an error if the address is in use.
     pub fn start<H, F>(
         namespace: &Namespace,
         last: u8,
@@ -54,24 +54,25 @@ impl App {
         ))
     }
 
-    /// Answers every request with the same text, of the type that Go's server would tell of it.
+    /// Starts a server that returns `text` for every request, with the content type that a server
+    /// in Go would detect.
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn says(
+    pub fn with_text(
         namespace: &Namespace,
         last: u8,
         port: u16,
         tls: Option<TlsAcceptor>,
-        said: &'static str,
+        text: &'static str,
     ) -> Result<Self> {
-        let content_type = if said.starts_with('<') {
+        let content_type = if text.starts_with('<') {
             "text/html; charset=utf-8"
         } else {
             "text/plain; charset=utf-8"
         };
         Self::start(namespace, last, port, tls, move |_| async move {
-            answer(content_type, said)
+            response(content_type, text)
         })
     }
 }
@@ -82,12 +83,12 @@ impl Drop for App {
     }
 }
 
-/// A 200.
-pub fn answer(content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+/// Returns a 200.
+pub fn response(content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     status(StatusCode::OK, header::CONTENT_TYPE, content_type, body)
 }
 
-/// An answer of any status, with one header.
+/// Returns a response with any status and one header.
 pub fn status(
     code: StatusCode,
     name: HeaderName,
@@ -97,7 +98,7 @@ pub fn status(
     let builder = Response::builder().status(code).header(name, value);
     builder
         .body(Full::new(body.into()).boxed_unsync())
-        .expect("tests write good headers")
+        .expect("tests use valid headers")
 }
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, handler: Arc<Handler>) {
@@ -124,8 +125,8 @@ async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     handler: Arc<Handler>,
 ) {
     let service = service_fn(move |request| {
-        let answer = handler(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        let response = handler(request);
+        async move { Ok::<_, Infallible>(response.await) }
     });
     let connection =
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);

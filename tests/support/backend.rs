@@ -1,5 +1,4 @@
-//! Backends: each answers with its name and what reached it, and can be killed like a process,
-//! connections and all.
+//! Backends that return their name and the request, and can be killed with all connections.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::net::Namespace;
 
-/// A server of one pod or node. Dropping it closes the listener and cuts its connections.
+/// Server of one pod or node. Dropping it closes its listener and connections.
 #[derive(Debug)]
 pub struct Backend {
     pub address: SocketAddr,
@@ -30,10 +29,11 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Serves `name` on an address of the namespace, over TLS where there is an acceptor.
+    /// Starts a server with `name` on an address of the namespace, with TLS if there is an
+    /// acceptor.
     ///
     /// # Errors
-    /// Where the address is taken.
+    /// Returns an error if the address is in use.
     pub fn start(
         namespace: &Namespace,
         last: u8,
@@ -52,13 +52,13 @@ impl Backend {
         })
     }
 
-    /// Ends it as SIGKILL ends a process, and returns once its address is free.
+    /// Closes listener and connections as SIGKILL would. Returns once the address is free.
     pub async fn kill(mut self) {
         self.task.abort();
         let _ = (&mut self.task).await;
     }
 
-    /// How many requests it has answered.
+    /// Number of requests served.
     pub fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }
@@ -70,7 +70,7 @@ impl Drop for Backend {
     }
 }
 
-/// Serves until its task is aborted, and its connections with it.
+/// Serves until its task is aborted, which also aborts its connections.
 pub async fn accept(
     listener: TcpListener,
     name: Arc<str>,
@@ -103,7 +103,7 @@ async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let service = service_fn(|request| {
         served.fetch_add(1, Ordering::Relaxed);
         let name = Arc::clone(&name);
-        async move { Ok::<_, Infallible>(answer(request, &name).await) }
+        async move { Ok::<_, Infallible>(respond(request, &name).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
@@ -111,14 +111,14 @@ async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .await;
 }
 
-async fn answer(mut request: Request<Incoming>, name: &str) -> Response<Full<Bytes>> {
+async fn respond(mut request: Request<Incoming>, name: &str) -> Response<Full<Bytes>> {
     if request.headers().contains_key(header::UPGRADE) {
         return upgrade(&mut request, name);
     }
     let path = request.uri().to_string();
     let body = match request.uri().path() {
         "/name" => name.to_owned(),
-        // So that requests are on their way whenever a test does something.
+        // Slow, so that some requests are in flight at any time.
         "/slow" => {
             tokio::time::sleep(Duration::from_millis(50)).await;
             name.to_owned()
@@ -142,7 +142,7 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<Full<Byt
     Response::new(Full::new(body.into()))
 }
 
-/// Says its name and the query that reached it, then echoes until the client has ended its sending.
+/// Sends the name and the URI of the request, then echoes until the client closes its side.
 fn upgrade(request: &mut Request<Incoming>, name: &str) -> Response<Full<Bytes>> {
     let upgraded = hyper::upgrade::on(&mut *request);
     let hello = format!("{name} {}\n", request.uri());

@@ -1,4 +1,4 @@
-//! The bastion as users run it: the binary, in a process of its own.
+//! The bastion as a separate process.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use super::client::get_plain;
 use super::eventually;
 use super::net::PROXY_ENVIRONMENT;
 
-/// A running bastion. Dropping it kills it.
+/// Running bastion. Dropping it kills the process.
 pub struct Bastion {
     child: Child,
     pub secure: SocketAddr,
@@ -22,17 +22,18 @@ pub struct Bastion {
 }
 
 impl Bastion {
-    /// Starts `serve` with free ports of loopback and waits until it serves; not until it is ready.
+    /// Starts `serve` on free loopback ports and waits until it listens, which may be before it is
+    /// ready.
     ///
     /// # Errors
-    /// Where it ends instead, with what it said.
+    /// Returns an error with the log if the process exits.
     pub fn start(arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
         command.arg("serve").args(arguments);
         Self::run(command)
     }
 
-    /// The same for a command that ends in the bastion's own.
+    /// Starts a command that runs `serve`, with the arguments of [`Self::start`] appended.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -52,11 +53,14 @@ impl Bastion {
         let log = Arc::new(Mutex::new(Vec::new()));
         loop {
             let Some(line) = lines.next().transpose()? else {
-                let said = log.lock().expect("nobody panics with the log").join("\n");
-                bail!("the bastion ended ({}) and said:\n{said}", child.wait()?);
+                let log = log
+                    .lock()
+                    .expect("no thread panics with the log")
+                    .join("\n");
+                bail!("the bastion exited ({}); its log:\n{log}", child.wait()?);
             };
             log.lock()
-                .expect("nobody panics with the log")
+                .expect("no thread panics with the log")
                 .push(line.clone());
             let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if event["message"] == "serving" {
@@ -64,10 +68,11 @@ impl Bastion {
                     Ok(event[key].as_str().unwrap_or_default().parse()?)
                 };
                 let (secure, admin) = (address("secure")?, address("admin")?);
-                let kept = Arc::clone(&log);
+                let shared_log = Arc::clone(&log);
                 std::thread::spawn(move || {
                     lines.map_while(Result::ok).for_each(|line| {
-                        kept.lock().expect("nobody panics with the log").push(line);
+                        let mut log = shared_log.lock().expect("no thread panics with the log");
+                        log.push(line);
                     });
                 });
                 return Ok(Self {
@@ -95,14 +100,14 @@ impl Bastion {
         Ok(get_plain(self.admin, "/metrics").await?.1)
     }
 
-    pub fn said(&self) -> String {
+    pub fn log(&self) -> String {
         self.log
             .lock()
-            .expect("nobody panics with the log")
+            .expect("no thread panics with the log")
             .join("\n")
     }
 
-    /// Bytes of memory that it holds.
+    /// Resident memory, in bytes.
     pub fn resident(&self) -> Result<usize> {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id()))?;
         let pages: usize = statm
@@ -113,35 +118,36 @@ impl Bastion {
         Ok(pages * 4096)
     }
 
-    /// The most bytes of memory that it has held since [`Self::forget_peak`].
+    /// Maximum resident memory since [`Self::reset_peak`], in bytes.
     ///
     /// # Errors
-    /// Where the process has ended.
+    /// Returns an error if the process has exited.
     pub fn peak(&self) -> Result<usize> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("VmHWM:"))
-            .context("the kernel keeps a peak")?;
+            .context("the kernel reports a peak")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? * 1024)
     }
 
-    /// Begins a new peak with what it holds now.
+    /// Resets the peak to the current resident memory.
     ///
     /// # Errors
-    /// Where the process has ended.
-    pub fn forget_peak(&self) -> Result<()> {
-        const PEAK: &str = "5";
+    /// Returns an error if the process has exited.
+    pub fn reset_peak(&self) -> Result<()> {
+        /// Value of `clear_refs` that resets the peak (proc(5)).
+        const RESET_PEAK: &str = "5";
         Ok(std::fs::write(
             format!("/proc/{}/clear_refs", self.child.id()),
-            PEAK,
+            RESET_PEAK,
         )?)
     }
 
-    /// Open file descriptors.
+    /// Number of open file descriptors.
     ///
     /// # Errors
-    /// Where the process has ended.
+    /// Returns an error if the process has exited.
     pub fn descriptors(&self) -> Result<usize> {
         Ok(std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
     }

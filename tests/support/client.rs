@@ -1,4 +1,4 @@
-//! HTTP clients on single connections, so that a test knows which bytes went where.
+//! HTTP clients on single connections, so that a test knows which connection a request used.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -20,15 +20,15 @@ use tokio_rustls::client::TlsStream;
 
 use super::pki::Pair;
 
-/// What came back.
+/// A complete response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: String,
 }
 
-/// One keep-alive connection over TLS, or one more user of a connection of HTTP/2.
+/// One keep-alive HTTP/1.1 connection over TLS, or a handle of an HTTP/2 connection.
 pub struct Client {
     sender: Sender,
     token: Option<String>,
@@ -40,8 +40,10 @@ enum Sender {
 }
 
 impl Client {
+    /// Connects with HTTP/1.1.
+    ///
     /// # Errors
-    /// Where the connection or the handshake fails.
+    /// Returns an error if the connection or the handshake fails.
     pub async fn connect(
         address: SocketAddr,
         ca: &Path,
@@ -57,7 +59,7 @@ impl Client {
         })
     }
 
-    /// Connects by HTTP/2.
+    /// Connects with HTTP/2.
     ///
     /// # Errors
     /// As [`Self::connect`].
@@ -77,7 +79,7 @@ impl Client {
         })
     }
 
-    /// Another client of the same connection, where that is one of HTTP/2.
+    /// Returns another handle of the same connection if it is HTTP/2.
     pub fn another(&self) -> Option<Self> {
         match &self.sender {
             Sender::Http1(_) => None,
@@ -88,18 +90,20 @@ impl Client {
         }
     }
 
-    /// Sends another token from now on.
+    /// Sets the token of later requests.
     pub fn set_token(&mut self, token: &str) {
         self.token = Some(token.into());
     }
 
-    pub async fn get(&mut self, path: &str) -> Result<Answer> {
+    pub async fn get(&mut self, path: &str) -> Result<Response> {
         self.send(Method::GET, path, Bytes::new()).await
     }
 
+    /// Sends a request and reads the complete response.
+    ///
     /// # Errors
-    /// Where the connection breaks.
-    pub async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer> {
+    /// Returns an error if the connection fails.
+    pub async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Response> {
         let mut request = match self.sender {
             Sender::Http1(_) => Request::builder()
                 .uri(path)
@@ -124,7 +128,7 @@ impl Client {
         let (parts, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
-        Ok(Answer {
+        Ok(Response {
             status: parts.status,
             headers: parts.headers,
             body,
@@ -132,7 +136,7 @@ impl Client {
     }
 }
 
-/// A TLS connection for a test that writes its bytes itself.
+/// Opens a TLS connection for a test that writes the bytes of its requests.
 pub async fn tls(
     address: SocketAddr,
     ca: &Path,
@@ -141,7 +145,7 @@ pub async fn tls(
     tls_with_alpn(address, ca, certificate, &[]).await
 }
 
-/// The same, offering protocols.
+/// Opens a TLS connection with ALPN.
 pub async fn tls_with_alpn(
     address: SocketAddr,
     ca: &Path,
@@ -153,7 +157,7 @@ pub async fn tls_with_alpn(
     tls_over(stream, ca, certificate, alpn).await
 }
 
-/// The same over a connection that is open.
+/// Does a TLS handshake on an open connection.
 pub async fn tls_over(
     stream: TcpStream,
     ca: &Path,
@@ -184,7 +188,7 @@ pub async fn tls_over(
         .context("the TLS handshake failed")
 }
 
-/// A TLS connection from another loopback address than 127.0.0.1, as another client has one.
+/// Opens a TLS connection from another loopback address than 127.0.0.1, as from another client.
 pub async fn tls_from(
     local: IpAddr,
     address: SocketAddr,
@@ -198,9 +202,9 @@ pub async fn tls_from(
     tls_over(stream, ca, None, alpn).await
 }
 
-/// Status and body of a plain request.
+/// Sends a GET over plain HTTP. Returns status and body.
 pub async fn get_plain(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    get_plain_by(
+    get_plain_over(
         TcpStream::connect(address).await?,
         &address.to_string(),
         path,
@@ -208,8 +212,8 @@ pub async fn get_plain(address: SocketAddr, path: &str) -> Result<(u16, String)>
     .await
 }
 
-/// The same by a connection of any kind.
-pub async fn get_plain_by<I>(stream: I, host: &str, path: &str) -> Result<(u16, String)>
+/// Sends a GET over an open connection. Returns status and body.
+pub async fn get_plain_over<I>(stream: I, host: &str, path: &str) -> Result<(u16, String)>
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

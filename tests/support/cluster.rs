@@ -18,16 +18,16 @@ use super::eventually;
 use super::net::PROXY_ENVIRONMENT;
 use super::pki::{Ca, Pair};
 
-/// The namespace and the account that deploy/ gives the bastion.
+/// Namespace and service account of the bastion in `deploy/`.
 pub const HOME: &str = "kube-bastion";
 
-/// The control plane, in a folder of its own. Dropping it ends it.
+/// Control plane in a temporary folder. Dropping it kills its processes.
 pub struct Cluster {
     pub folder: TempDir,
     pub ca: Ca,
-    /// Of the certificates by which front proxies prove that they may say who calls.
+    /// CA of front proxy certificates (`--requestheader-client-ca-file`).
     pub front_proxy: Ca,
-    /// What the apiserver shows to kubelets.
+    /// Client certificate that the apiserver presents to kubelets.
     pub kubelet_client: Pair,
     pub client: Client,
     pub server: String,
@@ -40,7 +40,7 @@ pub struct Cluster {
     etcd: Process,
 }
 
-/// A child that ends with its owner.
+/// Child process. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Process(Child);
 
@@ -52,8 +52,11 @@ impl Drop for Process {
 }
 
 impl Cluster {
+    /// Starts the control plane.
+    ///
     /// # Errors
-    /// Where the binaries cannot be had (the message says what to install), or do not come up.
+    /// Returns an error if the binaries cannot be built (the message names what to install) or do
+    /// not start.
     pub async fn start() -> Result<Self> {
         let binaries = binaries()?;
         let folder = tempfile::tempdir()?;
@@ -67,7 +70,7 @@ impl Cluster {
         )?;
         let admin = ca.client(folder.path(), "admin", "system:masters")?;
         let kubelet_client = ca.client(folder.path(), "kubelet-client", "kubelet-clients")?;
-        // RSA: the apiserver reads no PKCS#8 of elliptic curves for this.
+        // RSA, because the apiserver does not parse elliptic curve keys in PKCS#8 here.
         std::fs::write(
             at("sa.key"),
             KeyPair::generate_for(&PKCS_RSA_SHA256)?.serialize_pem(),
@@ -89,8 +92,8 @@ impl Cluster {
         let apiserver_arguments = vec![
             format!("--etcd-servers={etcd_url}"),
             "--bind-address=127.0.0.1".into(),
-            // Else it looks for a default route, which a machine without a network has not. Nobody
-            // is told of it.
+            // Without it the apiserver looks for a default route, which an isolated machine lacks.
+            // The address is not used.
             "--advertise-address=192.0.2.1".into(),
             format!("--secure-port={api_port}"),
             format!("--tls-cert-file={}", serving.certificate.display()),
@@ -128,10 +131,10 @@ impl Cluster {
             "admin",
             &server,
             &ca.file,
-            &By::Certificate(&admin),
+            &KubeconfigUser::Certificate(&admin),
         )?;
         let client = client(&kubeconfig).await?;
-        up(&client, folder.path()).await?;
+        wait_until_ready(&client, folder.path()).await?;
         let manager = spawn(folder.path(), &binaries.join("kube-controller-manager"), &[
             format!("--kubeconfig={}", kubeconfig.display()),
             "--controllers=endpointslice-controller,endpoints-controller,serviceaccount-controller,root-ca-certificate-publisher-controller"
@@ -158,12 +161,18 @@ impl Cluster {
         })
     }
 
-    /// A kubeconfig for this cluster, or for whatever stands at `server`.
+    /// Writes a kubeconfig for `server`.
     ///
     /// # Errors
-    /// Where the file cannot be written.
-    pub fn kubeconfig(&self, name: &str, server: &str, ca: &Path, by: &By<'_>) -> Result<PathBuf> {
-        kubeconfig(self.folder.path(), name, server, ca, by)
+    /// Returns an error if the file cannot be written.
+    pub fn kubeconfig(
+        &self,
+        name: &str,
+        server: &str,
+        ca: &Path,
+        user: &KubeconfigUser<'_>,
+    ) -> Result<PathBuf> {
+        kubeconfig(self.folder.path(), name, server, ca, user)
     }
 
     pub fn admin_kubeconfig(&self) -> PathBuf {
@@ -174,10 +183,10 @@ impl Cluster {
         self.apiserver.0.id()
     }
 
-    /// A token of a service account by TokenRequest, as pods get theirs.
+    /// Requests a token of a service account with the TokenRequest API, as kubelets do for pods.
     ///
     /// # Errors
-    /// Where the API refuses.
+    /// Returns an error if the API server rejects the request.
     pub async fn token(
         &self,
         namespace: &str,
@@ -194,28 +203,28 @@ impl Cluster {
             spec: Some(spec),
             ..TokenRequest::default()
         };
-        let answer = accounts
+        let response = accounts
             .create_token_request(account, &PostParams::default(), &request)
             .await?;
-        answer
+        response
             .status
             .and_then(|status| status.token)
-            .context("a TokenRequest is answered with a token")
+            .context("a TokenRequest returns a token")
     }
 
-    /// A kubeconfig with a token of the account that deploy/ gives the bastion.
+    /// Writes a kubeconfig with a token of the bastion's service account in `deploy/`.
     ///
     /// # Errors
-    /// Where the API refuses.
+    /// Returns an error if the API server rejects the token request.
     pub async fn bastion_kubeconfig(&self, name: &str, server: &str) -> Result<PathBuf> {
         let token = self.token(HOME, HOME, None).await?;
-        self.kubeconfig(name, server, &self.ca.file, &By::Token(&token))
+        self.kubeconfig(name, server, &self.ca.file, &KubeconfigUser::Token(&token))
     }
 
-    /// `kubectl` as the cluster's admin.
+    /// Runs `kubectl` as the administrator of the cluster. Returns its standard output.
     ///
     /// # Errors
-    /// Where it fails, with what it said.
+    /// Returns its standard error if it fails.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(&self.kubectl)
             .arg(format!(
@@ -225,20 +234,20 @@ impl Cluster {
             .args(arguments)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(
             output.status.success(),
-            "kubectl {}: {said}",
-            arguments.join(" ")
+            "kubectl {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// A second apiserver on the same data, run by the command that `wrap` makes of its binary. It
-    /// may not be up yet.
+    /// Starts a second apiserver on the same data, with the command that `wrap` returns for its
+    /// binary. Does not wait until it is ready.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// Returns an error if it cannot be started.
     pub fn another_apiserver(
         &self,
         wrap: impl FnOnce(&Path) -> Command,
@@ -257,56 +266,62 @@ impl Cluster {
         let _ = self.apiserver.0.wait();
     }
 
-    /// Starts it again, on its port.
+    /// Starts the apiserver again on the same port.
     ///
     /// # Errors
-    /// Where it does not come up.
+    /// Returns an error if it does not become ready.
     pub async fn start_apiserver(&mut self) -> Result<()> {
         let binary = self.binaries.join("kube-apiserver");
         self.apiserver = spawn(self.folder.path(), &binary, &self.apiserver_arguments)?;
-        up(&self.client, self.folder.path()).await
+        wait_until_ready(&self.client, self.folder.path()).await
     }
 }
 
 impl Cluster {
-    /// Kills etcd. The apiserver goes on without its store.
+    /// Kills etcd. The apiserver continues without its store.
     pub fn stop_etcd(&mut self) {
         let _ = self.etcd.0.kill();
         let _ = self.etcd.0.wait();
     }
 
-    /// Starts it again on its data, and waits until the apiserver is ready.
+    /// Starts etcd again on the same data, and waits until the apiserver is ready.
     ///
     /// # Errors
-    /// Where one of them does not come up.
+    /// Returns an error if one of them does not become ready.
     pub async fn start_etcd(&mut self) -> Result<()> {
         self.etcd = spawn(
             self.folder.path(),
             &self.binaries.join("etcd"),
             &self.etcd_arguments,
         )?;
-        up(&self.client, self.folder.path()).await
+        wait_until_ready(&self.client, self.folder.path()).await
     }
 }
 
-/// How a kubeconfig proves who its user is.
-pub enum By<'a> {
+/// Credentials in a kubeconfig.
+pub enum KubeconfigUser<'a> {
     Certificate(&'a Pair),
     Token(&'a str),
     TokenFile(&'a Path),
 }
 
-fn kubeconfig(folder: &Path, name: &str, server: &str, ca: &Path, by: &By<'_>) -> Result<PathBuf> {
-    let user = match by {
-        By::Certificate(Pair { certificate, key }) => {
+fn kubeconfig(
+    folder: &Path,
+    name: &str,
+    server: &str,
+    ca: &Path,
+    user: &KubeconfigUser<'_>,
+) -> Result<PathBuf> {
+    let user = match user {
+        KubeconfigUser::Certificate(Pair { certificate, key }) => {
             format!(
                 "{{client-certificate: {}, client-key: {}}}",
                 certificate.display(),
                 key.display()
             )
         }
-        By::Token(token) => format!("{{token: {token}}}"),
-        By::TokenFile(file) => format!("{{tokenFile: {}}}", file.display()),
+        KubeconfigUser::Token(token) => format!("{{token: {token}}}"),
+        KubeconfigUser::TokenFile(file) => format!("{{tokenFile: {}}}", file.display()),
     };
     let path = folder.join(format!("{name}.kubeconfig"));
     let ca = ca.display();
@@ -330,32 +345,32 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-async fn up(client: &Client, folder: &Path) -> Result<()> {
-    let up = eventually("the apiserver to be ready", async || {
+async fn wait_until_ready(client: &Client, folder: &Path) -> Result<()> {
+    let ready = eventually("the apiserver to be ready", async || {
         let request = http::Request::get("/readyz").body(Vec::new())?;
         Ok(client.request_text(request).await.is_ok())
     });
-    up.await.with_context(|| {
-        let said = std::fs::read_to_string(folder.join("kube-apiserver.log")).unwrap_or_default();
-        let last: Vec<_> = said.lines().rev().take(20).collect();
+    ready.await.with_context(|| {
+        let log = std::fs::read_to_string(folder.join("kube-apiserver.log")).unwrap_or_default();
+        let last: Vec<_> = log.lines().rev().take(20).collect();
         format!(
-            "the last that the apiserver said:\n{}",
+            "the end of the apiserver's log:\n{}",
             last.into_iter().rev().collect::<Vec<_>>().join("\n")
         )
     })
 }
 
-/// From `KUBEBUILDER_ASSETS`, else built.
+/// Returns the folder of the control plane binaries, copied from `KUBEBUILDER_ASSETS` or built.
 fn binaries() -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cluster");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/build.sh");
-    let built = Command::new("bash")
+    let status = Command::new("bash")
         .arg(&script)
         .arg(&folder)
         .status()
-        .context("no bash")?;
+        .context("cannot run bash: install it")?;
     ensure!(
-        built.success(),
+        status.success(),
         "{} could not provide the control plane: see above",
         script.display()
     );

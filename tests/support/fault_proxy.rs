@@ -1,5 +1,5 @@
-//! A proxy before a real Kubernetes API that injects faults by request: it never answers, or
-//! answers with an error of its own. All else passes, streams included.
+//! A proxy in front of a real API server that injects failures per request: no response, or an
+//! error. Other requests pass, streams included.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,18 +22,18 @@ use tokio_rustls::TlsAcceptor;
 type Body = BoxBody<Bytes, hyper::Error>;
 type Rule = dyn Fn(&Request<Incoming>) -> Option<Fault> + Send + Sync;
 
-/// What happens to a request instead of passing.
+/// Injected failure of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is never answered, and its connection stays open.
+    /// No response; the connection stays open.
     Hang,
-    /// It is answered with a `Status`.
+    /// A `Status`.
     Status(StatusCode),
-    /// The same, and when to try again, in seconds.
+    /// A `Status` with `Retry-After`, in seconds.
     RetryAfter(StatusCode, u32),
 }
 
-/// The proxy. Its connections end with the test's runtime.
+/// Proxy that injects failures. It stops with the runtime of the test.
 pub struct FaultProxy {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -42,16 +42,16 @@ pub struct FaultProxy {
 struct Shared {
     rule: Mutex<Arc<Rule>>,
     faults: AtomicU64,
-    /// The `Authorization` of the request that came last.
+    /// `Authorization` of the last request.
     authorization: Mutex<Option<String>>,
     cut: Notify,
 }
 
 impl FaultProxy {
-    /// Serves with `tls` before the API at `to`, whose certificate `ca` signed.
+    /// Starts a proxy with `tls` for the API server at `to`, whose certificate `ca` issued.
     ///
     /// # Errors
-    /// Where no port of loopback is left.
+    /// Returns an error if no loopback port is free.
     pub async fn start(to: SocketAddr, ca: &Path, tls: TlsAcceptor) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -61,13 +61,13 @@ impl FaultProxy {
             authorization: Mutex::new(None),
             cut: Notify::new(),
         });
-        let (kept, ca) = (Arc::clone(&shared), ca.to_owned());
+        let (proxy, ca) = (Arc::clone(&shared), ca.to_owned());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (shared, ca, tls) = (Arc::clone(&shared), ca.clone(), tls.clone());
                 tokio::spawn(async move {
                     let cut = Arc::clone(&shared);
-                    // What fails, fails as a broken connection, and is the bastion's to cope with.
+                    // Errors close the connection, which the bastion must handle.
                     tokio::select! {
                         _ = serve(stream, to, &ca, &tls, shared) => {}
                         () = cut.cut.notified() => {}
@@ -77,11 +77,11 @@ impl FaultProxy {
         });
         Ok(Self {
             address,
-            shared: kept,
+            shared: proxy,
         })
     }
 
-    /// Decides by `rule` for each request to come.
+    /// Applies `rule` to later requests.
     pub fn inject(
         &self,
         rule: impl Fn(&Request<Incoming>) -> Option<Fault> + Send + Sync + 'static,
@@ -93,22 +93,22 @@ impl FaultProxy {
             .expect("no test panics with the rule") = Arc::new(rule);
     }
 
-    /// Lets everything pass that comes from now on. What hangs still hangs.
+    /// Lets later requests pass. Requests without a response stay so.
     pub fn heal(&self) {
         self.inject(|_| None);
     }
 
-    /// Breaks all connections; later ones pass.
+    /// Closes all connections; later ones pass.
     pub fn cut(&self) {
         self.shared.cut.notify_waiters();
     }
 
-    /// Faults injected so far.
+    /// Number of injected failures.
     pub fn faults(&self) -> u64 {
         self.shared.faults.load(Ordering::Relaxed)
     }
 
-    /// Whether the last request came with this bearer token.
+    /// Returns true if the last request had this bearer token.
     pub fn last_token_is(&self, token: &str) -> bool {
         let last = self
             .shared
@@ -130,8 +130,8 @@ async fn serve(
 ) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = tls.accept(stream).await?;
-    // One connection to the API for each of the bastion's, so that what is not shared there is not
-    // shared here.
+    // One connection to the API server per connection of the bastion, so that the proxy does not
+    // share what the bastion keeps separate.
     let upstream = super::client::tls(to, ca, None).await?;
     let (sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(upstream)).await?;
@@ -139,7 +139,7 @@ async fn serve(
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
     let service = service_fn(move |request| {
         let (shared, sender) = (Arc::clone(&shared), Arc::clone(&sender));
-        async move { answer(request, &shared, &sender).await }
+        async move { respond(request, &shared, &sender).await }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
@@ -148,7 +148,7 @@ async fn serve(
     Ok(served?)
 }
 
-async fn answer(
+async fn respond(
     request: Request<Incoming>,
     shared: &Shared,
     sender: &tokio::sync::Mutex<SendRequest<Incoming>>,
@@ -175,7 +175,7 @@ async fn answer(
     }
 }
 
-/// What an API server says that cannot answer just now.
+/// Returns the `Status` of an API server that is unavailable.
 fn status(code: StatusCode, retry_after: Option<u32>) -> Result<Response<Body>> {
     let text = format!(
         r#"{{"kind":"Status","apiVersion":"v1","metadata":{{}},"status":"Failure","message":"injected","code":{}}}"#,
@@ -190,5 +190,5 @@ fn status(code: StatusCode, retry_after: Option<u32>) -> Result<Response<Body>> 
     let body = Full::new(Bytes::from(text))
         .map_err(|never| match never {})
         .boxed();
-    response.body(body).context("a header that can be written")
+    response.body(body).context("the headers are valid")
 }

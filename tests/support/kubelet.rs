@@ -1,4 +1,4 @@
-//! A kubelet as far as its door goes: it answers everybody, and keeps what they showed.
+//! A server that stands in for a kubelet. It accepts all requests and records their credentials.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -15,26 +15,26 @@ use tokio_rustls::TlsAcceptor;
 
 use super::pki::Pair;
 
-/// What one request showed.
+/// Credentials of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct Credentials {
     pub authorization: Option<String>,
-    /// The certificate of the client, as DER.
+    /// Client certificate, DER.
     pub certificate: Option<Vec<u8>>,
 }
 
-/// A server that takes one request per connection. Dropping it ends it.
+/// Server of one request per connection. Dropping it stops the server.
 #[derive(Debug)]
 pub struct Kubelet {
-    shown: Arc<Mutex<Vec<Shown>>>,
+    credentials: Arc<Mutex<Vec<Credentials>>>,
     task: AbortHandle,
 }
 
 impl Kubelet {
-    /// Client certificates must come from `client_ca`, if they come at all.
+    /// Starts the server. Client certificates are optional and must be issued by `client_ca`.
     ///
     /// # Errors
-    /// Where the files cannot be read.
+    /// Returns an error if the files cannot be read.
     pub fn start(listener: TcpListener, serving: &Pair, client_ca: &Path) -> Result<Self> {
         let chain =
             CertificateDer::pem_file_iter(&serving.certificate)?.collect::<Result<Vec<_>, _>>()?;
@@ -49,23 +49,28 @@ impl Kubelet {
             .with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
             .with_single_cert(chain, key)?;
         let tls = TlsAcceptor::from(Arc::new(config));
-        let shown = Arc::<Mutex<Vec<Shown>>>::default();
-        let kept = Arc::clone(&shown);
+        let credentials = Arc::<Mutex<Vec<Credentials>>>::default();
+        let shared = Arc::clone(&credentials);
         let accept = async move {
             while let Ok((stream, _)) = listener.accept().await {
-                // One that breaks off has shown nothing.
-                let _ = serve(&tls, stream, &kept).await;
+                // An aborted request is not recorded.
+                let _ = serve(&tls, stream, &shared).await;
             }
         };
         Ok(Self {
-            shown,
+            credentials,
             task: tokio::spawn(accept).abort_handle(),
         })
     }
 
-    /// What has been shown since this was asked before.
-    pub fn shown(&self) -> Vec<Shown> {
-        std::mem::take(&mut self.shown.lock().expect("nobody panics with the list"))
+    /// Takes the credentials of the requests since the last call.
+    pub fn take_credentials(&self) -> Vec<Credentials> {
+        std::mem::take(
+            &mut self
+                .credentials
+                .lock()
+                .expect("no thread panics with the list"),
+        )
     }
 }
 
@@ -78,7 +83,7 @@ impl Drop for Kubelet {
 async fn serve(
     tls: &TlsAcceptor,
     stream: TcpStream,
-    shown: &Mutex<Vec<Shown>>,
+    credentials: &Mutex<Vec<Credentials>>,
 ) -> std::io::Result<()> {
     let mut stream = tls.accept(stream).await?;
     let mut head = Vec::new();
@@ -96,10 +101,10 @@ async fn serve(
         .1
         .peer_certificates()
         .map(|chain| chain[0].to_vec());
-    shown
+    credentials
         .lock()
-        .expect("nobody panics with the list")
-        .push(Shown {
+        .expect("no thread panics with the list")
+        .push(Credentials {
             authorization,
             certificate,
         });

@@ -1,4 +1,4 @@
-//! Requests that keep flowing while a test does harm, and what became of them.
+//! Load: requests that are sent while a test injects failures, and their results.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -14,16 +14,16 @@ use tokio::task::JoinSet;
 use super::client::Client;
 use super::pki::Pair;
 
-/// Bounds every load, whatever its test waits for.
+/// Maximum number of requests of a load.
 const MAX_REQUESTS: u64 = 500_000;
 
-/// An answer that takes longer is counted, for the reader of the test's report.
+/// Duration beyond which a response counts as slow in the report.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// How many kinds of failure are remembered.
+/// Maximum number of distinct failures that are counted separately.
 const MAX_KINDS: usize = 12;
 
-/// The caller and the URL of a load.
+/// Credentials and URL of a load.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub address: SocketAddr,
@@ -44,24 +44,24 @@ impl Target {
     }
 }
 
-/// The connections of a load. Each sends its next request when the one before is answered.
+/// Connections of a load. Each sends its next request after the response to the previous one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Shape {
-    /// Connections of HTTP/1.1.
+    /// Number of HTTP/1.1 connections.
     pub http1: usize,
-    /// Connections of HTTP/2.
+    /// Number of HTTP/2 connections.
     pub http2: usize,
-    /// Pause between an answer and the next request, so that a long fault does not cost a whole
-    /// processor.
+    /// Pause between a response and the next request, so that a long outage does not use a whole
+    /// CPU.
     pub pause: Duration,
-    /// Requests after which a connection is replaced; 0 keeps it.
+    /// Number of requests after which a connection is replaced; 0 for never.
     pub per_connection: u64,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     sent: AtomicU64,
-    answered: AtomicU64,
+    completed: AtomicU64,
     failed: AtomicU64,
     slow: AtomicU64,
     stop: AtomicBool,
@@ -70,7 +70,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn goes_on(&self) -> bool {
+    fn is_running(&self) -> bool {
         !self.stop.load(Ordering::Relaxed) && self.sent.load(Ordering::Relaxed) < MAX_REQUESTS
     }
 
@@ -84,17 +84,17 @@ impl Counts {
     async fn request(&self, client: &mut Client, path: &str) -> Result<()> {
         self.sent.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
-        let answer = client.get(path).await;
-        self.answered.fetch_add(1, Ordering::Relaxed);
+        let response = client.get(path).await;
+        self.completed.fetch_add(1, Ordering::Relaxed);
         self.slow
             .fetch_add(u64::from(began.elapsed() > SLOW), Ordering::Relaxed);
-        match answer {
-            Ok(answer) if answer.status == 200 => Ok(()),
-            Ok(answer) => {
+        match response {
+            Ok(response) if response.status == 200 => Ok(()),
+            Ok(response) => {
                 self.fail(format!(
                     "{} {:.160}",
-                    answer.status.as_u16(),
-                    answer.body.trim()
+                    response.status.as_u16(),
+                    response.body.trim()
                 ));
                 Ok(())
             }
@@ -117,7 +117,7 @@ impl Counts {
     }
 }
 
-/// GET requests, until they are stopped. Dropping it stops them.
+/// Running load of GET requests. Dropping it stops the load.
 #[derive(Debug)]
 pub struct Load {
     counts: Arc<Counts>,
@@ -125,10 +125,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Requests on some connections at once.
+    /// Starts a load on several connections.
     ///
     /// # Errors
-    /// Where the first connections cannot be made.
+    /// Returns an error if the first connections fail.
     pub async fn start(target: &Target, shape: Shape) -> Result<Self> {
         let mut load = Self::new(target);
         for http2 in [vec![false; shape.http1], vec![true; shape.http2]].concat() {
@@ -144,8 +144,8 @@ impl Load {
         Ok(load)
     }
 
-    /// A request every `interval` by HTTP/2, whether or not those before are answered: what is slow
-    /// does not slow down the rest.
+    /// Starts a load of one HTTP/2 request per `interval`, independent of earlier responses, so
+    /// that slow responses do not lower the rate.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -164,17 +164,16 @@ impl Load {
             let mut requests = JoinSet::new();
             let mut ticks = tokio::time::interval(interval);
             for client in clients.iter().cycle() {
-                if !counts.goes_on() {
+                if !counts.is_running() {
                     break;
                 }
                 ticks.tick().await;
-                let mut client = client.another().expect("they are of HTTP/2");
+                let mut client = client.another().expect("the connections are HTTP/2");
                 let (counts, path) = (Arc::clone(&counts), path.clone());
                 requests.spawn(async move { counts.request(&mut client, &path).await });
                 while requests.try_join_next().is_some() {}
             }
-            // Those that are on their way are waited for: a request that is never answered has
-            // failed too.
+            // Wait for requests in flight: one without a response is a failure, too.
             while requests.join_next().await.is_some() {}
         });
         Ok(load)
@@ -191,7 +190,7 @@ impl Load {
         }
     }
 
-    /// Sends another token from now on.
+    /// Sets the token of later requests.
     pub fn set_token(&self, token: &str) {
         *self
             .counts
@@ -200,47 +199,47 @@ impl Load {
             .expect("no test panics with the token") = Some(token.into());
     }
 
-    /// Requests answered so far, well or not.
-    pub fn answered(&self) -> u64 {
-        self.counts.answered.load(Ordering::Relaxed)
+    /// Number of requests completed so far, including failures.
+    pub fn completed(&self) -> u64 {
+        self.counts.completed.load(Ordering::Relaxed)
     }
 
     pub fn failed(&self) -> u64 {
         self.counts.failed.load(Ordering::Relaxed)
     }
 
-    /// Waits for so many more answers.
-    pub async fn more(&self, requests: u64) {
-        let goal = self.answered() + requests;
-        while self.answered() < goal && self.counts.goes_on() {
+    /// Waits for a number of further requests to complete.
+    pub async fn wait_for_requests(&self, requests: u64) {
+        let goal = self.completed() + requests;
+        while self.completed() < goal && self.counts.is_running() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
-    /// Ends it, and tells what became of the requests. One that is not answered within a minute has
+    /// Stops the load and returns its results. Requests without a response within a minute count as
     /// failed.
-    pub async fn stop(mut self) -> Outcome {
-        const LAST: Duration = Duration::from_mins(1);
+    pub async fn stop(mut self) -> LoadReport {
+        const LAST_RESPONSE_TIMEOUT: Duration = Duration::from_mins(1);
         self.counts.stop.store(true, Ordering::Relaxed);
-        let _ = tokio::time::timeout(LAST, async {
+        let _ = tokio::time::timeout(LAST_RESPONSE_TIMEOUT, async {
             while self.tasks.join_next().await.is_some() {}
         })
         .await;
         let requests = self.counts.sent.load(Ordering::Relaxed);
-        let unanswered = requests - self.answered();
+        let incomplete = requests - self.completed();
         let mut kinds = self
             .counts
             .kinds
             .lock()
             .expect("no test panics with the kinds")
             .clone();
-        if unanswered > 0 {
-            kinds.insert("not answered".into(), unanswered);
+        if incomplete > 0 {
+            kinds.insert("no response".into(), incomplete);
         }
         let slow = self.counts.slow.load(Ordering::Relaxed);
-        Outcome {
+        LoadReport {
             requests,
-            failed: self.failed() + unanswered,
+            failed: self.failed() + incomplete,
             slow,
             kinds,
         }
@@ -254,11 +253,11 @@ async fn closed_loop(
     first: Client,
     counts: Arc<Counts>,
 ) {
-    /// Between attempts to connect.
-    const PAUSE: Duration = Duration::from_millis(20);
+    /// Pause between attempts to connect.
+    const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
     let mut client = Some(first);
     let mut requests = 0;
-    while counts.goes_on() {
+    while counts.is_running() {
         let token = counts.token();
         let connected = match client.take() {
             Some(client) => Ok(client),
@@ -268,9 +267,9 @@ async fn closed_loop(
             Ok(connected) => connected,
             Err(error) => {
                 counts.sent.fetch_add(1, Ordering::Relaxed);
-                counts.answered.fetch_add(1, Ordering::Relaxed);
+                counts.completed.fetch_add(1, Ordering::Relaxed);
                 counts.fail(format!("no connection: {error:#}"));
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RECONNECT_PAUSE).await;
                 continue;
             }
         };
@@ -279,8 +278,8 @@ async fn closed_loop(
         }
         let done = counts.request(&mut connected, &target.path).await;
         requests += 1;
-        let worn = shape.per_connection > 0 && requests % shape.per_connection == 0;
-        if done.is_ok() && !worn {
+        let is_due = shape.per_connection > 0 && requests % shape.per_connection == 0;
+        if done.is_ok() && !is_due {
             client = Some(connected);
         }
         if !shape.pause.is_zero() {
@@ -289,19 +288,21 @@ async fn closed_loop(
     }
 }
 
-/// What became of a load.
+/// Results of a load.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct LoadReport {
     pub requests: u64,
     pub failed: u64,
     slow: u64,
     kinds: BTreeMap<String, u64>,
 }
 
-impl Outcome {
+impl LoadReport {
+    /// Checks that requests were sent and none failed.
+    ///
     /// # Errors
-    /// Where a request failed, or there was none.
-    pub fn none_failed(&self) -> Result<()> {
+    /// Returns an error otherwise.
+    pub fn ensure_none_failed(&self) -> Result<()> {
         ensure!(self.requests > 0, "no request was sent");
         ensure!(
             self.failed == 0,
@@ -313,7 +314,7 @@ impl Outcome {
     }
 }
 
-impl Display for Outcome {
+impl Display for LoadReport {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         write!(
             formatter,

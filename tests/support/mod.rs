@@ -1,6 +1,6 @@
-//! What the end-to-end tests and the benchmark stand on: a real control plane, a network namespace
-//! with backends, the bastion as a process, and small clients.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+//! Fixtures shared by the tests and the benchmark: a real control plane, a network namespace with
+//! backends, the bastion as a process, and small clients.
+#![allow(dead_code, reason = "each test binary uses a part of them")]
 
 pub mod app;
 pub mod backend;
@@ -24,29 +24,30 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-/// Asks again until the answer is yes, for at most half a minute.
+/// Polls `is` until it returns true, for at most 30 seconds. `what` describes the condition in the
+/// error.
 ///
 /// # Errors
-/// Where it never is.
+/// Returns an error if the condition does not become true, or the first error of `is`.
 pub async fn eventually(what: &str, is: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     within(Duration::from_secs(30), what, is).await
 }
 
-/// The same with another patience.
+/// Polls as [`eventually`], for at most `timeout`.
 ///
 /// # Errors
 /// As [`eventually`].
 pub async fn within(
-    patience: Duration,
+    timeout: Duration,
     what: &str,
     mut is: impl AsyncFnMut() -> Result<bool>,
 ) -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(50);
-    for _ in 0..patience.as_millis() / PAUSE.as_millis() {
+    for _ in 0..timeout.as_millis() / PAUSE.as_millis() {
         if is().await? {
             return Ok(());
         }
         tokio::time::sleep(PAUSE).await;
     }
-    bail!("waited in vain for {what}")
+    bail!("timed out after {timeout:?} waiting for {what}")
 }

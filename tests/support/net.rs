@@ -1,4 +1,4 @@
-//! A network namespace that the test makes and removes: where its pods and nodes live.
+//! A network namespace for the pods and nodes of a test.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -7,12 +7,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-/// Addresses 10.254.240.0/24: the host is .1, the namespace has .2 to .57, and .70. Of IPv6 it has
-/// `fd00:10:254:240::44` and `64:ff9b::7f00:1`.
+/// Network 10.254.240.0/24: the host has .1, the namespace .2 to .57 and .70. Its IPv6 addresses
+/// are `fd00:10:254:240::44` and `64:ff9b::7f00:1`.
 const NETWORK: [u8; 3] = [10, 254, 240];
 
-/// A proxy in the environment of servers, which only requests to addresses beyond the first 64
-/// could take.
+/// Proxy settings in the environment of servers. They apply only to addresses beyond the first 64,
+/// and the bastion must ignore them.
 pub const PROXY_ENVIRONMENT: [(&str, &str); 2] = [
     ("HTTP_PROXY", "http://10.254.240.42:3128"),
     (
@@ -21,24 +21,27 @@ pub const PROXY_ENVIRONMENT: [(&str, &str); 2] = [
     ),
 ];
 
-/// The namespace, tied to the host by a pair of virtual cables. Dropping it removes both.
+/// Network namespace, connected to the host by a veth pair. Dropping it removes both.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
+    /// Creates the namespace.
+    ///
     /// # Errors
-    /// Where the process is not root, or has no `ip`: the message says what to do.
+    /// Returns an error if the process is not root or `ip` is missing; the message names the
+    /// remedy.
     pub fn new() -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
-            "the end-to-end tests make a network namespace for their pods: run them as root (sudo make e2e)"
+            "the end-to-end tests need root to create a network namespace; run sudo make e2e"
         );
         let name = format!("kb-{}", std::process::id());
         let [a, b, c] = NETWORK;
         let (host, inside) = (format!("{name}-h"), format!("{name}-n"));
-        // A run that was killed leaves its own behind.
+        // A killed run leaves its namespace behind.
         remove_leftovers()?;
         ip(&["netns", "add", &name])?;
         let namespace = Self { name };
@@ -50,7 +53,7 @@ impl Namespace {
         ip(&["link", "set", &host, "up"])?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         ip(&["-n", name, "link", "set", &inside, "up"])?;
-        // Without `nodad` an IPv6 address cannot be used at once.
+        // `nodad` makes the IPv6 addresses usable immediately.
         ip(&[
             "-6",
             "addr",
@@ -71,7 +74,7 @@ impl Namespace {
             &inside,
             "nodad",
         ])?;
-        // What a translator of addresses (RFC 6052) would take for 127.0.0.1.
+        // The NAT64 form of 127.0.0.1 (RFC 6052).
         ip(&[
             "-6",
             "-n",
@@ -98,28 +101,28 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// As `ip netns` knows it.
+    /// Name of the namespace in `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// An address of the namespace.
+    /// Returns an address of the namespace.
     #[expect(
         clippy::unused_self,
-        reason = "only who has the namespace has its addresses"
+        reason = "the addresses exist as long as the namespace"
     )]
     pub fn address(&self, last: u8) -> Ipv4Addr {
         let [a, b, c] = NETWORK;
         Ipv4Addr::new(a, b, c, last)
     }
 
-    /// Makes the network drop every packet towards an address, until [`Self::heal`]: no refusal, no
-    /// ICMP. The address need not exist.
+    /// Drops all packets to an address until [`Self::heal`], without RST or ICMP. The address need
+    /// not exist.
     ///
     /// # Errors
-    /// Where `ip` fails.
+    /// Returns an error if `ip` fails.
     pub fn black_hole(&self, address: Ipv4Addr) -> Result<()> {
-        // A frame for a station that is not there is dropped by the other end of the cable.
+        // The other end of the veth pair drops frames for an unknown MAC address.
         let (address, device) = (address.to_string(), format!("{}-h", self.name));
         ip(&[
             "neigh",
@@ -137,7 +140,7 @@ impl Namespace {
     /// Makes an address reachable again.
     ///
     /// # Errors
-    /// Where `ip` fails.
+    /// Returns an error if `ip` fails.
     pub fn heal(&self, address: Ipv4Addr) -> Result<()> {
         ip(&[
             "neigh",
@@ -148,11 +151,11 @@ impl Namespace {
         ])
     }
 
-    /// A listener inside the namespace. A socket belongs to the namespace in which it was made, so
-    /// it can be served from any thread.
+    /// Returns a listener in the namespace. A socket stays in the namespace in which it was
+    /// created, so any thread can serve it.
     ///
     /// # Errors
-    /// Where the address is taken.
+    /// Returns an error if the address is in use.
     pub fn bind(&self, address: SocketAddr) -> Result<TcpListener> {
         let namespace = File::open(format!("/run/netns/{}", self.name))?;
         let bound = std::thread::spawn(move || -> Result<TcpListener> {
@@ -170,7 +173,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // Takes its end of the cable with it, and so the other.
+        // Removes both ends of the veth pair, too.
         let _ = ip(&["netns", "delete", &self.name]);
     }
 }
@@ -179,7 +182,7 @@ fn remove_leftovers() -> Result<()> {
     let list = Command::new("ip")
         .args(["netns", "list"])
         .output()
-        .context("no `ip`: install iproute2")?;
+        .context("cannot run ip: install iproute2")?;
     for name in String::from_utf8_lossy(&list.stdout)
         .lines()
         .filter_map(|line| line.split_whitespace().next())
@@ -198,7 +201,7 @@ fn ip(arguments: &[&str]) -> Result<()> {
     let output = Command::new("ip")
         .args(arguments)
         .output()
-        .context("no `ip`: install iproute2")?;
+        .context("cannot run ip: install iproute2")?;
     if !output.status.success() {
         bail!(
             "ip {}: {}",

@@ -1,5 +1,4 @@
-//! Objects of the tests, made through the API as users make them. Statuses are written as a kubelet
-//! writes them.
+//! API objects of the tests. Statuses are written as kubelets do.
 
 use std::net::Ipv4Addr;
 
@@ -13,17 +12,17 @@ use serde_json::{Value, json};
 
 use super::eventually;
 
-/// Makes objects in one namespace.
+/// Client for the objects of one namespace.
 pub struct Objects {
     pub client: Client,
     pub namespace: String,
 }
 
 impl Objects {
-    /// Makes the namespace, and waits for the account that its pods need.
+    /// Creates the namespace and waits for its default service account, which pods need.
     ///
     /// # Errors
-    /// Where the API refuses.
+    /// Returns an error if the API server rejects a request.
     pub async fn new(client: &Client, namespace: &str) -> Result<Self> {
         let objects = Self {
             client: client.clone(),
@@ -41,7 +40,7 @@ impl Objects {
         Ok(objects)
     }
 
-    /// A running, ready pod at `ip`.
+    /// Creates a running, ready pod at `ip`.
     pub async fn pod(&self, name: &str, labels: Value, ip: Ipv4Addr, ports: Value) -> Result<()> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
         let pod = json!({
@@ -67,7 +66,7 @@ impl Objects {
         Ok(())
     }
 
-    /// Sets a pod's readiness, as a kubelet does after a probe.
+    /// Sets the readiness of a pod, as a kubelet does after a probe.
     pub async fn set_ready(&self, name: &str, ready: bool) -> Result<()> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
         let status = json!({"status": {"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}});
@@ -76,7 +75,7 @@ impl Objects {
         Ok(())
     }
 
-    /// Begins to delete a pod: it is terminating until [`Self::delete_pod`].
+    /// Starts to delete a pod, which is terminating until [`Self::delete_pod`].
     pub async fn terminate(&self, name: &str) -> Result<()> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
         pods.delete(name, &DeleteParams::default().grace_period(30))
@@ -112,7 +111,7 @@ impl Objects {
         Ok(())
     }
 
-    /// Lets a user or a service account do `verbs` on `resources` in the namespace.
+    /// Allows a subject `verbs` on `resources` in the namespace.
     pub async fn allow(
         &self,
         name: &str,
@@ -130,8 +129,8 @@ impl Objects {
         .await
     }
 
-    /// The same in the whole cluster.
-    pub async fn allow_everywhere(
+    /// Allows a subject `verbs` on `resources` in the whole cluster.
+    pub async fn allow_cluster_wide(
         &self,
         name: &str,
         subject: Value,

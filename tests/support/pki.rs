@@ -1,4 +1,4 @@
-//! Certificates for a test's control plane and its callers.
+//! Certificates of the control plane, servers and clients.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +7,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
 
+/// Certificate authority.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     pub file: PathBuf,
 }
 
-/// A certificate and its key, as files.
+/// Files of a certificate and its key.
 #[derive(Clone, Debug)]
 pub struct Pair {
     pub certificate: PathBuf,

@@ -1,5 +1,5 @@
-//! A backend in a process of its own, which can be stopped and continued as `kill -STOP` does: its
-//! kernel goes on accepting connections and acknowledging bytes.
+//! A backend as a separate process, which can be stopped with SIGSTOP and continued. While it is
+//! stopped, the kernel still accepts its connections and acknowledges bytes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,13 +13,14 @@ use tokio::net::TcpSocket;
 
 use super::backend;
 use super::net::Namespace;
-use super::program::inside;
+use super::program::command_in_namespace;
 
-/// Set in the child: where it listens, and its name.
+/// Environment variable of the child: the address to listen on.
 const ADDRESS: &str = "KUBE_BASTION_TEST_BACKEND";
+/// Environment variable of the child: its name.
 const NAME: &str = "KUBE_BASTION_TEST_BACKEND_NAME";
 
-/// A running process. Dropping it kills it.
+/// Running backend. Dropping it kills the process.
 #[derive(Debug)]
 pub struct BackendProcess {
     child: Child,
@@ -27,14 +28,14 @@ pub struct BackendProcess {
 }
 
 impl BackendProcess {
-    /// Runs this test binary once more, as a backend in the namespace; its `main` must call
+    /// Runs this test binary again as a backend in the namespace. Its `main` must call
     /// [`serve_if_child`].
     ///
     /// # Errors
-    /// Where it does not come up.
+    /// Returns an error if it does not start.
     pub fn start(namespace: &Namespace, last: u8, port: u16, name: &str) -> Result<Self> {
         let address = SocketAddr::from((namespace.address(last), port));
-        let mut command = inside(namespace, &std::env::current_exe()?);
+        let mut command = command_in_namespace(namespace, &std::env::current_exe()?);
         command
             .env(ADDRESS, address.to_string())
             .env(NAME, name)
@@ -51,27 +52,27 @@ impl BackendProcess {
         Ok(process)
     }
 
-    /// Stops it in the middle of whatever it does.
+    /// Stops the process.
     ///
     /// # Errors
-    /// Where it has ended.
+    /// Returns an error if it has exited.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)
     }
 
-    /// Lets it go on.
+    /// Continues the process.
     ///
     /// # Errors
-    /// Where it has ended.
+    /// Returns an error if it has exited.
     pub fn thaw(&self) -> Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Connections with bytes that it has not read. While it is frozen and HTTP/1.1 is spoken to
-    /// it, each is a request that waits for it.
+    /// Number of connections with unread bytes. While the process is stopped, each HTTP/1.1
+    /// connection with unread bytes is a waiting request.
     ///
     /// # Errors
-    /// Where the kernel's table cannot be read.
+    /// Returns an error if the socket table of the kernel cannot be read.
     pub fn waiting(&self) -> Result<usize> {
         const ESTABLISHED: &str = "01";
         let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.child.id()))?;
@@ -106,10 +107,10 @@ impl Drop for BackendProcess {
     }
 }
 
-/// Serves as a backend for ever where this process was started by [`BackendProcess::start`].
+/// Serves as a backend and does not return if [`BackendProcess::start`] started this process.
 ///
 /// # Errors
-/// Where it cannot listen.
+/// Returns an error if it cannot listen.
 pub fn serve_if_child() -> Result<()> {
     let Ok(address) = std::env::var(ADDRESS) else {
         return Ok(());
@@ -122,7 +123,8 @@ pub fn serve_if_child() -> Result<()> {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind(address.parse()?)?;
-        // With a short queue its kernel would refuse what a frozen process does not accept.
+        // The kernel drops connections that a stopped process does not accept once the queue is
+        // full.
         let listener = socket.listen(4096)?;
         println!("listening");
         std::io::stdout().flush()?;

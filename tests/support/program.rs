@@ -1,4 +1,4 @@
-//! Programs that run beside a test, and what they say.
+//! Programs that run beside a test, and their output.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -12,22 +12,22 @@ use nix::unistd::Pid;
 
 use super::{eventually, within};
 
-/// For a program to do all that it has to do, on a machine that has more to do.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// Maximum time for a program to exit, on a busy machine.
+const EXIT_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// A running program. Dropping it kills it.
+/// Running program. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Program {
     child: Child,
-    said: Arc<Mutex<Vec<String>>>,
+    lines: Arc<Mutex<Vec<String>>>,
     name: String,
 }
 
 impl Program {
-    /// Starts it. Standard input is open until [`Self::finish`].
+    /// Starts a program. Its standard input is open until [`Self::finish`].
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// Returns an error if it cannot be started.
     pub fn start(command: &mut Command) -> Result<Self> {
         let name = Path::new(command.get_program()).display().to_string();
         command
@@ -37,54 +37,51 @@ impl Program {
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        let said = Arc::<Mutex<Vec<String>>>::default();
+        let lines = Arc::<Mutex<Vec<String>>>::default();
         let (out, err) = (child.stdout.take(), child.stderr.take());
-        gather(out.context("stdout is piped")?, &said);
-        gather(err.context("stderr is piped")?, &said);
-        Ok(Self { child, said, name })
+        gather(out.context("stdout is piped")?, &lines);
+        gather(err.context("stderr is piped")?, &lines);
+        Ok(Self { child, lines, name })
     }
 
-    pub fn said(&self) -> Vec<String> {
-        self.said
+    /// Lines of standard output and standard error so far.
+    pub fn output(&self) -> Vec<String> {
+        self.lines
             .lock()
-            .expect("nobody panics with the lines")
+            .expect("no thread panics with the lines")
             .clone()
     }
 
-    /// The first line with these words, once it is said.
+    /// Waits for a line that contains `text` and returns it.
     ///
     /// # Errors
-    /// Where it is not, or the program ends without: the message holds what it said instead.
-    pub async fn says(&mut self, words: &str) -> Result<String> {
+    /// Returns an error with the output if there is none in time or the program exits.
+    pub async fn wait_for_line(&mut self, text: &str) -> Result<String> {
         let mut found = None;
-        let what = format!("{} to say {words:?}", self.name);
+        let what = format!("{text:?} in the output of {}", self.name);
         let waited = eventually(&what, async || {
-            let ended = self.child.try_wait()?;
-            found = self.said().into_iter().find(|line| line.contains(words));
-            // What it said last may still be on its way when it has ended.
+            let exited = self.child.try_wait()?;
+            found = self.output().into_iter().find(|line| line.contains(text));
+            // Its last lines may still be in the pipes when it has exited.
             Ok(found.is_some()
-                || (ended.is_some() && {
+                || (exited.is_some() && {
                     self.settle().await;
                     true
                 }))
         });
         let waited = waited.await;
-        let found = found.or_else(|| self.said().into_iter().find(|line| line.contains(words)));
+        let found = found.or_else(|| self.output().into_iter().find(|line| line.contains(text)));
         waited
-            .and_then(|()| found.context("it ended"))
+            .and_then(|()| found.context("the program exited"))
             .with_context(|| self.report())
     }
 
-    /// Writes to its standard input. A program that has closed it, or has ended, does not mind.
+    /// Writes to its standard input. Ignores that the program has closed it or exited.
     ///
     /// # Errors
-    /// Where writing fails in another way.
+    /// Returns other errors of the write.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let input = self
-            .child
-            .stdin
-            .as_mut()
-            .context("its input has been ended")?;
+        let input = self.child.stdin.as_mut().context("its input is closed")?;
         match input.write_all(bytes) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
             _ => Ok(()),
@@ -95,17 +92,21 @@ impl Program {
         Ok(kill(Pid::from_raw(self.child.id().try_into()?), signal)?)
     }
 
-    /// Ends its input and waits for it to end well.
+    /// Closes its input and waits for it to exit successfully.
     ///
     /// # Errors
-    /// Where it does not, with what it said.
+    /// Returns an error with the output if it does not.
     pub async fn finish(&mut self) -> Result<()> {
         drop(self.child.stdin.take());
         let mut status: Option<ExitStatus> = None;
-        within(PATIENCE, &format!("{} to end", self.name), async || {
-            status = self.child.try_wait()?;
-            Ok(status.is_some())
-        })
+        within(
+            EXIT_TIMEOUT,
+            &format!("{} to exit", self.name),
+            async || {
+                status = self.child.try_wait()?;
+                Ok(status.is_some())
+            },
+        )
         .await
         .with_context(|| self.report())?;
         self.settle().await;
@@ -118,15 +119,20 @@ impl Program {
     }
 
     fn report(&self) -> String {
-        let said = self.said();
-        let last = said.len().saturating_sub(40);
-        format!("{} said last:\n{}", self.name, said[last..].join("\n"))
+        let output = self.output();
+        let last = output.len().saturating_sub(40);
+        format!(
+            "the last output of {}:\n{}",
+            self.name,
+            output[last..].join("\n")
+        )
     }
 
-    /// Lets the readers come to the end of the pipes: each holds a share of the lines until then.
+    /// Waits until the reader threads have read the pipes to their end. Each holds a reference to
+    /// the lines until then.
     async fn settle(&self) {
-        let _ = eventually("the pipes to end", async || {
-            Ok(Arc::strong_count(&self.said) == 1)
+        let _ = eventually("the end of the pipes", async || {
+            Ok(Arc::strong_count(&self.lines) == 1)
         })
         .await;
     }
@@ -139,8 +145,9 @@ impl Drop for Program {
     }
 }
 
-/// A command in a network namespace. `ip` ends in the command itself, so that signals reach it.
-pub fn inside(namespace: &super::net::Namespace, program: &Path) -> Command {
+/// Returns a command in a network namespace. `ip` executes the program in its own process, so
+/// signals reach it.
+pub fn command_in_namespace(namespace: &super::net::Namespace, program: &Path) -> Command {
     let mut command = Command::new("ip");
     command
         .args(["netns", "exec", namespace.name()])
@@ -148,25 +155,26 @@ pub fn inside(namespace: &super::net::Namespace, program: &Path) -> Command {
     command
 }
 
-/// Where a program is, by the PATH.
+/// Finds a program in the `PATH`.
 ///
 /// # Errors
-/// Where it is not there, with what to install.
-pub fn installed(names: &[&str], help: &str) -> Result<PathBuf> {
+/// Returns an error that names what to install if it is missing.
+pub fn find_program(names: &[&str], help: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places = std::env::split_paths(&path)
+    let mut candidates = std::env::split_paths(&path)
         .flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-    places
-        .find(|place| place.is_file())
-        .with_context(|| format!("no {} on the PATH: {help}", names.join(" or ")))
+    candidates
+        .find(|candidate| candidate.is_file())
+        .with_context(|| format!("{} is not in the PATH: {help}", names.join(" or ")))
 }
 
-fn gather(pipe: impl std::io::Read + Send + 'static, said: &Arc<Mutex<Vec<String>>>) {
-    let said = Arc::clone(said);
+fn gather(pipe: impl std::io::Read + Send + 'static, lines: &Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::clone(lines);
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            said.lock()
-                .expect("nobody panics with the lines")
+            lines
+                .lock()
+                .expect("no thread panics with the lines")
                 .push(line);
         }
     });

@@ -1,8 +1,7 @@
-//! Raw backends: each reports exactly what arrived and answers exactly the bytes that a script
-//! says.
+//! Scripted backends: they record the bytes of requests, and send the bytes of a script.
 //!
-//! All listeners of a test share one [`Stage`]. It holds the script that is played to the next
-//! requests, what they brought, and what the client has got so far, so that either side can wait
+//! All listeners of a test share one [`Stage`]. It holds the script for the next requests, the
+//! recorded requests, and the bytes that the client has received so far. Thus either side can wait
 //! for the other without sleeping.
 
 mod h2;
@@ -23,51 +22,52 @@ use tokio_rustls::TlsAcceptor;
 pub use script::{Script, Step};
 pub use wire::{Field, Head, Wire};
 
-/// How long anything may take: whoever waits longer waits in vain.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum time to wait for any step.
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a script looks whether something has come through at once.
-pub const MOMENT: Duration = Duration::from_millis(300);
+/// Time in which bytes that are forwarded immediately must arrive.
+pub const IMMEDIATE: Duration = Duration::from_millis(300);
 
-/// One request as it arrived.
+/// One recorded request.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// The listener that got it.
+    /// Name of the listener that received it.
     pub at: String,
-    /// What was learned in the TLS handshake, where there was one.
+    /// TLS handshake, if any.
     pub tls: Option<Handshake>,
     pub line: String,
     pub fields: Vec<Field>,
     pub body: Vec<u8>,
     pub trailers: Vec<Field>,
-    /// What came behind an upgrade's head.
+    /// Bytes after the head of an upgrade.
     pub tunnel: Vec<u8>,
-    /// Whether the client had a text when the script looked.
+    /// Result of the last [`Step::Glance`]: true if the client had received the text.
     pub glance: Option<bool>,
-    /// How the playing ended, where that tells anything.
+    /// Unusual end of the script, if any.
     pub end: Option<String>,
 }
 
-/// What a client showed in its TLS handshake.
+/// Properties of a TLS handshake.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Handshake {
-    /// The common name of the client's certificate.
+    /// Common name of the client certificate.
     pub client: Option<String>,
     pub server_name: Option<String>,
 }
 
+/// State of the current script.
 #[derive(Debug, Default)]
 struct Play {
     script: Script,
-    /// Counts the scripts: what belongs to an earlier one is not reported.
+    /// Number of the script. Requests of earlier scripts are not recorded.
     turn: u64,
     seen: Vec<Seen>,
     playing: usize,
-    /// What the client has received.
+    /// Bytes that the client has received.
     client: Vec<u8>,
 }
 
-/// The script in force and what came of it. Clones share it.
+/// The current script and its results. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Stage(Arc<watch::Sender<Play>>);
 
@@ -78,11 +78,10 @@ impl Default for Stage {
 }
 
 impl Stage {
-    /// Serves what comes to a listener, over TLS where there is an acceptor, as long as the runtime
-    /// runs.
+    /// Serves a listener until the runtime ends, with TLS if there is an acceptor.
     ///
     /// # Errors
-    /// Where the listener is not one for asynchronous use.
+    /// Returns an error if the listener is blocking.
     pub fn serve(
         &self,
         name: &str,
@@ -100,7 +99,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Sets the script for what comes next, and forgets what came before.
+    /// Starts a script and discards the results of the previous one.
     pub fn begin(&self, script: Script) {
         self.0.send_modify(|play| {
             *play = Play {
@@ -111,42 +110,43 @@ impl Stage {
         });
     }
 
-    /// What arrived since [`Self::begin`], once all playing is over.
+    /// Waits until the script has ended for all requests, and returns the requests since
+    /// [`Self::begin`].
     pub async fn finish(&self) -> Vec<Seen> {
         let _ = self.wait_for(|play| play.playing == 0).await;
         self.0.borrow().seen.clone()
     }
 
-    /// Tells that the client has received `bytes`.
+    /// Records bytes that the client has received.
     pub fn client_got(&self, bytes: &[u8]) {
         self.0
             .send_modify(|play| play.client.extend_from_slice(bytes));
     }
 
-    /// Waits until a backend has received `text` in a line, a body or a tunnel.
+    /// Waits until a backend has received `text` in a request line, a body or a tunnel.
     ///
     /// # Errors
-    /// Where it does not come within [`PATIENCE`].
+    /// Returns an error after [`STEP_TIMEOUT`].
     pub async fn backend_has(&self, text: &str) -> Result<()> {
         let has = |seen: &Seen| {
             seen.line.contains(text) || contains(&seen.body, text) || contains(&seen.tunnel, text)
         };
         self.wait_for(|play| play.seen.iter().any(has))
             .await
-            .with_context(|| format!("no backend got {text:?}"))
+            .with_context(|| format!("no backend received {text:?}"))
     }
 
     async fn client_has(&self, text: &str) -> Result<()> {
         self.wait_for(|play| contains(&play.client, text))
             .await
-            .with_context(|| format!("the client got no {text:?}"))
+            .with_context(|| format!("the client did not receive {text:?}"))
     }
 
     async fn wait_for(&self, is: impl FnMut(&Play) -> bool) -> Result<()> {
         let mut changes = self.0.subscribe();
-        timeout(PATIENCE, changes.wait_for(is))
+        timeout(STEP_TIMEOUT, changes.wait_for(is))
             .await
-            .context("waited in vain")?
+            .context("timed out")?
             .map(|_| ())?;
         Ok(())
     }
@@ -155,13 +155,13 @@ impl Stage {
         let _ = stream.set_nodelay(true);
         let Some(tls) = tls else {
             let mut preface = [0; 4];
-            // HTTP/2 without TLS tells itself by its first bytes (RFC 9113 section 3.4).
+            // HTTP/2 without TLS is detected by its preface (RFC 9113 section 3.4).
             if matches!(stream.peek(&mut preface).await, Ok(4)) && &preface == b"PRI " {
                 return h2::serve(self, at, stream, None).await;
             }
             return self.connection(at, stream, None).await;
         };
-        // A handshake that fails brings no request, and that is what is reported.
+        // A failed handshake records no request.
         let Ok(stream) = tls.accept(stream).await else {
             return;
         };
@@ -178,8 +178,8 @@ impl Stage {
         self.connection(at, stream, handshake).await;
     }
 
-    /// Plays the script to one request after the other, until it says to end or the other side
-    /// ends.
+    /// Plays the script for one request after the other, until it closes the connection or the
+    /// other side does.
     async fn connection<S>(&self, at: String, stream: S, tls: Option<Handshake>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -208,7 +208,7 @@ impl Stage {
     }
 }
 
-/// One request while the script is played to it.
+/// Playback of the script for one request.
 struct Part {
     stage: Stage,
     turn: u64,
@@ -233,7 +233,7 @@ impl Part {
         part
     }
 
-    /// Reports, unless another script has begun meanwhile.
+    /// Updates the recorded request, unless another script has started.
     fn seen(&self, report: impl FnOnce(&mut Seen)) {
         self.stage.0.send_modify(|play| {
             if play.turn == self.turn {
@@ -242,7 +242,7 @@ impl Part {
         });
     }
 
-    /// Whether the connection goes on afterwards.
+    /// Plays the script. Returns true if the connection stays open.
     async fn play<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         wire: &mut Wire<S>,
@@ -257,9 +257,9 @@ impl Part {
                 Step::ClientHas(text) => self.stage.client_has(text).await?,
                 Step::Glance(text) | Step::Blink(text) => {
                     let moment = if matches!(step, Step::Blink(_)) {
-                        MOMENT / 10
+                        IMMEDIATE / 10
                     } else {
-                        MOMENT
+                        IMMEDIATE
                     };
                     let got = timeout(moment, self.stage.client_has(text))
                         .await
@@ -267,7 +267,8 @@ impl Part {
                     self.seen(|seen| seen.glance = Some(got));
                 }
                 Step::WebSocket => {
-                    let accept = accept(head.value("sec-websocket-key").unwrap_or_default());
+                    let accept =
+                        websocket_accept(head.value("sec-websocket-key").unwrap_or_default());
                     let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket";
                     wire.send(
                         format!("{head}\r\nSec-WebSocket-Accept: {accept}\r\n\r\n").as_bytes(),
@@ -290,7 +291,7 @@ impl Part {
                     }
                 }
                 Step::Hold => {
-                    // Whatever still comes is read: only the end is waited for.
+                    // Reads further bytes, but waits only for the end.
                     while matches!(wire.some().await, Ok(Some(_))) {}
                     self.seen(|seen| seen.end = Some("the proxy hung up".into()));
                     return Ok(false);
@@ -359,8 +360,8 @@ pub fn contains(bytes: &[u8], text: &str) -> bool {
             .any(|window| window == text.as_bytes())
 }
 
-/// What answers a WebSocket's key.
-fn accept(key: &str) -> String {
+/// Returns the `Sec-WebSocket-Accept` for a key (RFC 6455 section 4.2.2).
+fn websocket_accept(key: &str) -> String {
     let text = [key, "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
     let sum = aws_lc_rs::digest::digest(
         &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY,

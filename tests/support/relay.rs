@@ -1,4 +1,4 @@
-//! A cable that can be cut or frozen: passes TCP on to an address until a test says otherwise.
+//! A TCP relay to an address, whose connections a test can close or freeze.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,8 +8,9 @@ use anyhow::Result;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-/// Dropping it leaves its connections be; [`Relay::cut`] breaks them all, [`Relay::freeze`] keeps
-/// them open and passes no more bytes. Later ones pass again.
+/// TCP relay. [`Relay::cut`] closes all connections; [`Relay::freeze`] keeps them open and relays
+/// no more bytes. Later connections are relayed again. Dropping it has no effect on its
+/// connections.
 pub struct Relay {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -27,20 +28,20 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let shared = Arc::<Shared>::default();
-        let kept = Arc::clone(&shared);
+        let relay = Arc::clone(&shared);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     shared.open.fetch_add(1, Ordering::Relaxed);
-                    pass(near, to, &shared).await;
+                    relay_connection(near, to, &shared).await;
                     shared.open.fetch_sub(1, Ordering::Relaxed);
                 });
             }
         });
         Ok(Self {
             address,
-            shared: kept,
+            shared: relay,
         })
     }
 
@@ -48,19 +49,19 @@ impl Relay {
         self.shared.cut.notify_waiters();
     }
 
-    /// The two ends of each open connection hear nothing more of each other: no byte, no FIN, no
-    /// RST. The kernel goes on acknowledging, so that only a timeout between bytes can notice it.
+    /// Relays nothing more on open connections: no byte, no FIN, no RST. The kernel still
+    /// acknowledges bytes, so only a timeout between bytes detects it.
     pub fn freeze(&self) {
         self.shared.freeze.notify_waiters();
     }
 
-    /// Connections that pass or are frozen.
+    /// Number of open connections, including frozen ones.
     pub fn open(&self) -> usize {
         self.shared.open.load(Ordering::Relaxed)
     }
 }
 
-async fn pass(mut near: TcpStream, to: SocketAddr, shared: &Shared) {
+async fn relay_connection(mut near: TcpStream, to: SocketAddr, shared: &Shared) {
     let Ok(mut far) = TcpStream::connect(to).await else {
         return;
     };
@@ -69,7 +70,6 @@ async fn pass(mut near: TcpStream, to: SocketAddr, shared: &Shared) {
         () = shared.cut.notified() => return,
         () = shared.freeze.notified() => {}
     }
-    // Bytes that came before are left in the socket: reading them would not matter, writing them on
-    // would.
+    // Bytes that arrived before stay unread in the sockets.
     shared.cut.notified().await;
 }

@@ -1,5 +1,5 @@
-//! A stand-in for the Kubernetes API that answers reviews as a test wants, and counts those that
-//! wait. Lists are empty, watches silent. It speaks plain HTTP.
+//! A server that stands in for the Kubernetes API over plain HTTP. Lists are empty and watches
+//! silent. It responds only to reviews of some tokens, and counts pending reviews.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,9 +18,9 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-/// Tokens that begin with this are good, and their user may do nothing; no other token is ever
-/// answered.
-pub const GOOD: &str = "good";
+/// Prefix of the valid tokens, whose users are denied all access. Reviews of other tokens get no
+/// response.
+pub const VALID_TOKEN_PREFIX: &str = "good";
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -32,43 +32,45 @@ pub struct ScriptedApi {
 
 #[derive(Debug, Default)]
 struct Counts {
-    waiting: AtomicUsize,
-    most: AtomicUsize,
+    pending: AtomicUsize,
+    max_pending: AtomicUsize,
     reviews: AtomicU64,
 }
 
-/// Counts a review as waiting until it is dropped: hyper drops what answers a request when its
-/// connection ends.
-struct Waiting(Arc<Counts>);
+/// Counts a review as pending until it is dropped. hyper drops the handler of a request when the
+/// connection closes.
+struct PendingReview(Arc<Counts>);
 
-impl Waiting {
+impl PendingReview {
     fn new(counts: &Arc<Counts>) -> Self {
-        let waiting = counts.waiting.fetch_add(1, Ordering::SeqCst) + 1;
-        counts.most.fetch_max(waiting, Ordering::SeqCst);
+        let pending = counts.pending.fetch_add(1, Ordering::SeqCst) + 1;
+        counts.max_pending.fetch_max(pending, Ordering::SeqCst);
         Self(Arc::clone(counts))
     }
 }
 
-impl Drop for Waiting {
+impl Drop for PendingReview {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.0.pending.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 impl ScriptedApi {
+    /// Starts the server.
+    ///
     /// # Errors
-    /// Where no port of loopback is left.
+    /// Returns an error if no loopback port is free.
     pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let counts = Arc::<Counts>::default();
-        let kept = Arc::clone(&counts);
+        let shared = Arc::clone(&counts);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let counts = Arc::clone(&counts);
                 let service = service_fn(move |request| {
                     let counts = Arc::clone(&counts);
-                    async move { Ok::<_, Infallible>(answer(request, &counts).await) }
+                    async move { Ok::<_, Infallible>(respond(request, &counts).await) }
                 });
                 tokio::spawn(
                     hyper::server::conn::http1::Builder::new()
@@ -78,29 +80,29 @@ impl ScriptedApi {
         });
         Ok(Self {
             address,
-            counts: kept,
+            counts: shared,
         })
     }
 
-    /// Reviews that have not been answered, and whose connection is open.
-    pub fn waiting(&self) -> usize {
-        self.counts.waiting.load(Ordering::SeqCst)
+    /// Number of reviews without a response whose connection is open.
+    pub fn pending(&self) -> usize {
+        self.counts.pending.load(Ordering::SeqCst)
     }
 
-    /// The most that ever waited at once.
-    pub fn most_waiting(&self) -> usize {
-        self.counts.most.load(Ordering::SeqCst)
+    /// Maximum number of concurrently pending reviews so far.
+    pub fn max_pending(&self) -> usize {
+        self.counts.max_pending.load(Ordering::SeqCst)
     }
 
-    /// Reviews that were asked for.
+    /// Number of reviews received.
     pub fn reviews(&self) -> u64 {
         self.counts.reviews.load(Ordering::SeqCst)
     }
 
-    /// Writes a kubeconfig for it.
+    /// Writes a kubeconfig for this server.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn kubeconfig(&self, folder: &Path) -> Result<PathBuf> {
         let path = folder.join("scripted.kubeconfig");
         let text = format!(
@@ -118,7 +120,7 @@ current-context: c
     }
 }
 
-async fn answer(request: Request<Incoming>, counts: &Arc<Counts>) -> Response<Body> {
+async fn respond(request: Request<Incoming>, counts: &Arc<Counts>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     if request.uri().query().unwrap_or_default().contains("watch=") {
         return Response::new(
@@ -137,7 +139,7 @@ async fn answer(request: Request<Incoming>, counts: &Arc<Counts>) -> Response<Bo
                 .map(http_body_util::Collected::to_bytes)
                 .unwrap_or_default();
             let review: Value = serde_json::from_slice(&body).unwrap_or_default();
-            return reviewed(review, counts).await;
+            return respond_to_review(review, counts).await;
         }
         "nodes" => "NodeList",
         "pods" => "PodList",
@@ -154,13 +156,13 @@ async fn answer(request: Request<Incoming>, counts: &Arc<Counts>) -> Response<Bo
     json_response(&list)
 }
 
-async fn reviewed(mut review: Value, counts: &Arc<Counts>) -> Response<Body> {
+async fn respond_to_review(mut review: Value, counts: &Arc<Counts>) -> Response<Body> {
     match review["spec"]["token"].as_str() {
-        Some(token) if token.starts_with(GOOD) => {
+        Some(token) if token.starts_with(VALID_TOKEN_PREFIX) => {
             review["status"] = json!({"authenticated": true, "user": {"username": token}});
         }
         Some(_) => {
-            let _waiting = Waiting::new(counts);
+            let _pending = PendingReview::new(counts);
             std::future::pending::<()>().await;
         }
         None => review["status"] = json!({"allowed": false}),
@@ -172,5 +174,5 @@ fn json_response(value: &Value) -> Response<Body> {
     let response = Response::builder().header(header::CONTENT_TYPE, "application/json");
     response
         .body(Full::new(value.to_string().into()).boxed_unsync())
-        .expect("a header that can be written")
+        .expect("the headers are valid")
 }

@@ -1,4 +1,4 @@
-//! A bastion with the manifests source before a backend that a test plays byte by byte.
+//! A bastion with the manifests source, and an endpoint that a test plays byte by byte.
 
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -6,10 +6,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 use super::bastion::Bastion;
-use super::client::tls;
+use super::client::{tls, tls_with_alpn};
 use super::pki::Ca;
 
-/// A bastion with one pod, whose only port is a listener of the test.
+/// Bastion with one pod, whose port is a listener of the test.
 pub struct TestBed {
     pub bastion: Bastion,
     pub backend: TcpListener,
@@ -17,7 +17,10 @@ pub struct TestBed {
     pub ca: Ca,
 }
 
-/// The path of the pod.
+/// Objects of the test bed. `PORT` is the port of the listener.
+const MANIFESTS: &str = include_str!("../fixtures/test_bed.yaml");
+
+/// Path of the pod.
 pub const PREFIX: &str = "/api/v1/namespaces/default/pods/p/proxy";
 
 impl TestBed {
@@ -29,7 +32,7 @@ impl TestBed {
         Self::serving("", flags).await
     }
 
-    /// With more settings of `serving`.
+    /// Starts a test bed with further settings of `serving`.
     pub async fn serving(settings: &str, flags: &[&str]) -> Result<Self> {
         kube_bastion::tls::install_provider();
         let folder = tempfile::tempdir()?;
@@ -41,46 +44,7 @@ impl TestBed {
         std::fs::create_dir(at("manifests"))?;
         std::fs::write(
             at("manifests/all.yaml"),
-            format!(
-                "kind: Pod
-metadata: {{name: p}}
-spec: {{containers: [{{ports: [{{containerPort: {port}}}]}}]}}
-status: {{podIPs: [{{ip: 127.0.0.1}}]}}
----
-kind: Service
-metadata: {{name: s}}
-spec: {{ports: [{{port: 80}}]}}
----
-kind: EndpointSlice
-metadata: {{name: s, labels: {{kubernetes.io/service-name: s}}}}
-addressType: IPv4
-ports: [{{name: '', port: {port}}}]
-endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default, name: p}}}}]
----
-kind: Service
-metadata: {{name: h2c}}
-spec: {{ports: [{{port: 80, appProtocol: kubernetes.io/h2c}}]}}
----
-kind: EndpointSlice
-metadata: {{name: h2c, labels: {{kubernetes.io/service-name: h2c}}}}
-addressType: IPv4
-ports: [{{name: '', port: {port}}}]
-endpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, namespace: default, name: p}}}}]
----
-kind: Node
-metadata: {{name: n}}
-status: {{addresses: [{{type: InternalIP, address: 127.0.0.1}}]}}
----
-kind: ClusterRole
-metadata: {{name: reader}}
-rules: [{{apiGroups: [''], resources: [nodes/proxy, pods/proxy], verbs: [get]}}]
----
-kind: ClusterRoleBinding
-metadata: {{name: readers}}
-roleRef: {{kind: ClusterRole, name: reader}}
-subjects: [{{kind: User, name: reader}}]
-"
-            ),
+            MANIFESTS.replace("PORT", &port.to_string()),
         )?;
         std::fs::write(at("tokens"), "t,jane,1,\"system:masters\"\nr,reader,2\n")?;
         let config = format!(
@@ -108,15 +72,16 @@ targets: {{allowLoopback: true}}
     }
 
     pub async fn client(&self) -> Result<TlsStream<TcpStream>> {
-        tls(
-            self.bastion.secure,
-            &self.folder.path().join("ca.crt"),
-            None,
-        )
-        .await
+        tls(self.bastion.secure, &self.ca.file, None).await
     }
 
-    /// Sends a request to the pod; `rest` is what follows the request line and the usual headers.
+    /// Opens a connection with HTTP/2.
+    pub async fn http2_client(&self) -> Result<TlsStream<TcpStream>> {
+        tls_with_alpn(self.bastion.secure, &self.ca.file, None, &[b"h2"]).await
+    }
+
+    /// Sends a request to the pod. `line` is the method and the path below the pod; `rest` follows
+    /// the `Host` and `Authorization` headers.
     pub async fn request(&self, line: &str, rest: &str) -> Result<TlsStream<TcpStream>> {
         let mut client = self.client().await?;
         let (method, path) = line.split_once(' ').context("METHOD /path")?;
@@ -127,7 +92,7 @@ targets: {{allowLoopback: true}}
         Ok(client)
     }
 
-    /// The backend's side of the next connection, once the head of a request is in.
+    /// Accepts the next connection to the endpoint. Returns it with the head of its first request.
     pub async fn accept(&self) -> Result<(TcpStream, String)> {
         let (mut stream, _) = self.backend.accept().await?;
         let head = read_until(&mut stream, "\r\n\r\n").await?;
@@ -135,21 +100,21 @@ targets: {{allowLoopback: true}}
     }
 }
 
-/// What comes up to and with `end`.
+/// Reads up to and including `end`.
 pub async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -> Result<String> {
     let mut all = String::new();
     let mut byte = [0];
     while !all.ends_with(end) {
         ensure!(
             stream.read(&mut byte).await? == 1,
-            "ended before {end:?}: {all:?}"
+            "the stream ended before {end:?}: {all:?}"
         );
         all.push(byte[0].into());
     }
     Ok(all)
 }
 
-/// All that comes until the other side closes, cleanly or not.
+/// Reads until the other side closes, cleanly or not.
 pub async fn read_all(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut all = Vec::new();
     let _ = stream.read_to_end(&mut all).await;

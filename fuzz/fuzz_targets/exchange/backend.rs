@@ -1,5 +1,5 @@
-//! A backend that reads strictly, keeps what is wrong with what it got, and answers as the input
-//! says.
+//! A backend that reads requests strictly, records violations, and sends the responses of the
+//! input.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -67,7 +67,7 @@ impl Backend {
         self.state.lock().expect("a panic ends the process")
     }
 
-    /// Says what the next input sends, and how it is answered.
+    /// Sets the requests and the responses of the next input.
     pub fn expect(&self, case: &Case, requests: &[Request]) {
         let expected = requests.iter().filter_map(|request| {
             let (reader, target) = request.expected.clone()?;
@@ -133,7 +133,8 @@ impl Backend {
         }
     }
 
-    /// The request is one that was sent, to this target and no more often than the bastion tries.
+    /// Checks that the request was sent, to this target, and not more often than the bastion
+    /// retries.
     fn check(&self, head: &Head, reader: bool) -> Result<(), String> {
         if reader && !matches!(&*head.method, "GET" | "HEAD") {
             return Err(format!("{} by a caller that may only get", head.method));
@@ -149,7 +150,7 @@ impl Backend {
                 head.method, head.target
             ));
         };
-        // An extended CONNECT becomes a GET (RFC 8441).
+        // An extended CONNECT is forwarded as a GET (RFC 8441).
         let method =
             sent.method == head.method || (sent.method == "CONNECT" && head.method == "GET");
         if sent.reader != reader || !method || sent.target != head.target {
@@ -165,7 +166,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Answers a request. Returns true if the connection stays open.
+    /// Sends a response. Returns true if the connection stays open.
     fn answer(&self, stream: &mut TcpStream, head: &Head) -> bool {
         let answer = self.state().answer.clone();
         let ok = "HTTP/1.1 200 OK\r\n";
@@ -207,20 +208,20 @@ impl Backend {
                 (String::new(), "", false)
             }
         };
-        // An answer to HEAD has no body: its bytes would be the next answer.
+        // A response to HEAD has no body: its bytes would be the next response.
         let end = if head.method == "HEAD" { "" } else { end };
         let sent = stream.write_all([&begin, end].concat().as_bytes()).is_ok();
         if !goes_on {
             let _ = stream.shutdown(std::net::Shutdown::Write);
-            // What follows a 101 is the tunnel's; else the bastion closes. Read to the end, so that
-            // nothing is reset.
+            // After a 101 the bytes belong to the tunnel; otherwise the bastion closes. Reading to
+            // the end avoids a reset.
             while read(stream, &mut Vec::new()) {}
         }
         sent && goes_on
     }
 }
 
-/// False at the end of the connection.
+/// Returns false at the end of the connection.
 fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
     let mut bytes = [0; 4096];
     match stream.read(&mut bytes) {

@@ -1,5 +1,4 @@
-//! The client's side of HTTP/1.1: a connection per input, because what is wrong with a request ends
-//! it.
+//! The HTTP/1.1 client: a connection per input, because malformed requests close it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -8,11 +7,10 @@ use std::time::Duration;
 use super::input::{Request, find, raw};
 use super::world::{READER, World};
 
-/// Answers on loopback come much sooner. After it the rest of a request that is not whole is taken
-/// for lost.
+/// Responses on loopback arrive much earlier. After it, an incomplete request counts as lost.
 const SILENCE: Duration = Duration::from_millis(30);
-/// Once the client has ended its sending, the bastion ends the connection; only a very busy machine
-/// takes so long.
+/// The bastion closes the connection after the client has closed its side; only a very busy machine
+/// takes longer.
 const END: Duration = Duration::from_secs(30);
 
 /// Sends all requests and reads until the bastion ends the connection.
@@ -28,7 +26,7 @@ pub fn exchange(world: &World, requests: &[Request], surplus: &[u8]) {
     let methods: Vec<&str> = requests.iter().map(|request| request.method).collect();
     let mut stream = TcpStream::connect(world.insecure).expect("the bastion accepts");
     let _ = stream.set_nodelay(true);
-    // The bastion may have refused the first bytes and closed already.
+    // The bastion may have rejected the first bytes and closed already.
     let _ = stream.write_all(&bytes);
     let _ = stream.set_read_timeout(Some(SILENCE));
     let mut answers = Vec::new();
@@ -58,20 +56,20 @@ pub fn exchange(world: &World, requests: &[Request], surplus: &[u8]) {
     }
 }
 
-/// The number of requests answered to the end, to know when to stop reading.
+/// Number of complete responses, to know when to stop reading.
 fn count(mut bytes: &[u8], methods: &[&str]) -> usize {
     let mut count = 0;
     while let Some(end) = find(bytes, b"\r\n\r\n") {
         let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
         bytes = &bytes[end + 4..];
-        // A body that the backend chose may hold what looks like its end.
+        // A body of the input may contain bytes that resemble its end.
         let status: Option<u16> = head
             .split(' ')
             .nth(1)
             .and_then(|status| status.parse().ok());
         let Some(status) = status else { return count };
         if status == 101 {
-            // Nothing but the tunnel follows.
+            // Only the tunnel follows.
             return usize::MAX;
         }
         if status < 200 {
@@ -98,7 +96,7 @@ fn count(mut bytes: &[u8], methods: &[&str]) -> usize {
     count
 }
 
-/// Asks until the facts are in.
+/// Sends requests until the bastion has loaded the objects.
 pub fn wait_until_ready(world: &World) {
     for _ in 0..10_000 {
         let mut stream = TcpStream::connect(world.insecure).expect("the bastion accepts");

@@ -1,4 +1,4 @@
-//! The client's side of HTTP/2, frame by frame: a library would not send what is wrong (RFC 9113,
+//! The HTTP/2 client, frame by frame, because a library does not send malformed frames (RFC 9113,
 //! RFC 7541).
 
 use std::collections::BTreeSet;
@@ -23,11 +23,11 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// Inputs on one connection, so that it is not old when its windows are used up.
+/// Maximum number of inputs on one connection, so that its windows are not exhausted.
 const MAX_USES: u32 = 500;
-/// Answers on loopback come much sooner. After it a stream is reset.
+/// Responses on loopback arrive much earlier. After it, a stream is reset.
 const SILENCE: Duration = Duration::from_millis(30);
-/// The bastion answers a PING; only a very busy machine takes so long.
+/// The bastion acknowledges a PING; only a very busy machine takes longer.
 const END: Duration = Duration::from_secs(30);
 
 pub struct Connection {
@@ -45,7 +45,7 @@ pub fn exchange(world: &World, requests: &[Request]) {
         None => Connection::open(world).expect("the bastion speaks HTTP/2"),
     };
     connection.uses += 1;
-    // A connection error of the input's making ends the connection; the next input opens another.
+    // A connection error of the input closes the connection; the next input opens another.
     if connection.exchange(requests).is_ok() {
         *kept = Some(connection);
     }
@@ -101,7 +101,7 @@ impl Connection {
             // CANCEL
             self.send(RST_STREAM, 0, id, &8u32.to_be_bytes())?;
         }
-        // Behind the answer to this all frames of the input are read.
+        // After the acknowledgment, the bastion has read all frames of the input.
         self.send(PING, 0, 0, &u64::from(self.uses).to_be_bytes())?;
         self.stream.flush()?;
         let deadline = Instant::now() + END;
@@ -143,7 +143,7 @@ impl Connection {
         self.stream.write_all(&frame)
     }
 
-    /// The next frame: type, flags, stream and payload.
+    /// Reads the next frame: type, flags, stream and payload.
     fn frame(&mut self) -> Result<(u8, u8, u32, Vec<u8>)> {
         loop {
             if let [a, b, c, kind, flags, id @ ..] = &self.read[..]
@@ -188,8 +188,8 @@ fn is_timeout(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-/// A header block of literal fields that are not indexed: neither side keeps anything (RFC 7541
-/// section 6.2.2).
+/// Encodes a header block of literal fields without indexing, so that neither side has state (RFC
+/// 7541 section 6.2.2).
 fn block(fields: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     /// The initial `SETTINGS_MAX_FRAME_SIZE` (RFC 9113 section 6.5.2), in bytes.
     const MAX_FRAME: usize = 16_384;
@@ -207,7 +207,7 @@ fn block(fields: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     block
 }
 
-/// A string without Huffman coding (RFC 7541 section 5.2).
+/// Encodes a string without Huffman coding (RFC 7541 section 5.2).
 fn string(block: &mut Vec<u8>, text: &[u8]) {
     const PREFIX: usize = 0x7f;
     if text.len() < PREFIX {

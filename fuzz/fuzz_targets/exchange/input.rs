@@ -1,4 +1,4 @@
-//! An input: a few requests on one connection, and how the backend answers them.
+//! An input: a few requests on one connection, and the responses of the backend.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,9 +10,9 @@ use super::world::{READER, TOKEN, WRITER};
 /// Name and value of a header or trailer field.
 type Pair = (Vec<u8>, Vec<u8>);
 
-/// Requests on one connection.
+/// Maximum number of requests on one connection.
 const MAX_REQUESTS: usize = 3;
-/// Fields of one request, so that its head fits into one HTTP/2 frame.
+/// Maximum number of fields of a request, so that its head fits into one HTTP/2 frame.
 const MAX_FIELDS: usize = 40;
 const MAX_RAW_BYTES: usize = 300;
 
@@ -135,22 +135,22 @@ pub struct Case {
     pub http2: bool,
     pub answer: Answer,
     list: Vec<RequestInput>,
-    /// Bytes behind the last request of HTTP/1.1.
+    /// Bytes after the last HTTP/1.1 request.
     pub surplus: Vec<u8>,
 }
 
-/// An answer of the backend.
+/// A response of the backend.
 #[derive(Arbitrary, Clone, Debug)]
 pub enum Answer {
     Length,
     Chunked,
     UntilClose,
-    /// 101, whether it was asked for or not.
+    /// A 101, requested or not.
     Switch,
     Early,
     Redirect,
     Page,
-    /// The connection closes without an answer.
+    /// The connection closes without a response.
     Nothing,
     Raw(Vec<u8>),
 }
@@ -206,7 +206,7 @@ enum Body {
         last: bool,
         trailers: Vec<Field>,
     },
-    /// Without any framing but what the fields say.
+    /// Without framing other than by the fields.
     Raw(Vec<u8>),
 }
 
@@ -221,10 +221,10 @@ struct Chunk {
 /// One request, ready to be sent in either version.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// In its `X-Case` field, by which the backend knows it again.
+    /// Number in its `X-Case` field, which identifies it at the backend.
     pub number: u64,
     pub method: &'static str,
-    /// The request that the backend may get, if any: true for the port of the reader, and the
+    /// The request that the backend may receive, if any: true for the port of the reader, and the
     /// request target.
     pub expected: Option<(bool, String)>,
     pub http1: Vec<u8>,
@@ -234,7 +234,7 @@ pub struct Request {
 }
 
 impl Case {
-    /// Each request gets a number of its own, which no other input has.
+    /// Assigns each request a number that is unique among all inputs.
     pub fn requests(&self) -> Vec<Request> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = || NEXT.fetch_add(1, Ordering::Relaxed);
@@ -276,7 +276,7 @@ impl Field {
         [&name[..], separator.as_bytes(), &value, end.as_bytes()].concat()
     }
 
-    /// HTTP/2 has names in lower case; a raw one stays as it is.
+    /// HTTP/2 has lower-case names; a raw name is not changed.
     fn pair(&self) -> (Vec<u8>, Vec<u8>) {
         let (mut name, value, ..) = self.parts();
         if !matches!(self, Self::Raw { .. }) {
@@ -297,8 +297,7 @@ impl RequestInput {
         };
         let prefix = format!("/api/v1/namespaces/default/{target}/proxy/").into_bytes();
         let mut suffix = raw(&self.suffix);
-        // A line that ends within the path would give the token to a request line that the input
-        // wrote.
+        // A line feed in the path would give the token to a request line of the input.
         suffix
             .iter_mut()
             .filter(|byte| **byte == b'\n')
@@ -398,7 +397,7 @@ impl Body {
         }
     }
 
-    /// For HTTP/2, whose frames tell where a body ends.
+    /// Body for HTTP/2, whose frames delimit it.
     fn plain(&self) -> (Vec<u8>, Vec<Pair>) {
         match self {
             Self::None => (Vec::new(), Vec::new()),
@@ -417,10 +416,10 @@ impl Body {
     }
 }
 
-/// The request target that a backend may get for a path with its query: the bastion's own reading
-/// of paths, which has a fuzz target of its own.
+/// Returns the request target that a backend may receive for a path with its query. It uses the
+/// path parser of the bastion, which has a separate fuzz target.
 fn expected(path: &[u8]) -> Option<String> {
-    // A fragment is not sent on.
+    // Fragments are not forwarded.
     let sent = path.split(|byte| *byte == b'#').next()?;
     let path = std::str::from_utf8(sent.split(|byte| *byte == b'?').next()?).ok()?;
     let query = sent.get(path.len() + 1..).map(String::from_utf8_lossy);
@@ -438,10 +437,10 @@ fn pick<T: Copy>(list: &[T], index: u8) -> T {
     list[usize::from(index) % list.len()]
 }
 
-/// Bytes of the input, but for three texts. The token: a backend that gets it has it from the
-/// bastion. The version in a request line: raw bytes that hold a whole request line could take the
-/// token of the request behind them. And the name of the number, which must not be removed by
-/// `Connection`.
+/// Returns bytes of the input without three texts: the token, because a backend that receives it
+/// must have it from the bastion; the version of a request line, because raw bytes with a complete
+/// request line could take the token of the next request; and the name of the number, which
+/// `Connection` must not remove.
 pub fn raw(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes[..bytes.len().min(MAX_RAW_BYTES)].to_vec();
     for text in [TOKEN.as_bytes(), b"HTTP/1.", b"x-case"] {

@@ -1,12 +1,11 @@
-//! A strict reader of HTTP/1.1 requests (RFC 9112): whatever two readers could understand
-//! differently is an error.
+//! A strict reader of HTTP/1.1 requests (RFC 9112). Ambiguous requests are errors.
 
-/// Known deviations that the bastion still passes on. Each line goes with the change that makes the
-/// bastion reject such requests; then the strict reader rejects them too.
+/// Known deviations that the bastion still forwards. Remove a line with the change that makes the
+/// bastion reject such requests; then the strict reader rejects them, too.
 mod allowed {
-    /// Bytes of `Host` that are no `uri-host [":" port]` (RFC 9110 section 7.2).
+    /// Bytes of `Host` that are not a `uri-host [":" port]` (RFC 9110 section 7.2).
     pub const ODD_HOST: bool = true;
-    /// No `Host`, where the client sent none by HTTP/1.0 or no `:authority` by HTTP/2.
+    /// Missing `Host`, if the client sent none over HTTP/1.0 or no `:authority` over HTTP/2.
     pub const MISSING_HOST: bool = true;
     /// Escapes in the path and the query that are not `%` and two hex digits.
     pub const BAD_ESCAPES: bool = true;
@@ -18,14 +17,14 @@ mod allowed {
     pub const FORBIDDEN_TRAILERS: bool = true;
 }
 
-/// Bytes beyond RFC 3986 that kube-apiserver passes on as well: curl and Prometheus send them, and
+/// Bytes beyond RFC 3986 that kube-apiserver forwards, too: curl and Prometheus send them, and
 /// paths in UTF-8.
 fn is_target_byte(byte: u8) -> bool {
     byte.is_ascii_graphic() && byte != b'#' || byte >= 0x80
 }
 
-/// Never sent to a backend, in whatever spelling: servers that make environment variables of fields
-/// read `_` as `-`.
+/// Fields that are never sent to a backend in any spelling: servers that convert fields to
+/// environment variables do not distinguish `_` and `-`.
 const REMOVED: [&str; 11] = [
     "authorization",
     "http2-settings",
@@ -40,7 +39,7 @@ const REMOVED: [&str; 11] = [
     "x-remote-user",
 ];
 const REMOVED_PREFIXES: [&str; 2] = ["impersonate-extra-", "x-remote-extra-"];
-/// Sent by the bastion itself: the client's spelling with `_` must not stand beside it.
+/// Fields that the bastion sets. A spelling with `_` of the client must not be sent in addition.
 const OWN: [&str; 6] = [
     "content-length",
     "transfer-encoding",
@@ -49,7 +48,7 @@ const OWN: [&str; 6] = [
     "x-forwarded-proto",
     "x-forwarded-uri",
 ];
-/// At most one of each.
+/// Fields that occur at most once.
 const SINGLE: [&str; 9] = [
     "connection",
     "host",
@@ -61,7 +60,7 @@ const SINGLE: [&str; 9] = [
     "x-forwarded-proto",
     "x-forwarded-uri",
 ];
-/// Protocols by which further requests could follow on the connection, past the bastion.
+/// Protocols that allow further requests on the connection, which bypass the bastion.
 const HTTP_PROTOCOLS: [&str; 4] = ["h2", "h2c", "http", "tls"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +72,7 @@ pub enum Framing {
 
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// The number of the request in the input.
+    /// Number of the request in the input.
     pub number: u64,
     pub method: String,
     pub target: String,
@@ -83,7 +82,7 @@ pub struct Head {
 
 type Fields = Vec<(String, Vec<u8>)>;
 
-/// The head at the beginning of `bytes` and its length. None where it is not whole yet.
+/// Parses the head at the start of `bytes`. Returns it and its length, or none if it is incomplete.
 pub fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
     let Some(end) = super::input::find(bytes, b"\r\n\r\n") else {
         return match super::input::find(bytes, b"\n\n")
@@ -128,7 +127,7 @@ pub fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
     )))
 }
 
-/// The length of a body with its framing. None where it is not whole yet.
+/// Returns the length of a body with its framing, or none if it is incomplete.
 pub fn body(bytes: &[u8], framing: Framing) -> Result<Option<usize>, String> {
     match framing {
         Framing::None => Ok(Some(0)),
@@ -187,7 +186,8 @@ fn trailers(bytes: &[u8], mut at: usize) -> Result<Option<usize>, String> {
 }
 
 fn lines(head: &[u8]) -> (&[u8], impl Iterator<Item = &[u8]>) {
-    // Split at LF: a bare one leaves a line without CR, and a line with CR in it is no field.
+    // Splitting at LF detects bare line feeds (a line without CR) and bare CRs (a CR within a
+    // line).
     let mut lines = head
         .split(|byte| *byte == b'\n')
         .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
@@ -293,7 +293,7 @@ fn framing(fields: &Fields) -> Result<Framing, String> {
     }
 }
 
-/// `Connection` stands beside an `Upgrade` only, and neither says more than it must.
+/// Checks that `Connection` occurs only with an `Upgrade`, and that both are minimal.
 fn upgrade(fields: &Fields) -> Result<Option<String>, String> {
     let connection = values(fields, "connection").next();
     let upgrade = values(fields, "upgrade").next();

@@ -1,4 +1,4 @@
-//! The bastion under test, with manifests of its own, and the pods behind it.
+//! The bastion under test with its manifests, and the pods behind it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,11 +13,11 @@ use rustls::{ClientConfig, RootCertStore};
 use super::backend::Backend;
 use super::http2::Connection;
 
-/// May `get` the pod `r`, and nothing else.
+/// Token that allows `get` on the pod `r` only.
 pub const READER: &str = "fuzz-token-2d61c1-of-reader";
-/// May do everything with the pod and the service `w`.
+/// Token that allows all verbs on the pod and the service `w`.
 pub const WRITER: &str = "fuzz-token-2d61c1-of-writer";
-/// Common to both tokens, and in no byte that a backend may get.
+/// Text of both tokens that no backend may receive.
 pub const TOKEN: &str = "fuzz-token-2d61c1";
 
 pub struct World {
@@ -29,7 +29,7 @@ pub struct World {
     pub http2: Mutex<Option<Connection>>,
 }
 
-/// Starts the world at the first input; it lives as long as the process.
+/// Starts the bastion and the pods at the first input, for the lifetime of the process.
 pub fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
     WORLD.get_or_init(|| {

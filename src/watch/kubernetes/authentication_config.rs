@@ -1,5 +1,5 @@
-//! Whose word counts: the CAs of client certificates and what is known of front proxies, as the
-//! cluster publishes them.
+//! Follows the `ConfigMap` `extension-apiserver-authentication`, in which the cluster publishes its
+//! CAs for client certificates and its front proxies.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -7,37 +7,42 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use http::header::HeaderName;
+use http::header::{HeaderName, InvalidHeaderName};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 
-use super::{Health, KubernetesError, Pauses, SERVES, UNREADY, fault, watch_client, watch_failed};
+use super::{
+    Health, KubernetesError, NOT_READY, SERVING_LAST_STATE, WatchBackoff, describe, watch_client,
+    watch_failed,
+};
 use crate::metrics::Metrics;
+use crate::model::error_chain;
 use crate::ready::{BlockReady, Ready};
 use crate::trust::{DynamicClientCas, FrontProxy, RequestHeaderConfig};
 
-/// Where every cluster publishes how it authenticates, for those to whom it delegates.
+/// Namespace of the `ConfigMap`, which kube-apiserver writes for servers that delegate
+/// authentication.
 const AUTHENTICATION_NAMESPACE: &str = "kube-system";
 const AUTHENTICATION_NAME: &str = "extension-apiserver-authentication";
-/// The name under which it stands in `/readyz` and in the metrics.
+/// Name of the watch in `/readyz` and in the metrics.
 const AUTHENTICATION: &str = "authentication";
-const RIGHTS: &str = "the Role extension-apiserver-authentication-reader in kube-system";
+const PERMISSIONS: &str = "the Role extension-apiserver-authentication-reader in kube-system";
 
-/// Whose word counts, as the cluster publishes it for those to whom it delegates.
+/// Authentication configuration that the cluster publishes.
 #[derive(Clone, Debug)]
 pub struct AuthenticationConfigMap {
-    /// None where the configuration says which CAs count.
+    /// CAs to keep current. None if the bastion's own configuration sets them.
     pub client_cas: Option<DynamicClientCas>,
     pub front_proxy: FrontProxy,
 }
 
 impl AuthenticationConfigMap {
-    /// Makes the task that follows what is published.
+    /// Returns the task that follows the `ConfigMap`.
     ///
     /// # Errors
-    /// Where the credentials of the configuration cannot be loaded.
+    /// The credentials of the configuration cannot be loaded.
     pub fn follow(
         self,
         config: &kube::Config,
@@ -52,109 +57,138 @@ impl AuthenticationConfigMap {
         };
         let client = watch_client(config, health.clone())?;
         let api = Api::<ConfigMap>::namespaced(client, AUTHENTICATION_NAMESPACE);
-        // Shared by the runs of the task, so that one that breaks does not make the bastion ready.
-        let hold = Arc::new(Mutex::new(Some(ready.block(AUTHENTICATION))));
+        // Shared by the runs of the task, so that a panic of one does not make the bastion ready.
+        let blocker = Arc::new(Mutex::new(Some(ready.block(AUTHENTICATION))));
         Ok(move || {
             self.clone()
-                .run(api.clone(), Arc::clone(&hold), health.clone())
+                .run(api.clone(), Arc::clone(&blocker), health.clone())
                 .boxed()
         })
     }
 
-    async fn run(self, api: Api<ConfigMap>, hold: Arc<Mutex<Option<BlockReady>>>, health: Health) {
-        let release = || drop(hold.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let only =
+    async fn run(
+        self,
+        api: Api<ConfigMap>,
+        blocker: Arc<Mutex<Option<BlockReady>>>,
+        health: Health,
+    ) {
+        let unblock = || {
+            let mut blocker = blocker.lock().unwrap_or_else(PoisonError::into_inner);
+            *blocker = None;
+        };
+        // The Role permits this object only, and RBAC grants a list or watch by name only to
+        // requests with this field selector.
+        let selector =
             watcher::Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
-        let mut events = pin!(watcher::watcher(api, only).backoff(Pauses::default()));
+        let mut events = pin!(watcher::watcher(api, selector).backoff(WatchBackoff::default()));
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Apply(map) | Event::InitApply(map)) => {
-                    self.take(&map.data.unwrap_or_default());
+                    self.apply(&map.data.unwrap_or_default());
                 }
-                Ok(Event::InitDone) => release(),
-                // Without the map no new CA is trusted, and the old ones are: the cluster lost a
-                // piece, not its CA.
+                Ok(Event::InitDone) => unblock(),
+                // A missing ConfigMap keeps the CAs: the cluster still has them, and an empty list
+                // would lock out all users with certificates.
                 Ok(Event::Init | Event::Delete(_)) => {}
                 Err(error) => {
-                    // With CAs of its own the bastion can do without: only front proxies are then
-                    // not known.
+                    // With configured CAs, only front proxies depend on the ConfigMap, and the
+                    // bastion can serve without them.
                     let optional = self.client_cas.is_none();
-                    let meanwhile = match health.ready.is_pending(AUTHENTICATION) {
-                        false => SERVES,
-                        true if optional => "front proxies identify nobody until the API answers",
-                        true => UNREADY,
+                    let effect = match health.ready.is_pending(AUTHENTICATION) {
+                        false => SERVING_LAST_STATE,
+                        true if optional => {
+                            "rejecting front proxies until the initial list succeeds"
+                        }
+                        true => NOT_READY,
                     };
                     watch_failed(
                         &health.ready,
                         &health.metrics,
                         AUTHENTICATION,
-                        &fault(&error, RIGHTS),
-                        meanwhile,
+                        describe(&error, PERMISSIONS),
+                        effect,
                     );
                     if optional {
-                        release();
+                        unblock();
                     }
                 }
             }
         }
     }
 
-    fn take(&self, published: &BTreeMap<String, String>) {
+    fn apply(&self, published: &BTreeMap<String, String>) {
         if let Some(cas) = &self.client_cas {
-            take_cas(cas, published.get("client-ca-file"), "client certificates");
+            apply_cas(cas, published.get("client-ca-file"), "client certificates");
         }
-        take_cas(
+        apply_cas(
             &self.front_proxy.cas,
             published.get("requestheader-client-ca-file"),
             "front proxies",
         );
-        match names(published) {
-            Ok(names) => self.front_proxy.replace(names),
-            Err(fault) => tracing::warn!(
-                fault,
-                "what is published of front proxies cannot be read; the old stays"
+        match request_header_config(published) {
+            Ok(config) => self.front_proxy.replace(config),
+            Err(error) => tracing::warn!(
+                error = error_chain(&error),
+                "invalid front proxy settings in the ConfigMap; keeping the previous ones"
             ),
         }
     }
 }
 
-/// As kube-apiserver's own readers of this map do, what lacks or cannot be read takes nothing away:
-/// the old CAs stay.
-fn take_cas(cas: &DynamicClientCas, pem: Option<&String>, of: &str) {
-    let old = cas.roots().len();
-    match (pem, old) {
-        (None, 0) => tracing::info!("the cluster publishes no CA of {of}: they identify nobody"),
+/// Replaces the CAs by the published ones. Missing or invalid CAs change nothing, as in the readers
+/// of this `ConfigMap` in Kubernetes. `purpose` is for the log.
+fn apply_cas(cas: &DynamicClientCas, pem: Option<&String>, purpose: &str) {
+    let current = cas.roots().len();
+    match (pem, current) {
+        (None, 0) => tracing::info!("the cluster publishes no CA for {purpose}; rejecting them"),
         (None, _) => tracing::warn!(
-            old,
-            "the cluster publishes no CA of {of} any more; the old ones stay"
+            current,
+            "the cluster no longer publishes CAs for {purpose}; keeping the current ones"
         ),
         (Some(pem), _) => match cas.replace(pem.as_bytes()) {
-            Ok(count) => tracing::info!(
-                count,
-                "the CAs of {of} are those that the cluster publishes"
+            Ok(count) => tracing::info!(count, "using the published CAs for {purpose}"),
+            Err(error) => tracing::warn!(
+                error = error_chain(&error),
+                current,
+                "invalid published CAs for {purpose}; keeping the current ones"
             ),
-            Err(error) => {
-                tracing::warn!(%error, old, "the published CAs of {of} cannot be used; the old ones stay");
-            }
         },
     }
 }
 
-/// The lists stand as JSON in strings.
-fn names(published: &BTreeMap<String, String>) -> Result<RequestHeaderConfig, String> {
-    let list = |key: &str| -> Result<Vec<String>, String> {
+/// Reason why the published settings of front proxies are invalid.
+#[derive(Debug, thiserror::Error)]
+enum RequestHeaderError {
+    #[error("{key} is not a JSON list of strings")]
+    List {
+        key: &'static str,
+        source: serde_json::Error,
+    },
+    #[error("{key} contains {name:?}, which is not a header name")]
+    HeaderName {
+        key: &'static str,
+        name: String,
+        source: InvalidHeaderName,
+    },
+}
+
+/// Parses the settings of front proxies. Each value is a string with a JSON list.
+fn request_header_config(
+    published: &BTreeMap<String, String>,
+) -> Result<RequestHeaderConfig, RequestHeaderError> {
+    let list = |key: &'static str| -> Result<Vec<String>, RequestHeaderError> {
         let text = published
             .get(key)
             .map(|text| text.trim())
             .filter(|text| !text.is_empty());
         text.map_or(Ok(Vec::new()), |text| {
-            serde_json::from_str(text).map_err(|error| format!("{key}: {error}"))
+            serde_json::from_str(text).map_err(|source| RequestHeaderError::List { key, source })
         })
     };
-    let headers = |key: &str| -> Result<Vec<HeaderName>, String> {
+    let headers = |key: &'static str| -> Result<Vec<HeaderName>, RequestHeaderError> {
         let names = list(key)?.into_iter().map(|name| {
             name.parse()
-                .map_err(|error| format!("{key}: {name:?}: {error}"))
+                .map_err(|source| RequestHeaderError::HeaderName { key, name, source })
         });
         names.collect()
     };
@@ -166,7 +200,7 @@ fn names(published: &BTreeMap<String, String>) -> Result<RequestHeaderConfig, St
         extra: list("requestheader-extra-headers-prefix")?
             .into_iter()
             .map(|prefix| prefix.to_ascii_lowercase())
-            // An empty prefix would make an identity of every header.
+            // An empty prefix would make every header an extra attribute of the user.
             .filter(|prefix| !prefix.is_empty())
             .collect(),
     })
@@ -178,14 +212,14 @@ mod tests {
     use crate::tls::install_provider;
 
     #[test]
-    fn what_is_published_of_front_proxies_is_read() {
+    fn parses_published_front_proxy_settings() {
         let published = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs
                 .iter()
                 .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
                 .collect()
         };
-        let read = names(&published(&[
+        let config = request_header_config(&published(&[
             ("requestheader-allowed-names", r#"["front-proxy"]"#),
             ("requestheader-username-headers", r#"["X-Remote-User"]"#),
             ("requestheader-group-headers", r#"["X-Remote-Group"]"#),
@@ -194,42 +228,49 @@ mod tests {
                 r#"["X-Remote-Extra-",""]"#,
             ),
         ]));
-        let read = read.unwrap();
+        let config = config.unwrap();
         assert_eq!(
-            (&read.allowed[..], &read.extra[..]),
+            (&config.allowed[..], &config.extra[..]),
             (&["front-proxy".into()][..], &["x-remote-extra-".into()][..])
         );
         assert_eq!(
-            (&read.user[0], read.uid.len()),
+            (&config.user[0], config.uid.len()),
             (&HeaderName::from_static("x-remote-user"), 0)
         );
         assert_eq!(
-            names(&published(&[])).unwrap(),
+            request_header_config(&published(&[])).unwrap(),
             RequestHeaderConfig::default()
         );
-        let fault = names(&published(&[(
-            "requestheader-allowed-names",
-            "front-proxy",
-        )]))
-        .unwrap_err();
-        assert!(
-            fault.starts_with("requestheader-allowed-names: "),
-            "{fault}"
-        );
+        for (key, value, reason) in [
+            (
+                "requestheader-allowed-names",
+                "front-proxy",
+                "requestheader-allowed-names is not a JSON list of strings",
+            ),
+            (
+                "requestheader-uid-headers",
+                r#"["X Remote Uid"]"#,
+                r#"requestheader-uid-headers contains "X Remote Uid", which is not a header name"#,
+            ),
+        ] {
+            let error = request_header_config(&published(&[(key, value)])).unwrap_err();
+            assert_eq!(error.to_string(), reason);
+        }
     }
+
     #[test]
-    fn what_is_no_longer_published_takes_no_ca_away() {
+    fn keeps_cas_that_are_no_longer_published() {
         install_provider();
         let cas = DynamicClientCas::default();
         let ca = rcgen::generate_simple_self_signed(["ca".to_owned()])
             .unwrap()
             .cert
             .pem();
-        take_cas(&cas, None, "client certificates");
+        apply_cas(&cas, None, "client certificates");
         assert_eq!(cas.roots().len(), 0);
-        take_cas(&cas, Some(&ca), "client certificates");
+        apply_cas(&cas, Some(&ca), "client certificates");
         for published in [None, Some(String::new()), Some("no PEM".to_owned())] {
-            take_cas(&cas, published.as_ref(), "client certificates");
+            apply_cas(&cas, published.as_ref(), "client certificates");
             assert_eq!(cas.roots().len(), 1, "{published:?}");
         }
     }

@@ -1,8 +1,8 @@
-//! Clients of the Kubernetes API with a bound on every wait: connecting, sending, a list's page,
-//! and a watch's silence.
+//! Clients of the Kubernetes API with a limit on every wait: connect, send, page of a list, silence
+//! of a watch.
 //!
 //! The stack is that of kube's `ClientBuilder` (base URI, credentials with their reload, extra
-//! headers) around an own connector, because kube sets neither keepalive nor `TCP_USER_TIMEOUT`,
+//! headers) around our own connector, because kube sets neither keepalive nor `TCP_USER_TIMEOUT`,
 //! and has no read timeout by default: its watcher notices a dead connection after 295 s.
 
 use std::future::Future;
@@ -27,37 +27,37 @@ use super::KubernetesError;
 use crate::metrics::Metrics;
 use crate::ready::Ready;
 
-/// Bound on TCP and TLS handshakes together: some round trips and a handful of retransmissions.
+/// Maximum time for name lookup, TCP and TLS handshake: some round trips and a few retransmissions.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// TCP keepalive: idle time before the first probe, and interval between probes.
+/// TCP keepalive: idle time before the first probe, and interval of probes.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Unanswered probes before the kernel closes the connection. `TCP_USER_TIMEOUT` is usually
-/// shorter; this bounds systems that lack it.
+/// Number of unanswered probes after which the kernel closes the connection. `TCP_USER_TIMEOUT` is
+/// usually shorter; this limits systems that lack it.
 const KEEPALIVE_PROBES: u32 = 2;
-/// Longest time that sent data or probes of a watch stay unacknowledged. A watch has the cached
-/// state to serve from, so it rides out a path that fails over.
+/// Maximum time that data or probes of a watch stay unacknowledged. The last known state is served
+/// meanwhile, so a watch can wait for the network path to fail over.
 const WATCH_USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same for reviews, for which a caller waits: half of the review's own timeout, which leaves
-/// time to ask once more on a new connection.
+/// Maximum time that data of a review stays unacknowledged. Half of the review's own timeout, which
+/// leaves time for a retry on a new connection while the caller waits.
 const REVIEW_USER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bound on one page of a list (500 objects), and on the head of any other answer. The API server's
-/// own request timeout is 60 s, so a slower answer does not come.
+/// Maximum time for one page of a list (500 objects), and for the head of a watch response. The API
+/// server's own request timeout is 60 s, so no response arrives later.
 const PAGE_TIMEOUT: Duration = Duration::from_mins(1);
-/// Longest silence of a watch. The API server sends bookmarks every minute, with jitter; half a
-/// minute covers a slow one.
+/// Maximum time without data on a watch. The API server sends a bookmark every minute, with jitter;
+/// half a minute more covers a slow one.
 const WATCH_SILENCE: Duration = Duration::from_secs(90);
 
-/// Whether a client reuses connections.
+/// Connection reuse of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connections {
     /// Idle connections are reused.
     Pooled,
-    /// Every request opens a connection of its own: for asking once more where a reused connection
-    /// turned out dead.
+    /// Each request opens a new connection, for the retry after a reused connection turned out to
+    /// be dead.
     Fresh,
 }
 
-/// Builds a client for reviews. It has no timeout of its own for the answer: a review has a
+/// Builds a client for reviews. It has no timeout for the response, because a review has a
 /// deadline.
 ///
 /// # Errors
@@ -73,8 +73,8 @@ pub fn review_client(
     )?)
 }
 
-/// Builds a client for one watch. Each watch has its own, because its answers tell whether that
-/// watch is connected.
+/// Builds a client for one watch. Each watch has its own, because the client reports the responses
+/// as the health of its watch.
 pub(super) fn watch_client(
     config: &kube::Config,
     health: Health,
@@ -98,8 +98,8 @@ fn http_client(
     connections: Connections,
 ) -> Result<HttpClient, KubernetesError> {
     if let Some(proxy) = &config.proxy_url {
-        // kube is built without its proxy features, and this connector would silently go around the
-        // proxy.
+        // This connector would silently bypass the proxy, and kube is built without its proxy
+        // features.
         let (proxy_url, protocol_feature) =
             (Box::new(proxy.clone()), "kube/http-proxy or kube/socks5");
         return Err(kube::Error::ProxyProtocolDisabled {
@@ -117,11 +117,11 @@ fn http_client(
     #[cfg(target_os = "linux")]
     tcp.set_tcp_user_timeout(Some(user_timeout));
     let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
-    // Covers the name look-up and the TLS handshake too, which the connector's own timeout does
-    // not.
+    // Includes name lookup and TLS handshake, unlike the timeout of `HttpConnector`.
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    // A peer that acknowledges and never opens its window is not what TCP_USER_TIMEOUT looks for
-    // everywhere.
+    // A peer that acknowledges probes but keeps its receive window closed does not trigger
+    // TCP_USER_TIMEOUT on every kernel. There is no read timeout here: reads wait for the events of
+    // a watch, and `Bounded` limits them by request.
     connector.set_write_timeout(Some(user_timeout));
     let mut builder = hyper_util::client::legacy::Builder::new(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new());
@@ -131,7 +131,7 @@ fn http_client(
     Ok(builder.build(connector))
 }
 
-/// Puts base URI, credentials and headers around `service`, as kube does. Nothing is retried here.
+/// Wraps `service` with base URI, credentials and headers, as kube does, but without retries.
 fn client<S, B>(config: &kube::Config, service: S) -> Result<Client, kube::Error>
 where
     S: Service<Request<Body>, Response = Response<B>, Error = BoxError> + Clone + Send + 'static,
@@ -151,35 +151,40 @@ where
 /// Records the health of one watch.
 #[derive(Clone, Debug)]
 pub(super) struct Health {
-    /// The name of the watch in `/readyz` and in the metrics.
+    /// Name of the watch in `/readyz` and in the metrics.
     pub watch: &'static str,
     pub ready: Ready,
     pub metrics: Metrics,
 }
 
 impl Health {
-    /// The watcher does not tell when it resumes; a successful answer does.
-    fn answered(&self) {
+    /// Records a successful response. kube's watcher reports failures but no recovery, so this is
+    /// the only sign of it.
+    fn set_up(&self) {
         self.ready.clear_degraded(self.watch);
         self.metrics.watch_up(self.watch, true);
     }
 
-    fn silent(&self) {
-        // Not a warning yet: a kind that never changed since the API server started gets no
-        // bookmarks either. Whether the API is gone shows in the reconnect, which follows
-        // immediately.
-        tracing::debug!(resource = self.watch, silence = ?WATCH_SILENCE, "the watch is silent; reconnecting");
+    /// Records that a watch received nothing for [`WATCH_SILENCE`].
+    fn set_silent(&self) {
+        // Only debug: a kind without a change since the start of the API server gets no bookmarks
+        // either. If the API server is down, the reconnect that follows logs a warning.
+        tracing::debug!(
+            resource = self.watch,
+            seconds = WATCH_SILENCE.as_secs(),
+            "no data on the watch; reconnecting"
+        );
         self.ready.set_degraded(
             self.watch,
-            format!("the API sent nothing for {WATCH_SILENCE:?}; reconnecting"),
+            format!("the API server sent nothing for {WATCH_SILENCE:?}; reconnecting"),
         );
         self.metrics.watch_up(self.watch, false);
     }
 }
 
-/// Bounds the waits of one watch: a list's page must be complete, and a watch's head be in, within
-/// [`PAGE_TIMEOUT`]; a watch that is silent for [`WATCH_SILENCE`] ends, and the watcher connects
-/// again.
+/// Limits the waits of one watch. A page of a list must be complete, and the head of a watch
+/// received, within [`PAGE_TIMEOUT`]. A watch without data for [`WATCH_SILENCE`] ends, and kube's
+/// watcher resumes it with a new request.
 #[derive(Clone, Debug)]
 pub(super) struct Bounded<S> {
     pub inner: S,
@@ -188,10 +193,10 @@ pub(super) struct Bounded<S> {
 
 type BoundedBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// The API did not answer in time.
+/// No complete response within [`PAGE_TIMEOUT`].
 #[derive(Debug, thiserror::Error)]
-#[error("the API did not answer within {PAGE_TIMEOUT:?}")]
-struct NoAnswer;
+#[error("the API server did not respond within {PAGE_TIMEOUT:?}")]
+struct PageTimeout;
 
 impl<S, B> Service<Request<Body>> for Bounded<S>
 where
@@ -210,44 +215,49 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let watching = request
+        // kube builds the requests; only the query distinguishes a watch from a list.
+        let is_watch = request
             .uri()
             .query()
             .is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
         let health = self.health.clone();
-        let answer = self.inner.call(request);
+        let response = self.inner.call(request);
         Box::pin(async move {
             let page = async {
-                let (head, body) = answer.await.map_err(Into::into)?.into_parts();
+                let (head, body) = response.await.map_err(Into::into)?.into_parts();
                 let success = head.status.is_success();
-                let body = if watching && success {
-                    Watched::new(body, health.clone()).boxed_unsync()
+                let body = if is_watch && success {
+                    WatchBody::new(body, health.clone()).boxed_unsync()
                 } else {
+                    // Collected within the timeout: kube reads the whole page before it decodes it,
+                    // so this buffers nothing more, and a body that hangs fails like a head that
+                    // does.
                     let page = body.collect().await.map_err(Into::into)?.to_bytes();
                     Full::new(page)
                         .map_err(|never| match never {})
                         .boxed_unsync()
                 };
+                // Errors leave the state to the watcher, which reports them with the reason.
                 if success {
-                    health.answered();
+                    health.set_up();
                 }
                 Ok(Response::from_parts(head, body))
             };
             timeout(PAGE_TIMEOUT, page)
                 .await
-                .unwrap_or_else(|_| Err(NoAnswer.into()))
+                .unwrap_or_else(|_| Err(PageTimeout.into()))
         })
     }
 }
 
-/// The body of a watch, which ends once it was silent for [`WATCH_SILENCE`].
-struct Watched<B> {
+/// Body of a watch, which ends after [`WATCH_SILENCE`] without a frame.
+struct WatchBody<B> {
     body: Pin<Box<B>>,
     silence: Pin<Box<Sleep>>,
     health: Health,
 }
 
-impl<B> Watched<B> {
+impl<B> WatchBody<B> {
     fn new(body: B, health: Health) -> Self {
         Self {
             body: Box::pin(body),
@@ -257,7 +267,7 @@ impl<B> Watched<B> {
     }
 }
 
-impl<B: HttpBody<Data = Bytes>> HttpBody for Watched<B>
+impl<B: HttpBody<Data = Bytes>> HttpBody for WatchBody<B>
 where
     B::Error: Into<BoxError>,
 {
@@ -268,12 +278,15 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        // The body first: a frame that arrived together with the timeout counts.
         if let Poll::Ready(frame) = self.body.as_mut().poll_frame(context) {
             self.silence.as_mut().reset(Instant::now() + WATCH_SILENCE);
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         ready!(self.silence.as_mut().poll(context));
-        self.health.silent();
+        self.health.set_silent();
+        // An end rather than an error: the watcher resumes at its last version without backoff,
+        // where an error would delay it.
         Poll::Ready(None)
     }
 
@@ -296,16 +309,16 @@ mod tests {
 
     use super::*;
 
-    /// An API that answers every request with an empty object. Returns its address and the count of
-    /// its connections.
+    /// Starts an API server that returns an empty object to every request. Returns its address and
+    /// the number of its connections.
     async fn api() -> (kube::Config, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let connections = Arc::<AtomicUsize>::default();
-        let counted = Arc::clone(&connections);
+        let count = Arc::clone(&connections);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                counted.fetch_add(1, Ordering::Relaxed);
+                count.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(async move {
                     let mut head = [0; 4096];
                     while stream.read(&mut head).await.is_ok_and(|read| read > 0) {
@@ -322,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn fresh_client_never_reuses_a_connection() {
         crate::tls::install_provider();
-        let (config, opened) = api().await;
+        let (config, connections) = api().await;
         let client = review_client(&config, Connections::Fresh).unwrap();
         for _ in 0..3 {
             client
@@ -330,11 +343,11 @@ mod tests {
                 .await
                 .unwrap();
         }
-        assert_eq!(opened.load(Ordering::Relaxed), 3);
+        assert_eq!(connections.load(Ordering::Relaxed), 3);
     }
 
     #[test]
-    fn a_proxy_that_cannot_be_used_is_an_error() {
+    fn rejects_configuration_with_http_proxy() {
         crate::tls::install_provider();
         let mut config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
         config.proxy_url = Some("http://127.0.0.1:2".parse().unwrap());

@@ -1,4 +1,4 @@
-//! Watches before an API that is not well. One that is well is asked in `tests/e2e`.
+//! Watches of a scripted API server that fails. `tests/e2e` has those of a real one.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -19,40 +19,41 @@ use crate::cluster::Cluster;
 use crate::drain::Drain;
 use crate::model::address::AddressPolicy;
 
-type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+type ApiResponse = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// A watch of one kind, before an API that gives each request the next of the answers that the test
-/// has for it.
+/// A watch of one kind, and an API server that answers each request with the next response of the
+/// test.
 struct TestBed {
     cluster: Arc<Cluster>,
     ready: Ready,
     registry: Registry,
-    answers: UnboundedSender<Answer>,
-    asked: Arc<Mutex<Vec<String>>>,
+    responses: UnboundedSender<ApiResponse>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl TestBed {
-    fn of<K: Watched>() -> Self {
-        let (answers, mut prepared) = unbounded_channel();
-        let asked = Arc::<Mutex<Vec<String>>>::default();
-        let heard = Arc::clone(&asked);
-        let (hand_on, mut waiting) = unbounded_channel::<tokio::sync::oneshot::Sender<Answer>>();
+    fn new<K: Watched>() -> Self {
+        let (responses, mut prepared) = unbounded_channel();
+        let requests = Arc::<Mutex<Vec<String>>>::default();
+        let received = Arc::clone(&requests);
+        let (enqueue, mut waiting) =
+            unbounded_channel::<tokio::sync::oneshot::Sender<ApiResponse>>();
         tokio::spawn(async move {
             while let Some(request) = waiting.recv().await {
-                let Some(answer) = prepared.recv().await else {
+                let Some(response) = prepared.recv().await else {
                     return;
                 };
-                let _ = request.send(answer);
+                let _ = request.send(response);
             }
         });
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-            heard.lock().unwrap().push(request.uri().to_string());
-            let (sender, answer) = tokio::sync::oneshot::channel();
-            hand_on.send(sender).unwrap();
+            received.lock().unwrap().push(request.uri().to_string());
+            let (sender, response) = tokio::sync::oneshot::channel();
+            enqueue.send(sender).unwrap();
             async move {
-                answer
+                response
                     .await
-                    .map_err(|_| tower::BoxError::from("the test is over"))
+                    .map_err(|_| tower::BoxError::from("the test has ended"))
             }
         });
 
@@ -64,8 +65,8 @@ impl TestBed {
             ready: ready.clone(),
             metrics: metrics.clone(),
         };
-        let holds = vec![(K::KIND, ready.block(K::KIND.plural()))];
-        let (feed, index) = crate::watch::feed(writer, holds, &metrics);
+        let blockers = vec![(K::KIND, ready.block(K::KIND.plural()))];
+        let (feed, index) = crate::watch::feed(writer, blockers, &metrics);
         tokio::spawn(index.run());
         let client = Client::new(
             Bounded {
@@ -79,22 +80,22 @@ impl TestBed {
             cluster,
             ready,
             registry,
-            answers,
-            asked,
+            responses,
+            requests,
         }
     }
 
-    fn answer(&self, answer: Answer) {
-        self.answers.send(answer).unwrap();
+    fn respond(&self, response: ApiResponse) {
+        self.responses.send(response).unwrap();
     }
 
-    /// Waits until a request comes that holds all of `parts`.
-    async fn asks(&self, parts: &[&str]) {
-        let fits = |uri: &String| parts.iter().all(|part| uri.contains(part));
-        eventually(|| self.asked.lock().unwrap().iter().any(fits)).await;
+    /// Waits for a request whose URI contains all of `parts`.
+    async fn wait_for_request(&self, parts: &[&str]) {
+        let matches = |uri: &String| parts.iter().all(|part| uri.contains(part));
+        eventually(|| self.requests.lock().unwrap().iter().any(matches)).await;
     }
 
-    /// Which of the pods `a`, `b`, `c` are known.
+    /// Names of the pods `a`, `b`, `c` that are in the index.
     fn pods(&self) -> String {
         ["a", "b", "c"]
             .into_iter()
@@ -109,9 +110,9 @@ impl TestBed {
     }
 }
 
-async fn eventually(mut is: impl FnMut() -> bool) {
+async fn eventually(mut condition: impl FnMut() -> bool) {
     let waited = async {
-        while !is() {
+        while !condition() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -125,21 +126,21 @@ fn pod(name: &str) -> Value {
         "status": {"podIPs": [{"ip": "10.0.0.1"}]}})
 }
 
-/// One that says what cannot be.
+/// A pod with an invalid address.
 fn malformed(name: &str) -> Value {
     let mut pod = pod(name);
     pod["status"]["podIPs"][0]["ip"] = "nowhere".into();
     pod
 }
 
-/// A page; more follow where there is `more`.
-fn page(items: &[Value], more: &str) -> Answer {
-    let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "7", "continue": more},
+/// A page of a list. The last one has an empty `token`.
+fn page(items: &[Value], token: &str) -> ApiResponse {
+    let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "7", "continue": token},
         "items": items});
-    whole(200, &list)
+    response(200, &list)
 }
 
-fn whole(code: u16, body: &Value) -> Answer {
+fn response(code: u16, body: &Value) -> ApiResponse {
     let body = http_body_util::Full::new(Bytes::from(body.to_string()));
     Response::builder()
         .status(code)
@@ -152,9 +153,9 @@ fn status(code: u16) -> Value {
         "code": code})
 }
 
-/// A watch that tells of `events`, and stays open.
-fn watch(events: &[(&str, Value)]) -> Answer {
-    // The type stands first, as the API writes it.
+/// A watch that sends `events` and stays open.
+fn watch(events: &[(&str, Value)]) -> ApiResponse {
+    // The type comes first, as the API server writes it.
     let lines = events
         .iter()
         .map(|(kind, object)| format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n"));
@@ -166,55 +167,56 @@ fn watch(events: &[(&str, Value)]) -> Answer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_of_several_pages_is_known_once_the_last_is_in() {
-    let bed = TestBed::of::<SlimPod>();
-    bed.answer(page(&[pod("a"), pod("b")], "next"));
-    bed.asks(&["limit=500", "continue=next"]).await;
+async fn applies_list_after_its_last_page() {
+    let bed = TestBed::new::<SlimPod>();
+    bed.respond(page(&[pod("a"), pod("b")], "next"));
+    bed.wait_for_request(&["limit=500", "continue=next"]).await;
     assert!(
         bed.pods().is_empty() && !bed.ready.is_synced(),
-        "a part is no set"
+        "an incomplete list is not applied"
     );
-    bed.answer(page(&[pod("c")], ""));
-    bed.asks(&["watch=true", "resourceVersion=7"]).await;
+    bed.respond(page(&[pod("c")], ""));
+    bed.wait_for_request(&["watch=true", "resourceVersion=7"])
+        .await;
     assert!(bed.pods() == "abc" && bed.ready.is_synced());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_is_too_old_lists_again_while_the_old_set_serves() {
-    let bed = TestBed::of::<SlimPod>();
-    bed.answer(page(&[pod("a")], ""));
-    bed.answer(watch(&[("ADDED", pod("b")), ("ERROR", status(410))]));
-    eventually(|| bed.asked.lock().unwrap().len() == 3).await;
+async fn lists_again_after_expired_version_and_keeps_previous_objects() {
+    let bed = TestBed::new::<SlimPod>();
+    bed.respond(page(&[pod("a")], ""));
+    bed.respond(watch(&[("ADDED", pod("b")), ("ERROR", status(410))]));
+    eventually(|| bed.requests.lock().unwrap().len() == 3).await;
     assert_eq!(bed.pods(), "ab");
     assert!(
-        !bed.asked.lock().unwrap()[2].contains("watch=true"),
-        "it lists"
+        !bed.requests.lock().unwrap()[2].contains("watch=true"),
+        "it lists again"
     );
-    // Half-way through, the list breaks, and with it what has been read of it.
-    bed.answer(page(&[pod("c")], "next"));
-    bed.asks(&["continue=next"]).await;
-    bed.answer(whole(500, &status(500)));
-    eventually(|| bed.asked.lock().unwrap().len() == 5).await;
-    assert_eq!(bed.pods(), "ab", "the old set serves");
+    // The list fails after its first page, which is discarded.
+    bed.respond(page(&[pod("c")], "next"));
+    bed.wait_for_request(&["continue=next"]).await;
+    bed.respond(response(500, &status(500)));
+    eventually(|| bed.requests.lock().unwrap().len() == 5).await;
+    assert_eq!(bed.pods(), "ab", "the previous objects stay");
     let (is_ready, report) = bed.ready.report();
-    assert!(is_ready && report.contains("[!]pods impaired"), "{report}");
+    assert!(is_ready && report.contains("[!]pods degraded"), "{report}");
     assert!(
         bed.metrics().contains(r#"watch_up{resource="pods"} 0"#),
         "{}",
         bed.metrics()
     );
     assert!(
-        !bed.asked.lock().unwrap()[4].contains("continue"),
-        "it begins anew"
+        !bed.requests.lock().unwrap()[4].contains("continue"),
+        "it starts a new list"
     );
-    bed.answer(page(&[pod("b")], ""));
+    bed.respond(page(&[pod("b")], ""));
     eventually(|| bed.pods() == "b").await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_malformed_object_is_counted_and_stalls_nothing() {
-    let bed = TestBed::of::<SlimPod>();
-    bed.answer(page(&[malformed("a"), pod("b")], ""));
+async fn skips_and_counts_malformed_object() {
+    let bed = TestBed::new::<SlimPod>();
+    bed.respond(page(&[malformed("a"), pod("b")], ""));
     eventually(|| bed.pods() == "b").await;
     assert!(
         bed.metrics()
@@ -222,9 +224,9 @@ async fn a_malformed_object_is_counted_and_stalls_nothing() {
         "{}",
         bed.metrics()
     );
-    bed.answer(watch(&[("MODIFIED", malformed("b")), ("ADDED", pod("c"))]));
+    bed.respond(watch(&[("MODIFIED", malformed("b")), ("ADDED", pod("c"))]));
     eventually(|| bed.pods().contains('c')).await;
-    assert_eq!(bed.pods(), "bc", "what was known of it stays");
+    assert_eq!(bed.pods(), "bc", "the previous version stays");
     assert!(
         bed.metrics()
             .contains(r#"watch_malformed_objects_total{resource="pods"} 2"#),
@@ -234,72 +236,77 @@ async fn a_malformed_object_is_counted_and_stalls_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn malformed_metadata_costs_its_object_alone_in_lists_and_events() {
+async fn skips_object_with_malformed_metadata() {
     let labels = |name: &str| {
         let mut pod = pod(name);
         pod["metadata"]["labels"] = json!([1]);
         pod
     };
-    let bed = TestBed::of::<SlimPod>();
-    bed.answer(page(
+    let bed = TestBed::new::<SlimPod>();
+    bed.respond(page(
         &[labels("a"), json!({"metadata": 5}), json!(null), pod("b")],
         "",
     ));
     eventually(|| bed.pods() == "b").await;
-    bed.answer(watch(&[
+    bed.respond(watch(&[
         ("ADDED", labels("a")),
         ("MODIFIED", labels("b")),
         ("ADDED", pod("c")),
     ]));
     eventually(|| bed.pods() == "bc").await;
-    assert_eq!(bed.asked.lock().unwrap().len(), 2, "it did not list again");
+    assert_eq!(
+        bed.requests.lock().unwrap().len(),
+        2,
+        "it does not list again"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_without_a_version_lists_again() {
-    let bed = TestBed::of::<SlimPod>();
-    bed.answer(page(&[pod("b")], ""));
-    bed.answer(watch(&[("ADDED", json!({"metadata": 5}))]));
-    bed.answer(page(&[json!({"metadata": 5}), pod("c")], ""));
+async fn lists_again_after_event_without_version() {
+    let bed = TestBed::new::<SlimPod>();
+    bed.respond(page(&[pod("b")], ""));
+    bed.respond(watch(&[("ADDED", json!({"metadata": 5}))]));
+    bed.respond(page(&[json!({"metadata": 5}), pod("c")], ""));
     eventually(|| bed.pods() == "c").await;
 }
 
 #[test]
-fn a_slice_that_is_taken_off_its_service_serves_it_no_more() {
+fn deletes_slice_that_lost_its_service_label() {
     let slice = |labels: Value| {
         json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "addressType": "IPv4",
             "metadata": {"name": "s-1", "namespace": "ns", "labels": labels, "resourceVersion": "8"}})
     };
     let labelled = slice(json!({"kubernetes.io/service-name": "s"}));
-    let told = |event| translate::<SlimSlice>(Ok(event), &Metrics::new(&mut Registry::default()));
+    let event_of =
+        |event| translate::<SlimSlice>(Ok(event), &Metrics::new(&mut Registry::default()));
     let read = |slice: &Value| serde_json::from_str::<Item<SlimSlice>>(&slice.to_string()).unwrap();
     assert!(matches!(
-        told(Event::Apply(read(&labelled))),
+        event_of(Event::Apply(read(&labelled))),
         WatchEvent::Changed(Object::EndpointSlice(..), _)
     ));
-    let WatchEvent::Gone(key) = told(Event::Apply(read(&slice(json!({}))))) else {
-        panic!("it would go on serving")
+    let WatchEvent::Deleted(key) = event_of(Event::Apply(read(&slice(json!({}))))) else {
+        panic!("the slice stays in the index")
     };
     assert_eq!(key, ObjectKey::new("ns", "s-1"));
     assert!(matches!(
-        told(Event::InitApply(read(&slice(json!({}))))),
+        event_of(Event::InitApply(read(&slice(json!({}))))),
         WatchEvent::Skipped
     ));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_that_says_nothing_is_not_counted_as_having_told_something() {
-    let bed = TestBed::of::<SlimPod>();
+async fn counts_no_events_while_lists_fail() {
+    let bed = TestBed::new::<SlimPod>();
     for _ in 0..3 {
-        bed.answer(whole(500, &status(500)));
+        bed.respond(response(500, &status(500)));
     }
-    eventually(|| bed.asked.lock().unwrap().len() == 4).await;
+    eventually(|| bed.requests.lock().unwrap().len() == 4).await;
     let metrics = bed.metrics();
     assert!(
         !metrics.contains("watch_events_total{") && !metrics.contains("timestamp_seconds{"),
         "{metrics}"
     );
-    bed.answer(page(&[], ""));
+    bed.respond(page(&[], ""));
     eventually(|| bed.ready.is_synced()).await;
     assert!(
         bed.metrics()
@@ -310,14 +317,14 @@ async fn an_api_that_says_nothing_is_not_counted_as_having_told_something() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_where_the_api_refuses_rights_are_asked_for() {
+async fn suggests_remedy_only_for_rejected_credentials() {
     for (code, hint) in [
-        (401, "its account or kubeconfig"),
+        (401, "its service account or kubeconfig"),
         (403, "the bastion's account needs"),
         (500, ""),
     ] {
-        let bed = TestBed::of::<SlimPod>();
-        bed.answer(whole(code, &status(code)));
+        let bed = TestBed::new::<SlimPod>();
+        bed.respond(response(code, &status(code)));
         eventually(|| bed.ready.report().1.contains("not well")).await;
         let (_, report) = bed.ready.report();
         assert!(
@@ -332,38 +339,38 @@ async fn only_where_the_api_refuses_rights_are_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hung_list_fails_at_its_deadline_and_is_asked_again() {
-    let bed = TestBed::of::<SlimPod>();
-    // The first page's head comes, its body never ends.
+async fn retries_hung_list_after_timeout() {
+    let bed = TestBed::new::<SlimPod>();
+    // The head of the first page arrives, its body never ends.
     let hung = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Infallible>>());
-    bed.answer(Response::new(BodyExt::boxed_unsync(hung)));
-    eventually(|| bed.ready.report().1.contains("did not answer within 60s")).await;
+    bed.respond(Response::new(BodyExt::boxed_unsync(hung)));
+    eventually(|| bed.ready.report().1.contains("did not respond within 60s")).await;
     assert!(
         bed.metrics().contains(r#"watch_up{resource="pods"} 0"#),
         "{}",
         bed.metrics()
     );
-    bed.answer(page(&[pod("a")], ""));
+    bed.respond(page(&[pod("a")], ""));
     eventually(|| bed.pods() == "a").await;
     assert!(bed.ready.report().0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_watch_is_noticed_and_resumed() {
-    let bed = TestBed::of::<SlimPod>();
-    bed.answer(page(&[pod("a")], ""));
-    bed.answer(watch(&[]));
-    bed.asks(&["watch=true"]).await;
+async fn reports_and_resumes_silent_watch() {
+    let bed = TestBed::new::<SlimPod>();
+    bed.respond(page(&[pod("a")], ""));
+    bed.respond(watch(&[]));
+    bed.wait_for_request(&["watch=true"]).await;
     eventually(|| bed.metrics().contains(r#"watch_up{resource="pods"} 1"#)).await;
-    // kube's own idle timeout (295 s) would resume without a word.
-    eventually(|| bed.ready.report().1.contains("[!]pods impaired")).await;
+    // kube's own idle timeout (295 s) would resume without a report.
+    eventually(|| bed.ready.report().1.contains("[!]pods degraded")).await;
     assert!(
         bed.metrics().contains(r#"watch_up{resource="pods"} 0"#),
         "{}",
         bed.metrics()
     );
-    // It resumes from where it stood, and says so.
-    bed.answer(watch(&[("ADDED", pod("b"))]));
+    // It resumes from its last version and reports the recovery.
+    bed.respond(watch(&[("ADDED", pod("b"))]));
     eventually(|| bed.pods() == "ab").await;
     assert!(
         bed.metrics().contains(r#"watch_up{resource="pods"} 1"#)
@@ -372,8 +379,8 @@ async fn a_silent_watch_is_noticed_and_resumed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hung_list_holds_up_no_other_watch() {
-    // The API never answers about pods.
+async fn hung_list_does_not_delay_other_watches() {
+    // The API server never responds to the list of pods.
     let service = tower::service_fn(async |request: Request<kube::client::Body>| {
         let uri = request.uri().to_string();
         if uri.contains("/pods") || uri.contains("watch=true") {
@@ -384,7 +391,7 @@ async fn a_hung_list_holds_up_no_other_watch() {
     let (_cluster, writer) = Cluster::new(AddressPolicy::default(), false);
     let (ready, mut registry) = (Ready::default(), Registry::default());
     let metrics = Metrics::new(&mut registry);
-    let (feed, index) = crate::watch::feed(writer, KubernetesWatch::holds(&ready), &metrics);
+    let (feed, index) = crate::watch::feed(writer, KubernetesWatch::blockers(&ready), &metrics);
     let mut supervisor = Supervisor::new(ready.clone(), metrics.clone(), Drain::default());
     supervisor.fatal("index", index.run());
     let client = |kind: Kind| {
@@ -418,8 +425,8 @@ async fn a_hung_list_holds_up_no_other_watch() {
 }
 
 #[test]
-fn pauses_after_failures_stay_short() {
-    let pauses: Vec<_> = Pauses::default().take(30).collect();
+fn backoff_stays_short() {
+    let pauses: Vec<_> = WatchBackoff::default().take(30).collect();
     assert!(
         pauses.len() == 30 && pauses.iter().all(|pause| *pause <= Duration::from_secs(15)),
         "{pauses:?}"

@@ -1,8 +1,8 @@
-// Visits the small site in ../site through the proxy subresource, as a person does, and asserts on what the pages show.
+// Visits the small site in ../site through the proxy subresource, and checks the content of its pages.
 //
 //   echo '{"chromium": PATH, "base": URL ending in /proxy, "token": TOKEN or null}' | node visit.mjs
 //
-// With a token the browser speaks to the bastion itself; without one, something before it shows the token.
+// With a token the browser connects to the bastion; without one, kubectl proxy adds the token.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -19,7 +19,7 @@ const browser = await chromium.launch({
   ],
 });
 const context = await browser.newContext({
-  // The certificate is of a CA that this test has made.
+  // The certificate is issued by the CA of the test.
   ignoreHTTPSErrors: true,
   extraHTTPHeaders: token ? { Authorization: `Bearer ${token}` } : {},
   deviceScaleFactor: 2,
@@ -27,7 +27,7 @@ const context = await browser.newContext({
 context.setDefaultTimeout(PATIENCE);
 const page = await context.newPage();
 
-// Nothing of the site may be missing, and nothing may be asked for outside of it.
+// All resources of the site must load, and no request may leave it.
 const astray = [];
 page.on("response", (response) => {
   if (response.status() >= 400 || !response.url().startsWith(base)) {
@@ -35,14 +35,14 @@ page.on("response", (response) => {
   }
 });
 page.on("requestfailed", (request) => {
-  // Chromium reports so of what a navigation away has made needless.
+  // Chromium reports this for requests that a navigation has canceled.
   if (request.failure()?.errorText !== "net::ERR_ABORTED") {
     astray.push(`${request.failure()?.errorText} ${request.url()}`);
   }
 });
 page.on("pageerror", (error) => astray.push(`in the page: ${error.message}`));
 
-// What DevTools sees of handshakes: over HTTP/1.1 their status is 101, over HTTP/2 (RFC 8441) it is 200.
+// Status of WebSocket handshakes in DevTools: 101 over HTTP/1.1, 200 over HTTP/2 (RFC 8441).
 const handshakes = [];
 const devtools = await context.newCDPSession(page);
 await devtools.send("Network.enable");
@@ -73,7 +73,7 @@ const steps = {
       await image.decode();
       return { source: image.currentSrc, width: image.naturalWidth };
     });
-    // 20 pixels at twice the density.
+    // 20 pixels at double density.
     assert.deepEqual(photo, { source: `${base}/assets/large.svg`, width: 10 });
   },
 
@@ -105,7 +105,7 @@ const steps = {
   },
 
   async "a redirect to a whole URL"() {
-    // Behind another proxy the app is told that proxy's idea of the host.
+    // Behind another proxy the application gets the host from that proxy.
     if (token) {
       await page.goto(`${base}/moved/whole`);
       await shows("/elsewhere", "hello, stranger");
@@ -151,7 +151,7 @@ const steps = {
   },
 
   async "a WebSocket"() {
-    // A page cannot set headers on a WebSocket: its token is a subprotocol, as Kubernetes knows it.
+    // A page cannot set headers on a WebSocket, so the token is in a subprotocol, as in Kubernetes.
     const bearer = token && `base64url.bearer.authorization.k8s.io.${Buffer.from(token).toString("base64url")}`;
     const talk = await page.evaluate((protocols) => window.talk(protocols), token ? ["chat", bearer] : ["chat"]);
     const [hello, ...rest] = talk.messages;
@@ -161,7 +161,7 @@ const steps = {
   },
 };
 
-// Waits for a page of the site, and for what it tells.
+// Waits for a page of the site and returns its content.
 async function shows(path, told) {
   await page.waitForURL(base + path);
   assert.equal(await page.locator("#told").textContent(), told);

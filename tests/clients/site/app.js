@@ -1,13 +1,13 @@
-// An app knows where it lives from its own location alone.
+// Applications know their base URL only from their location.
 document.querySelector("#script").textContent = `the script has run on ${document.title}`;
 
-// Sends as much as it is told to, and tells how much the app says has come.
+// Sends a number of bytes, and shows the number that the server has received.
 window.upload = async (size) => {
   const response = await fetch(new URL("upload", location.href), { method: "POST", body: new Uint8Array(size) });
   return Number(await response.text());
 };
 
-// Listens to the app's events until there were three. The app never ends the stream.
+// Receives three events of an endless stream.
 window.listen = () => new Promise((resolve, reject) => {
   const source = new EventSource(new URL("events", location.href));
   const events = [];
@@ -21,7 +21,7 @@ window.listen = () => new Promise((resolve, reject) => {
   source.onerror = () => reject(new Error(`the events broke off after ${events.length}`));
 });
 
-// Opens a WebSocket beside the page, says something, and closes it again. Tells all that came.
+// Opens a WebSocket, sends a message, closes it, and shows all received messages.
 window.talk = (protocols) => new Promise((resolve, reject) => {
   const url = new URL("socket?room=1", location.href);
   url.protocol = url.protocol.replace("http", "ws");

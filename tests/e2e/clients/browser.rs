@@ -1,4 +1,4 @@
-//! Headless Chromium on a site that believes it lives at the root of its host.
+//! Headless Chromium with a site that assumes to be at the root of its host.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,13 +9,13 @@ use serde_json::json;
 use super::kubectl::KubectlProxy;
 use super::site::site;
 use crate::support::app::App;
-use crate::support::program::{Program, installed};
+use crate::support::program::{Program, find_program};
 use crate::world::{World, path};
 
 const LAST: u8 = 31;
 
-/// It speaks to the bastion itself, HTTP/2 by TLS, with a token.
-pub async fn a_browser_is_at_home(world: &mut World) -> Result<()> {
+/// The browser connects to the bastion over HTTP/2, with a token.
+pub async fn browser_shows_a_site(world: &mut World) -> Result<()> {
     let _app = serve(world, "site", 8081).await?;
     let base = format!(
         "https://{}{}",
@@ -25,10 +25,10 @@ pub async fn a_browser_is_at_home(world: &mut World) -> Result<()> {
     visit(&base, Some(&world.token)).await
 }
 
-/// As people do it: `kubectl proxy` shows the token, and the browser has none.
-pub async fn a_browser_is_at_home_behind_kubectl_proxy(world: &mut World) -> Result<()> {
+/// `kubectl proxy` adds the token, and the browser has none.
+pub async fn browser_shows_a_site_behind_kubectl_proxy(world: &mut World) -> Result<()> {
     let _app = serve(world, "site-too", 8082).await?;
-    // At home in truth: what the browser does not find here, no proxy can give it.
+    // Without a proxy first, as the reference.
     visit(
         &format!("http://{}:8082", world.namespace.address(LAST)),
         None,
@@ -60,18 +60,20 @@ async fn serve(world: &World, name: &str, port: u16) -> Result<App> {
         .await?;
     let spec = json!({"selector": {"app": name}, "ports": [{"port": 80, "targetPort": port}]});
     world.objects.service(name, spec).await?;
-    world.known(&format!("services/{name}:80")).await?;
+    world
+        .wait_until_known(&format!("services/{name}:80"))
+        .await?;
     Ok(app)
 }
 
 async fn visit(base: &str, token: Option<&str>) -> Result<()> {
-    let chromium = installed(
+    let chromium = find_program(
         &["chromium", "chromium-browser", "google-chrome"],
         "on Debian, apt-get install chromium",
     )?;
     let folder = installation()?;
     let setting = json!({"chromium": chromium, "base": base, "token": token});
-    let node = installed(
+    let node = find_program(
         &["node"],
         "install Node 18 or later; on Debian, apt-get install nodejs",
     )?;
@@ -81,8 +83,8 @@ async fn visit(base: &str, token: Option<&str>) -> Result<()> {
     browser.finish().await
 }
 
-/// The program with the packages that package-lock.json holds, in a folder of target/. They are
-/// installed anew only where the lock file has changed.
+/// Installs the packages of package-lock.json in a folder of target/, unless the lock file is
+/// unchanged. Returns the program.
 fn installation() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (source, folder) = (
@@ -99,18 +101,18 @@ fn installation() -> Result<PathBuf> {
     for name in ["package.json", "package-lock.json"] {
         std::fs::copy(source.join(name), folder.join(name))?;
     }
-    let npm = installed(&["npm"], "on Debian, apt-get install npm")?;
+    let npm = find_program(&["npm"], "on Debian, apt-get install npm")?;
     let mut command = Command::new(npm);
     command
         .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
         .current_dir(&folder);
     let output = command.output().context("npm did not start")?;
-    let said = [output.stdout, output.stderr].concat();
+    let printed = [output.stdout, output.stderr].concat();
     ensure!(
         output.status.success(),
         "`npm ci` failed in {}:\n{}",
         folder.display(),
-        String::from_utf8_lossy(&said)
+        String::from_utf8_lossy(&printed)
     );
     std::fs::write(installed_lock, lock)?;
     Ok(folder)

@@ -11,32 +11,32 @@ use hyper::body::Frame;
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
-use crate::support::app::{App, answer, status};
-use crate::support::program::{Program, installed};
+use crate::support::app::{App, response, status};
+use crate::support::program::{Program, find_program};
 use crate::world::{World, path};
 
 const LAST: u8 = 36;
 
-/// Each version as curl's option, and as curl reports what it spoke.
+/// Versions of HTTP: the option of curl, and its name in the output of curl.
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "1.1"), ("--http2", "2")];
 
-pub async fn curl_speaks_both_versions_of_http(world: &mut World) -> Result<()> {
+pub async fn curl_uses_both_versions_of_http(world: &mut World) -> Result<()> {
     let _app = App::start(&world.namespace, LAST, 8081, None, |request| async move {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/moved") => {
                 status(StatusCode::FOUND, header::LOCATION, "/elsewhere", "")
             }
             (&Method::GET | &Method::HEAD, "/elsewhere") => {
-                answer("text/plain", "you are elsewhere")
+                response("text/plain", "you are elsewhere")
             }
-            (&Method::GET, "/") => answer("text/plain", "the root"),
+            (&Method::GET, "/") => response("text/plain", "the root"),
             (&Method::POST | &Method::PUT, "/length") => {
                 let body = request
                     .into_body()
                     .collect()
                     .await
                     .map(|body| body.to_bytes().len());
-                answer("text/plain", format!("{} bytes", body.unwrap_or_default()))
+                response("text/plain", format!("{} bytes", body.unwrap_or_default()))
             }
             _ => status(
                 StatusCode::NOT_FOUND,
@@ -56,12 +56,12 @@ pub async fn curl_speaks_both_versions_of_http(world: &mut World) -> Result<()> 
             ports,
         )
         .await?;
-    world.known("pods/curled").await?;
+    world.wait_until_known("pods/curled").await?;
     let file = world.cluster.folder.path().join("upload");
     std::fs::write(&file, "0123456789abcdef".repeat(1 << 16))?;
     let upload = format!("@{}", file.display());
     for (version, spoken) in VERSIONS {
-        for (what, arguments, target, code, said) in [
+        for (what, arguments, target, code, text) in [
             ("a service", &[][..], "services/web/proxy/name", 200, "web-"),
             ("a pod", &[], "pods/web-1:8080/proxy/name", 200, "web-1"),
             (
@@ -78,7 +78,7 @@ pub async fn curl_speaks_both_versions_of_http(world: &mut World) -> Result<()> 
                 200,
                 "1048576 bytes",
             ),
-            // Of a length that is not told.
+            // Of unknown length.
             (
                 "an upload",
                 &["--upload-file", "-"],
@@ -156,20 +156,20 @@ pub async fn curl_speaks_both_versions_of_http(world: &mut World) -> Result<()> 
             let mut curl = Program::start(&mut curl)?;
             curl.write(b"12345")?;
             curl.finish().await.context(what)?;
-            let output = curl.said().join("\n").to_lowercase();
+            let output = curl.output().join("\n").to_lowercase();
             let right = output.ends_with(&format!("\n{code} http/{spoken}"))
-                && output.contains(&said.to_lowercase());
+                && output.contains(&text.to_lowercase());
             ensure!(
                 right,
-                "{what}, {version}: expected {code} and {said:?}:\n{output}"
+                "{what}, {version}: expected {code} and {text:?}:\n{output}"
             );
         }
     }
     Ok(())
 }
 
-pub async fn curl_streams_what_comes(world: &mut World) -> Result<()> {
-    // Each answer is fed by the test, piece by piece.
+pub async fn curl_streams_responses(world: &mut World) -> Result<()> {
+    // The test writes each response in pieces.
     let (feed, pieces) = mpsc::channel::<&'static str>(1);
     let pieces = Arc::new(Mutex::new(pieces));
     let _app = App::start(&world.namespace, LAST, 8082, None, move |_| {
@@ -191,7 +191,7 @@ pub async fn curl_streams_what_comes(world: &mut World) -> Result<()> {
         .objects
         .pod("dripping", json!({}), world.namespace.address(LAST), ports)
         .await?;
-    world.known("pods/dripping").await?;
+    world.wait_until_known("pods/dripping").await?;
     for (version, _) in VERSIONS {
         let url = format!(
             "https://{}{}",
@@ -201,8 +201,8 @@ pub async fn curl_streams_what_comes(world: &mut World) -> Result<()> {
         let mut curl = Program::start(curl(world)?.args([version, "--no-buffer", &url]))?;
         for piece in ["first\n", "second\n", "third\n"] {
             feed.send(piece).await?;
-            // The next is not even written before this one is here.
-            curl.says(piece.trim()).await.context(version)?;
+            // The next piece is written after this one has arrived.
+            curl.wait_for_line(piece.trim()).await.context(version)?;
         }
         feed.send("").await?;
         curl.finish().await.context(version)?;
@@ -210,10 +210,10 @@ pub async fn curl_streams_what_comes(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// curl with the caller's token, which stands in a file, as arguments can be seen by everybody on a
-/// machine.
+/// Returns curl with the token of the caller in a file, because all users of a machine can see
+/// arguments.
 fn curl(world: &World) -> Result<Command> {
-    let curl = installed(&["curl"], "on Debian, apt-get install curl")?;
+    let curl = find_program(&["curl"], "on Debian, apt-get install curl")?;
     let header = world.cluster.folder.path().join("authorization");
     std::fs::write(&header, format!("Authorization: Bearer {}\n", world.token))?;
     let mut command = Command::new(curl);

@@ -1,25 +1,25 @@
-//! Programs in Go: client-go here, and what the gRPC scenarios run.
+//! Programs in Go: client-go, and the build of those of the gRPC scenarios.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::support::cluster::By;
-use crate::support::program::{Program, installed};
+use crate::support::cluster::KubeconfigUser;
+use crate::support::program::{Program, find_program};
 use crate::world::World;
 
-pub async fn client_go_asks_by_proxy_get(world: &mut World) -> Result<()> {
+pub async fn client_go_uses_proxy_get(world: &mut World) -> Result<()> {
     let program = program("clientgo")?;
     for target in ["services/web:80", "services/https:safe:443"] {
-        world.known(target).await?;
+        world.wait_until_known(target).await?;
     }
-    // First the apiserver's own proxy: what it does is what the program must expect.
+    // The apiserver first, as the reference.
     for server in [
         world.cluster.server.clone(),
         format!("https://{}", world.bastion.secure),
     ] {
-        let by = By::Token(&world.token);
+        let by = KubeconfigUser::Token(&world.token);
         let kubeconfig =
             world
                 .cluster
@@ -32,12 +32,11 @@ pub async fn client_go_asks_by_proxy_get(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// A program of tests/clients/go, built from the modules that go.sum holds. It takes no time when
-/// nothing changed.
+/// Builds a program of tests/clients/go from the modules in go.sum.
 pub fn program(name: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (source, programs) = (root.join("tests/clients/go"), root.join("target/clients"));
-    let go = installed(&["go"], "install Go 1.26 or later")?;
+    let go = find_program(&["go"], "install Go 1.26 or later")?;
     std::fs::create_dir_all(&programs)?;
     let mut command = Command::new(go);
     command
@@ -54,10 +53,10 @@ pub fn program(name: &str) -> Result<PathBuf> {
         .env("CGO_ENABLED", "0")
         .current_dir(&source)
         .output()?;
-    let said = String::from_utf8_lossy(&built.stderr);
+    let errors = String::from_utf8_lossy(&built.stderr);
     ensure!(
         built.status.success(),
-        "`go build` failed in {}:\n{said}",
+        "`go build` failed in {}:\n{errors}",
         source.display()
     );
     Ok(programs.join(name))

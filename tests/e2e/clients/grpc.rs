@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::go::program;
 use crate::support::eventually;
-use crate::support::program::{Program, inside};
+use crate::support::program::{Program, command_in_namespace};
 use crate::world::{World, bastion, path};
 
 /// The last byte of the addresses of the two pods.
@@ -18,10 +18,10 @@ const PODS: [u8; 2] = [38, 39];
 const CLEARTEXT: u16 = 50051;
 const TLS: u16 = 50052;
 
-pub async fn grpc_interoperates(world: &mut World) -> Result<()> {
+pub async fn grpc_calls_and_streams_work(world: &mut World) -> Result<()> {
     let servers = Servers::start(world, "grpc", "0s").await?;
     let bastion = world.bastion.secure.to_string();
-    // The apiserver does it over TLS alone, and where the id says so.
+    // The apiserver supports it only over TLS with https in the id.
     let apiserver = world
         .cluster
         .server
@@ -44,7 +44,7 @@ pub async fn grpc_interoperates(world: &mut World) -> Result<()> {
     servers.have_seen_no_credential()
 }
 
-pub async fn grpc_refusals_are_grpc_statuses(world: &mut World) -> Result<()> {
+pub async fn grpc_errors_are_grpc_statuses(world: &mut World) -> Result<()> {
     let server = world.bastion.secure.to_string();
     for (prefix, expected) in [
         (
@@ -63,34 +63,34 @@ pub async fn grpc_refusals_are_grpc_statuses(world: &mut World) -> Result<()> {
 pub async fn grpc_cancellations_reach_the_server(world: &mut World) -> Result<()> {
     let servers = Servers::start(world, "cancelled", "0s").await?;
     let server = world.bastion.secure.to_string();
-    let mut heard = 0;
+    let mut canceled_calls = 0;
     for kind in ["tls", "cleartext"] {
         let prefix = path(&format!("services/cancelled-{kind}/proxy"));
         for how in ["cancel", "deadline"] {
             Program::start(call(world, &server, &prefix)?.arg(how))?
                 .finish()
                 .await?;
-            heard += 1;
+            canceled_calls += 1;
             servers
-                .hear_of_cancellations(heard)
+                .hear_of_cancellations(canceled_calls)
                 .await
                 .with_context(|| format!("{how} over {kind}"))?;
         }
         let mut client = Program::start(call(world, &server, &prefix)?.arg("paced"))?;
-        client.says("said 1").await?;
-        // It dies without a word.
+        client.wait_for_line("said 1").await?;
+        // Kills the client.
         drop(client);
-        heard += 1;
+        canceled_calls += 1;
         servers
-            .hear_of_cancellations(heard)
+            .hear_of_cancellations(canceled_calls)
             .await
             .with_context(|| format!("a dead client over {kind}"))?;
     }
     Ok(())
 }
 
-pub async fn grpc_servers_go_away_and_no_call_fails(world: &mut World) -> Result<()> {
-    // Each connection is ended by GOAWAY when it is this old, whatever runs on it.
+pub async fn grpc_goaway_fails_no_call(world: &mut World) -> Result<()> {
+    // Age at which servers end each connection with GOAWAY.
     const AGE: &str = "200ms";
     let mut servers = Servers::start(world, "updated", AGE).await?;
     let server = world.bastion.secure.to_string();
@@ -98,16 +98,16 @@ pub async fn grpc_servers_go_away_and_no_call_fails(world: &mut World) -> Result
         let prefix = path(&format!("services/updated-{kind}/proxy"));
         let mut calls = Program::start(call(world, &server, &prefix)?.arg("calls"))?;
         for pod in PODS {
-            servers.of(pod, port)?.says("called").await?;
+            servers.of(pod, port)?.wait_for_line("called").await?;
         }
-        // A rolling update: each server finishes its calls, is gone for a while, and is replaced.
+        // A rolling update: each server finishes its calls, exits, and is replaced after a while.
         for pod in PODS {
             let old = servers.of(pod, port)?;
             old.signal(Signal::SIGTERM)?;
             old.finish().await?;
             reach(&mut calls, 500).await?;
             *servers.of(pod, port)? = serve(world, pod, port, AGE).await?;
-            servers.of(pod, port)?.says("called").await?;
+            servers.of(pod, port)?.wait_for_line("called").await?;
         }
         reach(&mut calls, 1_000).await?;
         calls
@@ -116,13 +116,13 @@ pub async fn grpc_servers_go_away_and_no_call_fails(world: &mut World) -> Result
             .with_context(|| format!("calls over {kind}"))?;
         println!(
             "     {kind}, two servers replaced: {}",
-            calls.says("calls,").await?
+            calls.wait_for_line("calls,").await?
         );
     }
     servers.have_seen_no_credential()
 }
 
-pub async fn grpc_streams_outlive_the_beginning_of_a_drain(world: &mut World) -> Result<()> {
+pub async fn grpc_streams_continue_during_a_drain(world: &mut World) -> Result<()> {
     let _servers = Servers::start(world, "drained", "0s").await?;
     let kubeconfig = world
         .cluster
@@ -135,7 +135,7 @@ pub async fn grpc_streams_outlive_the_beginning_of_a_drain(world: &mut World) ->
     for kind in ["tls", "cleartext"] {
         let prefix = path(&format!("services/drained-{kind}/proxy"));
         let mut client = Program::start(call(world, &server, &prefix)?.arg("paced"))?;
-        client.says("said 1").await?;
+        client.wait_for_line("said 1").await?;
         clients.push(client);
     }
     draining.signal(Signal::SIGTERM)?;
@@ -143,21 +143,21 @@ pub async fn grpc_streams_outlive_the_beginning_of_a_drain(world: &mut World) ->
         Ok(TcpStream::connect(draining.secure).await.is_err())
     })
     .await?;
-    // The GOAWAY is behind them, and they go on.
+    // After the GOAWAY the streams continue.
     for client in &mut clients {
-        for words in ["said 2", "said 3"] {
+        for text in ["said 2", "said 3"] {
             client.write(b"\n")?;
-            client.says(words).await?;
+            client.wait_for_line(text).await?;
         }
         client.finish().await?;
     }
-    // Nothing is left to wait for.
+    // The drain ends with the last stream.
     let ended = tokio::task::spawn_blocking(move || draining.wait()).await??;
     ensure!(ended.success(), "{ended}");
     Ok(())
 }
 
-/// Two pods, each with a server of either kind, and a service for each kind.
+/// Two pods, each with a cleartext and a TLS server, and a service for each kind.
 struct Servers(Vec<((u8, u16), Program)>);
 
 impl Servers {
@@ -189,7 +189,7 @@ impl Servers {
                 .service(&format!("{name}-{kind}"), spec)
                 .await?;
             world
-                .known(&format!("services/{name}-{kind}:{port}"))
+                .wait_until_known(&format!("services/{name}-{kind}:{port}"))
                 .await?;
         }
         Ok(Self(servers))
@@ -200,32 +200,32 @@ impl Servers {
         Ok(&mut server.context("each pod has both servers")?.1)
     }
 
-    fn said(&self) -> Vec<String> {
+    fn output(&self) -> Vec<String> {
         self.0
             .iter()
-            .flat_map(|(_, server)| server.said())
+            .flat_map(|(_, server)| server.output())
             .collect()
     }
 
     async fn hear_of_cancellations(&self, count: usize) -> Result<()> {
-        let heard = || {
-            self.said()
+        let canceled_calls = || {
+            self.output()
                 .iter()
                 .filter(|line| line.starts_with("cancelled"))
                 .count()
         };
         eventually(
             &format!("the servers to hear of {count} cancellations"),
-            async || Ok(heard() >= count),
+            async || Ok(canceled_calls() >= count),
         )
         .await?;
-        ensure!(heard() == count, "{:?}", self.said());
+        ensure!(canceled_calls() == count, "{:?}", self.output());
         Ok(())
     }
 
     fn have_seen_no_credential(&self) -> Result<()> {
         let leaked = self
-            .said()
+            .output()
             .into_iter()
             .find(|line| line.starts_with("leaked"));
         ensure!(leaked.is_none(), "{leaked:?}");
@@ -234,7 +234,7 @@ impl Servers {
 }
 
 async fn serve(world: &World, pod: u8, port: u16, age: &str) -> Result<Program> {
-    let mut command = inside(&world.namespace, &program("grpcserver")?);
+    let mut command = command_in_namespace(&world.namespace, &program("grpcserver")?);
     command
         .arg("-listen")
         .arg(format!("{}:{port}", world.namespace.address(pod)));
@@ -247,11 +247,11 @@ async fn serve(world: &World, pod: u8, port: u16, age: &str) -> Result<Program> 
             .arg(&world.serving.key);
     }
     let mut server = Program::start(&mut command)?;
-    server.says("serving").await?;
+    server.wait_for_line("serving").await?;
     Ok(server)
 }
 
-/// The client before its scenarios, with the caller's token.
+/// Returns the command of the client, with the token of the caller.
 fn call(world: &World, server: &str, prefix: &str) -> Result<Command> {
     let token = world.cluster.folder.path().join("caller-token");
     std::fs::write(&token, &world.token)?;
@@ -263,11 +263,11 @@ fn call(world: &World, server: &str, prefix: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Waits until so many more calls are made.
+/// Waits for a number of further calls.
 async fn reach(calls: &mut Program, more: u64) -> Result<()> {
     let made = |calls: &Program| {
-        let said = calls.said();
-        let counts = said
+        let output = calls.output();
+        let counts = output
             .iter()
             .filter_map(|line| line.strip_prefix("made ")?.parse::<u64>().ok());
         counts.max().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! `kubectl proxy`, which shows the caller's token for clients that have none.
+//! kubectl, and `kubectl proxy`, which adds the token of the caller for clients without one.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,18 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::cluster::By;
+use crate::support::cluster::KubeconfigUser;
 use crate::support::program::Program;
 use crate::world::{World, path};
 
-/// Each of `--raw`'s methods, with the kubeconfig that a user of the bastion is given: what kubectl
-/// prints, errors too, is what it prints through the apiserver.
-pub async fn kubectl_works_by_a_kubeconfig_of_its_own(world: &mut World) -> Result<()> {
-    world.known("services/web:80").await?;
+/// All methods of `--raw`, with a kubeconfig for the bastion. The output, including errors, equals
+/// that through the apiserver.
+pub async fn kubectl_works_with_a_kubeconfig_for_the_bastion(world: &mut World) -> Result<()> {
+    world.wait_until_known("services/web:80").await?;
     let folder = world.cluster.folder.path();
     let body = folder.join("order.json");
     std::fs::write(&body, r#"{"order": "tea"}"#)?;
-    let by = By::Token(&world.token);
+    let by = KubeconfigUser::Token(&world.token);
     let kubeconfig = |name: &str, server: &str| {
         world
             .cluster
@@ -106,24 +106,24 @@ pub async fn kubectl_works_by_a_kubeconfig_of_its_own(world: &mut World) -> Resu
     Ok(())
 }
 
-/// What it says before the place.
-const WHERE: &str = "Starting to serve on ";
+/// Output before the address.
+const ADDRESS_PREFIX: &str = "Starting to serve on ";
 
-/// A running `kubectl proxy`. Dropping it ends it.
+/// Running `kubectl proxy`. Dropping it kills the process.
 pub struct KubectlProxy {
-    /// Where it says it serves: an address, or the path of a socket.
+    /// Address that it prints, or the path of its socket.
     place: String,
     folder: tempfile::TempDir,
     _program: Program,
 }
 
 impl KubectlProxy {
-    /// In front of `server`, on a free port of loopback.
+    /// Starts it for `server` on a free loopback port.
     pub async fn by_port(world: &World, server: &str) -> Result<Self> {
         Self::start(world, server, |_| "--port=0".into()).await
     }
 
-    /// In front of `server`, on a socket in a folder of its own.
+    /// Starts it for `server` on a Unix socket in a temporary folder.
     pub async fn by_socket(world: &World, server: &str) -> Result<Self> {
         Self::start(world, server, |folder| {
             format!("--unix-socket={}", folder.join("socket").display())
@@ -137,7 +137,7 @@ impl KubectlProxy {
         how: impl FnOnce(PathBuf) -> String,
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let by = By::Token(&world.token);
+        let by = KubeconfigUser::Token(&world.token);
         let kubeconfig =
             world
                 .cluster
@@ -148,10 +148,10 @@ impl KubectlProxy {
             .arg(how(folder.path().into()))
             .arg(format!("--kubeconfig={}", kubeconfig.display()));
         let mut program = Program::start(&mut command)?;
-        let line = program.says(WHERE).await?;
+        let line = program.wait_for_line(ADDRESS_PREFIX).await?;
         let place = line
-            .split_once(WHERE)
-            .context("it was found by these words")?
+            .split_once(ADDRESS_PREFIX)
+            .context("the line contains the prefix")?
             .1
             .trim()
             .to_owned();

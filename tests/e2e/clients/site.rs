@@ -1,5 +1,4 @@
-//! A small site of several pages, as an app writes them that believes it lives at the root of its
-//! host.
+//! A small site with several pages that assumes to be at the root of its host.
 
 use std::io::Write;
 
@@ -12,40 +11,44 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 
 use super::websocket::echo;
-use crate::support::app::{Body, answer, status};
+use crate::support::app::{Body, response, status};
 
 const HTML: &str = "text/html; charset=utf-8";
 
-/// Answers as the site does.
+/// Serves the site.
 pub async fn site(request: Request<Incoming>) -> Response<Body> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let query = request.uri().query().unwrap_or_default().to_owned();
     match (method, path.as_str()) {
-        (Method::GET, "/") => answer(HTML, include_str!("../../clients/site/front.html")),
+        (Method::GET, "/") => response(HTML, include_str!("../../clients/site/front.html")),
         (Method::GET, "/second") => packed(
             &request,
             page("Second page", "", &format!("you came by {query}")),
         ),
-        (Method::GET, "/framed") => answer(HTML, page("Framed", "", "you see a frame")),
-        (Method::GET, "/search") => answer(
+        (Method::GET, "/framed") => response(HTML, page("Framed", "", "you see a frame")),
+        (Method::GET, "/search") => response(
             HTML,
             page("Found", "", &format!("you searched for {query}")),
         ),
         (Method::GET, "/refreshed") => {
             let refresh = r#"<meta http-equiv="refresh" content="0; url=/elsewhere">"#;
-            answer(HTML, page("Refreshed", refresh, "you do not stay here"))
+            response(HTML, page("Refreshed", refresh, "you do not stay here"))
         }
         (Method::GET, "/moved") => status(StatusCode::FOUND, header::LOCATION, "/elsewhere", ""),
         (Method::GET, "/moved/whole") => {
-            // As frameworks do that make whole URLs of what a proxy tells them.
-            let told = |name| {
+            // As frameworks build absolute URLs from forwarding headers.
+            let forwarded = |name| {
                 request
                     .headers()
                     .get(name)
                     .and_then(|value| value.to_str().ok())
                     .unwrap_or_default()
             };
-            let location = format!("{}://{}/elsewhere", told("x-forwarded-proto"), told("host"));
+            let location = format!(
+                "{}://{}/elsewhere",
+                forwarded("x-forwarded-proto"),
+                forwarded("host")
+            );
             status(
                 StatusCode::MOVED_PERMANENTLY,
                 header::LOCATION,
@@ -61,7 +64,7 @@ pub async fn site(request: Request<Incoming>) -> Response<Body> {
             let user = cookies
                 .find_map(|cookie| cookie.strip_prefix("user="))
                 .unwrap_or("stranger");
-            answer(HTML, page("Elsewhere", "", &format!("hello, {user}")))
+            response(HTML, page("Elsewhere", "", &format!("hello, {user}")))
         }
         (Method::POST, "/login" | "/login/guest") => {
             let body = request
@@ -92,10 +95,10 @@ pub async fn site(request: Request<Incoming>) -> Response<Body> {
                 .await
                 .map(|body| body.to_bytes().len())
                 .unwrap_or_default();
-            answer("text/plain", body.to_string())
+            response("text/plain", body.to_string())
         }
         (Method::GET, "/events") => {
-            // One after the other, and no end: the page must see each as it comes.
+            // An endless stream: the page must receive each event when it is sent.
             let events = (1..=3)
                 .map(|count| Ok(Frame::data(Bytes::from(format!("data: event {count}\n\n")))));
             let events = futures::stream::iter(events).chain(futures::stream::pending());
@@ -108,10 +111,10 @@ pub async fn site(request: Request<Incoming>) -> Response<Body> {
         }
         (Method::GET, "/socket") => echo(request),
         (Method::GET, "/assets/style.css") => {
-            answer("text/css", include_str!("../../clients/site/style.css"))
+            response("text/css", include_str!("../../clients/site/style.css"))
         }
         (Method::GET, "/assets/app.js") => {
-            answer("text/javascript", include_str!("../../clients/site/app.js"))
+            response("text/javascript", include_str!("../../clients/site/app.js"))
         }
         (Method::GET, "/assets/small.svg") => image(include_str!("../../clients/site/small.svg")),
         (Method::GET, "/assets/large.svg") => image(include_str!("../../clients/site/large.svg")),
@@ -127,17 +130,17 @@ pub async fn site(request: Request<Incoming>) -> Response<Body> {
 }
 
 fn image(text: &'static str) -> Response<Body> {
-    answer("image/svg+xml", text)
+    response("image/svg+xml", text)
 }
 
-/// A page as most servers send theirs: compressed, and in pieces that end anywhere.
+/// Returns a page as common servers send it: compressed, in chunks of any size.
 fn packed(request: &Request<Incoming>, page: String) -> Response<Body> {
     let accepted = request
         .headers()
         .get(header::ACCEPT_ENCODING)
         .and_then(|value| value.to_str().ok());
     if !accepted.unwrap_or_default().contains("gzip") {
-        return answer(HTML, page);
+        return response(HTML, page);
     }
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     let packed = gzip
@@ -158,9 +161,9 @@ fn packed(request: &Request<Incoming>, page: String) -> Response<Body> {
     response
 }
 
-fn page(title: &str, head: &str, told: &str) -> String {
+fn page(title: &str, head: &str, content: &str) -> String {
     let page = include_str!("../../clients/site/page.html");
     page.replace("{title}", title)
         .replace("{head}", head)
-        .replace("{told}", &told.replace('&', "&amp;"))
+        .replace("{content}", &content.replace('&', "&amp;"))
 }

@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::support::app::{App, Body, answer, status};
+use crate::support::app::{App, Body, response, status};
 use crate::support::client::tls_with_alpn;
 use crate::support::eventually;
 use crate::world::{World, path};
@@ -36,7 +36,7 @@ pub async fn websockets_open_over_http1(world: &mut World) -> Result<()> {
         .server
         .trim_start_matches("https://")
         .parse()?;
-    // The apiserver drops the query of an upgrade (C85); all else it does as a client expects.
+    // The apiserver drops the query of an upgrade (C85), and otherwise is the reference.
     for (who, address, query) in [
         ("the apiserver", apiserver, false),
         ("the bastion", world.bastion.secure, true),
@@ -100,8 +100,7 @@ pub async fn websockets_open_over_http2(world: &mut World) -> Result<()> {
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     tokio::spawn(connection);
 
-    // A plain request first: the server's settings, which offer the extension, have come when it is
-    // answered.
+    // A plain request first: with its response, the settings that offer the extension have arrived.
     let name = path("services/web/proxy/name");
     let plain = async || -> Result<()> {
         let request = Request::get(format!("https://localhost{name}"));
@@ -159,11 +158,11 @@ pub async fn websockets_open_over_http2(world: &mut World) -> Result<()> {
         ensure!(response.status() == code, "{what}: {response:?}");
         response.into_body().collect().await.context(what)?;
     }
-    // None of these has cost the connection.
+    // The connection has survived these errors.
     plain().await
 }
 
-/// How a client shows its token: a page in a browser can only do the second.
+/// Place of the token. Pages in a browser can only use the subprotocol.
 #[derive(Clone, Copy)]
 enum By<'a> {
     Header(&'a str),
@@ -171,7 +170,7 @@ enum By<'a> {
 }
 
 impl By<'_> {
-    /// The headers of a handshake that offers these protocols.
+    /// Returns the headers of a handshake that offers some protocols.
     fn headers(self, protocols: &[&str]) -> Vec<(header::HeaderName, String)> {
         let mut offered: Vec<String> = protocols.iter().map(ToString::to_string).collect();
         let mut headers = Vec::new();
@@ -188,7 +187,7 @@ impl By<'_> {
     }
 }
 
-/// A socket, and the protocol that the server has chosen.
+/// A socket, and the protocol that the server selected.
 type Opened<S> = (WebSocketStream<S>, Option<String>);
 
 async fn over_http1(
@@ -233,7 +232,7 @@ async fn over_http2(
     sender
         .send_request(request.body(Full::default())?)
         .await
-        .context("the extended CONNECT was not answered")
+        .context("the extended CONNECT got no response")
 }
 
 async fn opened(
@@ -269,14 +268,17 @@ fn refused_with<T>(outcome: &Result<T, Error>, code: u16) -> bool {
     matches!(outcome, Err(Error::Http(response)) if response.status() == code)
 }
 
-/// All kinds of frames, both ways, and the end as RFC 6455 has it.
+/// Sends all kinds of frames in both directions, and closes according to RFC 6455.
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut WebSocketStream<S>,
     seen: &Value,
 ) -> Result<()> {
     let hello = socket.next().await.context("the socket ended")??;
-    let told: Value = serde_json::from_str(hello.to_text()?)?;
-    ensure!(told == *seen, "the app saw {told}, not {seen}");
+    let received: Value = serde_json::from_str(hello.to_text()?)?;
+    ensure!(
+        received == *seen,
+        "the application received {received}, not {seen}"
+    );
     let large = Bytes::from(vec![7; 1 << 20]);
     for message in [
         Message::text("good day"),
@@ -309,13 +311,13 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         .await
         .context("the socket ended without a close")??;
     ensure!(end == Message::Close(Some(why)), "{end}");
-    // The connection, or the stream, ends too.
+    // The connection or stream ends, too.
     let rest = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next()).await?;
     ensure!(rest.is_none(), "{rest:?}");
     Ok(())
 }
 
-/// A pod whose app echoes on a WebSocket.
+/// Starts a pod with an application that echoes on a WebSocket.
 async fn app(world: &World, name: &str, port: u16) -> Result<App> {
     let app = App::start(&world.namespace, LAST, port, None, |request| async move {
         match request.uri().path() {
@@ -341,7 +343,7 @@ async fn app(world: &World, name: &str, port: u16) -> Result<App> {
     Ok(app)
 }
 
-/// Opens a WebSocket that tells what reached the app, then says everything again.
+/// Accepts a WebSocket, sends the request that the application received, and echoes.
 pub fn echo(mut request: Request<Incoming>) -> Response<Body> {
     let headers = request.headers();
     let text = |name| {
@@ -351,7 +353,7 @@ pub fn echo(mut request: Request<Incoming>) -> Response<Body> {
     };
     let protocols = text(header::SEC_WEBSOCKET_PROTOCOL);
     let Some(key) = headers.get(header::SEC_WEBSOCKET_KEY) else {
-        return answer("text/plain", "a WebSocket is served here");
+        return response("text/plain", "a WebSocket is served here");
     };
     let hello = json!({
         "url": request.uri().to_string(),
@@ -370,7 +372,7 @@ pub fn echo(mut request: Request<Incoming>) -> Response<Body> {
         http::HeaderValue::from_static("Upgrade"),
     );
     headers.insert(header::UPGRADE, http::HeaderValue::from_static("websocket"));
-    // The first that is offered, as apps do that speak one.
+    // Selects the first offered protocol, as applications with one protocol do.
     let first = protocols
         .as_deref()
         .and_then(|offered| offered.split(',').next())

@@ -1,4 +1,4 @@
-//! Asks one question of one side over HTTP/1.1, and keeps every byte that comes back.
+//! Sends the request of a row to one side over HTTP/1.1, and records every byte of the response.
 
 mod h2;
 mod parse;
@@ -14,14 +14,14 @@ use tokio::time::timeout;
 use super::callers::Credentials;
 use super::table::{Act, Row};
 use crate::support::client::tls_with_alpn;
-use crate::support::raw::{Field, Head, MOMENT, PATIENCE, Stage, contains};
+use crate::support::raw::{Field, Head, IMMEDIATE, STEP_TIMEOUT, Stage, contains};
 
 pub use h2::ask as ask_h2;
 
-/// The name that clients give the server in `Host`.
+/// `Host` of the requests.
 pub const HOST: &str = "bastion.test";
 
-/// Who is asked.
+/// Server under comparison: the apiserver or a bastion.
 #[derive(Clone, Debug)]
 pub struct Side {
     pub name: &'static str,
@@ -29,33 +29,40 @@ pub struct Side {
     pub ca: PathBuf,
 }
 
-/// What came back.
+/// Recorded response.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
+pub struct RecordedResponse {
     pub interim: Vec<Head>,
     pub head: Option<Head>,
     pub body: Vec<u8>,
     pub trailers: Vec<Field>,
-    /// What came behind a 101.
+    /// Bytes after a 101.
     pub tunnel: Vec<u8>,
-    /// Whether the answer is whole.
+    /// True if the response is complete.
     pub complete: bool,
-    /// How it ended, in words.
+    /// Description of the end of the response.
     pub end: String,
-    /// Whether the server ended the connection, where that was waited for.
+    /// True if the server closed the connection; none if the row does not wait for that.
     pub closed: Option<bool>,
 }
 
-/// What has been received, and whether that is all.
+/// Received bytes, and the end of the connection, if any.
 #[derive(Debug, Default)]
 struct Received {
     bytes: Vec<u8>,
     ended: Option<String>,
 }
 
+/// Sends the request of a row. A missing response is recorded, too.
+///
 /// # Errors
-/// Where the connection cannot be made: no answer at all is an answer too.
-pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Result<Answer> {
+/// Returns an error if the connection fails.
+pub async fn ask(
+    side: &Side,
+    row: &Row,
+    by: &Credentials,
+    stage: &Stage,
+) -> Result<RecordedResponse> {
     let stream = tls_with_alpn(side.address, &side.ca, by.certificate.as_ref(), &[]).await?;
     let (reader, mut writer) = tokio::io::split(stream);
     let received = watch::Sender::new(Received::default());
@@ -64,7 +71,7 @@ pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Res
     let mut outcome = Ok(());
     let mut closed = None;
     let asking = async {
-        // A server that answers early may close early: what it said is what counts.
+        // A server that responds early may close early, so write errors are ignored.
         let _ = writer.write_all(&row.bytes(by)).await;
         let _ = writer.flush().await;
         for act in &row.then {
@@ -79,7 +86,7 @@ pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Res
                 }
                 Act::EndSending => drop(writer.shutdown().await),
                 Act::ToEnd => closed = Some(is_closed(&received, &method).await),
-                Act::Moment => tokio::time::sleep(MOMENT).await,
+                Act::Moment => tokio::time::sleep(IMMEDIATE).await,
                 Act::HangUp => return,
             }
             if outcome.is_err() {
@@ -87,34 +94,34 @@ pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Res
             }
         }
         let done = |received: &Received| {
-            received.ended.is_some() || parse::answer(&received.bytes, &method, false).complete
+            received.ended.is_some() || parse::response(&received.bytes, &method, false).complete
         };
-        // Nothing in time is an answer too, told by `end`.
+        // A timeout is recorded in `end`.
         let _ = wait(&received, done).await;
     };
     tokio::select! {
         () = reading => {}
         () = asking => {}
     }
-    // Where reading ended first, what is left to do is to look at what was read.
+    // The response is parsed from the bytes that were received, complete or not.
     let received = received.borrow();
-    let mut answer = parse::answer(&received.bytes, &method, received.ended.is_some());
-    answer.closed = closed;
-    answer.end = match (&outcome, answer.complete, &received.ended) {
+    let mut response = parse::response(&received.bytes, &method, received.ended.is_some());
+    response.closed = closed;
+    response.end = match (&outcome, response.complete, &received.ended) {
         (Err(error), ..) => format!("{error:#}"),
         (Ok(()), true, _) => "whole".into(),
         (Ok(()), false, Some(how)) => how.clone(),
         (Ok(()), false, None) if hangs_up(row) => "the client hung up".into(),
         (Ok(()), false, None) => "nothing more came in time".into(),
     };
-    Ok(answer)
+    Ok(response)
 }
 
 fn hangs_up(row: &Row) -> bool {
     row.then.iter().any(|act| matches!(act, Act::HangUp))
 }
 
-/// Never returns: a connection that ended stays ended while the acts go on.
+/// Reads the response. Never returns, because the actions of the row continue after the end.
 async fn read(
     mut reader: impl AsyncRead + Unpin,
     received: &watch::Sender<Received>,
@@ -128,7 +135,7 @@ async fn read(
                 stage.client_got(&buffer[..count]);
                 received.send_modify(|received| received.bytes.extend_from_slice(&buffer[..count]));
             }
-            // Without close_notify, which tells an HTTP client nothing that the lengths do not.
+            // A missing close_notify is irrelevant for HTTP, which has lengths.
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break "cut",
             Err(_) => break "reset",
         }
@@ -137,22 +144,26 @@ async fn read(
     std::future::pending::<()>().await;
 }
 
-/// Whether the connection ends; behind a whole answer that is waited for only a moment.
+/// Returns true if the server closes the connection, at the latest shortly after a complete
+/// response.
 async fn is_closed(received: &watch::Sender<Received>, method: &str) -> bool {
     let over = |received: &Received| {
-        received.ended.is_some() || parse::answer(&received.bytes, method, false).complete
+        received.ended.is_some() || parse::response(&received.bytes, method, false).complete
     };
     let _ = wait(received, over).await;
-    timeout(MOMENT, wait(received, |received| received.ended.is_some()))
-        .await
-        .is_ok_and(|ended| ended.is_ok())
+    timeout(
+        IMMEDIATE,
+        wait(received, |received| received.ended.is_some()),
+    )
+    .await
+    .is_ok_and(|ended| ended.is_ok())
 }
 
 async fn wait(received: &watch::Sender<Received>, is: impl FnMut(&Received) -> bool) -> Result<()> {
     let mut changes = received.subscribe();
-    timeout(PATIENCE, changes.wait_for(is))
+    timeout(STEP_TIMEOUT, changes.wait_for(is))
         .await
-        .context("the client waited in vain")?
+        .context("the client timed out")?
         .map(|_| ())?;
     Ok(())
 }
@@ -163,7 +174,7 @@ impl Row {
         line.split(' ').next().unwrap_or_default()
     }
 
-    /// The path with what it leaves out.
+    /// Returns the absolute path.
     pub fn path(&self) -> String {
         let path = self.ask.split_once(' ').map_or("", |(_, path)| path);
         match path {

@@ -1,4 +1,4 @@
-//! Who asks: by name, with what they show.
+//! Callers of the table, by name, with their credentials.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +7,23 @@ use anyhow::{Context, Result};
 use crate::support::pki::{Ca, Pair};
 use crate::world::World;
 
-/// What a caller shows.
+/// Credentials of a caller.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     pub token: Option<String>,
     pub certificate: Option<Pair>,
-    /// The token in the form in which a WebSocket carries it.
+    /// The token as a WebSocket subprotocol.
     subprotocol: String,
 }
 
 impl Credentials {
-    /// A header line with its placeholders filled in.
+    /// Replaces the placeholders of a header line.
     pub fn fill(&self, line: &str) -> String {
         line.replace("{subprotocol}", &self.subprotocol)
     }
 }
 
-/// The callers that rows name. What they may do is in `objects.yaml`.
+/// Callers of the rows. `objects.yaml` has their permissions.
 #[derive(Debug)]
 pub struct Callers(BTreeMap<&'static str, Credentials>);
 
@@ -59,14 +59,14 @@ impl Callers {
                 token(world.cluster.token("table", account, None).await?),
             );
         }
-        // Who shows the token in a subprotocol of a WebSocket, and nowhere else.
-        let shown = callers
+        // A caller whose token is only in a WebSocket subprotocol.
+        let token_of_operator = callers
             .get("operator")
             .and_then(|caller| caller.token.clone())
             .unwrap_or_default();
         let subprotocol = format!(
             "base64url.bearer.authorization.k8s.io.{}",
-            base64url(&shown)
+            base64url(&token_of_operator)
         );
         callers.insert(
             "socket",
@@ -119,7 +119,7 @@ impl Callers {
     pub fn get(&self, name: &str) -> Result<&Credentials> {
         self.0
             .get(name)
-            .with_context(|| format!("no caller is called {name:?}"))
+            .with_context(|| format!("unknown caller {name:?}"))
     }
 }
 

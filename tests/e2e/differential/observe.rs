@@ -1,5 +1,5 @@
-//! What was observed of an answer and of what the backend saw, as named aspects that can be
-//! compared one by one.
+//! Observation of a response and of the requests that the backends received, as named aspects that
+//! are compared separately.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -7,19 +7,19 @@ use std::io::Read;
 use flate2::read::{DeflateDecoder, GzDecoder, ZlibDecoder};
 use serde_json::Value;
 
-use super::ask::Answer;
+use super::ask::RecordedResponse;
 use crate::support::raw::{Field, Head, Seen};
 
 /// Aspects by name, as `status`, `header content-type`, `body`, `saw line`, `saw header host`.
 pub type Observation = BTreeMap<String, String>;
 
-/// Bodies longer than this are told by their length and a sum.
-const LONG: usize = 4096;
+/// Length in bytes beyond which a body is represented by its length and a checksum.
+const MAX_TEXT_BYTES: usize = 4096;
 
-pub fn observe(answer: &Answer, seen: &[Seen]) -> Observation {
+pub fn observe(response: &RecordedResponse, seen: &[Seen]) -> Observation {
     let mut aspects = Observation::new();
     let mut set = |name: String, value: String| drop(aspects.insert(name, value));
-    if let Some(head) = &answer.head {
+    if let Some(head) = &response.head {
         let mut parts = head.line.splitn(3, ' ');
         set("version".into(), parts.next().unwrap_or_default().into());
         set("status".into(), parts.next().unwrap_or_default().into());
@@ -31,21 +31,21 @@ pub fn observe(answer: &Answer, seen: &[Seen]) -> Observation {
         let compared: Vec<_> = head.fields.iter().filter(counts).cloned().collect();
         fields("header", &compared, &mut set);
     }
-    for (index, interim) in answer.interim.iter().enumerate() {
-        set(format!("interim {}", index + 1), told(interim));
+    for (index, interim) in response.interim.iter().enumerate() {
+        set(format!("interim {}", index + 1), interim_text(interim));
     }
-    if answer
+    if response
         .head
         .as_ref()
         .is_some_and(|head| head.line.starts_with("HTTP/1.1 101"))
     {
-        set("tunnel".into(), text(&answer.tunnel));
-    } else if answer.head.is_some() {
-        body(answer, &mut set);
+        set("tunnel".into(), text(&response.tunnel));
+    } else if response.head.is_some() {
+        body(response, &mut set);
     }
-    fields("trailer", &answer.trailers, &mut set);
-    set("end".into(), answer.end.clone());
-    if let Some(closed) = answer.closed {
+    fields("trailer", &response.trailers, &mut set);
+    set("end".into(), response.end.clone());
+    if let Some(closed) = response.closed {
         set(
             "connection".into(),
             if closed { "closed" } else { "open" }.into(),
@@ -63,9 +63,9 @@ pub fn observe(answer: &Answer, seen: &[Seen]) -> Observation {
     aspects
 }
 
-fn body(answer: &Answer, set: &mut impl FnMut(String, String)) {
-    let status = status_of(answer);
-    let kind = answer
+fn body(response: &RecordedResponse, set: &mut impl FnMut(String, String)) {
+    let status = status_of(response);
+    let kind = response
         .head
         .as_ref()
         .and_then(|head| head.value("content-type"));
@@ -85,22 +85,22 @@ fn body(answer: &Answer, set: &mut impl FnMut(String, String)) {
             set("causes".into(), causes.to_string());
         }
     }
-    // Two YAML writers fold and quote the same text differently.
+    // YAML serializers fold and quote the same text differently.
     if let Some(status) = status.filter(|_| kind == Some("application/yaml")) {
         set("body".into(), status.to_string());
         return;
     }
-    // Two compressors write the same text in different bytes.
-    match decoded(answer) {
+    // Compressors produce different bytes for the same text.
+    match decoded(response) {
         Some(decoded) => set("body decoded".into(), text(&decoded)),
-        None => set("body".into(), text(&answer.body)),
+        None => set("body".into(), text(&response.body)),
     }
 }
 
-fn decoded(answer: &Answer) -> Option<Vec<u8>> {
-    let body = &*answer.body;
+fn decoded(response: &RecordedResponse) -> Option<Vec<u8>> {
+    let body = &*response.body;
     let mut decoded = Vec::new();
-    match answer.head.as_ref()?.value("content-encoding")? {
+    match response.head.as_ref()?.value("content-encoding")? {
         "gzip" => GzDecoder::new(body).read_to_end(&mut decoded).ok()?,
         "deflate" => {
             let zlib = ZlibDecoder::new(body).read_to_end(&mut decoded);
@@ -115,10 +115,10 @@ fn decoded(answer: &Answer) -> Option<Vec<u8>> {
     Some(decoded)
 }
 
-/// The body read as a `metav1.Status`, JSON or YAML.
-fn status_of(answer: &Answer) -> Option<Value> {
-    let kind = answer.head.as_ref()?.value("content-type")?;
-    let text = std::str::from_utf8(&answer.body).ok()?;
+/// Parses the body as a `metav1.Status` in JSON or YAML.
+fn status_of(response: &RecordedResponse) -> Option<Value> {
+    let kind = response.head.as_ref()?.value("content-type")?;
+    let text = std::str::from_utf8(&response.body).ok()?;
     let value: Value = match kind {
         "application/json" => serde_json::from_str(text).ok()?,
         "application/yaml" => serde_saphyr::from_str(text).ok()?,
@@ -168,7 +168,7 @@ fn saw_one(saw: &str, seen: &Seen, set: &mut impl FnMut(String, String)) {
     }
 }
 
-/// Headers by name; those that come more than once joined, in order.
+/// Adds header fields by name. The values of repeated fields are joined, in order.
 fn fields(part: &str, fields: &[Field], set: &mut impl FnMut(String, String)) {
     let mut by_name: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for field in fields {
@@ -182,7 +182,7 @@ fn fields(part: &str, fields: &[Field], set: &mut impl FnMut(String, String)) {
     }
 }
 
-fn told(head: &Head) -> String {
+fn interim_text(head: &Head) -> String {
     let mut lines: Vec<_> = head
         .fields
         .iter()
@@ -199,10 +199,10 @@ fn told(head: &Head) -> String {
 }
 
 fn text(bytes: &[u8]) -> String {
-    if bytes.len() <= LONG {
+    if bytes.len() <= MAX_TEXT_BYTES {
         return Field::escaped(bytes);
     }
-    // FNV-1a: enough to tell two bodies apart.
+    // FNV-1a is sufficient to distinguish bodies.
     let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
         (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });

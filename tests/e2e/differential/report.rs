@@ -1,4 +1,4 @@
-//! The report that a run prints: a line for each chapter, and what is wrong in full.
+//! Report of a run: a line per chapter, and all mismatches.
 
 use super::compare::Verdict;
 use super::table::Chapter;
@@ -31,10 +31,10 @@ impl Counts {
     }
 }
 
-pub fn fault(row: &str, faults: &[String]) {
+pub fn mismatches(row: &str, mismatches: &[String]) {
     println!("     DIFFERENT: {row}");
-    for fault in faults {
-        println!("          {fault}");
+    for mismatch in mismatches {
+        println!("          {mismatch}");
     }
 }
 
@@ -46,14 +46,14 @@ pub fn total(counts: Counts) {
     line("all rows", counts);
 }
 
-fn line(what: &str, counts: Counts) {
+fn line(title: &str, counts: Counts) {
     let Counts {
         same,
         better,
         wrong,
     } = counts;
     println!(
-        "     {what:<36} {:>4} rows: {same:>4} same, {better:>3} better on purpose, {wrong:>3} different",
+        "     {title:<36} {:>4} rows: {same:>4} same, {better:>3} better on purpose, {wrong:>3} different",
         counts.total()
     );
 }

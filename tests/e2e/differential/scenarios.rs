@@ -1,4 +1,4 @@
-//! Rows that one request and its answer cannot tell: several requests, or a client of another kind.
+//! Rows with several requests, or with another kind of client.
 
 pub mod rebinding;
 mod sockets;
@@ -13,10 +13,10 @@ use super::setting::Setting;
 use super::table::Row;
 use crate::support::raw::{Script, Step};
 
-/// Runs the scenario that a row names.
+/// Runs the scenario of a row.
 ///
 /// # Errors
-/// Where there is none of that name, or it cannot be run.
+/// Returns an error if the name is unknown or the scenario cannot be run.
 pub async fn run(name: &str, setting: &Setting<'_>, side: &Side, row: &Row) -> Result<Observation> {
     match name {
         "round_robin" => round_robin(setting, side).await,
@@ -31,19 +31,19 @@ pub async fn run(name: &str, setting: &Setting<'_>, side: &Side, row: &Row) -> R
         "unauthenticated_over_h2" => unauthenticated_over_h2(setting, side).await,
         "websocket_over_h2" => sockets::websocket_over_h2(setting, side, row).await,
         "rebinding" => rebinding::rebinding(setting, side).await,
-        _ => bail!("no scenario is called {name:?}"),
+        _ => bail!("unknown scenario {name:?}"),
     }
 }
 
-/// One request of the operator's, or of whom it names.
-pub async fn asked(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<Observation> {
+/// Sends one request as the caller of the row.
+pub async fn send_row(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<Observation> {
     setting.stage.begin(row.backend.clone());
     let by = setting.callers.get(&row.caller)?;
-    let answer = match row.http {
+    let response = match row.http {
         Some(2) => ask_h2(side, row, by, &setting.stage).await?,
         _ => ask(side, row, by, &setting.stage).await?,
     };
-    Ok(observe(&answer, &setting.stage.finish().await))
+    Ok(observe(&response, &setting.stage.finish().await))
 }
 
 fn get(path: &str) -> Row {
@@ -62,11 +62,12 @@ async fn endpoints(
 ) -> Result<Vec<String>> {
     let mut endpoints = Vec::new();
     for _ in 0..count {
-        let mut found = asked(setting, side, &get(&format!("services/{service}/proxy/x"))).await?;
+        let mut found =
+            send_row(setting, side, &get(&format!("services/{service}/proxy/x"))).await?;
         endpoints.push(
             found
                 .remove("saw at")
-                .with_context(|| format!("{service} answers {found:?}"))?,
+                .with_context(|| format!("the result of {service} is {found:?}"))?,
         );
     }
     Ok(endpoints)
@@ -91,7 +92,7 @@ async fn round_robin(setting: &Setting<'_>, side: &Side) -> Result<Observation> 
 async fn failover(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let mut answered = 0;
     for _ in 0..24 {
-        let found = asked(setting, side, &get("services/half-dead/proxy/x")).await?;
+        let found = send_row(setting, side, &get("services/half-dead/proxy/x")).await?;
         answered += usize::from(found.get("status").is_some_and(|status| status == "200"));
     }
     Ok([("all answered", yes(answered == 24))].map(owned).into())
@@ -110,7 +111,7 @@ async fn upgrade_failover(setting: &Setting<'_>, side: &Side) -> Result<Observat
     };
     let mut answered = 0;
     for _ in 0..24 {
-        let found = asked(setting, side, &row).await?;
+        let found = send_row(setting, side, &row).await?;
         answered += usize::from(found.get("status").is_some_and(|status| status == "101"));
     }
     Ok([("all answered", yes(answered == 24))].map(owned).into())
@@ -127,7 +128,7 @@ async fn affinity(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
 
 async fn long_query(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let rest = format!("{}?q={}", "segment/".repeat(256), "0123456789".repeat(400));
-    let found = asked(setting, side, &get(&format!("pods/p/proxy/{rest}"))).await?;
+    let found = send_row(setting, side, &get(&format!("pods/p/proxy/{rest}"))).await?;
     let line = found.get("saw line").cloned().unwrap_or_default();
     let status = found.get("status").cloned().unwrap_or_default();
     Ok([
@@ -144,7 +145,7 @@ async fn long_header(setting: &Setting<'_>, side: &Side) -> Result<Observation> 
         headers: vec![format!("X-Long: {value}")],
         ..get("pods/p/proxy/x")
     };
-    let mut found = asked(setting, side, &row).await?;
+    let mut found = send_row(setting, side, &row).await?;
     let passed = found
         .get("saw header x-long")
         .is_some_and(|found| *found == value);
@@ -156,21 +157,21 @@ async fn long_header(setting: &Setting<'_>, side: &Side) -> Result<Observation> 
     .into())
 }
 
-/// More than the HTTP/1.1 library takes.
-const MANY: usize = 120;
+/// Number of header fields, above the limit of the HTTP/1.1 library.
+const HEADER_COUNT: usize = 120;
 
 async fn many_headers(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let row = Row {
-        headers: (1..=MANY)
+        headers: (1..=HEADER_COUNT)
             .map(|index| format!("X-Many-{index}: 1"))
             .collect(),
         ..get("pods/p/proxy/x")
     };
-    counted(&asked(setting, side, &row).await?, "saw header x-many-")
+    counted(&send_row(setting, side, &row).await?, "saw header x-many-")
 }
 
 async fn many_answered_headers(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
-    let lines: String = (1..=MANY)
+    let lines: String = (1..=HEADER_COUNT)
         .map(|index| format!("X-Many-{index}: 1\n"))
         .collect();
     let page = format!("HTTP/1.1 200 OK\n{lines}Content-Length: auto\n\nok");
@@ -180,41 +181,41 @@ async fn many_answered_headers(setting: &Setting<'_>, side: &Side) -> Result<Obs
         },
         ..get("pods/p/proxy/x")
     };
-    counted(&asked(setting, side, &row).await?, "header x-many-")
+    counted(&send_row(setting, side, &row).await?, "header x-many-")
 }
 
-/// Whether all of [`MANY`] headers have come through.
+/// Checks whether all of the [`HEADER_COUNT`] headers have passed.
 fn counted(found: &Observation, prefix: &str) -> Result<Observation> {
-    let passed = found.keys().filter(|name| name.starts_with(prefix)).count() == MANY;
-    let told = |name: &str| {
+    let passed = found.keys().filter(|name| name.starts_with(prefix)).count() == HEADER_COUNT;
+    let value = |name: &str| {
         found
             .get(name)
             .cloned()
-            .with_context(|| format!("there is no {name}: {found:?}"))
+            .with_context(|| format!("{name} is missing: {found:?}"))
     };
     Ok([
-        ("status", told("status")?),
-        ("saw", told("saw")?),
+        ("status", value("status")?),
+        ("saw", value("saw")?),
         ("passed", yes(passed)),
     ]
     .map(owned)
     .into())
 }
 
-/// Whether a connection over HTTP/2 still serves after a 401.
+/// Checks whether an HTTP/2 connection still serves after a 401.
 async fn unauthenticated_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let wrong = setting
         .callers
         .get("wrong")?
         .token
         .clone()
-        .context("it shows a token")?;
+        .context("the caller has a token")?;
     let good = setting
         .callers
         .get("operator")?
         .token
         .clone()
-        .context("it shows a token")?;
+        .context("the caller has a token")?;
     let (mut sender, _connection) = sockets::connect(side).await?;
     let first = sockets::send(
         &mut sender,

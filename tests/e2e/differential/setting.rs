@@ -1,4 +1,4 @@
-//! Where the questions are asked: the apiserver, some bastions, the objects that both know, and raw
+//! Setup of the differential tests: the apiserver, some bastions, their objects, and scripted
 //! backends.
 
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ use crate::support::pki::{Ca, Pair};
 use crate::support::raw::Stage;
 use crate::world::{World, bastion};
 
-/// Everything that a row needs to be asked.
+/// Servers, callers and backends of the rows.
 pub struct Setting<'w> {
     pub world: &'w World,
     pub stage: Stage,
@@ -38,7 +38,7 @@ pub struct Setting<'w> {
     bastions: BTreeMap<&'static str, (Bastion, String)>,
 }
 
-/// The bastions that rows name, with what they have in their configuration beside the defaults.
+/// Bastions of the rows, with their configuration in addition to the defaults.
 const BASTIONS: [(&str, &str); 6] = [
     ("default", ""),
     ("anonymous", "authentication: {anonymous: true}"),
@@ -51,38 +51,43 @@ const BASTIONS: [(&str, &str); 6] = [
     ("no-token", "targets: {kubeletCertificateAuthority: CA}"),
 ];
 
-/// Listeners: pod or node, its address, port, and how it speaks.
-const LISTENERS: [(&str, &str, u16, Speaks); 26] = [
-    ("p", "10.254.240.41", 8080, Speaks::Plain),
-    ("p", "10.254.240.41", 8081, Speaks::Plain),
-    ("p", "10.254.240.41", 9090, Speaks::Plain),
-    ("p", "10.254.240.41", 9500, Speaks::Plain),
-    ("p", "10.254.240.41", 8443, Speaks::Tls),
-    ("p", "10.254.240.41", 8444, Speaks::TlsH2),
-    ("bare", "10.254.240.42", 80, Speaks::Plain),
-    ("bare", "10.254.240.42", 443, Speaks::Tls),
-    ("bare", "10.254.240.42", 8080, Speaks::Plain),
-    ("udp", "10.254.240.43", 5353, Speaks::Plain),
-    ("udp", "10.254.240.43", 8080, Speaks::Plain),
-    ("node-a", "10.254.240.45", 10250, Speaks::Kubelet),
-    ("node-a", "10.254.240.45", 9100, Speaks::Plain),
-    ("node-a", "10.254.240.45", 9443, Speaks::Tls),
-    ("t1", "10.254.240.46", 8080, Speaks::Plain),
-    ("t2", "10.254.240.47", 8080, Speaks::Plain),
-    ("t3", "10.254.240.48", 8080, Speaks::Plain),
-    ("unready", "10.254.240.49", 8080, Speaks::Plain),
-    ("k", "10.254.240.50", 10250, Speaks::Plain),
-    ("k", "10.254.240.50", 10251, Speaks::Kubelet),
-    ("untrusted", "10.254.240.51", 10250, Speaks::Untrusted),
-    ("proxy", "10.254.240.42", 3128, Speaks::Plain),
-    ("proxied", "10.254.240.70", 8080, Speaks::Plain),
-    ("six", "fd00:10:254:240::44", 8080, Speaks::Plain),
-    ("six", "fd00:10:254:240::44", 80, Speaks::Plain),
-    ("loopback by NAT64", "64:ff9b::7f00:1", 8080, Speaks::Plain),
+/// Listeners: pod or node, address, port, protocol.
+const LISTENERS: [(&str, &str, u16, Protocol); 26] = [
+    ("p", "10.254.240.41", 8080, Protocol::Plain),
+    ("p", "10.254.240.41", 8081, Protocol::Plain),
+    ("p", "10.254.240.41", 9090, Protocol::Plain),
+    ("p", "10.254.240.41", 9500, Protocol::Plain),
+    ("p", "10.254.240.41", 8443, Protocol::Tls),
+    ("p", "10.254.240.41", 8444, Protocol::TlsH2),
+    ("bare", "10.254.240.42", 80, Protocol::Plain),
+    ("bare", "10.254.240.42", 443, Protocol::Tls),
+    ("bare", "10.254.240.42", 8080, Protocol::Plain),
+    ("udp", "10.254.240.43", 5353, Protocol::Plain),
+    ("udp", "10.254.240.43", 8080, Protocol::Plain),
+    ("node-a", "10.254.240.45", 10250, Protocol::Kubelet),
+    ("node-a", "10.254.240.45", 9100, Protocol::Plain),
+    ("node-a", "10.254.240.45", 9443, Protocol::Tls),
+    ("t1", "10.254.240.46", 8080, Protocol::Plain),
+    ("t2", "10.254.240.47", 8080, Protocol::Plain),
+    ("t3", "10.254.240.48", 8080, Protocol::Plain),
+    ("unready", "10.254.240.49", 8080, Protocol::Plain),
+    ("k", "10.254.240.50", 10250, Protocol::Plain),
+    ("k", "10.254.240.50", 10251, Protocol::Kubelet),
+    ("untrusted", "10.254.240.51", 10250, Protocol::Untrusted),
+    ("proxy", "10.254.240.42", 3128, Protocol::Plain),
+    ("proxied", "10.254.240.70", 8080, Protocol::Plain),
+    ("six", "fd00:10:254:240::44", 8080, Protocol::Plain),
+    ("six", "fd00:10:254:240::44", 80, Protocol::Plain),
+    (
+        "loopback by NAT64",
+        "64:ff9b::7f00:1",
+        8080,
+        Protocol::Plain,
+    ),
 ];
 
 #[derive(Clone, Copy)]
-enum Speaks {
+enum Protocol {
     Plain,
     Tls,
     TlsH2,
@@ -95,7 +100,7 @@ impl<'w> Setting<'w> {
         let stage = Stage::default();
         listen(world, &stage)?;
         settle(&objects(world).await?).await?;
-        // They start with all facts, and so are ready with all.
+        // Started after all objects exist, the bastions are ready with all of them.
         let callers = Callers::new(world).await?;
         let mut bastions = BTreeMap::new();
         for (name, configuration) in BASTIONS {
@@ -109,12 +114,12 @@ impl<'w> Setting<'w> {
         })
     }
 
-    /// Ours under the name that a row gives.
+    /// Returns the bastion with a name.
     pub fn ours(&self, name: &str) -> Result<Side> {
         let (bastion, _) = self
             .bastions
             .get(name)
-            .with_context(|| format!("no bastion is called {name:?}"))?;
+            .with_context(|| format!("unknown bastion {name:?}"))?;
         Ok(Side {
             name: "ours",
             address: bastion.secure,
@@ -136,7 +141,7 @@ impl<'w> Setting<'w> {
         })
     }
 
-    /// Another bastion like the default one, run by a command that ends in its binary.
+    /// Appends the arguments of the default bastion to a command that runs its binary.
     pub fn bastion_command(&self, mut command: Command) -> Command {
         let folder = self.world.cluster.folder.path();
         command
@@ -160,7 +165,7 @@ impl<'w> Setting<'w> {
         command
     }
 
-    /// Gives the tokens that bastions themselves have a name.
+    /// Replaces the tokens of the bastions by a placeholder.
     pub fn name_own_tokens(&self, text: &str) -> String {
         self.bastions
             .values()
@@ -170,11 +175,10 @@ impl<'w> Setting<'w> {
     }
 }
 
-/// How many endpoints the controllers make for the services that have a selector; every other has
-/// one.
+/// Number of endpoints of services with a selector, if not one.
 const ENDPOINTS: [(&str, usize); 3] = [("trio", 3), ("sticky", 3), ("half-dead", 2)];
 
-/// Waits until the controllers have made all endpoints, so that no row depends on their pace.
+/// Waits until the controllers have created all endpoints, so that no row depends on timing.
 async fn settle(objects: &Objects) -> Result<()> {
     let (client, namespace) = (&objects.client, &objects.namespace);
     let services = Api::<Service>::namespaced(client.clone(), namespace);
@@ -214,7 +218,7 @@ async fn settle(objects: &Objects) -> Result<()> {
                 .flat_map(|slice| &slice.endpoints)
                 .map(Vec::len)
                 .sum();
-            // Where the ports differ a subset repeats no address.
+            // An address is in several subsets only if it has several ports.
             Ok(subsets.iter().map(addresses).sum::<usize>() == expected && in_slices == expected)
         })
         .await?;
@@ -243,7 +247,7 @@ async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastio
     let file = folder.join(format!("table-{name}.yaml"));
     std::fs::write(&file, text)?;
     let token = world.cluster.token(HOME, HOME, None).await?;
-    let by = crate::support::cluster::By::Token(&token);
+    let by = crate::support::cluster::KubeconfigUser::Token(&token);
     let kubeconfig = world.cluster.kubeconfig(
         &format!("table-{name}"),
         &world.cluster.server,
@@ -275,13 +279,13 @@ fn listen(world: &World, stage: &Stage) -> Result<()> {
     let untrusted =
         Ca::new(folder, "table-untrusted-ca")?.server(folder, "table-untrusted", &addresses)?;
     let ca = &world.cluster.ca.file;
-    for (name, ip, port, speaks) in LISTENERS {
-        let tls = match speaks {
-            Speaks::Plain => None,
-            Speaks::Tls => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
-            Speaks::TlsH2 => Some(acceptor(&untrusted, ca, &[b"h2", b"http/1.1"])?),
-            Speaks::Kubelet => Some(acceptor(&trusted, ca, &[b"http/1.1"])?),
-            Speaks::Untrusted => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
+    for (name, ip, port, protocol) in LISTENERS {
+        let tls = match protocol {
+            Protocol::Plain => None,
+            Protocol::Tls => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
+            Protocol::TlsH2 => Some(acceptor(&untrusted, ca, &[b"h2", b"http/1.1"])?),
+            Protocol::Kubelet => Some(acceptor(&trusted, ca, &[b"http/1.1"])?),
+            Protocol::Untrusted => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
         };
         let listener = world.namespace.bind(SocketAddr::new(ip.parse()?, port))?;
         stage.serve(&format!("{name}:{port}"), listener, tls)?;
@@ -296,7 +300,7 @@ fn listen(world: &World, stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Asks for a client certificate, and takes it if it is shown one.
+/// Returns an acceptor that requests an optional client certificate.
 fn acceptor(pair: &Pair, ca: &Path, alpn: &[&[u8]]) -> Result<TlsAcceptor> {
     let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(&pair.key)?;
@@ -318,7 +322,7 @@ fn acceptor(pair: &Pair, ca: &Path, alpn: &[&[u8]]) -> Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Makes what `objects.yaml` has, statuses and all.
+/// Creates the objects of `objects.yaml` with their statuses.
 async fn objects(world: &World) -> Result<Objects> {
     let objects = Objects::new(&world.cluster.client, "table").await?;
     world

@@ -1,6 +1,6 @@
-//! The table: questions that are asked of both sides, and what they must answer.
+//! The table: requests that are sent to both sides, and the expected results.
 //!
-//! It knows nothing of running servers, so that the documentation can be made from it too.
+//! It does not depend on running servers, so that the documentation is generated from it, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,80 +11,80 @@ use serde::de::DeserializeOwned;
 
 use super::raw::Script;
 
-/// One question.
+/// One request and its expected result.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Row {
-    /// Unique; reads as a sentence.
+    /// Unique name, a statement of behavior.
     pub name: String,
-    /// The lines of the contract that it is about.
+    /// Rules of the contract that it covers (docs/conformance.md).
     pub c: Vec<String>,
-    /// Who asks.
+    /// Name of the caller.
     #[serde(rename = "as", default = "operator")]
     pub caller: String,
-    /// Which bastion is asked; the apiserver is always the same one.
+    /// Name of the bastion. The apiserver is always the same.
     #[serde(default = "default")]
     pub setting: String,
-    /// The name of a function that asks more than one question, instead of a request.
+    /// Name of a function with several requests, instead of one request.
     pub scenario: Option<String>,
-    /// Method and path. A path without a slash in front is one of the table's namespace, or of a
-    /// node.
+    /// Method and path. A path without a leading slash is relative to the namespace of the table,
+    /// or to the nodes.
     #[serde(default)]
     pub ask: String,
-    /// `1` or `2`.
+    /// Version of HTTP, `1` or `2`.
     pub http: Option<u8>,
     #[serde(default)]
     pub host: Option<String>,
-    /// Header lines, in order, behind `Host` and the caller's credentials.
+    /// Header lines, in order, after `Host` and the credentials of the caller.
     #[serde(default)]
     pub headers: Vec<String>,
     #[serde(default)]
     pub body: Option<String>,
-    /// A chunked body instead.
+    /// Chunks of a body, instead of `body`.
     #[serde(default)]
     pub chunks: Vec<String>,
     #[serde(default)]
     pub trailers: Vec<String>,
-    /// The whole request as bytes; `{credentials}` is the caller's header line.
+    /// The complete request as bytes; `{credentials}` is the header line of the caller.
     pub raw: Option<String>,
-    /// What the client does after the request is sent.
+    /// Actions of the client after the request.
     #[serde(default)]
     pub then: Vec<Act>,
-    /// What the backend does.
+    /// Script of the backend.
     #[serde(default)]
     pub backend: Script,
-    /// What holds on both sides, so that no row passes by failing alike.
+    /// Expected results of both sides, so that no row passes because both fail alike.
     #[serde(default)]
     pub both: Aspects,
     pub differs: Option<Differs>,
-    /// Standing differences that this row does not overlook.
+    /// General differences that this row compares.
     #[serde(default)]
     pub exact: Vec<String>,
 }
 
-/// What a client does.
+/// Action of a client.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Act {
     Send(String),
-    /// Waits until a backend has got a text.
+    /// Waits until a backend has received a text.
     BackendHas(String),
-    /// Waits until the client has got a text.
+    /// Waits until the client has received a text.
     Has(String),
-    /// Ends its sending.
+    /// Closes the sending side.
     EndSending,
-    /// Waits until the other side ends the connection.
+    /// Waits until the other side closes the connection.
     ToEnd,
-    /// Lets a moment pass, for what should not happen.
+    /// Waits a moment, for events that should not happen.
     Moment,
-    /// Hangs up.
+    /// Closes the connection.
     HangUp,
 }
 
-/// Parts of what was observed, by name. Nothing means that a part is absent.
+/// Expected aspects of an observation, by name. None means that the aspect is absent.
 pub type Aspects = BTreeMap<String, Option<Expected>>;
 
-/// What an aspect must be.
+/// Expected value of an aspect.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Expected {
@@ -100,163 +100,163 @@ pub enum Expected {
 pub struct Differs {
     /// The entry of `differences.yaml`.
     pub because: String,
-    /// Only what is declared is compared: for answers of different kinds, or one that depends on
-    /// who comes first.
+    /// Compares only the declared aspects, for responses of different kinds or results that depend
+    /// on timing.
     #[serde(default)]
     pub only: bool,
     pub ours: Aspects,
     pub theirs: Aspects,
 }
 
-/// Why something differs on purpose, told to users.
+/// Description of a deliberate difference, for users.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Difference {
     pub because: String,
-    /// What it is about.
+    /// Subject of the difference.
     pub about: String,
     pub theirs: String,
     pub ours: String,
-    /// What users gain; nothing where it is a limit.
+    /// Benefit for users; none for a limit.
     pub gain: Option<String>,
 }
 
-/// A file of rows.
+/// One file of rows.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Chapter {
     #[serde(rename = "chapter")]
     pub title: String,
-    /// What is the same, in a sentence for users.
+    /// Common behavior, in a sentence for users.
     pub same: String,
     pub rows: Vec<Row>,
 }
 
-/// All of it, in the order of the files.
+/// All chapters, in the order of the files.
 #[derive(Clone, Debug)]
 pub struct Table {
     pub chapters: Vec<Chapter>,
     pub differences: Vec<Difference>,
 }
 
-/// A difference that stands on every row.
+/// A general difference, which applies to all rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
-    /// What a row says under `exact` to see it.
+    /// Name under `exact` of a row that compares it.
     pub name: &'static str,
-    /// The line of the contract.
+    /// Rule of the contract.
     pub because: &'static str,
-    /// In a sentence for users.
-    pub told: &'static str,
+    /// Description in a sentence, for users.
+    pub text: &'static str,
 }
 
-/// All of them. How each is checked is in `compare/standing.rs`.
+/// General differences. `compare/standing.rs` has their checks.
 pub const STANDING: [Standing; 16] = [
     Standing {
         name: "forwarded",
         because: "C65",
-        told: "X-Forwarded-Host and X-Forwarded-Proto reach the backend through the bastion only.",
+        text: "Only the bastion sends X-Forwarded-Host and X-Forwarded-Proto to the backend.",
     },
     Standing {
         name: "gzip",
         because: "C56",
-        told: "The apiserver asks the backend for gzip where the client did not; the bastion asks for what the client asks for.",
+        text: "The apiserver requests gzip from the backend if the client did not; the bastion requests the codings of the client.",
     },
     Standing {
         name: "order",
         because: "C66",
-        told: "Headers reach the backend in the client's order; the apiserver sorts them. Neither means anything to HTTP.",
+        text: "The bastion keeps the order of request headers; the apiserver sorts them. The order has no meaning in HTTP.",
     },
     Standing {
         name: "audit-forwarded",
         because: "C68",
-        told: "The backend is told the Audit-Id of every request; the apiserver passes only one that the client brought.",
+        text: "The bastion forwards an Audit-Id with every request; the apiserver only one that the client sent.",
     },
     Standing {
         name: "switched",
         because: "C86",
-        told: "An answer to an upgrade has an Audit-Id and a Date as every answer has, and a refused upgrade also `Connection: close` and, where the backend says nothing of caching, `Cache-Control: no-cache, private`; the apiserver passes the backend's head bare, and names Go's HTTP client where the client names none.",
+        text: "A response to an upgrade has an Audit-Id and a Date as other responses do, and a rejected upgrade also `Connection: close` and, without a `Cache-Control` of the backend, `Cache-Control: no-cache, private`; the apiserver passes the head of the backend unmodified, and adds the User-Agent of its HTTP client if the client sends none.",
     },
     Standing {
         name: "audit-id",
         because: "C71",
-        told: "Each answer has an Audit-Id of its own, and so has each request.",
+        text: "Each request and its response have a unique Audit-Id.",
     },
     Standing {
         name: "flow",
         because: "C23",
-        told: "The apiserver names its flow schema on what is not the proxy's; the bastion has none.",
+        text: "The apiserver adds its flow schema to responses that are not from the proxy; the bastion has none.",
     },
     Standing {
         name: "date",
         because: "C71",
-        told: "Each answer has its own Date.",
+        text: "Each response has its own Date.",
     },
     Standing {
         name: "sniffed",
         because: "C71",
-        told: "The apiserver guesses a Content-Type where the backend names none; the bastion guesses nothing.",
+        text: "The apiserver guesses a missing Content-Type; the bastion does not.",
     },
     Standing {
         name: "unparsed",
         because: "C102",
-        told: "What is no HTTP is refused with a 400 by the HTTP library, in its own words.",
+        text: "The HTTP library rejects malformed requests with a 400 and its own text.",
     },
     Standing {
         name: "phrase",
         because: "C71",
-        told: "The reason phrase is the backend's; the apiserver has its own.",
+        text: "The bastion passes the reason phrase of the backend; the apiserver replaces it.",
     },
     Standing {
         name: "html-length",
         because: "C81",
-        told: "A rewritten page is streamed and so has no length; the apiserver counts short ones.",
+        text: "A rewritten page is streamed and has no length; the apiserver sends the length of short pages.",
     },
     Standing {
         name: "transport-words",
         because: "C98",
-        told: "What an operating system or a TLS library says of a failure is told in other words.",
+        text: "Errors of the operating system and of TLS libraries have different texts.",
     },
     Standing {
         name: "causes",
         because: "C93",
-        told: "A 403 or 503 of the bastion says under details.causes what would help, to callers who may see the target.",
+        text: "A 403 or 503 of the bastion lists remedies under details.causes, for callers that may read the target.",
     },
     Standing {
         name: "challenge",
         because: "C94",
-        told: "A 401 of the bastion names the way to authenticate.",
+        text: "A 401 of the bastion has a WWW-Authenticate header.",
     },
     Standing {
         name: "credentials",
         because: "C92",
-        told: "No token of the caller's reaches a backend, on either side, and no `Impersonate-*` or `X-Remote-*` identity passes the bastion: looked for on every question of one request.",
+        text: "No token of the caller reaches a backend on either side, and no `Impersonate-*` or `X-Remote-*` header passes the bastion. This is checked for every row with one request.",
     },
 ];
 
-/// Standing differences of which there is nothing more to see than that every answer has its own
-/// value, or none.
+/// General differences without a row that compares them, because their values are unique or absent.
 const OWN_VALUES: [&str; 3] = ["audit-id", "date", "credentials"];
 
-/// Every line of the contract that says **Ours**, but for two: C48 differs from 1.37 only, and C51
-/// from nothing yet.
+/// Rules of the contract with a deliberate difference, except C48, which differs from 1.37 only,
+/// and C51, which does not differ yet.
 const DELIBERATE: [&str; 38] = [
     "C11", "C13", "C19", "C26", "C27", "C32", "C34", "C36", "C38", "C39", "C43", "C45", "C46",
     "C47", "C49", "C50", "C53", "C55", "C56", "C65", "C71", "C74", "C78", "C80", "C81", "C82",
     "C83", "C85", "C86", "C89", "C90", "C91", "C94", "C95", "C100", "C103", "C110", "C111",
 ];
 
-/// Lines of the contract, of which each is asked about by some row.
-const LINES: std::ops::RangeInclusive<u8> = 1..=112;
+/// Rules of the contract. Each needs a row.
+const RULES: std::ops::RangeInclusive<u8> = 1..=112;
 
-/// Those that would take minutes to ask: timeouts, and a limit of throughput that is off.
-const UNASKED: [&str; 2] = ["C54", "C58"];
+/// Rules without a row, because it would take minutes: timeouts, and a disabled limit of
+/// throughput.
+const WITHOUT_ROW: [&str; 2] = ["C54", "C58"];
 
 impl Table {
     /// Reads `tests/e2e/differential/table/`.
     ///
     /// # Errors
-    /// Where a file cannot be read.
+    /// Returns an error if a file cannot be read or parsed.
     pub fn load() -> Result<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/differential/table");
         let mut paths: Vec<_> = std::fs::read_dir(&folder)?
@@ -272,11 +272,7 @@ impl Table {
                 .into_iter()
                 .map(|path| read(path))
                 .collect::<Result<_>>()?,
-            differences: read(
-                differences
-                    .first()
-                    .context("there is no differences.yaml")?,
-            )?,
+            differences: read(differences.first().context("differences.yaml is missing")?)?,
         })
     }
 
@@ -284,10 +280,10 @@ impl Table {
         self.chapters.iter().flat_map(|chapter| &chapter.rows)
     }
 
-    /// Where it is not whole: a name twice, a difference without a reason, a line of the contract
-    /// without a row.
-    pub fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
+    /// Returns the gaps of the table: duplicate names, differences without a reason, rules of the
+    /// contract without a row.
+    pub fn gaps(&self) -> Vec<String> {
+        let mut gaps = Vec::new();
         let mut names = BTreeSet::new();
         let known: BTreeSet<_> = self
             .differences
@@ -297,67 +293,63 @@ impl Table {
         let mut explained = BTreeSet::new();
         for row in self.rows() {
             if !names.insert(&row.name) {
-                faults.push(format!("two rows are called {:?}", row.name));
+                gaps.push(format!("duplicate row name {:?}", row.name));
             }
             if let Some(differs) = &row.differs {
                 explained.insert(&*differs.because);
                 if !known.contains(&*differs.because) {
-                    faults.push(format!(
+                    gaps.push(format!(
                         "{:?}: differences.yaml has no {}",
                         row.name, differs.because
                     ));
                 }
             } else if row.both.is_empty() {
-                faults.push(format!(
-                    "{:?}: says nothing of what both sides answer",
-                    row.name
-                ));
+                gaps.push(format!("{:?}: no expected result of both sides", row.name));
             }
         }
-        faults.extend(
+        gaps.extend(
             known
                 .difference(&explained)
-                .map(|because| format!("no row shows the difference {because}")),
+                .map(|because| format!("no row for the difference {because}")),
         );
-        let asked: BTreeSet<_> = self
+        let covered: BTreeSet<_> = self
             .rows()
             .flat_map(|row| &row.c)
             .map(String::as_str)
             .collect();
-        let lines = LINES
-            .map(|line| format!("C{line}"))
-            .filter(|line| !UNASKED.contains(&&**line));
-        faults.extend(
-            lines
-                .filter(|line| !asked.contains(&**line))
-                .map(|line| format!("no row asks about {line}")),
+        let rules = RULES
+            .map(|rule| format!("C{rule}"))
+            .filter(|rule| !WITHOUT_ROW.contains(&&**rule));
+        gaps.extend(
+            rules
+                .filter(|rule| !covered.contains(&**rule))
+                .map(|rule| format!("no row for {rule}")),
         );
-        let seen: BTreeSet<_> = self
+        let compared: BTreeSet<_> = self
             .rows()
             .flat_map(|row| &row.exact)
             .map(String::as_str)
             .collect();
-        let unseen = STANDING.iter().filter(|standing| {
-            !seen.contains(standing.name) && !OWN_VALUES.contains(&standing.name)
+        let missing = STANDING.iter().filter(|standing| {
+            !compared.contains(standing.name) && !OWN_VALUES.contains(&standing.name)
         });
-        faults.extend(unseen.map(|standing| format!("no row is exact about {:?}", standing.name)));
-        let unknown = seen
+        gaps.extend(missing.map(|standing| format!("no row with exact {:?}", standing.name)));
+        let unknown = compared
             .iter()
             .filter(|name| STANDING.iter().all(|standing| standing.name != **name));
-        faults.extend(
-            unknown
-                .map(|name| format!("there is no standing difference {name:?} to be exact about")),
-        );
-        let untold = DELIBERATE
+        gaps.extend(unknown.map(|name| format!("unknown general difference {name:?} under exact")));
+        let undocumented = DELIBERATE
             .iter()
             .filter(|because| !explained.contains(*because));
-        faults.extend(untold.map(|because| format!("{because} says **Ours** and no row shows it")));
-        faults
+        gaps.extend(
+            undocumented.map(|because| format!("no row for the deliberate difference {because}")),
+        );
+        gaps
     }
 }
 
 impl Row {
-    /// What the backend says, as text.
+    /// Script of the backend as text, for searching.
     pub fn backend_text(&self) -> String {
         format!("{:?}", self.backend)
     }

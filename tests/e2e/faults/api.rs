@@ -1,4 +1,4 @@
-//! Faults of the API server and of the network before it.
+//! Failures of the API server and of the network in front of it.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::support::relay::Relay;
 use crate::support::{eventually, within};
 use crate::world::{SHOP, World, acceptor, bastion, path};
 
-/// Enough callers to keep every answer in use, and few enough to leave the machine to the API
+/// Enough connections to keep all results in the cache, and few enough not to starve the API
 /// server.
 const SHAPE: Shape = Shape {
     http1: 8,
@@ -25,8 +25,8 @@ const SHAPE: Shape = Shape {
     per_connection: 0,
 };
 
-/// Longer than an answer of the API is remembered.
-const PAST_CACHE: Duration = Duration::from_secs(13);
+/// Time after which cached results have expired.
+const CACHE_EXPIRY: Duration = Duration::from_secs(13);
 
 pub(super) async fn fault_proxy(world: &World) -> Result<FaultProxy> {
     let tls =
@@ -53,10 +53,10 @@ async fn bastion_by(world: &World, name: &str, address: std::net::SocketAddr) ->
     bastion(&kubeconfig, &world.serving, &[])
 }
 
-/// Watches are tried again at growing intervals of at most 15 s.
+/// Watches are retried at growing intervals of at most 15 s.
 async fn watches_recover(bastion: &Bastion) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(45);
-    within(PATIENCE, "the watches to be well", async || {
+    const RECOVERY_TIMEOUT: Duration = Duration::from_secs(45);
+    within(RECOVERY_TIMEOUT, "healthy watches", async || {
         Ok(!bastion.readyz().await?.1.contains("[!]"))
     })
     .await
@@ -73,10 +73,10 @@ fn is_review(request: &Request<Incoming>) -> bool {
         && (path.ends_with("/tokenreviews") || path.ends_with("/subjectaccessreviews"))
 }
 
-/// FINDINGS S11. First where it never was known, then on a relist with requests flowing.
-pub async fn a_hanging_list_stops_no_other_watch(world: &mut World) -> Result<()> {
-    /// A LIST is given up after a minute, and asked for again.
-    const PATIENCE: Duration = Duration::from_secs(100);
+/// First during the initial list, then during a relist under load.
+pub async fn hanging_list_does_not_stop_other_watches(world: &mut World) -> Result<()> {
+    /// A LIST times out after a minute and is retried.
+    const RECOVERY_TIMEOUT: Duration = Duration::from_secs(100);
     let proxy = fault_proxy(world).await?;
     proxy.inject(|request| is_list(request, "/pods").then_some(Fault::Hang));
     let hung = bastion_by(world, "hung", proxy.address).await?;
@@ -93,18 +93,18 @@ pub async fn a_hanging_list_stops_no_other_watch(world: &mut World) -> Result<()
     .await?;
     proxy.heal();
     within(
-        PATIENCE,
-        "a LIST that hung to be asked for again",
+        RECOVERY_TIMEOUT,
+        "a retry of the hanging LIST",
         async || Ok(hung.readyz().await?.0 == 200),
     )
     .await?;
 
     let load = Load::start(&world.target(&hung), SHAPE).await?;
-    load.more(200).await;
+    load.wait_for_requests(200).await;
     let before = proxy.faults();
     proxy.inject(|request| {
         let pods = request.uri().path().ends_with("/pods");
-        // Its watch cannot be resumed, so that it must list again.
+        // The watch cannot be resumed, which forces a relist.
         pods.then(|| {
             if is_list(request, "/pods") {
                 Fault::Hang
@@ -114,7 +114,7 @@ pub async fn a_hanging_list_stops_no_other_watch(world: &mut World) -> Result<()
         })
     });
     proxy.cut();
-    eventually("a LIST to hang", async || Ok(proxy.faults() >= before + 2)).await?;
+    eventually("a hanging LIST", async || Ok(proxy.faults() >= before + 2)).await?;
     let service = json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]});
     world.objects.service("meanwhile", service).await?;
     let mut client = Client::connect(
@@ -124,24 +124,26 @@ pub async fn a_hanging_list_stops_no_other_watch(world: &mut World) -> Result<()
         None,
     )
     .await?;
-    let known = eventually("a service that was made meanwhile", async || {
-        Ok(client
-            .get(&path("services/meanwhile/proxy/name"))
-            .await?
-            .status
-            == 200)
-    })
+    let known = eventually(
+        "a service that was created during the failure",
+        async || {
+            Ok(client
+                .get(&path("services/meanwhile/proxy/name"))
+                .await?
+                .status
+                == 200)
+        },
+    )
     .await;
     proxy.heal();
     let outcome = load.stop().await;
     println!("     the LIST of pods hung: {outcome}");
     known?;
-    outcome.none_failed()
+    outcome.ensure_none_failed()
 }
 
-/// FINDINGS S1, L2: what is known stays in force while the API cannot answer; what it answers then
-/// counts.
-pub async fn reviews_answered_429_and_500_fail_no_hot_caller(world: &mut World) -> Result<()> {
+/// Cached results stay valid while the API rejects reviews; later results replace them.
+pub async fn rejected_reviews_fail_no_cached_caller(world: &mut World) -> Result<()> {
     let proxy = fault_proxy(world).await?;
     let faulty = bastion_by(world, "faulty", proxy.address).await?;
     faulty.ready().await?;
@@ -150,7 +152,7 @@ pub async fn reviews_answered_429_and_500_fail_no_hot_caller(world: &mut World) 
     let load = Load::start(&target, SHAPE).await?;
     let mut leaver = Client::connect(faulty.secure, &target.ca, Some(&leaver), None).await?;
     ensure!(leaver.get(&target.path).await?.status == 200);
-    load.more(200).await;
+    load.wait_for_requests(200).await;
 
     let mut failed = 0;
     for fault in [
@@ -161,21 +163,21 @@ pub async fn reviews_answered_429_and_500_fail_no_hot_caller(world: &mut World) 
         let (began, before, name) = (Instant::now(), proxy.faults(), format!("{fault:?}"));
         proxy.inject(move |request| is_review(request).then(|| fault.clone()));
         if is_last {
-            // The API knows, and cannot say it yet.
+            // The object changes while the API rejects reviews.
             world.objects.delete::<RoleBinding>("faulty-leaver").await?;
         }
         let newcomer = world.cluster.token(SHOP, "caller", None).await?;
         let mut newcomer =
             Client::connect(faulty.secure, &target.ca, Some(&newcomer), None).await?;
         let mut refused = 0;
-        while began.elapsed() < PAST_CACHE {
+        while began.elapsed() < CACHE_EXPIRY {
             if leaver.get(&target.path).await?.status != 200 {
                 failed += 1;
             }
-            let answer = newcomer.get(&target.path).await?;
+            let response = newcomer.get(&target.path).await?;
             ensure!(
-                [429, 500, 503].contains(&answer.status.as_u16()),
-                "{name}: an unknown one: {answer:?}"
+                [429, 500, 503].contains(&response.status.as_u16()),
+                "{name}: an unknown one: {response:?}"
             );
             refused += 1;
             tokio::time::sleep(Duration::from_millis(250)).await;
@@ -184,17 +186,14 @@ pub async fn reviews_answered_429_and_500_fail_no_hot_caller(world: &mut World) 
             "     {name}: {} reviews, {refused} refused requests of a new caller",
             proxy.faults() - before
         );
-        ensure!(
-            proxy.faults() > before,
-            "no review was asked for: nothing was tested"
-        );
+        ensure!(proxy.faults() > before, "no review was sent");
         proxy.heal();
-        eventually("the newcomer to be let in", async || {
+        eventually("access of the new caller", async || {
             Ok(newcomer.get(&target.path).await?.status == 200)
         })
         .await?;
     }
-    eventually("the lost right to count", async || {
+    eventually("the revoked permission to be denied", async || {
         Ok(leaver.get(&target.path).await?.status == 403)
     })
     .await?;
@@ -206,21 +205,20 @@ pub async fn reviews_answered_429_and_500_fail_no_hot_caller(world: &mut World) 
         failed == 0,
         "{failed} requests of a caller who asks four times a second failed"
     );
-    outcome.none_failed()
+    outcome.ensure_none_failed()
 }
 
-/// FINDINGS S11: every connection to the API falls silent, those of reviews included.
-pub async fn silently_dead_connections_to_the_api_are_replaced(world: &mut World) -> Result<()> {
-    /// Bookmarks come every minute, so silence is noticed after some 90 s.
-    const PATIENCE: Duration = Duration::from_secs(150);
+/// All connections to the API become silent, including those of reviews.
+pub async fn replaces_silently_dead_connections_to_the_api(world: &mut World) -> Result<()> {
+    /// Bookmarks arrive every minute, and silence is detected after about 90 s.
+    const RECOVERY_TIMEOUT: Duration = Duration::from_secs(150);
     let relay = Relay::start(api(world)?).await?;
     let frozen = bastion_by(world, "frozen", relay.address).await?;
     frozen.ready().await?;
     let target = world.target(&frozen);
     let load = Load::start(&target, SHAPE).await?;
-    load.more(200).await;
-    // Callers who are new at the same time leave the bastion with many idle connections for
-    // reviews.
+    load.wait_for_requests(200).await;
+    // Many concurrent new callers leave many idle connections for reviews.
     let newcomers = (0..8).map(async |_| -> Result<()> {
         let token = world.cluster.token(SHOP, "caller", None).await?;
         let mut client = Client::connect(frozen.secure, &target.ca, Some(&token), None).await?;
@@ -242,13 +240,17 @@ pub async fn silently_dead_connections_to_the_api_are_replaced(world: &mut World
         .await?;
     let mut client = Client::connect(frozen.secure, &target.ca, Some(&world.token), None).await?;
     let began = Instant::now();
-    let known = within(PATIENCE, "a pod made after the freeze", async || {
-        Ok(client
-            .get(&path("pods/after-freeze/proxy/name"))
-            .await?
-            .body
-            == "web-1")
-    })
+    let known = within(
+        RECOVERY_TIMEOUT,
+        "a pod made after the freeze",
+        async || {
+            Ok(client
+                .get(&path("pods/after-freeze/proxy/name"))
+                .await?
+                .body
+                == "web-1")
+        },
+    )
     .await;
     let outcome = load.stop().await;
     println!(
@@ -259,31 +261,31 @@ pub async fn silently_dead_connections_to_the_api_are_replaced(world: &mut World
     world.objects.delete_pod("after-freeze").await?;
     known?;
     watches_recover(&frozen).await?;
-    outcome.none_failed()
+    outcome.ensure_none_failed()
 }
 
-/// FINDINGS L2, with the default cache times.
-pub async fn an_api_server_down_for_a_minute_fails_no_request(world: &mut World) -> Result<()> {
+/// Uses the default cache TTLs.
+pub async fn api_outage_of_a_minute_fails_no_request(world: &mut World) -> Result<()> {
     const OUTAGE: Duration = Duration::from_mins(1);
     let target = world.target(&world.bastion);
     let leaver = world.account("leaver").await?;
     let mut leaver = Client::connect(target.address, &target.ca, Some(&leaver), None).await?;
-    eventually("the leaver to be let in", async || {
+    eventually("access of the caller that will be removed", async || {
         Ok(leaver.get(&target.path).await?.status == 200)
     })
     .await?;
     let load = Load::start(&target, SHAPE).await?;
-    load.more(200).await;
+    load.wait_for_requests(200).await;
 
     world.cluster.stop_apiserver();
     let began = Instant::now();
     let mut stranger = Client::connect(target.address, &target.ca, Some("unknown"), None).await?;
     let mut failed = 0;
     while began.elapsed() < OUTAGE {
-        let answer = stranger.get(&target.path).await?;
+        let response = stranger.get(&target.path).await?;
         ensure!(
-            [401, 429, 500, 503].contains(&answer.status.as_u16()),
-            "a stranger is let in: {answer:?}"
+            [401, 429, 500, 503].contains(&response.status.as_u16()),
+            "an unknown caller has access: {response:?}"
         );
         if leaver.get(&target.path).await?.status != 200 {
             failed += 1;
@@ -291,7 +293,7 @@ pub async fn an_api_server_down_for_a_minute_fails_no_request(world: &mut World)
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     world.cluster.start_apiserver().await?;
-    load.more(500).await;
+    load.wait_for_requests(500).await;
 
     let newcomer = world.cluster.token(SHOP, "caller", None).await?;
     let mut newcomer = Client::connect(target.address, &target.ca, Some(&newcomer), None).await?;
@@ -300,7 +302,7 @@ pub async fn an_api_server_down_for_a_minute_fails_no_request(world: &mut World)
     })
     .await?;
     world.objects.delete::<RoleBinding>("leaver").await?;
-    eventually("the lost right to count", async || {
+    eventually("the revoked permission to be denied", async || {
         Ok(leaver.get(&target.path).await?.status == 403)
     })
     .await?;
@@ -313,20 +315,20 @@ pub async fn an_api_server_down_for_a_minute_fails_no_request(world: &mut World)
         failed == 0,
         "{failed} requests of a caller who asks twice a second failed"
     );
-    outcome.none_failed()
+    outcome.ensure_none_failed()
 }
 
-/// The API server runs on without its store, and answers reviews as it can.
-pub async fn an_etcd_restart_fails_no_request(world: &mut World) -> Result<()> {
+/// The API server keeps running without its store.
+pub async fn etcd_restart_fails_no_request(world: &mut World) -> Result<()> {
     let target = world.target(&world.bastion);
     let load = Load::start(&target, SHAPE).await?;
-    load.more(200).await;
+    load.wait_for_requests(200).await;
     world.cluster.stop_etcd();
-    tokio::time::sleep(PAST_CACHE).await;
+    tokio::time::sleep(CACHE_EXPIRY).await;
     world.cluster.start_etcd().await?;
-    load.more(500).await;
+    load.wait_for_requests(500).await;
     let outcome = load.stop().await;
-    println!("     etcd down for {PAST_CACHE:?}: {outcome}");
+    println!("     etcd down for {CACHE_EXPIRY:?}: {outcome}");
     let newcomer = world.cluster.token(SHOP, "caller", None).await?;
     let mut newcomer = Client::connect(target.address, &target.ca, Some(&newcomer), None).await?;
     eventually("a new token", async || {
@@ -334,5 +336,5 @@ pub async fn an_etcd_restart_fails_no_request(world: &mut World) -> Result<()> {
     })
     .await?;
     watches_recover(&world.bastion).await?;
-    outcome.none_failed()
+    outcome.ensure_none_failed()
 }

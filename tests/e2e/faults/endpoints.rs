@@ -1,5 +1,5 @@
-//! Faults of endpoints: processes die or freeze, addresses swallow packets, pods are replaced,
-//! readiness flaps.
+//! Failures of endpoints: killed and stopped processes, black holes, rolling updates, readiness
+//! flaps.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::support::load::{Load, Shape};
 use crate::support::process::BackendProcess;
 use crate::world::{World, bastion, path};
 
-/// The endpoints of `services/web`, by pod and last octet of the address.
+/// Endpoints of `services/web`: pod and last octet of the address.
 const WEB: [(&str, u8); 3] = [("web-1", 11), ("web-2", 12), ("web-3", 13)];
 
-/// Rate of a load that does not wait for its answers.
+/// Interval of requests of a load at a fixed rate.
 const INTERVAL: Duration = Duration::from_millis(5);
 const CONNECTIONS: usize = 8;
 
@@ -29,8 +29,8 @@ async fn restart(world: &mut World, (name, last): (&str, u8)) -> Result<()> {
     Ok(())
 }
 
-/// FINDINGS L1: two of three processes end shortly one after the other, and a request that meets
-/// both deaths is served by the third.
+/// Two of three processes are killed in quick succession. The third serves requests that both have
+/// aborted.
 pub async fn processes_killed_in_turn_fail_no_request(world: &mut World) -> Result<()> {
     const ROUNDS: usize = 40;
     let mut target = world.target(&world.bastion);
@@ -44,31 +44,31 @@ pub async fn processes_killed_in_turn_fail_no_request(world: &mut World) -> Resu
         },
     )
     .await?;
-    load.more(300).await;
+    load.wait_for_requests(300).await;
     for round in 0..ROUNDS {
         let pair = [WEB[round % 3], WEB[(round + 1) % 3]];
         for (name, _) in pair {
             world
                 .backends
                 .remove(name)
-                .context("each runs")?
+                .context("the backend runs")?
                 .kill()
                 .await;
-            load.more(30).await;
+            load.wait_for_requests(30).await;
         }
         for endpoint in pair {
             restart(world, endpoint).await?;
         }
-        load.more(300).await;
+        load.wait_for_requests(300).await;
     }
     let outcome = load.stop().await;
     println!("     two of three processes killed and restarted in turn, {ROUNDS} times: {outcome}");
     world.endpoints("services/web", 3).await?;
-    outcome.none_failed()
+    outcome.ensure_none_failed()
 }
 
-/// Two endpoints never answer a SYN, and one that serves stops hearing anything for some seconds,
-/// open connections included.
+/// Two endpoints never respond to a SYN, and a serving one loses all packets for some seconds,
+/// including those of open connections.
 pub async fn black_holed_addresses_fail_no_request(world: &mut World) -> Result<()> {
     const BLACKOUT: u64 = 800;
     for last in [201, 202] {
@@ -86,12 +86,12 @@ pub async fn black_holed_addresses_fail_no_request(world: &mut World) -> Result<
             .await?;
     }
     let load = Load::start_at_rate(&world.target(&world.bastion), CONNECTIONS, INTERVAL).await?;
-    load.more(400).await;
+    load.wait_for_requests(400).await;
     let address = world.namespace.address(12);
     world.namespace.black_hole(address)?;
-    load.more(BLACKOUT).await;
+    load.wait_for_requests(BLACKOUT).await;
     world.namespace.heal(address)?;
-    load.more(400).await;
+    load.wait_for_requests(400).await;
     let outcome = load.stop().await;
     println!("     two of five addresses black-holed, and a third for some seconds: {outcome}");
     for last in [201, 202] {
@@ -99,23 +99,22 @@ pub async fn black_holed_addresses_fail_no_request(world: &mut World) -> Result<
         world.namespace.heal(world.namespace.address(last))?;
     }
     world.endpoints("services/web", 3).await?;
-    outcome.none_failed()
+    outcome.ensure_none_failed()
 }
 
-/// FINDINGS L4: requests that the process holds when it freezes wait for it; the others go
-/// elsewhere.
-pub async fn a_frozen_process_gets_no_new_requests(world: &mut World) -> Result<()> {
+/// Requests that a process holds when it is stopped wait for it; others use another endpoint.
+pub async fn stopped_process_gets_no_new_requests(world: &mut World) -> Result<()> {
     const REQUESTS: u64 = 600;
     const PROBES: usize = 10;
     world
         .backends
         .remove("web-2")
-        .context("it runs")?
+        .context("the backend runs")?
         .kill()
         .await;
     let process = BackendProcess::start(&world.namespace, 12, 8080, "web-2")?;
     world.endpoints("services/web", 3).await?;
-    // A bastion that has not met other faults: an endpoint that lately was slow is given more time.
+    // A new bastion: endpoints that were slow lately have longer timeouts.
     let kubeconfig = world
         .cluster
         .bastion_kubeconfig("unbiased", &world.cluster.server)
@@ -123,15 +122,15 @@ pub async fn a_frozen_process_gets_no_new_requests(world: &mut World) -> Result<
     let unbiased = bastion(&kubeconfig, &world.serving, &[])?;
     unbiased.ready().await?;
     let load = Load::start_at_rate(&world.target(&unbiased), CONNECTIONS, INTERVAL).await?;
-    load.more(REQUESTS).await;
+    load.wait_for_requests(REQUESTS).await;
     process.freeze()?;
-    // Long enough to be noticed.
-    load.more(REQUESTS).await;
+    // Long enough to be detected.
+    load.wait_for_requests(REQUESTS).await;
     let at_first = process.waiting()?;
-    load.more(REQUESTS).await;
+    load.wait_for_requests(REQUESTS).await;
     let then = process.waiting()?;
     process.thaw()?;
-    load.more(REQUESTS).await;
+    load.wait_for_requests(REQUESTS).await;
     let outcome = load.stop().await;
     println!(
         "     one of three processes frozen: {outcome}; {at_first} requests waited for it, and {} more of the next {REQUESTS}",
@@ -140,18 +139,14 @@ pub async fn a_frozen_process_gets_no_new_requests(world: &mut World) -> Result<
     drop(process);
     restart(world, ("web-2", 12)).await?;
     world.endpoints("services/web", 3).await?;
-    outcome.none_failed()?;
-    ensure!(
-        at_first > 0,
-        "no request reached the process: nothing was tested"
-    );
+    outcome.ensure_none_failed()?;
+    ensure!(at_first > 0, "no request reached the stopped process");
     ensure!(then <= at_first + PROBES, "it is still sent requests");
     Ok(())
 }
 
-/// Each pod is terminating before its process ends, and ends without waiting for anybody to have
-/// noticed.
-pub async fn a_rolling_update_fails_no_request(world: &mut World) -> Result<()> {
+/// Each pod is terminating before its process exits, and exits without a delay.
+pub async fn rolling_update_fails_no_request(world: &mut World) -> Result<()> {
     const REPLICAS: u8 = 3;
     const FIRST: u8 = 25;
     let service =
@@ -176,10 +171,10 @@ pub async fn a_rolling_update_fails_no_request(world: &mut World) -> Result<()> 
                     ports.clone(),
                 )
                 .await?;
-            // As a Deployment does it: the new one serves before an old one goes.
-            crate::support::eventually("the new pod to be asked", async || {
+            // As in a Deployment, the new pod serves before an old one is deleted.
+            crate::support::eventually("a request to the new pod", async || {
                 if load.is_none() {
-                    world.known("services/rolled").await?;
+                    world.wait_until_known("services/rolled").await?;
                     return Ok(true);
                 }
                 Ok(backend.served() > 0)
@@ -210,14 +205,14 @@ pub async fn a_rolling_update_fails_no_request(world: &mut World) -> Result<()> 
         }
     }
     let outcome = load
-        .context("it was started with the first generation")?
+        .context("the first generation has started")?
         .stop()
         .await;
     println!("     nine pods replaced one after the other: {outcome}");
     for (name, _) in running {
         world.objects.delete_pod(&name).await?;
     }
-    outcome.none_failed()
+    outcome.ensure_none_failed()
 }
 
 pub async fn readiness_flaps_fail_no_request(world: &mut World) -> Result<()> {
@@ -232,7 +227,7 @@ pub async fn readiness_flaps_fail_no_request(world: &mut World) -> Result<()> {
     )
     .await?;
     for flap in 0..FLAPS {
-        // One of three stays ready: with none, a 503 would be right.
+        // One of three stays ready; without any, a 503 is correct.
         world.objects.set_ready("web-2", flap % 2 == 1).await?;
         world.objects.set_ready("web-3", flap % 3 == 2).await?;
     }
@@ -242,5 +237,5 @@ pub async fn readiness_flaps_fail_no_request(world: &mut World) -> Result<()> {
     let outcome = load.stop().await;
     println!("     two of three endpoints toggled {FLAPS} times: {outcome}");
     world.endpoints("services/web", 3).await?;
-    outcome.none_failed()
+    outcome.ensure_none_failed()
 }

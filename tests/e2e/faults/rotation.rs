@@ -1,4 +1,4 @@
-//! Certificates and tokens change, the old ones die.
+//! Rotation of certificates and tokens.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use serde_json::json;
 
 use super::api::fault_proxy;
 use crate::support::client::{Client, tls};
-use crate::support::cluster::{By, HOME};
+use crate::support::cluster::{HOME, KubeconfigUser};
 use crate::support::load::{Load, Shape};
 use crate::support::objects::Objects;
 use crate::support::pki::{Ca, Pair};
 use crate::support::{eventually, within};
 use crate::world::{SHOP, World, bastion};
 
-/// Connections come and go, so that each certificate is met by handshakes.
+/// Connections are replaced often, so that each certificate is used by handshakes.
 const SHAPE: Shape = Shape {
     http1: 4,
     http2: 2,
@@ -27,15 +27,15 @@ const SHAPE: Shape = Shape {
 };
 
 pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) -> Result<()> {
-    /// The file of the bastion's own token is read again within a minute.
-    const TOKEN_PATIENCE: Duration = Duration::from_secs(100);
-    /// Longer than the API server remembers a token.
-    const FORGOTTEN: Duration = Duration::from_secs(15);
+    /// The bastion reads the file of its token again within a minute.
+    const TOKEN_RELOAD_TIMEOUT: Duration = Duration::from_secs(100);
+    /// Time after which the API server no longer caches a token.
+    const TOKEN_CACHE_EXPIRY: Duration = Duration::from_secs(15);
     let cluster = &world.cluster;
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
 
-    // The bastion's own token, which dies with the object it is bound to.
+    // The token of the bastion, which becomes invalid with its bound object.
     let home = Objects {
         client: cluster.client.clone(),
         namespace: HOME.into(),
@@ -60,7 +60,7 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
         "rotated",
         &server,
         &cluster.ca.file,
-        &By::TokenFile(&at("token")),
+        &KubeconfigUser::TokenFile(&at("token")),
     )?;
 
     let (old_ca, new_ca) = (
@@ -92,11 +92,11 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
     (by_certificate.token, by_certificate.certificate) = (None, Some(old.clone()));
     let tokens = Load::start(&by_token, SHAPE).await?;
     let certificates = Load::start(&by_certificate, SHAPE).await?;
-    certificates.more(100).await;
+    certificates.wait_for_requests(100).await;
     let own = cluster.token(HOME, HOME, None).await?;
     std::fs::write(at("token"), &own)?;
 
-    // While that is noticed: the serving certificate, the CA of clients, the caller's token.
+    // Meanwhile, rotate the serving certificate, the client CA and the token of the caller.
     let ca = &cluster.ca.file;
     let before = served(&rotated.secure, ca).await?;
     let renewed = cluster
@@ -115,31 +115,33 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
     })
     .await?;
     tokens.set_token(&cluster.token(SHOP, "caller", None).await?);
-    within(TOKEN_PATIENCE, "the bastion's new token", async || {
-        Ok(proxy.last_token_is(&own))
-    })
+    within(
+        TOKEN_RELOAD_TIMEOUT,
+        "the bastion's new token",
+        async || Ok(proxy.last_token_is(&own)),
+    )
     .await?;
     home.delete::<Secret>("rotated").await?;
-    tokio::time::sleep(FORGOTTEN).await;
+    tokio::time::sleep(TOKEN_CACHE_EXPIRY).await;
     tokens.set_token(&cluster.token(SHOP, "caller", None).await?);
-    tokens.more(200).await;
+    tokens.wait_for_requests(200).await;
 
     let (tokens, certificates) = (tokens.stop().await, certificates.stop().await);
     println!(
         "     certificates and tokens rotated: by token {tokens}; by certificate {certificates}"
     );
     std::fs::copy(&new_ca.file, at("clients.crt"))?;
-    eventually("the old CA to count no more", async || {
+    eventually("rejection of the old CA", async || {
         let mut client = Client::connect(rotated.secure, ca, None, Some(&old)).await?;
         Ok(client.get(&by_token.path).await?.status == 401)
     })
     .await?;
     ensure!(rotated.readyz().await?.0 == 200);
-    tokens.none_failed()?;
-    certificates.none_failed()
+    tokens.ensure_none_failed()?;
+    certificates.ensure_none_failed()
 }
 
-/// The key comes first, as some tools write it: for a moment it is not the certificate's.
+/// Writes the key first, as some tools do, so that key and certificate do not match for a moment.
 fn install(from: &Pair, to: &Pair) -> Result<()> {
     std::fs::copy(&from.key, &to.key)?;
     std::fs::copy(&from.certificate, &to.certificate)?;

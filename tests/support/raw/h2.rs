@@ -1,4 +1,4 @@
-//! The same for requests that come over HTTP/2: a page or an echo, and trailers.
+//! Scripted backends for HTTP/2: a page or an echo, and trailers.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -24,15 +24,15 @@ where
 {
     let service = service_fn(|request: Request<Incoming>| {
         let (stage, at, tls) = (stage.clone(), at.clone(), tls.clone());
-        async move { Ok::<_, Infallible>(answer(&stage, at, tls, request).await) }
+        async move { Ok::<_, Infallible>(respond(&stage, at, tls, request).await) }
     });
-    // Errors are the other side's to notice.
+    // Errors close the connection, which the other side notices.
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }
 
-async fn answer(
+async fn respond(
     stage: &Stage,
     at: String,
     tls: Option<Handshake>,
@@ -74,8 +74,8 @@ async fn answer(
             Step::Trailers(text) => {
                 frames.push(Ok(Frame::trailers(map(&Field::parse(text.as_bytes())))));
             }
-            // The stream is reset in the middle.
-            Step::Close => frames.push(Err(anyhow::anyhow!("the script says so"))),
+            // Resets the stream.
+            Step::Close => frames.push(Err(anyhow::anyhow!("reset by the script"))),
             _ => {}
         }
     }
@@ -100,7 +100,7 @@ async fn answer(
     response.map(|()| StreamBody::new(sent))
 }
 
-/// The body of a request, reported as it comes.
+/// Body of a request, recorded while it arrives.
 struct BodyStream {
     part: Part,
     incoming: Incoming,

@@ -1,4 +1,4 @@
-//! What a backend does to a request: steps, written in YAML.
+//! Scripts of backends: steps, written in YAML.
 
 use std::io::Write;
 
@@ -9,60 +9,60 @@ use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use serde::Deserialize;
 
-/// The steps, in order. The body of the request is read first, unless a step says when.
+/// Steps, in order. The body of the request is read first, unless a step reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Script {
     pub steps: Vec<Step>,
 }
 
-/// A page is written as one reads it: the head's lines, an empty line, the body. `Content-Length:
-/// auto` counts.
+/// A step. A page consists of the lines of a head, an empty line and a body. `Content-Length: auto`
+/// is replaced by the length of the body.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
     /// Reads the rest of the request.
     Body,
     Page(String),
-    /// The page's body compressed, as `Content-Encoding: gzip` has it.
+    /// Sends the page with its body compressed with gzip.
     Gzip(String),
-    /// The same without a wrapper, as many understand `deflate`.
+    /// Sends the page with its body as a raw deflate stream.
     RawDeflate(String),
-    /// The same in a zlib wrapper, as RFC 9110 defines `deflate`.
+    /// Sends the page with its body in zlib format, as RFC 9110 defines `deflate`.
     ZlibDeflate(String),
-    /// The page, each of its characters a byte: `\xe9` is the byte E9.
+    /// Sends the page with each character as one byte: `\xe9` is the byte E9.
     Bytes(String),
-    /// As `gzip`, with zero bytes behind it, as blocks of tape have them.
+    /// Sends as `gzip`, followed by zero bytes.
     PaddedGzip(String),
-    /// As `zlib-deflate`, with a line end behind it.
+    /// Sends as `zlib-deflate`, followed by a line feed.
     PaddedDeflate(String),
     /// Accepts a WebSocket (RFC 6455 section 4.2.2).
     WebSocket,
-    /// The page's body is base64.
+    /// Sends the page with its body decoded from base64.
     Base64(String),
-    /// The page, each byte of its body written by itself.
+    /// Sends the page with a write for each byte of its body.
     Drip(String),
-    /// Bytes as they are.
+    /// Sends bytes unmodified.
     Send(String),
-    /// A chunk of a chunked body.
+    /// Sends a chunk of a chunked body.
     Chunk(String),
-    /// So many bytes of body.
+    /// Sends a number of bytes of body.
     Fill(usize),
-    /// Trailers of an answer over HTTP/2.
+    /// Sends trailers of an HTTP/2 response.
     Trailers(String),
     /// Waits until the client has received a text.
     ClientHas(String),
-    /// Looks whether the client gets a text within a moment, and goes on.
+    /// Records whether the client receives a text within [`super::IMMEDIATE`], and continues.
     Glance(String),
-    /// The same for a tenth of the moment.
+    /// As `glance`, with a tenth of the time.
     Blink(String),
-    /// Reads the tunnel until it has brought a text.
+    /// Reads the tunnel until it has received a text.
     Read(String),
     ReadToEnd,
-    /// Sends back what comes, to the end.
+    /// Echoes the tunnel until its end.
     Echo,
-    /// Waits until the other side hangs up.
+    /// Waits until the other side closes the connection.
     Hold,
-    /// Ends the sending and goes on.
+    /// Closes the sending side and continues.
     HalfClose,
     Close,
 }
@@ -101,7 +101,7 @@ impl<'de> Deserialize<'de> for Script {
 }
 
 impl Step {
-    /// What is sent, a write for each.
+    /// Returns the bytes to send, one entry per write.
     pub(super) fn pieces(&self) -> Result<Vec<Vec<u8>>> {
         let whole = |text: &str,
                      encode: &dyn Fn(&str) -> Result<Vec<u8>>|
@@ -150,7 +150,7 @@ impl Step {
         }
     }
 
-    /// Whether only the end of the connection can end what was sent: a final answer without a
+    /// Returns true if only the end of the connection delimits the body: a final response without a
     /// length.
     pub(super) fn must_close(&self) -> bool {
         let (Self::Page(text)
@@ -175,7 +175,7 @@ impl Step {
     }
 }
 
-/// The head with the line ends of the wire, and the body.
+/// Returns the head with CRLF line ends, and the encoded body.
 pub fn page(text: &str, encode: &dyn Fn(&str) -> Result<Vec<u8>>) -> Result<[Vec<u8>; 2]> {
     let (head, body) = text
         .split_once("\n\n")
@@ -203,7 +203,7 @@ fn plain(body: &str) -> Result<Vec<u8>> {
     Ok(body.as_bytes().to_vec())
 }
 
-/// Ends a compressor with a body.
+/// Compresses a body.
 fn finish<E: Write + Finish>(mut encoder: E, body: &str) -> Result<Vec<u8>> {
     encoder.write_all(body.as_bytes())?;
     encoder.end().context("compressing in memory")

@@ -1,11 +1,11 @@
-//! HTTP/1.1 as bytes: heads and bodies read without any opinion about them.
+//! HTTP/1.1 as bytes: heads and bodies without validation.
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::PATIENCE;
+use super::STEP_TIMEOUT;
 
-/// A header as it stands on the wire.
+/// Header field as sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     pub name: String,
@@ -13,7 +13,7 @@ pub struct Field {
 }
 
 impl Field {
-    /// Text as it is, other bytes as `\xNN`.
+    /// Returns the bytes as text, with bytes that are not UTF-8 as `\xNN`.
     pub fn escaped(bytes: &[u8]) -> String {
         bytes.utf8_chunks().fold(String::new(), |mut text, chunk| {
             text.push_str(chunk.valid());
@@ -29,7 +29,7 @@ impl Field {
         self.name.eq_ignore_ascii_case(name)
     }
 
-    /// The lines of a head behind its first. What is not UTF-8 is escaped.
+    /// Parses the lines of a head after the first. Bytes that are not UTF-8 are escaped.
     pub fn parse(lines: &[u8]) -> Vec<Self> {
         let lines = lines
             .split(|byte| *byte == b'\n')
@@ -48,7 +48,7 @@ impl Field {
     }
 }
 
-/// The first line of a message and its headers, in order.
+/// First line of a message and its header fields, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Head {
     pub line: String,
@@ -87,7 +87,7 @@ impl Head {
     }
 }
 
-/// One side of a connection. Every read has a deadline.
+/// One side of a connection. Reads within a message have a timeout.
 #[derive(Debug)]
 pub struct Wire<S> {
     pub stream: S,
@@ -102,28 +102,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// The next head, or nothing where the other side has ended.
+    /// Reads the next head. Returns none if the other side has closed.
     ///
     /// # Errors
-    /// Where the connection breaks.
+    /// Returns an error if the connection fails.
     pub async fn head(&mut self) -> Result<Option<Head>> {
         loop {
             if let Some(end) = position(&self.buffer, b"\r\n\r\n") {
                 let head: Vec<u8> = self.buffer.drain(..end + 4).collect();
                 return Ok(Some(Head::parse(&head)));
             }
-            // Idle connections wait as long as they like.
+            // No timeout: idle connections may wait.
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Ok(None);
             }
         }
     }
 
-    /// Reads the body that a request's head announces, handing on its pieces, and returns its
-    /// trailers.
+    /// Reads the body of a request, passes its parts to `got` and returns its trailers.
     ///
     /// # Errors
-    /// Where it ends early or is not well formed.
+    /// Returns an error if it is truncated or malformed.
     pub async fn body(&mut self, head: &Head, mut got: impl FnMut(&[u8])) -> Result<Vec<Field>> {
         if !head.is_chunked() {
             let mut missing = head.content_length().unwrap_or(0);
@@ -149,7 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             got(&self.buffer[..size]);
             ensure!(
                 &self.buffer[size..size + 2] == b"\r\n",
-                "a chunk does not end where it should"
+                "a chunk does not end with CRLF"
             );
             self.buffer.drain(..size + 2);
         }
@@ -163,22 +162,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Whatever comes next, or nothing where the other side has ended.
+    /// Reads the next bytes. Returns none if the other side has closed.
     ///
     /// # Errors
-    /// Where the connection breaks, or nothing comes for too long.
+    /// Returns an error if the connection fails, or after [`STEP_TIMEOUT`].
     pub async fn some(&mut self) -> Result<Option<Vec<u8>>> {
         if self.buffer.is_empty() {
-            let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await;
-            if read.context("nothing came, and no end either")?? == 0 {
+            let read =
+                tokio::time::timeout(STEP_TIMEOUT, self.stream.read_buf(&mut self.buffer)).await;
+            if read.context("timed out waiting for bytes")?? == 0 {
                 return Ok(None);
             }
         }
         Ok(Some(std::mem::take(&mut self.buffer)))
     }
 
+    /// Sends bytes.
+    ///
     /// # Errors
-    /// Where the connection breaks.
+    /// Returns an error if the connection fails.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.stream.write_all(bytes).await?;
         Ok(self.stream.flush().await?)
@@ -195,8 +197,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     async fn more(&mut self) -> Result<()> {
-        let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await;
-        if read.context("nothing came, and no end either")?? == 0 {
+        let read = tokio::time::timeout(STEP_TIMEOUT, self.stream.read_buf(&mut self.buffer)).await;
+        if read.context("timed out waiting for bytes")?? == 0 {
             bail!("the body ended early");
         }
         Ok(())

@@ -1,8 +1,8 @@
-// Command clientgo asks pods and services by client-go's ProxyGet, as controllers and tools do, and reads the errors
-// as they do, with the apierrors package. It exits with 0 where all was as a client expects it.
+// Command clientgo sends requests to pods and services with ProxyGet of client-go, as controllers and tools do, and
+// checks errors with the apierrors package. It exits with 0 if all results are as expected.
 //
-// The pods web-1 to web-3 and the service web of the namespace shop answer /name with their name and any other path
-// with the request as it reached them; the kubeconfig's user may get in shop, and in no other namespace.
+// The pods web-1 to web-3 and the service web of the namespace shop return their name for /name, and the received
+// request for other paths. The user of the kubeconfig may get in the namespace shop only.
 package main
 
 import (
@@ -30,7 +30,7 @@ func main() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	// Built-in types go as protobuf in many programs: it is in what they accept of errors, too.
+	// Many programs use protobuf for built-in types, and accept it for errors, too.
 	for _, contentType := range []string{runtime.ContentTypeJSON, runtime.ContentTypeProtobuf} {
 		config.ContentType = contentType
 		if err := run(ctx, config); err != nil {
@@ -124,7 +124,7 @@ func refusals(ctx context.Context, client kubernetes.Interface) error {
 		{"a scheme that is none", core.Pods("shop").ProxyGet("ftp", "web-1", "8080", "/", nil), apierrors.IsBadRequest,
 			`invalid pod request "ftp:web-1:8080"`},
 	} {
-		// The raw way keeps the reason alone; the other reads the Status.
+		// DoRaw keeps only the reason; Do decodes the Status.
 		_, err := each.get.DoRaw(ctx)
 		if err := expect(each.what, err, each.is, ""); err != nil {
 			return err

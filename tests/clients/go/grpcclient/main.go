@@ -1,5 +1,5 @@
-// Command grpcclient calls a server of gRPC's interoperability tests through the proxy subresource: with a token, and
-// with the path of the subresource before the name of each method. It exits with 0 where all was as it must be.
+// Command grpcclient calls a server of the gRPC interoperability tests through the proxy subresource, with a token and
+// with the path of the subresource before the name of each method. It exits with 0 if all results are as expected.
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 )
 
-// As the server's.
+// Same value as in the server.
 const maxMessage = 64 << 20
 
 func main() {
@@ -33,7 +33,7 @@ func main() {
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(trust),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		// A call that fails must be seen to fail. What never left is repeated all the same.
+		// Retries would hide failed calls. Calls that were never sent are retried anyway.
 		grpc.WithDisableRetry(),
 	}
 	if *token != "" {
@@ -80,7 +80,7 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-// subresource puts the path of a proxy before the names of methods, which is all that a gRPC client needs for it.
+// subresource prepends the path of a proxy to the names of methods, which is all that a gRPC client needs.
 type subresource struct {
 	grpc.ClientConnInterface
 	prefix string

@@ -19,10 +19,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// No single call of a scenario may take longer.
+// Maximum duration of a call.
 const patience = 20 * time.Second
 
-// interoperate runs gRPC's own interoperability tests. They end the process themselves where one fails, and say why.
+// interoperate runs the gRPC interoperability tests. They log a failure and exit.
 func interoperate(ctx context.Context, client testgrpc.TestServiceClient, connection grpc.ClientConnInterface) error {
 	ctx, end := context.WithTimeout(ctx, time.Minute)
 	defer end()
@@ -55,7 +55,7 @@ func interoperate(ctx context.Context, client testgrpc.TestServiceClient, connec
 	return nil
 }
 
-// large sends 16 MiB and asks for 16 MiB, in one message each: more than any flow-control window.
+// large sends and receives 16 MiB in one message each, more than any flow-control window.
 func large(ctx context.Context, client testgrpc.TestServiceClient) error {
 	const size = 16 << 20
 	ctx, end := context.WithTimeout(ctx, patience)
@@ -73,7 +73,7 @@ func large(ctx context.Context, client testgrpc.TestServiceClient) error {
 	return nil
 }
 
-// cancel gives up a call that the server is waiting in.
+// cancel cancels a call that waits in the server.
 func cancel(ctx context.Context, client testgrpc.TestServiceClient) error {
 	ctx, giveUp := context.WithTimeout(ctx, patience)
 	defer giveUp()
@@ -88,7 +88,7 @@ func cancel(ctx context.Context, client testgrpc.TestServiceClient) error {
 	return nil
 }
 
-// deadline lets the time of a call run out that the server is waiting in.
+// deadline lets the deadline of a call pass that waits in the server.
 func deadline(ctx context.Context, client testgrpc.TestServiceClient) error {
 	ctx, end := context.WithTimeout(ctx, 2*time.Second)
 	defer end()
@@ -102,7 +102,7 @@ func deadline(ctx context.Context, client testgrpc.TestServiceClient) error {
 	return nil
 }
 
-// paced opens a call, and says something in it for every line of standard input, until that ends.
+// paced opens a call and sends a message for each line of standard input, until its end.
 func paced(ctx context.Context, client testgrpc.TestServiceClient) error {
 	stream, err := conversation(ctx, client)
 	if err != nil {
@@ -127,7 +127,7 @@ func paced(ctx context.Context, client testgrpc.TestServiceClient) error {
 	return nil
 }
 
-// calls makes calls of all kinds, several at once, until standard input ends. All must succeed.
+// calls makes concurrent calls of all kinds until the end of standard input. All must succeed.
 func calls(ctx context.Context, client testgrpc.TestServiceClient) error {
 	var stopped atomic.Bool
 	go func() {
@@ -138,7 +138,7 @@ func calls(ctx context.Context, client testgrpc.TestServiceClient) error {
 	var workers sync.WaitGroup
 	for worker := range 8 {
 		workers.Go(func() {
-			// Bounded, whatever the test waits for.
+			// A limit in case the test waits forever.
 			for !stopped.Load() && made.Load() < 200_000 {
 				if err := call(ctx, client, worker); err != nil {
 					failed.Add(1)
@@ -158,7 +158,7 @@ func calls(ctx context.Context, client testgrpc.TestServiceClient) error {
 	return nil
 }
 
-// call is a unary call for most workers, a conversation of ten messages both ways for every fourth.
+// call makes a unary call for most workers, and ten messages in both directions for every fourth.
 func call(ctx context.Context, client testgrpc.TestServiceClient, worker int) error {
 	ctx, end := context.WithTimeout(ctx, patience)
 	defer end()
@@ -191,12 +191,12 @@ func call(ctx context.Context, client testgrpc.TestServiceClient, worker int) er
 	return nil
 }
 
-// forbidden makes a call that the caller has no right to.
+// forbidden makes a call without permission.
 func forbidden(ctx context.Context, client testgrpc.TestServiceClient) error {
 	return refused(ctx, client, codes.PermissionDenied)
 }
 
-// gone makes a call to a service that nobody serves.
+// gone makes a call to a service without endpoints.
 func gone(ctx context.Context, client testgrpc.TestServiceClient) error {
 	return refused(ctx, client, codes.Unavailable)
 }
@@ -210,7 +210,7 @@ func refused(ctx context.Context, client testgrpc.TestServiceClient, code codes.
 	return nil
 }
 
-// conversation opens a stream, and has had an answer on it.
+// conversation opens a stream and receives a first response.
 func conversation(ctx context.Context, client testgrpc.TestServiceClient) (testgrpc.TestService_FullDuplexCallClient, error) {
 	stream, err := client.FullDuplexCall(ctx)
 	if err != nil {
@@ -224,7 +224,7 @@ func exchange(stream testgrpc.TestService_FullDuplexCallClient, size int32) erro
 	if err := stream.Send(request); err != nil && err != io.EOF {
 		return err
 	}
-	// Where the call is over, this tells why.
+	// Returns the error of a call that has ended.
 	answer, err := stream.Recv()
 	if err != nil {
 		return err

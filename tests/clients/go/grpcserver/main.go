@@ -1,6 +1,6 @@
-// Command grpcserver is the server of gRPC's own interoperability tests, over cleartext HTTP/2 or TLS. It says on
-// standard output what a test cannot see from the client's side: that calls arrive, and that they were cancelled. On
-// SIGTERM it ends as servers do in a rolling update: by GOAWAY, and not before its calls have ended.
+// Command grpcserver is the server of the gRPC interoperability tests, over cleartext HTTP/2 or TLS. It prints events
+// that the client cannot observe: arrivals and cancellations of calls. On SIGTERM it stops as servers do in a rolling
+// update: it sends GOAWAY and exits after its calls have ended.
 package main
 
 import (
@@ -25,7 +25,7 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// More than the largest message of a test.
+// Larger than any message of a test.
 const maxMessage = 64 << 20
 
 func main() {
@@ -39,7 +39,7 @@ func main() {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.ChainUnaryInterceptor(unary),
 		grpc.ChainStreamInterceptor(stream),
-		// Calls may go on after the GOAWAY for as long as they need.
+		// Calls may continue after the GOAWAY without a limit.
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: *age}),
 	}
 	if *certificate != "" {
@@ -67,7 +67,7 @@ func main() {
 	if err := server.Serve(listener); err != nil {
 		log.Fatal(err)
 	}
-	// Serve ends before the calls do.
+	// Serve returns before the calls end.
 	server.GracefulStop()
 	fmt.Println("stopped")
 }
@@ -83,14 +83,14 @@ func stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, h
 	arrived(stream.Context())
 	began := time.Now()
 	err := handler(server, stream)
-	// Where a call has a deadline the server knows it too, and may be first to end it.
+	// The server knows the deadline of a call, too, and may end it first.
 	if cause := stream.Context().Err(); cause != nil {
 		fmt.Println("cancelled", info.FullMethod, "after", time.Since(began), cause)
 	}
 	return err
 }
 
-// arrived says of the first call that it came, and of any that it brought what is not the server's to know.
+// arrived prints that the first call has arrived, and reports credentials that must not reach the server.
 func arrived(ctx context.Context) {
 	first.Do(func() { fmt.Println("called") })
 	headers, _ := metadata.FromIncomingContext(ctx)

@@ -1,4 +1,4 @@
-//! The same over HTTP/2.
+//! Sends the request of a row over HTTP/2.
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -10,19 +10,26 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::timeout;
 
-use super::{Answer, HOST, Side};
+use super::{HOST, RecordedResponse, Side};
 use crate::differential::callers::Credentials;
 use crate::differential::table::Row;
 use crate::support::client::tls_with_alpn;
-use crate::support::raw::{Field, Head, PATIENCE, Stage};
+use crate::support::raw::{Field, Head, STEP_TIMEOUT, Stage};
 
+/// Sends the request of a row.
+///
 /// # Errors
-/// Where no HTTP/2 connection can be made.
-pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Result<Answer> {
+/// Returns an error if the server does not support HTTP/2 or the connection fails.
+pub async fn ask(
+    side: &Side,
+    row: &Row,
+    by: &Credentials,
+    stage: &Stage,
+) -> Result<RecordedResponse> {
     let stream = tls_with_alpn(side.address, &side.ca, by.certificate.as_ref(), &[b"h2"]).await?;
     ensure!(
         stream.get_ref().1.alpn_protocol() == Some(b"h2"),
-        "{} speaks no HTTP/2",
+        "{} does not support HTTP/2",
         side.name
     );
     let (mut sender, connection) =
@@ -61,21 +68,26 @@ pub async fn ask(side: &Side, row: &Row, by: &Credentials, stage: &Stage) -> Res
             stream::iter(frames),
         )))?
     };
-    let mut answer = Answer::default();
-    answer.end = match timeout(PATIENCE, receive(&mut sender, request, &mut answer, stage)).await {
+    let mut recorded = RecordedResponse::default();
+    recorded.end = match timeout(
+        STEP_TIMEOUT,
+        receive(&mut sender, request, &mut recorded, stage),
+    )
+    .await
+    {
         Ok(Ok(())) => "whole".into(),
         Ok(Err(error)) => reset(&error),
         Err(_) => "nothing more came in time".into(),
     };
-    answer.complete = answer.end == "whole";
+    recorded.complete = recorded.end == "whole";
     connection.abort();
-    Ok(answer)
+    Ok(recorded)
 }
 
 async fn receive<B>(
     sender: &mut http2::SendRequest<B>,
     request: Request<B>,
-    answer: &mut Answer,
+    recorded: &mut RecordedResponse,
     stage: &Stage,
 ) -> hyper::Result<()>
 where
@@ -88,7 +100,7 @@ where
         .iter()
         .map(|(name, value)| field(name, value))
         .collect();
-    answer.head = Some(Head {
+    recorded.head = Some(Head {
         line: format!("HTTP/2 {}", parts.status.as_u16()),
         fields,
     });
@@ -96,11 +108,11 @@ where
         match frame?.into_data() {
             Ok(data) => {
                 stage.client_got(&data);
-                answer.body.extend_from_slice(&data);
+                recorded.body.extend_from_slice(&data);
             }
             Err(frame) => {
                 let trailers = frame.into_trailers().unwrap_or_default();
-                answer.trailers = trailers
+                recorded.trailers = trailers
                     .iter()
                     .map(|(name, value)| field(name, value))
                     .collect();
@@ -117,7 +129,7 @@ fn field(name: &HeaderName, value: &HeaderValue) -> Field {
     }
 }
 
-/// The words of the HTTP/2 library below name the reset's code.
+/// Returns the reset code, which the error text of the HTTP/2 library contains.
 fn reset(error: &hyper::Error) -> String {
     let cause = std::error::Error::source(error)
         .map(ToString::to_string)

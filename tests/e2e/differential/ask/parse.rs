@@ -1,46 +1,46 @@
-//! The bytes of an answer taken apart.
+//! Parser of recorded responses.
 
-use super::Answer;
+use super::RecordedResponse;
 use crate::support::raw::{Field, Head};
 
-/// Parses what there is so far; `ended` says that nothing more will come.
-pub fn answer(mut bytes: &[u8], method: &str, ended: bool) -> Answer {
-    let mut answer = Answer::default();
+/// Parses the bytes received so far. `ended` is true if no more bytes follow.
+pub fn response(mut bytes: &[u8], method: &str, ended: bool) -> RecordedResponse {
+    let mut response = RecordedResponse::default();
     let head = loop {
         let Some(end) = position(bytes, b"\r\n\r\n") else {
-            return answer;
+            return response;
         };
         let head = Head::parse(&bytes[..end + 2]);
         bytes = &bytes[end + 4..];
         match status(&head) {
             101 => {
-                answer.tunnel = bytes.to_vec();
-                answer.head = Some(head);
-                // A tunnel is whole when it is over.
-                answer.complete = ended;
-                return answer;
+                response.tunnel = bytes.to_vec();
+                response.head = Some(head);
+                // A tunnel is complete at its end.
+                response.complete = ended;
+                return response;
             }
-            100..200 => answer.interim.push(head),
+            100..200 => response.interim.push(head),
             _ => break head,
         }
     };
     let bodyless = method == "HEAD" || matches!(status(&head), 204 | 304);
     if bodyless {
-        answer.complete = true;
+        response.complete = true;
     } else if head.is_chunked() {
-        chunked(bytes, &mut answer);
+        chunked(bytes, &mut response);
     } else if let Some(length) = head.content_length() {
-        answer.complete = bytes.len() >= length;
-        answer.body = bytes[..bytes.len().min(length)].to_vec();
+        response.complete = bytes.len() >= length;
+        response.body = bytes[..bytes.len().min(length)].to_vec();
     } else {
-        answer.body = bytes.to_vec();
-        answer.complete = ended;
+        response.body = bytes.to_vec();
+        response.complete = ended;
     }
-    answer.head = Some(head);
-    answer
+    response.head = Some(head);
+    response
 }
 
-fn chunked(mut bytes: &[u8], answer: &mut Answer) {
+fn chunked(mut bytes: &[u8], response: &mut RecordedResponse) {
     loop {
         let Some(end) = position(bytes, b"\r\n") else {
             return;
@@ -54,7 +54,7 @@ fn chunked(mut bytes: &[u8], answer: &mut Answer) {
         if size == 0 {
             break;
         }
-        answer
+        response
             .body
             .extend_from_slice(&bytes[..bytes.len().min(size)]);
         let Some(rest) = bytes.get(size + 2..) else {
@@ -63,10 +63,10 @@ fn chunked(mut bytes: &[u8], answer: &mut Answer) {
         bytes = rest;
     }
     if bytes.starts_with(b"\r\n") {
-        answer.complete = true;
+        response.complete = true;
     } else if let Some(end) = position(bytes, b"\r\n\r\n") {
-        answer.trailers = Field::parse(&bytes[..end + 2]);
-        answer.complete = true;
+        response.trailers = Field::parse(&bytes[..end + 2]);
+        response.complete = true;
     }
 }
 

@@ -1,20 +1,19 @@
-//! Differences that stand on every row, which `table.rs` declares. What can be told of each from
-//! the row is checked, not only overlooked; all of it is seen by a row of its own that names it
-//! under `exact`.
+//! General differences, which `table.rs` declares. Each is checked as far as the row allows before
+//! it is ignored. Rows with its name under `exact` compare it.
 
 #![expect(
     clippy::unnecessary_wraps,
-    reason = "all have one signature, whether or not they can find a fault"
+    reason = "all checks have the same signature"
 )]
 
 use super::super::ask::HOST;
 use super::super::observe::Observation;
 use super::super::table::Row;
 
-/// Checks a standing difference and takes it out of both observations.
+/// Checks a general difference and removes it from both observations.
 pub type Overlook = fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>;
 
-/// How each of [`STANDING`](super::super::table::STANDING) is checked.
+/// Checks of [`STANDING`](super::super::table::STANDING), by name.
 pub const OVERLOOK: [(&str, Overlook); 16] = [
     ("forwarded", forwarded),
     ("gzip", gzip),
@@ -34,7 +33,7 @@ pub const OVERLOOK: [(&str, Overlook); 16] = [
     ("credentials", credentials),
 ];
 
-/// The prefixes of what each request that a backend saw is told by.
+/// Returns the prefix of the aspects of each request that a backend received.
 fn saws(observation: &Observation) -> Vec<String> {
     let count = observation
         .get("saw")
@@ -60,7 +59,7 @@ fn client_sends(row: &Row, name: &str) -> bool {
     lines(row).any(is)
 }
 
-/// The header lines that the client sends.
+/// Returns the header lines that the client sends.
 fn lines(row: &Row) -> impl Iterator<Item = &str> {
     let raw = row.raw.as_deref().unwrap_or_default();
     row.headers.iter().map(String::as_str).chain(
@@ -87,7 +86,7 @@ fn forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Res
                 ));
             }
             if !client_sends(row, name) && theirs.contains_key(&format!("{saw} header {name}")) {
-                return Err(format!("theirs sends {name} of its own"));
+                return Err(format!("theirs adds {name}"));
             }
         }
     }
@@ -106,12 +105,12 @@ fn gzip(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(
             None if bare => {}
             found => {
                 return Err(format!(
-                    "theirs should ask for gzip, and asks for {found:?}"
+                    "theirs should request gzip, and requests {found:?}"
                 ));
             }
         }
         if let Some(value) = ours.get(&name) {
-            return Err(format!("ours asks for {value}, which the client did not"));
+            return Err(format!("ours requests {value}, which the client did not"));
         }
     }
     Ok(())
@@ -128,16 +127,16 @@ fn order(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<
             .get(&format!("{saw} order"))
             .cloned()
             .unwrap_or_default();
-        let came: Vec<_> = order
+        let received: Vec<_> = order
             .split(' ')
             .filter(|name| is_kept(name) && sent.iter().any(|sent| sent == name))
             .collect();
         let sent: Vec<_> = sent
             .iter()
-            .filter(|name| came.contains(&&***name))
+            .filter(|name| received.contains(&&***name))
             .collect();
-        if came != sent {
-            return Err(format!("ours sends {came:?} in place of {sent:?}"));
+        if received != sent {
+            return Err(format!("ours sends {received:?} instead of {sent:?}"));
         }
     }
     for side in [ours, theirs] {
@@ -148,7 +147,7 @@ fn order(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<
     Ok(())
 }
 
-/// Whether a header of the client's reaches the backend as it is, rather than made anew.
+/// Returns true for headers that are forwarded rather than generated.
 fn is_kept(name: &str) -> bool {
     !name.starts_with("x-forwarded-")
         && !["connection", "upgrade", "te", "cookie", "audit-id"].contains(&name)
@@ -169,17 +168,17 @@ fn audit_forwarded(
     }
     for (index, saw) in saws(ours).into_iter().enumerate() {
         let name = format!("{saw} header audit-id");
-        // The first request is the one that the answer is to.
-        let told = ours.remove(&name);
+        // The response belongs to the first request.
+        let forwarded = ours.remove(&name);
         if index == 0
             && ours
                 .get("header audit-id")
-                .is_some_and(|id| told.as_ref() != Some(id))
+                .is_some_and(|id| forwarded.as_ref() != Some(id))
         {
-            return Err("ours tells the backend another Audit-Id than the client".into());
+            return Err("ours forwards another Audit-Id than it returns".into());
         }
         if theirs.contains_key(&name) {
-            return Err("theirs tells the backend an Audit-Id too".into());
+            return Err("theirs forwards an Audit-Id, too".into());
         }
     }
     Ok(())
@@ -199,7 +198,7 @@ fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
             }
         }
     }
-    // An answer that is the proxy's own has all of it on both sides.
+    // Responses of the proxy itself have these headers on both sides.
     if theirs.contains_key("header audit-id") || ours.get("status") != theirs.get("status") {
         return Ok(());
     }
@@ -209,14 +208,12 @@ fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
         }
     }
     if ours.get("status").map(String::as_str) != Some("101") {
-        // What the backend says of it itself is compared like any header.
+        // A Cache-Control of the backend is compared as other headers are.
         if !theirs.contains_key("header cache-control") {
             match ours.remove("header cache-control").as_deref() {
                 Some("no-cache, private") => {}
                 found => {
-                    return Err(format!(
-                        "ours should say that it is not cached, and says {found:?}"
-                    ));
+                    return Err(format!("ours should send no-cache, and sends {found:?}"));
                 }
             }
         }
@@ -225,7 +222,7 @@ fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
             Some("close") => {}
             found => {
                 return Err(format!(
-                    "ours should say that it closes, and says {found:?}"
+                    "ours should send Connection: close, and sends {found:?}"
                 ));
             }
         }
@@ -304,11 +301,13 @@ fn phrase(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result
     if ours.get("status") == theirs.get("status") {
         if let (Some(status), Some(phrase)) = (ours.get("status"), ours.get("reason phrase")) {
             let backend = row.backend_text();
-            // Of a status that the backend did not say the phrase is the proxy's.
+            // The proxy selects the phrase of a status that is not from the backend.
             if backend.contains(&format!(" {status} "))
                 && !backend.contains(&format!(" {status} {phrase}"))
             {
-                return Err(format!("ours says {phrase:?}, which the backend did not"));
+                return Err(format!(
+                    "ours sends the phrase {phrase:?}, which the backend did not"
+                ));
             }
         }
         ours.remove("reason phrase");
@@ -335,29 +334,30 @@ fn html_length(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Res
     Ok(())
 }
 
-const TRIED: [&str; 4] = [
+/// Prefixes of errors that are followed by a text of Go or of Rust.
+const ERROR_PREFIXES: [&str; 4] = [
     "error trying to reach service: ",
     "error dialing backend: ",
     "lookup no..such.host: ",
     "Internal error occurred: error trying to parse Location header: ",
 ];
 
-/// What was tried is compared to the letter; what came of it is words of Go or of Rust.
+/// Compares the prefix of an error exactly, and ignores the text of the library after it.
 fn transport_words(
     _: &Row,
     ours: &mut Observation,
     theirs: &mut Observation,
 ) -> Result<(), String> {
-    for tried in TRIED {
+    for prefix in ERROR_PREFIXES {
         let begins = |found: &Observation| {
             found
                 .get("message")
-                .is_some_and(|message| message.starts_with(tried))
+                .is_some_and(|message| message.starts_with(prefix))
         };
         if begins(ours) && begins(theirs) {
             for found in [&mut *ours, theirs] {
-                found.insert("message".into(), format!("{tried}…"));
-                // The same words once more.
+                found.insert("message".into(), format!("{prefix}…"));
+                // These repeat the text.
                 found.remove("causes");
                 found.remove("details");
             }
@@ -367,7 +367,7 @@ fn transport_words(
     Ok(())
 }
 
-/// With the causes the body and its length differ; all else of the Status is compared.
+/// Ignores the causes, the body and its length, and compares the rest of the Status.
 fn causes(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
     let refused = ours
         .get("status")
@@ -399,41 +399,36 @@ fn challenge(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resul
         return Ok(());
     }
     if theirs.contains_key("header www-authenticate") {
-        return Err("theirs names a way too".into());
+        return Err("theirs sends a challenge, too".into());
     }
     match ours.remove("header www-authenticate").as_deref() {
         Some("Bearer") => Ok(()),
-        found => Err(format!("ours should say Bearer, and says {found:?}")),
+        found => Err(format!("ours should send Bearer, and sends {found:?}")),
     }
 }
 
-/// How every JSON Web Token begins, as it is and in the base64 of a WebSocket's subprotocol.
-const TOKENS: [&str; 2] = ["eyJ", "ZXlK"];
+/// Prefixes of a JSON Web Token, plain and in the base64 of a WebSocket subprotocol.
+const TOKEN_PREFIXES: [&str; 2] = ["eyJ", "ZXlK"];
 
 fn credentials(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
     if let Some(name) = ours.keys().find(|name| is_identity(name)) {
-        return Err(format!(
-            "ours shows the backend who the caller says to be: {name}"
-        ));
+        return Err(format!("ours forwards the identity header {name}"));
     }
     for (side, found) in [("ours", ours), ("theirs", theirs)] {
-        // A node's kubelet is shown the server's own.
+        // Kubelets get the token of the server itself.
         let leaked = |name: &str, value: &str| {
             name.starts_with("saw")
-                && TOKENS.iter().any(|token| value.contains(token))
+                && TOKEN_PREFIXES.iter().any(|token| value.contains(token))
                 && !is_own(value)
         };
         if let Some((name, _)) = found.iter().find(|(name, value)| leaked(name, value)) {
-            return Err(format!(
-                "{side} shows the backend the caller's token: {name}"
-            ));
+            return Err(format!("{side} forwards the token of the caller: {name}"));
         }
     }
     Ok(())
 }
 
-/// Whether an aspect is a header of the backend's that only proxies in front may send to the
-/// server.
+/// Returns true for aspects that are identity headers, which only front proxies may send.
 fn is_identity(name: &str) -> bool {
     let Some(name) = name
         .strip_prefix("saw")
@@ -446,7 +441,7 @@ fn is_identity(name: &str) -> bool {
         || name.starts_with("impersonate-")
 }
 
-/// The bastion's own token has been given a name by then.
+/// Returns true for the token of the bastion, which is replaced by a placeholder.
 fn is_own(value: &str) -> bool {
     value == "Bearer {own token}"
 }

@@ -1,4 +1,5 @@
-//! A name server that tells a good address to who checks and loopback to who dials (CVE-2020-8562).
+//! DNS rebinding: a name server that returns a valid address first and loopback later
+//! (CVE-2020-8562).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -13,16 +14,16 @@ use tokio::task::JoinHandle;
 use super::super::ask::Side;
 use super::super::observe::Observation;
 use super::super::setting::Setting;
-use super::{asked, get};
+use super::{get, send_row};
 use crate::support::bastion::Bastion;
 use crate::support::eventually;
 
-/// Where the name server listens: an address of loopback that no other uses.
+/// Address of the name server: a loopback address that nothing else uses.
 const SERVER: ([u8; 4], u16) = ([127, 0, 0, 153], 53);
-/// What it tells first, and ever after.
-const GOOD: Ipv4Addr = Ipv4Addr::new(10, 254, 240, 45);
+/// First address that it returns.
+const CHECKED_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 254, 240, 45);
 const BAD: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// A port that is served at both.
+/// Port that is served on both addresses.
 pub const PORT: u16 = 19153;
 
 pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
@@ -36,7 +37,7 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
             Ipv4Addr::from(SERVER.0)
         ),
     )?;
-    // A server of its own, which asks this name server and no other.
+    // A separate server that uses only this name server.
     let (address, _running) = if side.name == "ours" {
         let command = setting.bastion_command(wrapped(
             &resolver,
@@ -57,14 +58,14 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
         ..side.clone()
     };
     eventually("the server of its own", async || {
-        let known = asked(setting, &side, &get("pods/p/proxy/x"))
+        let known = send_row(setting, &side, &get("pods/p/proxy/x"))
             .await
             .unwrap_or_default();
         Ok(known.get("status").is_some_and(|status| status == "200"))
     })
     .await?;
     names.begin();
-    let mut found = asked(
+    let mut found = send_row(
         setting,
         &side,
         &get(&format!("nodes/rebinding:{PORT}/proxy/x")),
@@ -77,13 +78,13 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
     Ok([("dialled".to_owned(), dialled)].into())
 }
 
-/// Ends with its owner.
+/// Process that is killed on drop.
 enum Running {
-    Bastion(#[expect(dead_code, reason = "kept running")] Box<Bastion>),
-    Apiserver(#[expect(dead_code, reason = "kept running")] crate::support::cluster::Process),
+    Bastion(#[expect(dead_code, reason = "keeps it running")] Box<Bastion>),
+    Apiserver(#[expect(dead_code, reason = "keeps it running")] crate::support::cluster::Process),
 }
 
-/// A command whose `/etc/resolv.conf` is the test's.
+/// Returns a command with an `/etc/resolv.conf` of the test.
 fn wrapped(resolver: &Path, binary: &Path) -> Command {
     let script = "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
     let mut command = Command::new("unshare");
@@ -104,7 +105,7 @@ fn wrapped(resolver: &Path, binary: &Path) -> Command {
 
 /// The name server.
 struct Names {
-    told: Arc<AtomicBool>,
+    was_checked: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -113,8 +114,8 @@ impl Names {
         let socket = UdpSocket::bind(SocketAddr::from(SERVER))
             .await
             .context("the name server cannot listen")?;
-        let told = Arc::new(AtomicBool::new(false));
-        let known = Arc::clone(&told);
+        let was_checked = Arc::new(AtomicBool::new(false));
+        let known = Arc::clone(&was_checked);
         let task = tokio::spawn(async move {
             let mut buffer = [0; 1024];
             while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
@@ -123,38 +124,38 @@ impl Names {
                 }
             }
         });
-        Ok(Self { told, task })
+        Ok(Self { was_checked, task })
     }
 
-    /// The next to ask is told the good address.
+    /// Returns the valid address for the next query.
     fn begin(&self) {
-        self.told.store(false, Ordering::SeqCst);
+        self.was_checked.store(false, Ordering::SeqCst);
     }
 
-    /// Gives the port back for the next.
+    /// Releases the port.
     async fn end(self) {
         self.task.abort();
         let _ = self.task.await;
     }
 }
 
-/// RFC 1035: the question, and one address where it is asked for (type A); no other type has any.
-fn answer(query: &[u8], told: &AtomicBool) -> Option<Vec<u8>> {
+/// Returns a response (RFC 1035) with one address for type A, and none for other types.
+fn answer(query: &[u8], was_checked: &AtomicBool) -> Option<Vec<u8>> {
     const HEAD: usize = 12;
     let name = query.get(HEAD..)?.iter().position(|byte| *byte == 0)?;
     let question = query.get(HEAD..HEAD + name + 5)?;
     let is_a = question.get(name + 1..name + 3)? == [0, 1];
     let mut answer = query.get(..2)?.to_vec();
-    // A response to a recursive query, without an error; one question, no answer or one.
+    // A response to a recursive query without an error; one question, at most one answer.
     answer.extend_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
     answer.extend_from_slice(question);
     if is_a {
-        let address = if told.swap(true, Ordering::SeqCst) {
+        let address = if was_checked.swap(true, Ordering::SeqCst) {
             BAD
         } else {
-            GOOD
+            CHECKED_ADDRESS
         };
-        // The name of the question, type A, class IN, to be remembered for no time, four bytes.
+        // Pointer to the name of the question, type A, class IN, TTL zero, four bytes.
         answer.extend_from_slice(&[0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
         answer.extend_from_slice(&address.octets());
     }

@@ -1,4 +1,4 @@
-//! Connections over HTTP/2 that carry more than a request and its answer.
+//! HTTP/2 connections with several requests or a tunnel.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -15,16 +15,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::super::ask::{Answer, HOST, Side};
+use super::super::ask::{HOST, RecordedResponse, Side};
 use super::super::observe::{Observation, observe};
 use super::super::setting::Setting;
 use super::super::table::Row;
 use crate::support::client::tls_with_alpn;
-use crate::support::raw::{Field, Head, PATIENCE, Script, Step};
+use crate::support::raw::{Field, Head, STEP_TIMEOUT, Script, Step};
 
 type Sender = SendRequest<Empty<Bytes>>;
 
-/// A connection over HTTP/2, served for as long as the handle is kept.
+/// Opens an HTTP/2 connection, which is driven until the handle is aborted.
 pub async fn connect(side: &Side) -> Result<(Sender, JoinHandle<hyper::Result<()>>)> {
     let stream = tls_with_alpn(side.address, &side.ca, None, &[b"h2"]).await?;
     ensure!(
@@ -36,26 +36,26 @@ pub async fn connect(side: &Side) -> Result<(Sender, JoinHandle<hyper::Result<()
     Ok((sender, tokio::spawn(connection)))
 }
 
-/// The status of one GET, its answer read to the end.
+/// Sends a GET and reads its response to the end. Returns the status.
 pub async fn send(sender: &mut Sender, path: &str, token: &str) -> Result<StatusCode> {
-    timeout(PATIENCE, sender.ready())
+    timeout(STEP_TIMEOUT, sender.ready())
         .await
         .context("the connection takes no more")??;
     let request = Request::get(format!("https://{HOST}{path}")).version(Version::HTTP_2);
     let request = request
         .header("authorization", format!("Bearer {token}"))
         .body(Empty::new())?;
-    let response = timeout(PATIENCE, sender.send_request(request))
+    let response = timeout(STEP_TIMEOUT, sender.send_request(request))
         .await
-        .context("no answer came")??;
+        .context("no response")??;
     let status = response.status();
-    timeout(PATIENCE, response.into_body().collect())
+    timeout(STEP_TIMEOUT, response.into_body().collect())
         .await
-        .context("the answer does not end")??;
+        .context("the response does not end")??;
     Ok(status)
 }
 
-/// RFC 8441: what a browser does on a connection that is HTTP/2 already.
+/// Opens a WebSocket on an HTTP/2 connection (RFC 8441), as browsers do.
 pub async fn websocket_over_h2(
     setting: &Setting<'_>,
     side: &Side,
@@ -78,10 +78,10 @@ pub async fn websocket_over_h2(
         .header("sec-websocket-version", "13")
         .body(Empty::new())?;
     let mut observation = Observation::new();
-    let answer = timeout(PATIENCE, sender.send_request(request))
+    let result = timeout(STEP_TIMEOUT, sender.send_request(request))
         .await
-        .context("no answer came")?;
-    match answer {
+        .context("no response")?;
+    match result {
         Err(error) => {
             let cause = std::error::Error::source(&error)
                 .map(ToString::to_string)
@@ -95,11 +95,11 @@ pub async fn websocket_over_h2(
             observation.insert("status".into(), response.status().as_u16().to_string());
             if response.status().is_success() {
                 let mut tunnel =
-                    TokioIo::new(timeout(PATIENCE, hyper::upgrade::on(response)).await??);
+                    TokioIo::new(timeout(STEP_TIMEOUT, hyper::upgrade::on(response)).await??);
                 tunnel.write_all(b"ping").await?;
                 tunnel.shutdown().await?;
                 let mut back = String::new();
-                timeout(PATIENCE, tunnel.read_to_string(&mut back))
+                timeout(STEP_TIMEOUT, tunnel.read_to_string(&mut back))
                     .await
                     .context("the tunnel does not end")??;
                 observation.insert("tunnel".into(), back);
@@ -108,8 +108,8 @@ pub async fn websocket_over_h2(
     }
     connection.abort();
     let seen = setting.stage.finish().await;
-    let saw = observe(&Answer::default(), &seen);
-    let told = [
+    let saw = observe(&RecordedResponse::default(), &seen);
+    let compared = [
         "saw",
         "saw line",
         "saw tunnel",
@@ -117,11 +117,14 @@ pub async fn websocket_over_h2(
         "saw header upgrade",
         "saw header authorization",
     ];
-    observation.extend(saw.into_iter().filter(|(name, _)| told.contains(&&**name)));
+    observation.extend(
+        saw.into_iter()
+            .filter(|(name, _)| compared.contains(&&**name)),
+    );
     Ok(observation)
 }
 
-/// What a client of HTTP/2 gets of the backend's interim answers, which hyper keeps to itself.
+/// Observes the interim responses over HTTP/2. It uses h2, because hyper hides them.
 pub async fn hints_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let hints = Step::Page("HTTP/1.1 103 Early Hints\nLink: </a.css>; rel=preload".into());
     let page = Step::Page("HTTP/1.1 200 OK\nContent-Length: auto\n\nok".into());
@@ -144,24 +147,24 @@ pub async fn hints_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observa
         .version(Version::HTTP_2)
         .header("authorization", format!("Bearer {token}"))
         .body(())?;
-    let (mut answer, _) = sender.ready().await?.send_request(request, true)?;
-    let mut answered = Answer::default();
-    // The final answer would take an interim one that is not taken before for a fault.
+    let (mut pending, _) = sender.ready().await?.send_request(request, true)?;
+    let mut recorded = RecordedResponse::default();
+    // An interim response that is not consumed first makes h2 fail the final one.
     let receiving = poll_fn(|context| {
-        while let Poll::Ready(Some(interim)) = answer.poll_informational(context) {
+        while let Poll::Ready(Some(interim)) = pending.poll_informational(context) {
             let interim = interim?;
-            answered
+            recorded
                 .interim
                 .push(head(interim.status(), interim.headers()));
         }
-        Pin::new(&mut answer).poll(context)
+        Pin::new(&mut pending).poll(context)
     });
-    let response = timeout(PATIENCE, receiving)
+    let response = timeout(STEP_TIMEOUT, receiving)
         .await
-        .context("no answer came")??;
-    answered.head = Some(head(response.status(), response.headers()));
+        .context("no response")??;
+    recorded.head = Some(head(response.status(), response.headers()));
     connection.abort();
-    let mut observation = observe(&answered, &setting.stage.finish().await);
+    let mut observation = observe(&recorded, &setting.stage.finish().await);
     observation.retain(|name, _| name == "status" || name.starts_with("interim"));
     Ok(observation)
 }

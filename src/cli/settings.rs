@@ -1,0 +1,317 @@
+//! Settings that have a flag and an environment variable. The file of `--config` has more.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::source::SourceFlags;
+use crate::config::{
+    Config, LogFormat, TlsVersion, parse_address, parse_duration, parse_log_level, parse_workers,
+};
+
+/// Flags of `serve` and `check`. They are named as in kube-apiserver and kube-rbac-proxy; the
+/// environment variables are named after the flags.
+///
+/// No flag has a default of its own, because it would override the file.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Settings {
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KUBE_BASTION_CONFIG",
+        help = "Configuration file (kind: BastionConfiguration) [default: none]"
+    )]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    source: SourceFlags,
+
+    /// Address of the HTTPS port, IP:port [default: 0.0.0.0:8443]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "KUBE_BASTION_SECURE_LISTEN_ADDRESS",
+        help_heading = "Serving"
+    )]
+    #[arg(value_parser = parse_address)]
+    secure_listen_address: Option<SocketAddr>,
+
+    /// Address of a plain HTTP port, IP:port; tokens cross it in clear text [default: none]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "KUBE_BASTION_INSECURE_LISTEN_ADDRESS",
+        help_heading = "Serving"
+    )]
+    #[arg(value_parser = parse_address)]
+    insecure_listen_address: Option<SocketAddr>,
+
+    /// Address of /livez, /readyz and /metrics, IP:port [default: 0.0.0.0:8080]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "KUBE_BASTION_ADMIN_LISTEN_ADDRESS",
+        help_heading = "Serving"
+    )]
+    #[arg(value_parser = parse_address)]
+    admin_listen_address: Option<SocketAddr>,
+
+    /// PEM file with the serving certificate [default: a self-signed certificate]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KUBE_BASTION_TLS_CERT_FILE",
+        help_heading = "Serving"
+    )]
+    tls_cert_file: Option<PathBuf>,
+
+    /// PEM file with the private key of the serving certificate
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KUBE_BASTION_TLS_PRIVATE_KEY_FILE",
+        help_heading = "Serving"
+    )]
+    tls_private_key_file: Option<PathBuf>,
+
+    #[arg(
+        long,
+        value_name = "VERSION",
+        env = "KUBE_BASTION_TLS_MIN_VERSION",
+        help_heading = "Serving",
+        help = "Minimum TLS version [default: VersionTLS12]"
+    )]
+    tls_min_version: Option<TlsVersion>,
+
+    /// Number of worker threads; 0 starts one per core of the CPU quota [default: 0]
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "KUBE_BASTION_WORKERS",
+        help_heading = "Serving"
+    )]
+    #[arg(value_parser = parse_workers)]
+    workers: Option<usize>,
+
+    /// Time for open requests and tunnels to finish after SIGTERM [default: 30s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "KUBE_BASTION_DRAIN_TIMEOUT",
+        help_heading = "Serving"
+    )]
+    #[arg(value_parser = parse_duration)]
+    drain_timeout: Option<Duration>,
+
+    /// PEM file with the CAs of client certificates [default: the cluster's client CA]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KUBE_BASTION_CLIENT_CA_FILE",
+        help_heading = "Authentication and authorization"
+    )]
+    client_ca_file: Option<PathBuf>,
+
+    /// Accept requests without credentials as system:anonymous [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "KUBE_BASTION_ANONYMOUS_AUTH",
+        help_heading = "Authentication and authorization"
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    anonymous_auth: Option<bool>,
+
+    /// Time for which valid tokens are cached [default: 10s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "KUBE_BASTION_AUTHENTICATION_TOKEN_WEBHOOK_CACHE_TTL",
+        help_heading = "Authentication and authorization"
+    )]
+    #[arg(value_parser = parse_duration)]
+    authentication_token_webhook_cache_ttl: Option<Duration>,
+
+    /// Time for which 'allowed' authorization results are cached [default: 10s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "KUBE_BASTION_AUTHORIZATION_WEBHOOK_CACHE_AUTHORIZED_TTL",
+        help_heading = "Authentication and authorization"
+    )]
+    #[arg(value_parser = parse_duration)]
+    authorization_webhook_cache_authorized_ttl: Option<Duration>,
+
+    /// Time for which 'denied' authorization results are cached [default: 10s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "KUBE_BASTION_AUTHORIZATION_WEBHOOK_CACHE_UNAUTHORIZED_TTL",
+        help_heading = "Authentication and authorization"
+    )]
+    #[arg(value_parser = parse_duration)]
+    authorization_webhook_cache_unauthorized_ttl: Option<Duration>,
+
+    /// PEM file with the CAs of kubelet serving certificates [default: kubelets are not verified]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KUBE_BASTION_KUBELET_CERTIFICATE_AUTHORITY",
+        help_heading = "Kubelets"
+    )]
+    kubelet_certificate_authority: Option<PathBuf>,
+
+    /// PEM file with the client certificate for kubelets
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KUBE_BASTION_KUBELET_CLIENT_CERTIFICATE",
+        help_heading = "Kubelets"
+    )]
+    kubelet_client_certificate: Option<PathBuf>,
+
+    /// PEM file with the private key of the client certificate for kubelets
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KUBE_BASTION_KUBELET_CLIENT_KEY",
+        help_heading = "Kubelets"
+    )]
+    kubelet_client_key: Option<PathBuf>,
+
+    /// Send the service account token to verified kubelets; a compromised node can collect it
+    /// [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "KUBE_BASTION_KUBELET_SERVICE_ACCOUNT_TOKEN",
+        help_heading = "Kubelets"
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    kubelet_service_account_token: Option<bool>,
+
+    /// Level of events: off, error, warn, info, debug, trace, or directives [default: info]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "KUBE_BASTION_LOG_LEVEL",
+        help_heading = "Logs"
+    )]
+    #[arg(value_parser = parse_log_level)]
+    log_level: Option<String>,
+
+    /// Format of events and of the access log [default: text]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "KUBE_BASTION_LOGGING_FORMAT",
+        help_heading = "Logs"
+    )]
+    logging_format: Option<LogFormat>,
+
+    /// Write one line per request to standard output [default: true]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "KUBE_BASTION_ACCESS_LOG",
+        help_heading = "Logs"
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    access_log: Option<bool>,
+}
+
+impl Settings {
+    /// Returns the effective configuration: the file, or the defaults, with environment variables
+    /// and flags applied, validated.
+    ///
+    /// # Errors
+    /// A file that cannot be read, an invalid value, or fields that contradict each other.
+    pub fn into_config(self) -> Result<Config> {
+        let mut config = self
+            .config
+            .as_deref()
+            .map_or_else(|| Ok(Config::new()), Config::load)?;
+        self.apply(&mut config);
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn apply(self, config: &mut Config) {
+        let Config {
+            serving,
+            admin,
+            source,
+            authentication,
+            authorization,
+            targets,
+            log,
+            drain,
+            ..
+        } = config;
+        self.source.apply(source);
+
+        set_if_some(
+            &mut serving.secure_listen_address,
+            self.secure_listen_address,
+        );
+        set_if_some(
+            &mut serving.insecure_listen_address,
+            self.insecure_listen_address.map(Some),
+        );
+        set_if_some(&mut admin.listen_address, self.admin_listen_address);
+        set_if_some(&mut serving.tls_cert_file, self.tls_cert_file.map(Some));
+        set_if_some(
+            &mut serving.tls_private_key_file,
+            self.tls_private_key_file.map(Some),
+        );
+        set_if_some(&mut serving.tls_min_version, self.tls_min_version);
+        set_if_some(&mut serving.workers, self.workers);
+        set_if_some(&mut drain.timeout, self.drain_timeout);
+
+        set_if_some(&mut serving.client_ca_file, self.client_ca_file.map(Some));
+        set_if_some(&mut authentication.anonymous, self.anonymous_auth);
+        set_if_some(
+            &mut authentication.token_review.cache_ttl,
+            self.authentication_token_webhook_cache_ttl,
+        );
+        set_if_some(
+            &mut authorization.allowed_cache_ttl,
+            self.authorization_webhook_cache_authorized_ttl,
+        );
+        set_if_some(
+            &mut authorization.denied_cache_ttl,
+            self.authorization_webhook_cache_unauthorized_ttl,
+        );
+
+        set_if_some(
+            &mut targets.kubelet_certificate_authority,
+            self.kubelet_certificate_authority.map(Some),
+        );
+        set_if_some(
+            &mut targets.kubelet_client_certificate,
+            self.kubelet_client_certificate.map(Some),
+        );
+        set_if_some(
+            &mut targets.kubelet_client_key,
+            self.kubelet_client_key.map(Some),
+        );
+        set_if_some(
+            &mut targets.kubelet_service_account_token,
+            self.kubelet_service_account_token,
+        );
+
+        set_if_some(&mut log.level, self.log_level);
+        set_if_some(&mut log.format, self.logging_format);
+        set_if_some(&mut log.access, self.access_log);
+    }
+}
+
+/// Overwrites a setting with the value of its flag or environment variable, if it has one.
+pub(super) fn set_if_some<T>(setting: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *setting = value;
+    }
+}

@@ -1,0 +1,204 @@
+//! Joins a service with its EndpointSlices and the pods in their `targetRef`.
+//!
+//! The result for a port is the first non-empty set of four: ready endpoints of the primary family,
+//! ready endpoints of the other family, then draining endpoints in the same order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
+use super::service::{ExcludedEndpoint, ExclusionReason, Service, ServicePort};
+use super::{Family, Pod};
+use crate::model::Endpoint;
+use crate::model::address::AddressPolicy;
+
+/// Maximum number of excluded endpoints that a port lists. They end up as causes of a 503, where a
+/// few are enough to find the reason.
+const MAX_REPORTED: usize = 8;
+
+/// State that an endpoint must have to be selected.
+#[derive(Clone, Copy)]
+enum EndpointState {
+    Ready,
+    /// Serving while terminating.
+    Draining,
+}
+
+impl EndpointState {
+    fn matches(self, endpoint: &SliceEndpoint) -> bool {
+        match self {
+            Self::Ready => endpoint.ready,
+            Self::Draining => endpoint.serving && endpoint.terminating,
+        }
+    }
+}
+
+/// Inputs for the join of one service.
+pub(super) struct Join<'a, P> {
+    pub namespace: &'a str,
+    /// All slices of the service, of both families.
+    pub slices: &'a [&'a Slice],
+    /// Returns a pod by namespace and name.
+    pub pod: P,
+    pub addresses: AddressPolicy,
+    /// Permits endpoints without a `targetRef` to a pod.
+    pub pod_less: bool,
+    /// Result of the previous join, whose round-robin counters are kept.
+    pub previous: Option<&'a Service>,
+}
+
+impl<P> Join<'_, P>
+where
+    P: Fn(&str, &str) -> Option<Arc<Pod>>,
+{
+    pub fn service(&self, spec: &ServiceSpec) -> Service {
+        Service {
+            ports: spec
+                .ports
+                .iter()
+                .map(|port| self.port(spec, port))
+                .collect(),
+            affinity: spec.affinity,
+            has_endpoints: self.slices.iter().any(|slice| !slice.endpoints.is_empty()),
+        }
+    }
+
+    fn port(&self, spec: &ServiceSpec, port: &PortSpec) -> ServicePort {
+        // By name rather than by number: slices refer to ports by name, so the name identifies a
+        // port across changes of its number.
+        let previous = self
+            .previous
+            .and_then(|service| service.ports.iter().find(|p| p.name == port.name));
+        let endpoints = self.endpoints(spec, &port.name);
+        ServicePort {
+            excluded: if endpoints.is_empty() {
+                self.excluded(&port.name)
+            } else {
+                Box::default()
+            },
+            endpoints,
+            name: port.name.clone(),
+            number: port.number,
+            app_protocol: port.app_protocol,
+            rotation: previous
+                .map(|port| Arc::clone(&port.rotation))
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Selects the ready endpoints of the primary family, else of the other family; if none is
+    /// ready, those that serve while terminating (C45, KEP-1669).
+    fn endpoints(&self, spec: &ServiceSpec, port: &str) -> Arc<[Endpoint]> {
+        let primary = spec.primary_family.unwrap_or(Family::V4);
+        let secondary = if primary == Family::V4 {
+            Family::V6
+        } else {
+            Family::V4
+        };
+        // A ready endpoint of the secondary family goes before a draining one of the primary: a
+        // draining backend may close the connection at any time.
+        let preference = [
+            (primary, EndpointState::Ready),
+            (secondary, EndpointState::Ready),
+            (primary, EndpointState::Draining),
+            (secondary, EndpointState::Draining),
+        ];
+        preference
+            .into_iter()
+            .map(|(family, state)| self.select(family, port, state))
+            .find(|selected| !selected.is_empty())
+            .unwrap_or_default()
+            .into()
+    }
+
+    fn select(&self, family: Family, port: &str, state: EndpointState) -> Vec<Endpoint> {
+        let mut selected = Vec::new();
+        for slice in self.slices.iter().filter(|slice| slice.family == family) {
+            // Slices of one service may list different ports: with a named `targetPort`, the number
+            // depends on the pod, and the controller writes one slice per set of numbers.
+            let Some(number) = port_number(slice, port) else {
+                continue;
+            };
+            let in_state = slice
+                .endpoints
+                .iter()
+                .filter(|endpoint| state.matches(endpoint));
+            selected.extend(in_state.filter_map(|endpoint| self.check(endpoint, number).ok()));
+        }
+        // Slices come in the random order of a hash set. Sorting makes the order of the round-robin
+        // the same after each join and in each replica.
+        selected.sort_unstable_by_key(|endpoint: &Endpoint| endpoint.address);
+        // An endpoint may be in two slices for a moment while the controller moves it (KEP-752).
+        selected.dedup_by_key(|endpoint| endpoint.address);
+        selected
+    }
+
+    /// Returns endpoints of a port without a usable one, each with the reason for its exclusion.
+    fn excluded(&self, port: &str) -> Box<[ExcludedEndpoint]> {
+        let slices = self.slices.iter().filter_map(|slice| {
+            let number = port_number(slice, port)?;
+            Some(slice.endpoints.iter().map(move |endpoint| {
+                ExcludedEndpoint {
+                    address: endpoint.address,
+                    // An endpoint that passes the check is here because of its conditions.
+                    reason: self
+                        .check(endpoint, number)
+                        .err()
+                        .unwrap_or(ExclusionReason::NotReady),
+                }
+            }))
+        });
+        slices.flatten().take(MAX_REPORTED).collect()
+    }
+
+    /// Checks that an endpoint belongs to a pod of the service's namespace that has this address
+    /// (C46).
+    ///
+    /// Otherwise a user with write access to the EndpointSlices of one namespace could direct the
+    /// proxy, with its network position, to another namespace, a node, or a metadata service.
+    fn check(&self, endpoint: &SliceEndpoint, port: u16) -> Result<Endpoint, ExclusionReason> {
+        // Before `pod_less`, which does not lift this restriction.
+        if !self.addresses.permits(endpoint.address) {
+            return Err(ExclusionReason::AddressNotAllowed);
+        }
+        let address = SocketAddr::new(endpoint.address, port);
+        let Some(key) = &endpoint.pod else {
+            return if self.pod_less {
+                Ok(Endpoint {
+                    address,
+                    name: endpoint.address.to_string().into(),
+                })
+            } else {
+                Err(ExclusionReason::NoPod)
+            };
+        };
+        if *key.namespace != *self.namespace {
+            return Err(ExclusionReason::OtherNamespace);
+        }
+        let pod = (self.pod)(&key.namespace, &key.name).ok_or(ExclusionReason::PodNotFound)?;
+        // The slice may be older than the pod: its controller runs after the change of the pod, so
+        // the address of an ended pod can already belong to another one.
+        if pod.phase.has_ended() {
+            return Err(ExclusionReason::PodEnded);
+        }
+        if pod.ips.contains(&endpoint.address) {
+            Ok(Endpoint {
+                address,
+                name: Arc::clone(&pod.name),
+            })
+        } else {
+            Err(ExclusionReason::AddressMismatch)
+        }
+    }
+}
+
+fn port_number(slice: &Slice, name: &str) -> Option<u16> {
+    slice
+        .ports
+        .iter()
+        .find(|(port, _)| **port == *name)
+        .map(|(_, number)| *number)
+}
+
+#[cfg(test)]
+mod tests;

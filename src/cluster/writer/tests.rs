@@ -1,0 +1,229 @@
+//! Order of arrival, lists and links of the index.
+
+use super::*;
+use crate::cluster::fixtures::{draining, endpoint, pod, pod_in_phase, service, slice};
+use crate::cluster::{AppProtocol, Phase};
+
+const HTTP: &[(&str, u16, AppProtocol)] = &[("", 80, AppProtocol::Unspecified)];
+const UNNAMED: &[(&str, u16)] = &[("", 8080)];
+
+fn index() -> (Arc<Cluster>, Writer) {
+    Cluster::new(AddressPolicy::default(), false)
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("ns", name)
+}
+
+/// Addresses of the only port of a service, separated by spaces.
+fn addresses(cluster: &Cluster, name: &str) -> String {
+    let service = cluster.service("ns", name).unwrap();
+    let endpoints = service.ports[0].endpoints.iter();
+    let addresses: Vec<_> = endpoints.map(|e| e.address.to_string()).collect();
+    addresses.join(" ")
+}
+
+#[test]
+fn joins_objects_in_any_order() {
+    let objects = [
+        pod("p", &["10.0.0.1"]),
+        service("s", HTTP),
+        slice("s-1", "s", UNNAMED, vec![endpoint("10.0.0.1", "p")]),
+    ];
+    for order in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
+        let (cluster, mut writer) = index();
+        for (step, object) in order.into_iter().enumerate() {
+            if step == 2 && cluster.service("ns", "s").is_some() {
+                assert_eq!(addresses(&cluster, "s"), "", "{order:?}");
+            }
+            writer.apply(objects[object].clone());
+        }
+        assert_eq!(addresses(&cluster, "s"), "10.0.0.1:8080", "{order:?}");
+    }
+}
+
+#[test]
+fn slice_before_its_pods_serves_each_pod_once_it_arrives() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    writer.apply(slice(
+        "s-1",
+        "s",
+        UNNAMED,
+        vec![endpoint("10.0.0.1", "p"), endpoint("10.0.0.2", "q")],
+    ));
+    assert_eq!(addresses(&cluster, "s"), "");
+    writer.apply(pod("q", &["10.0.0.2"]));
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.2:8080");
+    // A pod is created without an address, which a later update adds.
+    writer.apply(pod("p", &[]));
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.2:8080");
+    writer.apply(pod("p", &["10.0.0.1"]));
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.1:8080 10.0.0.2:8080");
+}
+
+#[test]
+fn pod_without_slice_serves_no_service() {
+    let (cluster, mut writer) = index();
+    writer.apply(pod("p", &["10.0.0.1"]));
+    writer.apply(service("s", HTTP));
+    assert_eq!(addresses(&cluster, "s"), "");
+    assert!(!cluster.service("ns", "s").unwrap().has_endpoints);
+    assert!(cluster.pod("ns", "p").is_some());
+}
+
+#[test]
+fn deleted_pod_leaves_service_and_returns_under_its_name() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    writer.apply(slice("s-1", "s", UNNAMED, vec![endpoint("10.0.0.1", "p")]));
+    writer.apply(pod("p", &["10.0.0.1"]));
+    writer.delete(Kind::Pod, &key("p"));
+    assert_eq!(addresses(&cluster, "s"), "");
+    writer.apply(pod("p", &["10.0.0.1"]));
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.1:8080");
+    writer.apply(pod_in_phase("p", &["10.0.0.1"], Phase::Failed));
+    assert_eq!(addresses(&cluster, "s"), "");
+}
+
+#[test]
+fn reset_of_pods_removes_missing_ones_from_services() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    writer.apply(slice(
+        "s-1",
+        "s",
+        UNNAMED,
+        vec![endpoint("10.0.0.1", "p"), endpoint("10.0.0.2", "q")],
+    ));
+    writer.reset(
+        Kind::Pod,
+        vec![pod("p", &["10.0.0.1"]), pod("q", &["10.0.0.2"])],
+    );
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.1:8080 10.0.0.2:8080");
+    writer.reset(Kind::Pod, vec![pod("q", &["10.0.0.2"])]);
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.2:8080");
+    assert!(cluster.pod("ns", "p").is_none());
+}
+
+#[test]
+fn reset_of_one_kind_keeps_the_others() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    writer.apply(service("t", HTTP));
+    writer.apply(pod("p", &["10.0.0.1"]));
+    writer.apply(slice("s-1", "s", UNNAMED, vec![endpoint("10.0.0.1", "p")]));
+    writer.reset(Kind::EndpointSlice, Vec::new());
+    assert_eq!(addresses(&cluster, "s"), "");
+    assert!(cluster.pod("ns", "p").is_some());
+    writer.reset(Kind::Service, vec![service("t", HTTP)]);
+    assert!(cluster.service("ns", "s").is_none() && cluster.service("ns", "t").is_some());
+}
+
+#[test]
+fn service_that_returns_finds_its_slices() {
+    let (cluster, mut writer) = index();
+    writer.apply(pod("p", &["10.0.0.1"]));
+    writer.apply(service("s", HTTP));
+    writer.apply(slice("s-1", "s", UNNAMED, vec![endpoint("10.0.0.1", "p")]));
+    writer.delete(Kind::Service, &key("s"));
+    assert!(cluster.service("ns", "s").is_none());
+    writer.apply(service("s", HTTP));
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.1:8080");
+}
+
+#[test]
+fn relabeled_slice_moves_to_its_new_service() {
+    let (cluster, mut writer) = index();
+    for name in ["s", "t"] {
+        writer.apply(service(name, HTTP));
+    }
+    writer.apply(pod("p", &["10.0.0.1"]));
+    writer.apply(slice("x", "s", UNNAMED, vec![endpoint("10.0.0.1", "p")]));
+    writer.apply(slice("x", "t", UNNAMED, vec![endpoint("10.0.0.1", "p")]));
+    assert_eq!(addresses(&cluster, "s"), "");
+    assert_eq!(addresses(&cluster, "t"), "10.0.0.1:8080");
+}
+
+#[test]
+fn pod_keeps_its_link_while_another_slice_refers_to_it() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    writer.apply(pod("p", &["10.0.0.1"]));
+    for name in ["s-1", "s-2"] {
+        writer.apply(slice(name, "s", UNNAMED, vec![endpoint("10.0.0.1", "p")]));
+    }
+    writer.delete(Kind::EndpointSlice, &key("s-1"));
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.1:8080");
+    // The link still works: a change of the pod reaches the service.
+    writer.apply(pod("p", &["10.0.0.9"]));
+    assert_eq!(addresses(&cluster, "s"), "");
+}
+
+#[test]
+fn dual_stack_service_falls_back_to_the_other_family() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    writer.apply(pod("p", &["10.0.0.1", "fd00::1"]));
+    writer.apply(slice("v4", "s", UNNAMED, vec![endpoint("10.0.0.1", "p")]));
+    writer.apply(slice("v6", "s", UNNAMED, vec![endpoint("fd00::1", "p")]));
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.1:8080");
+    writer.apply(slice("v4", "s", UNNAMED, vec![draining("10.0.0.1", "p")]));
+    assert_eq!(addresses(&cluster, "s"), "[fd00::1]:8080");
+    writer.delete(Kind::EndpointSlice, &key("v6"));
+    assert_eq!(addresses(&cluster, "s"), "10.0.0.1:8080");
+}
+
+#[test]
+fn irrelevant_pod_update_joins_no_service() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    writer.apply(pod("p", &["10.0.0.1"]));
+    writer.apply(slice("s-1", "s", UNNAMED, vec![endpoint("10.0.0.1", "p")]));
+    let before = cluster.service("ns", "s").unwrap();
+    let Object::Pod(key, mut changed) = pod("p", &["10.0.0.1"]) else {
+        unreachable!("pod() returns a pod")
+    };
+    changed.first_port = None;
+    writer.apply(Object::Pod(key, changed));
+    assert!(Arc::ptr_eq(&before, &cluster.service("ns", "s").unwrap()));
+    assert_eq!(cluster.pod("ns", "p").unwrap().first_port, None);
+    writer.apply(pod("p", &["10.0.0.1", "10.0.0.2"]));
+    assert!(!Arc::ptr_eq(&before, &cluster.service("ns", "s").unwrap()));
+}
+
+#[test]
+fn unknown_objects_are_deleted_without_effect() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    for kind in Kind::ALL {
+        writer.delete(kind, &key("unknown"));
+    }
+    assert_eq!(
+        cluster.sizes(),
+        [(Kind::Node, 0), (Kind::Pod, 0), (Kind::Service, 1)]
+    );
+}
+
+#[test]
+fn deleting_everything_leaves_no_links() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    writer.apply(pod("p", &["10.0.0.1"]));
+    let twice = || vec![endpoint("10.0.0.1", "p"), endpoint("10.0.0.2", "p")];
+    writer.apply(slice("s-1", "s", UNNAMED, twice()));
+    writer.apply(slice("s-2", "s", UNNAMED, twice()));
+    for kind in Kind::ALL {
+        writer.reset(kind, Vec::new());
+    }
+    assert!(writer.services.is_empty() && writer.slices.is_empty());
+    assert!(writer.slices_of.is_empty() && writer.services_of.is_empty());
+    assert_eq!(cluster.sizes().map(|(_, count)| count), [0, 0, 0]);
+}

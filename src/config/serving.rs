@@ -1,0 +1,147 @@
+//! Sections `serving`, `admin` and `drain`: ports, connections and shutdown of the process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::values::{MAX_CONNECTIONS, MAX_WORKERS, fields};
+
+/// Default of `serving.maxConnections`: 24.5 KiB for each idle TLS connection take half of the
+/// 512 MiB of the deployment.
+const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
+
+/// Ports, certificates and limits of client connections.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Serving {
+    /// Address of the HTTPS port as `IP:port`. Port 0 selects a free port.
+    #[serde(deserialize_with = "fields::address")]
+    #[schemars(with = "String")]
+    pub secure_listen_address: SocketAddr,
+    /// Address of the plain HTTP port as `IP:port`; no such port unless set. Tokens cross this port
+    /// in clear text.
+    #[serde(deserialize_with = "fields::optional_address")]
+    #[schemars(with = "Option<String>")]
+    pub insecure_listen_address: Option<SocketAddr>,
+    /// PEM file with the serving certificate and its intermediates; reloaded when it changes. If
+    /// unset, a self-signed certificate is generated at start and its SHA-256 fingerprint is
+    /// logged, regardless of `log.level`.
+    pub tls_cert_file: Option<PathBuf>,
+    /// PEM file with the private key of `tlsCertFile`; reloaded when it changes.
+    pub tls_private_key_file: Option<PathBuf>,
+    /// Minimum TLS version: `VersionTLS12` or `VersionTLS13`.
+    pub tls_min_version: TlsVersion,
+    /// PEM file with the CAs that verify client certificates; reloaded when it changes. If unset,
+    /// the CAs that the cluster publishes in `kube-system/extension-apiserver-authentication` are
+    /// used and kept current.
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: Option<PathBuf>,
+    /// Number of worker threads, at most 1024. 0 starts one per core of the CPU quota of the
+    /// cgroup.
+    #[serde(deserialize_with = "fields::count::<_, 0, MAX_WORKERS>")]
+    #[schemars(range(max = MAX_WORKERS))]
+    pub workers: usize,
+    /// Maximum number of open client connections, tunnels included, at most 10000000; further ones
+    /// wait in the listen queue. 0 removes the limit. An idle TLS connection takes 24.5 KiB, so the
+    /// default takes half of a memory limit of 512 MiB.
+    #[serde(deserialize_with = "fields::count::<_, 0, MAX_CONNECTIONS>")]
+    #[schemars(range(max = MAX_CONNECTIONS))]
+    pub max_connections: usize,
+    /// Maximum number of open connections per client address (IPv6: per /64 network), at most
+    /// 10000000; further ones are closed. 0 removes the limit. The address is all that identifies a
+    /// client before it authenticates. The default is a quarter of `maxConnections`, because
+    /// clients behind a load balancer or NAT gateway share an address.
+    #[serde(deserialize_with = "fields::count::<_, 0, MAX_CONNECTIONS>")]
+    #[schemars(range(max = MAX_CONNECTIONS))]
+    pub max_connections_per_client: usize,
+    /// Maximum age of an upgraded connection (WebSocket, SPDY), for example `12h`; unlimited unless
+    /// set. Independently of it, the credentials and the permission of the caller are checked again
+    /// whenever their cached results expire.
+    #[serde(with = "fields::optional_duration")]
+    #[schemars(with = "Option<String>")]
+    pub tunnel_max_age: Option<Duration>,
+    /// Timeout of a TLS handshake with a client.
+    #[serde(with = "fields::duration")]
+    #[schemars(with = "String")]
+    pub handshake_timeout: Duration,
+    /// Timeout of a connection without a request, and of receiving the head of a request. The
+    /// default is kube-apiserver's.
+    #[serde(with = "fields::duration")]
+    #[schemars(with = "String")]
+    pub idle_timeout: Duration,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self {
+            secure_listen_address: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            insecure_listen_address: None,
+            tls_cert_file: None,
+            tls_private_key_file: None,
+            tls_min_version: TlsVersion::default(),
+            client_ca_file: None,
+            workers: 0,
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+            max_connections_per_client: DEFAULT_MAX_CONNECTIONS / 4,
+            tunnel_max_age: None,
+            handshake_timeout: Duration::from_secs(10),
+            // As kube-apiserver (CONFORMANCE C102).
+            idle_timeout: Duration::from_secs(90),
+        }
+    }
+}
+
+/// TLS version, in the notation of kube-apiserver's `--tls-min-version`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum,
+)]
+pub enum TlsVersion {
+    #[default]
+    #[serde(rename = "VersionTLS12")]
+    #[value(name = "VersionTLS12")]
+    Tls12,
+    #[serde(rename = "VersionTLS13")]
+    #[value(name = "VersionTLS13")]
+    Tls13,
+}
+
+/// Port for probes and metrics.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Admin {
+    /// Address of `/livez`, `/readyz` and `/metrics` as `IP:port`, plain HTTP. Port 0 selects a
+    /// free port.
+    #[serde(deserialize_with = "fields::address")]
+    #[schemars(with = "String")]
+    pub listen_address: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            listen_address: SocketAddr::from(([0, 0, 0, 0], 8080)),
+        }
+    }
+}
+
+/// Graceful shutdown.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Drain {
+    /// Time after SIGTERM or SIGINT in which open requests and tunnels may finish; the remaining
+    /// ones are then closed.
+    #[serde(with = "fields::duration")]
+    #[schemars(with = "String")]
+    pub timeout: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Checks that involve several fields.
+
+use std::path::{Path, PathBuf};
+
+use super::{Config, ManifestsSource, SourceKind};
+
+/// Error of a configuration whose fields are valid one by one and contradict each other.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// One of a certificate and its key is missing.
+    #[error("{missing}: not set, but {given} is {path:?}; set both or neither")]
+    Incomplete {
+        missing: &'static str,
+        given: &'static str,
+        path: PathBuf,
+    },
+    /// The service account token would be sent to kubelets that are not verified.
+    #[error(
+        "targets.kubeletCertificateAuthority: not set, but targets.kubeletServiceAccountToken \
+         is true; set the CA of the kubelets' serving certificates \
+         (--kubelet-certificate-authority), because the token is only sent to verified kubelets"
+    )]
+    UnverifiedKubelets,
+    /// No node could be reached.
+    #[error(
+        "targets.kubeletPreferredAddressTypes: empty, so that no node can be reached; leave the \
+         field out for the default order"
+    )]
+    NoAddressTypes,
+    #[error(
+        "source.manifests.directory: not set, but source.type is \"manifests\"; set a directory \
+         of YAML files (--manifests-dir), or use source.type \"kubernetes\""
+    )]
+    NoDirectory,
+    #[error(
+        "source.manifests: set, but source.type is \"kubernetes\"; set source.type to \
+         \"manifests\", or leave source.manifests out"
+    )]
+    UnusedManifests,
+    #[error(
+        "source.kubernetes.kubeconfig: not set, but source.kubernetes.context is; set the \
+         kubeconfig of that context (--kubeconfig), or remove the context"
+    )]
+    NoKubeconfig,
+}
+
+pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
+    let (serving, targets) = (&config.serving, &config.targets);
+    require_both(
+        ("serving.tlsCertFile", serving.tls_cert_file.as_deref()),
+        (
+            "serving.tlsPrivateKeyFile",
+            serving.tls_private_key_file.as_deref(),
+        ),
+    )?;
+    require_both(
+        (
+            "targets.kubeletClientCertificate",
+            targets.kubelet_client_certificate.as_deref(),
+        ),
+        (
+            "targets.kubeletClientKey",
+            targets.kubelet_client_key.as_deref(),
+        ),
+    )?;
+    if targets.kubelet_service_account_token && targets.kubelet_certificate_authority.is_none() {
+        return Err(Conflict::UnverifiedKubelets);
+    }
+    if targets.kubelet_preferred_address_types.is_empty() {
+        return Err(Conflict::NoAddressTypes);
+    }
+    let (kubernetes, manifests) = (&config.source.kubernetes, &config.source.manifests);
+    match config.source.kind {
+        SourceKind::Manifests if manifests.directory.is_none() => Err(Conflict::NoDirectory),
+        SourceKind::Kubernetes if *manifests != ManifestsSource::default() => {
+            Err(Conflict::UnusedManifests)
+        }
+        SourceKind::Kubernetes
+            if kubernetes.kubeconfig.is_none() && kubernetes.context.is_some() =>
+        {
+            Err(Conflict::NoKubeconfig)
+        }
+        SourceKind::Kubernetes | SourceKind::Manifests => Ok(()),
+    }
+}
+
+fn require_both(
+    (first, first_path): (&'static str, Option<&Path>),
+    (second, second_path): (&'static str, Option<&Path>),
+) -> Result<(), Conflict> {
+    let (missing, given, path) = match (first_path, second_path) {
+        (Some(path), None) => (second, first, path),
+        (None, Some(path)) => (first, second, path),
+        (Some(_), Some(_)) | (None, None) => return Ok(()),
+    };
+    Err(Conflict::Incomplete {
+        missing,
+        given,
+        path: path.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::new();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn accepts_defaults() {
+        assert!(Config::new().validate().is_ok());
+    }
+
+    #[test]
+    fn requires_certificate_and_key_together() {
+        let error_of_serving =
+            error(|config| config.serving.tls_cert_file = Some("tls.crt".into()));
+        assert!(
+            error_of_serving.starts_with("serving.tlsPrivateKeyFile: not set")
+                && error_of_serving.contains("tls.crt"),
+            "{error_of_serving}"
+        );
+        let error = error(|config| config.targets.kubelet_client_key = Some("tls.key".into()));
+        assert!(
+            error.starts_with("targets.kubeletClientCertificate: not set"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn requires_kubelet_ca_for_service_account_token() {
+        let mut config = Config::new();
+        config.targets.kubelet_service_account_token = true;
+        let error = config.validate().unwrap_err().to_string();
+        assert!(
+            error.starts_with("targets.kubeletCertificateAuthority: not set"),
+            "{error}"
+        );
+        config.targets.kubelet_certificate_authority = Some("ca.crt".into());
+        assert!(config.validate().is_ok());
+    }
+
+    #[test]
+    fn rejects_empty_list_of_address_types() {
+        let error = error(|config| config.targets.kubelet_preferred_address_types.clear());
+        assert!(
+            error.starts_with("targets.kubeletPreferredAddressTypes: empty"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn rejects_settings_of_another_source() {
+        let error_of_directory = error(|config| config.source.kind = SourceKind::Manifests);
+        assert!(
+            error_of_directory.starts_with("source.manifests.directory: not set"),
+            "{error_of_directory}"
+        );
+        let error_of_manifests =
+            error(|config| config.source.manifests.directory = Some("m".into()));
+        assert!(
+            error_of_manifests.starts_with("source.manifests: set"),
+            "{error_of_manifests}"
+        );
+        let error = error(|config| config.source.kubernetes.context = Some("c".into()));
+        assert!(
+            error.starts_with("source.kubernetes.kubeconfig: not set"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,207 @@
+//! One connection to an endpoint, over HTTP/1.1 or HTTP/2.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::outstanding::Outstanding;
+use super::request::RequestBody;
+use super::uri::{InvalidRequestUri, as_http1, as_http2};
+use crate::balance::EndpointKey;
+use crate::http::{LocalExecutor, MAX_HEADER_BYTES};
+
+/// Maximum number of concurrent requests on one HTTP/2 connection, unless its endpoint sets a lower
+/// limit; more requests open another connection. It is the usual limit of servers.
+const MAX_STREAMS: usize = 100;
+/// HTTP/2 flow-control windows in bytes. The connection has room for all its streams, so that slow
+/// clients of some streams do not block the others.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 100;
+/// HTTP/2 keepalive: PING interval on a silent connection and timeout of its acknowledgement
+/// (CONFORMANCE C53).
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Connection to an endpoint, ready for one request. A separate task runs its I/O and ends when the
+/// connection is closed or all its senders are dropped.
+#[derive(Debug)]
+pub struct Connection {
+    pub(super) key: EndpointKey,
+    pub(super) sender: Sender,
+    pub(super) outstanding: Rc<Outstanding>,
+}
+
+#[derive(Debug)]
+pub(super) enum Sender {
+    /// Exclusive to one request at a time.
+    Http1(http1::SendRequest<RequestBody>),
+    /// Shared by many requests.
+    Http2(
+        http2::SendRequest<RequestBody>,
+        #[expect(dead_code, reason = "counts while it lives")] StreamGuard,
+    ),
+}
+
+/// Error of sending a request on a connection.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large variant is the common one, and short-lived"
+)]
+pub(super) enum SendError {
+    /// The URI has no form in the protocol of the connection.
+    InvalidRequestUri(InvalidRequestUri),
+    Broken(TrySendError<Request<RequestBody>>),
+}
+
+impl Connection {
+    /// Returns true if the endpoint can refuse a request without processing it, which only HTTP/2
+    /// can express.
+    pub(super) fn can_refuse(&self) -> bool {
+        matches!(self.sender, Sender::Http2(..))
+    }
+
+    pub(super) fn outstanding(&self) -> &Rc<Outstanding> {
+        &self.outstanding
+    }
+
+    /// Sends a request in the form of the connection's protocol and returns the response head.
+    pub(super) async fn send(
+        &mut self,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, SendError> {
+        // `try_send_request` returns the request if none of it was written, so that it can be sent
+        // elsewhere whatever its method.
+        let sent = match &mut self.sender {
+            Sender::Http1(sender) => {
+                as_http1(&mut request).map_err(SendError::InvalidRequestUri)?;
+                sender.try_send_request(request).await
+            }
+            Sender::Http2(sender, _) => {
+                as_http2(&mut request, self.key).map_err(SendError::InvalidRequestUri)?;
+                sender.try_send_request(request).await
+            }
+        };
+        sent.map_err(SendError::Broken)
+    }
+}
+
+/// Request on a shared connection, counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct StreamGuard(Rc<Streams>);
+
+/// Number of requests on a shared connection.
+#[derive(Debug)]
+struct Streams {
+    open: Cell<usize>,
+    /// Latest `SETTINGS_MAX_CONCURRENT_STREAMS` of the endpoint.
+    limit: Cell<usize>,
+    /// Time when the last request ended.
+    ended: Cell<Instant>,
+}
+
+impl StreamGuard {
+    fn new(streams: &Rc<Streams>) -> Self {
+        streams.open.set(streams.open.get() + 1);
+        Self(Rc::clone(streams))
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.ended.set(Instant::now());
+    }
+}
+
+/// HTTP/2 connection that many requests share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    streams: Rc<Streams>,
+}
+
+impl Shared {
+    pub(super) fn has_room(&self) -> bool {
+        !self.is_closed() && self.streams.open.get() < self.streams.limit.get().min(MAX_STREAMS)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Returns the time when the last request ended. None while a request is open.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        (self.streams.open.get() == 0).then(|| self.streams.ended.get())
+    }
+
+    /// Reserves a stream for one request.
+    pub(super) fn open_stream(&self) -> Sender {
+        Sender::Http2(self.sender.clone(), StreamGuard::new(&self.streams))
+    }
+}
+
+/// Starts HTTP/2 on a stream.
+pub(super) async fn start_http2<I>(stream: I) -> hyper::Result<Shared>
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let streams = Rc::new(Streams {
+        open: Cell::new(0),
+        limit: Cell::new(MAX_STREAMS),
+        ended: Cell::new(Instant::now()),
+    });
+    let observed = Rc::clone(&streams);
+    tokio::task::spawn_local(async move {
+        let mut connection = pin!(connection);
+        // hyper queues requests beyond the endpoint's limit instead of rejecting them. Reading the
+        // limit after every poll, the only time when it can change, lets the pool open another
+        // connection instead.
+        let ended = poll_fn(|context| {
+            let polled = connection.as_mut().poll(context);
+            observed.limit.set(connection.current_max_send_streams());
+            polled
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "connection to an endpoint failed");
+        }
+    });
+    Ok(Shared { sender, streams })
+}
+
+/// Starts HTTP/1.1 on a stream.
+pub(super) async fn start_http1<I>(stream: I) -> hyper::Result<http1::SendRequest<RequestBody>>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::Builder::new()
+        // The spelling of Go's client: some backends compare header names case-sensitively.
+        .title_case_headers(true)
+        .max_header_size(MAX_HEADER_BYTES as usize)
+        .max_buf_size(MAX_HEADER_BYTES as usize)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to an endpoint failed");
+        }
+    });
+    Ok(sender)
+}

@@ -1,0 +1,94 @@
+//! Tunnels: the bytes in both directions after an upgrade.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+
+/// Two upgraded connections about to be joined.
+#[derive(Debug)]
+pub struct Tunnel {
+    pub(super) client: OnUpgrade,
+    pub(super) upstream: OnUpgrade,
+}
+
+impl Tunnel {
+    /// Copies in both directions until both sides have ended. A side that stops sending is
+    /// half-closed: the other may continue. `received` and `sent` count the bytes from and to the
+    /// client.
+    ///
+    /// # Errors
+    /// [`TunnelError`] if the upgrade of a side or its connection fails.
+    pub async fn run(self, received: &Cell<u64>, sent: &Cell<u64>) -> Result<(), TunnelError> {
+        // Either side may send data directly behind its head (C90). hyper has read such bytes into
+        // its buffer already, and `Upgraded` yields them before it reads from the socket.
+        let (client, upstream) = tokio::try_join!(self.client, self.upstream)?;
+        let mut client = Counted {
+            io: TokioIo::new(client),
+            read: received,
+        };
+        let mut upstream = Counted {
+            io: TokioIo::new(upstream),
+            read: sent,
+        };
+        copy_bidirectional(&mut client, &mut upstream).await?;
+        Ok(())
+    }
+}
+
+/// Failure of a tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    #[error("the upgrade failed: {0}")]
+    Upgrade(#[from] hyper::Error),
+    #[error("the tunnel connection failed: {0}")]
+    Broken(#[from] std::io::Error),
+}
+
+/// Stream that counts bytes as they are read. A result of `copy_bidirectional` would come too late:
+/// a tunnel that is closed from outside drops the future, and its bytes are logged too.
+struct Counted<'a, T> {
+    io: T,
+    read: &'a Cell<u64>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counted<'_, T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(context, buffer);
+        self.read
+            .set(self.read.get() + (buffer.filled().len() - before) as u64);
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<'_, T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,156 @@
+//! Record of a request, and the recorder of a worker that consumes it.
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
+
+use super::format::Line;
+use super::writer::{AccessLog, Buffers};
+use crate::metrics::Metrics;
+use crate::model::identity::ANONYMOUS_USER;
+use crate::model::{Endpoint, Identity, Resource, Target, Verb};
+
+/// Destination of the records of one worker: the metrics and the access log. Stays on the thread of
+/// the worker.
+#[derive(Debug)]
+pub struct Recorder {
+    metrics: Metrics,
+    buffers: Option<RefCell<Buffers>>,
+}
+
+impl Recorder {
+    /// Creates the recorder of a worker; `log` is `None` if the access log is off.
+    pub fn new(metrics: Metrics, log: Option<&AccessLog>) -> Rc<Self> {
+        let buffers = log.and_then(Buffers::new).map(RefCell::new);
+        Rc::new(Self { metrics, buffers })
+    }
+
+    /// Sends the buffered lines to the writer. Each worker calls it several times a second.
+    pub fn flush(&self) {
+        if let Some(buffers) = &self.buffers {
+            buffers.borrow_mut().flush(&self.metrics.access_lines_lost);
+        }
+    }
+
+    fn finish(&self, record: &Record) {
+        let duration = record.started.elapsed();
+        let (received, sent) = (record.received(), record.sent);
+        self.metrics.requests.record(
+            record.resource.into(),
+            (&record.method).into(),
+            record.code,
+            duration,
+            received,
+            sent,
+        );
+        if let Some(buffers) = &self.buffers {
+            let line = Line { record, duration };
+            let lost = &self.metrics.access_lines_lost;
+            buffers.borrow_mut().write(&line, lost);
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// Properties of a request, filled in by the pipeline stages. Dropping it records the request.
+#[derive(Debug)]
+pub struct Record {
+    recorder: Rc<Recorder>,
+    started: Instant,
+    pub method: Method,
+    pub uri: Uri,
+    pub version: Version,
+    pub client: IpAddr,
+    pub audit_id: HeaderValue,
+    pub identity: Option<Arc<Identity>>,
+    /// The user that the caller impersonates.
+    pub impersonated_user: Option<Arc<Identity>>,
+    pub verb: Option<Verb>,
+    pub resource: Option<Resource>,
+    pub namespace: String,
+    /// The id of the path, with scheme and port.
+    pub id: String,
+    /// The endpoint that was tried last. Set before the dial, so that failed and abandoned requests
+    /// have it as well.
+    pub endpoint: Option<Endpoint>,
+    pub code: StatusCode,
+    /// Reason why the bastion rejected or failed the request.
+    pub error: Option<String>,
+    /// Bytes of the body or of the tunnel from the client, counted while they pass. `None` without
+    /// a body.
+    pub received: Option<Rc<Cell<u64>>>,
+    /// Bytes of the body or of the tunnel to the client.
+    pub sent: u64,
+}
+
+impl Record {
+    /// Starts a record. Boxed, because it is large and moves through the stages and the response
+    /// body.
+    pub fn start(
+        recorder: &Rc<Recorder>,
+        method: Method,
+        uri: Uri,
+        version: Version,
+        client: IpAddr,
+        audit_id: HeaderValue,
+    ) -> Box<Self> {
+        Box::new(Self {
+            recorder: Rc::clone(recorder),
+            started: Instant::now(),
+            method,
+            uri,
+            version,
+            client,
+            audit_id,
+            identity: None,
+            impersonated_user: None,
+            verb: None,
+            resource: None,
+            namespace: String::new(),
+            id: String::new(),
+            endpoint: None,
+            // The code of a client that leaves before the response, as in nginx.
+            code: StatusCode::from_u16(499).expect("499 is a valid status code"),
+            error: None,
+            received: None,
+            sent: 0,
+        })
+    }
+
+    /// Sets the target of the request.
+    pub fn name(&mut self, target: &Target<'_>, verb: Verb) {
+        self.verb = Some(verb);
+        self.resource = Some(target.resource);
+        self.namespace = target.namespace.clone().into_owned();
+        self.id = target.id.clone().into_owned();
+    }
+
+    /// Returns true if the caller is authenticated. An anonymous caller is not, independently of
+    /// its permissions.
+    pub(super) fn is_authenticated(&self) -> bool {
+        self.identity
+            .as_ref()
+            .is_some_and(|identity| identity.user != ANONYMOUS_USER)
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received.as_deref().map_or(0, Cell::get)
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // `finish` borrows the record, so the recorder cannot be borrowed from it.
+        let recorder = Rc::clone(&self.recorder);
+        recorder.finish(self);
+    }
+}

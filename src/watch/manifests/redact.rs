@@ -1,0 +1,119 @@
+//! Errors about the contents of files, without the contents.
+//!
+//! The folder may hold Secrets beside the manifests. Errors appear in the log and in `/readyz`,
+//! whose readers may not have access to them. YAML and JSON libraries quote the input in their
+//! messages, so a [`ManifestError`](super::ManifestError) never contains their errors, neither as
+//! text nor as a `source`.
+
+use std::fmt;
+
+/// Message of a decoding error without quoted values. Field names may be missing from it, too.
+#[derive(Debug)]
+pub struct Redacted(String);
+
+impl fmt::Display for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Redacted {
+    /// Redacts the message of serde, such as `invalid type: string "x", expected u16`.
+    pub(super) fn new(message: &str) -> Self {
+        for kind in ["invalid type: ", "invalid value: "] {
+            // The last occurrence, because the value itself may contain the separator.
+            if let (Some(rest), Some((_, expected))) = (
+                message.strip_prefix(kind),
+                message.rsplit_once(", expected "),
+            ) {
+                // The lower-case words before the value name its type.
+                let unexpected: Vec<_> = rest
+                    .split(' ')
+                    .take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase()))
+                    .collect();
+                return Self(format!(
+                    "{kind}{}, expected {}",
+                    unexpected.join(" "),
+                    without_quotes(expected)
+                ));
+            }
+        }
+        Self(without_quotes(message))
+    }
+}
+
+/// Reason why a file is not YAML.
+#[derive(Debug, thiserror::Error)]
+pub enum YamlError {
+    #[error("{0}")]
+    Syntax(Redacted),
+    #[error("unexpected end of the file")]
+    UnexpectedEnd,
+    #[error("duplicate key in a mapping")]
+    DuplicateKey,
+    #[error("a number is out of range")]
+    NumberOutOfRange,
+    #[error("the file is not UTF-8")]
+    NotUtf8,
+    #[error("the document cannot be decoded")]
+    Other,
+}
+
+impl YamlError {
+    pub(super) fn new(error: &serde_saphyr::Error) -> Self {
+        use serde_saphyr::Error;
+        match error.without_snippet() {
+            // The message of the scanner, which may quote the file.
+            Error::ExternalMessage { msg, .. } => Self::Syntax(Redacted(without_quotes(msg))),
+            Error::Eof { .. } => Self::UnexpectedEnd,
+            Error::DuplicateMappingKey { .. } => Self::DuplicateKey,
+            Error::NonFiniteFloat { .. } => Self::NumberOutOfRange,
+            Error::InvalidUtf8Input => Self::NotUtf8,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Replaces text in quotes or backticks by an ellipsis.
+fn without_quotes(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(['"', '\'', '`']) {
+        kept.push_str(&rest[..start]);
+        kept.push('…');
+        let quote = rest[start..].chars().next().unwrap_or('"');
+        // Up to the last quote of this kind, because the value may contain quotes.
+        rest = rest[start + 1..]
+            .rsplit_once(quote)
+            .map_or("", |(_, after)| after);
+    }
+    kept + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_types_and_removes_values() {
+        for (message, redacted) in [
+            (
+                r#"invalid type: string "s3cr3t", expected u16"#,
+                "invalid type: string, expected u16",
+            ),
+            (
+                r#"invalid type: string "a, expected s3cr3t", expected u16"#,
+                "invalid type: string, expected u16",
+            ),
+            (
+                "invalid value: integer `70000`, expected u16",
+                "invalid value: integer, expected u16",
+            ),
+            ("missing field `port`", "missing field …"),
+            ("unclosed 's3cr3t", "unclosed …"),
+            ("not an IP address", "not an IP address"),
+        ] {
+            assert_eq!(Redacted::new(message).to_string(), redacted, "{message}");
+        }
+    }
+}

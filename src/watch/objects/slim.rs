@@ -1,0 +1,303 @@
+//! Kubernetes objects with only the fields that the index needs; serde skips the others.
+
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use serde::Deserialize;
+
+use super::{SERVICE_NAME, Watched, key, slim_meta};
+use crate::cluster::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
+use crate::cluster::{Affinity, AppProtocol, Family, Kind, Node, Object, ObjectKey, Phase, Pod};
+
+/// Kubelet port of a node without `daemonEndpoints` (CONFORMANCE C32).
+pub(super) const KUBELET_PORT: u16 = 10250;
+
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Node")]
+pub(in crate::watch) struct SlimNode {
+    #[serde(deserialize_with = "slim_meta")]
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    status: NodeStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct NodeStatus {
+    addresses: Vec<NodeAddress>,
+    daemon_endpoints: DaemonEndpoints,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct NodeAddress {
+    /// Text rather than an enum: an unknown type must not make the node malformed, and errors list
+    /// all addresses.
+    r#type: Box<str>,
+    address: Box<str>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct DaemonEndpoints {
+    kubelet_endpoint: DaemonEndpoint,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct DaemonEndpoint {
+    port: u16,
+}
+
+impl Watched for SlimNode {
+    const KIND: Kind = Kind::Node;
+
+    fn object(self) -> Option<Object> {
+        let NodeStatus {
+            addresses,
+            daemon_endpoints,
+        } = self.status;
+        let port = daemon_endpoints.kubelet_endpoint.port;
+        let addresses = addresses
+            .into_iter()
+            .map(|NodeAddress { r#type, address }| (r#type, address))
+            .collect();
+        Some(Object::Node(Node {
+            name: self.metadata.name.unwrap_or_default().into(),
+            addresses,
+            kubelet_port: if port == 0 { KUBELET_PORT } else { port },
+        }))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Pod")]
+pub(in crate::watch) struct SlimPod {
+    #[serde(deserialize_with = "slim_meta")]
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    spec: PodSpec,
+    #[serde(default)]
+    status: PodStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodSpec {
+    containers: Vec<Container>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Container {
+    ports: Vec<ContainerPort>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerPort {
+    name: Option<Box<str>>,
+    container_port: u16,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodStatus {
+    phase: String,
+    #[serde(rename = "podIPs")]
+    pod_ips: Vec<PodIp>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct PodIp {
+    ip: IpAddr,
+}
+
+impl Watched for SlimPod {
+    const KIND: Kind = Kind::Pod;
+
+    fn object(self) -> Option<Object> {
+        let (spec, status) = (self.spec, self.status);
+        // Init containers are not considered, as in kube-apiserver (C37).
+        let ports = || {
+            spec.containers
+                .iter()
+                .flat_map(|container| &container.ports)
+        };
+        let pod = Pod {
+            name: self.metadata.name.as_deref().unwrap_or_default().into(),
+            ips: status.pod_ips.into_iter().map(|PodIp { ip }| ip).collect(),
+            first_port: ports().next().map(|port| port.container_port),
+            named_ports: ports()
+                .filter_map(|port| Some((port.name.clone()?, port.container_port)))
+                .collect(),
+            phase: match &*status.phase {
+                "Succeeded" => Phase::Succeeded,
+                "Failed" => Phase::Failed,
+                _ => Phase::Active,
+            },
+        };
+        Some(Object::Pod(key(&self.metadata), pod))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Service")]
+pub(in crate::watch) struct SlimService {
+    #[serde(deserialize_with = "slim_meta")]
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    spec: SlimServiceSpec,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SlimServiceSpec {
+    r#type: String,
+    ports: Vec<SlimServicePort>,
+    session_affinity: String,
+    ip_families: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimServicePort {
+    name: Option<Box<str>>,
+    port: u16,
+    app_protocol: Option<String>,
+}
+
+impl Watched for SlimService {
+    const KIND: Kind = Kind::Service;
+
+    fn object(self) -> Option<Object> {
+        let SlimServiceSpec {
+            r#type,
+            mut ports,
+            session_affinity,
+            ip_families,
+        } = self.spec;
+        // The external name is never dialed (CONFORMANCE C47, C107).
+        if r#type == "ExternalName" {
+            ports.clear();
+        }
+        let ports = ports.into_iter().map(|port| PortSpec {
+            name: port.name.unwrap_or_default(),
+            number: port.port,
+            app_protocol: port
+                .app_protocol
+                .as_deref()
+                .map(AppProtocol::parse)
+                .unwrap_or_default(),
+        });
+        let spec = ServiceSpec {
+            ports: ports.collect(),
+            affinity: if session_affinity == "ClientIP" {
+                Affinity::ClientIp
+            } else {
+                Affinity::None
+            },
+            primary_family: ip_families.first().and_then(|family| self::family(family)),
+        };
+        Some(Object::Service(key(&self.metadata), spec))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::discovery::v1::EndpointSlice")]
+#[serde(rename_all = "camelCase")]
+pub(in crate::watch) struct SlimSlice {
+    #[serde(deserialize_with = "slim_meta")]
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    address_type: String,
+    #[serde(default)]
+    endpoints: Vec<SlimEndpoint>,
+    #[serde(default)]
+    ports: Vec<SlimPort>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SlimEndpoint {
+    addresses: Vec<IpAddr>,
+    conditions: Conditions,
+    target_ref: Option<TargetRef>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Conditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct TargetRef {
+    kind: String,
+    namespace: String,
+    name: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct SlimPort {
+    name: Option<Box<str>>,
+    port: Option<u16>,
+}
+
+impl Watched for SlimSlice {
+    const KIND: Kind = Kind::EndpointSlice;
+
+    fn object(self) -> Option<Object> {
+        let service = self
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(SERVICE_NAME));
+        // Slices with host names (addressType FQDN) have no IP addresses.
+        let (Some(service), Some(family)) = (service, family(&self.address_type)) else {
+            return None;
+        };
+        let endpoints = self.endpoints.into_iter().filter_map(|endpoint| {
+            let Conditions {
+                ready,
+                serving,
+                terminating,
+            } = endpoint.conditions;
+            // A missing `ready` means true, and a missing `serving` the value of `ready`
+            // (KEP-1672).
+            let ready = ready.unwrap_or(true);
+            // References to other kinds count as missing.
+            let pod = endpoint.target_ref.filter(|target| target.kind == "Pod");
+            Some(SliceEndpoint {
+                address: *endpoint.addresses.first()?,
+                ready,
+                serving: serving.unwrap_or(ready),
+                terminating: terminating.unwrap_or(false),
+                pod: pod.map(|pod| ObjectKey::new(&pod.namespace, &pod.name)),
+            })
+        });
+        // A port without a number stands for all ports (KEP-752), so there is none to dial.
+        let ports = self
+            .ports
+            .into_iter()
+            .filter_map(|port| Some((port.name.unwrap_or_default(), port.port?)));
+        let slice = Slice {
+            service: (**service).into(),
+            family,
+            ports: ports.collect(),
+            endpoints: endpoints.collect(),
+        };
+        Some(Object::EndpointSlice(key(&self.metadata), slice))
+    }
+}
+
+fn family(text: &str) -> Option<Family> {
+    match text {
+        "IPv4" => Some(Family::V4),
+        "IPv6" => Some(Family::V6),
+        _ => None,
+    }
+}

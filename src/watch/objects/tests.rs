@@ -1,0 +1,211 @@
+//! Decoding of valid and malformed objects.
+
+use super::slim::KUBELET_PORT;
+use super::*;
+use serde_json::json;
+
+fn object<K: Watched>(json: &Value) -> Result<Option<Object>, ObjectError> {
+    // From text, as the API sends it.
+    serde_json::from_str::<Item<K>>(&json.to_string())
+        .unwrap()
+        .object()
+}
+
+#[test]
+fn reads_addresses_and_ports_of_pod() {
+    let pod = object::<SlimPod>(&json!({
+        "metadata": {"name": "p", "namespace": "ns", "managedFields": [{"x": 1}]},
+        "spec": {"initContainers": [{"ports": [{"containerPort": 1}]}], "containers": [
+            {"name": "a"},
+            {"name": "b", "ports": [{"containerPort": 8080, "name": "web"}, {"containerPort": 9090}]},
+        ]},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]},
+    }));
+    let Ok(Some(Object::Pod(key, pod))) = pod else {
+        panic!("{pod:?}")
+    };
+    assert_eq!(key.to_string(), "ns/p");
+    assert_eq!(
+        (pod.first_port, &*pod.named_ports),
+        (Some(8080), &[("web".into(), 8080)][..])
+    );
+    assert_eq!(pod.ips[0].to_string(), "10.0.0.7");
+}
+
+#[test]
+fn reads_addresses_and_kubelet_port_of_node() {
+    let node =
+        |status: Value| object::<SlimNode>(&json!({"metadata": {"name": "n"}, "status": status}));
+    let complete = node(json!({
+        "addresses": [{"type": "Unknown", "address": "x"}, {"type": "InternalIP", "address": "10.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": 10255}},
+    }));
+    let Ok(Some(Object::Node(complete))) = complete else {
+        panic!("{complete:?}")
+    };
+    assert_eq!(
+        (complete.kubelet_port, &*complete.addresses),
+        (
+            10255,
+            &[
+                ("Unknown".into(), "x".into()),
+                ("InternalIP".into(), "10.0.0.1".into())
+            ][..]
+        )
+    );
+    let Ok(Some(Object::Node(bare))) = node(json!({})) else {
+        panic!()
+    };
+    assert_eq!(bare.kubelet_port, KUBELET_PORT);
+}
+
+#[test]
+fn treats_missing_conditions_as_ready_and_omits_ports_without_number() {
+    let slice = object::<SlimSlice>(&json!({
+        "metadata": {"name": "s-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "s", "x": "y"}},
+        "addressType": "IPv4",
+        "endpoints": [
+            {"addresses": ["10.0.0.1", "10.0.0.2"], "targetRef": {"kind": "Pod", "namespace": "ns", "name": "p"}},
+            {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+            {"addresses": []},
+        ],
+        "ports": [{"name": "", "port": 80}, {"name": "any", "port": null}],
+    }));
+    let Ok(Some(Object::EndpointSlice(_, slice))) = slice else {
+        panic!("{slice:?}")
+    };
+    let endpoints: Vec<_> = slice
+        .endpoints
+        .iter()
+        .map(|e| (e.address.to_string(), e.ready, e.serving))
+        .collect();
+    assert_eq!(
+        endpoints,
+        [
+            ("10.0.0.1".to_owned(), true, true),
+            ("10.0.0.3".to_owned(), false, true)
+        ]
+    );
+    assert_eq!(slice.ports, [("".into(), 80)]);
+    assert_eq!(slice.endpoints[0].pod, Some(ObjectKey::new("ns", "p")));
+}
+
+#[test]
+fn external_name_service_has_no_ports() {
+    let service = object::<SlimService>(&json!({
+        "metadata": {"name": "s", "namespace": "ns"},
+        "spec": {"type": "ExternalName", "externalName": "metadata.internal", "ports": [{"port": 80}]},
+    }));
+    let Ok(Some(Object::Service(_, spec))) = service else {
+        panic!("{service:?}")
+    };
+    assert!(spec.ports.is_empty());
+}
+
+#[test]
+fn malformed_object_does_not_fail_its_list() {
+    let good = json!({"metadata": {"name": "good", "namespace": "ns"}, "status": {"podIPs": [{"ip": "10.0.0.1"}]}});
+    let with = |path: &str, value: Value| {
+        let mut pod = good.clone();
+        *pod.pointer_mut(path).unwrap() = value;
+        pod
+    };
+    let malformed = [
+        (with("/metadata", json!(5)), "invalid type"),
+        (
+            with("/metadata", json!({"namespace": "ns"})),
+            "metadata.name is missing",
+        ),
+        (
+            with("/metadata", json!({"name": "", "namespace": "ns"})),
+            "metadata.name is missing",
+        ),
+        (
+            with("/metadata", json!({"name": "bad"})),
+            "metadata.namespace is missing",
+        ),
+        (with("/metadata/name", json!(["x"])), "invalid type"),
+        (
+            with(
+                "/metadata",
+                json!({"name": "bad", "namespace": "ns", "labels": "x"}),
+            ),
+            "invalid type",
+        ),
+        (
+            with(
+                "/metadata",
+                json!({"name": "bad", "namespace": "ns", "annotations": [1]}),
+            ),
+            "invalid",
+        ),
+        (with("/status", json!("up")), "invalid type"),
+        (
+            with("/status/podIPs", json!({"ip": "10.0.0.1"})),
+            "invalid type",
+        ),
+        (with("/status/podIPs/0/ip", json!("nowhere")), "IP address"),
+        (json!(7), "invalid type"),
+        (json!("pod"), "invalid type"),
+        (json!([]), "invalid"),
+        (json!(null), "invalid"),
+    ];
+    for (bad, reason) in malformed {
+        let items = json!({"metadata": {"resourceVersion": "7"}, "items": [bad, good]}).to_string();
+        let list: kube::core::ObjectList<Item<SlimPod>> = serde_json::from_str(&items).unwrap();
+        let [bad_item, good_item] = <[_; 2]>::try_from(list.items).unwrap();
+        let error = bad_item.object().unwrap_err().to_string();
+        assert!(error.contains(reason), "{bad}: {error}");
+        assert!(
+            matches!(good_item.object(), Ok(Some(Object::Pod(..)))),
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn malformed_object_keeps_name_and_version_for_the_watch() {
+    let text =
+        r#"{"metadata": {"name": "p", "namespace": "ns", "resourceVersion": "9", "labels": 5}}"#;
+    let item = serde_json::from_str::<Item<SlimPod>>(text).unwrap();
+    assert_eq!(
+        (item.meta().resource_version.as_deref(), key(item.meta())),
+        (Some("9"), ObjectKey::new("ns", "p"))
+    );
+    assert!(item.object().is_err());
+}
+
+#[test]
+fn treats_null_as_absent() {
+    let meta =
+        json!({"name": "x", "namespace": "ns", "labels": null, "annotations": null, "uid": null});
+    let pod = object::<SlimPod>(&json!({
+        "metadata": meta,
+        "spec": {"containers": [null, {"ports": null}, {"ports": [null, {"name": null, "containerPort": 80}]}]},
+        "status": {"phase": null, "podIPs": null},
+    }));
+    let Ok(Some(Object::Pod(_, pod))) = pod else {
+        panic!("{pod:?}")
+    };
+    assert_eq!((pod.first_port, pod.ips.len()), (Some(80), 0));
+    assert!(
+        object::<SlimPod>(&json!({"metadata": meta, "spec": {"containers": null}, "status": null}))
+            .is_ok()
+    );
+    let service =
+        json!({"metadata": meta, "spec": {"type": null, "ports": null, "sessionAffinity": null}});
+    assert!(matches!(object::<SlimService>(&service), Ok(Some(_))));
+    let node = json!({"metadata": meta, "status": {"addresses": null, "daemonEndpoints": {"kubeletEndpoint": null}}});
+    assert!(matches!(object::<SlimNode>(&node), Ok(Some(_))));
+    let slice = object::<SlimSlice>(&json!({
+        "metadata": {"name": "x", "namespace": "ns", "labels": {"kubernetes.io/service-name": "s", "y": null}},
+        "addressType": "IPv4", "ports": null,
+        "endpoints": [{"addresses": null}, {"addresses": ["10.0.0.1"], "conditions": null, "targetRef": null}],
+    }));
+    let Ok(Some(Object::EndpointSlice(_, slice))) = slice else {
+        panic!("{slice:?}")
+    };
+    assert!(slice.endpoints.len() == 1 && slice.endpoints[0].ready && slice.ports.is_empty());
+    let bare = json!({"metadata": {"name": "x", "namespace": "ns"}, "endpoints": null, "addressType": null});
+    assert!(matches!(object::<SlimSlice>(&bare), Ok(None)));
+}
