@@ -324,4 +324,23 @@ mod tests {
             OutputFormat::PrettyJson
         );
     }
+
+    /// CONFORMANCE C95, C96.
+    #[test]
+    fn rejected_reviews_ask_to_retry_later() {
+        for (rejection, code) in [
+            (Rejection::ClientShare, StatusCode::TOO_MANY_REQUESTS),
+            (Rejection::QueueFull, StatusCode::SERVICE_UNAVAILABLE),
+            (Rejection::Timeout, StatusCode::SERVICE_UNAVAILABLE),
+        ] {
+            for error in [
+                ProxyError::Authenticate(AuthenticationError::Rejected(rejection)),
+                ProxyError::Authorize(AuthorizeError::Rejected(rejection)),
+            ] {
+                let response = error_response(&error, Vec::new(), OutputFormat::Json);
+                assert_eq!(response.status(), code, "{error}");
+                assert_eq!(response.headers()[header::RETRY_AFTER], "1", "{error}");
+            }
+        }
+    }
 }
