@@ -3,8 +3,8 @@
 
 # docker buildx build --platform=linux/amd64,linux/arm64 .
 #
-# The compiler runs on the machine's own processor and cross-compiles: emulating the other one takes many times longer.
-# A platform is a stage below with its Rust target and its linker; one that has no stage fails at once.
+# The compiler runs natively and cross-compiles: emulating the other processor takes many times longer. Each platform has
+# a stage below with its Rust target and its linker; the build fails for any other platform.
 FROM --platform=$BUILDPLATFORM rust:1.95-slim-bookworm AS toolchain
 WORKDIR /src
 ARG BUILDARCH

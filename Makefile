@@ -3,20 +3,20 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test unit e2e fmt lint bench fuzz image schema reference compatibility
+.PHONY: help run build test unit e2e fmt lint advisories bench fuzz image schema reference compatibility
 
-help: ## This list
+help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## The demo: a built-in cluster with backends on loopback, and curl lines to try
-	$(CARGO) run --quiet -- demo
+run: ## The demo: a built-in cluster with backends on loopback, and curl commands to try
+	$(CARGO) run -- demo
 
 test: unit e2e ## All tests
 
 unit: ## Tests that need neither root nor Go
 	$(CARGO) test --locked --lib --bins --test config --test compatibility --test contract --test cli --test demo --test proxy --test retry --test edge --test bounds
 
-e2e: ## Against a real control plane, with the clients people use (root; Go, Node, curl, Chromium)
+e2e: ## Against a real control plane, with common clients (root; Go, Node, curl, Chromium)
 	$(CARGO) test --locked --test e2e
 
 fmt: ## Formats Rust and Go
@@ -24,7 +24,7 @@ fmt: ## Formats Rust and Go
 	cd fuzz && $(CARGO) fmt
 	gofmt -w tests
 
-lint: ## Formatting, clippy, documentation, licences, Dockerfile and manifests
+lint: ## Formatting, clippy, documentation, licenses, Dockerfile and manifests
 	$(CARGO) fmt --check
 	cd fuzz && $(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
@@ -36,11 +36,17 @@ lint: ## Formatting, clippy, documentation, licences, Dockerfile and manifests
 	tests/lint/doc_openers.py
 	tests/lint/run.sh
 
+build: ## The release binary
+	$(CARGO) build --release --locked
+
+advisories: ## Known vulnerabilities of the dependencies (cargo-deny)
+	$(CARGO) deny --log-level error --locked check advisories
+
 bench: ## CPU per request beside HAProxy, nginx and kube-apiserver (root; Go, haproxy, nginx, wrk, h2load)
 	$(CARGO) bench --bench peers
 
 VERSION ?= $(shell awk -F '"' '/^version = / { print $$2; exit }' Cargo.toml)
-IMAGE ?= kube-bastion:$(VERSION)
+IMAGE ?= ghcr.io/kube-bastion/kube-bastion:$(VERSION)
 image: ## The container image (Docker with buildx); IMAGE=NAME:TAG PLATFORMS=linux/amd64,linux/arm64 PUSH=1
 	docker buildx build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
 	  $(if $(PLATFORMS),--platform $(PLATFORMS)) --tag $(IMAGE) $(if $(PUSH),--push,--load) .
@@ -57,7 +63,7 @@ compatibility: ## Writes docs/compatibility.md from the table of the differentia
 FUZZ_SECONDS ?= 600
 FUZZ_TARGET ?= fuzz/target
 NIGHTLY ?= nightly
-fuzz: ## Ten minutes of each fuzz target (cargo-fuzz, a nightly compiler, g++); FUZZ_SECONDS=60 for a shorter look
+fuzz: ## Ten minutes of each fuzz target (cargo-fuzz, a nightly compiler, g++); FUZZ_SECONDS=60 for a shorter run
 	@rustup run $(NIGHTLY) rustc --version >/dev/null 2>&1 || { \
 	  echo "make fuzz needs a nightly compiler: rustup toolchain install $(NIGHTLY) --profile minimal" >&2; exit 1; }
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \

@@ -138,14 +138,14 @@ kube-bastion demo: a cluster with two nodes, five pods and three services, all o
 Its manifests are in {manifests}:
 edit one, and the bastion reloads it. Ctrl-C stops the demo and removes them.
 
-# A service with three endpoints: run it a few times to see requests rotate
+# A service with three endpoints: repeat it: the endpoints take turns
 {web}
 
 # A service with HTTPS, and a service that prints the request it received
 {secure}
 {whoami}
 
-# A pod, and a node (the port of its kubelet, HTTPS)
+# A pod, and a node (its kubelet, over HTTPS)
 {pod}
 {node}
 

@@ -84,11 +84,8 @@ impl Ready {
             }
             for (name, reason) in &conditions.degraded {
                 if conditions.pending.get(name) != Some(&true) {
-                    writeln!(
-                        report,
-                        "[!]{name} degraded, serving the last known state: {reason}"
-                    )
-                    .expect("writing to a String cannot fail");
+                    writeln!(report, "[!]{name} degraded: {reason}")
+                        .expect("writing to a String cannot fail");
                 }
             }
             if conditions.draining {

@@ -258,7 +258,7 @@ impl<K: Reviewable> Reviewer<K> {
                     .set_unreachable(&K::kind(&()), &error.to_string());
             }
             Err(error) => {
-                tracing::error!(%error, "the API server refused a {}", K::kind(&()));
+                tracing::error!(%error, kind = %K::kind(&()), "review failed");
             }
         }
         result

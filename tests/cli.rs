@@ -560,7 +560,7 @@ fn logs_the_fingerprint_of_a_self_signed_certificate_at_every_level() {
 
 /// Standard output is a full pipe without a reader.
 #[test]
-fn exits_although_nobody_reads_the_access_log() {
+fn exits_while_access_log_has_no_reader() {
     let mut running = Running::start(&[
         "--insecure-listen-address=127.0.0.1:0",
         "--drain-timeout=1s",

@@ -179,7 +179,9 @@ fn anchor(heading: &str) -> String {
     heading
         .to_lowercase()
         .replace(' ', "-")
-        .replace(['(', ')'], "")
+        .chars()
+        .filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter))
+        .collect()
 }
 
 fn request(row: &Row) -> String {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use arc_swap::ArcSwapOption;
+use futures::FutureExt;
 use http::HeaderValue;
 use tokio::task::JoinSet;
 
@@ -104,7 +105,10 @@ pub(super) async fn reload_server_tls(
         }
         if let Some(path) = &client_ca_file {
             let read = std::fs::read(path).map_err(anyhow::Error::from);
-            if let Err(error) = read.and_then(|pem| Ok(cas[0].replace(&pem)?)) {
+            // The reload below uses the new CAs, so their own notification is consumed.
+            let replaced = read.and_then(|pem| Ok(cas[0].replace(&pem)?));
+            let _ = cas[0].changed().now_or_never();
+            if let Err(error) = replaced {
                 tracing::error!(
                     %error,
                     path = %path.display(),

@@ -225,6 +225,7 @@ mod tests {
         assert!(headers.is_empty());
     }
 
+    /// CONFORMANCE C61.
     #[test]
     fn rejects_too_many_and_too_long_values() {
         let mut headers = HeaderMap::new();

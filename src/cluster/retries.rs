@@ -38,7 +38,11 @@ impl RetryWindow {
                 .sum()
         };
         let (requests, retries): (u64, u64) = (sum(&self.requests), sum(&self.retries));
-        let left = retries < (requests * percent / 100).max(min_per_second * HALF_SECONDS);
+        // The window covers the previous half and the part of the current one up to the end of this
+        // second, so that the minimum holds in each second.
+        let elapsed = now.saturating_duration_since(*BASE).as_secs() % HALF_SECONDS + 1;
+        let minimum = min_per_second * (HALF_SECONDS + elapsed);
+        let left = retries < (requests * percent / 100).max(minimum);
         if left {
             // Check and increment are not atomic: concurrent workers may exceed the budget by one
             // retry each.
@@ -93,8 +97,18 @@ mod tests {
 
     #[test]
     fn grants_minimum_without_requests() {
-        assert_eq!(withdrawals(&RetryWindow::default(), 20, 10, at(0)), 100);
+        assert_eq!(withdrawals(&RetryWindow::default(), 20, 10, at(0)), 110);
         assert_eq!(withdrawals(&RetryWindow::default(), 0, 0, at(0)), 0);
+    }
+
+    #[test]
+    fn grants_minimum_in_every_second() {
+        let window = RetryWindow::default();
+        let grant = |second| {
+            let tries = std::iter::repeat_with(|| window.withdraw(20, 10, at(second)));
+            tries.take(10).filter(|granted| *granted).count()
+        };
+        assert_eq!((0..100).map(grant).sum::<usize>(), 1_000);
     }
 
     #[test]
@@ -118,9 +132,9 @@ mod tests {
         assert_eq!(withdrawals(&window, 20, 1, at(19)), 0);
         assert_eq!(
             withdrawals(&window, 20, 1, at(20)),
-            10,
+            11,
             "the counts have left the window"
         );
-        assert_eq!(withdrawals(&window, 20, 1, at(500)), 10);
+        assert_eq!(withdrawals(&window, 20, 1, at(500)), 11);
     }
 }

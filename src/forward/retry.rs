@@ -156,7 +156,9 @@ impl Attempts<'_> {
             // A reused connection that fails is assumed stale: the endpoint, or a middlebox, closed
             // it while it was idle, and the close crossed this request (RFC 9112 section 9.3.1).
             // The endpoint is healthy, so this is not counted as an attempt and needs no budget.
-            // It happens at most once per request: all later attempts use new connections.
+            // It happens at most once per request: all later attempts use new connections. A stream
+            // that a reused HTTP/2 connection refuses is treated alike: at the end of the connection
+            // (GOAWAY) all its streams are refused together, more than a budget allows.
             policy.counters.stale.inc();
             return Decision::Reconnect;
         }

@@ -2,6 +2,7 @@
 
 use http::uri::{Authority, InvalidUriParts, Scheme, Uri};
 use http::{HeaderValue, Request, Version, header};
+use http_body::Body;
 
 use crate::balance::EndpointKey;
 use crate::model::Scheme as ModelScheme;
@@ -22,7 +23,7 @@ pub enum InvalidRequestUri {
 ///
 /// Requests of the pipeline have this form already, so only a request that an HTTP/2 connection
 /// returned unsent changes.
-pub(super) fn as_http1<B>(request: &mut Request<B>) -> Result<(), InvalidRequestUri> {
+pub(super) fn as_http1<B: Body>(request: &mut Request<B>) -> Result<(), InvalidRequestUri> {
     if request.version() != Version::HTTP_2 {
         return Ok(());
     }
@@ -32,6 +33,14 @@ pub(super) fn as_http1<B>(request: &mut Request<B>) -> Result<(), InvalidRequest
         let host = HeaderValue::from_str(authority.as_str())
             .map_err(|_| InvalidRequestUri::Host(authority))?;
         request.headers_mut().insert(header::HOST, host);
+    }
+    // Without it, hyper assumes that a GET or HEAD has no body and would drop it.
+    let has_body = !request.body().is_end_stream();
+    if has_body && !request.headers().contains_key(header::CONTENT_LENGTH) {
+        let chunked = HeaderValue::from_static("chunked");
+        request
+            .headers_mut()
+            .insert(header::TRANSFER_ENCODING, chunked);
     }
     *request.version_mut() = Version::HTTP_11;
     Ok(())
@@ -67,6 +76,9 @@ pub(super) fn as_http2<B>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use http_body_util::{Empty, Full};
+
     use crate::resolve::Transport;
 
     fn key(transport: Transport) -> EndpointKey {
@@ -80,7 +92,7 @@ mod tests {
     fn converts_request_to_http2_and_back() {
         let mut request = Request::get("/a?b")
             .header("host", "bastion.example")
-            .body(())
+            .body(Empty::<Bytes>::new())
             .unwrap();
         as_http2(&mut request, key(Transport::H2c)).unwrap();
         assert_eq!(
@@ -102,7 +114,7 @@ mod tests {
     #[test]
     fn uses_endpoint_address_without_valid_host() {
         for host in [None, Some(""), Some("a b")] {
-            let mut request = Request::get("/").body(()).unwrap();
+            let mut request = Request::get("/").body(Empty::<Bytes>::new()).unwrap();
             request
                 .headers_mut()
                 .extend(host.map(|host| (header::HOST, HeaderValue::from_static(host))));
@@ -113,7 +125,9 @@ mod tests {
 
     #[test]
     fn rejects_request_without_path() {
-        let mut request = Request::get("example.com:80").body(()).unwrap();
+        let mut request = Request::get("example.com:80")
+            .body(Empty::<Bytes>::new())
+            .unwrap();
         assert!(matches!(
             as_http2(&mut request, key(Transport::H2c)),
             Err(InvalidRequestUri::Parts(_))
@@ -125,5 +139,23 @@ mod tests {
             Err(InvalidRequestUri::NoPath)
         ));
         assert_eq!(request.uri(), "example.com:80");
+    }
+
+    #[test]
+    fn keeps_body_of_unsent_request() {
+        for (length, encoding) in [(None, Some("chunked")), (Some("2"), None)] {
+            let mut request = Request::get("/").body(Full::<Bytes>::from("ok")).unwrap();
+            let headers = request.headers_mut();
+            headers.insert(header::HOST, HeaderValue::from_static("bastion.example"));
+            headers.extend(length.map(|it| (header::CONTENT_LENGTH, HeaderValue::from_static(it))));
+            headers.extend(
+                encoding.map(|it| (header::TRANSFER_ENCODING, HeaderValue::from_static(it))),
+            );
+            let before = headers.clone();
+            as_http2(&mut request, key(Transport::H2c)).unwrap();
+            assert!(!request.headers().contains_key(header::TRANSFER_ENCODING));
+            as_http1(&mut request).unwrap();
+            assert_eq!(*request.headers(), before);
+        }
     }
 }

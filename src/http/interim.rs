@@ -90,6 +90,10 @@ impl Interim {
             return;
         }
         let mut state = self.state();
+        if state.ended {
+            // The final response may have begun, and a body could be cut in two.
+            return;
+        }
         let length: usize = headers
             .iter()
             .map(|(name, value)| name.as_str().len() + value.len() + 4)

@@ -34,11 +34,10 @@ pub struct TunnelPolicy {
 }
 
 /// Credentials and verb with which a tunnel was opened, for authenticating and authorizing it
-/// again.
-#[derive(Debug)]
+/// again. Not `Debug`: it holds credentials.
 pub(super) struct Grant {
     peer: Peer,
-    /// Only the headers that authenticated the caller.
+    /// Only the headers that authentication reads, `Impersonate-*` included.
     credentials: HeaderMap,
     websocket: bool,
     verb: Verb,
@@ -113,6 +112,23 @@ impl Grant {
 }
 
 impl GrantError {
+    /// Returns true if the caller has lost access, false if that could not be checked.
+    fn is_denial(&self) -> bool {
+        match self {
+            Self::Authenticate(
+                AuthenticationError::Unauthenticated(_) | AuthenticationError::Impersonation(_),
+            )
+            | Self::Target(_)
+            | Self::Authorize(AuthorizeError::Forbidden(_)) => true,
+            Self::Authenticate(
+                AuthenticationError::Rejected(_) | AuthenticationError::Unavailable(_),
+            )
+            | Self::Authorize(AuthorizeError::Rejected(_) | AuthorizeError::Unavailable(_)) => {
+                false
+            }
+        }
+    }
+
     /// Returns the time since the last successful check after which this error closes the tunnel:
     /// zero for a denial.
     fn tolerated_for(&self, policy: TunnelPolicy) -> Duration {
@@ -193,7 +209,7 @@ async fn grant_ended(grant: &Grant, stages: &Stages, path: &str) -> String {
             stages.metrics.tunnels_closed.max_age.inc();
             "the tunnel was closed: it reached its maximum age (serving.tunnelMaxAge)".to_owned()
         }
-        error = unconfirmed => if error.tolerated_for(stages.tunnels).is_zero() {
+        error = unconfirmed => if error.is_denial() {
             stages.metrics.tunnels_closed.revoked.inc();
             format!("the tunnel was closed: its caller is no longer allowed to open it: {error}")
         } else {
@@ -210,7 +226,7 @@ mod tests {
     use crate::review::{Rejection, ReviewFailure};
 
     #[test]
-    fn tolerates_no_denial_a_short_overload_and_an_outage_for_stale_on_error() {
+    fn denial_closes_tunnel_immediately_and_other_errors_after_their_tolerance() {
         let minutes = Duration::from_mins;
         let policy = TunnelPolicy::new(minutes(4), minutes(5), None);
         assert_eq!(policy.check_interval, minutes(3));

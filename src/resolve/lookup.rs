@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 /// TTL of addresses, from the start of the lookup. Longer than the system's resolver takes when
 /// several servers do not respond, so that a slow result is still cached. Nodes change their
 /// addresses rarely, and connections to a stale one fail.
-const TTL: Duration = Duration::from_secs(30);
+const SUCCESS_TTL: Duration = Duration::from_secs(30);
 /// TTL of a failure. Short, so that a user who repeats a request sees that DNS works again.
 const FAILURE_TTL: Duration = Duration::from_secs(2);
 /// Maximum number of names that are cached or being looked up. Names come only from Node objects,
@@ -81,7 +81,7 @@ impl Entry {
         match &*self.outcome.borrow() {
             // Running, unless the sender was dropped: then no result can arrive any more.
             None => self.outcome.has_changed().is_ok(),
-            Some(Ok(_)) => self.started.elapsed() < TTL,
+            Some(Ok(_)) => self.started.elapsed() < SUCCESS_TTL,
             Some(Err(_)) => self.started.elapsed() < FAILURE_TTL,
         }
     }
@@ -269,7 +269,7 @@ mod tests {
                 std::thread::yield_now();
             }
         };
-        for (host, ttl) in [("good", TTL), ("bad", FAILURE_TTL)] {
+        for (host, ttl) in [("good", SUCCESS_TTL), ("bad", FAILURE_TTL)] {
             let before = calls.load(Ordering::Relaxed);
             look_up(host);
             tokio::time::advance(ttl / 2).await;

@@ -238,7 +238,7 @@ async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metr
                 } else {
                     SERVING_LAST_STATE
                 };
-                watch_failed(&ready, &metrics, kind.plural(), reason, effect);
+                watch_failed(&ready, &metrics, kind.plural(), &reason, effect);
             }
         }
     }
@@ -285,11 +285,11 @@ fn watch_failed(
     ready: &Ready,
     metrics: &Metrics,
     resource: &'static str,
-    error: String,
+    error: &str,
     effect: &str,
 ) {
     tracing::warn!(resource, error, "watch failed; {effect}; retrying");
-    ready.set_degraded(resource, error);
+    ready.set_degraded(resource, format!("{effect}: {error}"));
     metrics.watch_up(resource, false);
 }
 

@@ -149,7 +149,7 @@ impl Manifests {
                         "cannot load the changed manifests; serving the last valid ones"
                     );
                     metrics.watch_up(MANIFESTS, false);
-                    ready.set_degraded(MANIFESTS, error);
+                    ready.set_degraded(MANIFESTS, format!("serving the last valid ones: {error}"));
                 }
             }
         }

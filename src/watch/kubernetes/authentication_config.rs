@@ -105,7 +105,7 @@ impl AuthenticationConfigMap {
                         &health.ready,
                         &health.metrics,
                         AUTHENTICATION,
-                        describe(&error, PERMISSIONS),
+                        &describe(&error, PERMISSIONS),
                         effect,
                     );
                     if optional {

@@ -176,7 +176,10 @@ impl Health {
         );
         self.ready.set_degraded(
             self.watch,
-            format!("the API server sent nothing for {WATCH_SILENCE:?}; reconnecting"),
+            format!(
+                "serving the last known state: the API server sent nothing for {WATCH_SILENCE:?}; \
+                 reconnecting"
+            ),
         );
         self.metrics.watch_up(self.watch, false);
     }

@@ -82,7 +82,7 @@ const steps = {
   },
 
   async "the frame"() {
-    assert.equal(await page.frameLocator("#frame").locator("#told").textContent(), "you see a frame");
+    assert.equal(await page.frameLocator("#frame").locator("#message").textContent(), "you see a frame");
   },
 
   async "a link"() {
@@ -162,9 +162,9 @@ const steps = {
 };
 
 // Waits for a page of the site and returns its content.
-async function shows(path, told) {
+async function shows(path, message) {
   await page.waitForURL(base + path);
-  assert.equal(await page.locator("#told").textContent(), told);
+  assert.equal(await page.locator("#message").textContent(), message);
 }
 
 try {

@@ -86,7 +86,7 @@ func lint(path, export string) ([]string, error) {
 	return findings, err
 }
 
-// check asks BuildKit, once for each target platform; a finding that both have is told once.
+// check runs BuildKit's checks for each target platform and removes duplicate findings.
 func check(path string, text []byte) ([]string, error) {
 	var findings []string
 	seen := map[string]bool{}
