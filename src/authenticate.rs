@@ -16,7 +16,7 @@ pub use certificate::{CertificateError, ClientCertificate};
 pub use front_proxy::{FrontProxyError, RequestHeaderAuthenticator};
 pub use impersonate::{Impersonation, ImpersonationError};
 pub use subprotocol::SubprotocolError;
-pub use token::{TokenError, TokenJudge, TokenReviewAuthenticator};
+pub use token::{TokenError, TokenReviewAuthenticator, TokenReviewHandler};
 
 use front_proxy::Claim;
 

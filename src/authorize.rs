@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use review::{AccessJudge, Reviews};
+pub use review::{AccessReviewHandler, Reviews};
 
 use crate::model::quote::GoQuoted;
 use crate::model::target::Id;
@@ -22,7 +22,7 @@ use crate::trust::RbacRules;
 pub enum PolicySource {
     /// SubjectAccessReviews of the Kubernetes API.
     Review(Arc<Reviews>),
-    /// RBAC objects of a folder.
+    /// RBAC objects of a directory.
     Rbac(Arc<ArcSwap<RbacRules>>),
 }
 
@@ -56,7 +56,7 @@ pub enum Decision {
 
 /// Reason why there is no permit.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum AuthorizeError {
+pub enum AuthorizationError {
     /// The caller lacks a permission.
     #[error(transparent)]
     Forbidden(Forbidden),
@@ -68,7 +68,7 @@ pub enum AuthorizeError {
     Rejected(Rejection),
 }
 
-impl From<ReviewError> for AuthorizeError {
+impl From<ReviewError> for AuthorizationError {
     fn from(error: ReviewError) -> Self {
         match error {
             ReviewError::Rejected(rejection) => Self::Rejected(rejection),
@@ -82,21 +82,21 @@ impl Authorizer {
     /// `client` address.
     ///
     /// # Errors
-    /// [`AuthorizeError`].
+    /// [`AuthorizationError`].
     pub async fn authorize<'t>(
         &self,
         identity: &Identity,
         verb: Verb,
         target: &'t Target<'t>,
         client: ClientAddress,
-    ) -> Result<Permit<'t>, AuthorizeError> {
+    ) -> Result<Permit<'t>, AuthorizationError> {
         let attributes = Attributes::for_proxy(verb, target);
         let error = match self.require(identity, attributes, client).await {
             Ok(()) => return Ok(Permit { target }),
             Err(error) => error,
         };
         if self.accept_bare_names
-            && matches!(error, AuthorizeError::Forbidden(_))
+            && matches!(error, AuthorizationError::Forbidden(_))
             && let Ok(Id { name, .. }) = target.id()
             && name != target.id
             && self
@@ -120,7 +120,7 @@ impl Authorizer {
         identity: &Identity,
         target: &Target<'_>,
         client: ClientAddress,
-    ) -> Result<(), AuthorizeError> {
+    ) -> Result<(), AuthorizationError> {
         if target.resource == Resource::Nodes {
             self.authorize(identity, Verb::Create, target, client)
                 .await?;
@@ -151,10 +151,10 @@ impl Authorizer {
         identity: &Identity,
         attributes: Attributes<'_>,
         client: ClientAddress,
-    ) -> Result<(), AuthorizeError> {
+    ) -> Result<(), AuthorizationError> {
         match self.decide(identity, attributes, client).await? {
             Decision::Allow => Ok(()),
-            Decision::Deny(reason) => Err(AuthorizeError::Forbidden(Forbidden::new(
+            Decision::Deny(reason) => Err(AuthorizationError::Forbidden(Forbidden::new(
                 identity, attributes, &reason,
             ))),
         }
@@ -165,7 +165,7 @@ impl Authorizer {
         identity: &Identity,
         attributes: Attributes<'_>,
         client: ClientAddress,
-    ) -> Result<Decision, AuthorizeError> {
+    ) -> Result<Decision, AuthorizationError> {
         match &self.policy {
             PolicySource::Review(reviews) => reviews.decide(identity, attributes, client).await,
             // kube-apiserver's RBAC gives no reason either.

@@ -74,7 +74,7 @@ impl LoadBalancer {
             transport,
         };
         // The common case, no ejection in the whole process, costs one atomic load. If only
-        // endpoints of other services are ejected, it costs a look-up per endpoint, and neither a
+        // endpoints of other services are ejected, it costs a lookup per endpoint, and neither a
         // clock reading nor an allocation is wasted on the order.
         let now = (endpoints.len() > 1
             && !self.ejections.is_empty()
@@ -159,8 +159,8 @@ impl LoadBalancer {
             .retain(|_, health| Arc::strong_count(health) > 1);
     }
 
-    /// Returns the endpoints with the healthy ones first. None if all are healthy, or none is: then
-    /// all endpoints rotate.
+    /// Returns the endpoints with the healthy ones first. `None` if all are healthy, or none is:
+    /// then all endpoints rotate.
     fn healthy_first(
         &self,
         endpoints: &[Endpoint],

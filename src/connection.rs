@@ -61,7 +61,7 @@ impl ClientShares {
         })
     }
 
-    /// Adds a connection of `client`. None if the address is at its limit.
+    /// Adds a connection of `client`. `None` if the address is at its limit.
     pub fn take(self: &Arc<Self>, client: ClientAddress) -> Option<ClientShare> {
         let mut open = self.open.entry(client).or_insert(0);
         if *open >= self.limit {
@@ -89,9 +89,9 @@ impl Drop for ClientShare {
 /// Permits that a connection holds under the connection limits.
 #[derive(Debug, Default)]
 pub struct ConnectionPermits {
-    /// Permit of the limit on all connections. None without that limit.
+    /// Permit of the limit on all connections. `None` without that limit.
     pub permit: Option<OwnedSemaphorePermit>,
-    /// Share of its client address. None without that limit.
+    /// Share of its client address. `None` without that limit.
     pub share: Option<ClientShare>,
 }
 
@@ -124,8 +124,8 @@ impl ConnectionGuard {
         self.clone()
     }
 
-    /// Returns the number of requests so far if none is open, else None. Two equal values mean that
-    /// the connection was idle between the calls.
+    /// Returns the number of requests so far if none is open, else `None`. Two equal values mean
+    /// that the connection was idle between the calls.
     pub fn idle_after(&self) -> Option<u64> {
         (Rc::strong_count(&self.0) == 1).then(|| self.0.requests.get())
     }

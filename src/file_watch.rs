@@ -1,8 +1,8 @@
 //! Detection of changed files at run time.
 //!
 //! Contents are compared, not modification times: a symlink swap may keep them, and a copy may
-//! bring old ones. Contents are compared after events of the folders that the files are reached
-//! through, and without events where a folder cannot be watched.
+//! bring old ones. Contents are compared after events of the directories that the files are reached
+//! through, and without events where a directory cannot be watched.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,13 +17,13 @@ use tokio::sync::Notify;
 /// Time between an event and the comparison. The events of one update, such as those of a
 /// certificate and its key, arrive within it and cause one comparison.
 const SETTLE_TIME: Duration = Duration::from_millis(200);
-/// Interval of comparisons where a folder cannot be watched.
+/// Interval of comparisons where a directory cannot be watched.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum time between comparisons: network and some virtual file systems report no events for
 /// changes by another host.
 const SAFETY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Detects changed contents of files, or of the files in folders.
+/// Detects changed contents of files, or of the files in directories.
 #[derive(Debug)]
 pub struct FileWatch {
     paths: Vec<PathBuf>,
@@ -85,16 +85,16 @@ impl FileWatch {
     }
 }
 
-/// Watches the folders and reads the contents. Returns true if all folders are watched, and the
-/// digest.
+/// Watches the directories and reads the contents. Returns true if all directories are watched, and
+/// the digest.
 fn read(folders: &Mutex<Folders>, paths: &[PathBuf]) -> (bool, u64) {
-    // Folders first, so that a change after the reading causes an event.
+    // Directories first, so that a change after the reading causes an event.
     let mut folders = folders.lock().unwrap_or_else(PoisonError::into_inner);
     (folders.watch(paths), digest(paths))
 }
 
-/// The folders that files are reached through. Folders are watched, not files: the rename that
-/// swaps a symlink, as the kubelet does, is an event of the folder.
+/// The directories that files are reached through. Directories are watched, not files: the rename
+/// that swaps a symlink, as the kubelet does, is an event of the directory.
 #[derive(Debug)]
 struct Folders {
     /// `None` if the system cannot watch (`fs.inotify.max_user_instances`).
@@ -117,7 +117,7 @@ impl Folders {
         }
     }
 
-    /// Watches the folders of `paths` instead of those before. They differ after the swap of a
+    /// Watches the directories of `paths` instead of those before. They differ after the swap of a
     /// symlink. Returns true if all are watched.
     fn watch(&mut self, paths: &[PathBuf]) -> bool {
         let Some(watcher) = &mut self.watcher else {
@@ -125,12 +125,12 @@ impl Folders {
         };
         let folders = folders(paths);
         for folder in self.watched.difference(&folders) {
-            // The watch of a removed folder has ended already.
+            // The watch of a removed directory has ended already.
             let _ = watcher.unwatch(folder);
         }
         let count = folders.len();
-        // Also those that are watched already: a folder of the same path may be another one. The
-        // kernel keeps one watch per folder.
+        // Also those that are watched already: a directory of the same path may be another one. The
+        // kernel keeps one watch per directory.
         self.watched = folders
             .into_iter()
             .filter(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok())
@@ -147,8 +147,8 @@ fn may_change_contents(event: &Event) -> bool {
     }
 }
 
-/// Returns the folders in which `paths` and, behind symlinks, their files are; also the paths that
-/// are folders themselves.
+/// Returns the directories in which `paths` and, behind symlinks, their files are; also the paths
+/// that are directories themselves.
 fn folders(paths: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut folders = BTreeSet::new();
     for path in paths {
@@ -200,7 +200,7 @@ mod tests {
         std::fs::rename(&new, link).unwrap();
     }
 
-    /// Folder of a mounted Secret: `tls.crt` leads to `..data/tls.crt`, `..data` to a folder.
+    /// Directory of a mounted Secret: `tls.crt` leads to `..data/tls.crt`, `..data` to a directory.
     fn mounted_secret() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
@@ -232,7 +232,7 @@ mod tests {
         let mut watch = FileWatch::new(vec![folder.path().join("tls.crt")]);
         swap(&folder.path().join("..data"), "..2");
         detect(&mut watch).await;
-        // The folder behind the symlink is another one now.
+        // The directory behind the symlink is another one now.
         std::fs::write(folder.path().join("..2/tls.crt"), "newer").unwrap();
         detect(&mut watch).await;
     }
@@ -270,7 +270,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn detects_changes_without_events() {
         let folder = tempfile::tempdir().unwrap();
-        // The folder of the file does not exist, so it cannot be watched.
+        // The directory of the file does not exist, so it cannot be watched.
         let file = folder.path().join("later/file");
         let mut watch = FileWatch::new(vec![file.clone()]);
         assert!(is_unchanged(&mut watch).await);

@@ -35,7 +35,7 @@ pub use pool::{Pool, STALL_CHECK_INTERVAL};
 pub use response::{UpstreamBody, UpstreamError};
 pub use retry::{RetryPolicy, RetrySafety};
 pub use tunnel::{Tunnel, TunnelError};
-pub use upgrade::{Upgrade, Upgraded};
+pub use upgrade::{Upgrade, UpgradeOutcome};
 pub use uri::InvalidRequestUri;
 
 use crate::authorize::Permit;
@@ -65,9 +65,9 @@ pub struct Forwarder {
 pub struct UpstreamRequest {
     pub parts: Parts,
     pub body: Incoming,
-    /// Counts the bytes of the body as they pass. None if there is no body.
+    /// Counts the bytes of the body as they pass. `None` if there is no body.
     pub received: Option<Rc<Cell<u64>>>,
-    /// Receives interim responses. None if the client cannot receive them.
+    /// Receives interim responses. `None` if the client cannot receive them.
     pub interim: Option<Interim>,
 }
 
@@ -161,13 +161,13 @@ impl Forwarder {
         on_client: OnUpgrade,
         upgrade: &Upgrade,
         dialed: &mut Option<Endpoint>,
-    ) -> Result<Upgraded, ForwardError> {
+    ) -> Result<UpgradeOutcome, ForwardError> {
         let Exchange {
             response, endpoint, ..
         } = self
             .exchange(route, outgoing, client, Protocol::Http1, dialed)
             .await?;
-        Upgraded::from_response(response, endpoint, on_client, upgrade)
+        UpgradeOutcome::from_response(response, endpoint, on_client, upgrade)
     }
 
     /// Tries the endpoints in turn, as often as the retry policy allows. With `Protocol::Http1` all

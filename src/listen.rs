@@ -47,16 +47,16 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Timeout between requests, and for the head of a request: hyper has one timer for both.
     pub idle_timeout: Duration,
-    /// Limit on all connections, shared by the workers. None for no limit.
+    /// Limit on all connections, shared by the workers. `None` for no limit.
     pub connections: Option<Arc<Semaphore>>,
-    /// Limit per client address, shared by the workers. None for no limit.
+    /// Limit per client address, shared by the workers. `None` for no limit.
     pub clients: Option<Arc<ClientShares>>,
 }
 
 /// Listener of one port on one worker.
 #[derive(Debug)]
 pub struct Listener {
-    /// None for plain HTTP.
+    /// `None` for plain HTTP.
     pub tls: Option<Arc<ServerTls>>,
     pub proxy: Rc<Proxy>,
     pub limits: Limits,
@@ -211,7 +211,7 @@ impl Listener {
 }
 
 impl Limits {
-    /// Acquires the permits for a connection that was accepted from `client`. None if the address
+    /// Acquires the permits for a connection that was accepted from `client`. `None` if the address
     /// is at its limit and the connection must be closed.
     async fn admit(
         &self,

@@ -21,12 +21,12 @@ use respond::AcceptPreference;
 use tunnel::Grant;
 
 use crate::authenticate::{AuthenticationError, Authenticator, Peer};
-use crate::authorize::{AuthorizeError, Authorizer};
+use crate::authorize::{AuthorizationError, Authorizer};
 use crate::connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::{
-    ForwardError, Forwarder, RequestHeaderRewriter, Tunnel, Upgrade, Upgraded, UpstreamRequest,
-    UpstreamResponse, sanitize_response_headers,
+    ForwardError, Forwarder, RequestHeaderRewriter, Tunnel, Upgrade, UpgradeOutcome,
+    UpstreamRequest, UpstreamResponse, sanitize_response_headers,
 };
 use crate::http::{Interim, MAX_HEADERS};
 use crate::metrics::Metrics;
@@ -86,15 +86,15 @@ enum ProxyError {
     TooManyHeaders,
     /// HTTP/1.1 requires exactly one (RFC 9112 section 3.2).
     #[error("the request must have exactly one Host header")]
-    Host,
+    InvalidHost,
     #[error(transparent)]
     Authenticate(#[from] AuthenticationError),
     #[error(transparent)]
     Target(#[from] TargetError),
     #[error(transparent)]
-    Authorize(#[from] AuthorizeError),
+    Authorize(#[from] AuthorizationError),
     #[error("the server does not allow this method on the requested resource")]
-    Method,
+    MethodNotAllowed,
     #[error(transparent)]
     Resolve(#[from] ResolveError),
     #[error(transparent)]
@@ -199,7 +199,7 @@ impl Proxy {
         }
         let hosts = request.headers().get_all(header::HOST).iter().count();
         if request.version() == Version::HTTP_11 && hosts != 1 {
-            return Err(ProxyError::Host);
+            return Err(ProxyError::InvalidHost);
         }
         let upgrade = Upgrade::from_request(&request);
         let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
@@ -245,7 +245,7 @@ impl Proxy {
         }
         // After authorization, as in kube-apiserver: a caller without access gets 403, not 405.
         if !is_served(&method) {
-            return Err(ProxyError::Method);
+            return Err(ProxyError::MethodNotAllowed);
         }
 
         let route = resolver.resolve(&permit).await?;
@@ -293,12 +293,12 @@ impl Proxy {
                 dialed,
             );
             match sent.await? {
-                Upgraded::Switched { response, tunnel } => {
+                UpgradeOutcome::Switched { response, tunnel } => {
                     let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
                     return Ok(Reply::Upgrade(response, tunnel, Box::new(grant)));
                 }
-                Upgraded::Ignored(upstream) => (upstream, false),
-                Upgraded::Refused(upstream) => (upstream, true),
+                UpgradeOutcome::Ignored(upstream) => (upstream, false),
+                UpgradeOutcome::Refused(upstream) => (upstream, true),
             }
         } else {
             let sent = forwarder.send(&permit, &route, outgoing, client, dialed);

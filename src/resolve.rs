@@ -33,7 +33,7 @@ pub struct Resolver {
 pub struct Route {
     pub candidates: Candidates,
     pub transport: Transport,
-    /// Number of the requested service port. None for nodes and pods.
+    /// Number of the requested service port. `None` for nodes and pods.
     pub service_port: Option<u16>,
 }
 
@@ -51,7 +51,7 @@ pub enum Candidates {
 }
 
 impl Candidates {
-    /// Returns the window of the service's retry budget. None for nodes and pods.
+    /// Returns the window of the service's retry budget. `None` for nodes and pods.
     pub fn retries(&self) -> Option<&RetryWindow> {
         match self {
             Self::One(_) => None,

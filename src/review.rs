@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use admission::{Admission, Rejection, Slot};
-pub use cached::{CachedReviews, Judge, Verdict};
+pub use cached::{CachedReviews, ReviewHandler, Verdict};
 pub use health::ApiHealth;
 
 use crate::model::{ClientAddress, error_chain};

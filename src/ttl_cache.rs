@@ -58,7 +58,7 @@ pub enum Fetched<V> {
     NotSent { error: V },
 }
 
-/// Result of a look-up.
+/// Result of a lookup.
 #[derive(Debug)]
 pub enum Lookup<K: Hash + Eq, V> {
     Hit(V),

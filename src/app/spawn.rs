@@ -14,9 +14,9 @@ use super::load::{Files, Source};
 use super::tasks::{bearer, purge_caches, reload_own_token, reload_server_tls, sweep_balance};
 use super::worker::Shared;
 use crate::authenticate::{
-    Authenticator, RequestHeaderAuthenticator, TokenJudge, TokenReviewAuthenticator, Tokens,
+    Authenticator, RequestHeaderAuthenticator, TokenReviewAuthenticator, TokenReviewHandler, Tokens,
 };
-use crate::authorize::{AccessJudge, Authorizer, PolicySource, Reviews};
+use crate::authorize::{AccessReviewHandler, Authorizer, PolicySource, Reviews};
 use crate::balance::LoadBalancer;
 use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::Config;
@@ -117,7 +117,7 @@ impl Setup<'_> {
         watch.start(&feed, self.supervisor);
         // A CA file replaces the published client CAs. Front proxies have no setting of their own,
         // so their CAs always come from the ConfigMap.
-        let trusted = AuthenticationConfigMap {
+        let config_map = AuthenticationConfigMap {
             client_cas: config
                 .serving
                 .client_ca_file
@@ -125,8 +125,10 @@ impl Setup<'_> {
                 .then(|| files.trust.client_cas.clone()),
             front_proxy: files.trust.front_proxy.clone(),
         };
-        self.supervisor
-            .restart("watch-authentication", trusted.follow(api, ready, metrics)?);
+        self.supervisor.restart(
+            "watch-authentication",
+            config_map.follow(api, ready, metrics)?,
+        );
         // Tokens of service accounts rotate in their file; a token inside a kubeconfig is constant.
         match (&api.auth_info.token_file, &api.auth_info.token) {
             (Some(file), _) => {
@@ -165,18 +167,18 @@ impl Setup<'_> {
             admission,
             config.authentication.token_review.timeout,
         );
-        let judge = TokenJudge(config.authentication.token_review.clone());
+        let handler = TokenReviewHandler(config.authentication.token_review.clone());
         let (capacity, stale, counters) = (
-            judge.0.cache_size,
+            handler.0.cache_size,
             settings.stale_on_error,
             metrics.tokens.clone(),
         );
-        let tokens = TokenReviewAuthenticator::new(judge, reviewer, capacity, stale, counters);
+        let tokens = TokenReviewAuthenticator::new(handler, reviewer, capacity, stale, counters);
         let admission = Admission::new(settings, metrics.access_reviews.clone());
         let reviewer = Reviewer::new(api, admission, config.authorization.timeout);
-        let judge = AccessJudge(config.authorization.clone());
-        let (capacity, counters) = (judge.0.cache_size, metrics.reviews.clone());
-        let reviews = Reviews::new(judge, reviewer, capacity, stale, counters);
+        let handler = AccessReviewHandler(config.authorization.clone());
+        let (capacity, counters) = (handler.0.cache_size, metrics.reviews.clone());
+        let reviews = Reviews::new(handler, reviewer, capacity, stale, counters);
         Ok((Arc::new(tokens), Arc::new(reviews)))
     }
 
@@ -203,8 +205,8 @@ impl Setup<'_> {
     }
 
     /// Starts the only task that writes the index.
-    fn index(&mut self, writer: Writer, holds: Vec<(Kind, BlockReady)>) -> Feed {
-        let (feed, index) = watch::feed(writer, holds, self.metrics);
+    fn index(&mut self, writer: Writer, blockers: Vec<(Kind, BlockReady)>) -> Feed {
+        let (feed, index) = watch::feed(writer, blockers, self.metrics);
         // A panic may leave an object half-joined, and the joined state cannot be rebuilt from
         // here: only a new process lists everything again.
         self.supervisor.fatal("index", index.run());

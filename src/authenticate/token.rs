@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{AuthenticationError, CredentialError};
 use crate::config;
 use crate::model::{ClientAddress, Identity};
-use crate::review::{CachedReviews, Judge, cut_text};
+use crate::review::{CachedReviews, ReviewHandler, cut_text};
 use crate::ttl_cache::Fetched;
 
 /// Maximum length of a token that is reviewed. Tokens of service accounts have about 1 KiB, OIDC
@@ -44,7 +44,7 @@ pub enum TokenError {
 type TokenVerdict = Result<Arc<Identity>, AuthenticationError>;
 
 /// Authenticates callers by TokenReview.
-pub type TokenReviewAuthenticator = CachedReviews<TokenJudge>;
+pub type TokenReviewAuthenticator = CachedReviews<TokenReviewHandler>;
 
 impl TokenReviewAuthenticator {
     pub(super) async fn identity(
@@ -55,21 +55,25 @@ impl TokenReviewAuthenticator {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(CredentialError::from(TokenError::TooLong).into());
         }
-        self.verdict(token, || self.judge.review(token), client)
+        self.verdict(token, || self.handler.review(token), client)
             .await
     }
 }
 
 /// Evaluates TokenReviews.
 #[derive(Debug)]
-pub struct TokenJudge(pub config::TokenReview);
+pub struct TokenReviewHandler(pub config::TokenReview);
 
-impl Judge for TokenJudge {
+impl ReviewHandler for TokenReviewHandler {
     type Review = TokenReview;
     type Outcome = Arc<Identity>;
     type Error = AuthenticationError;
 
-    fn judge(&self, review: &TokenReview, response: TokenReview) -> Option<Fetched<TokenVerdict>> {
+    fn interpret(
+        &self,
+        review: &TokenReview,
+        response: TokenReview,
+    ) -> Option<Fetched<TokenVerdict>> {
         Some(
             match self.authenticate(response.status?, &review.spec.token) {
                 Ok(identity) => Fetched::Value {
@@ -89,7 +93,7 @@ impl Judge for TokenJudge {
     }
 }
 
-impl TokenJudge {
+impl TokenReviewHandler {
     /// Creates the review of `token`. Expired tokens are rejected without a review.
     fn review(&self, token: &str) -> Result<TokenReview, AuthenticationError> {
         if has_expired(token, SystemTime::now()) {
@@ -163,8 +167,8 @@ fn until_expiry(token: &str, now: SystemTime) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    fn judge(audiences: &[&str]) -> TokenJudge {
-        TokenJudge(config::TokenReview {
+    fn handler(audiences: &[&str]) -> TokenReviewHandler {
+        TokenReviewHandler(config::TokenReview {
             audiences: audiences.iter().map(ToString::to_string).collect(),
             ..config::TokenReview::default()
         })
@@ -177,20 +181,20 @@ mod tests {
             audiences: audiences.map(|list| list.iter().map(ToString::to_string).collect()),
             ..TokenReviewStatus::default()
         };
-        assert!(judge(&[]).authenticate(status(None), "t").is_ok());
+        assert!(handler(&[]).authenticate(status(None), "t").is_ok());
         assert!(
-            judge(&["a", "b"])
+            handler(&["a", "b"])
                 .authenticate(status(Some(&["b"])), "t")
                 .is_ok()
         );
         assert_eq!(
-            judge(&["a", "b"]).authenticate(status(Some(&["c"])), "t"),
+            handler(&["a", "b"]).authenticate(status(Some(&["c"])), "t"),
             Err(TokenError::WrongAudience {
                 token: "c".into(),
                 required: "a, b".into()
             })
         );
-        assert!(judge(&["a"]).authenticate(status(None), "t").is_err());
+        assert!(handler(&["a"]).authenticate(status(None), "t").is_err());
     }
 
     #[test]
@@ -200,7 +204,7 @@ mod tests {
                 error: error.map(str::to_owned),
                 ..TokenReviewStatus::default()
             };
-            judge(&[])
+            handler(&[])
                 .authenticate(status, "secret")
                 .unwrap_err()
                 .to_string()

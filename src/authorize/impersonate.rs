@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{AuthorizeError, Authorizer};
+use super::{AuthorizationError, Authorizer};
 use crate::authenticate::Impersonation;
 use crate::model::identity::{ANONYMOUS_USER, UNAUTHENTICATED, with_authenticated};
 use crate::model::{Attributes, ClientAddress, Identity, Verb, dns};
@@ -26,13 +26,13 @@ impl Authorizer {
         caller: &Identity,
         requested: Impersonation,
         client: ClientAddress,
-    ) -> Result<Arc<Identity>, AuthorizeError> {
+    ) -> Result<Arc<Identity>, AuthorizationError> {
         let reviews = self.review_impersonation(caller, requested, client);
         tokio::time::timeout(MAX_DURATION, reviews)
             .await
             .unwrap_or_else(|_| {
                 let failure = ReviewFailure::ImpersonationTimeout(MAX_DURATION);
-                Err(AuthorizeError::Unavailable(failure))
+                Err(AuthorizationError::Unavailable(failure))
             })
     }
 
@@ -41,7 +41,7 @@ impl Authorizer {
         caller: &Identity,
         requested: Impersonation,
         client: ClientAddress,
-    ) -> Result<Arc<Identity>, AuthorizeError> {
+    ) -> Result<Arc<Identity>, AuthorizationError> {
         let Impersonation {
             user,
             uid,

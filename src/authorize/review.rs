@@ -7,14 +7,14 @@ use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
 
-use super::{AuthorizeError, Decision};
+use super::{AuthorizationError, Decision};
 use crate::config;
 use crate::model::{Attributes, ClientAddress, Identity};
-use crate::review::{CachedReviews, Judge, Verdict, cut_text};
+use crate::review::{CachedReviews, ReviewHandler, Verdict, cut_text};
 use crate::ttl_cache::Fetched;
 
 /// Authorizes by SubjectAccessReview.
-pub type Reviews = CachedReviews<AccessJudge>;
+pub type Reviews = CachedReviews<AccessReviewHandler>;
 
 impl Reviews {
     pub(super) async fn decide(
@@ -22,7 +22,7 @@ impl Reviews {
         identity: &Identity,
         attributes: Attributes<'_>,
         client: ClientAddress,
-    ) -> Verdict<AccessJudge> {
+    ) -> Verdict<AccessReviewHandler> {
         let key = (identity.fingerprint(), attributes);
         self.verdict(key, || Ok(review(identity, attributes)), client)
             .await
@@ -31,14 +31,14 @@ impl Reviews {
 
 /// Evaluates SubjectAccessReviews.
 #[derive(Debug)]
-pub struct AccessJudge(pub config::Authorization);
+pub struct AccessReviewHandler(pub config::Authorization);
 
-impl Judge for AccessJudge {
+impl ReviewHandler for AccessReviewHandler {
     type Review = SubjectAccessReview;
     type Outcome = Decision;
-    type Error = AuthorizeError;
+    type Error = AuthorizationError;
 
-    fn judge(
+    fn interpret(
         &self,
         _: &SubjectAccessReview,
         response: SubjectAccessReview,

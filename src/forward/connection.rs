@@ -138,7 +138,7 @@ impl Shared {
         self.sender.is_closed()
     }
 
-    /// Returns the time when the last request ended. None while a request is open.
+    /// Returns the time when the last request ended. `None` while a request is open.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         (self.streams.open.get() == 0).then(|| self.streams.ended.get())
     }

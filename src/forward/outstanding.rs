@@ -48,7 +48,7 @@ struct Wait {
 }
 
 impl Wait {
-    /// Returns the time when the request was complete. None while the client is sending.
+    /// Returns the time when the request was complete. `None` while the client is sending.
     fn began(&self) -> Option<Instant> {
         self.body
             .as_ref()
@@ -171,7 +171,7 @@ impl Latency {
         count.set(count.get().saturating_add(1));
     }
 
-    /// Returns the 99th percentile. None if no response time is recorded.
+    /// Returns the 99th percentile. `None` if no response time is recorded.
     fn p99(&self) -> Option<Duration> {
         let total: u64 = self.counts.iter().map(|count| u64::from(count.get())).sum();
         let mut remaining = (total * 99).div_ceil(100);

@@ -69,7 +69,7 @@ impl Pool {
     }
 
     /// Takes a connection that is ready for a request: a shared one with room, else the idle one
-    /// used last. None if a new connection is needed.
+    /// used last. `None` if a new connection is needed.
     pub(super) fn take(&self, key: EndpointKey, now: Instant) -> Option<Connection> {
         let mut endpoints = self.endpoints.borrow_mut();
         let EndpointConnections {

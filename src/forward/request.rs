@@ -10,7 +10,7 @@ pub(super) use replay::{ReplayBody, RequestBody};
 /// Request to be sent, with the state needed to send it again.
 #[derive(Debug)]
 pub(super) struct Pending {
-    /// None while an attempt has it.
+    /// `None` while an attempt has it.
     request: Option<Request<RequestBody>>,
     /// Copy of the head, if the request may be sent again after an attempt consumed it. Cloned once
     /// per request, before the first attempt, because hyper consumes the original; retries, which
@@ -48,7 +48,7 @@ impl Pending {
     /// Takes the request for an attempt. `can_refuse` tells whether the endpoint can refuse it on
     /// this connection.
     ///
-    /// None if it was sent and no copy exists; [`Self::rewind`] and [`Self::is_safe`] tell that
+    /// `None` if it was sent and no copy exists; [`Self::rewind`] and [`Self::is_safe`] tell that
     /// before.
     pub fn take(&mut self, can_refuse: bool) -> Option<Request<RequestBody>> {
         let request = self.request.take().or_else(|| {

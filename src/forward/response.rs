@@ -19,14 +19,14 @@ use crate::http::MAX_HEADERS;
 #[derive(Debug)]
 pub struct UpstreamBody {
     incoming: Incoming,
-    /// None if the connection must not be reused, or was returned.
+    /// `None` if the connection must not be reused, or was returned.
     pooled: Option<(Connection, Rc<Pool>)>,
 }
 
 /// Error of a response body.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    #[error(transparent)]
+    #[error("the target aborted its response: {0}")]
     Incoming(#[from] hyper::Error),
     #[error("the response has more than {} trailer fields", MAX_HEADERS)]
     TooManyTrailers,

@@ -72,7 +72,7 @@ impl RetryPolicy {
         }
     }
 
-    /// Begins a request. `budget` is the retry budget of its service, None for a pod or a node.
+    /// Begins a request. `budget` is the retry budget of its service, `None` for a pod or a node.
     /// `choice` tells whether the route has several endpoints; `safe` whether the request has a
     /// safe method (RFC 9110 section 9.2.1) and no body, so that a repetition has no effect.
     pub(super) fn begin<'a>(

@@ -24,7 +24,7 @@ impl Tunnel {
     /// [`TunnelError`] if the upgrade of a side or its connection fails.
     pub async fn run(self, received: &Cell<u64>, sent: &Cell<u64>) -> Result<(), TunnelError> {
         // Either side may send data directly behind its head (C90). hyper has read such bytes into
-        // its buffer already, and `Upgraded` yields them before it reads from the socket.
+        // its buffer already, and hyper's `Upgraded` yields them before it reads from the socket.
         let (client, upstream) = tokio::try_join!(self.client, self.upstream)?;
         let mut client = Counted {
             io: TokioIo::new(client),

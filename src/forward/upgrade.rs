@@ -32,12 +32,12 @@ pub enum Upgrade {
 }
 
 impl Upgrade {
-    /// Returns the upgrade that a request asks for. None for plain requests, for upgrades that must
-    /// not be forwarded, and for CONNECT to another protocol than WebSocket.
+    /// Returns the upgrade that a request asks for. `None` for plain requests, for upgrades that
+    /// must not be forwarded, and for CONNECT to another protocol than WebSocket.
     pub fn from_request<B>(request: &Request<B>) -> Option<Self> {
         if request.version() == Version::HTTP_11 {
             let headers = request.headers();
-            // The common case: one look-up.
+            // The common case: one lookup.
             if !headers.contains_key(header::UPGRADE) {
                 return None;
             }
@@ -171,7 +171,7 @@ fn accept_for(key: &HeaderValue) -> String {
 
 /// Response of an endpoint to an upgrade.
 #[derive(Debug)]
-pub enum Upgraded {
+pub enum UpgradeOutcome {
     /// The response head for the client, and the tunnel that follows it.
     Switched {
         response: Response<()>,
@@ -185,7 +185,7 @@ pub enum Upgraded {
     Refused(UpstreamResponse),
 }
 
-impl Upgraded {
+impl UpgradeOutcome {
     pub(super) fn from_response(
         mut response: Response<Incoming>,
         endpoint: Endpoint,

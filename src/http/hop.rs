@@ -18,7 +18,7 @@ const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 /// gRPC requires (C66).
 ///
 /// Most messages have none of these fields: one pass over the present names is cheaper than a
-/// look-up for each removable one.
+/// lookup for each removable one.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap, also: fn(&str) -> bool) {
     let listed = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || also(name.as_str());
     let present: Vec<HeaderName> = headers.keys().filter(listed).cloned().collect();

@@ -95,7 +95,7 @@ impl HttpBody for Body {
                 // The error makes hyper abort the stream, so that a client cannot read a truncated
                 // body as complete (C99).
                 Some(Err(error)) => {
-                    record.error = Some(format!("the target aborted its response: {error}"));
+                    record.error = Some(error.to_string());
                 }
                 None => {}
             }

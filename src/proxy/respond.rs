@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::{Body, ProxyError};
 use crate::authenticate::AuthenticationError;
-use crate::authorize::AuthorizeError;
+use crate::authorize::AuthorizationError;
 use crate::cluster::ExcludedEndpoint;
 use crate::forward::{DialError, ForwardError};
 use crate::model::Status;
@@ -108,8 +108,8 @@ impl AcceptPreference {
         }
     }
 
-    /// Returns the supported media type that `Accept` prefers (RFC 9110 section 12.5.1), or none if
-    /// it accepts none of them.
+    /// Returns the supported media type that `Accept` prefers (RFC 9110 section 12.5.1), or `None`
+    /// if it accepts none of them.
     fn accepted(&self) -> Option<String> {
         let accept = self
             .accept
@@ -171,7 +171,7 @@ pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
         offered.iter().map(cause).collect()
     };
     match error {
-        ProxyError::Authorize(AuthorizeError::Forbidden(denial)) => {
+        ProxyError::Authorize(AuthorizationError::Forbidden(denial)) => {
             vec![Cause {
                 reason: CauseReason::AccessReview,
                 message: denial.review.clone(),
@@ -215,7 +215,7 @@ fn status(error: &ProxyError) -> Status {
     match error {
         ProxyError::NotReady => Status::service_unavailable(message()),
         ProxyError::TooManyHeaders => Status::header_fields_too_large(message()),
-        ProxyError::Host => Status::bad_request(message()),
+        ProxyError::InvalidHost => Status::bad_request(message()),
         ProxyError::Authenticate(AuthenticationError::Unauthenticated(_)) => Status::unauthorized(),
         ProxyError::Authenticate(AuthenticationError::Impersonation(_)) => {
             Status::bad_request(message())
@@ -225,23 +225,23 @@ fn status(error: &ProxyError) -> Status {
             Status::internal("the token could not be reviewed")
         }
         ProxyError::Authenticate(AuthenticationError::Rejected(rejection))
-        | ProxyError::Authorize(AuthorizeError::Rejected(rejection)) => {
+        | ProxyError::Authorize(AuthorizationError::Rejected(rejection)) => {
             rejected(*rejection, message())
         }
         ProxyError::Target(TargetError::NoRoute) => Status::route_not_found(),
         ProxyError::Target(
             TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8,
         ) => Status::bad_request(message()),
-        ProxyError::Authorize(AuthorizeError::Forbidden(denial)) => Status::forbidden(
+        ProxyError::Authorize(AuthorizationError::Forbidden(denial)) => Status::forbidden(
             denial.group,
             denial.resource,
             &denial.name,
             denial.to_string(),
         ),
-        ProxyError::Authorize(AuthorizeError::Unavailable(_)) => {
+        ProxyError::Authorize(AuthorizationError::Unavailable(_)) => {
             Status::internal("the access could not be reviewed")
         }
-        ProxyError::Method => Status::method_not_allowed(),
+        ProxyError::MethodNotAllowed => Status::method_not_allowed(),
         ProxyError::Resolve(error) => match error {
             ResolveError::NotFound { resource, name } => Status::object_not_found(*resource, name),
             ResolveError::NoName
@@ -335,7 +335,7 @@ mod tests {
         ] {
             for error in [
                 ProxyError::Authenticate(AuthenticationError::Rejected(rejection)),
-                ProxyError::Authorize(AuthorizeError::Rejected(rejection)),
+                ProxyError::Authorize(AuthorizationError::Rejected(rejection)),
             ] {
                 let response = error_response(&error, Vec::new(), OutputFormat::Json);
                 assert_eq!(response.status(), code, "{error}");

@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Stages;
 use crate::authenticate::{AuthenticationError, Peer};
-use crate::authorize::AuthorizeError;
+use crate::authorize::AuthorizationError;
 use crate::connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::Tunnel;
@@ -51,7 +51,7 @@ enum GrantError {
     #[error(transparent)]
     Target(#[from] TargetError),
     #[error(transparent)]
-    Authorize(#[from] AuthorizeError),
+    Authorize(#[from] AuthorizationError),
 }
 
 /// Number of consecutive checks that may be rejected for overload before the tunnel is closed. A
@@ -119,13 +119,13 @@ impl GrantError {
                 AuthenticationError::Unauthenticated(_) | AuthenticationError::Impersonation(_),
             )
             | Self::Target(_)
-            | Self::Authorize(AuthorizeError::Forbidden(_)) => true,
+            | Self::Authorize(AuthorizationError::Forbidden(_)) => true,
             Self::Authenticate(
                 AuthenticationError::Rejected(_) | AuthenticationError::Unavailable(_),
             )
-            | Self::Authorize(AuthorizeError::Rejected(_) | AuthorizeError::Unavailable(_)) => {
-                false
-            }
+            | Self::Authorize(
+                AuthorizationError::Rejected(_) | AuthorizationError::Unavailable(_),
+            ) => false,
         }
     }
 
@@ -137,13 +137,13 @@ impl GrantError {
                 AuthenticationError::Unauthenticated(_) | AuthenticationError::Impersonation(_),
             )
             | Self::Target(_)
-            | Self::Authorize(AuthorizeError::Forbidden(_)) => Duration::ZERO,
+            | Self::Authorize(AuthorizationError::Forbidden(_)) => Duration::ZERO,
             Self::Authenticate(AuthenticationError::Rejected(_))
-            | Self::Authorize(AuthorizeError::Rejected(_)) => {
+            | Self::Authorize(AuthorizationError::Rejected(_)) => {
                 policy.check_interval * MAX_REJECTED_CHECKS
             }
             Self::Authenticate(AuthenticationError::Unavailable(_))
-            | Self::Authorize(AuthorizeError::Unavailable(_)) => policy.unverified_for,
+            | Self::Authorize(AuthorizationError::Unavailable(_)) => policy.unverified_for,
         }
     }
 }
@@ -241,11 +241,11 @@ mod tests {
                 minutes(9),
             ),
             (
-                AuthorizeError::Rejected(Rejection::Timeout).into(),
+                AuthorizationError::Rejected(Rejection::Timeout).into(),
                 minutes(9),
             ),
             (
-                AuthorizeError::Unavailable(ReviewFailure::Timeout).into(),
+                AuthorizationError::Unavailable(ReviewFailure::Timeout).into(),
                 minutes(5),
             ),
         ];

@@ -47,7 +47,7 @@ pub enum LookupError {
 }
 
 type Addresses = Result<Arc<[IpAddr]>, LookupError>;
-/// None while the lookup runs.
+/// `None` while the lookup runs.
 type Outcome = Option<Addresses>;
 type Resolver = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 

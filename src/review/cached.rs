@@ -15,14 +15,14 @@ use crate::model::ClientAddress;
 use crate::ttl_cache::{Fetched, Lookup, Ticket, TtlCache};
 
 /// Evaluates the API's responses to reviews of one kind.
-pub trait Judge: Debug + Send + Sync + 'static {
+pub trait ReviewHandler: Debug + Send + Sync + 'static {
     type Review: Reviewable;
     type Outcome: Clone + Debug + Send + Sync + 'static;
     type Error: From<ReviewError> + Clone + Debug + Send + Sync + 'static;
 
     /// Returns the verdict in `response` to `review` and its cache lifetime, or `None` for a
     /// response without a status.
-    fn judge(
+    fn interpret(
         &self,
         review: &Self::Review,
         response: Self::Review,
@@ -30,30 +30,30 @@ pub trait Judge: Debug + Send + Sync + 'static {
 }
 
 /// Result of a review.
-pub type Verdict<J> = Result<<J as Judge>::Outcome, <J as Judge>::Error>;
+pub type Verdict<H> = Result<<H as ReviewHandler>::Outcome, <H as ReviewHandler>::Error>;
 
 /// Sends reviews of one kind and caches the verdicts.
 #[derive(Debug)]
-pub struct CachedReviews<J: Judge> {
-    pub(crate) judge: J,
-    reviewer: Reviewer<J::Review>,
-    verdicts: TtlCache<KeyHash, Verdict<J>>,
+pub struct CachedReviews<H: ReviewHandler> {
+    pub(crate) handler: H,
+    reviewer: Reviewer<H::Review>,
+    verdicts: TtlCache<KeyHash, Verdict<H>>,
     hasher: KeyHasher,
 }
 
-impl<J: Judge> CachedReviews<J> {
+impl<H: ReviewHandler> CachedReviews<H> {
     /// `stale_on_error` is the time past its expiry for which a verdict is used while the API
     /// cannot be reached.
     pub fn new(
-        judge: J,
-        reviewer: Reviewer<J::Review>,
+        handler: H,
+        reviewer: Reviewer<H::Review>,
         capacity: usize,
         stale_on_error: Duration,
         counters: CacheCounters,
     ) -> Self {
         let verdicts = TtlCache::new(capacity, stale_on_error, counters);
         Self {
-            judge,
+            handler,
             reviewer,
             verdicts,
             hasher: KeyHasher::new(),
@@ -69,9 +69,9 @@ impl<J: Judge> CachedReviews<J> {
     pub(crate) async fn verdict(
         self: &Arc<Self>,
         key: impl Hash,
-        review: impl FnOnce() -> Result<J::Review, J::Error>,
+        review: impl FnOnce() -> Result<H::Review, H::Error>,
         client: ClientAddress,
-    ) -> Verdict<J> {
+    ) -> Verdict<H> {
         let hash = self.hasher.hash(key);
         match self.verdicts.get(&hash, || self.reviewer.is_unreachable()) {
             Lookup::Hit(verdict) => return verdict,
@@ -94,7 +94,7 @@ impl<J: Judge> CachedReviews<J> {
     }
 
     /// Repeats a review in the background while the cached verdict is used.
-    fn refresh(self: &Arc<Self>, review: J::Review, ticket: Ticket<KeyHash>) {
+    fn refresh(self: &Arc<Self>, review: H::Review, ticket: Ticket<KeyHash>) {
         // A refresh never waits in the queue: callers do, and the cached verdict is still valid.
         let Some(slot) = self.reviewer.try_enter() else {
             return self.verdicts.postpone(&ticket);
@@ -111,11 +111,11 @@ impl<J: Judge> CachedReviews<J> {
 
     fn evaluate(
         &self,
-        review: &J::Review,
-        response: Result<J::Review, ReviewError>,
-    ) -> Fetched<Verdict<J>> {
+        review: &H::Review,
+        response: Result<H::Review, ReviewError>,
+    ) -> Fetched<Verdict<H>> {
         let error = match response {
-            Ok(response) => match self.judge.judge(review, response) {
+            Ok(response) => match self.handler.interpret(review, response) {
                 Some(fetched) => return fetched,
                 None => ReviewFailure::NoStatus.into(),
             },

@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame};
 
-use super::budget::{Bound, Share};
+use super::budget::{PageLimit, Share};
 use super::rewriter::{BadPage, MAX_WORK_PER_SLICE, Rewriter};
 use super::{LinkRewriter, PageFormat};
 
@@ -65,7 +65,7 @@ impl<B> RewrittenBody<B> {
             .share
             .resize(self.rewriter.held_bytes() + self.pending_bytes)
         {
-            self.rewriter.pass(Bound::Memory);
+            self.rewriter.pass(PageLimit::Memory);
             // Codec and pending input are needed until the end, and are allocated already.
             self.share
                 .force(self.rewriter.held_bytes() + self.pending_bytes);

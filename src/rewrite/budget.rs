@@ -10,7 +10,7 @@ use crate::model::ClientAddress;
 
 /// Limit at which rewriting stops. The rest of the page passes unmodified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Bound {
+pub enum PageLimit {
     #[error("the memory for rewriting is in use (rewriting.maxMemory)")]
     Memory,
     #[error("a tag is too long")]
@@ -65,7 +65,7 @@ impl Budget {
     }
 
     /// Reserves the memory that a page for `client` needs at its start. If the budget or the
-    /// client's share of it is exhausted, counts the page as passed and returns none.
+    /// client's share of it is exhausted, counts the page as passed and returns `None`.
     pub fn reserve(&self, bytes: usize, client: ClientAddress) -> Option<Share> {
         let mut share = Share {
             budget: self.clone(),
@@ -76,23 +76,23 @@ impl Budget {
             return Some(share);
         }
         if self.is_enabled() {
-            self.count_passed(Bound::Memory);
+            self.count_passed(PageLimit::Memory);
         }
         None
     }
 
     /// Counts a page that passes unmodified because of `bound`.
-    pub fn count_passed(&self, bound: Bound) {
+    pub fn count_passed(&self, bound: PageLimit) {
         let passed = &self.0.metrics.passed;
         match bound {
-            Bound::Memory => &passed.memory,
-            Bound::Tag => &passed.tag,
-            Bound::Attribute => &passed.attribute,
-            Bound::Attributes => &passed.attributes,
-            Bound::Name => &passed.name,
-            Bound::Depth => &passed.depth,
-            Bound::Candidates => &passed.candidates,
-            Bound::Growth => &passed.growth,
+            PageLimit::Memory => &passed.memory,
+            PageLimit::Tag => &passed.tag,
+            PageLimit::Attribute => &passed.attribute,
+            PageLimit::Attributes => &passed.attributes,
+            PageLimit::Name => &passed.name,
+            PageLimit::Depth => &passed.depth,
+            PageLimit::Candidates => &passed.candidates,
+            PageLimit::Growth => &passed.growth,
         }
         .inc();
     }
@@ -143,7 +143,7 @@ impl Share {
     }
 
     /// Counts the page as passed because of `bound`.
-    pub fn count_passed(&self, bound: Bound) {
+    pub fn count_passed(&self, bound: PageLimit) {
         self.budget.count_passed(bound);
     }
 

@@ -37,7 +37,7 @@ pub enum Coding {
 }
 
 impl Coding {
-    /// Parses a `Content-Encoding`. Returns none for an unsupported coding, or several.
+    /// Parses a `Content-Encoding`. Returns `None` for an unsupported coding, or several.
     pub fn parse(text: &str) -> Option<Self> {
         match &*text.trim().to_ascii_lowercase() {
             "" | "identity" => Some(Self::Identity),
@@ -238,7 +238,7 @@ impl Decoder {
 
 /// Encoder of a content coding.
 pub struct Encoder {
-    /// None for identity.
+    /// `None` for identity.
     deflate: Option<Box<Compress>>,
     /// The encoder may hold back output of bytes that it consumed.
     unflushed: bool,

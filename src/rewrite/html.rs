@@ -18,7 +18,7 @@ use lol_html::{
     AsciiCompatibleEncoding, HtmlRewriter, MemorySettings, OutputSink, Settings, element,
 };
 
-use super::budget::Bound;
+use super::budget::PageLimit;
 use super::link::LinkRewriter;
 use bounds::{ATTRIBUTE_BYTES, MAX_ATTRIBUTES, MAX_PARSER_BYTES, MAX_TAG_BYTES};
 pub use bounds::{BLOCK_BYTES, MAX_HELD_BYTES, MAX_OUTPUT_BYTES_PER_BLOCK, PARSER_BYTES};
@@ -28,11 +28,11 @@ use rules::Rules;
 /// Rewriter of the links of one page. Its output lags behind its input by at most the open tag, and
 /// is identical to it except for tags whose links change.
 pub struct Html {
-    /// None once a bound was reached: the rest passes unmodified.
+    /// `None` once a bound was reached: the rest passes unmodified.
     rewriter: Option<HtmlRewriter<'static, Out>>,
     out: Out,
     elements: Rc<Elements>,
-    bound: Option<Bound>,
+    bound: Option<PageLimit>,
     /// Length of the current block so far, in bytes.
     filled: usize,
     /// The current block had output.
@@ -136,13 +136,13 @@ impl Html {
             };
             // Whole blocks rather than `open_bytes`, which depends on how the page is split.
             if self.silent_blocks * BLOCK_BYTES >= MAX_TAG_BYTES {
-                self.pass(Bound::Tag);
+                self.pass(PageLimit::Tag);
             }
         }
     }
 
     /// Stops rewriting because of `bound`. Bytes that are held back and the rest pass unmodified.
-    pub fn pass(&mut self, bound: Bound) {
+    pub fn pass(&mut self, bound: PageLimit) {
         if self.rewriter.is_some() {
             self.end();
             self.stop(bound);
@@ -160,13 +160,13 @@ impl Html {
         }
     }
 
-    fn stop(&mut self, bound: Bound) {
+    fn stop(&mut self, bound: PageLimit) {
         tracing::debug!(reason = %bound, "passing the rest of a page unmodified");
         self.bound = Some(bound);
     }
 
     /// Bound at which rewriting stopped, if any.
-    pub fn bound(&self) -> Option<Bound> {
+    pub fn bound(&self) -> Option<PageLimit> {
         self.bound
     }
 
@@ -206,19 +206,19 @@ fn ends_attribute(byte: u8) -> bool {
 }
 
 /// Returns the bound that caused an error of the parser.
-fn bound(error: &RewritingError, attributes: usize) -> Bound {
+fn bound(error: &RewritingError, attributes: usize) -> PageLimit {
     match error {
         // Rules fail only at bounds: the attribute names that they set are valid.
         RewritingError::ContentHandlerError(error) => {
-            error.downcast_ref().copied().unwrap_or(Bound::Tag)
+            error.downcast_ref().copied().unwrap_or(PageLimit::Tag)
         }
         // Otherwise the memory limit of the parser, by attributes or by open elements.
-        _ if attributes > MAX_ATTRIBUTES => Bound::Attributes,
-        _ => Bound::Depth,
+        _ if attributes > MAX_ATTRIBUTES => PageLimit::Attributes,
+        _ => PageLimit::Depth,
     }
 }
 
-/// Returns the encoding of a charset label, UTF-8 without one. Returns none for an unknown label
+/// Returns the encoding of a charset label, UTF-8 without one. Returns `None` for an unknown label
 /// and for encodings that are not a superset of ASCII (UTF-16), in which the parser finds no tags.
 pub fn encoding(charset: Option<&str>) -> Option<AsciiCompatibleEncoding> {
     match charset {

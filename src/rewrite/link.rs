@@ -56,7 +56,7 @@ enum Host {
 }
 
 impl LinkRewriter {
-    /// Returns the link as the client must follow it, or none if it needs no change.
+    /// Returns the link as the client must follow it, or `None` if it needs no change.
     ///
     /// # Errors
     /// [`InvalidUrl`] if the link is not a URL.
@@ -215,7 +215,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Splits off the scheme (RFC 3986 section 3.1), if any. Returns none if the URL starts with a
+/// Splits off the scheme (RFC 3986 section 3.1), if any. Returns `None` if the URL starts with a
 /// colon.
 fn split_scheme(url: &str) -> Option<(Option<&str>, &str)> {
     let end = url.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.')));
@@ -244,8 +244,8 @@ fn is_valid_authority(authority: &str) -> bool {
     !authority.contains(forbidden) && has_valid_escapes(authority) && split_port(host).is_some()
 }
 
-/// Splits host and port; an empty port counts as missing. Returns none if the port is not a number
-/// or a bracket is unbalanced.
+/// Splits host and port; an empty port counts as missing. Returns `None` if the port is not a
+/// number or a bracket is unbalanced.
 fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
     let after_brackets = match (host.starts_with('['), host.rfind(']')) {
         (true, Some(end)) => end + 1,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::budget::Bound;
+use super::budget::PageLimit;
 use super::coding::{self, Coding, Decoded, Decoder, Encoder};
 use super::html::{self, BLOCK_BYTES, Html};
 use super::{LinkRewriter, PageFormat};
@@ -172,13 +172,13 @@ impl Rewriter {
     }
 
     /// Stops rewriting because of `bound`; the rest of the page passes unmodified.
-    pub fn pass(&mut self, bound: Bound) {
+    pub fn pass(&mut self, bound: PageLimit) {
         self.html.pass(bound);
         self.staged.append(&mut self.html.take_output());
     }
 
     /// Bound at which rewriting stopped, if any.
-    pub fn bound(&self) -> Option<Bound> {
+    pub fn bound(&self) -> Option<PageLimit> {
         self.html.bound()
     }
 
@@ -187,7 +187,7 @@ impl Rewriter {
         BLOCK_BYTES + self.coding.held_bytes() + self.staged.capacity() + self.html.held_bytes()
     }
 
-    /// Decodes and rewrites at most one block. Returns the work done, or none if it needs more
+    /// Decodes and rewrites at most one block. Returns the work done, or `None` if it needs more
     /// input.
     fn advance(&mut self, bytes: &mut Bytes) -> Result<Option<usize>, BadPage> {
         if self.phase == Phase::Done {

@@ -12,7 +12,7 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use prometheus_client::registry::Registry;
 
-use super::budget::Bound;
+use super::budget::PageLimit;
 use super::rewriter::{MAX_WORK_PER_SLICE, WORK_PER_ELEMENT};
 use super::*;
 use crate::metrics::{Metrics, PageMetrics};
@@ -64,7 +64,7 @@ struct Run {
     out: Vec<u8>,
     slices: usize,
     most_held: usize,
-    bound: Option<Bound>,
+    bound: Option<PageLimit>,
 }
 
 /// Rewrites a page that arrives in pieces, and checks the bounds of every slice.
@@ -108,30 +108,33 @@ fn run(coding: &str, bytes: &[u8], piece: usize) -> Run {
 fn passes_rest_of_page_unmodified_past_a_bound() {
     let pages = [
         (
-            Bound::Tag,
+            PageLimit::Tag,
             format!("<img src=/b alt='{}'>", "x".repeat(300_000)),
         ),
-        (Bound::Tag, format!("<a title='{}", "x".repeat(600_000))),
-        (Bound::Tag, format!("</{}>", "x".repeat(300_000))),
+        (PageLimit::Tag, format!("<a title='{}", "x".repeat(600_000))),
+        (PageLimit::Tag, format!("</{}>", "x".repeat(300_000))),
         (
-            Bound::Attribute,
+            PageLimit::Attribute,
             format!("<img src='/{}'>", "x".repeat(70_000)),
         ),
         (
-            Bound::Attribute,
+            PageLimit::Attribute,
             format!("<img srcset='data:{}'>", "x".repeat(70_000)),
         ),
         (
-            Bound::Attributes,
+            PageLimit::Attributes,
             format!("<img src=/b {}>", "a ".repeat(2000)),
         ),
         (
-            Bound::Attributes,
+            PageLimit::Attributes,
             format!("<img src=/b {}>", "a ".repeat(100_000)),
         ),
-        (Bound::Name, format!("<{}>", "x".repeat(60_000)).repeat(20)),
         (
-            Bound::Candidates,
+            PageLimit::Name,
+            format!("<{}>", "x".repeat(60_000)).repeat(20),
+        ),
+        (
+            PageLimit::Candidates,
             format!("<img srcset='{}'>", "/a, ".repeat(5000)),
         ),
     ];
@@ -168,7 +171,7 @@ fn bounds_open_elements() {
     ] {
         let page = format!("<a href=/a></a>{elements}<a href=/b>");
         let whole = run("identity", page.as_bytes(), usize::MAX);
-        assert_eq!(whole.bound, Some(Bound::Depth), "{}", &page[..40]);
+        assert_eq!(whole.bound, Some(PageLimit::Depth), "{}", &page[..40]);
         assert!(whole.most_held < 4 * MIB, "{} are held", whole.most_held);
         let expected = page.replacen(
             "<a href=/a>",
@@ -185,7 +188,7 @@ fn bounds_open_elements() {
 fn bounds_growth() {
     let page = "<a href=/>".repeat(MIB / 40);
     let whole = run("identity", page.as_bytes(), usize::MAX);
-    assert_eq!(whole.bound, Some(Bound::Growth));
+    assert_eq!(whole.bound, Some(PageLimit::Growth));
     assert!(
         whole.out.len() < MIB,
         "{} bytes of {}",
@@ -210,7 +213,7 @@ fn passes_huge_list_of_images_in_bounded_memory() {
     .concat();
     assert!(encoded.len() < 64 * 1024);
     let run = run("gzip", &encoded, usize::MAX);
-    assert_eq!(run.bound, Some(Bound::Tag));
+    assert_eq!(run.bound, Some(PageLimit::Tag));
     assert!(run.most_held < 2 * MIB, "{} bytes are held", run.most_held);
     let expected = format!(
         "<a href=\"{}/a\"><img srcset='{}'>",

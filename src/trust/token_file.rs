@@ -88,7 +88,7 @@ impl TokenFile {
         Ok(())
     }
 
-    /// Returns the identity of `token`. The look-up compares hashes, so its timing reveals nothing
+    /// Returns the identity of `token`. The lookup compares hashes, so its timing reveals nothing
     /// about the tokens.
     pub fn identity(&self, token: &str) -> Option<Arc<Identity>> {
         self.0.load().get(&hash(token)).cloned()

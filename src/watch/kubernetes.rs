@@ -270,7 +270,7 @@ fn translate<K: Watched>(event: watcher::Result<Event<Item<K>>>, metrics: &Metri
 /// A malformed object, already logged and counted.
 struct Malformed;
 
-/// Converts an object. None if the index does not need it.
+/// Converts an object. `None` if the index does not need it.
 fn read<K: Watched>(item: Item<K>, metrics: &Metrics) -> Result<Option<Object>, Malformed> {
     let name = key(item.meta());
     item.object().map_err(|error| {

@@ -31,7 +31,7 @@ pub(super) trait Watched:
 {
     const KIND: Kind;
 
-    /// Converts the object into that of the index. None if the index does not need it, such as a
+    /// Converts the object into that of the index. `None` if the index does not need it, such as a
     /// slice without a service.
     fn object(self) -> Option<Object>;
 }
@@ -62,7 +62,7 @@ pub(super) enum Item<K> {
 }
 
 impl<K: Watched> Item<K> {
-    /// Converts the object into that of the index. None if the index does not need it.
+    /// Converts the object into that of the index. `None` if the index does not need it.
     ///
     /// # Errors
     /// The object is malformed.

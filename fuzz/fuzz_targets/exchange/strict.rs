@@ -82,7 +82,8 @@ pub struct Head {
 
 type Fields = Vec<(String, Vec<u8>)>;
 
-/// Parses the head at the start of `bytes`. Returns it and its length, or none if it is incomplete.
+/// Parses the head at the start of `bytes`. Returns it and its length, or `None` if it is
+/// incomplete.
 pub fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
     let Some(end) = super::input::find(bytes, b"\r\n\r\n") else {
         return match super::input::find(bytes, b"\n\n")
@@ -127,7 +128,7 @@ pub fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
     )))
 }
 
-/// Returns the length of a body with its framing, or none if it is incomplete.
+/// Returns the length of a body with its framing, or `None` if it is incomplete.
 pub fn body(bytes: &[u8], framing: Framing) -> Result<Option<usize>, String> {
     match framing {
         Framing::None => Ok(Some(0)),

@@ -32,7 +32,7 @@ struct State {
     /// may still be owned by hyper's connection task, and must not take frames from the current
     /// one.
     attempt: u32,
-    /// Frames read from the client, from the first one. None if they exceed the limit, or are no
+    /// Frames read from the client, from the first one. `None` if they exceed the limit, or are no
     /// longer needed.
     buffered: Option<Vec<BufferedFrame>>,
     /// No further attempt will follow: the buffer is kept only until the current attempt has read
@@ -108,7 +108,7 @@ impl ReplayBody {
         self.0.borrow().broken
     }
 
-    /// Returns the time when the client sent the last frame. None while more may follow.
+    /// Returns the time when the client sent the last frame. `None` while more may follow.
     pub fn ended(&self) -> Option<Instant> {
         self.0.borrow().ended
     }

@@ -16,9 +16,9 @@ const MAX_PROTOCOLS: usize = 8;
 pub struct Protocols(pub(super) HeaderValue);
 
 impl Protocols {
-    /// Parses the offers of all `Upgrade` headers and drops those that must not be forwarded. None
-    /// if no offer remains: the request is then served as a plain one, because an offer may be
-    /// ignored (RFC 9110 section 7.8).
+    /// Parses the offers of all `Upgrade` headers and drops those that must not be forwarded.
+    /// `None` if no offer remains: the request is then served as a plain one, because an offer may
+    /// be ignored (RFC 9110 section 7.8).
     ///
     /// Offers are compared as bytes. If values that are not text were skipped, an offer beside them
     /// would go unfiltered to a backend that parses bytes.

@@ -1,15 +1,15 @@
 //! Attributes that hold links among other text.
 
-use super::super::budget::Bound;
+use super::super::budget::PageLimit;
 use super::super::link::LinkRewriter;
 use super::bounds::MAX_CANDIDATES;
 
 /// Rewrites image candidates, `url descriptor, url descriptor` (WHATWG HTML section 4.8.4.2.1). A
-/// URL may contain commas, but not at its end. Returns none if no link changes.
+/// URL may contain commas, but not at its end. Returns `None` if no link changes.
 ///
 /// # Errors
-/// [`Bound::Candidates`] if the list is too long.
-pub fn rewrite_source_set(links: &LinkRewriter, value: &str) -> Result<Option<String>, Bound> {
+/// [`PageLimit::Candidates`] if the list is too long.
+pub fn rewrite_source_set(links: &LinkRewriter, value: &str) -> Result<Option<String>, PageLimit> {
     let mut out = String::new();
     let mut candidates = 0;
     let mut changed = false;
@@ -25,7 +25,7 @@ pub fn rewrite_source_set(links: &LinkRewriter, value: &str) -> Result<Option<St
         }
         candidates += 1;
         if candidates > MAX_CANDIDATES {
-            return Err(Bound::Candidates);
+            return Err(PageLimit::Candidates);
         }
         let end = rest
             .find(|c: char| c.is_ascii_whitespace())
@@ -60,7 +60,7 @@ pub fn rewrite_source_set(links: &LinkRewriter, value: &str) -> Result<Option<St
 }
 
 /// Rewrites the URL of `<meta http-equiv=refresh content="5; url=/x">` (WHATWG HTML section
-/// 4.2.5.3). Returns none if it does not change.
+/// 4.2.5.3). Returns `None` if it does not change.
 pub fn rewrite_refresh(links: &LinkRewriter, value: &str) -> Option<String> {
     // Browsers accept a comma, too, and a URL without the `url=` before it.
     let after_time = value.find([';', ','])? + 1;

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 
-use super::super::budget::Bound;
+use super::super::budget::PageLimit;
 use super::bounds::{
     DISTINCT_NAME_BYTES, ELEMENT_BYTES, MAX_DEPTH, MAX_GROWTH_BYTES, MAX_GROWTH_FACTOR,
     MAX_SHORT_NAME_BYTES, MAX_TRACKED_NAMES, NAMESPACE_BYTES, TRACKED_NAME_BYTES,
@@ -93,21 +93,25 @@ impl Elements {
     /// Counts bytes that rewriting adds.
     ///
     /// # Errors
-    /// [`Bound::Growth`] if the page may not grow that much.
-    pub fn grow(&self, bytes: usize) -> Result<(), Bound> {
-        self.growth
-            .set(self.growth.get().checked_sub(bytes).ok_or(Bound::Growth)?);
+    /// [`PageLimit::Growth`] if the page may not grow that much.
+    pub fn grow(&self, bytes: usize) -> Result<(), PageLimit> {
+        self.growth.set(
+            self.growth
+                .get()
+                .checked_sub(bytes)
+                .ok_or(PageLimit::Growth)?,
+        );
         Ok(())
     }
 
     /// Counts an element that changes the namespace. Returns the depth of the stack.
     ///
     /// # Errors
-    /// [`Bound::Depth`] if the stack is full.
-    pub fn enter_namespace(&self) -> Result<usize, Bound> {
+    /// [`PageLimit::Depth`] if the stack is full.
+    pub fn enter_namespace(&self) -> Result<usize, PageLimit> {
         let depth = self.namespaces.get() + 1;
         if depth > MAX_DEPTH {
-            return Err(Bound::Depth);
+            return Err(PageLimit::Depth);
         }
         self.namespaces.set(depth);
         self.most_namespaces

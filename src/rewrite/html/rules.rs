@@ -5,7 +5,7 @@ use std::rc::Rc;
 use lol_html::HandlerResult;
 use lol_html::html_content::{Element, EndTag};
 
-use super::super::budget::Bound;
+use super::super::budget::PageLimit;
 use super::super::link::LinkRewriter;
 use super::attributes::{rewrite_refresh, rewrite_source_set};
 use super::bounds::{MAX_ATTRIBUTE_BYTES, MAX_ATTRIBUTES, MAX_NAME_BYTES, MAX_TAG_BYTES};
@@ -78,7 +78,7 @@ impl Rules {
     /// Rewrites the links of one element.
     ///
     /// # Errors
-    /// A [`Bound`] that the element exceeds.
+    /// A [`PageLimit`] that the element exceeds.
     pub fn apply(&self, element: &mut Element<'_, '_>) -> HandlerResult {
         let name = element.tag_name();
         self.check_bounds(&name, element)?;
@@ -113,15 +113,15 @@ impl Rules {
     fn check_bounds(&self, name: &str, element: &mut Element<'_, '_>) -> HandlerResult {
         let at = element.source_location().bytes();
         if name.len() > MAX_NAME_BYTES {
-            return Err(Bound::Name.into());
+            return Err(PageLimit::Name.into());
         }
         if at.len() > MAX_TAG_BYTES {
-            return Err(Bound::Tag.into());
+            return Err(PageLimit::Tag.into());
         }
         // Listing the attributes allocates. An attribute is two bytes or more, so short tags need
         // no check.
         if at.len() > 2 * MAX_ATTRIBUTES && element.attributes().len() > MAX_ATTRIBUTES {
-            return Err(Bound::Attributes.into());
+            return Err(PageLimit::Attributes.into());
         }
         self.elements.see(name, element.can_have_content());
         self.elements.allow_growth(at.start);
@@ -161,7 +161,7 @@ impl Rules {
         &self,
         element: &mut Element<'_, '_>,
         attribute: &str,
-        rewrite: impl Fn(&str) -> Result<Option<String>, Bound>,
+        rewrite: impl Fn(&str) -> Result<Option<String>, PageLimit>,
     ) -> HandlerResult {
         let Some(raw) = element.get_attribute(attribute) else {
             return Ok(());
@@ -171,7 +171,7 @@ impl Rules {
             return if is_inline(attribute, &raw) {
                 Ok(())
             } else {
-                Err(Bound::Attribute.into())
+                Err(PageLimit::Attribute.into())
             };
         }
         // `http&#58;//` is a link, too: browsers decode references before they parse the URL.

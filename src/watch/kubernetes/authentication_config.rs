@@ -33,7 +33,7 @@ const PERMISSIONS: &str = "the Role extension-apiserver-authentication-reader in
 /// Authentication configuration that the cluster publishes.
 #[derive(Clone, Debug)]
 pub struct AuthenticationConfigMap {
-    /// CAs to keep current. None if the bastion's own configuration sets them.
+    /// CAs to keep current. `None` if the bastion's own configuration sets them.
     pub client_cas: Option<DynamicClientCas>,
     pub front_proxy: FrontProxy,
 }
