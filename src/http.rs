@@ -7,10 +7,12 @@ mod header_list;
 mod hop;
 mod interim;
 
+use http::HeaderValue;
+
 pub use cgi::reads_as;
 pub use executor::LocalExecutor;
 pub use header_list::tokens;
-pub use hop::{MAX_HEADERS, is_hop_by_hop, remove_hop_by_hop};
+pub use hop::{is_hop_by_hop, remove_hop_by_hop};
 pub use interim::{Interim, WithInterim};
 
 /// Maximum size of a message head in bytes, Go's limit (CONFORMANCE C102).
@@ -19,3 +21,13 @@ pub use interim::{Interim, WithInterim};
 /// With a higher one hyper initializes a list of that length for each message, which at 256 was
 /// measured as an eighth of all instructions of a request.
 pub const MAX_HEADER_BYTES: u32 = 1024 * 1024;
+
+/// Maximum number of header fields, and of trailer fields, of one message on either side.
+///
+/// Browsers send about 20, and applications that split a session into cookies a few hundred. Over
+/// HTTP/1.1, hyper's limit of 100 applies before. `http::HeaderMap` panics at 24,576 names, so this
+/// leaves ample room for fields that the bastion adds.
+pub const MAX_HEADERS: usize = 1000;
+
+/// `Cache-Control` of responses that do not set it, as in kube-apiserver (CONFORMANCE C71).
+pub const DEFAULT_CACHE_CONTROL: HeaderValue = HeaderValue::from_static("no-cache, private");

@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::ForwardError;
 use super::upgrade::Upgrade;
-use crate::http::{MAX_HEADERS, is_hop_by_hop, remove_hop_by_hop};
+use crate::http::{DEFAULT_CACHE_CONTROL, MAX_HEADERS, is_hop_by_hop, remove_hop_by_hop};
 use crate::model::Target;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -20,8 +20,6 @@ const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
 const HTTP: HeaderValue = HeaderValue::from_static("http");
 const HTTPS: HeaderValue = HeaderValue::from_static("https");
-/// `Cache-Control` of responses that have none, as kube-apiserver sets it (C71).
-const DEFAULT_CACHE_CONTROL: HeaderValue = HeaderValue::from_static("no-cache, private");
 
 /// Characters escaped in `X-Forwarded-Uri`, which backends insert into pages: those that could end
 /// an HTML attribute or begin a tag (C64).
@@ -56,12 +54,14 @@ impl RequestHeaderRewriter<'_> {
         // Read first: in HTTP/2 it is in the URI, which is replaced below.
         let host = host(parts);
         remove_hop_by_hop(&mut parts.headers, is_underscore_variant);
+        // After the removal, which would remove the new `Connection` and `Upgrade` headers.
         if let Some(upgrade) = self.upgrade {
             upgrade.write_request(parts);
         }
         let headers = &mut parts.headers;
         // kube-apiserver sets it on plain requests only (kubernetes#67878).
         if self.upgrade.is_none() {
+            // `%` is not in the set, so the escapes of the path stay as they are.
             let escaped: Cow<'_, str> = utf8_percent_encode(&path, FORWARDED_URI_ESCAPES).into();
             if let Ok(value) =
                 HeaderValue::try_from([&*self.target.plain_prefix(), &escaped].concat())
@@ -73,6 +73,7 @@ impl RequestHeaderRewriter<'_> {
             join_cookies(headers);
         }
         append_client(headers, self.client);
+        // Scheme and host are replaced, not appended: values from the client are not trusted.
         headers.insert(FORWARDED_PROTO, if self.secure { HTTPS } else { HTTP });
         match host {
             Some(host) => {
@@ -80,6 +81,8 @@ impl RequestHeaderRewriter<'_> {
                 headers.insert(header::HOST, host);
             }
             None => {
+                // HTTP/1.0, or HTTP/2 with neither `:authority` nor `Host`. A value of the client
+                // must not take its place.
                 headers.remove(FORWARDED_HOST);
             }
         }
@@ -163,6 +166,8 @@ fn is_cors_grant(name: &str) -> bool {
 
 /// Returns the client's `Host`, or `:authority` of HTTP/2 (C59).
 fn host(parts: &request::Parts) -> Option<HeaderValue> {
+    // The authority replaces a `Host` header, both in HTTP/2 (RFC 9113 section 8.3.1) and in the
+    // absolute form of HTTP/1.1 (RFC 9112 section 3.2.2).
     let authority = parts
         .uri
         .authority()
@@ -173,6 +178,7 @@ fn host(parts: &request::Parts) -> Option<HeaderValue> {
 /// Appends the client to the `X-Forwarded-For` of earlier proxies, joined into one header (C63).
 fn append_client(headers: &mut HeaderMap, client: IpAddr) {
     let client = client.to_string();
+    // Equivalent to several lines (RFC 9110 section 5.3), of which some backends read only one.
     let mut parts: Vec<&[u8]> = headers
         .get_all(FORWARDED_FOR)
         .iter()
@@ -195,6 +201,7 @@ fn join_cookies(headers: &mut HeaderMap) {
         .map(HeaderValue::as_bytes)
         .collect();
     if cookies.len() > 1 {
+        // The separator of RFC 9113. A comma would become part of a cookie.
         let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
             .expect("joined header values are a valid header value");
         headers.insert(header::COOKIE, joined);

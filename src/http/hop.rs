@@ -1,15 +1,8 @@
-//! Hop-by-hop header fields (RFC 9110 section 7.6.1), and the maximum number of fields.
+//! Hop-by-hop header fields (RFC 9110 section 7.6.1).
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::header_list::tokens;
-
-/// Maximum number of header fields, and of trailer fields, of one message on either side.
-///
-/// Browsers send about 20, and applications that split a session into cookies a few hundred. Over
-/// HTTP/1.1, hyper's limit of 100 applies before. `http::HeaderMap` panics at 24,576 names, so this
-/// leaves ample room for fields that the bastion adds.
-pub const MAX_HEADERS: usize = 1000;
 
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 

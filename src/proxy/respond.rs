@@ -8,6 +8,7 @@ use crate::authenticate::AuthenticationError;
 use crate::authorize::AuthorizationError;
 use crate::cluster::ExcludedEndpoint;
 use crate::forward::{DialError, ForwardError};
+use crate::http::DEFAULT_CACHE_CONTROL;
 use crate::model::Status;
 use crate::model::status::{Cause, CauseReason, OutputFormat};
 use crate::model::target::TargetError;
@@ -18,7 +19,6 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const YAML: HeaderValue = HeaderValue::from_static("application/yaml");
 /// `Retry-After` of rejected reviews; kube-apiserver sends the same when it is overloaded.
 const REVIEW_RETRY_AFTER_SECONDS: u32 = 1;
-const NOT_CACHED: HeaderValue = HeaderValue::from_static("no-cache, private");
 
 /// Returns the response for a request that was not proxied.
 pub(super) fn error_response(
@@ -37,7 +37,7 @@ pub(super) fn error_response(
             OutputFormat::Json | OutputFormat::PrettyJson => JSON,
         },
     );
-    headers.insert(header::CACHE_CONTROL, NOT_CACHED);
+    headers.insert(header::CACHE_CONTROL, DEFAULT_CACHE_CONTROL);
     if let Some(seconds) = status.retry_after() {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
@@ -78,7 +78,7 @@ pub(super) fn redirect(location: &str) -> Response<Body> {
         header::LOCATION,
         location.expect("a path without control characters is a header value"),
     );
-    headers.insert(header::CACHE_CONTROL, NOT_CACHED);
+    headers.insert(header::CACHE_CONTROL, DEFAULT_CACHE_CONTROL);
     response
 }
 
@@ -122,7 +122,8 @@ impl AcceptPreference {
         let clauses = accept.split(',').map(|clause| {
             let mut parts = clause.split(';').map(str::trim);
             let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
-            // RFC 9110 section 12.4.2: a missing or malformed weight counts as 1.
+            // A missing weight counts as 1 (RFC 9110 section 12.4.2). The RFC has no rule for a
+            // malformed one, which counts as 1 too, so that the client still gets its media type.
             let quality = parts
                 .find_map(|parameter| parameter.strip_prefix("q="))
                 .and_then(|q| q.parse::<f32>().ok());

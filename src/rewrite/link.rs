@@ -159,7 +159,9 @@ impl LinkRewriter {
     fn is_prefixed(&self, path: &str) -> bool {
         // Decoded, because targets encode the prefix differently.
         let decoded: Cow<'_, [u8]> = percent_decode_str(path).into();
-        decoded.starts_with(self.prefix.as_bytes())
+        decoded
+            .strip_prefix(self.prefix.as_bytes())
+            .is_some_and(|rest| rest.is_empty() || b"/?#".contains(&rest[0]))
     }
 }
 
@@ -328,7 +330,13 @@ mod tests {
         assert_eq!(
             links().rewrite(&prefixed),
             Ok(Some(format!("{PREFIX}/x"))),
-            "the prefix is doubled"
+            "the prefix is added once"
+        );
+        let sibling = format!("{PREFIX}x");
+        assert_eq!(
+            links().rewrite(&sibling),
+            Ok(Some(format!("{PREFIX}{sibling}"))),
+            "a longer segment is not the prefix"
         );
     }
 

@@ -186,10 +186,7 @@ fn truncate(text: &str, max_bytes: usize) -> Cow<'_, str> {
     if text.len() <= max_bytes {
         return Cow::Borrowed(text);
     }
-    let end = (0..=max_bytes)
-        .rev()
-        .find(|end| text.is_char_boundary(*end))
-        .unwrap_or_default();
+    let end = text.floor_char_boundary(max_bytes);
     Cow::Owned([&text[..end], "…"].concat())
 }
 
