@@ -69,13 +69,21 @@ impl Bound {
         let source = Source::load(&config, &files.trust).await?;
         let secure = bind(
             config.serving.secure_listen_address,
-            "serving.secureListenAddress",
+            "serving.secureListenAddress, --secure-listen-address",
         )?;
         let insecure = config.serving.insecure_listen_address;
         let insecure = insecure
-            .map(|address| bind(address, "serving.insecureListenAddress"))
+            .map(|address| {
+                bind(
+                    address,
+                    "serving.insecureListenAddress, --insecure-listen-address",
+                )
+            })
             .transpose()?;
-        let admin = bind(config.admin.listen_address, "admin.listenAddress")?;
+        let admin = bind(
+            config.admin.listen_address,
+            "admin.listenAddress, --admin-listen-address",
+        )?;
         let addresses = Addresses {
             secure: secure.local_addr()?,
             insecure: insecure.as_ref().map(TcpListener::local_addr).transpose()?,
@@ -162,7 +170,7 @@ fn worker_count(setting: usize) -> usize {
 }
 
 /// Binds a port, and names its setting if that fails.
-fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
+fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener> {
     sockets::listen(address).map_err(|error| {
         let remedy = match error.kind() {
             ErrorKind::AddrInUse => "; choose another port, or stop the process that listens there",
@@ -172,7 +180,7 @@ fn bind(address: SocketAddr, field: &str) -> Result<TcpListener> {
             }
             _ => "",
         };
-        let context = format!("cannot listen on {address} ({field}){remedy}");
+        let context = format!("cannot listen on {address} ({setting}){remedy}");
         anyhow::Error::new(error).context(context)
     })
 }

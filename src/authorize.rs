@@ -1,4 +1,4 @@
-//! Authorization: turns `(Identity, Attributes)` into a [`Permit`]. Only this module can create a
+//! Authorization: turns `(Identity, Verb, Target)` into a [`Permit`]. Only this module can create a
 //! permit, and later stages require one, so forwarding without authorization does not compile.
 
 mod impersonate;

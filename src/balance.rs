@@ -341,6 +341,7 @@ mod tests {
         assert!(!mine.has_responded_since(now + Duration::from_millis(1001)));
     }
 
+    /// CONFORMANCE C47.
     #[test]
     fn client_with_affinity_moves_only_if_its_endpoint_changes() {
         let balance = balance();
@@ -357,6 +358,9 @@ mod tests {
         for last in 0..=255 {
             let endpoint = pick(&three, last);
             assert_eq!(pick(&three, last), endpoint);
+            let a_day_later = || Instant::now() + Duration::from_hours(24);
+            let mut later = balance.select_at(&three, Transport::Http, client(last), a_day_later);
+            assert_eq!(*later.next().unwrap().name, endpoint, "no timeout");
             let moved = pick(&four, last);
             assert!(
                 moved == endpoint || moved == "4",

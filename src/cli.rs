@@ -3,7 +3,10 @@
 mod settings;
 mod source;
 
+use std::ffi::OsString;
+
 use anyhow::{Context, Result};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,9 +25,10 @@ Try it without a cluster:
   kube-bastion demo
 
 Run it outside of a cluster, on a host with a route to the pods:
-  kube-bastion serve --kubeconfig ~/.kube/config
-  kubectl --server https://127.0.0.1:8443 --insecure-skip-tls-verify get --raw \\
-    /api/v1/namespaces/default/services/web/proxy/
+  kube-bastion serve --kubeconfig ~/.kube/config \\
+    --tls-cert-file tls.crt --tls-private-key-file tls.key
+  curl --cacert ca.crt -H \"Authorization: Bearer $(kubectl create token SERVICE_ACCOUNT)\" \\
+    https://localhost:8443/api/v1/namespaces/default/services/web/proxy/
 
 Precedence of settings: flag, environment variable, file of --config, default.")]
 pub struct Cli {
@@ -35,6 +39,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Proxy requests to a cluster
+    #[command(after_help = SERVE_HELP)]
     Serve(Box<Settings>),
     /// Run a built-in cluster with backends on loopback, and print curl commands to try
     Demo(demo::Options),
@@ -42,6 +47,10 @@ enum Command {
     #[command(after_help = CHECK_HELP)]
     Check(Box<CheckOptions>),
 }
+
+const SERVE_HELP: &str = "\
+Precedence of settings: flag, environment variable, file of --config, default. The file has more
+settings than there are flags; docs/reference.md lists all of them.";
 
 const CHECK_HELP: &str = "\
 Without --load, only the file of --config is read, so that a configuration can be checked on a
@@ -59,6 +68,33 @@ struct CheckOptions {
 }
 
 impl Cli {
+    /// Parses the command line; prints help or an error and ends the process if there is nothing to
+    /// run.
+    pub fn from_command_line() -> Self {
+        Self::try_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    fn try_from<I>(arguments: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item: Into<OsString> + Clone>,
+    {
+        Self::try_parse_from(arguments).map_err(|mut error| {
+            let invalid = error.get(ContextKind::InvalidArg).map(ToString::to_string);
+            // Flags are complete without a value, so that clap takes `--flag true` for a flag and
+            // an argument.
+            if error.kind() == ErrorKind::UnknownArgument
+                && let Some(value) = invalid.filter(|value| value.parse::<bool>().is_ok())
+            {
+                let tip = format!("write the value after an equals sign: --FLAG={value}");
+                error.insert(
+                    ContextKind::Suggested,
+                    ContextValue::StyledStrs(vec![tip.into()]),
+                );
+            }
+            error
+        })
+    }
+
     /// Runs the subcommand.
     ///
     /// # Errors
@@ -69,6 +105,9 @@ impl Cli {
                 let config = options.settings.into_config()?;
                 if options.load {
                     control_runtime()?.block_on(app::load_all(&config))?;
+                    eprintln!(
+                        "kube-bastion: configuration is valid; the files that it names were loaded"
+                    );
                 } else {
                     eprintln!(
                         "kube-bastion: configuration is valid; referenced files were not checked \
@@ -135,7 +174,7 @@ mod tests {
     use clap::CommandFactory;
 
     fn config(arguments: &[&str]) -> Result<Config> {
-        match Cli::try_parse_from([&["kube-bastion"], arguments].concat())?.command {
+        match Cli::try_from([&["kube-bastion"], arguments].concat())?.command {
             Command::Serve(settings) => settings.into_config(),
             Command::Check(_) | Command::Demo(_) => unreachable!("tests use serve only"),
         }
@@ -199,6 +238,9 @@ mod tests {
             ),
             (&["serve", "--tls-min-version=1.1"], "VersionTLS12"),
             (&["serve", "--workers=1000000"], "from 0 to 1024"),
+            (&["serve", "--workers", "-1"], "from 0 to 1024"),
+            (&["serve", "--drain-timeout=0s"], "is not longer than 0s"),
+            (&["serve", "--anonymous-auth", "true"], "--FLAG=true"),
             (
                 &["serve", "--log-level=inf"],
                 "use off, error, warn, info, debug or trace",
@@ -213,7 +255,7 @@ mod tests {
             ),
             (
                 &["serve", "--token-auth-file=a"],
-                "source.manifests.directory: not set",
+                "(--token-auth-file) requires it; set a directory of YAML files (--manifests-dir)",
             ),
             (
                 &["serve", "--context=a"],
@@ -222,6 +264,14 @@ mod tests {
             (
                 &["serve", "--manifests-dir=m", "--kubeconfig=k"],
                 "--kubeconfig cannot be used with --manifests-dir",
+            ),
+            (
+                &["serve", "--manifests-dir=m", "--kubeconfig=k"],
+                "Usage: kube-bastion serve",
+            ),
+            (
+                &["check", "--manifests-dir=m", "--kubeconfig=k"],
+                "Usage: kube-bastion check",
             ),
             (
                 &["serve", "--token-auth-file=t", "--context=c"],

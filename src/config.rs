@@ -6,6 +6,7 @@
 
 mod auth;
 mod log;
+mod parse_error;
 mod serving;
 mod source;
 mod targets;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use auth::{Authentication, Authorization, Reviews, TokenReview};
 pub use log::{Log, LogFormat};
+pub use parse_error::ParseError;
 pub use serving::{Admin, Drain, Serving, TlsVersion};
 pub use source::{KubernetesSource, ManifestsSource, Source, SourceKind};
 pub use targets::Targets;
@@ -77,23 +79,17 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {path:?}")]
+    #[error("cannot read the configuration file {path:?} (--config)")]
     Read {
         path: PathBuf,
         source: std::io::Error,
     },
-    /// The file is not a valid configuration. The report of the parser has the line, the field, the
-    /// value, the accepted form and the lines around it, so it is part of the message.
-    #[error("invalid configuration file {path:?}\n{source}")]
+    /// The file is not a valid configuration: `FILE:LINE:COLUMN: FIELD: REASON`.
+    #[error("invalid configuration file {}:{source}", path.display())]
     Invalid { path: PathBuf, source: ParseError },
     #[error(transparent)]
     Conflict(#[from] Conflict),
 }
-
-/// Error of a YAML document that is not a valid configuration.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct ParseError(#[from] Box<serde_saphyr::Error>);
 
 impl Config {
     /// Returns the defaults, as a file with only `apiVersion` and `kind` has them.
@@ -125,7 +121,10 @@ impl Config {
     /// # Errors
     /// [`ParseError`] for an unknown field, an invalid value or malformed YAML.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
-        serde_saphyr::from_str(text).map_err(|error| ParseError(Box::new(error)))
+        // As in manifests, `yes` and `on` are strings (YAML 1.2).
+        let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+        serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| ParseError::new(text, &error))
     }
 
     /// Checks the fields against each other, after flags and environment variables are applied.

@@ -1,20 +1,20 @@
 //! kube-bastion: the `/proxy/` subresource of the Kubernetes API server, served outside of it.
 //!
 //! ```text
-//!   client                                          Kubernetes API, or manifests
-//!     │                                               │
-//!     ▼                                               ▼
-//!   listen    TLS, HTTP/1.1 and HTTP/2              watch     lists and watches objects
-//!     │                                               │
-//!     ▼                                               │ apply / delete / reset, one writer
-//!   proxy     runs the stages in order                ▼
-//!     │                                             cluster   index; readers take snapshots
-//!     ├─ authenticate  credentials  → Identity        │
-//!     ├─ authorize     target, verb → Permit          │
-//!     ├─ resolve       Permit       → Route ◄─────────┘
-//!     ├─ balance       Route        → endpoints in the order of attempts
-//!     ├─ forward       request      → response or upgrade
-//!     └─ rewrite       response     → links and redirects that lead through the proxy
+//!   client                                               Kubernetes API, or manifests
+//!     │                                                    │
+//!     ▼                                                    ▼
+//!   listen    TLS, HTTP/1.1 and HTTP/2                   watch     lists and watches objects
+//!     │                                                    │
+//!     ▼                                                    │ apply / delete / reset, one writer
+//!   proxy     runs the stages in order                     ▼
+//!     │                                                  cluster, trust   snapshots for readers
+//!     ├─ authenticate  credentials            → Caller ◄─┤ trust
+//!     ├─ authorize     Identity, Verb, Target → Permit ◄─┤ trust
+//!     ├─ resolve       Permit                 → Route  ◄─┘ cluster
+//!     ├─ balance       Route                  → endpoints in the order of attempts
+//!     ├─ forward       request                → response or upgrade
+//!     └─ rewrite       response               → links and redirects that lead through the proxy
 //!     │
 //!     ▼
 //!   client

@@ -75,6 +75,8 @@ impl Listener {
         let mut drained = pin!(listener.drain.begun());
         loop {
             let accepted = tokio::select! {
+                // A connection that waits for a permit is dropped with the future of `accept`: none
+                // of its requests has been read.
                 () = &mut drained => return,
                 accepted = listener.accept(&socket) => accepted,
             };
@@ -111,6 +113,7 @@ impl Listener {
     }
 
     async fn connection(&self, stream: TcpStream, address: SocketAddr, permits: ConnectionPermits) {
+        // Before the handshake, so that unfinished ones are counted as connections.
         let guard = ConnectionGuard::new(self.metrics.connections.enter(), Some(permits));
         // Fails if the peer has reset the connection, which the first read reports too.
         let _ = crate::connection::configure_socket(&stream);
@@ -134,6 +137,8 @@ impl Listener {
                         Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
                     };
                 let session = stream.get_ref().1;
+                // The handshake verified possession of the key only; `authenticate` verifies the
+                // chain.
                 let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
                 let certificate = ClientCertificate::new(chain).map(Arc::new);
                 let peer = Peer {

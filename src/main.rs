@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use kube_bastion::cli::Cli;
 use kube_bastion::model::error_chain;
 use kube_bastion::tls;
@@ -12,7 +11,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     tls::install_provider();
-    match Cli::parse().run() {
+    match Cli::from_command_line().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kube-bastion: {}", error_chain(&*error));

@@ -74,7 +74,9 @@ pub struct Proxy {
     pub tasks: TaskTracker,
 }
 
-/// Reason why a request was not proxied; one variant per stage.
+/// Reason why a request was not proxied. `Authenticate`, `Target`, `Authorize`, `Resolve` and
+/// `Forward` hold the error of the stage with that name, and `Location` is a redirect that cannot
+/// be rewritten. The others are checks of the proxy itself before and between the stages.
 #[derive(Debug, thiserror::Error)]
 enum ProxyError {
     /// The initial list is incomplete, so a missing object may exist: 503 rather than 404.

@@ -7,7 +7,7 @@ mod server;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
@@ -22,24 +22,31 @@ pub enum TlsError {
         /// Expected content of the file.
         content: &'static str,
         path: PathBuf,
-        source: rustls::pki_types::pem::Error,
+        source: pem::Error,
+    },
+    #[error("cannot read {content} from {path:?}: the PEM file is damaged or incomplete")]
+    Damaged {
+        /// Expected content of the file.
+        content: &'static str,
+        path: PathBuf,
     },
     #[error("{path:?} contains no certificate; expected a PEM file with BEGIN CERTIFICATE")]
     NoCertificate { path: PathBuf },
     #[error(
-        "the private key {key:?} does not match the certificate {certificate:?}; use the key that the \
-         certificate was issued for"
+        "the private key {key:?} does not match the certificate {certificate:?}; use the key that \
+         the certificate was issued for"
     )]
-    Mismatch {
+    Mismatch { certificate: PathBuf, key: PathBuf },
+    #[error("{path:?} contains a certificate that is damaged or not X.509")]
+    BadCertificate { path: PathBuf },
+    #[error("the private key {key:?} or the certificate {certificate:?} cannot be used")]
+    BadPair {
         certificate: PathBuf,
         key: PathBuf,
         source: rustls::Error,
     },
-    #[error("{path:?} contains a CA certificate that cannot be used")]
-    BadCa {
-        path: PathBuf,
-        source: rustls::Error,
-    },
+    #[error("{path:?} contains a CA certificate that is damaged or not X.509")]
+    BadCa { path: PathBuf },
     #[error("cannot create a self-signed certificate")]
     SelfSigned(#[from] rcgen::Error),
     #[error("TLS cannot be set up")]
@@ -56,29 +63,40 @@ pub fn install_provider() {
 /// Reads a certificate chain and its private key, and checks that they match.
 fn load_pair(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
     let chain = load_certificates(certificate)?;
-    let pem = |source| TlsError::Pem {
-        content: "a private key",
-        path: key.into(),
-        source,
-    };
+    let pem = |source| pem_error("a private key", key, source);
     let der = PrivateKeyDer::from_pem_file(key).map_err(pem)?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let mismatch = |source| TlsError::Mismatch {
-        certificate: certificate.into(),
-        key: key.into(),
-        source,
-    };
+    let (certificate, key) = (certificate.to_owned(), key.to_owned());
     CertifiedKey::from_der(chain, der, &provider)
         .map(Arc::new)
-        .map_err(mismatch)
+        .map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => TlsError::Mismatch { certificate, key },
+            rustls::Error::InvalidCertificate(_) => TlsError::BadCertificate { path: certificate },
+            source => TlsError::BadPair {
+                certificate,
+                key,
+                source,
+            },
+        })
+}
+
+fn pem_error(content: &'static str, path: &Path, source: pem::Error) -> TlsError {
+    let path = path.to_owned();
+    match source {
+        // Their messages print the lines of the file as lists of bytes.
+        pem::Error::MissingSectionEnd { .. } | pem::Error::IllegalSectionStart { .. } => {
+            TlsError::Damaged { content, path }
+        }
+        source => TlsError::Pem {
+            content,
+            path,
+            source,
+        },
+    }
 }
 
 fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = |source| TlsError::Pem {
-        content: "certificates",
-        path: path.into(),
-        source,
-    };
+    let pem = |source| pem_error("certificates", path, source);
     let chain: Vec<_> = CertificateDer::pem_file_iter(path)
         .map_err(pem)?
         .collect::<Result<_, _>>()

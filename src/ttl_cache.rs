@@ -118,6 +118,8 @@ where
         // `insert` would take a write lock. The insert decides the race of two hits.
         let due = now >= lifetime.refresh_at && !self.refreshing.contains_key(key);
         if due && self.refreshing.insert(key.clone(), ()).is_none() {
+            // If another refresh succeeded since the entry was read, this one is redundant but
+            // harmless: its ticket has the old expiry, and `update` ignores it.
             let refreshing = Arc::clone(&self.refreshing);
             return Lookup::Due(
                 value,
@@ -135,6 +137,8 @@ where
     /// caller that fetches is dropped, the next one in line fetches, and the older value stays
     /// available.
     pub async fn get_or_fetch(&self, key: &K, fetch: impl Future<Output = Fetched<V>>) -> V {
+        // Before the wait for the fetch of another caller, so that its entry is accepted even if
+        // its TTL is shorter than the wait of this one.
         let now = Instant::now();
         // An expired entry is replaced by a placeholder, not served as a stale value: `get` has
         // decided already that the source must be queried.

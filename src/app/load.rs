@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
-use crate::config::{Config, SourceKind};
+use crate::config::{Config, ManifestsSource, SourceKind};
 use crate::tls::{ClientTls, ServerTls};
 use crate::trust::Trust;
 use crate::watch::kubernetes::{self, Connections};
-use crate::watch::manifests::Manifests;
+use crate::watch::manifests::{ManifestError, Manifests};
 
 /// Contents of the files that a configuration names, except those of the cluster source.
 pub(super) struct Files {
@@ -27,15 +27,24 @@ impl Files {
     pub fn load(config: &Config) -> Result<Self> {
         let trust = Trust::default();
         if let Some(path) = &config.serving.client_ca_file {
+            let setting = "(serving.clientCAFile, --client-ca-file)";
             let pem = std::fs::read(path)
-                .with_context(|| format!("cannot read the client CA file {path:?}"))?;
+                .with_context(|| format!("cannot read the client CA file {path:?} {setting}"))?;
             trust
                 .client_cas
                 .replace(&pem)
-                .with_context(|| format!("cannot use the client CA file {path:?}"))?;
+                .with_context(|| format!("cannot use the client CA file {path:?} {setting}"))?;
         }
-        let server_tls = Arc::new(ServerTls::new(&config.serving, trust.handshake_cas())?);
-        let client_tls = ClientTls::new(&config.targets)?;
+        let server_tls = Arc::new(
+            ServerTls::new(&config.serving, trust.handshake_cas()).context(
+                "cannot set up TLS of the HTTPS port (serving.tlsCertFile, \
+                     serving.tlsPrivateKeyFile)",
+            )?,
+        );
+        let client_tls = ClientTls::new(&config.targets).context(
+            "cannot set up TLS to kubelets (targets.kubeletCertificateAuthority, \
+             targets.kubeletClientCertificate, targets.kubeletClientKey)",
+        )?;
         Ok(Self {
             server_tls,
             client_tls,
@@ -51,18 +60,33 @@ impl Source {
                 kubernetes::connect(&config.source.kubernetes).await?,
             )),
             SourceKind::Manifests => {
-                let manifests = config.source.manifests.clone();
-                let directory = manifests
-                    .directory
-                    .context("source.manifests.directory is not set")?;
-                Self::Manifests(Box::new(Manifests::load(
-                    directory,
-                    manifests.token_auth_file,
-                    trust.clone(),
-                )?))
+                let source = &config.source.manifests;
+                let directory = source.directory.clone();
+                let directory = directory.context("source.manifests.directory is not set")?;
+                let token_file = source.token_auth_file.clone();
+                let manifests = Manifests::load(directory, token_file, trust.clone());
+                Self::Manifests(Box::new(
+                    manifests.map_err(|error| name_setting(error, source))?,
+                ))
             }
         })
     }
+}
+
+/// Adds the setting that names the unusable file. Errors of files in the directory have none.
+fn name_setting(error: ManifestError, source: &ManifestsSource) -> Error {
+    let path = match &error {
+        ManifestError::Read { path, .. } | ManifestError::Tokens { path, .. } => Some(path),
+        ManifestError::Yaml { .. } | ManifestError::Malformed { .. } => None,
+    };
+    let setting = if path.is_some() && path == source.directory.as_ref() {
+        "cannot use source.manifests.directory (--manifests-dir)"
+    } else if path.is_some() && path == source.token_auth_file.as_ref() {
+        "cannot use source.manifests.tokenAuthFile (--token-auth-file)"
+    } else {
+        return error.into();
+    };
+    Error::new(error).context(setting)
 }
 
 /// Loads the files that the configuration names as [`super::Bound::new`] does, without binding a

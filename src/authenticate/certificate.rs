@@ -214,9 +214,11 @@ fn identity(
         .iter_organization()
         .filter_map(|name| name.as_str().ok());
     let groups = organizations
+        // kube-apiserver adds this group to every user that it authenticates.
         .chain([AUTHENTICATED])
         .map(str::to_owned)
         .collect();
+    // Lowercase hex over the DER of the certificate, as kube-apiserver formats it.
     let digest = crate::tls::sha256_hex(leaf, "").to_lowercase();
     let extra = BTreeMap::from([(
         CREDENTIAL_ID.to_owned(),

@@ -51,6 +51,8 @@ struct Ejection {
 impl Ejection {
     fn length(&self) -> Duration {
         BASE_EJECTION
+            // The shift is bounded, so that it cannot overflow. 256 s is beyond the maximum
+            // already.
             .saturating_mul(1 << self.times.saturating_sub(1).min(8))
             .min(MAX_EJECTION)
     }
@@ -79,6 +81,7 @@ impl Ejections {
     }
 
     pub fn is_empty(&self) -> bool {
+        // An outdated count costs one attempt at an ejected endpoint, or one lookup in vain.
         self.count.load(Ordering::Relaxed) == 0
     }
 
@@ -116,11 +119,16 @@ impl Ejections {
                     // The probe failed: the next ejection is longer.
                     ejection.times += 1;
                 } else if ejection.until > now {
+                    // Checks report a stall again and again while requests wait, so it may extend
+                    // the ejection. A failed connect is a single event.
                     if reason == Reason::Stalled && ejection.reason == Reason::Stalled {
                         ejection.prolong(now);
                     }
                     return;
                 }
+                // Without a probe, `times` stays: a request that fails late may have begun before
+                // the ejection. The reason may be another one, so the gauge of the old one is
+                // decremented.
                 self.metric(ejection.reason).now.dec();
                 ejection.begin(reason, now);
             }
@@ -132,6 +140,8 @@ impl Ejections {
     /// Makes the caller's request the probe of an endpoint whose ejection has ended. The ejection
     /// is extended for all other requests until the probe has a result.
     pub fn probe(&self, key: EndpointKey, now: Instant) {
+        // The write lock decides the race of two requests: the second one finds `until` in the
+        // future.
         if let Some(mut ejection) = self.entries.get_mut(&key)
             && ejection.until <= now
         {
@@ -162,6 +172,8 @@ impl Ejections {
         {
             return;
         }
+        // The condition is evaluated again under the write lock: the endpoint may have been ejected
+        // for another reason in between.
         if let Some((_, ejection)) = self
             .entries
             .remove_if(&key, |_, ejection| condition(ejection))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
-use super::source::SourceFlags;
+use super::source::{SourceFlags, set_if_some};
 use crate::config::{
     Config, LogFormat, TlsVersion, parse_address, parse_duration, parse_log_level, parse_workers,
 };
@@ -93,7 +93,8 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_WORKERS",
         help_heading = "Serving"
     )]
-    #[arg(value_parser = parse_workers)]
+    // The parser rejects `-1` with the accepted range.
+    #[arg(value_parser = parse_workers, allow_negative_numbers = true)]
     workers: Option<usize>,
 
     /// Time for open requests and tunnels to finish after SIGTERM [default: 30s]
@@ -306,12 +307,5 @@ impl Settings {
         set_if_some(&mut log.level, self.log_level);
         set_if_some(&mut log.format, self.logging_format);
         set_if_some(&mut log.access, self.access_log);
-    }
-}
-
-/// Overwrites a setting with the value of its flag or environment variable, if it has one.
-pub(super) fn set_if_some<T>(setting: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *setting = value;
     }
 }

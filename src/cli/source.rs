@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, FromArgMatches};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches};
 
-use super::settings::set_if_some;
+use super::Cli;
 use crate::config::{KubernetesSource, ManifestsSource, Source, SourceKind};
 
 /// Source selected by flags, otherwise the one selected by environment variables, otherwise none.
@@ -144,5 +144,22 @@ fn selected(matches: &ArgMatches, by: ValueSource) -> Result<Option<SourceKind>,
         "{flag} cannot be used with {other}{environment}; use a Kubernetes API (--kubeconfig, \
          --context) or manifests (--manifests-dir, --token-auth-file)"
     );
-    Err(clap::Error::raw(ErrorKind::ArgumentConflict, message))
+    // Only `check` has --load. clap would print the usage of the whole program.
+    let name = if matches.try_contains_id("load").is_ok() {
+        "check"
+    } else {
+        "serve"
+    };
+    let mut program = Cli::command();
+    program.build();
+    let subcommand = program.find_subcommand_mut(name);
+    let subcommand = subcommand.expect("serve and check are subcommands");
+    Err(subcommand.error(ErrorKind::ArgumentConflict, message))
+}
+
+/// Overwrites a setting with the value of its flag or environment variable, if it has one.
+pub(super) fn set_if_some<T>(setting: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *setting = value;
+    }
 }

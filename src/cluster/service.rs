@@ -32,10 +32,13 @@ impl AppProtocol {
     /// Parses the value of the field. Unknown protocols are treated as unspecified.
     pub fn parse(text: &str) -> Self {
         match text {
+            // `https` is a service name of IANA, the others are defined by KEP-3726. All are
+            // compared with their case.
             "https" => Self::Https,
             "kubernetes.io/h2c" => Self::H2c,
             "kubernetes.io/ws" => Self::Ws,
             "kubernetes.io/wss" => Self::Wss,
+            // Others are valid too (KEP-1422), and their endpoints get HTTP as without the field.
             _ => Self::Unspecified,
         }
     }
@@ -44,6 +47,7 @@ impl AppProtocol {
     pub fn scheme(self) -> Scheme {
         match self {
             Self::Https | Self::Wss => Scheme::Https,
+            // The protocol of a connection in clear text does not change its scheme.
             Self::Unspecified | Self::H2c | Self::Ws => Scheme::Http,
         }
     }
@@ -63,6 +67,7 @@ impl RoundRobinCounter {
     /// Returns the next position. All workers share the counter, so the order is strict across
     /// connections.
     pub fn advance(&self) -> usize {
+        // No other memory depends on the counter, so `Relaxed` is enough. It wraps around.
         self.turn.fetch_add(1, Ordering::Relaxed)
     }
 }

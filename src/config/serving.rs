@@ -50,10 +50,10 @@ pub struct Serving {
     #[serde(deserialize_with = "fields::count::<_, 0, MAX_CONNECTIONS>")]
     #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections: usize,
-    /// Maximum number of open connections per client address (IPv6: per /64 network), at most
-    /// 10000000; further ones are closed. 0 removes the limit. The address is all that identifies a
-    /// client before it authenticates. The default is a quarter of `maxConnections`, because
-    /// clients behind a load balancer or NAT gateway share an address.
+    /// Maximum number of open connections per client address (IPv6: per /64 network); further
+    /// ones are closed. 0 removes the limit. The address is all that
+    /// identifies a client before it authenticates. The default is a quarter of the default of
+    /// `maxConnections`, because clients behind a load balancer or NAT gateway share an address.
     #[serde(deserialize_with = "fields::count::<_, 0, MAX_CONNECTIONS>")]
     #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections_per_client: usize,

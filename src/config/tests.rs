@@ -36,109 +36,130 @@ fn parses_its_own_output() {
 #[test]
 fn rejects_invalid_values_with_line_field_value_and_accepted_form() {
     let cases = [
-        ("servin: {}\n", &["line 3", "`servin`", "serving"][..]),
+        (
+            "servin: {}\n",
+            &["3:1: unknown field", "\"servin\"", "serving"][..],
+        ),
         (
             "serving:\n  secureListenAddress: localhost\n",
-            &[
-                "line 4",
-                "secureListenAddress",
-                "\"localhost\"",
-                "0.0.0.0:8443",
-            ],
+            &["4:", "secureListenAddress", "\"localhost\"", "0.0.0.0:8443"],
         ),
         (
             "serving:\n  workers: -1\n",
-            &["line 4", "workers", "\"-1\"", "whole number"],
+            &["4:", "workers", "\"-1\"", "whole number"],
         ),
         (
             "serving:\n  tlsMinVersion: VersionTLS10\n",
-            &["line 4", "VersionTLS10", "VersionTLS12"],
+            &["4:", "VersionTLS10", "VersionTLS12"],
         ),
         (
             "upstream:\n  dialTimeout: 30\n",
-            &["line 4", "dialTimeout", "\"30\"", "30s"],
+            &["4:", "dialTimeout", "\"30\"", "30s"],
         ),
         (
             "upstream:\n  maxIdlePerEndpoint: 0\n",
-            &["line 4", "maxIdlePerEndpoint", "\"0\"", "from 1 to 65535"],
+            &["4:", "maxIdlePerEndpoint", "\"0\"", "from 1 to 65535"],
         ),
         (
             "upstream:\n  retry:\n    maxAttempts: 11\n",
-            &["line 5", "maxAttempts", "\"11\"", "from 1 to 10"],
+            &["5:", "maxAttempts", "\"11\"", "from 1 to 10"],
         ),
         (
             "upstream: {retry: {budgetPercent: 101}}\n",
-            &["line 3", "budgetPercent", "from 0 to 100"],
+            &["3:", "budgetPercent", "from 0 to 100"],
         ),
         (
             "serving:\n  workers: 1000000\n",
-            &["line 4", "workers", "\"1000000\"", "from 0 to 1024"],
+            &["4:", "workers", "\"1000000\"", "from 0 to 1024"],
         ),
         (
             "serving:\n  maxConnections: 99999999999\n",
-            &["line 4", "maxConnections", "from 0 to 10000000"],
+            &["4:", "maxConnections", "from 0 to 10000000"],
         ),
         (
             "serving:\n  maxConnectionsPerClient: -1\n",
-            &["line 4", "maxConnectionsPerClient", "from 0 to 10000000"],
+            &["4:", "maxConnectionsPerClient", "from 0 to 10000000"],
         ),
         (
             "authorization:\n  cacheSize: 99999999999999\n",
-            &[
-                "line 4",
-                "cacheSize",
-                "\"99999999999999\"",
-                "from 1 to 1000000",
-            ],
+            &["4:", "cacheSize", "\"99999999999999\"", "from 1 to 1000000"],
         ),
         (
             "authentication:\n  tokenReview:\n    cacheSize: 1000001\n",
-            &["line 5", "cacheSize", "from 1 to 1000000"],
+            &["5:", "cacheSize", "from 1 to 1000000"],
         ),
         (
             "serving:\n  workers:\n",
-            &["workers:", "whole number", "or leave the field out"],
-        ),
-        (
-            "serving:\n  workers:\n  maxConnections: 1\n",
-            &["workers:", "whole number", "or leave the field out"],
-        ),
-        (
-            "serving: {secureListenAddress: ~}\n",
-            &["line 3", "secureListenAddress", "IP:port", "or leave"],
-        ),
-        (
-            "log:\n  access: null\n",
             &[
-                "line 4",
-                "access",
-                "true or false",
+                "serving.workers: null",
+                "whole number",
                 "or leave the field out",
             ],
         ),
         (
+            "serving:\n  workers:\n  maxConnections: 1\n",
+            &[
+                "serving.workers: null",
+                "whole number",
+                "or leave the field out",
+            ],
+        ),
+        (
+            "serving: {secureListenAddress: ~}\n",
+            &["3:", "secureListenAddress", "IP:port", "or leave"],
+        ),
+        (
+            "log:\n  access: null\n",
+            &["4:", "access", "true or false", "or leave the field out"],
+        ),
+        (
             "rewriting:\n  maxMemory: 32MB\n",
-            &["line 4", "maxMemory", "\"32MB\"", "32Mi"],
+            &["4:", "maxMemory", "\"32MB\"", "32Mi"],
         ),
         (
             "log:\n  level: inf\n",
-            &["line 4", "level", "\"inf\"", "info", "trace"],
+            &["4:", "level", "\"inf\"", "info", "trace"],
         ),
         (
             "targets:\n  clusterDomain: .local.\n",
-            &["line 4", "clusterDomain", "\".local.\"", "cluster.local"],
+            &["4:", "clusterDomain", "\".local.\"", "cluster.local"],
         ),
         (
             "log:\n  level: loud=much\n",
-            &["line 4", "level", "loud", "info"],
+            &["4:", "level", "loud", "info"],
         ),
         (
             "source:\n  type: etcd\n",
-            &["line 4", "etcd", "kubernetes", "manifests"],
+            &["4:9: source.type: \"etcd\" is not a valid value; use kubernetes or manifests"],
         ),
         (
+            "drain: {timeout: 0s}\n",
+            &["3:18: drain.timeout: \"0s\" is not longer than 0s; use whole"],
+        ),
+        (
+            "drain:\n  timeout: 1s\n  timeout: 2s\n",
+            &["5:3: drain: duplicate field \"timeout\"; remove one of them"],
+        ),
+        (
+            "authentication: {anonymous: yes}\n",
+            &["3:29: authentication.anonymous: \"yes\" is not a boolean; use true or false"],
+        ),
+        (
+            "serving: 5\n",
+            &["3:10: serving: the value is not a mapping of fields"],
+        ),
+        (
+            "---\nfoo: 1\n",
+            &["4:1: the file has several YAML documents; use one"],
+        ),
+        (
+            "log: {format: [a]}\n",
+            &["3:15: log.format: the value is not a scalar"],
+        ),
+        ("log: *a\n", &["3:6: log: alias references unknown anchor"]),
+        (
             "targets:\n  kubeletPreferredAddressTypes: [Internal]\n",
-            &["line 4", "Internal", "InternalIP"],
+            &["4:", "Internal", "InternalIP"],
         ),
     ];
     for (body, parts) in cases {
@@ -156,12 +177,31 @@ fn rejects_invalid_values_with_line_field_value_and_accepted_form() {
 fn rejects_unsupported_version_and_kind() {
     let version = error("apiVersion: kube-bastion.dev/v1\nkind: BastionConfiguration\n");
     assert!(
-        version.contains("line 1") && version.contains("kube-bastion.dev/v1alpha1"),
+        version.contains("1:") && version.contains("kube-bastion.dev/v1alpha1"),
         "{version}"
     );
     let kind = error("apiVersion: kube-bastion.dev/v1alpha1\nkind: Pod\n");
     assert!(
-        kind.contains("line 2") && kind.contains("BastionConfiguration"),
+        kind.contains("2:") && kind.contains("BastionConfiguration"),
         "{kind}"
     );
+}
+
+#[test]
+fn names_required_version_and_kind() {
+    for document in [
+        "",
+        "# comment\n",
+        "drain: {}\n",
+        "kind: BastionConfiguration\n",
+    ] {
+        let error = error(document);
+        assert!(
+            error.contains(
+                "the file requires apiVersion: kube-bastion.dev/v1alpha1 and kind: \
+                 BastionConfiguration"
+            ),
+            "{error}"
+        );
+    }
 }

@@ -1,8 +1,9 @@
 //! Checks that involve several fields.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Config, ManifestsSource, SourceKind};
+use super::{Config, KubernetesSource, ManifestsSource, SourceKind};
 
 /// Error of a configuration whose fields are valid one by one and contradict each other.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,15 +34,32 @@ pub enum Conflict {
     )]
     NoDirectory,
     #[error(
+        "source.manifests.directory: not set, but source.manifests.tokenAuthFile \
+         (--token-auth-file) requires it; set a directory of YAML files (--manifests-dir)"
+    )]
+    TokensWithoutDirectory,
+    #[error(
         "source.manifests: set, but source.type is \"kubernetes\"; set source.type to \
          \"manifests\", or leave source.manifests out"
     )]
     UnusedManifests,
     #[error(
+        "source.kubernetes: set, but source.type is \"manifests\"; set source.type to \
+         \"kubernetes\", or leave source.kubernetes out"
+    )]
+    UnusedKubernetes,
+    #[error(
         "source.kubernetes.kubeconfig: not set, but source.kubernetes.context is; set the \
          kubeconfig of that context (--kubeconfig), or remove the context"
     )]
     NoKubeconfig,
+    /// Two ports have the same address, so that the second one could not be bound.
+    #[error("{second}: {address} is already the address of {first}; use another port")]
+    SameAddress {
+        first: &'static str,
+        second: &'static str,
+        address: SocketAddr,
+    },
 }
 
 pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
@@ -69,9 +87,18 @@ pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
     if targets.kubelet_preferred_address_types.is_empty() {
         return Err(Conflict::NoAddressTypes);
     }
+    require_different_addresses(config)?;
     let (kubernetes, manifests) = (&config.source.kubernetes, &config.source.manifests);
     match config.source.kind {
+        SourceKind::Manifests
+            if manifests.directory.is_none() && manifests.token_auth_file.is_some() =>
+        {
+            Err(Conflict::TokensWithoutDirectory)
+        }
         SourceKind::Manifests if manifests.directory.is_none() => Err(Conflict::NoDirectory),
+        SourceKind::Manifests if *kubernetes != KubernetesSource::default() => {
+            Err(Conflict::UnusedKubernetes)
+        }
         SourceKind::Kubernetes if *manifests != ManifestsSource::default() => {
             Err(Conflict::UnusedManifests)
         }
@@ -82,6 +109,32 @@ pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
         }
         SourceKind::Kubernetes | SourceKind::Manifests => Ok(()),
     }
+}
+
+fn require_different_addresses(config: &Config) -> Result<(), Conflict> {
+    const SECURE: &str = "serving.secureListenAddress";
+    const ADMIN: &str = "admin.listenAddress";
+    const INSECURE: &str = "serving.insecureListenAddress";
+    let (secure, admin) = (
+        config.serving.secure_listen_address,
+        config.admin.listen_address,
+    );
+    let insecure = config.serving.insecure_listen_address;
+    for (first, first_address, second, second_address) in [
+        (SECURE, secure, ADMIN, Some(admin)),
+        (SECURE, secure, INSECURE, insecure),
+        (ADMIN, admin, INSECURE, insecure),
+    ] {
+        // Port 0 selects a free port for each.
+        if second_address == Some(first_address) && first_address.port() != 0 {
+            return Err(Conflict::SameAddress {
+                first,
+                second,
+                address: first_address,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn require_both(
@@ -154,6 +207,23 @@ mod tests {
     }
 
     #[test]
+    fn rejects_two_ports_with_the_same_address() {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let error = error(|config| {
+            config.serving.secure_listen_address = address;
+            config.admin.listen_address = address;
+        });
+        assert!(
+            error.starts_with("admin.listenAddress: 127.0.0.1:1 is already the address of"),
+            "{error}"
+        );
+        let mut config = Config::new();
+        config.serving.secure_listen_address = "127.0.0.1:0".parse().unwrap();
+        config.admin.listen_address = "127.0.0.1:0".parse().unwrap();
+        assert!(config.validate().is_ok());
+    }
+
+    #[test]
     fn rejects_settings_of_another_source() {
         let error_of_directory = error(|config| config.source.kind = SourceKind::Manifests);
         assert!(
@@ -165,6 +235,15 @@ mod tests {
         assert!(
             error_of_manifests.starts_with("source.manifests: set"),
             "{error_of_manifests}"
+        );
+        let error_of_kubernetes = error(|config| {
+            config.source.kind = SourceKind::Manifests;
+            config.source.manifests.directory = Some("m".into());
+            config.source.kubernetes.kubeconfig = Some("k".into());
+        });
+        assert!(
+            error_of_kubernetes.starts_with("source.kubernetes: set"),
+            "{error_of_kubernetes}"
         );
         let error = error(|config| config.source.kubernetes.context = Some("c".into()));
         assert!(

@@ -46,6 +46,9 @@ pub enum ValueError {
         Expected::LogLevel.form()
     )]
     LogDirective { value: String, directive: String },
+    /// A duration of zero where it would have no meaning.
+    #[error("{value:?} is not longer than 0s; use {}", Expected::Duration.form())]
+    Zero { value: String },
     /// Null, which stands for the default of a section but not for that of a scalar.
     #[error("null is not {0}; use {form}, or leave the field out", form = .0.form())]
     Null(Expected),
@@ -136,10 +139,16 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, ValueError> {
 /// overflow and on `1s-2s`.
 ///
 /// # Errors
-/// [`ValueError::Invalid`] for anything else, and for zero.
+/// [`ValueError::Zero`] for zero, [`ValueError::Invalid`] for anything else.
 pub fn parse_duration(text: &str) -> Result<Duration, ValueError> {
-    let duration = sum_of_units(text).filter(|duration| !duration.is_zero());
-    duration.ok_or_else(|| Expected::Duration.error(text))
+    match sum_of_units(text) {
+        // The empty string is a sum of no units.
+        Some(Duration::ZERO) if !text.is_empty() => Err(ValueError::Zero {
+            value: text.to_owned(),
+        }),
+        Some(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err(Expected::Duration.error(text)),
+    }
 }
 
 fn sum_of_units(text: &str) -> Option<Duration> {
@@ -201,6 +210,11 @@ fn parse_count<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, 
     count
         .filter(|count| (MIN..=MAX).contains(count))
         .ok_or_else(|| Expected::Count { min: MIN, max: MAX }.error(text))
+}
+
+/// Parses `true` or `false`.
+fn parse_bool(text: &str) -> Result<bool, ValueError> {
+    text.parse().map_err(|_| Expected::Bool.error(text))
 }
 
 /// Parses a log level, or directives that each set the level of a module, and returns them

@@ -113,6 +113,7 @@ pub fn sanitize_response_headers(
     headers: &mut HeaderMap,
     refuses_upgrade: bool,
 ) -> Result<(), ForwardError> {
+    // Before any header is added: `HeaderMap` panics beyond its maximum size.
     if headers.len() > MAX_HEADERS {
         return Err(ForwardError::TooManyHeaders);
     }
@@ -124,6 +125,8 @@ pub fn sanitize_response_headers(
             is_cors_grant
         },
     );
+    // Responses depend on the caller's permissions, so a shared cache must not keep them by
+    // default.
     if let Entry::Vacant(vacant) = headers.entry(header::CACHE_CONTROL) {
         vacant.insert(DEFAULT_CACHE_CONTROL);
     }

@@ -34,6 +34,7 @@ impl Tunnel {
             io: TokioIo::new(upstream),
             read: sent,
         };
+        // One buffer of 8 KiB per direction. A side is read only while the other takes its bytes.
         copy_bidirectional(&mut client, &mut upstream).await?;
         Ok(())
     }
@@ -61,6 +62,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<'_, T> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
+        // The caller may have filled a part of the buffer already.
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(context, buffer);
         self.read
@@ -70,6 +72,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<'_, T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<'_, T> {
+    // Writes are not counted: the other stream counted the same bytes when it read them.
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

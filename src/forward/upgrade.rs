@@ -53,6 +53,7 @@ impl Upgrade {
         } else {
             // hyper sets the extension from the `:protocol` pseudo-header.
             let protocol = request.extensions().get::<Protocol>()?;
+            // RFC 8441 section 5 maps the handshake of WebSocket only.
             let websocket = request.method() == Method::CONNECT && protocol.as_str() == WEBSOCKET;
             websocket.then(|| Self::Connect { key: new_key() })
         }
@@ -86,8 +87,10 @@ impl Upgrade {
         headers.insert(header::UPGRADE, self.protocols().0);
         if let Self::Connect { key } = self {
             parts.method = Method::GET;
+            // Replaces a key of the client: `accept` compares the response with this one.
             headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
             headers
+                // The header is required, and 13 is its only version (RFC 6455 section 4.1).
                 .entry(header::SEC_WEBSOCKET_VERSION)
                 .or_insert(HeaderValue::from_static("13"));
         }
@@ -137,6 +140,7 @@ impl Upgrade {
             .iter()
             .flat_map(tokens)
             .collect();
+        // Every layer of the list must have been offered, because the tunnel carries all of them.
         let was_offered =
             !chosen.is_empty() && chosen.iter().all(|protocol| offered.contains(protocol));
         let chosen = chosen.join(&b", "[..]);
@@ -163,6 +167,7 @@ fn new_key() -> HeaderValue {
 /// Computes the `Sec-WebSocket-Accept` for a key (RFC 6455 section 4.2.2).
 fn accept_for(key: &HeaderValue) -> String {
     const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+    // The handshake relies on no security property of SHA-1 (RFC 6455 section 10.8).
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(key.as_bytes());
     hash.update(GUID);

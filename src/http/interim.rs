@@ -57,6 +57,8 @@ impl Interim {
             if !state
                 .connection
                 .as_ref()
+                // Requests of a kept-alive connection usually have the same waker, which is not
+                // cloned again.
                 .is_some_and(|known| known.will_wake(context.waker()))
             {
                 state.connection = Some(context.waker().clone());
@@ -68,6 +70,7 @@ impl Interim {
 
     /// Declares that the final response begins.
     pub fn end(&self) {
+        // Pending bytes stay: they are sent before hyper's first write of the final response.
         self.state().ended = true;
     }
 
@@ -94,6 +97,8 @@ impl Interim {
             // The final response may have begun, and a body could be cut in two.
             return;
         }
+        // Four bytes per field for `: ` and the line break. The status line is not counted, so the
+        // limit is approximate.
         let length: usize = headers
             .iter()
             .map(|(name, value)| name.as_str().len() + value.len() + 4)
@@ -127,6 +132,8 @@ impl Interim {
             state.bytes.extend_from_slice(b"\r\n");
         }
         state.bytes.extend_from_slice(b"\r\n");
+        // Both stores of the flag happen under the lock: whenever the lock is free, the flag is
+        // true while bytes are pending.
         self.0.has_pending.store(true, Ordering::Release);
         // Woken, hyper polls its connection and flushes the stream, which writes the bytes.
         if let Some(connection) = &state.connection {
@@ -216,6 +223,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for WithInterim<I> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        // `false`: either nothing was written since the last flush, or `flushed` is unset and
+        // pending bytes wait for the next one.
         ready!(self.poll_interim(context, false))?;
         self.flushed = false;
         Pin::new(&mut self.io).poll_write(context, bytes)
@@ -238,6 +247,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for WithInterim<I> {
     /// hyper flushes the stream only when its own buffer is empty, so no message is half written.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let after_write = !self.flushed;
+        // Before `poll_interim`, which sends nothing while hyper's bytes are unflushed.
         self.flushed = true;
         ready!(self.poll_interim(context, after_write))?;
         Pin::new(&mut self.io).poll_flush(context)

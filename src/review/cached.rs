@@ -65,7 +65,7 @@ impl<H: ReviewHandler> CachedReviews<H> {
     /// share of the slots is used.
     ///
     /// # Errors
-    /// The judge's error, also for a review without a result.
+    /// The handler's error, also for a review without a result.
     pub(crate) async fn verdict(
         self: &Arc<Self>,
         key: impl Hash,
@@ -73,9 +73,11 @@ impl<H: ReviewHandler> CachedReviews<H> {
         client: ClientAddress,
     ) -> Verdict<H> {
         let hash = self.hasher.hash(key);
+        // Reachability is read only for an expired verdict.
         match self.verdicts.get(&hash, || self.reviewer.is_unreachable()) {
             Lookup::Hit(verdict) => return verdict,
             Lookup::Due(verdict, ticket) => {
+                // Otherwise the ticket is dropped, which allows the next hit to refresh.
                 if let Ok(review) = review() {
                     self.refresh(review, ticket);
                 }
@@ -83,7 +85,9 @@ impl<H: ReviewHandler> CachedReviews<H> {
             }
             Lookup::Miss => {}
         }
+        // Before the fetch, so that a request that is rejected without a review takes no slot.
         let review = review()?;
+        // Polled by one caller per key. The others wait in the cache and take no slot.
         let fetch = async { self.evaluate(&review, self.reviewer.send(&review, client).await) };
         self.verdicts.get_or_fetch(&hash, fetch).await
     }
@@ -100,6 +104,7 @@ impl<H: ReviewHandler> CachedReviews<H> {
             return self.verdicts.postpone(&ticket);
         };
         let this = Arc::clone(self);
+        // A separate task, so that the refresh outlives the request that started it.
         self.reviewer.control().spawn(async move {
             let fetch = async {
                 let response = this.reviewer.send_in(&review, slot).await;
@@ -117,6 +122,7 @@ impl<H: ReviewHandler> CachedReviews<H> {
         let error = match response {
             Ok(response) => match self.handler.interpret(review, response) {
                 Some(fetched) => return fetched,
+                // Not a denial: a failure is cached for a moment only.
                 None => ReviewFailure::NoStatus.into(),
             },
             Err(error) => error,
@@ -152,7 +158,10 @@ impl KeyHasher {
     }
 
     fn hash(&self, key: impl Hash) -> KeyHash {
+        // A copy of the state after the key was mixed in, which saves that work per hash.
         let mut hasher = self.0;
+        // `Hash` of strings adds a terminator, so that neighboring fields cannot be shifted into
+        // each other.
         key.hash(&mut hasher);
         hasher.finish128().as_u128()
     }

@@ -50,7 +50,7 @@ impl ApiHealth {
             tracing::warn!(
                 kind,
                 error,
-                "reviews do not reach the API server; using cached results until staleOnError ends"
+                "reviews do not reach the API server; staleOnError limits use of cached results"
             );
             self.0.metrics.api_reachable.set(0);
             self.0.ready.set_degraded(NAME, format!("{kind}: {error}"));

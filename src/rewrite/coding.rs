@@ -41,6 +41,7 @@ impl Coding {
     pub fn parse(text: &str) -> Option<Self> {
         match &*text.trim().to_ascii_lowercase() {
             "" | "identity" => Some(Self::Identity),
+            // RFC 9110 section 8.4.1.3: `x-gzip` is equivalent to `gzip`.
             "gzip" | "x-gzip" => Some(Self::Gzip),
             "deflate" => Some(Self::Deflate),
             _ => None,
@@ -124,6 +125,7 @@ impl Decoder {
                     &self.lead[..]
                 };
                 let input = &input[..input.len().min(MAX_INPUT_BYTES_PER_STEP)];
+                // `decompress` returns no lengths, only totals.
                 let (total_in, total_out) = (inflate.total_in(), inflate.total_out());
                 let status = inflate.decompress(input, out, FlushDecompress::None)?;
                 let read = to_index(inflate.total_in() - total_in);
@@ -135,6 +137,7 @@ impl Decoder {
                 }
                 match status {
                     Status::StreamEnd if *format == Format::Gzip => {
+                        // The checksum was correct: zlib verifies it before it reports the end.
                         self.state = State::BetweenMembers;
                     }
                     Status::StreamEnd => self.state = State::Ended(*format),
@@ -148,6 +151,8 @@ impl Decoder {
             }
             State::Ended(_) => {
                 self.lead.clear();
+                // Padding is discarded, not left, because pending input counts as memory of the
+                // page.
                 bytes.clear();
                 return Ok(Decoded::Starved);
             }
@@ -158,6 +163,7 @@ impl Decoder {
 
     /// Copies input to output unmodified.
     fn copy(&mut self, bytes: &mut Bytes, out: &mut [u8]) -> Decoded {
+        // Bounded by `out`, so that a step has the same size in every coding.
         let lead = self.lead.len().min(out.len());
         out[..lead].copy_from_slice(&self.lead[..lead]);
         self.lead.drain(..lead);
@@ -174,12 +180,15 @@ impl Decoder {
     fn start(&mut self, bytes: &mut Bytes) -> Decoded {
         let missing = (2 - self.lead.len()).min(bytes.len());
         self.lead.extend_from_slice(&bytes.split_to(missing));
+        // At the end of the input, `finish` rejects a single byte, except behind a gzip member.
         let [one, two] = self.lead[..] else {
             return Decoded::Starved;
         };
         // RFC 1952 section 2.3.1.
         let is_gzip = (one, two) == (0x1f, 0x8b);
         // RFC 1950 section 2.2: method 8, and a checksum over both bytes.
+        // A raw stream does not look like this: its first block would be a stored one (RFC 1951
+        // section 3.2.4) with a padding bit set, which encoders leave zero.
         let is_zlib = one & 0xf == 8 && (u16::from(one) << 8 | u16::from(two)).is_multiple_of(31);
         let inflating = |format, inflate| State::Inflating(format, Box::new(inflate));
         self.state = match self.state {
@@ -227,6 +236,7 @@ impl Decoder {
     pub fn finish(&self) -> io::Result<()> {
         // A gzip stream may end after any member, and a page may be empty.
         match self.state {
+            // The end of the stream is missing, and its checksum if the format has one.
             State::Inflating(..) => Err(io::ErrorKind::UnexpectedEof.into()),
             State::Detecting(_) if !self.lead.is_empty() => {
                 Err(io::ErrorKind::UnexpectedEof.into())
@@ -270,7 +280,7 @@ impl Encoder {
     /// [`Self::flush`].
     ///
     /// # Errors
-    /// None in practice: a vector accepts all output.
+    /// Not expected: a vector accepts all output.
     pub fn encode(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         self.unflushed = true;
         self.deflate(bytes, FlushCompress::None, out)
@@ -281,6 +291,7 @@ impl Encoder {
     /// # Errors
     /// As [`Self::encode`].
     pub fn flush(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        // A sync flush adds an empty stored block, about five bytes, so it needs new input.
         if !std::mem::take(&mut self.unflushed) {
             return Ok(());
         }
@@ -306,6 +317,7 @@ impl Encoder {
             return Ok(());
         };
         loop {
+            // `compress_vec` writes to spare capacity and does not grow the vector.
             out.reserve(ENCODED_CHUNK_BYTES);
             let read = deflate.total_in();
             let status = deflate
@@ -326,186 +338,4 @@ fn to_index(length: u64) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-
-    use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
-    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
-
-    use super::*;
-
-    const PAGE: &[u8] = b"<a href=/x>a page that compresses, compresses, compresses</a>";
-
-    fn gzip(page: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(page).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    fn zlib(page: &[u8]) -> Vec<u8> {
-        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(page).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    fn raw_deflate(page: &[u8]) -> Vec<u8> {
-        let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(page).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    /// Decodes a stream that arrives in pieces, with an output buffer of `room` bytes.
-    fn decode(
-        decoder: &mut Decoder,
-        stream: &[u8],
-        piece: usize,
-        room: usize,
-    ) -> io::Result<Vec<u8>> {
-        let mut page = Vec::new();
-        let mut out = vec![0; room];
-        for piece in stream.chunks(piece) {
-            let mut piece = Bytes::copy_from_slice(piece);
-            loop {
-                match decoder.decode(&mut piece, &mut out)? {
-                    Decoded::Some(length) => page.extend_from_slice(&out[..length]),
-                    Decoded::Member => {}
-                    Decoded::Starved => break,
-                }
-            }
-            assert!(piece.is_empty(), "a starved decoder leaves input");
-        }
-        decoder.finish()?;
-        Ok(page)
-    }
-
-    fn decode_all(coding: Coding, stream: &[u8]) -> io::Result<Vec<u8>> {
-        decode(&mut Decoder::new(coding), stream, usize::MAX, 4096)
-    }
-
-    #[test]
-    fn parses_supported_content_encodings() {
-        for (text, coding) in [
-            ("", Some(Coding::Identity)),
-            ("identity", Some(Coding::Identity)),
-            (" GZip ", Some(Coding::Gzip)),
-            ("x-gzip", Some(Coding::Gzip)),
-            ("deflate", Some(Coding::Deflate)),
-            ("br", None),
-            ("gzip, gzip", None),
-        ] {
-            assert_eq!(Coding::parse(text), coding, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn decodes_streams_split_at_any_byte() {
-        let streams = [
-            (Coding::Identity, PAGE.to_vec()),
-            (Coding::Gzip, gzip(PAGE)),
-            (Coding::Deflate, zlib(PAGE)),
-            (Coding::Deflate, raw_deflate(PAGE)),
-        ];
-        for (coding, stream) in streams {
-            for piece in 1..=stream.len() {
-                for room in [1, 7, 4096] {
-                    let page = decode(&mut Decoder::new(coding), &stream, piece, room).unwrap();
-                    assert_eq!(
-                        page, PAGE,
-                        "{coding:?} in pieces of {piece} with room {room}"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn decodes_gzip_members_and_ignores_padding() {
-        let stream = [gzip(b"one "), gzip(b""), gzip(b"two"), vec![0; 10]].concat();
-        assert_eq!(decode_all(Coding::Gzip, &stream).unwrap(), b"one two");
-    }
-
-    #[test]
-    fn passes_stream_that_is_mislabeled_as_gzip() {
-        let mut decoder = Decoder::new(Coding::Gzip);
-        assert_eq!(decode(&mut decoder, PAGE, 1, 3).unwrap(), PAGE);
-        assert!(decoder.is_passthrough() && Encoder::like(&decoder).is_identity());
-    }
-
-    #[test]
-    fn rejects_truncated_and_corrupt_streams() {
-        for (coding, stream) in [
-            (Coding::Gzip, gzip(PAGE)),
-            (Coding::Deflate, zlib(PAGE)),
-            (Coding::Deflate, raw_deflate(PAGE)),
-        ] {
-            for end in 1..stream.len() {
-                assert!(
-                    decode_all(coding, &stream[..end]).is_err(),
-                    "{coding:?} at {end}"
-                );
-            }
-            assert!(decode_all(coding, b"").unwrap().is_empty(), "{coding:?}");
-        }
-        let mut corrupt = gzip(PAGE);
-        let checksum = corrupt.len() - 8;
-        corrupt[checksum] ^= 1;
-        assert!(decode_all(Coding::Gzip, &corrupt).is_err());
-    }
-
-    #[test]
-    fn bounds_input_of_a_step_without_output() {
-        // A gzip header with a comment (RFC 1952 section 2.3.1) decodes to nothing.
-        let header = [0x1f, 0x8b, 8, 16, 0, 0, 0, 0, 0, 0];
-        let mut stream = Bytes::from([&header[..], &vec![b'x'; 64 * 1024]].concat());
-        let (mut decoder, mut out) = (Decoder::new(Coding::Gzip), [0; 16]);
-        let mut before = stream.len();
-        while decoder.decode(&mut stream, &mut out).unwrap() != Decoded::Starved {
-            assert!(before - stream.len() <= MAX_INPUT_BYTES_PER_STEP);
-            before = stream.len();
-        }
-        assert!(stream.is_empty());
-    }
-
-    #[test]
-    fn encodes_in_the_detected_format() {
-        let encode = |coding, stream: &[u8]| {
-            let mut decoder = Decoder::new(coding);
-            decode(&mut decoder, stream, usize::MAX, 4096).unwrap();
-            let (mut encoder, mut out) = (Encoder::like(&decoder), Vec::new());
-            encoder.encode(PAGE, &mut out).unwrap();
-            encoder.flush(&mut out).unwrap();
-            encoder.finish(&mut out).unwrap();
-            out
-        };
-        let mut page = String::new();
-        let encoded = encode(Coding::Gzip, &gzip(b"x"));
-        MultiGzDecoder::new(&*encoded)
-            .read_to_string(&mut page)
-            .unwrap();
-        let encoded = encode(Coding::Deflate, &zlib(b"x"));
-        ZlibDecoder::new(&*encoded)
-            .read_to_string(&mut page)
-            .unwrap();
-        let encoded = encode(Coding::Deflate, &raw_deflate(b"x"));
-        DeflateDecoder::new(&*encoded)
-            .read_to_string(&mut page)
-            .unwrap();
-        assert_eq!(page.as_bytes(), PAGE.repeat(3));
-        assert_eq!(encode(Coding::Identity, b"x"), PAGE);
-    }
-
-    #[test]
-    fn flush_outputs_all_encoded_bytes() {
-        let mut decoder = Decoder::new(Coding::Gzip);
-        decode(&mut decoder, &gzip(b"x"), usize::MAX, 16).unwrap();
-        let (mut encoder, mut out) = (Encoder::like(&decoder), Vec::new());
-        encoder.encode(PAGE, &mut out).unwrap();
-        encoder.flush(&mut out).unwrap();
-        let flushed = out.len();
-        let mut page = vec![0; PAGE.len()];
-        MultiGzDecoder::new(&*out).read_exact(&mut page).unwrap();
-        assert_eq!(page, PAGE);
-        encoder.flush(&mut out).unwrap();
-        assert_eq!(out.len(), flushed, "a second flush writes nothing");
-    }
-}
+mod tests;

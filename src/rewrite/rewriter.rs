@@ -7,8 +7,8 @@ use super::coding::{self, Coding, Decoded, Decoder, Encoder};
 use super::html::{self, BLOCK_BYTES, Html};
 use super::{LinkRewriter, PageFormat};
 
-/// Maximum work of one slice, in units of a few nanoseconds: about two milliseconds on any page.
-/// The worker serves other requests between two slices, so no page delays them by more than five.
+/// Maximum work of one slice, in units of at most about 15 ns: two milliseconds on any page. The
+/// last step of a slice may exceed it. The worker serves other requests between two slices.
 pub const MAX_WORK_PER_SLICE: usize = 128 * 1024;
 
 /// Work per decoded byte.

@@ -90,6 +90,8 @@ impl ClientTls {
         Ok(Self {
             target: Arc::new(AlpnConfigs::new(&unverified()?.with_no_client_auth())),
             kubelet: Arc::new(KubeletTls {
+                // An unverified kubelet could be an impostor that uses the token. A client
+                // certificate discloses nothing, so it takes precedence.
                 sends_token: verified && !certificate && targets.kubelet_service_account_token,
                 configs: ArcSwap::from_pointee(files.load()?),
                 files,
@@ -122,6 +124,8 @@ impl KubeletTls {
             files.changed().await;
             match self.files.load() {
                 Ok(configs) => {
+                    // The new configuration has an empty session cache, so sessions that were
+                    // verified with the old CA are not resumed.
                     self.configs.store(Arc::new(configs));
                     tracing::info!("reloaded the CA and the client certificate for kubelets");
                 }
@@ -140,10 +144,9 @@ impl KubeletFiles {
             Some(path) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in load_certificates(path)? {
-                    roots.add(certificate).map_err(|source| TlsError::BadCa {
-                        path: path.clone(),
-                        source,
-                    })?;
+                    roots
+                        .add(certificate)
+                        .map_err(|_| TlsError::BadCa { path: path.clone() })?;
                 }
                 builder()?.with_root_certificates(roots)
             }
@@ -164,6 +167,7 @@ impl KubeletFiles {
 type WantsClientCert = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
 
 fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, rustls::Error> {
+    // Explicit, because rustls has no default provider if features enable two.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()
 }

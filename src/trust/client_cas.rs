@@ -6,16 +6,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use tokio::sync::Notify;
 
 /// Reason why a CA bundle is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     #[error("the CA bundle is not valid PEM: {0}")]
-    Pem(#[from] rustls::pki_types::pem::Error),
-    #[error("the CA bundle contains no usable certificate; expected PEM with BEGIN CERTIFICATE")]
+    Pem(pem::Error),
+    #[error("the CA bundle is damaged or incomplete PEM")]
+    DamagedPem,
+    #[error("the CA bundle contains no certificate; expected PEM with BEGIN CERTIFICATE")]
     None,
+    #[error("the certificates of the CA bundle are damaged or not X.509")]
+    Unusable,
+}
+
+impl From<pem::Error> for CaError {
+    fn from(error: pem::Error) -> Self {
+        match error {
+            // Their messages print the lines of the bundle as lists of bytes.
+            pem::Error::MissingSectionEnd { .. } | pem::Error::IllegalSectionStart { .. } => {
+                Self::DamagedPem
+            }
+            error => Self::Pem(error),
+        }
+    }
 }
 
 /// Current CAs that client certificates are verified against. Clones share the state.
@@ -48,10 +64,13 @@ impl DynamicClientCas {
     /// file that is being written may be empty for a moment.
     pub fn replace(&self, pem: &[u8]) -> Result<usize, CaError> {
         let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
+        if certificates.is_empty() {
+            return Err(CaError::None);
+        }
         let mut roots = RootCertStore::empty();
         let (used, _) = roots.add_parsable_certificates(certificates);
         if used == 0 {
-            return Err(CaError::None);
+            return Err(CaError::Unusable);
         }
         let unchanged = {
             let before = self.0.roots.load();
@@ -104,6 +123,10 @@ mod tests {
             cas.replace(b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n")
                 .is_err()
         );
+        let truncated = &ca.cert.pem().as_bytes()[..100].to_owned();
+        assert!(matches!(cas.replace(truncated), Err(CaError::DamagedPem)));
+        let not_x509 = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(matches!(cas.replace(not_x509), Err(CaError::Unusable)));
         assert!(
             matches!(cas.replace(b""), Err(CaError::None)),
             "an empty file is rejected"

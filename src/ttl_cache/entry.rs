@@ -34,6 +34,7 @@ impl Lifetime {
         usable_for: Duration,
         stale_on_error: Duration,
     ) -> Self {
+        // `usable_for` may be `Duration::MAX`, and adding to an `Instant` panics on overflow.
         let ttl = ttl.min(usable_for).min(MAX_TTL);
         let stale_for = ttl
             .saturating_add(stale_on_error)
@@ -49,6 +50,7 @@ impl Lifetime {
 
     /// Lifetime of a value that is neither refreshed nor used past its expiry.
     pub(super) fn fixed(now: Instant, ttl: Duration) -> Self {
+        // With equal deadlines the entry is never due for a refresh and never stale.
         let expires = now + ttl.min(MAX_TTL);
         Self {
             refresh_at: expires,
@@ -60,7 +62,9 @@ impl Lifetime {
     /// Extends an expired entry for a moment while the source is unreachable, so that the next
     /// callers do not wait for the source as well. Returns `None` once the entry is too old.
     pub(super) fn extend_stale(self, now: Instant) -> Option<Self> {
+        // Never beyond the limit that was set when the value was fetched: extensions do not add up.
         let expires = (now + FAILURE_TTL).min(self.stale_until);
+        // No refresh before the new expiry: the source has just failed.
         (self.stale_until > now).then_some(Self {
             refresh_at: expires,
             expires,

@@ -13,7 +13,7 @@ use client::{Health, watch_client};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use kube::api::Api;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, DefaultBackoff, Event};
@@ -38,17 +38,34 @@ const NOT_READY: &str = "not ready until the initial list succeeds";
 /// Reason why no client of the API can be created.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
-    #[error("the kubeconfig {path:?} cannot be used")]
+    #[error("cannot read the kubeconfig {path:?} (--kubeconfig, source.kubernetes.kubeconfig)")]
+    ReadKubeconfig {
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
+    #[error(
+        "the context {context:?} (--context, source.kubernetes.context) is not in the kubeconfig \
+         {path:?}; its contexts are: {}",
+        contexts.join(", ")
+    )]
+    NoContext {
+        context: String,
+        path: std::path::PathBuf,
+        contexts: Vec<String>,
+    },
+    #[error("the kubeconfig {path:?} (--kubeconfig, source.kubernetes.kubeconfig) cannot be used")]
     Kubeconfig {
         path: std::path::PathBuf,
-        source: kube::config::KubeconfigError,
+        source: KubeconfigError,
     },
     #[error(
         "no --kubeconfig is set and this is not a pod with a service account: set \
          --kubeconfig=FILE (or source.kubernetes.kubeconfig), or run without Kubernetes with \
          --manifests-dir (source.type: manifests)"
     )]
-    InCluster(#[from] kube::config::InClusterError),
+    NoCluster,
+    #[error("the service account of the pod cannot be used")]
+    InCluster(#[source] InClusterError),
     #[error("cannot create the client of the Kubernetes API")]
     Client(#[from] kube::Error),
 }
@@ -63,17 +80,37 @@ pub enum KubernetesError {
 /// The kubeconfig is invalid, or none is configured and there is no service account.
 pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, KubernetesError> {
     Ok(match &source.kubeconfig {
-        None => kube::Config::incluster()?,
+        None => kube::Config::incluster().map_err(|error| match error {
+            InClusterError::ReadEnvironmentVariable(_) => KubernetesError::NoCluster,
+            error => KubernetesError::InCluster(error),
+        })?,
         Some(path) => {
             let options = KubeConfigOptions {
                 context: source.context.clone(),
                 ..KubeConfigOptions::default()
             };
-            let invalid = |source| KubernetesError::Kubeconfig {
-                path: path.clone(),
-                source,
+            let invalid = |source| match source {
+                KubeconfigError::ReadConfig(source, path) => {
+                    KubernetesError::ReadKubeconfig { path, source }
+                }
+                source => KubernetesError::Kubeconfig {
+                    path: path.clone(),
+                    source,
+                },
             };
             let kubeconfig = Kubeconfig::read_from(path).map_err(invalid)?;
+            let named = |name: &String| {
+                let mut contexts = kubeconfig.contexts.iter();
+                contexts.any(|context| context.name == *name)
+            };
+            if let Some(context) = source.context.clone().filter(|name| !named(name)) {
+                let contexts = kubeconfig.contexts.into_iter();
+                return Err(KubernetesError::NoContext {
+                    context,
+                    path: path.clone(),
+                    contexts: contexts.map(|context| context.name).collect(),
+                });
+            }
             kube::Config::from_custom_kubeconfig(kubeconfig, &options)
                 .await
                 .map_err(invalid)?

@@ -37,7 +37,7 @@ use world::World;
 /// State that the scenarios share.
 struct Shared {
     runtime: Runtime,
-    /// None if the scenarios are only listed.
+    /// `None` if the scenarios are only listed.
     world: Mutex<Option<World>>,
 }
 

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::OK_RESPONSE;
 use crate::support::bastion::Bastion;
 use crate::support::eventually;
-use crate::support::test_bed::{PREFIX, TestBed, read_until};
+use crate::support::test_bed::{PREFIX, TestBed, read_all, read_until};
 
 #[tokio::test]
 async fn rejects_old_tls_versions() -> Result<()> {
@@ -138,5 +138,16 @@ async fn serves_plain_http_on_insecure_address() -> Result<()> {
             .await?
             .starts_with("HTTP/1.1 200 ")
     );
+    Ok(())
+}
+
+/// The time for the head of a request is that of an idle connection (CONFORMANCE C102).
+#[tokio::test]
+async fn closes_connection_with_incomplete_request_head() -> Result<()> {
+    let bed = TestBed::serving("idleTimeout: 200ms", &[]).await?;
+    let mut client = bed.client().await?;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: h").await?;
+    let response = read_all(&mut client).await;
+    ensure!(!response.contains("200"), "{response}");
     Ok(())
 }

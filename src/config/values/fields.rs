@@ -8,8 +8,8 @@ use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serializer};
 
 use super::{
-    Duration, Expected, ValueError, format_bytes, format_duration, parse_address, parse_bytes,
-    parse_count, parse_dns_domain, parse_duration, parse_log_level,
+    Duration, Expected, ValueError, format_bytes, format_duration, parse_address, parse_bool,
+    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_log_level,
 };
 use crate::config::{API_VERSION, KIND};
 
@@ -114,9 +114,8 @@ pub(in crate::config) fn count<'de, D: Deserializer<'de>, const MIN: usize, cons
 pub(in crate::config) fn flag<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<bool, D::Error> {
-    // Through an option, because serde reports null for a boolean without the accepted form.
-    let flag = Option::<bool>::deserialize(deserializer)?;
-    flag.ok_or_else(|| D::Error::custom(ValueError::Null(Expected::Bool)))
+    // Through a string, because serde's errors for booleans have neither value nor accepted form.
+    scalar(deserializer, Expected::Bool, parse_bool)
 }
 
 pub(in crate::config) fn log_level<'de, D: Deserializer<'de>>(

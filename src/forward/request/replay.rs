@@ -1,6 +1,6 @@
 //! Request bodies, streamed with backpressure: a frame is read from the client only when the
-//! endpoint's connection asks for it. The first bytes are buffered, so that a request that an HTTP/2
-//! endpoint refused can be sent again.
+//! endpoint's connection asks for it. The first bytes are buffered, so that a request that an
+//! HTTP/2 endpoint refused can be sent again.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -151,6 +151,7 @@ impl State {
             }
             frame => Ok(frame),
         });
+        // Too many trailers count as well: the client, not the endpoint, is the cause.
         self.broken |= matches!(frame, Some(Err(_)));
         // `is_end_stream` gives the time without another poll, which hyper omits after the last
         // byte of a body with a Content-Length.
@@ -159,6 +160,7 @@ impl State {
         }
         if let Some(Ok(frame)) = &frame {
             let length = frame.data_ref().map_or(0, Bytes::len);
+            // Counted here and not per attempt, so that replayed bytes count once.
             self.received.set(self.received.get() + length as u64);
             self.length += length;
             // An attempt gets here only after it has read the whole buffer, so dropping the buffer
@@ -219,6 +221,8 @@ impl Body for RequestBody {
             .cloned();
         let frame = match buffered {
             Some(buffered) => Some(Ok(buffered.into_frame())),
+            // `Incoming` keeps only the waker of its last poll. An earlier attempt that waits for
+            // the client is no longer woken, and needs no more frames.
             None => std::task::ready!(state.poll_client(context)),
         };
         this.frames_read += 1;
@@ -228,6 +232,8 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         self.body.as_ref().is_none_or(|body| {
             let state = body.0.borrow();
+            // If this is true before the first frame, hyper's HTTP/2 client ends the stream with
+            // the head. Buffered frames that are not read yet must prevent that.
             let buffer_read = state
                 .buffered
                 .as_ref()
@@ -252,6 +258,7 @@ impl Body for RequestBody {
             .skip(self.frames_read)
             .map(BufferedFrame::data_len)
             .sum();
+        // The upper bound first: `set_lower` panics if the lower one exceeds it.
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + buffered);
         }

@@ -27,13 +27,16 @@ impl Protocols {
             .get_all(header::UPGRADE)
             .iter()
             .flat_map(tokens)
+            // Filtered before the header is rebuilt: the endpoint gets nothing of a dropped offer.
             .filter(|offer| is_protocol(offer) && !is_http(offer))
+            // After the filter, so that dropped offers do not use up the limit.
             .take(MAX_PROTOCOLS)
             .collect();
         if offers.is_empty() {
             return None;
         }
         HeaderValue::from_bytes(&offers.join(&b", "[..]))
+            // The offers consist of token characters, so the conversion does not fail.
             .ok()
             .map(Self)
     }
@@ -44,6 +47,7 @@ impl Protocols {
 
     /// Returns true if `protocol` was offered, version included.
     pub(super) fn contains(&self, protocol: &[u8]) -> bool {
+        // RFC 9110 section 7.8 recommends to ignore the case of names.
         tokens(&self.0).any(|offered| offered.eq_ignore_ascii_case(protocol))
     }
 
@@ -70,8 +74,8 @@ fn is_token_byte(byte: u8) -> bool {
 ///
 /// A tunnel that carries HTTP would let the caller send further requests that are neither
 /// authorized nor logged (h2c smuggling). The match is deliberately broad, because backends compare
-/// tokens loosely. TLS (RFC 2817) carries HTTP again, and clients that offer it work without it
-/// (R14).
+/// tokens loosely. TLS (RFC 2817) carries HTTP again, and a server may ignore the offer (RFC 9110
+/// section 7.8).
 fn is_http(offer: &[u8]) -> bool {
     let name = name_of(offer).to_ascii_lowercase();
     let starts_with = |prefix: &[u8]| name.starts_with(prefix);
@@ -79,12 +83,14 @@ fn is_http(offer: &[u8]) -> bool {
         || starts_with(b"tls")
         || starts_with(b"h2")
         || starts_with(b"h3")
+        // Anywhere in the name, for backends that search for the substring.
         || name.windows(3).any(|part| part == b"h2c")
 }
 
 fn name_of(protocol: &[u8]) -> &[u8] {
     protocol
         .iter()
+        // RFC 9110 section 7.8: `protocol-name ["/" protocol-version]`.
         .position(|byte| *byte == b'/')
         .map_or(protocol, |slash| &protocol[..slash])
 }

@@ -81,7 +81,7 @@ pub enum Act {
     HangUp,
 }
 
-/// Expected aspects of an observation, by name. None means that the aspect is absent.
+/// Expected aspects of an observation, by name. `None` means that the aspect is absent.
 pub type Aspects = BTreeMap<String, Option<Expected>>;
 
 /// Expected value of an aspect.

@@ -102,7 +102,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Reads the next head. Returns none if the other side has closed.
+    /// Reads the next head. Returns `None` if the other side has closed.
     ///
     /// # Errors
     /// Returns an error if the connection fails.
@@ -162,7 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Reads the next bytes. Returns none if the other side has closed.
+    /// Reads the next bytes. Returns `None` if the other side has closed.
     ///
     /// # Errors
     /// Returns an error if the connection fails, or after [`STEP_TIMEOUT`].
