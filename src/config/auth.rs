@@ -102,9 +102,9 @@ impl Default for Authorization {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Reviews {
-    /// Maximum number of reviews in flight, from 2 to 10000, of which a client address gets at most
-    /// half. The default is far below the API server's own limit of 200 mutating requests, which it
-    /// needs for other clients as well.
+    /// Maximum number of reviews in flight, from 2 to 10000. A quarter is for refreshes of cached
+    /// results; a client address gets at most half of the rest. The default is far below the API
+    /// server's own limit of 200 mutating requests, which it needs for other clients as well.
     #[serde(deserialize_with = "fields::count::<_, 2, MAX_REVIEWS>")]
     #[schemars(range(min = 2, max = MAX_REVIEWS))]
     pub max_in_flight: usize,

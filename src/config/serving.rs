@@ -59,7 +59,7 @@ pub struct Serving {
     pub max_connections_per_client: usize,
     /// Maximum age of an upgraded connection (WebSocket, SPDY), for example `12h`; unlimited unless
     /// set. Independently of it, the credentials and the permission of the caller are checked again
-    /// whenever their cached results expire.
+    /// at three quarters of the shorter cache TTL.
     #[serde(with = "fields::optional_duration")]
     #[schemars(with = "Option<String>")]
     pub tunnel_max_age: Option<Duration>,
@@ -68,7 +68,7 @@ pub struct Serving {
     #[schemars(with = "String")]
     pub handshake_timeout: Duration,
     /// Timeout of a connection without a request, and of receiving the head of a request. The
-    /// default is kube-apiserver's.
+    /// default is kube-apiserver's for connections without a request.
     #[serde(with = "fields::duration")]
     #[schemars(with = "String")]
     pub idle_timeout: Duration,

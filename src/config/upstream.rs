@@ -36,9 +36,9 @@ pub struct Upstream {
     #[schemars(range(min = 1, max = MAX_IDLE_CONNECTIONS))]
     pub max_idle_per_endpoint: usize,
     /// Minimum time without a response after which an endpoint counts as stalled; ten times its
-    /// recent 99th percentile applies if that is longer. A stalled endpoint gets no new requests
-    /// until it responds, while other endpoints can serve. A shorter time skips a frozen endpoint
-    /// earlier, a longer one tolerates longer pauses.
+    /// recent 99th percentile, at most 10 s, applies if that is longer. A stalled endpoint gets no
+    /// new requests until it responds, while other endpoints can serve. A shorter time skips a
+    /// frozen endpoint earlier, a longer one tolerates longer pauses.
     #[serde(with = "fields::duration")]
     #[schemars(with = "String")]
     pub slow_endpoint_timeout: Duration,

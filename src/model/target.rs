@@ -81,7 +81,7 @@ impl<'a> Target<'a> {
             return Err(TargetError::TooLong("namespace"));
         }
         if id.len() > MAX_ID_BYTES {
-            return Err(TargetError::TooLong("name"));
+            return Err(TargetError::TooLong("id"));
         }
         let (prefix, rest) = path.split_at(segments.at);
         Ok(Self {
@@ -351,7 +351,7 @@ mod tests {
         );
         assert_eq!(
             Target::parse(&path(1, 513)),
-            Err(TargetError::TooLong("name"))
+            Err(TargetError::TooLong("id"))
         );
     }
 

@@ -27,7 +27,8 @@ const MANIFESTS: &str = "manifests";
 /// Kinds in the order in which they are sent.
 const KINDS: [Kind; 4] = Kind::ALL;
 
-/// Reason why a folder or token file cannot be used. Contains no values of the files.
+/// Reason why a directory or token file cannot be used. Contains no values of the files, except
+/// kinds and names of objects.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     #[error("cannot read {path:?}")]
