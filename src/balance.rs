@@ -3,7 +3,7 @@
 
 mod ejection;
 mod endpoint_iter;
-mod health;
+mod last_response;
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use crate::model::Endpoint;
 use crate::resolve::{Candidates, Transport};
 use ejection::{Ejections, Reason};
 pub use endpoint_iter::EndpointIter;
-pub use health::Health;
+pub use last_response::LastResponse;
 
 /// Endpoint and the transport used for it. Health is tracked per transport: a caller can request
 /// HTTPS from a plain HTTP endpoint, and its failure must not affect the requests of other callers.
@@ -35,7 +35,7 @@ pub struct EndpointKey {
 pub struct LoadBalancer {
     ejections: Ejections,
     /// Endpoints to which a worker has connections or requests.
-    health: DashMap<EndpointKey, Arc<Health>>,
+    last_responses: DashMap<EndpointKey, Arc<LastResponse>>,
     started: Instant,
     hasher: RandomState,
 }
@@ -44,7 +44,7 @@ impl LoadBalancer {
     pub fn new(metrics: EjectionMetrics) -> Self {
         Self {
             ejections: Ejections::new(metrics),
-            health: DashMap::default(),
+            last_responses: DashMap::default(),
             started: Instant::now(),
             hasher: RandomState::default(),
         }
@@ -141,12 +141,12 @@ impl LoadBalancer {
     }
 
     /// Returns the time of the last response of an endpoint, shared by all workers.
-    pub fn health(&self, key: EndpointKey) -> Arc<Health> {
+    pub fn last_response(&self, key: EndpointKey) -> Arc<LastResponse> {
         Arc::clone(
             &self
-                .health
+                .last_responses
                 .entry(key)
-                .or_insert_with(|| Arc::new(Health::new(self.started))),
+                .or_insert_with(|| Arc::new(LastResponse::new(self.started))),
         )
     }
 
@@ -155,8 +155,8 @@ impl LoadBalancer {
         self.ejections.sweep(Instant::now());
         // Other references belong to workers with connections or requests to the endpoint. There
         // is no race with `health`: it clones the `Arc` under the same lock of the shard.
-        self.health
-            .retain(|_, health| Arc::strong_count(health) > 1);
+        self.last_responses
+            .retain(|_, last_response| Arc::strong_count(last_response) > 1);
     }
 
     /// Returns the endpoints with the healthy ones first. `None` if all are healthy, or none is:
@@ -321,19 +321,19 @@ mod tests {
     #[test]
     fn sweep_removes_health_of_unused_endpoints() {
         let balance = balance();
-        let used = balance.health(key(1));
-        drop(balance.health(key(2)));
+        let used = balance.last_response(key(1));
+        drop(balance.last_response(key(2)));
         balance.sweep();
-        assert_eq!(balance.health.len(), 1);
+        assert_eq!(balance.last_responses.len(), 1);
         drop(used);
         balance.sweep();
-        assert!(balance.health.is_empty());
+        assert!(balance.last_responses.is_empty());
     }
 
     #[test]
     fn health_keeps_latest_response_of_any_worker() {
         let (balance, now) = (balance(), Instant::now());
-        let (mine, others) = (balance.health(key(1)), balance.health(key(1)));
+        let (mine, others) = (balance.last_response(key(1)), balance.last_response(key(1)));
         assert!(!mine.has_responded_since(now));
         others.publish_response(now + Duration::from_secs(1));
         others.publish_response(now);

@@ -9,7 +9,7 @@ mod interim;
 
 use http::HeaderValue;
 
-pub use cgi::reads_as;
+pub use cgi::cgi_starts_with;
 pub use executor::LocalExecutor;
 pub use header_list::tokens;
 pub use hop::{is_hop_by_hop, remove_hop_by_hop};

@@ -50,8 +50,8 @@ pub mod watch;
 
 // Shared infrastructure.
 pub mod admin;
+pub mod client_connection;
 pub mod config;
-pub mod connection;
 pub mod drain;
 pub mod file_watch;
 pub mod http;

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::authenticate::{ClientCertificate, Peer};
-use crate::connection::{ClientShares, ConnectionGuard, ConnectionPermits};
+use crate::client_connection::{ClientShares, ConnectionGuard, ConnectionPermits};
 use crate::drain::Drain;
 use crate::http::{Interim, LocalExecutor, MAX_HEADER_BYTES, WithInterim};
 use crate::metrics::{ConnectionLimits, Metrics};
@@ -116,7 +116,7 @@ impl Listener {
         // Before the handshake, so that unfinished ones are counted as connections.
         let guard = ConnectionGuard::new(self.metrics.connections.enter(), Some(permits));
         // Fails if the peer has reset the connection, which the first read reports too.
-        let _ = crate::connection::configure_socket(&stream);
+        let _ = crate::client_connection::configure_socket(&stream);
         let served = match &self.tls {
             None => {
                 let peer = Peer {

@@ -22,7 +22,7 @@ use tunnel::Grant;
 
 use crate::authenticate::{AuthenticationError, Authenticator, Peer};
 use crate::authorize::{AuthorizationError, Authorizer};
-use crate::connection::ConnectionGuard;
+use crate::client_connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::{
     ForwardError, Forwarder, RequestHeaderRewriter, Tunnel, Upgrade, UpgradeOutcome,

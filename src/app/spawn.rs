@@ -18,9 +18,9 @@ use crate::authenticate::{
 };
 use crate::authorize::{AccessReviewHandler, Authorizer, PolicySource, Reviews};
 use crate::balance::LoadBalancer;
+use crate::client_connection::ClientShares;
 use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::Config;
-use crate::connection::ClientShares;
 use crate::drain::Drain;
 use crate::forward::{Dialer, OwnAddresses};
 use crate::listen::Limits;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::front_proxy::extra_key;
-use crate::http::reads_as;
+use crate::http::cgi_starts_with;
 
 const PREFIX: &str = "impersonate-";
 const USER: &str = "impersonate-user";
@@ -47,7 +47,7 @@ impl Impersonation {
     /// Returns true for an impersonation header, also if spelled with underscores
     /// (`Impersonate_User`).
     pub(super) fn is_header(name: &HeaderName) -> bool {
-        reads_as(name.as_str(), PREFIX)
+        cgi_starts_with(name.as_str(), PREFIX)
     }
 
     /// Removes the headers from the request. Names with underscores (`Impersonate_User`) are

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::client_connection;
 use crate::config;
-use crate::connection;
 use crate::metrics::DialFailures;
 use crate::resolve::Transport;
 use crate::tls::ClientTls;
@@ -132,7 +132,7 @@ impl Dialer {
             .await
             .map_err(|_| DialError::Timeout { address })?
             .map_err(|source| DialError::Connect { address, source })?;
-        connection::configure_socket(&stream)
+        client_connection::configure_socket(&stream)
             .map_err(|source| DialError::Connect { address, source })?;
         let Some(config) = self.tls_config(transport, protocol) else {
             return Ok(Stream::Plain(stream));

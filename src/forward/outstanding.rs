@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::request::ReplayBody;
-use crate::balance::Health;
+use crate::balance::LastResponse;
 
 /// Multiple of the 99th percentile of an endpoint's response times after which a request is slow.
 const P99_FACTOR: u32 = 10;
@@ -29,7 +29,7 @@ pub(super) struct Outstanding {
     latency: Latency,
     /// Time of the last response, published by [`Self::check`].
     responded: Cell<Option<Instant>>,
-    health: Arc<Health>,
+    last_response: Arc<LastResponse>,
 }
 
 /// Slab of waiting requests. Slots are reused, so that a request allocates only if there are more
@@ -65,12 +65,12 @@ pub(super) struct Waiting {
 }
 
 impl Outstanding {
-    pub fn new(health: Arc<Health>, now: Instant) -> Self {
+    pub fn new(last_response: Arc<LastResponse>, now: Instant) -> Self {
         Self {
             waits: RefCell::default(),
             latency: Latency::new(now),
             responded: Cell::new(None),
-            health,
+            last_response,
         }
     }
 
@@ -96,7 +96,7 @@ impl Outstanding {
     pub fn check(&self, limit: Duration, now: Instant) -> bool {
         self.latency.decay(now);
         if let Some(responded) = self.responded.take() {
-            self.health.publish_response(responded);
+            self.last_response.publish_response(responded);
         }
         let waits = self.waits.borrow();
         if waits.free.len() == waits.slots.len() {
@@ -110,7 +110,7 @@ impl Outstanding {
         let limit = limit.max(p99_limit);
         let began = waits.slots.iter().flatten().filter_map(Wait::began);
         let mut slow = began.filter(|began| now.saturating_duration_since(*began) >= limit);
-        slow.any(|began| !self.health.has_responded_since(began))
+        slow.any(|began| !self.last_response.has_responded_since(began))
     }
 
     /// Returns true if requests are waiting or response times are recorded.
@@ -211,7 +211,7 @@ mod tests {
             transport: Transport::Http,
         };
         let now = Instant::now();
-        let worker = || Rc::new(Outstanding::new(balance.health(key), now));
+        let worker = || Rc::new(Outstanding::new(balance.last_response(key), now));
         (worker(), worker(), now)
     }
 

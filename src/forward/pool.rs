@@ -236,8 +236,8 @@ impl Pool {
         key: EndpointKey,
     ) -> &'e mut EndpointConnections {
         endpoints.entry(key).or_insert_with(|| {
-            let health = self.balance.health(key);
-            EndpointConnections::new(Rc::new(Outstanding::new(health, Instant::now())))
+            let last_response = self.balance.last_response(key);
+            EndpointConnections::new(Rc::new(Outstanding::new(last_response, Instant::now())))
         })
     }
 

@@ -2,7 +2,7 @@
 
 /// Returns true if `name` starts with `prefix` when `_` is treated as `-`. Almost all names differ
 /// in length or the first bytes, so that the cost is that of one comparison.
-pub fn reads_as(name: &str, prefix: &str) -> bool {
+pub fn cgi_starts_with(name: &str, prefix: &str) -> bool {
     let dashed = |byte: u8| if byte == b'_' { b'-' } else { byte };
     name.len() >= prefix.len()
         && name

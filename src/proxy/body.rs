@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::connection::ConnectionGuard;
+use crate::client_connection::ConnectionGuard;
 use crate::forward::{UpstreamBody, UpstreamError};
 use crate::rewrite::{LinkRewriter, PageError, PageFormat, RewrittenBody, Share};
 use crate::telemetry::Record;
@@ -22,7 +22,7 @@ pub struct Body {
 
 enum Content {
     /// Body of the bastion's own response; none once it is sent.
-    Whole(Option<Bytes>),
+    Full(Option<Bytes>),
     Upstream(UpstreamBody),
     Page(Box<RewrittenBody<UpstreamBody>>),
 }
@@ -30,15 +30,15 @@ enum Content {
 impl Body {
     pub fn empty() -> Self {
         Self {
-            content: Content::Whole(None),
+            content: Content::Full(None),
             record: None,
             _connection: None,
         }
     }
 
-    pub fn whole(bytes: Bytes) -> Self {
+    pub fn full(bytes: Bytes) -> Self {
         Self {
-            content: Content::Whole(Some(bytes)),
+            content: Content::Full(Some(bytes)),
             record: None,
             _connection: None,
         }
@@ -81,7 +81,7 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         let frame = match &mut this.content {
-            Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Content::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Content::Upstream(body) => ready!(Pin::new(body).poll_frame(context))
                 .map(|frame| frame.map_err(PageError::Incoming)),
             Content::Page(page) => ready!(Pin::new(page).poll_frame(context)),
@@ -105,7 +105,7 @@ impl HttpBody for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Whole(bytes) => bytes.is_none(),
+            Content::Full(bytes) => bytes.is_none(),
             Content::Upstream(body) => body.is_end_stream(),
             Content::Page(page) => page.is_end_stream(),
         }
@@ -113,7 +113,7 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Whole(bytes) => {
+            Content::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Content::Upstream(body) => body.size_hint(),

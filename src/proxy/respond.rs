@@ -27,7 +27,7 @@ pub(super) fn error_response(
     format: OutputFormat,
 ) -> Response<Body> {
     let status = status(error).with_causes(causes);
-    let mut response = Response::new(Body::whole(status.render(format)));
+    let mut response = Response::new(Body::full(status.render(format)));
     *response.status_mut() = status.code;
     let headers = response.headers_mut();
     headers.insert(

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::Stages;
 use crate::authenticate::{AuthenticationError, Peer};
 use crate::authorize::AuthorizationError;
-use crate::connection::ConnectionGuard;
+use crate::client_connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::Tunnel;
 use crate::model::target::TargetError;

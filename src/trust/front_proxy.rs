@@ -6,7 +6,7 @@ use arc_swap::{ArcSwap, Guard};
 use http::header::HeaderName;
 
 use super::DynamicClientCas;
-use crate::http::reads_as;
+use crate::http::cgi_starts_with;
 
 /// Default header names, stripped whatever is configured (C112).
 const DEFAULT_NAMES: [&str; 3] = ["x-remote-user", "x-remote-uid", "x-remote-group"];
@@ -55,10 +55,10 @@ impl RequestHeaderConfig {
         DEFAULT_NAMES
             .into_iter()
             .chain(configured)
-            .any(|known| name.len() == known.len() && reads_as(name, known))
+            .any(|known| name.len() == known.len() && cgi_starts_with(name, known))
             || [DEFAULT_EXTRA_PREFIX]
                 .into_iter()
                 .chain(prefixes)
-                .any(|prefix| reads_as(name, prefix))
+                .any(|prefix| cgi_starts_with(name, prefix))
     }
 }

@@ -7,13 +7,13 @@ use std::time::Instant;
 /// responses and publishes the last one a few times a second, so that requests do not write to a
 /// cache line that workers share.
 #[derive(Debug)]
-pub struct Health {
+pub struct LastResponse {
     base: Instant,
     /// Microseconds after `base`, plus one; 0 for never.
     responded: AtomicU64,
 }
 
-impl Health {
+impl LastResponse {
     pub(super) fn new(base: Instant) -> Self {
         Self {
             base,
