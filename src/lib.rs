@@ -61,5 +61,7 @@ pub mod ready;
 pub mod review;
 pub mod supervise;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod ttl_cache;

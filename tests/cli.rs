@@ -133,7 +133,23 @@ fn check_loads_referenced_files_with_load_only() {
     assert!(output.status.success(), "{output:?}");
     assert_contains(
         &String::from_utf8_lossy(&output.stderr),
-        &["the files that it names were loaded"],
+        &[
+            "the files that it names were loaded",
+            "the directory has no *.yaml, *.yml or *.json files",
+            "manifests: 0 nodes, 0 pods, 0 services, 0 endpointslices, 0 roles, 0 role bindings",
+        ],
+    );
+    let binding = "kind: ClusterRoleBinding\nmetadata: {name: b}\n\
+                   roleRef: {kind: ClusterRole, name: missing}\n---\n\
+                   kind: Service\nmetadata: {name: web}\n";
+    write(directory.path(), "objects.yaml", binding);
+    let output = run(&["check", "--load", &manifests, &address]);
+    assert_contains(
+        &String::from_utf8_lossy(&output.stderr),
+        &[
+            "ClusterRoleBinding \"b\" grants nothing: ClusterRole \"missing\" does not exist",
+            "1 services, 0 endpointslices, 0 roles, 1 role bindings",
+        ],
     );
     assert_contains(
         &String::from_utf8_lossy(&output.stdout),

@@ -1,7 +1,7 @@
 //! Generation of `docs/compatibility.md` from the table of the differential tests.
 
 #[path = "support/raw/script.rs"]
-#[allow(dead_code, reason = "scripts are parsed here and not played")]
+#[allow(dead_code, reason = "scripts are parsed here and not run")]
 mod raw;
 #[path = "e2e/differential/table.rs"]
 #[allow(dead_code, reason = "requests are documented here and not sent")]
@@ -10,7 +10,7 @@ mod table;
 use std::fmt::Write;
 use std::path::Path;
 
-use table::{Aspects, Difference, Row, STANDING, Table};
+use table::{Aspects, Difference, GENERAL_DIFFERENCES, Row, Table};
 
 const DOCUMENT: &str = "docs/compatibility.md";
 
@@ -101,15 +101,15 @@ fn differences(table: &Table, text: &mut String) -> std::fmt::Result {
     for Difference {
         because,
         about,
-        theirs,
-        ours,
+        apiserver,
+        bastion,
         gain,
     } in better
     {
         let gain = gain.as_deref().unwrap_or_default();
         writeln!(
             text,
-            "| [{because}](#{}) | {about} | {theirs} | {ours} | {gain} |",
+            "| [{because}](#{}) | {about} | {apiserver} | {bastion} | {gain} |",
             anchor(because)
         )?;
     }
@@ -121,14 +121,14 @@ fn differences(table: &Table, text: &mut String) -> std::fmt::Result {
     for Difference {
         because,
         about,
-        theirs,
-        ours,
+        apiserver,
+        bastion,
         ..
     } in limits
     {
         writeln!(
             text,
-            "| [{because}](#{}) | {about} | {theirs} | {ours} |",
+            "| [{because}](#{}) | {about} | {apiserver} | {bastion} |",
             anchor(because)
         )?;
     }
@@ -136,7 +136,7 @@ fn differences(table: &Table, text: &mut String) -> std::fmt::Result {
         text,
         "\n## General differences\n\nThese apply to all requests and responses:\n"
     )?;
-    for general in STANDING {
+    for general in GENERAL_DIFFERENCES {
         writeln!(text, "- {} ({})", general.text, general.because)?;
     }
     writeln!(
@@ -150,7 +150,7 @@ fn rows(table: &Table, text: &mut String) -> std::fmt::Result {
     writeln!(text, "\n## Requests with a different result\n")?;
     writeln!(
         text,
-        "Aspects that begin with `saw` describe the request that the backend received."
+        "Aspects that begin with `received` describe the request that the backend received."
     )?;
     for difference in &table.differences {
         writeln!(
@@ -167,8 +167,8 @@ fn rows(table: &Table, text: &mut String) -> std::fmt::Result {
                 continue;
             };
             writeln!(text, "\n- {}{}", row.name, request(row))?;
-            writeln!(text, "  - kube-apiserver: {}", aspects(&differs.theirs))?;
-            writeln!(text, "  - kube-bastion: {}", aspects(&differs.ours))?;
+            writeln!(text, "  - kube-apiserver: {}", aspects(&differs.apiserver))?;
+            writeln!(text, "  - kube-bastion: {}", aspects(&differs.bastion))?;
         }
     }
     Ok(())
@@ -185,10 +185,10 @@ fn anchor(heading: &str) -> String {
 }
 
 fn request(row: &Row) -> String {
-    let mut text = if row.ask.is_empty() {
+    let mut text = if row.request.is_empty() {
         String::new()
     } else {
-        format!(": {}", code(&row.ask))
+        format!(": {}", code(&row.request))
     };
     if row.setting != "default" && !row.setting.is_empty() {
         text += &format!(" (bastion: {})", row.setting);

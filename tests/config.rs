@@ -144,6 +144,9 @@ impl Schema {
 
     /// Returns the type of a property, with its values if they are few.
     fn type_of(&self, property: &Value) -> String {
+        if let Some(name) = property["x-type"].as_str() {
+            return name.to_owned();
+        }
         let definition = self.definition(property);
         if let Some(values) = definition["enum"].as_array() {
             let values: Vec<_> = values

@@ -36,7 +36,7 @@ const CODE: [&str; 3] = ["rs", "go", "mjs"];
 const TABLE: &str = "tests/e2e/differential/table";
 
 /// Differences of all rows. The rest of the file lists numbers for other purposes.
-const STANDING: &str = "tests/e2e/differential/table.rs";
+const GENERAL_DIFFERENCES: &str = "tests/e2e/differential/table.rs";
 
 /// This file cites numbers that do not exist.
 const ITSELF: &str = "tests/contract.rs";
@@ -117,7 +117,7 @@ fn differences_have_tests() {
 }
 
 #[test]
-fn links_lead_to_files() {
+fn links_refer_to_existing_files() {
     let folder = Path::new(CONTRACT)
         .parent()
         .expect("the file is in a folder");
@@ -135,7 +135,7 @@ fn links_lead_to_files() {
 }
 
 #[test]
-fn citations_are_numbers_of_the_contract_and_ranges_of_them() {
+fn finds_citations_and_ranges() {
     for (text, expected) in [
         ("/// The whole id (C18).", &[18][..]),
         ("(CONFORMANCE C74, C76 to C78)", &[74, 76, 77, 78]),
@@ -157,7 +157,7 @@ fn citations_are_numbers_of_the_contract_and_ranges_of_them() {
 }
 
 #[test]
-fn unit_tests_are_found_at_the_end_of_a_file() {
+fn finds_unit_tests_at_end_of_file() {
     assert_eq!(
         unit_tests("// C1\n#[cfg(test)]\nmod tests {\n// C2\n}\n"),
         "mod tests {\n// C2\n}\n"
@@ -171,13 +171,13 @@ fn unit_tests_are_found_at_the_end_of_a_file() {
 /// Numbers that a test cites.
 fn tested() -> BTreeSet<u16> {
     assert!(
-        root().join(STANDING).is_file(),
-        "moved or removed: {STANDING}"
+        root().join(GENERAL_DIFFERENCES).is_file(),
+        "moved or removed: {GENERAL_DIFFERENCES}"
     );
     let mut tested = BTreeSet::new();
     for file in files(Path::new("tests"), &CODE) {
         let text = read(&file);
-        if file == Path::new(STANDING) {
+        if file == Path::new(GENERAL_DIFFERENCES) {
             let reasons = text
                 .lines()
                 .filter(|line| line.trim().starts_with("because: \""));

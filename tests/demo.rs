@@ -17,17 +17,24 @@ impl Drop for Demo {
     }
 }
 
-fn sh(line: &str) -> String {
+/// Runs a command of the guide after its assignments of variables.
+fn sh(guide: &str, line: &str) -> String {
+    let is_assignment = |line: &&str| {
+        let name = line.split_once('=').map(|(name, _)| name);
+        name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_uppercase()))
+    };
+    let mut script: Vec<&str> = guide.lines().filter(is_assignment).collect();
     let line = line.replacen("curl ", "curl -sS ", 1);
+    script.push(&line);
     let output = Command::new("sh")
-        .args(["-c", &line])
+        .args(["-c", &script.join("\n")])
         .output()
         .expect("a shell");
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
 #[test]
-fn printed_commands_show_what_their_comments_say() {
+fn printed_commands_return_documented_results() {
     let mut demo = Demo(
         Command::new(env!("CARGO_BIN_EXE_kube-bastion"))
             .args([
@@ -54,9 +61,21 @@ fn printed_commands_show_what_their_comments_say() {
         .lines()
         .filter(|line| line.starts_with("curl "))
         .collect();
-    let [web, secure, whoami, pod, node, guest, readyz, metrics] = *lines else {
+    let [
+        web,
+        secure,
+        whoami,
+        pod,
+        node,
+        guest,
+        no_port,
+        readyz,
+        metrics,
+    ] = *lines
+    else {
         panic!("{lines:?}")
     };
+    let sh = |line: &str| sh(&guide, line);
 
     // The guide is printed once the ports are bound, a moment before the manifests are loaded.
     let ready = (0..300).any(|_| {
@@ -91,6 +110,11 @@ fn printed_commands_show_what_their_comments_say() {
             && forbidden.contains("guest")
             && forbidden.contains("cannot get"),
         "{forbidden}"
+    );
+    let unknown_port = sh(no_port);
+    assert!(
+        unknown_port.contains("\"code\": 503") && unknown_port.contains("ServicePort"),
+        "{unknown_port}"
     );
     let metrics = sh(metrics);
     assert!(

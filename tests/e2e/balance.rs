@@ -10,13 +10,13 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 
+use crate::fixture::{Fixture, SHOP, path};
 use crate::support::backend::Backend;
 use crate::support::eventually;
 use crate::support::load::{Load, Shape};
-use crate::world::{SHOP, World, path};
 
-pub async fn distributes_ten_thousand_requests_evenly(world: &mut World) -> Result<()> {
-    let mut client = world.client().await?;
+pub async fn distributes_ten_thousand_requests_evenly(fixture: &mut Fixture) -> Result<()> {
+    let mut client = fixture.client().await?;
     let mut counts = BTreeMap::new();
     for _ in 0..10_000 {
         let response = client.get(&path("services/web/proxy/name")).await?;
@@ -30,9 +30,9 @@ pub async fn distributes_ten_thousand_requests_evenly(world: &mut World) -> Resu
     Ok(())
 }
 
-pub async fn killed_backend_fails_no_request(world: &mut World) -> Result<()> {
+pub async fn killed_backend_fails_no_request(fixture: &mut Fixture) -> Result<()> {
     let load = Load::start(
-        &world.target(&world.bastion),
+        &fixture.target(&fixture.bastion),
         Shape {
             http1: 16,
             ..Shape::default()
@@ -42,22 +42,22 @@ pub async fn killed_backend_fails_no_request(world: &mut World) -> Result<()> {
     load.wait_for_requests(2_000).await;
     // Closes listener and connections, as the end of a process does. The API still lists the
     // endpoint.
-    let killed = world.backends.remove("web-2").context("web-2 runs")?;
+    let killed = fixture.backends.remove("web-2").context("web-2 runs")?;
     drop(killed);
     load.wait_for_requests(8_000).await;
     let outcome = load.stop().await;
     println!("     over 16 connections, one of three backends killed on the way: {outcome}");
     outcome.ensure_none_failed()?;
-    world.backends.insert(
+    fixture.backends.insert(
         "web-2".into(),
-        Backend::start(&world.namespace, 12, 8080, "web-2", None)?,
+        Backend::start(&fixture.namespace, 12, 8080, "web-2", None)?,
     );
-    world.endpoints("services/web", 3).await
+    fixture.endpoints("services/web", 3).await
 }
 
-pub async fn changing_endpoints_fail_no_request(world: &mut World) -> Result<()> {
+pub async fn changing_endpoints_fail_no_request(fixture: &mut Fixture) -> Result<()> {
     let load = Load::start(
-        &world.target(&world.bastion),
+        &fixture.target(&fixture.bastion),
         Shape {
             http1: 8,
             ..Shape::default()
@@ -67,14 +67,14 @@ pub async fn changing_endpoints_fail_no_request(world: &mut World) -> Result<()>
     for round in 0..5 {
         let name = format!("guest-{round}");
         let last = 20 + round;
-        let backend = Backend::start(&world.namespace, last, 8080, &name, None)?;
+        let backend = Backend::start(&fixture.namespace, last, 8080, &name, None)?;
         let ports = json!([{"containerPort": 8080}]);
-        world
+        fixture
             .objects
             .pod(
                 &name,
                 json!({"app": "web"}),
-                world.namespace.address(last),
+                fixture.namespace.address(last),
                 ports,
             )
             .await?;
@@ -82,7 +82,7 @@ pub async fn changing_endpoints_fail_no_request(world: &mut World) -> Result<()>
             Ok(backend.served() > 0)
         })
         .await?;
-        world.objects.delete_pod(&name).await?;
+        fixture.objects.delete_pod(&name).await?;
         // As a terminating pod does: it serves until no request arrives, then exits.
         let served = Served(&backend);
         served.settle().await;
@@ -92,19 +92,19 @@ pub async fn changing_endpoints_fail_no_request(world: &mut World) -> Result<()>
     let outcome = load.stop().await;
     println!("     while five endpoints came and went: {outcome}");
     outcome.ensure_none_failed()?;
-    world.endpoints("services/web", 3).await
+    fixture.endpoints("services/web", 3).await
 }
 
 /// The limit is 100 ms. On a busy machine a single measurement may exceed it, so the best of
 /// several tries must be within the limit, and none may be so late that it was not due to the
 /// watch.
-pub async fn uses_new_endpoint_immediately(world: &mut World) -> Result<()> {
+pub async fn uses_new_endpoint_immediately(fixture: &mut Fixture) -> Result<()> {
     const MAX_TRIES: usize = 5;
     const LIMIT: Duration = Duration::from_millis(100);
     const LATE_LIMIT: Duration = Duration::from_secs(2);
     let mut lags = Vec::new();
     while lags.len() < MAX_TRIES && lags.iter().min().is_none_or(|best| *best > LIMIT) {
-        lags.push(lag(world).await?);
+        lags.push(lag(fixture).await?);
     }
     println!("     a new endpoint served {lags:?} after the watch event of the test");
     ensure!(lags.iter().all(|lag| *lag < LATE_LIMIT), "{lags:?}");
@@ -117,14 +117,14 @@ pub async fn uses_new_endpoint_immediately(world: &mut World) -> Result<()> {
 
 /// Returns the time from the watch event of the test to the first request; zero if the bastion
 /// received its event earlier.
-async fn lag(world: &World) -> Result<Duration> {
-    let backend = Backend::start(&world.namespace, 30, 8080, "late", None)?;
-    let slices = Api::<EndpointSlice>::namespaced(world.cluster.client.clone(), SHOP);
+async fn lag(fixture: &Fixture) -> Result<Duration> {
+    let backend = Backend::start(&fixture.namespace, 30, 8080, "late", None)?;
+    let slices = Api::<EndpointSlice>::namespaced(fixture.cluster.client.clone(), SHOP);
     let web = watcher::Config::default().labels("kubernetes.io/service-name=web");
     let mut events = watcher(slices, web).applied_objects().boxed();
-    let address = world.namespace.address(30);
+    let address = fixture.namespace.address(30);
     let ports = json!([{"containerPort": 8080}]);
-    let mut client = world.client().await?;
+    let mut client = fixture.client().await?;
     let answered = tokio::spawn(async move {
         while let Some(slice) = events.next().await {
             let slice = slice?;
@@ -139,7 +139,7 @@ async fn lag(world: &World) -> Result<Duration> {
         }
         anyhow::bail!("the watch ended")
     });
-    world
+    fixture
         .objects
         .pod("late", json!({"app": "web"}), address, ports)
         .await?;
@@ -153,13 +153,13 @@ async fn lag(world: &World) -> Result<Duration> {
         .await
         .context("the endpoint is not used")??;
     let answered = answered.await??;
-    world.objects.delete_pod("late").await?;
-    world.endpoints("services/web", 3).await?;
+    fixture.objects.delete_pod("late").await?;
+    fixture.endpoints("services/web", 3).await?;
     Ok(used.saturating_duration_since(answered))
 }
 
-pub async fn stops_using_slice_that_leaves_its_service(world: &mut World) -> Result<()> {
-    world
+pub async fn stops_using_slice_that_leaves_its_service(fixture: &mut Fixture) -> Result<()> {
+    fixture
         .objects
         .service("left", json!({"ports": [{"port": 80}]}))
         .await?;
@@ -168,16 +168,16 @@ pub async fn stops_using_slice_that_leaves_its_service(world: &mut World) -> Res
         "metadata": {"name": "left-1", "labels": {"kubernetes.io/service-name": "left"}},
         "addressType": "IPv4",
         "ports": [{"name": "", "port": 8080}],
-        "endpoints": [{"addresses": [world.namespace.address(11)], "targetRef": pod}],
+        "endpoints": [{"addresses": [fixture.namespace.address(11)], "targetRef": pod}],
     });
-    world.objects.create::<EndpointSlice>(slice).await?;
-    world.endpoints("services/left", 1).await?;
-    let slices = Api::<EndpointSlice>::namespaced(world.cluster.client.clone(), SHOP);
+    fixture.objects.create::<EndpointSlice>(slice).await?;
+    fixture.endpoints("services/left", 1).await?;
+    let slices = Api::<EndpointSlice>::namespaced(fixture.cluster.client.clone(), SHOP);
     let unlabelled = json!({"metadata": {"labels": {"kubernetes.io/service-name": null}}});
     slices
         .patch("left-1", &PatchParams::default(), &Patch::Merge(unlabelled))
         .await?;
-    let mut client = world.client().await?;
+    let mut client = fixture.client().await?;
     eventually("the service to have no endpoints", async || {
         Ok(client.get(&path("services/left/proxy/name")).await?.status == 503)
     })

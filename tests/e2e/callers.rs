@@ -8,13 +8,13 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
+use crate::fixture::{Fixture, SHOP, path};
 use crate::support::client::Client;
 use crate::support::eventually;
 use crate::support::pki::Ca;
-use crate::world::{SHOP, World, path};
 
-pub async fn authorizes_service_account_tokens_by_rbac(world: &mut World) -> Result<()> {
-    let mut caller = world.client().await?;
+pub async fn authorizes_service_account_tokens_by_rbac(fixture: &mut Fixture) -> Result<()> {
+    let mut caller = fixture.client().await?;
     let response = caller
         .send(
             Method::POST,
@@ -35,21 +35,23 @@ pub async fn authorizes_service_account_tokens_by_rbac(world: &mut World) -> Res
         "another namespace is allowed: {response:?}"
     );
 
-    let nobody = world.cluster.token(SHOP, "default", None).await?;
-    let mut nobody = Client::connect(
-        world.bastion.secure,
-        &world.cluster.ca.file,
-        Some(&nobody),
+    let unauthorized = fixture.cluster.token(SHOP, "default", None).await?;
+    let mut unauthorized = Client::connect(
+        fixture.bastion.secure,
+        &fixture.cluster.ca.file,
+        Some(&unauthorized),
         None,
     )
     .await?;
-    let response = nobody.get(&path("services/http:web:80/proxy/name")).await?;
+    let response = unauthorized
+        .get(&path("services/http:web:80/proxy/name"))
+        .await?;
     let message = r#"services \"http:web:80\" is forbidden: User \"system:serviceaccount:shop:default\" cannot get resource \"services/proxy\" in API group \"\" in the namespace \"shop\""#;
     ensure!(
         response.status == 403 && response.body.contains(message),
         "{response:?}"
     );
-    let response = nobody.get(&path("services/not-there/proxy/")).await?;
+    let response = unauthorized.get(&path("services/not-there/proxy/")).await?;
     ensure!(
         response.status == 403,
         "a caller without access can tell that the object is missing: {response:?}"
@@ -57,9 +59,9 @@ pub async fn authorizes_service_account_tokens_by_rbac(world: &mut World) -> Res
     Ok(())
 }
 
-pub async fn authorizes_client_certificates_by_rbac(world: &mut World) -> Result<()> {
-    let folder = world.cluster.folder.path();
-    world
+pub async fn authorizes_client_certificates_by_rbac(fixture: &mut Fixture) -> Result<()> {
+    let folder = fixture.cluster.folder.path();
+    fixture
         .objects
         .allow(
             "devs",
@@ -68,10 +70,10 @@ pub async fn authorizes_client_certificates_by_rbac(world: &mut World) -> Result
             &["get"],
         )
         .await?;
-    let jane = world.cluster.ca.client(folder, "jane", "devs")?;
+    let jane = fixture.cluster.ca.client(folder, "jane", "devs")?;
     let mut client = Client::connect(
-        world.bastion.secure,
-        &world.cluster.ca.file,
+        fixture.bastion.secure,
+        &fixture.cluster.ca.file,
         None,
         Some(&jane),
     )
@@ -90,8 +92,8 @@ pub async fn authorizes_client_certificates_by_rbac(world: &mut World) -> Result
     let other = Ca::new(folder, "other-ca")?;
     let mallory = other.client(folder, "mallory", "system:masters")?;
     let mut client = Client::connect(
-        world.bastion.secure,
-        &world.cluster.ca.file,
+        fixture.bastion.secure,
+        &fixture.cluster.ca.file,
         None,
         Some(&mallory),
     )
@@ -104,13 +106,15 @@ pub async fn authorizes_client_certificates_by_rbac(world: &mut World) -> Result
     Ok(())
 }
 
-pub async fn returns_causes_to_callers_that_may_read_the_target(world: &mut World) -> Result<()> {
-    world
+pub async fn returns_causes_to_callers_that_may_read_the_target(
+    fixture: &mut Fixture,
+) -> Result<()> {
+    fixture
         .objects
         .create::<ServiceAccount>(json!({"metadata": {"name": "viewer"}}))
         .await?;
     let viewer = json!({"kind": "ServiceAccount", "name": "viewer", "namespace": SHOP});
-    world
+    fixture
         .objects
         .allow(
             "viewer-proxy",
@@ -119,19 +123,19 @@ pub async fn returns_causes_to_callers_that_may_read_the_target(world: &mut Worl
             &["get"],
         )
         .await?;
-    world
+    fixture
         .objects
         .allow("viewer", viewer, &["services"], &["get"])
         .await?;
-    let viewer = world.cluster.token(SHOP, "viewer", None).await?;
+    let viewer = fixture.cluster.token(SHOP, "viewer", None).await?;
     let mut viewer = Client::connect(
-        world.bastion.secure,
-        &world.cluster.ca.file,
+        fixture.bastion.secure,
+        &fixture.cluster.ca.file,
         Some(&viewer),
         None,
     )
     .await?;
-    let mut caller = world.client().await?;
+    let mut caller = fixture.client().await?;
 
     let ports = r#""causes":[{"reason":"ServicePort","message":"port \"a\" (80)"},{"reason":"ServicePort","message":"port \"b\" (81)"}]"#;
     let response = viewer.get(&path("services/two/proxy/")).await?;
@@ -161,11 +165,11 @@ pub async fn returns_causes_to_callers_that_may_read_the_target(world: &mut Worl
         "a caller that may not read the target gets causes: {response:?}"
     );
 
-    world
+    fixture
         .objects
         .service("gone", json!({"ports": [{"port": 80}]}))
         .await?;
-    world
+    fixture
         .objects
         .create::<EndpointSlice>(json!({
             "metadata": {"name": "gone-1", "labels": {"kubernetes.io/service-name": "gone"}},
@@ -190,14 +194,19 @@ pub async fn returns_causes_to_callers_that_may_read_the_target(world: &mut Worl
     .await
 }
 
-pub async fn returns_401_without_valid_credentials(world: &mut World) -> Result<()> {
+pub async fn returns_401_without_valid_credentials(fixture: &mut Fixture) -> Result<()> {
     for token in [
         None,
         Some("wrong"),
         Some("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9."),
     ] {
-        let mut client =
-            Client::connect(world.bastion.secure, &world.cluster.ca.file, token, None).await?;
+        let mut client = Client::connect(
+            fixture.bastion.secure,
+            &fixture.cluster.ca.file,
+            token,
+            None,
+        )
+        .await?;
         let response = client.get(&path("services/web/proxy/name")).await?;
         ensure!(
             response.status == 401 && response.headers["www-authenticate"] == "Bearer",
@@ -208,9 +217,9 @@ pub async fn returns_401_without_valid_credentials(world: &mut World) -> Result<
             "{response:?}"
         );
     }
-    let log = world.bastion.log();
+    let log = fixture.bastion.log();
     ensure!(
-        !log.contains(&world.token) && !log.contains("eyJ"),
+        !log.contains(&fixture.token) && !log.contains("eyJ"),
         "the log contains a token"
     );
     Ok(())
@@ -218,9 +227,9 @@ pub async fn returns_401_without_valid_credentials(world: &mut World) -> Result<
 
 /// The current `kube-system/extension-apiserver-authentication` determines the client CAs. The
 /// apiserver adds its CA to the `ConfigMap` every minute, and keeps others.
-pub async fn applies_changed_client_cas_to_open_connections(world: &mut World) -> Result<()> {
-    let folder = world.cluster.folder.path();
-    let maps = Api::<ConfigMap>::namespaced(world.cluster.client.clone(), "kube-system");
+pub async fn applies_changed_client_cas_to_open_connections(fixture: &mut Fixture) -> Result<()> {
+    let folder = fixture.cluster.folder.path();
+    let maps = Api::<ConfigMap>::namespaced(fixture.cluster.client.clone(), "kube-system");
     let publish = async |pem: &str| -> Result<()> {
         let patch = json!({"data": {"client-ca-file": pem}});
         maps.patch(
@@ -232,7 +241,7 @@ pub async fn applies_changed_client_cas_to_open_connections(world: &mut World) -
         Ok(())
     };
     let guests = Ca::new(folder, "guests-ca")?;
-    world
+    fixture
         .objects
         .allow(
             "guests",
@@ -243,8 +252,8 @@ pub async fn applies_changed_client_cas_to_open_connections(world: &mut World) -
         .await?;
     let guest = guests.client(folder, "guest", "guests")?;
     let mut client = Client::connect(
-        world.bastion.secure,
-        &world.cluster.ca.file,
+        fixture.bastion.secure,
+        &fixture.cluster.ca.file,
         None,
         Some(&guest),
     )
@@ -256,7 +265,7 @@ pub async fn applies_changed_client_cas_to_open_connections(world: &mut World) -
         "the CA is trusted too early: {response:?}"
     );
 
-    let own = std::fs::read_to_string(&world.cluster.ca.file)?;
+    let own = std::fs::read_to_string(&fixture.cluster.ca.file)?;
     publish(&format!("{own}{}", std::fs::read_to_string(&guests.file)?)).await?;
     let added = eventually("the added CA", async || {
         Ok(client.get(&target).await?.status == 200)

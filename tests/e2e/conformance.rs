@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::clients::KubectlProxy;
+use crate::fixture::{Fixture, acceptor, bastion, path};
 use crate::support::app::{App, response, status};
 use crate::support::client::{Client, Response, get_plain, get_plain_over};
 use crate::support::cluster::{HOME, KubeconfigUser};
 use crate::support::eventually;
 use crate::support::objects::Objects;
 use crate::support::pki::Pair;
-use crate::world::{World, acceptor, bastion, path};
 
 const ROUNDS: usize = 20;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,21 +35,21 @@ const METHODS: [Method; 7] = [
 ];
 
 /// E1, "should proxy through a service and a pod".
-pub async fn serves_sixteen_urls_twenty_times_in_parallel(world: &mut World) -> Result<()> {
+pub async fn serves_sixteen_urls_twenty_times_in_parallel(fixture: &mut Fixture) -> Result<()> {
     const LAST: u8 = 32;
-    let objects = Objects::new(&world.cluster.client, "proxy-e1").await?;
-    let tls = acceptor(&world.serving)?;
+    let objects = Objects::new(&fixture.cluster.client, "proxy-e1").await?;
+    let tls = acceptor(&fixture.serving)?;
     let (page, safe_page) = (
         r#"<a href="/rewriteme">test</a>"#,
         r#"<a href="/tlsrewriteme">test</a>"#,
     );
     let mut apps = Vec::new();
     for (port, text) in [(80, page), (1080, page), (160, "foo"), (162, "bar")] {
-        apps.push(App::with_text(&world.namespace, LAST, port, None, text)?);
+        apps.push(App::with_text(&fixture.namespace, LAST, port, None, text)?);
     }
     for (port, text) in [(443, safe_page), (460, "tls baz"), (462, "tls qux")] {
         apps.push(App::with_text(
-            &world.namespace,
+            &fixture.namespace,
             LAST,
             port,
             Some(tls.clone()),
@@ -65,7 +65,7 @@ pub async fn serves_sixteen_urls_twenty_times_in_parallel(world: &mut World) -> 
         .pod(
             "porter",
             json!({"app": "porter"}),
-            world.namespace.address(LAST),
+            fixture.namespace.address(LAST),
             ports,
         )
         .await?;
@@ -112,7 +112,7 @@ pub async fn serves_sixteen_urls_twenty_times_in_parallel(world: &mut World) -> 
         ));
     }
 
-    for server_under_test in servers(world)? {
+    for server_under_test in servers(fixture)? {
         server_under_test.wait_until_known(&expected[0].0).await?;
         let mut failures = Vec::new();
         for round in 0..ROUNDS {
@@ -152,9 +152,9 @@ pub async fn serves_sixteen_urls_twenty_times_in_parallel(world: &mut World) -> 
 }
 
 /// E2, "A set of valid responses are returned for both pod and service Proxy".
-pub async fn forwards_seven_methods_to_a_path(world: &mut World) -> Result<()> {
-    let _porter = porter(world, "proxy-e2", 33).await?;
-    for server_under_test in servers(world)? {
+pub async fn forwards_seven_methods_to_a_path(fixture: &mut Fixture) -> Result<()> {
+    let _porter = porter(fixture, "proxy-e2", 33).await?;
+    for server_under_test in servers(fixture)? {
         server_under_test
             .wait_until_known(
                 "/api/v1/namespaces/proxy-e2/services/test-service/proxy/some/path/with/GET",
@@ -180,10 +180,10 @@ pub async fn forwards_seven_methods_to_a_path(world: &mut World) -> Result<()> {
 /// E3, "A set of valid responses are returned for both pod and service `ProxyWithPath`", of a proxy
 /// without a path.
 pub async fn forwards_five_methods_to_bare_proxy_and_redirects_two(
-    world: &mut World,
+    fixture: &mut Fixture,
 ) -> Result<()> {
-    let _porter = porter(world, "proxy-e3", 34).await?;
-    for server_under_test in servers(world)? {
+    let _porter = porter(fixture, "proxy-e3", 34).await?;
+    for server_under_test in servers(fixture)? {
         server_under_test
             .wait_until_known("/api/v1/namespaces/proxy-e3/services/test-service/proxy/")
             .await?;
@@ -213,18 +213,18 @@ pub async fn forwards_five_methods_to_bare_proxy_and_redirects_two(
 }
 
 /// E4, "should proxy logs on node" without and with the kubelet's port in the URL.
-pub async fn reads_node_logs_through_the_kubelet(world: &mut World) -> Result<()> {
+pub async fn reads_node_logs_through_the_kubelet(fixture: &mut Fixture) -> Result<()> {
     const LAST: u8 = 35;
-    let folder = world.cluster.folder.path();
-    let kubelet = world.cluster.ca.server(
+    let folder = fixture.cluster.folder.path();
+    let kubelet = fixture.cluster.ca.server(
         folder,
         "kubelet",
-        &[&world.namespace.address(LAST).to_string()],
+        &[&fixture.namespace.address(LAST).to_string()],
     )?;
     let credentials = Arc::<Mutex<Vec<Option<String>>>>::default();
     let recorded = Arc::clone(&credentials);
     let _kubelet = App::start(
-        &world.namespace,
+        &fixture.namespace,
         LAST,
         10250,
         Some(acceptor(&kubelet)?),
@@ -254,33 +254,33 @@ pub async fn reads_node_logs_through_the_kubelet(world: &mut World) -> Result<()
             }
         },
     )?;
-    world
+    fixture
         .objects
-        .node("logging", world.namespace.address(LAST))
+        .node("logging", fixture.namespace.address(LAST))
         .await?;
     // The bastion sends its token to kubelets only if it has their CA. The token is in a file, as
     // in a pod.
     let token = folder.join("kubelets-token");
-    std::fs::write(&token, world.cluster.token(HOME, HOME, None).await?)?;
+    std::fs::write(&token, fixture.cluster.token(HOME, HOME, None).await?)?;
     let by = KubeconfigUser::TokenFile(&token);
-    let kubeconfig = world.cluster.kubeconfig(
+    let kubeconfig = fixture.cluster.kubeconfig(
         "kubelets",
-        &world.cluster.server,
-        &world.cluster.ca.file,
+        &fixture.cluster.server,
+        &fixture.cluster.ca.file,
         &by,
     )?;
     let authority = format!(
         "--kubelet-certificate-authority={}",
-        world.cluster.ca.file.display()
+        fixture.cluster.ca.file.display()
     );
     let knowing = bastion(
         &kubeconfig,
-        &world.serving,
+        &fixture.serving,
         &[&authority, "--kubelet-service-account-token"],
     )?;
     knowing.ready().await?;
 
-    let mut server_under_test = servers(world)?;
+    let mut server_under_test = servers(fixture)?;
     server_under_test[0].address = knowing.secure;
     for (server_under_test, own_token) in server_under_test.iter().zip([true, false]) {
         server_under_test
@@ -312,7 +312,7 @@ pub async fn reads_node_logs_through_the_kubelet(world: &mut World) -> Result<()
             .clone();
         let right = credentials.iter().all(|sent| match sent {
             Some(sent) => {
-                own_token && sent.starts_with("Bearer ey") && !sent.contains(&world.token)
+                own_token && sent.starts_with("Bearer ey") && !sent.contains(&fixture.token)
             }
             None => !own_token,
         });
@@ -329,12 +329,12 @@ pub async fn reads_node_logs_through_the_kubelet(world: &mut World) -> Result<()
 /// request `/api/`, which the bastion does not serve: it must return the 404 of an API server.
 /// "should support exec using --server" (`kubectl --server=http://127.0.0.1:PORT`) uses exec, which
 /// the bastion does not serve either; here it requests a raw path.
-pub async fn kubectl_proxy_serves_on_port_and_socket(world: &mut World) -> Result<()> {
+pub async fn kubectl_proxy_serves_on_port_and_socket(fixture: &mut Fixture) -> Result<()> {
     let name = path("services/web:80/proxy/name");
-    world.wait_until_known("services/web:80").await?;
-    let server = format!("https://{}", world.bastion.secure);
-    for (server, api) in [(server, false), (world.cluster.server.clone(), true)] {
-        let by_port = KubectlProxy::by_port(world, &server).await?;
+    fixture.wait_until_known("services/web:80").await?;
+    let server = format!("https://{}", fixture.bastion.secure);
+    for (server, api) in [(server, false), (fixture.cluster.server.clone(), true)] {
+        let by_port = KubectlProxy::by_port(fixture, &server).await?;
         let (code, body) = get_plain(by_port.address()?, &name).await?;
         ensure!(
             code == 200 && body.starts_with("web-"),
@@ -347,7 +347,7 @@ pub async fn kubectl_proxy_serves_on_port_and_socket(world: &mut World) -> Resul
         );
 
         let plain = format!("--server=http://{}", by_port.address()?);
-        let output = std::process::Command::new(&world.cluster.kubectl)
+        let output = std::process::Command::new(&fixture.cluster.kubectl)
             .args(["--kubeconfig=/dev/null", &plain, "get", "--raw", &name])
             .output()?;
         let stdout = String::from_utf8_lossy(&output.stdout);
@@ -356,7 +356,7 @@ pub async fn kubectl_proxy_serves_on_port_and_socket(world: &mut World) -> Resul
             "{server}, kubectl --server: {output:?}"
         );
 
-        let by_socket = KubectlProxy::by_socket(world, &server).await?;
+        let by_socket = KubectlProxy::by_socket(fixture, &server).await?;
         for (path, is_name) in [(name.as_str(), true), ("/api/", false)] {
             let stream = tokio::net::UnixStream::connect(by_socket.socket()).await?;
             let (code, body) = get_plain_over(stream, "localhost", path).await?;
@@ -387,9 +387,9 @@ fn is_expected(api: bool, code: u16, body: &str) -> bool {
 
 /// Behaves as `porter` of agnhost in E2 and E3: returns the method, or for the bare path that of
 /// the query.
-async fn porter(world: &World, namespace: &str, last: u8) -> Result<App> {
-    let objects = Objects::new(&world.cluster.client, namespace).await?;
-    let app = App::start(&world.namespace, last, 80, None, |request| async move {
+async fn porter(fixture: &Fixture, namespace: &str, last: u8) -> Result<App> {
+    let objects = Objects::new(&fixture.cluster.client, namespace).await?;
+    let app = App::start(&fixture.namespace, last, 80, None, |request| async move {
         let method = request.method().as_str();
         let path = request.uri().path();
         let server_under_test = match request
@@ -415,7 +415,7 @@ async fn porter(world: &World, namespace: &str, last: u8) -> Result<App> {
         .pod(
             "agnhost",
             json!({"test": "response"}),
-            world.namespace.address(last),
+            fixture.namespace.address(last),
             ports,
         )
         .await?;
@@ -457,15 +457,15 @@ impl Server {
 }
 
 /// Returns the bastion and the apiserver.
-fn servers(world: &World) -> Result<[Server; 2]> {
+fn servers(fixture: &Fixture) -> Result<[Server; 2]> {
     // The tests of Kubernetes run as an administrator: only `*` allows the empty verb of OPTIONS.
-    let admin =
-        world
-            .cluster
-            .ca
-            .client(world.cluster.folder.path(), "conformance", "system:masters")?;
-    let ca = world.cluster.ca.file.clone();
-    let apiserver = world
+    let admin = fixture.cluster.ca.client(
+        fixture.cluster.folder.path(),
+        "conformance",
+        "system:masters",
+    )?;
+    let ca = fixture.cluster.ca.file.clone();
+    let apiserver = fixture
         .cluster
         .server
         .trim_start_matches("https://")
@@ -473,7 +473,7 @@ fn servers(world: &World) -> Result<[Server; 2]> {
     Ok([
         Server {
             name: "the bastion",
-            address: world.bastion.secure,
+            address: fixture.bastion.secure,
             ca: ca.clone(),
             admin: admin.clone(),
         },

@@ -11,15 +11,15 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::fixture::{Fixture, SHOP, bastion, path};
 use crate::support::bastion::Bastion;
 use crate::support::client::{Client, tls};
 use crate::support::cluster::HOME;
 use crate::support::objects::Objects;
-use crate::world::{SHOP, World, bastion, path};
 
-pub async fn api_accepts_the_manifests(world: &mut World) -> Result<()> {
+pub async fn api_accepts_the_manifests(fixture: &mut Fixture) -> Result<()> {
     // The namespace exists already, which a dry run requires.
-    let output = world
+    let output = fixture
         .cluster
         .kubectl(&["apply", "-k", "deploy/", "--dry-run=server"])?;
     for object in [
@@ -30,15 +30,17 @@ pub async fn api_accepts_the_manifests(world: &mut World) -> Result<()> {
     ] {
         ensure!(output.contains(object), "{object} is missing:\n{output}");
     }
-    Objects::new(&world.cluster.client, "team-a").await?;
-    world
+    Objects::new(&fixture.cluster.client, "team-a").await?;
+    fixture
         .cluster
         .kubectl(&["apply", "-f", "deploy/examples/", "--dry-run=server"])?;
     Ok(())
 }
 
-pub async fn pod_uses_its_service_account_and_reloads_its_token(world: &mut World) -> Result<()> {
-    let cluster = &world.cluster;
+pub async fn pod_uses_its_service_account_and_reloads_its_token(
+    fixture: &mut Fixture,
+) -> Result<()> {
+    let cluster = &fixture.cluster;
     let account = tempfile::tempdir()?;
     let write = |name: &str, text: &str| std::fs::write(account.path().join(name), text);
     // A token that becomes invalid with its bound object, as in a pod.
@@ -83,18 +85,18 @@ pub async fn pod_uses_its_service_account_and_reloads_its_token(world: &mut Worl
         .arg("serve")
         .arg(format!(
             "--tls-cert-file={}",
-            world.serving.certificate.display()
+            fixture.serving.certificate.display()
         ))
         .arg(format!(
             "--tls-private-key-file={}",
-            world.serving.key.display()
+            fixture.serving.key.display()
         ))
         .env("KUBERNETES_SERVICE_HOST", host)
         .env("KUBERNETES_SERVICE_PORT", port);
     let pod = Bastion::run(command)?;
     pod.ready().await?;
     let mut client =
-        Client::connect(pod.secure, &cluster.ca.file, Some(&world.token), None).await?;
+        Client::connect(pod.secure, &cluster.ca.file, Some(&fixture.token), None).await?;
     let response = client.get(&path("services/web/proxy/name")).await?;
     ensure!(response.status == 200, "{response:?}");
 
@@ -116,26 +118,26 @@ pub async fn pod_uses_its_service_account_and_reloads_its_token(world: &mut Worl
     Ok(())
 }
 
-pub async fn sigterm_finishes_running_requests(world: &mut World) -> Result<()> {
-    let kubeconfig = world
+pub async fn sigterm_finishes_running_requests(fixture: &mut Fixture) -> Result<()> {
+    let kubeconfig = fixture
         .cluster
-        .bastion_kubeconfig("draining", &world.cluster.server)
+        .bastion_kubeconfig("draining", &fixture.cluster.server)
         .await?;
-    let mut draining = bastion(&kubeconfig, &world.serving, &["--drain-timeout=20s"])?;
+    let mut draining = bastion(&kubeconfig, &fixture.serving, &["--drain-timeout=20s"])?;
     draining.ready().await?;
     // A request with an incomplete body, and a tunnel.
-    let mut half = tls(draining.secure, &world.cluster.ca.file, None).await?;
+    let mut half = tls(draining.secure, &fixture.cluster.ca.file, None).await?;
     let head = |method: &str, target: &str, more: &str| {
         format!(
             "{method} {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{more}\r\n",
             path(target),
-            world.token
+            fixture.token
         )
     };
     half.write_all(head("POST", "pods/web-1/proxy/echo", "Content-Length: 10\r\n").as_bytes())
         .await?;
     half.write_all(b"01234").await?;
-    let mut tunnel = tls(draining.secure, &world.cluster.ca.file, None).await?;
+    let mut tunnel = tls(draining.secure, &fixture.cluster.ca.file, None).await?;
     tunnel
         .write_all(
             head(

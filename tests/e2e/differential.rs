@@ -4,12 +4,12 @@
 //! `DIFFERENTIAL=TEXT make e2e` sends only the rows whose name or C-numbers contain `TEXT`. With
 //! `DIFFERENTIAL_SHOW` in the environment, it prints all observations.
 
-mod ask;
 mod callers;
 mod compare;
 mod observe;
 mod report;
 mod scenarios;
+mod send;
 mod setting;
 #[allow(dead_code, reason = "texts of the documentation are not used here")]
 mod table;
@@ -18,24 +18,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use ask::Side;
 use compare::{Verdict, compare};
 use observe::{Observation, observe};
 use report::Counts;
+use send::Side;
 use setting::Setting;
 use table::{Row, Table};
 
+use crate::fixture::Fixture;
 use crate::support::raw;
-use crate::world::World;
 
 /// Duration beyond which a row is reported as slow.
 const SLOW_ROW: Duration = Duration::from_secs(1);
 
-pub async fn behaves_as_the_table_declares(world: &mut World) -> Result<()> {
+pub async fn behaves_as_the_table_declares(fixture: &mut Fixture) -> Result<()> {
     let table = Table::load()?;
     let wanted = std::env::var("DIFFERENTIAL").unwrap_or_default();
     let is_wanted = |row: &Row| row.name.contains(&wanted) || row.c.contains(&wanted);
-    let setting = Setting::new(world).await?;
+    let setting = Setting::new(fixture).await?;
     let (began, mut all) = (Instant::now(), Counts::default());
     for chapter in &table.chapters {
         let mut counts = Counts::default();
@@ -72,36 +72,37 @@ pub async fn behaves_as_the_table_declares(world: &mut World) -> Result<()> {
 
 async fn compare_row(setting: &Setting<'_>, row: &Row) -> Result<Verdict> {
     let began = Instant::now();
-    let theirs = observe_side(setting, &setting.theirs()?, row).await?;
-    let ours = observe_side(setting, &setting.ours(&row.setting)?, row).await?;
+    let apiserver = observe_side(setting, &setting.apiserver()?, row).await?;
+    let bastion = observe_side(setting, &setting.bastion(&row.setting)?, row).await?;
     if std::env::var_os("DIFFERENTIAL_SHOW").is_some() {
         println!("     {} ({:?})", row.name, began.elapsed());
-        theirs
+        apiserver
             .iter()
-            .for_each(|(name, value)| println!("          theirs {name}: {value:?}"));
-        ours.iter()
-            .for_each(|(name, value)| println!("          ours   {name}: {value:?}"));
+            .for_each(|(name, value)| println!("          apiserver {name}: {value:?}"));
+        bastion
+            .iter()
+            .for_each(|(name, value)| println!("          bastion   {name}: {value:?}"));
     }
     if began.elapsed() > SLOW_ROW {
         println!("     slow: {} took {:?}", row.name, began.elapsed());
     }
-    Ok(compare(row, ours, theirs))
+    Ok(compare(row, bastion, apiserver))
 }
 
 async fn observe_side(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<Observation> {
-    setting.stage.begin(row.backend.clone());
+    setting.backends.begin(row.backend.clone());
     if let Some(scenario) = &row.scenario {
         return scenarios::run(scenario, setting, side, row).await;
     }
     let by = setting.callers.get(&row.caller)?;
     let response = match row.http {
-        Some(2) => ask::ask_h2(side, row, by, &setting.stage).await,
-        _ => ask::ask(side, row, by, &setting.stage).await,
+        Some(2) => send::send_h2(side, row, by, &setting.backends).await,
+        _ => send::send(side, row, by, &setting.backends).await,
     };
-    let seen = setting.stage.finish().await;
-    let response = response.unwrap_or_else(|error| ask::RecordedResponse {
+    let seen = setting.backends.finish().await;
+    let response = response.unwrap_or_else(|error| send::RecordedResponse {
         end: format!("{error:#}"),
-        ..ask::RecordedResponse::default()
+        ..send::RecordedResponse::default()
     });
     let mut observation = observe(&response, &seen);
     observation

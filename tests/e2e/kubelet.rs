@@ -8,45 +8,45 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
 
+use crate::fixture::{Fixture, bastion};
 use crate::support::client::Client;
 use crate::support::eventually;
 use crate::support::kubelet::Kubelet;
 use crate::support::pki::Ca;
-use crate::world::{World, bastion};
 
 const LAST: u8 = 39;
 
 /// CONFORMANCE C32, C52.
-pub async fn sends_credentials_only_to_verified_kubelets(world: &mut World) -> Result<()> {
-    let folder = world.cluster.folder.path();
-    let address = world.namespace.address(LAST);
-    let serving = world
+pub async fn sends_credentials_only_to_verified_kubelets(fixture: &mut Fixture) -> Result<()> {
+    let folder = fixture.cluster.folder.path();
+    let address = fixture.namespace.address(LAST);
+    let serving = fixture
         .cluster
         .ca
         .server(folder, "received-kubelet", &[&address.to_string()])?;
     let listener =
-        TcpListener::from_std(world.namespace.bind(SocketAddr::from((address, 10250)))?)?;
-    let kubelet = Kubelet::start(listener, &serving, &world.cluster.ca.file)?;
-    world.objects.node("kubelet-node", address).await?;
+        TcpListener::from_std(fixture.namespace.bind(SocketAddr::from((address, 10250)))?)?;
+    let kubelet = Kubelet::start(listener, &serving, &fixture.cluster.ca.file)?;
+    fixture.objects.node("kubelet-node", address).await?;
 
-    let own = world
+    let own = fixture
         .cluster
         .ca
         .client(folder, "bastion-at-kubelets", "system:masters")?;
     let certificate = CertificateDer::from_pem_file(&own.certificate)?.to_vec();
     let verify = format!(
         "--kubelet-certificate-authority={}",
-        world.cluster.ca.file.display()
+        fixture.cluster.ca.file.display()
     );
-    let stranger = format!(
+    let wrong_ca = format!(
         "--kubelet-certificate-authority={}",
         Ca::new(folder, "no-kubelets-ca")?.file.display()
     );
     let certificate_flag = format!("--kubelet-client-certificate={}", own.certificate.display());
     let key_flag = format!("--kubelet-client-key={}", own.key.display());
-    let kubeconfig = world
+    let kubeconfig = fixture
         .cluster
-        .bastion_kubeconfig("kubelet-node", &world.cluster.server)
+        .bastion_kubeconfig("kubelet-node", &fixture.cluster.server)
         .await?;
 
     // The token is an opt-in, because the serving certificate of any node verifies as that of a
@@ -76,15 +76,15 @@ pub async fn sends_credentials_only_to_verified_kubelets(world: &mut World) -> R
             false,
             true,
         ),
-        ("of another CA", &[&stranger, token], 503, false, false),
+        ("of another CA", &[&wrong_ca, token], 503, false, false),
     ];
     for (name, flags, code, sends_token, sends_certificate) in cases {
-        let bastion = bastion(&kubeconfig, &world.serving, flags)?;
+        let bastion = bastion(&kubeconfig, &fixture.serving, flags)?;
         bastion.ready().await?;
         let mut client = Client::connect(
             bastion.secure,
-            &world.cluster.ca.file,
-            Some(&world.token),
+            &fixture.cluster.ca.file,
+            Some(&fixture.token),
             None,
         )
         .await?;
@@ -120,7 +120,7 @@ pub async fn sends_credentials_only_to_verified_kubelets(world: &mut World) -> R
             );
             ensure!(token.is_some() == sends_token, "{name}: {received:?}");
             ensure!(
-                !token.is_some_and(|token| token.contains(&world.token)),
+                !token.is_some_and(|token| token.contains(&fixture.token)),
                 "{name}: the caller's own token"
             );
             ensure!(

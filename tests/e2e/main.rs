@@ -17,28 +17,28 @@ mod conformance;
 mod deployed;
 mod differential;
 mod faults;
+mod fixture;
 mod kubelet;
 mod outages;
 #[path = "../support/mod.rs"]
 mod support;
 mod targets;
-mod world;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use fixture::Fixture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
-use world::World;
 
 /// State that the scenarios share.
 struct Shared {
     runtime: Runtime,
     /// `None` if the scenarios are only listed.
-    world: Mutex<Option<World>>,
+    fixture: Mutex<Option<Fixture>>,
 }
 
 macro_rules! scenarios {
@@ -48,9 +48,9 @@ macro_rules! scenarios {
             Trial::test(concat!(stringify!($module), "::", stringify!($name)), move || {
                 shared.runtime.block_on(async {
                     let started = Instant::now();
-                    let mut world = shared.world.lock().await;
-                    let world = world.as_mut().ok_or("the cluster is not set up")?;
-                    let result = $module::$name(world).await;
+                    let mut fixture = shared.fixture.lock().await;
+                    let fixture = fixture.as_mut().ok_or("the cluster is not set up")?;
+                    let result = $module::$name(fixture).await;
                     // Printed between the name and the result.
                     print!("({} s) ", started.elapsed().as_secs());
                     result.map_err(|error| Failed::from(format!("{error:#}")))
@@ -69,10 +69,10 @@ fn main() -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let mut world = None;
+    let mut fixture = None;
     if !arguments.list {
-        match runtime.block_on(World::new()) {
-            Ok(new) => world = Some(new),
+        match runtime.block_on(Fixture::new()) {
+            Ok(new) => fixture = Some(new),
             Err(error) => {
                 eprintln!("cannot set up the end-to-end tests: {error:#}");
                 return Ok(ExitCode::FAILURE);
@@ -81,13 +81,13 @@ fn main() -> Result<ExitCode> {
     }
     let shared = Arc::new(Shared {
         runtime,
-        world: Mutex::new(world),
+        fixture: Mutex::new(fixture),
     });
     let conclusion = libtest_mimic::run(&arguments, trials(&shared));
-    // The processes of the cluster are killed when the world is dropped, within the runtime.
+    // The processes of the cluster are killed when the fixture is dropped, within the runtime.
     shared
         .runtime
-        .block_on(async { drop(shared.world.lock().await.take()) });
+        .block_on(async { drop(shared.fixture.lock().await.take()) });
     if !arguments.list && conclusion.num_passed + conclusion.num_failed == 0 {
         eprintln!("no scenario matches the filter");
         return Ok(ExitCode::FAILURE);

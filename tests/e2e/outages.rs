@@ -3,14 +3,14 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
+use crate::fixture::{Fixture, bastion, path};
 use crate::support::client::Client;
 use crate::support::eventually;
 use crate::support::relay::Relay;
-use crate::world::{World, bastion, path};
 
-pub async fn resumes_broken_watch(world: &mut World) -> Result<()> {
+pub async fn resumes_broken_watch(fixture: &mut Fixture) -> Result<()> {
     let relay = Relay::start(
-        world
+        fixture
             .cluster
             .server
             .trim_start_matches("https://")
@@ -18,13 +18,16 @@ pub async fn resumes_broken_watch(world: &mut World) -> Result<()> {
     )
     .await?;
     let server = format!("https://{}", relay.address);
-    let kubeconfig = world.cluster.bastion_kubeconfig("relayed", &server).await?;
-    let relayed = bastion(&kubeconfig, &world.serving, &[])?;
+    let kubeconfig = fixture
+        .cluster
+        .bastion_kubeconfig("relayed", &server)
+        .await?;
+    let relayed = bastion(&kubeconfig, &fixture.serving, &[])?;
     relayed.ready().await?;
     let mut client = Client::connect(
         relayed.secure,
-        &world.cluster.ca.file,
-        Some(&world.token),
+        &fixture.cluster.ca.file,
+        Some(&fixture.token),
         None,
     )
     .await?;
@@ -32,9 +35,9 @@ pub async fn resumes_broken_watch(world: &mut World) -> Result<()> {
         relay.cut();
         let name = format!("after-cut-{round}");
         let ports = json!([{"containerPort": 8080}]);
-        world
+        fixture
             .objects
-            .pod(&name, json!({}), world.namespace.address(11), ports)
+            .pod(&name, json!({}), fixture.namespace.address(11), ports)
             .await?;
         eventually("a pod made after the cut", async || {
             Ok(client
@@ -44,7 +47,7 @@ pub async fn resumes_broken_watch(world: &mut World) -> Result<()> {
                 == "web-1")
         })
         .await?;
-        world.objects.delete_pod(&name).await?;
+        fixture.objects.delete_pod(&name).await?;
         eventually("a pod deleted after the cut", async || {
             Ok(client
                 .get(&path(&format!("pods/{name}/proxy/name")))
@@ -60,15 +63,15 @@ pub async fn resumes_broken_watch(world: &mut World) -> Result<()> {
     .await
 }
 
-pub async fn serves_last_known_state_without_the_api(world: &mut World) -> Result<()> {
-    let kubeconfig = world
+pub async fn serves_last_known_state_without_the_api(fixture: &mut Fixture) -> Result<()> {
+    let kubeconfig = fixture
         .cluster
-        .bastion_kubeconfig("patient", &world.cluster.server)
+        .bastion_kubeconfig("patient", &fixture.cluster.server)
         .await?;
     // Results are cached for longer than the outage.
     let patient = bastion(
         &kubeconfig,
-        &world.serving,
+        &fixture.serving,
         &[
             "--authentication-token-webhook-cache-ttl=10m",
             "--authorization-webhook-cache-authorized-ttl=10m",
@@ -77,15 +80,15 @@ pub async fn serves_last_known_state_without_the_api(world: &mut World) -> Resul
     patient.ready().await?;
     let mut client = Client::connect(
         patient.secure,
-        &world.cluster.ca.file,
-        Some(&world.token),
+        &fixture.cluster.ca.file,
+        Some(&fixture.token),
         None,
     )
     .await?;
     let target = path("services/web/proxy/name");
     ensure!(client.get(&target).await?.status == 200);
 
-    world.cluster.stop_apiserver();
+    fixture.cluster.stop_apiserver();
     eventually("the outage to be detected", async || {
         Ok(patient.readyz().await?.1.contains("[!]pods degraded"))
     })
@@ -113,14 +116,14 @@ pub async fn serves_last_known_state_without_the_api(world: &mut World) -> Resul
         );
     }
     // A caller without a cached result is rejected, not allowed.
-    let mut stranger = Client::connect(
+    let mut unauthenticated = Client::connect(
         patient.secure,
-        &world.cluster.ca.file,
+        &fixture.cluster.ca.file,
         Some("unknown"),
         None,
     )
     .await?;
-    let response = stranger.get(&target).await?;
+    let response = unauthenticated.get(&target).await?;
     ensure!(
         response.status == 500 && response.body.contains("could not be reviewed"),
         "{response:?}"
@@ -131,14 +134,14 @@ pub async fn serves_last_known_state_without_the_api(world: &mut World) -> Resul
         "{response:?}"
     );
 
-    world.cluster.start_apiserver().await?;
+    fixture.cluster.start_apiserver().await?;
     let ports = json!([{"containerPort": 8080}]);
-    world
+    fixture
         .objects
         .pod(
             "after-outage",
             json!({}),
-            world.namespace.address(12),
+            fixture.namespace.address(12),
             ports,
         )
         .await?;
@@ -156,13 +159,13 @@ pub async fn serves_last_known_state_without_the_api(world: &mut World) -> Resul
     .await
 }
 
-pub async fn waits_for_the_api_at_start(world: &mut World) -> Result<()> {
-    let kubeconfig = world
+pub async fn waits_for_the_api_at_start(fixture: &mut Fixture) -> Result<()> {
+    let kubeconfig = fixture
         .cluster
-        .bastion_kubeconfig("early", &world.cluster.server)
+        .bastion_kubeconfig("early", &fixture.cluster.server)
         .await?;
-    world.cluster.stop_apiserver();
-    let early = bastion(&kubeconfig, &world.serving, &[])?;
+    fixture.cluster.stop_apiserver();
+    let early = bastion(&kubeconfig, &fixture.serving, &[])?;
     eventually("the missing API to be reported", async || {
         Ok(early.readyz().await?.1.contains("refused"))
     })
@@ -191,8 +194,8 @@ pub async fn waits_for_the_api_at_start(world: &mut World) -> Result<()> {
     );
     let mut client = Client::connect(
         early.secure,
-        &world.cluster.ca.file,
-        Some(&world.token),
+        &fixture.cluster.ca.file,
+        Some(&fixture.token),
         None,
     )
     .await?;
@@ -204,7 +207,7 @@ pub async fn waits_for_the_api_at_start(world: &mut World) -> Result<()> {
                 .contains("has not loaded the cluster state yet"),
         "{response:?}"
     );
-    world.cluster.start_apiserver().await?;
+    fixture.cluster.start_apiserver().await?;
     early.ready().await?;
     let response = client.get(&path("services/web/proxy/name")).await?;
     ensure!(response.status == 200, "{response:?}");

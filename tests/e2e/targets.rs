@@ -8,12 +8,12 @@ use bytes::Bytes;
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::fixture::{Fixture, path};
 use crate::support::client::{get_plain, tls};
 use crate::support::cluster::KubeconfigUser;
-use crate::world::{World, path};
 
-pub async fn proxies_to_services_pods_and_nodes(world: &mut World) -> Result<()> {
-    let mut client = world.client().await?;
+pub async fn proxies_to_services_pods_and_nodes(fixture: &mut Fixture) -> Result<()> {
+    let mut client = fixture.client().await?;
     for (target, name) in [
         ("namespaces/shop/pods/web-2/proxy/name", "web-2"),
         ("namespaces/shop/pods/web-2:8080/proxy/name", "web-2"),
@@ -48,7 +48,9 @@ pub async fn proxies_to_services_pods_and_nodes(world: &mut World) -> Result<()>
     Ok(())
 }
 
-pub async fn kubectl_output_equals_that_of_the_apiserver_proxy(world: &mut World) -> Result<()> {
+pub async fn kubectl_output_equals_that_of_the_apiserver_proxy(
+    fixture: &mut Fixture,
+) -> Result<()> {
     for raw in [
         "/api/v1/nodes/node-1:9100/proxy/name",
         "/api/v1/namespaces/shop/pods/web-1:8080/proxy/name",
@@ -56,24 +58,25 @@ pub async fn kubectl_output_equals_that_of_the_apiserver_proxy(world: &mut World
         "/api/v1/namespaces/shop/services/https:safe:443/proxy/name",
         "/api/v1/namespaces/shop/services/https:safe:/proxy/name",
     ] {
-        let theirs = world.cluster.kubectl(&["get", "--raw", raw])?;
-        let (ok, ours) = world.kubectl_through(&["get", "--raw", raw])?;
+        let by_apiserver = fixture.cluster.kubectl(&["get", "--raw", raw])?;
+        let (ok, by_bastion) = fixture.kubectl_through(&["get", "--raw", raw])?;
         ensure!(
-            ok && ours == theirs && !ours.is_empty(),
-            "{raw}: ours {ours:?}, the apiserver's {theirs:?}"
+            ok && by_bastion == by_apiserver && !by_bastion.is_empty(),
+            "{raw}: bastion {by_bastion:?}, apiserver {by_apiserver:?}"
         );
     }
     Ok(())
 }
 
-pub async fn works_behind_kubectl_proxy(world: &mut World) -> Result<()> {
+pub async fn works_behind_kubectl_proxy(fixture: &mut Fixture) -> Result<()> {
     // As browsers use it: kubectl adds the token.
-    let server = format!("https://{}", world.bastion.secure);
-    let by = KubeconfigUser::Token(&world.token);
-    let kubeconfig = world
-        .cluster
-        .kubeconfig("browser", &server, &world.cluster.ca.file, &by)?;
-    let mut proxy = Command::new(&world.cluster.kubectl)
+    let server = format!("https://{}", fixture.bastion.secure);
+    let by = KubeconfigUser::Token(&fixture.token);
+    let kubeconfig =
+        fixture
+            .cluster
+            .kubeconfig("browser", &server, &fixture.cluster.ca.file, &by)?;
+    let mut proxy = Command::new(&fixture.cluster.kubectl)
         .args([
             "proxy",
             "--port=0",
@@ -96,8 +99,10 @@ pub async fn works_behind_kubectl_proxy(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-pub async fn missing_targets_return_the_status_of_the_apiserver(world: &mut World) -> Result<()> {
-    let mut client = world.client().await?;
+pub async fn missing_targets_return_the_status_of_the_apiserver(
+    fixture: &mut Fixture,
+) -> Result<()> {
+    let mut client = fixture.client().await?;
     for (target, code, message) in [
         ("pods/nobody/proxy/", 404, r#"pods \"nobody\" not found"#),
         (
@@ -196,8 +201,8 @@ pub async fn missing_targets_return_the_status_of_the_apiserver(world: &mut Worl
     Ok(())
 }
 
-pub async fn streams_bodies_and_upgrades_in_both_directions(world: &mut World) -> Result<()> {
-    let mut client = world.client().await?;
+pub async fn streams_bodies_and_upgrades_in_both_directions(fixture: &mut Fixture) -> Result<()> {
+    let mut client = fixture.client().await?;
     let big = Bytes::from("0123456789abcdef".repeat(1 << 18));
     let response = client
         .send(Method::POST, &path("pods/web-1/proxy/echo"), big.clone())
@@ -208,11 +213,11 @@ pub async fn streams_bodies_and_upgrades_in_both_directions(world: &mut World) -
         response.body.len()
     );
 
-    let mut stream = tls(world.bastion.secure, &world.cluster.ca.file, None).await?;
+    let mut stream = tls(fixture.bastion.secure, &fixture.cluster.ca.file, None).await?;
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo\r\n\r\nearly ",
         path("services/web/proxy/ws?q=%20"),
-        world.token
+        fixture.token
     );
     stream.write_all(request.as_bytes()).await?;
     stream.write_all(b"late ").await?;

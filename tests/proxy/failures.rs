@@ -67,8 +67,8 @@ async fn retries_refused_upload_with_complete_body() -> Result<()> {
     let mut client = bed.client().await?;
     let path = "/api/v1/namespaces/default/services/h2c/proxy/up";
     let pieces: Vec<String> = (0..60).map(|n| format!("{n:04}").repeat(256)).collect();
-    let whole = pieces.concat();
-    let length = whole.len();
+    let body = pieces.concat();
+    let length = body.len();
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nContent-Length: {length}\r\n\r\n"
     );
@@ -114,7 +114,7 @@ async fn retries_refused_upload_with_complete_body() -> Result<()> {
         got.extend_from_slice(&piece);
     }
     ensure!(
-        got == whole.as_bytes(),
+        got == body.as_bytes(),
         "{} bytes of {length} arrived",
         got.len()
     );

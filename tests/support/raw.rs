@@ -1,8 +1,8 @@
 //! Scripted backends: they record the bytes of requests, and send the bytes of a script.
 //!
-//! All listeners of a test share one [`Stage`]. It holds the script for the next requests, the
-//! recorded requests, and the bytes that the client has received so far. Thus either side can wait
-//! for the other without sleeping.
+//! All listeners of a test share one [`ScriptedBackends`]. It holds the script for the next
+//! requests, the recorded requests, and the bytes that the client has received so far. Thus either
+//! side can wait for the other without sleeping.
 
 mod h2;
 mod script;
@@ -57,27 +57,27 @@ pub struct Handshake {
 
 /// State of the current script.
 #[derive(Debug, Default)]
-struct Play {
+struct State {
     script: Script,
     /// Number of the script. Requests of earlier scripts are not recorded.
-    turn: u64,
+    generation: u64,
     seen: Vec<Seen>,
-    playing: usize,
+    active: usize,
     /// Bytes that the client has received.
     client: Vec<u8>,
 }
 
 /// The current script and its results. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Stage(Arc<watch::Sender<Play>>);
+pub struct ScriptedBackends(Arc<watch::Sender<State>>);
 
-impl Default for Stage {
+impl Default for ScriptedBackends {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(Play::default())))
+        Self(Arc::new(watch::Sender::new(State::default())))
     }
 }
 
-impl Stage {
+impl ScriptedBackends {
     /// Serves a listener until the runtime ends, with TLS if there is an acceptor.
     ///
     /// # Errors
@@ -89,11 +89,11 @@ impl Stage {
         tls: Option<TlsAcceptor>,
     ) -> Result<()> {
         let listener = TcpListener::from_std(listener)?;
-        let (stage, name) = (self.clone(), name.to_owned());
+        let (backends, name) = (self.clone(), name.to_owned());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (stage, name, tls) = (stage.clone(), name.clone(), tls.clone());
-                tokio::spawn(async move { stage.accepted(name, stream, tls).await });
+                let (backends, name, tls) = (backends.clone(), name.clone(), tls.clone());
+                tokio::spawn(async move { backends.accepted(name, stream, tls).await });
             }
         });
         Ok(())
@@ -101,11 +101,11 @@ impl Stage {
 
     /// Starts a script and discards the results of the previous one.
     pub fn begin(&self, script: Script) {
-        self.0.send_modify(|play| {
-            *play = Play {
+        self.0.send_modify(|state| {
+            *state = State {
                 script,
-                turn: play.turn + 1,
-                ..Play::default()
+                generation: state.generation + 1,
+                ..State::default()
             }
         });
     }
@@ -113,14 +113,14 @@ impl Stage {
     /// Waits until the script has ended for all requests, and returns the requests since
     /// [`Self::begin`].
     pub async fn finish(&self) -> Vec<Seen> {
-        let _ = self.wait_for(|play| play.playing == 0).await;
+        let _ = self.wait_for(|state| state.active == 0).await;
         self.0.borrow().seen.clone()
     }
 
     /// Records bytes that the client has received.
     pub fn client_got(&self, bytes: &[u8]) {
         self.0
-            .send_modify(|play| play.client.extend_from_slice(bytes));
+            .send_modify(|state| state.client.extend_from_slice(bytes));
     }
 
     /// Waits until a backend has received `text` in a request line, a body or a tunnel.
@@ -131,18 +131,18 @@ impl Stage {
         let has = |seen: &Seen| {
             seen.line.contains(text) || contains(&seen.body, text) || contains(&seen.tunnel, text)
         };
-        self.wait_for(|play| play.seen.iter().any(has))
+        self.wait_for(|state| state.seen.iter().any(has))
             .await
             .with_context(|| format!("no backend received {text:?}"))
     }
 
     async fn client_has(&self, text: &str) -> Result<()> {
-        self.wait_for(|play| contains(&play.client, text))
+        self.wait_for(|state| contains(&state.client, text))
             .await
             .with_context(|| format!("the client did not receive {text:?}"))
     }
 
-    async fn wait_for(&self, is: impl FnMut(&Play) -> bool) -> Result<()> {
+    async fn wait_for(&self, is: impl FnMut(&State) -> bool) -> Result<()> {
         let mut changes = self.0.subscribe();
         timeout(STEP_TIMEOUT, changes.wait_for(is))
             .await
@@ -178,7 +178,7 @@ impl Stage {
         self.connection(at, stream, handshake).await;
     }
 
-    /// Plays the script for one request after the other, until it closes the connection or the
+    /// Runs the script for one request after the other, until it closes the connection or the
     /// other side does.
     async fn connection<S>(&self, at: String, stream: S, tls: Option<Handshake>)
     where
@@ -186,7 +186,7 @@ impl Stage {
     {
         let mut wire = Wire::new(stream);
         while let Ok(Some(head)) = wire.head().await {
-            let part = Part::begin(
+            let exchange = Exchange::begin(
                 self,
                 Seen {
                     at: at.clone(),
@@ -196,11 +196,11 @@ impl Stage {
                     ..Seen::default()
                 },
             );
-            match part.play(&mut wire, &head).await {
+            match exchange.run(&mut wire, &head).await {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
-                    part.seen(|seen| seen.end = Some(format!("{error:#}")));
+                    exchange.seen(|seen| seen.end = Some(format!("{error:#}")));
                     return;
                 }
             }
@@ -208,42 +208,42 @@ impl Stage {
     }
 }
 
-/// Playback of the script for one request.
-struct Part {
-    stage: Stage,
-    turn: u64,
+/// Run of the script for one request.
+struct Exchange {
+    backends: ScriptedBackends,
+    generation: u64,
     index: usize,
     script: Script,
 }
 
-impl Part {
-    fn begin(stage: &Stage, seen: Seen) -> Self {
-        let mut part = Self {
-            stage: stage.clone(),
-            turn: 0,
+impl Exchange {
+    fn begin(backends: &ScriptedBackends, seen: Seen) -> Self {
+        let mut exchange = Self {
+            backends: backends.clone(),
+            generation: 0,
             index: 0,
             script: Script::default(),
         };
-        stage.0.send_modify(|play| {
-            (part.turn, part.index, part.script) =
-                (play.turn, play.seen.len(), play.script.clone());
-            play.seen.push(seen);
-            play.playing += 1;
+        backends.0.send_modify(|state| {
+            (exchange.generation, exchange.index, exchange.script) =
+                (state.generation, state.seen.len(), state.script.clone());
+            state.seen.push(seen);
+            state.active += 1;
         });
-        part
+        exchange
     }
 
     /// Updates the recorded request, unless another script has started.
     fn seen(&self, report: impl FnOnce(&mut Seen)) {
-        self.stage.0.send_modify(|play| {
-            if play.turn == self.turn {
-                report(&mut play.seen[self.index]);
+        self.backends.0.send_modify(|state| {
+            if state.generation == self.generation {
+                report(&mut state.seen[self.index]);
             }
         });
     }
 
-    /// Plays the script. Returns true if the connection stays open.
-    async fn play<S: AsyncRead + AsyncWrite + Unpin>(
+    /// Runs the script. Returns true if the connection stays open.
+    async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         wire: &mut Wire<S>,
         head: &Head,
@@ -254,14 +254,14 @@ impl Part {
         for step in &self.script.steps {
             match step {
                 Step::Body => self.body(wire, head).await?,
-                Step::ClientHas(text) => self.stage.client_has(text).await?,
+                Step::ClientHas(text) => self.backends.client_has(text).await?,
                 Step::Glance(text) | Step::Blink(text) => {
                     let moment = if matches!(step, Step::Blink(_)) {
                         IMMEDIATE / 10
                     } else {
                         IMMEDIATE
                     };
-                    let got = timeout(moment, self.stage.client_has(text))
+                    let got = timeout(moment, self.backends.client_has(text))
                         .await
                         .is_ok_and(|has| has.is_ok());
                     self.seen(|seen| seen.glance = Some(got));
@@ -293,7 +293,7 @@ impl Part {
                 Step::Hold => {
                     // Reads further bytes, but waits only for the end.
                     while matches!(wire.some().await, Ok(Some(_))) {}
-                    self.seen(|seen| seen.end = Some("the proxy hung up".into()));
+                    self.seen(|seen| seen.end = Some("the proxy disconnected".into()));
                     return Ok(false);
                 }
                 Step::HalfClose => wire.stream.shutdown().await?,
@@ -338,16 +338,16 @@ impl Part {
     }
 
     fn tunnel_has(&self, text: &str) -> bool {
-        let play = self.stage.0.borrow();
-        play.turn == self.turn && contains(&play.seen[self.index].tunnel, text)
+        let state = self.backends.0.borrow();
+        state.generation == self.generation && contains(&state.seen[self.index].tunnel, text)
     }
 }
 
-impl Drop for Part {
+impl Drop for Exchange {
     fn drop(&mut self) {
-        self.stage.0.send_modify(|play| {
-            if play.turn == self.turn {
-                play.playing -= 1;
+        self.backends.0.send_modify(|state| {
+            if state.generation == self.generation {
+                state.active -= 1;
             }
         });
     }

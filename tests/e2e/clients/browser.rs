@@ -8,34 +8,35 @@ use serde_json::json;
 
 use super::kubectl::KubectlProxy;
 use super::site::site;
+use crate::fixture::{Fixture, path};
 use crate::support::app::App;
 use crate::support::program::{Program, find_program};
-use crate::world::{World, path};
 
 const LAST: u8 = 31;
 
 /// The browser connects to the bastion over HTTP/2, with a token.
-pub async fn browser_shows_a_site(world: &mut World) -> Result<()> {
-    let _app = serve(world, "site", 8081).await?;
+pub async fn browser_shows_a_site(fixture: &mut Fixture) -> Result<()> {
+    let _app = serve(fixture, "site", 8081).await?;
     let base = format!(
         "https://{}{}",
-        world.bastion.secure,
+        fixture.bastion.secure,
         path("services/site/proxy")
     );
-    visit(&base, Some(&world.token)).await
+    visit(&base, Some(&fixture.token)).await
 }
 
 /// `kubectl proxy` adds the token, and the browser has none.
-pub async fn browser_shows_a_site_behind_kubectl_proxy(world: &mut World) -> Result<()> {
-    let _app = serve(world, "site-too", 8082).await?;
+pub async fn browser_shows_a_site_behind_kubectl_proxy(fixture: &mut Fixture) -> Result<()> {
+    let _app = serve(fixture, "site-too", 8082).await?;
     // Without a proxy first, as the reference.
     visit(
-        &format!("http://{}:8082", world.namespace.address(LAST)),
+        &format!("http://{}:8082", fixture.namespace.address(LAST)),
         None,
     )
     .await
     .context("without any proxy")?;
-    let proxy = KubectlProxy::by_port(world, &format!("https://{}", world.bastion.secure)).await?;
+    let proxy =
+        KubectlProxy::by_port(fixture, &format!("https://{}", fixture.bastion.secure)).await?;
     visit(
         &format!(
             "http://{}{}",
@@ -47,20 +48,20 @@ pub async fn browser_shows_a_site_behind_kubectl_proxy(world: &mut World) -> Res
     .await
 }
 
-async fn serve(world: &World, name: &str, port: u16) -> Result<App> {
-    let app = App::start(&world.namespace, LAST, port, None, site)?;
-    world
+async fn serve(fixture: &Fixture, name: &str, port: u16) -> Result<App> {
+    let app = App::start(&fixture.namespace, LAST, port, None, site)?;
+    fixture
         .objects
         .pod(
             name,
             json!({"app": name}),
-            world.namespace.address(LAST),
+            fixture.namespace.address(LAST),
             json!([]),
         )
         .await?;
     let spec = json!({"selector": {"app": name}, "ports": [{"port": 80, "targetPort": port}]});
-    world.objects.service(name, spec).await?;
-    world
+    fixture.objects.service(name, spec).await?;
+    fixture
         .wait_until_known(&format!("services/{name}:80"))
         .await?;
     Ok(app)

@@ -11,17 +11,17 @@ use hyper::body::Frame;
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
+use crate::fixture::{Fixture, path};
 use crate::support::app::{App, response, status};
 use crate::support::program::{Program, find_program};
-use crate::world::{World, path};
 
 const LAST: u8 = 36;
 
 /// Versions of HTTP: the option of curl, and its name in the output of curl.
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "1.1"), ("--http2", "2")];
 
-pub async fn curl_uses_both_versions_of_http(world: &mut World) -> Result<()> {
-    let _app = App::start(&world.namespace, LAST, 8081, None, |request| async move {
+pub async fn curl_uses_both_versions_of_http(fixture: &mut Fixture) -> Result<()> {
+    let _app = App::start(&fixture.namespace, LAST, 8081, None, |request| async move {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/moved") => {
                 status(StatusCode::FOUND, header::LOCATION, "/elsewhere", "")
@@ -47,17 +47,17 @@ pub async fn curl_uses_both_versions_of_http(world: &mut World) -> Result<()> {
         }
     })?;
     let ports = json!([{"containerPort": 8081}]);
-    world
+    fixture
         .objects
         .pod(
             "curled",
             json!({"app": "curled"}),
-            world.namespace.address(LAST),
+            fixture.namespace.address(LAST),
             ports,
         )
         .await?;
-    world.wait_until_known("pods/curled").await?;
-    let file = world.cluster.folder.path().join("upload");
+    fixture.wait_until_known("pods/curled").await?;
+    let file = fixture.cluster.folder.path().join("upload");
     std::fs::write(&file, "0123456789abcdef".repeat(1 << 16))?;
     let upload = format!("@{}", file.display());
     for (version, spoken) in VERSIONS {
@@ -144,8 +144,8 @@ pub async fn curl_uses_both_versions_of_http(world: &mut World) -> Result<()> {
                 "web-",
             ),
         ] {
-            let url = format!("https://{}{}", world.bastion.secure, path(target));
-            let mut curl = curl(world)?;
+            let url = format!("https://{}{}", fixture.bastion.secure, path(target));
+            let mut curl = curl(fixture)?;
             curl.args([
                 version,
                 "--write-out",
@@ -168,11 +168,11 @@ pub async fn curl_uses_both_versions_of_http(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-pub async fn curl_streams_responses(world: &mut World) -> Result<()> {
+pub async fn curl_streams_responses(fixture: &mut Fixture) -> Result<()> {
     // The test writes each response in pieces.
     let (feed, pieces) = mpsc::channel::<&'static str>(1);
     let pieces = Arc::new(Mutex::new(pieces));
-    let _app = App::start(&world.namespace, LAST, 8082, None, move |_| {
+    let _app = App::start(&fixture.namespace, LAST, 8082, None, move |_| {
         let pieces = Arc::clone(&pieces).try_lock_owned().ok();
         async move {
             let frames = futures::stream::unfold(pieces, |pieces| async move {
@@ -187,18 +187,23 @@ pub async fn curl_streams_responses(world: &mut World) -> Result<()> {
         }
     })?;
     let ports = json!([{"containerPort": 8082}]);
-    world
+    fixture
         .objects
-        .pod("dripping", json!({}), world.namespace.address(LAST), ports)
+        .pod(
+            "dripping",
+            json!({}),
+            fixture.namespace.address(LAST),
+            ports,
+        )
         .await?;
-    world.wait_until_known("pods/dripping").await?;
+    fixture.wait_until_known("pods/dripping").await?;
     for (version, _) in VERSIONS {
         let url = format!(
             "https://{}{}",
-            world.bastion.secure,
+            fixture.bastion.secure,
             path("pods/dripping/proxy/")
         );
-        let mut curl = Program::start(curl(world)?.args([version, "--no-buffer", &url]))?;
+        let mut curl = Program::start(curl(fixture)?.args([version, "--no-buffer", &url]))?;
         for piece in ["first\n", "second\n", "third\n"] {
             feed.send(piece).await?;
             // The next piece is written after this one has arrived.
@@ -212,10 +217,13 @@ pub async fn curl_streams_responses(world: &mut World) -> Result<()> {
 
 /// Returns curl with the token of the caller in a file, because all users of a machine can see
 /// arguments.
-fn curl(world: &World) -> Result<Command> {
+fn curl(fixture: &Fixture) -> Result<Command> {
     let curl = find_program(&["curl"], "on Debian, apt-get install curl")?;
-    let header = world.cluster.folder.path().join("authorization");
-    std::fs::write(&header, format!("Authorization: Bearer {}\n", world.token))?;
+    let header = fixture.cluster.folder.path().join("authorization");
+    std::fs::write(
+        &header,
+        format!("Authorization: Bearer {}\n", fixture.token),
+    )?;
     let mut command = Command::new(curl);
     command.args([
         "--silent",
@@ -227,7 +235,7 @@ fn curl(world: &World) -> Result<Command> {
         "--cacert",
     ]);
     command
-        .arg(&world.cluster.ca.file)
+        .arg(&fixture.cluster.ca.file)
         .arg("--header")
         .arg(format!("@{}", header.display()));
     Ok(command)

@@ -5,25 +5,25 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
+use crate::fixture::Fixture;
 use crate::support::cluster::KubeconfigUser;
 use crate::support::program::{Program, find_program};
-use crate::world::World;
 
-pub async fn client_go_uses_proxy_get(world: &mut World) -> Result<()> {
+pub async fn client_go_uses_proxy_get(fixture: &mut Fixture) -> Result<()> {
     let program = program("clientgo")?;
     for target in ["services/web:80", "services/https:safe:443"] {
-        world.wait_until_known(target).await?;
+        fixture.wait_until_known(target).await?;
     }
     // The apiserver first, as the reference.
     for server in [
-        world.cluster.server.clone(),
-        format!("https://{}", world.bastion.secure),
+        fixture.cluster.server.clone(),
+        format!("https://{}", fixture.bastion.secure),
     ] {
-        let by = KubeconfigUser::Token(&world.token);
+        let by = KubeconfigUser::Token(&fixture.token);
         let kubeconfig =
-            world
+            fixture
                 .cluster
-                .kubeconfig("client-go", &server, &world.cluster.ca.file, &by)?;
+                .kubeconfig("client-go", &server, &fixture.cluster.ca.file, &by)?;
         let mut command = Command::new(&program);
         Program::start(command.arg("--kubeconfig").arg(kubeconfig))?
             .finish()

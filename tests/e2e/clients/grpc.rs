@@ -9,20 +9,20 @@ use serde_json::json;
 use tokio::net::TcpStream;
 
 use super::go::program;
+use crate::fixture::{Fixture, bastion, path};
 use crate::support::eventually;
 use crate::support::program::{Program, command_in_namespace};
-use crate::world::{World, bastion, path};
 
 /// The last byte of the addresses of the two pods.
 const PODS: [u8; 2] = [38, 39];
 const CLEARTEXT: u16 = 50051;
 const TLS: u16 = 50052;
 
-pub async fn grpc_calls_and_streams_work(world: &mut World) -> Result<()> {
-    let servers = Servers::start(world, "grpc", "0s").await?;
-    let bastion = world.bastion.secure.to_string();
+pub async fn grpc_calls_and_streams_work(fixture: &mut Fixture) -> Result<()> {
+    let servers = Servers::start(fixture, "grpc", "0s").await?;
+    let bastion = fixture.bastion.secure.to_string();
     // The apiserver supports it only over TLS with https in the id.
-    let apiserver = world
+    let apiserver = fixture
         .cluster
         .server
         .trim_start_matches("https://")
@@ -35,7 +35,8 @@ pub async fn grpc_calls_and_streams_work(world: &mut World) -> Result<()> {
         ("the bastion", &bastion, "grpc-cleartext:80"),
     ] {
         let prefix = path(&format!("services/{target}/proxy"));
-        let mut client = Program::start(call(world, server, &prefix)?.args(["interop", "large"]))?;
+        let mut client =
+            Program::start(call(fixture, server, &prefix)?.args(["interop", "large"]))?;
         client
             .finish()
             .await
@@ -44,8 +45,8 @@ pub async fn grpc_calls_and_streams_work(world: &mut World) -> Result<()> {
     servers.have_seen_no_credential()
 }
 
-pub async fn grpc_errors_are_grpc_statuses(world: &mut World) -> Result<()> {
-    let server = world.bastion.secure.to_string();
+pub async fn grpc_errors_are_grpc_statuses(fixture: &mut Fixture) -> Result<()> {
+    let server = fixture.bastion.secure.to_string();
     for (prefix, expected) in [
         (
             "/api/v1/namespaces/default/services/web/proxy".to_owned(),
@@ -53,21 +54,21 @@ pub async fn grpc_errors_are_grpc_statuses(world: &mut World) -> Result<()> {
         ),
         (path("services/empty/proxy"), "gone"),
     ] {
-        Program::start(call(world, &server, &prefix)?.arg(expected))?
+        Program::start(call(fixture, &server, &prefix)?.arg(expected))?
             .finish()
             .await?;
     }
     Ok(())
 }
 
-pub async fn grpc_cancellations_reach_the_server(world: &mut World) -> Result<()> {
-    let servers = Servers::start(world, "cancelled", "0s").await?;
-    let server = world.bastion.secure.to_string();
+pub async fn grpc_cancellations_reach_the_server(fixture: &mut Fixture) -> Result<()> {
+    let servers = Servers::start(fixture, "cancelled", "0s").await?;
+    let server = fixture.bastion.secure.to_string();
     let mut canceled_calls = 0;
     for kind in ["tls", "cleartext"] {
         let prefix = path(&format!("services/cancelled-{kind}/proxy"));
         for how in ["cancel", "deadline"] {
-            Program::start(call(world, &server, &prefix)?.arg(how))?
+            Program::start(call(fixture, &server, &prefix)?.arg(how))?
                 .finish()
                 .await?;
             canceled_calls += 1;
@@ -76,7 +77,7 @@ pub async fn grpc_cancellations_reach_the_server(world: &mut World) -> Result<()
                 .await
                 .with_context(|| format!("{how} over {kind}"))?;
         }
-        let mut client = Program::start(call(world, &server, &prefix)?.arg("paced"))?;
+        let mut client = Program::start(call(fixture, &server, &prefix)?.arg("paced"))?;
         client.wait_for_line("said 1").await?;
         // Kills the client.
         drop(client);
@@ -89,14 +90,14 @@ pub async fn grpc_cancellations_reach_the_server(world: &mut World) -> Result<()
     Ok(())
 }
 
-pub async fn grpc_goaway_fails_no_call(world: &mut World) -> Result<()> {
+pub async fn grpc_goaway_fails_no_call(fixture: &mut Fixture) -> Result<()> {
     // Age at which servers end each connection with GOAWAY.
     const AGE: &str = "200ms";
-    let mut servers = Servers::start(world, "updated", AGE).await?;
-    let server = world.bastion.secure.to_string();
+    let mut servers = Servers::start(fixture, "updated", AGE).await?;
+    let server = fixture.bastion.secure.to_string();
     for (kind, port) in [("tls", TLS), ("cleartext", CLEARTEXT)] {
         let prefix = path(&format!("services/updated-{kind}/proxy"));
-        let mut calls = Program::start(call(world, &server, &prefix)?.arg("calls"))?;
+        let mut calls = Program::start(call(fixture, &server, &prefix)?.arg("calls"))?;
         for pod in PODS {
             servers.of(pod, port)?.wait_for_line("called").await?;
         }
@@ -106,7 +107,7 @@ pub async fn grpc_goaway_fails_no_call(world: &mut World) -> Result<()> {
             old.signal(Signal::SIGTERM)?;
             old.finish().await?;
             reach(&mut calls, 500).await?;
-            *servers.of(pod, port)? = serve(world, pod, port, AGE).await?;
+            *servers.of(pod, port)? = serve(fixture, pod, port, AGE).await?;
             servers.of(pod, port)?.wait_for_line("called").await?;
         }
         reach(&mut calls, 1_000).await?;
@@ -122,19 +123,19 @@ pub async fn grpc_goaway_fails_no_call(world: &mut World) -> Result<()> {
     servers.have_seen_no_credential()
 }
 
-pub async fn grpc_streams_continue_during_a_drain(world: &mut World) -> Result<()> {
-    let _servers = Servers::start(world, "drained", "0s").await?;
-    let kubeconfig = world
+pub async fn grpc_streams_continue_during_a_drain(fixture: &mut Fixture) -> Result<()> {
+    let _servers = Servers::start(fixture, "drained", "0s").await?;
+    let kubeconfig = fixture
         .cluster
-        .bastion_kubeconfig("drained", &world.cluster.server)
+        .bastion_kubeconfig("drained", &fixture.cluster.server)
         .await?;
-    let mut draining = bastion(&kubeconfig, &world.serving, &["--drain-timeout=20s"])?;
+    let mut draining = bastion(&kubeconfig, &fixture.serving, &["--drain-timeout=20s"])?;
     draining.ready().await?;
     let server = draining.secure.to_string();
     let mut clients = Vec::new();
     for kind in ["tls", "cleartext"] {
         let prefix = path(&format!("services/drained-{kind}/proxy"));
-        let mut client = Program::start(call(world, &server, &prefix)?.arg("paced"))?;
+        let mut client = Program::start(call(fixture, &server, &prefix)?.arg("paced"))?;
         client.wait_for_line("said 1").await?;
         clients.push(client);
     }
@@ -161,14 +162,14 @@ pub async fn grpc_streams_continue_during_a_drain(world: &mut World) -> Result<(
 struct Servers(Vec<((u8, u16), Program)>);
 
 impl Servers {
-    async fn start(world: &World, name: &str, age: &str) -> Result<Self> {
+    async fn start(fixture: &Fixture, name: &str, age: &str) -> Result<Self> {
         let mut servers = Vec::new();
         for pod in PODS {
             for port in [CLEARTEXT, TLS] {
-                servers.push(((pod, port), serve(world, pod, port, age).await?));
+                servers.push(((pod, port), serve(fixture, pod, port, age).await?));
             }
-            let address = world.namespace.address(pod);
-            world
+            let address = fixture.namespace.address(pod);
+            fixture
                 .objects
                 .pod(
                     &format!("{name}-{pod}"),
@@ -184,11 +185,11 @@ impl Servers {
         ] {
             let ports = json!([{"port": port, "targetPort": target, "appProtocol": protocol}]);
             let spec = json!({"selector": {"app": name}, "ports": ports});
-            world
+            fixture
                 .objects
                 .service(&format!("{name}-{kind}"), spec)
                 .await?;
-            world
+            fixture
                 .wait_until_known(&format!("services/{name}-{kind}:{port}"))
                 .await?;
         }
@@ -233,18 +234,18 @@ impl Servers {
     }
 }
 
-async fn serve(world: &World, pod: u8, port: u16, age: &str) -> Result<Program> {
-    let mut command = command_in_namespace(&world.namespace, &program("grpcserver")?);
+async fn serve(fixture: &Fixture, pod: u8, port: u16, age: &str) -> Result<Program> {
+    let mut command = command_in_namespace(&fixture.namespace, &program("grpcserver")?);
     command
         .arg("-listen")
-        .arg(format!("{}:{port}", world.namespace.address(pod)));
+        .arg(format!("{}:{port}", fixture.namespace.address(pod)));
     command.arg("-connection-age").arg(age);
     if port == TLS {
         command
             .arg("-cert")
-            .arg(&world.serving.certificate)
+            .arg(&fixture.serving.certificate)
             .arg("-key")
-            .arg(&world.serving.key);
+            .arg(&fixture.serving.key);
     }
     let mut server = Program::start(&mut command)?;
     server.wait_for_line("serving").await?;
@@ -252,13 +253,13 @@ async fn serve(world: &World, pod: u8, port: u16, age: &str) -> Result<Program> 
 }
 
 /// Returns the command of the client, with the token of the caller.
-fn call(world: &World, server: &str, prefix: &str) -> Result<Command> {
-    let token = world.cluster.folder.path().join("caller-token");
-    std::fs::write(&token, &world.token)?;
+fn call(fixture: &Fixture, server: &str, prefix: &str) -> Result<Command> {
+    let token = fixture.cluster.folder.path().join("caller-token");
+    std::fs::write(&token, &fixture.token)?;
     let mut command = Command::new(program("grpcclient")?);
     command
         .args(["-address", server, "-prefix", prefix, "-ca"])
-        .arg(&world.cluster.ca.file);
+        .arg(&fixture.cluster.ca.file);
     command.arg("-token-file").arg(token);
     Ok(command)
 }

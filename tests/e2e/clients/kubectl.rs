@@ -6,27 +6,27 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::fixture::{Fixture, path};
 use crate::support::cluster::KubeconfigUser;
 use crate::support::program::Program;
-use crate::world::{World, path};
 
 /// All methods of `--raw`, with a kubeconfig for the bastion. The output, including errors, equals
 /// that through the apiserver.
-pub async fn kubectl_works_with_a_kubeconfig_for_the_bastion(world: &mut World) -> Result<()> {
-    world.wait_until_known("services/web:80").await?;
-    let folder = world.cluster.folder.path();
+pub async fn kubectl_works_with_a_kubeconfig_for_the_bastion(fixture: &mut Fixture) -> Result<()> {
+    fixture.wait_until_known("services/web:80").await?;
+    let folder = fixture.cluster.folder.path();
     let body = folder.join("order.json");
     std::fs::write(&body, r#"{"order": "tea"}"#)?;
-    let by = KubeconfigUser::Token(&world.token);
+    let by = KubeconfigUser::Token(&fixture.token);
     let kubeconfig = |name: &str, server: &str| {
-        world
+        fixture
             .cluster
-            .kubeconfig(name, server, &world.cluster.ca.file, &by)
+            .kubeconfig(name, server, &fixture.cluster.ca.file, &by)
     };
-    let theirs = kubeconfig("by-the-apiserver", &world.cluster.server)?;
-    let ours = kubeconfig(
+    let by_apiserver = kubeconfig("by-the-apiserver", &fixture.cluster.server)?;
+    let by_bastion = kubeconfig(
         "by-the-bastion",
-        &format!("https://{}", world.bastion.secure),
+        &format!("https://{}", fixture.bastion.secure),
     )?;
     let file = format!("--filename={}", body.display());
     for (arguments, succeeds, says) in [
@@ -81,7 +81,7 @@ pub async fn kubectl_works_with_a_kubeconfig_for_the_bastion(world: &mut World) 
         ),
     ] {
         let run = |kubeconfig: &Path| -> Result<(bool, String)> {
-            let mut command = Command::new(&world.cluster.kubectl);
+            let mut command = Command::new(&fixture.cluster.kubectl);
             let output = command
                 .arg("--kubeconfig")
                 .arg(kubeconfig)
@@ -93,14 +93,14 @@ pub async fn kubectl_works_with_a_kubeconfig_for_the_bastion(world: &mut World) 
                 String::from_utf8_lossy(&text).into_owned(),
             ))
         };
-        let (theirs, ours) = (run(&theirs)?, run(&ours)?);
+        let (by_apiserver, by_bastion) = (run(&by_apiserver)?, run(&by_bastion)?);
         ensure!(
-            ours == theirs,
-            "{arguments:?}: ours {ours:?}, the apiserver's {theirs:?}"
+            by_bastion == by_apiserver,
+            "{arguments:?}: bastion {by_bastion:?}, apiserver {by_apiserver:?}"
         );
         ensure!(
-            ours.0 == succeeds && ours.1.contains(says),
-            "{arguments:?}: {ours:?}"
+            by_bastion.0 == succeeds && by_bastion.1.contains(says),
+            "{arguments:?}: {by_bastion:?}"
         );
     }
     Ok(())
@@ -119,30 +119,30 @@ pub struct KubectlProxy {
 
 impl KubectlProxy {
     /// Starts it for `server` on a free loopback port.
-    pub async fn by_port(world: &World, server: &str) -> Result<Self> {
-        Self::start(world, server, |_| "--port=0".into()).await
+    pub async fn by_port(fixture: &Fixture, server: &str) -> Result<Self> {
+        Self::start(fixture, server, |_| "--port=0".into()).await
     }
 
     /// Starts it for `server` on a Unix socket in a temporary folder.
-    pub async fn by_socket(world: &World, server: &str) -> Result<Self> {
-        Self::start(world, server, |folder| {
+    pub async fn by_socket(fixture: &Fixture, server: &str) -> Result<Self> {
+        Self::start(fixture, server, |folder| {
             format!("--unix-socket={}", folder.join("socket").display())
         })
         .await
     }
 
     async fn start(
-        world: &World,
+        fixture: &Fixture,
         server: &str,
         how: impl FnOnce(PathBuf) -> String,
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let by = KubeconfigUser::Token(&world.token);
+        let by = KubeconfigUser::Token(&fixture.token);
         let kubeconfig =
-            world
+            fixture
                 .cluster
-                .kubeconfig("kubectl-proxy", server, &world.cluster.ca.file, &by)?;
-        let mut command = Command::new(&world.cluster.kubectl);
+                .kubeconfig("kubectl-proxy", server, &fixture.cluster.ca.file, &by)?;
+        let mut command = Command::new(&fixture.cluster.kubectl);
         command
             .arg("proxy")
             .arg(how(folder.path().into()))

@@ -21,17 +21,17 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
+use crate::fixture::{Fixture, path};
 use crate::support::app::{App, Body, response, status};
 use crate::support::client::tls_with_alpn;
 use crate::support::eventually;
-use crate::world::{World, path};
 
 const LAST: u8 = 37;
 const BEARER: &str = "base64url.bearer.authorization.k8s.io.";
 
-pub async fn websockets_open_over_http1(world: &mut World) -> Result<()> {
-    let _app = app(world, "sockets", 8081).await?;
-    let apiserver = world
+pub async fn websockets_open_over_http1(fixture: &mut Fixture) -> Result<()> {
+    let _app = app(fixture, "sockets", 8081).await?;
+    let apiserver = fixture
         .cluster
         .server
         .trim_start_matches("https://")
@@ -39,11 +39,11 @@ pub async fn websockets_open_over_http1(world: &mut World) -> Result<()> {
     // The apiserver drops the query of an upgrade (C85), and otherwise is the reference.
     for (who, address, query) in [
         ("the apiserver", apiserver, false),
-        ("the bastion", world.bastion.secure, true),
+        ("the bastion", fixture.bastion.secure, true),
     ] {
         let url = path("pods/sockets:8081/proxy/socket?room=1");
         let seen = if query { "/socket?room=1" } else { "/socket" };
-        let (mut socket, _) = over_http1(world, address, &url, By::Header(&world.token), &[])
+        let (mut socket, _) = over_http1(fixture, address, &url, By::Header(&fixture.token), &[])
             .await
             .context(who)?;
         converse(
@@ -52,10 +52,10 @@ pub async fn websockets_open_over_http1(world: &mut World) -> Result<()> {
         )
         .await?;
         let opened = over_http1(
-            world,
+            fixture,
             address,
             &url,
-            By::Subprotocol(&world.token),
+            By::Subprotocol(&fixture.token),
             &["chat"],
         )
         .await;
@@ -68,21 +68,21 @@ pub async fn websockets_open_over_http1(world: &mut World) -> Result<()> {
         )
         .await?;
 
-        let refused = over_http1(world, address, &url, By::Subprotocol("wrong"), &["chat"]).await;
+        let refused = over_http1(fixture, address, &url, By::Subprotocol("wrong"), &["chat"]).await;
         ensure!(
             refused_with(&refused, 401),
             "{who}, a wrong token: {:?}",
             refused.map(|_| ())
         );
         let url = "/api/v1/namespaces/default/pods/sockets/proxy/socket";
-        let refused = over_http1(world, address, url, By::Header(&world.token), &[]).await;
+        let refused = over_http1(fixture, address, url, By::Header(&fixture.token), &[]).await;
         ensure!(
             refused_with(&refused, 403),
             "{who}, another namespace: {:?}",
             refused.map(|_| ())
         );
         let url = path("pods/sockets:8081/proxy/refused");
-        let refused = over_http1(world, address, &url, By::Header(&world.token), &[]).await;
+        let refused = over_http1(fixture, address, &url, By::Header(&fixture.token), &[]).await;
         ensure!(
             refused_with(&refused, 418),
             "{who}, an app that will not: {:?}",
@@ -92,11 +92,16 @@ pub async fn websockets_open_over_http1(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-pub async fn websockets_open_over_http2(world: &mut World) -> Result<()> {
-    let _app = app(world, "sockets-too", 8082).await?;
+pub async fn websockets_open_over_http2(fixture: &mut Fixture) -> Result<()> {
+    let _app = app(fixture, "sockets-too", 8082).await?;
     let url = path("pods/sockets-too:8082/proxy/socket?room=1");
-    let stream =
-        tls_with_alpn(world.bastion.secure, &world.cluster.ca.file, None, &[b"h2"]).await?;
+    let stream = tls_with_alpn(
+        fixture.bastion.secure,
+        &fixture.cluster.ca.file,
+        None,
+        &[b"h2"],
+    )
+    .await?;
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     tokio::spawn(connection);
 
@@ -105,7 +110,7 @@ pub async fn websockets_open_over_http2(world: &mut World) -> Result<()> {
     let plain = async || -> Result<()> {
         let request = Request::get(format!("https://localhost{name}"));
         let request = request
-            .header(header::AUTHORIZATION, format!("Bearer {}", world.token))
+            .header(header::AUTHORIZATION, format!("Bearer {}", fixture.token))
             .body(Full::default())?;
         let response = sender.clone().send_request(request).await?;
         let code = response.status();
@@ -115,9 +120,9 @@ pub async fn websockets_open_over_http2(world: &mut World) -> Result<()> {
     };
     plain().await?;
     let open = |by, protocols| over_http2(sender.clone(), &url, by, protocols);
-    let (mut first, _) = opened(open(By::Header(&world.token), &[]).await?).await?;
+    let (mut first, _) = opened(open(By::Header(&fixture.token), &[]).await?).await?;
     let (mut second, chosen) =
-        opened(open(By::Subprotocol(&world.token), &["chat"]).await?).await?;
+        opened(open(By::Subprotocol(&fixture.token), &["chat"]).await?).await?;
     ensure!(chosen.as_deref() == Some("chat"), "chose {chosen:?}");
     // Two sockets and a request on one connection.
     plain().await?;
@@ -138,19 +143,19 @@ pub async fn websockets_open_over_http2(world: &mut World) -> Result<()> {
         (
             "another namespace",
             url.replace("shop", "default"),
-            By::Header(&world.token),
+            By::Header(&fixture.token),
             403,
         ),
         (
             "an app that will not",
             path("pods/sockets-too:8082/proxy/refused"),
-            By::Header(&world.token),
+            By::Header(&fixture.token),
             418,
         ),
         (
             "a pod that is not there",
             path("pods/nobody/proxy/socket"),
-            By::Header(&world.token),
+            By::Header(&fixture.token),
             404,
         ),
     ] {
@@ -191,13 +196,13 @@ impl By<'_> {
 type Opened<S> = (WebSocketStream<S>, Option<String>);
 
 async fn over_http1(
-    world: &World,
+    fixture: &Fixture,
     address: SocketAddr,
     url: &str,
     by: By<'_>,
     protocols: &[&str],
 ) -> Result<Opened<impl AsyncRead + AsyncWrite + Unpin + use<>>, Error> {
-    let stream = tls_with_alpn(address, &world.cluster.ca.file, None, &[b"http/1.1"]).await;
+    let stream = tls_with_alpn(address, &fixture.cluster.ca.file, None, &[b"http/1.1"]).await;
     let stream = stream.map_err(|error| Error::Io(std::io::Error::other(format!("{error:#}"))))?;
     let uri = format!("wss://localhost{url}")
         .parse()
@@ -318,8 +323,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Starts a pod with an application that echoes on a WebSocket.
-async fn app(world: &World, name: &str, port: u16) -> Result<App> {
-    let app = App::start(&world.namespace, LAST, port, None, |request| async move {
+async fn app(fixture: &Fixture, name: &str, port: u16) -> Result<App> {
+    let app = App::start(&fixture.namespace, LAST, port, None, |request| async move {
         match request.uri().path() {
             "/refused" => status(
                 StatusCode::IM_A_TEAPOT,
@@ -330,11 +335,11 @@ async fn app(world: &World, name: &str, port: u16) -> Result<App> {
             _ => echo(request),
         }
     })?;
-    world
+    fixture
         .objects
-        .pod(name, json!({}), world.namespace.address(LAST), json!([]))
+        .pod(name, json!({}), fixture.namespace.address(LAST), json!([]))
         .await?;
-    let mut client = world.client().await?;
+    let mut client = fixture.client().await?;
     let url = path(&format!("pods/{name}:{port}/proxy/"));
     eventually("the pod with the sockets", async || {
         Ok(client.get(&url).await?.status == 200)

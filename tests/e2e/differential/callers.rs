@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
+use crate::fixture::Fixture;
 use crate::support::pki::{Ca, Pair};
-use crate::world::World;
 
 /// Credentials of a caller.
 #[derive(Clone, Debug, Default)]
@@ -38,12 +38,12 @@ const ACCOUNTS: [&str; 10] = [
     "node-getter",
     "impersonator",
     "viewer",
-    "nobody",
+    "unauthorized-user",
 ];
 
 impl Callers {
-    pub async fn new(world: &World) -> Result<Self> {
-        let folder = world.cluster.folder.path();
+    pub async fn new(fixture: &Fixture) -> Result<Self> {
+        let folder = fixture.cluster.folder.path();
         let mut callers = BTreeMap::new();
         let token = |token: String| Credentials {
             token: Some(token),
@@ -56,7 +56,7 @@ impl Callers {
         for account in ACCOUNTS {
             callers.insert(
                 account,
-                token(world.cluster.token("table", account, None).await?),
+                token(fixture.cluster.token("table", account, None).await?),
             );
         }
         // A caller whose token is only in a WebSocket subprotocol.
@@ -84,7 +84,7 @@ impl Callers {
         callers.insert(
             "admin",
             certificate(
-                world
+                fixture
                     .cluster
                     .ca
                     .client(folder, "table-admin", "system:masters")?,
@@ -93,7 +93,7 @@ impl Callers {
         callers.insert(
             "jane",
             certificate(
-                world
+                fixture
                     .cluster
                     .ca
                     .client(folder, "table-jane", "table-devs")?,
@@ -101,10 +101,10 @@ impl Callers {
         );
         let other = Ca::new(folder, "table-other-ca")?;
         callers.insert(
-            "stranger",
-            certificate(other.client(folder, "stranger", "system:masters")?),
+            "untrusted-certificate",
+            certificate(other.client(folder, "untrusted-certificate", "system:masters")?),
         );
-        let front = &world.cluster.front_proxy;
+        let front = &fixture.cluster.front_proxy;
         callers.insert(
             "front-proxy",
             certificate(front.client(folder, "front-proxy", "front")?),

@@ -1,13 +1,13 @@
 //! Compares both observations with each other and with the declarations of the row.
 
-mod standing;
+mod general_differences;
 
 use std::collections::BTreeSet;
 
 use super::observe::Observation;
 use super::table::{Aspects, Row};
 
-use standing::OVERLOOK;
+use general_differences::CHECKS;
 
 /// Result of a row.
 #[derive(Clone, Debug)]
@@ -19,51 +19,55 @@ pub enum Verdict {
     Wrong(Vec<String>),
 }
 
-pub fn compare(row: &Row, mut ours: Observation, mut theirs: Observation) -> Verdict {
+pub fn compare(row: &Row, mut bastion: Observation, mut apiserver: Observation) -> Verdict {
     let mut mismatches = Vec::new();
     if !row.is_scenario() {
-        for (name, overlook) in OVERLOOK
+        for (name, check) in CHECKS
             .iter()
             .filter(|(name, _)| !row.exact.iter().any(|exact| exact == name))
         {
-            if let Err(mismatch) = overlook(row, &mut ours, &mut theirs) {
+            if let Err(mismatch) = check(row, &mut bastion, &mut apiserver) {
                 mismatches.push(format!("{name}: {mismatch}"));
             }
         }
     }
-    for (side, found) in [("ours", &ours), ("theirs", &theirs)] {
+    for (side, found) in [("bastion", &bastion), ("apiserver", &apiserver)] {
         check_expected(side, &row.both, found, &mut mismatches);
     }
     let none = Aspects::new();
-    let (declared_ours, declared_theirs) = row
-        .differs
-        .as_ref()
-        .map_or((&none, &none), |differs| (&differs.ours, &differs.theirs));
-    check_expected("ours", declared_ours, &ours, &mut mismatches);
-    check_expected("theirs", declared_theirs, &theirs, &mut mismatches);
+    let (declared_bastion, declared_apiserver) =
+        row.differs.as_ref().map_or((&none, &none), |differs| {
+            (&differs.bastion, &differs.apiserver)
+        });
+    check_expected("bastion", declared_bastion, &bastion, &mut mismatches);
+    check_expected("apiserver", declared_apiserver, &apiserver, &mut mismatches);
 
-    let declared: BTreeSet<_> = declared_ours.keys().chain(declared_theirs.keys()).collect();
+    let declared: BTreeSet<_> = declared_bastion
+        .keys()
+        .chain(declared_apiserver.keys())
+        .collect();
     // Responses of different kinds have no other aspects in common.
     let only = row.differs.as_ref().is_some_and(|differs| differs.only);
     let other_kind = only
-        || (declared.contains(&"status".to_owned()) && ours.get("status") != theirs.get("status"));
+        || (declared.contains(&"status".to_owned())
+            && bastion.get("status") != apiserver.get("status"));
     // The body of a Status follows from its message, which is compared separately.
-    let both_have_message = ours.contains_key("message") && theirs.contains_key("message");
-    let message_differs =
-        both_have_message && (declared.contains(&"message".to_owned()) || is_overlooked(&ours));
+    let both_have_message = bastion.contains_key("message") && apiserver.contains_key("message");
+    let message_differs = both_have_message
+        && (declared.contains(&"message".to_owned()) || has_partial_message(&bastion));
     // If only one side returns an error, all other aspects follow from that.
     let is_decisive =
-        |name: &str| ["version", "status", "message", "body", "end", "saw"].contains(&name);
-    let same_status = ours.get("status") == theirs.get("status");
+        |name: &str| ["version", "status", "message", "body", "end", "received"].contains(&name);
+    let same_status = bastion.get("status") == apiserver.get("status");
     if !other_kind {
-        let names: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+        let names: BTreeSet<_> = bastion.keys().chain(apiserver.keys()).collect();
         for name in names {
-            let same = ours.get(name) == theirs.get(name);
+            let same = bastion.get(name) == apiserver.get(name);
             let follows = message_differs && ["body", "header content-length"].contains(&&**name);
             if !same && !follows && !declared.contains(name) && (same_status || is_decisive(name)) {
                 mismatches.push(format!(
                     "{name}: {}",
-                    both_values(ours.get(name), theirs.get(name))
+                    both_values(bastion.get(name), apiserver.get(name))
                 ));
             }
         }
@@ -71,7 +75,7 @@ pub fn compare(row: &Row, mut ours: Observation, mut theirs: Observation) -> Ver
     if row.differs.is_some()
         && declared
             .iter()
-            .all(|name| ours.get(*name) == theirs.get(*name))
+            .all(|name| bastion.get(*name) == apiserver.get(*name))
     {
         mismatches.push(
             "the declared difference no longer exists: both sides have the same result".into(),
@@ -84,7 +88,7 @@ pub fn compare(row: &Row, mut ours: Observation, mut theirs: Observation) -> Ver
     }
 }
 
-fn is_overlooked(found: &Observation) -> bool {
+fn has_partial_message(found: &Observation) -> bool {
     found
         .get("message")
         .is_some_and(|message| message.ends_with('…'))
@@ -108,15 +112,15 @@ fn check_expected(
     }
 }
 
-fn both_values(ours: Option<&String>, theirs: Option<&String>) -> String {
+fn both_values(bastion: Option<&String>, apiserver: Option<&String>) -> String {
     let value = |found: Option<&String>| {
         found.map_or_else(|| "absent".into(), |found| format!("{found:?}"))
     };
     format!(
-        "theirs {}\n{:indent$}ours   {}",
-        value(theirs),
+        "apiserver {}\n{:indent$}bastion   {}",
+        value(apiserver),
         "",
-        value(ours),
+        value(bastion),
         indent = 12
     )
 }

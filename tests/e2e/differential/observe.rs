@@ -7,10 +7,11 @@ use std::io::Read;
 use flate2::read::{DeflateDecoder, GzDecoder, ZlibDecoder};
 use serde_json::Value;
 
-use super::ask::RecordedResponse;
+use super::send::RecordedResponse;
 use crate::support::raw::{Field, Head, Seen};
 
-/// Aspects by name, as `status`, `header content-type`, `body`, `saw line`, `saw header host`.
+/// Aspects by name, as `status`, `header content-type`, `body`, `received line`,
+/// `received header host`.
 pub type Observation = BTreeMap<String, String>;
 
 /// Length in bytes beyond which a body is represented by its length and a checksum.
@@ -51,14 +52,14 @@ pub fn observe(response: &RecordedResponse, seen: &[Seen]) -> Observation {
             if closed { "closed" } else { "open" }.into(),
         );
     }
-    set("saw".into(), seen.len().to_string());
+    set("received".into(), seen.len().to_string());
     for (index, seen) in seen.iter().enumerate() {
-        let saw = if index == 0 {
-            "saw".into()
+        let prefix = if index == 0 {
+            "received".into()
         } else {
-            format!("saw {}", index + 1)
+            format!("received {}", index + 1)
         };
-        saw_one(&saw, seen, &mut set);
+        request_aspects(&prefix, seen, &mut set);
     }
     aspects
 }
@@ -127,42 +128,42 @@ fn status_of(response: &RecordedResponse) -> Option<Value> {
     (value["kind"] == "Status").then_some(value)
 }
 
-fn saw_one(saw: &str, seen: &Seen, set: &mut impl FnMut(String, String)) {
-    set(format!("{saw} line"), seen.line.clone());
-    set(format!("{saw} at"), seen.at.clone());
-    fields(&format!("{saw} header"), &seen.fields, set);
+fn request_aspects(prefix: &str, seen: &Seen, set: &mut impl FnMut(String, String)) {
+    set(format!("{prefix} line"), seen.line.clone());
+    set(format!("{prefix} at"), seen.at.clone());
+    fields(&format!("{prefix} header"), &seen.fields, set);
     let names: Vec<_> = seen
         .fields
         .iter()
         .map(|field| field.name.to_ascii_lowercase())
         .collect();
-    set(format!("{saw} order"), names.join(" "));
+    set(format!("{prefix} order"), names.join(" "));
     let names: Vec<_> = seen.fields.iter().map(|field| &*field.name).collect();
     let mut sorted = names.clone();
     sorted.sort_unstable_by_key(|name| name.to_ascii_lowercase());
-    set(format!("{saw} case"), sorted.join(" "));
-    fields(&format!("{saw} trailer"), &seen.trailers, set);
+    set(format!("{prefix} case"), sorted.join(" "));
+    fields(&format!("{prefix} trailer"), &seen.trailers, set);
     for (part, bytes) in [("body", &seen.body), ("tunnel", &seen.tunnel)] {
         if !bytes.is_empty() {
-            set(format!("{saw} {part}"), text(bytes));
+            set(format!("{prefix} {part}"), text(bytes));
         }
     }
     if let Some(got) = seen.glance {
         set(
-            format!("{saw} glance"),
+            format!("{prefix} glance"),
             if got { "yes" } else { "no" }.into(),
         );
     }
     if let Some(end) = &seen.end {
-        set(format!("{saw} end"), end.clone());
+        set(format!("{prefix} end"), end.clone());
     }
     if let Some(tls) = &seen.tls {
         set(
-            format!("{saw} certificate"),
+            format!("{prefix} certificate"),
             tls.client.clone().unwrap_or_else(|| "none".into()),
         );
         set(
-            format!("{saw} server name"),
+            format!("{prefix} server name"),
             tls.server_name.clone().unwrap_or_else(|| "none".into()),
         );
     }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 
-use super::ask::{Side, ask, ask_h2};
 use super::observe::{Observation, observe};
+use super::send::{Side, send, send_h2};
 use super::setting::Setting;
 use super::table::Row;
 use crate::support::raw::{Script, Step};
@@ -26,7 +26,7 @@ pub async fn run(name: &str, setting: &Setting<'_>, side: &Side, row: &Row) -> R
         "long_query" => long_query(setting, side).await,
         "long_header" => long_header(setting, side).await,
         "many_headers" => many_headers(setting, side).await,
-        "many_answered_headers" => many_answered_headers(setting, side).await,
+        "many_response_headers" => many_response_headers(setting, side).await,
         "hints_over_h2" => sockets::hints_over_h2(setting, side).await,
         "unauthenticated_over_h2" => unauthenticated_over_h2(setting, side).await,
         "websocket_over_h2" => sockets::websocket_over_h2(setting, side, row).await,
@@ -37,19 +37,19 @@ pub async fn run(name: &str, setting: &Setting<'_>, side: &Side, row: &Row) -> R
 
 /// Sends one request as the caller of the row.
 pub async fn send_row(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<Observation> {
-    setting.stage.begin(row.backend.clone());
+    setting.backends.begin(row.backend.clone());
     let by = setting.callers.get(&row.caller)?;
     let response = match row.http {
-        Some(2) => ask_h2(side, row, by, &setting.stage).await?,
-        _ => ask(side, row, by, &setting.stage).await?,
+        Some(2) => send_h2(side, row, by, &setting.backends).await?,
+        _ => send(side, row, by, &setting.backends).await?,
     };
-    Ok(observe(&response, &setting.stage.finish().await))
+    Ok(observe(&response, &setting.backends.finish().await))
 }
 
 fn get(path: &str) -> Row {
     Row {
         caller: "operator".into(),
-        ask: format!("GET {path}"),
+        request: format!("GET {path}"),
         ..Row::default()
     }
 }
@@ -66,7 +66,7 @@ async fn endpoints(
             send_row(setting, side, &get(&format!("services/{service}/proxy/x"))).await?;
         endpoints.push(
             found
-                .remove("saw at")
+                .remove("received at")
                 .with_context(|| format!("the result of {service} is {found:?}"))?,
         );
     }
@@ -90,12 +90,12 @@ async fn round_robin(setting: &Setting<'_>, side: &Side) -> Result<Observation> 
 
 /// One of two endpoints is dead.
 async fn failover(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
-    let mut answered = 0;
+    let mut succeeded = 0;
     for _ in 0..24 {
         let found = send_row(setting, side, &get("services/half-dead/proxy/x")).await?;
-        answered += usize::from(found.get("status").is_some_and(|status| status == "200"));
+        succeeded += usize::from(found.get("status").is_some_and(|status| status == "200"));
     }
-    Ok([("all answered", yes(answered == 24))].map(owned).into())
+    Ok([("all succeeded", yes(succeeded == 24))].map(owned).into())
 }
 
 async fn upgrade_failover(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
@@ -109,12 +109,12 @@ async fn upgrade_failover(setting: &Setting<'_>, side: &Side) -> Result<Observat
         backend,
         ..get("services/half-dead/proxy/x")
     };
-    let mut answered = 0;
+    let mut succeeded = 0;
     for _ in 0..24 {
         let found = send_row(setting, side, &row).await?;
-        answered += usize::from(found.get("status").is_some_and(|status| status == "101"));
+        succeeded += usize::from(found.get("status").is_some_and(|status| status == "101"));
     }
-    Ok([("all answered", yes(answered == 24))].map(owned).into())
+    Ok([("all succeeded", yes(succeeded == 24))].map(owned).into())
 }
 
 async fn affinity(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
@@ -129,7 +129,7 @@ async fn affinity(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
 async fn long_query(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let rest = format!("{}?q={}", "segment/".repeat(256), "0123456789".repeat(400));
     let found = send_row(setting, side, &get(&format!("pods/p/proxy/{rest}"))).await?;
-    let line = found.get("saw line").cloned().unwrap_or_default();
+    let line = found.get("received line").cloned().unwrap_or_default();
     let status = found.get("status").cloned().unwrap_or_default();
     Ok([
         ("status", status),
@@ -147,7 +147,7 @@ async fn long_header(setting: &Setting<'_>, side: &Side) -> Result<Observation> 
     };
     let mut found = send_row(setting, side, &row).await?;
     let passed = found
-        .get("saw header x-long")
+        .get("received header x-long")
         .is_some_and(|found| *found == value);
     Ok([
         ("status", found.remove("status").unwrap_or_default()),
@@ -167,10 +167,13 @@ async fn many_headers(setting: &Setting<'_>, side: &Side) -> Result<Observation>
             .collect(),
         ..get("pods/p/proxy/x")
     };
-    counted(&send_row(setting, side, &row).await?, "saw header x-many-")
+    counted(
+        &send_row(setting, side, &row).await?,
+        "received header x-many-",
+    )
 }
 
-async fn many_answered_headers(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
+async fn many_response_headers(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let lines: String = (1..=HEADER_COUNT)
         .map(|index| format!("X-Many-{index}: 1\n"))
         .collect();
@@ -195,7 +198,7 @@ fn counted(found: &Observation, prefix: &str) -> Result<Observation> {
     };
     Ok([
         ("status", value("status")?),
-        ("saw", value("saw")?),
+        ("received", value("received")?),
         ("passed", yes(passed)),
     ]
     .map(owned)

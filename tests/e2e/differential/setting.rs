@@ -19,21 +19,21 @@ use rustls::{RootCertStore, ServerConfig};
 use serde_json::Value;
 use tokio_rustls::TlsAcceptor;
 
-use super::ask::Side;
 use super::callers::Callers;
 use super::scenarios::rebinding::PORT;
+use super::send::Side;
+use crate::fixture::{Fixture, bastion};
 use crate::support::bastion::Bastion;
 use crate::support::cluster::HOME;
 use crate::support::eventually;
 use crate::support::objects::Objects;
 use crate::support::pki::{Ca, Pair};
-use crate::support::raw::Stage;
-use crate::world::{World, bastion};
+use crate::support::raw::ScriptedBackends;
 
 /// Servers, callers and backends of the rows.
 pub struct Setting<'w> {
-    pub world: &'w World,
-    pub stage: Stage,
+    pub fixture: &'w Fixture,
+    pub backends: ScriptedBackends,
     pub callers: Callers,
     bastions: BTreeMap<&'static str, (Bastion, String)>,
 }
@@ -96,54 +96,54 @@ enum Protocol {
 }
 
 impl<'w> Setting<'w> {
-    pub async fn new(world: &'w World) -> Result<Self> {
-        let stage = Stage::default();
-        listen(world, &stage)?;
-        settle(&objects(world).await?).await?;
+    pub async fn new(fixture: &'w Fixture) -> Result<Self> {
+        let backends = ScriptedBackends::default();
+        listen(fixture, &backends)?;
+        settle(&objects(fixture).await?).await?;
         // Started after all objects exist, the bastions are ready with all of them.
-        let callers = Callers::new(world).await?;
+        let callers = Callers::new(fixture).await?;
         let mut bastions = BTreeMap::new();
         for (name, configuration) in BASTIONS {
-            bastions.insert(name, start(world, name, configuration).await?);
+            bastions.insert(name, start(fixture, name, configuration).await?);
         }
         Ok(Self {
-            world,
-            stage,
+            fixture,
+            backends,
             callers,
             bastions,
         })
     }
 
     /// Returns the bastion with a name.
-    pub fn ours(&self, name: &str) -> Result<Side> {
+    pub fn bastion(&self, name: &str) -> Result<Side> {
         let (bastion, _) = self
             .bastions
             .get(name)
             .with_context(|| format!("unknown bastion {name:?}"))?;
         Ok(Side {
-            name: "ours",
+            name: "bastion",
             address: bastion.secure,
-            ca: self.world.cluster.ca.file.clone(),
+            ca: self.fixture.cluster.ca.file.clone(),
         })
     }
 
-    pub fn theirs(&self) -> Result<Side> {
+    pub fn apiserver(&self) -> Result<Side> {
         let address = self
-            .world
+            .fixture
             .cluster
             .server
             .trim_start_matches("https://")
             .parse()?;
         Ok(Side {
-            name: "theirs",
+            name: "apiserver",
             address,
-            ca: self.world.cluster.ca.file.clone(),
+            ca: self.fixture.cluster.ca.file.clone(),
         })
     }
 
     /// Appends the arguments of the default bastion to a command that runs its binary.
     pub fn bastion_command(&self, mut command: Command) -> Command {
-        let folder = self.world.cluster.folder.path();
+        let folder = self.fixture.cluster.folder.path();
         command
             .arg("serve")
             .arg(format!(
@@ -156,11 +156,11 @@ impl<'w> Setting<'w> {
             ))
             .arg(format!(
                 "--tls-cert-file={}",
-                self.world.serving.certificate.display()
+                self.fixture.serving.certificate.display()
             ))
             .arg(format!(
                 "--tls-private-key-file={}",
-                self.world.serving.key.display()
+                self.fixture.serving.key.display()
             ));
         command
     }
@@ -226,10 +226,10 @@ async fn settle(objects: &Objects) -> Result<()> {
     Ok(())
 }
 
-async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastion, String)> {
-    let folder = world.cluster.folder.path();
-    let ca = world.cluster.ca.file.display();
-    let kubelet = &world.cluster.kubelet_client;
+async fn start(fixture: &Fixture, name: &str, configuration: &str) -> Result<(Bastion, String)> {
+    let folder = fixture.cluster.folder.path();
+    let ca = fixture.cluster.ca.file.display();
+    let kubelet = &fixture.cluster.kubelet_client;
     let kubelet = format!(
         "kubeletCertificateAuthority: {ca}, kubeletClientCertificate: {}, kubeletClientKey: {}",
         kubelet.certificate.display(),
@@ -246,25 +246,25 @@ async fn start(world: &World, name: &str, configuration: &str) -> Result<(Bastio
     }
     let file = folder.join(format!("table-{name}.yaml"));
     std::fs::write(&file, text)?;
-    let token = world.cluster.token(HOME, HOME, None).await?;
+    let token = fixture.cluster.token(HOME, HOME, None).await?;
     let by = crate::support::cluster::KubeconfigUser::Token(&token);
-    let kubeconfig = world.cluster.kubeconfig(
+    let kubeconfig = fixture.cluster.kubeconfig(
         &format!("table-{name}"),
-        &world.cluster.server,
-        &world.cluster.ca.file,
+        &fixture.cluster.server,
+        &fixture.cluster.ca.file,
         &by,
     )?;
     let bastion = bastion(
         &kubeconfig,
-        &world.serving,
+        &fixture.serving,
         &[&format!("--config={}", file.display())],
     )?;
     bastion.ready().await?;
     Ok((bastion, token))
 }
 
-fn listen(world: &World, stage: &Stage) -> Result<()> {
-    let folder = world.cluster.folder.path();
+fn listen(fixture: &Fixture, backends: &ScriptedBackends) -> Result<()> {
+    let folder = fixture.cluster.folder.path();
     let addresses = [
         "10.254.240.41",
         "10.254.240.42",
@@ -272,13 +272,13 @@ fn listen(world: &World, stage: &Stage) -> Result<()> {
         "10.254.240.50",
         "10.254.240.51",
     ];
-    let trusted = world
+    let trusted = fixture
         .cluster
         .ca
         .server(folder, "table-backend", &addresses)?;
     let untrusted =
         Ca::new(folder, "table-untrusted-ca")?.server(folder, "table-untrusted", &addresses)?;
-    let ca = &world.cluster.ca.file;
+    let ca = &fixture.cluster.ca.file;
     for (name, ip, port, protocol) in LISTENERS {
         let tls = match protocol {
             Protocol::Plain => None,
@@ -287,16 +287,16 @@ fn listen(world: &World, stage: &Stage) -> Result<()> {
             Protocol::Kubelet => Some(acceptor(&trusted, ca, &[b"http/1.1"])?),
             Protocol::Untrusted => Some(acceptor(&untrusted, ca, &[b"http/1.1"])?),
         };
-        let listener = world.namespace.bind(SocketAddr::new(ip.parse()?, port))?;
-        stage.serve(&format!("{name}:{port}"), listener, tls)?;
+        let listener = fixture.namespace.bind(SocketAddr::new(ip.parse()?, port))?;
+        backends.serve(&format!("{name}:{port}"), listener, tls)?;
     }
     let loopback = std::net::TcpListener::bind(("127.0.0.1", PORT))?;
     loopback.set_nonblocking(true)?;
-    stage.serve("loopback", loopback, None)?;
-    let node = world
+    backends.serve("loopback", loopback, None)?;
+    let node = fixture
         .namespace
         .bind(SocketAddr::new([10, 254, 240, 45].into(), PORT))?;
-    stage.serve("the address that was checked", node, None)?;
+    backends.serve("the address that was checked", node, None)?;
     Ok(())
 }
 
@@ -323,9 +323,9 @@ fn acceptor(pair: &Pair, ca: &Path, alpn: &[&[u8]]) -> Result<TlsAcceptor> {
 }
 
 /// Creates the objects of `objects.yaml` with their statuses.
-async fn objects(world: &World) -> Result<Objects> {
-    let objects = Objects::new(&world.cluster.client, "table").await?;
-    world
+async fn objects(fixture: &Fixture) -> Result<Objects> {
+    let objects = Objects::new(&fixture.cluster.client, "table").await?;
+    fixture
         .cluster
         .kubectl(&["apply", "-f", "tests/e2e/differential/objects.yaml"])?;
     let text = include_str!("objects.yaml");

@@ -30,7 +30,7 @@ pub struct Row {
     /// Method and path. A path without a leading slash is relative to the namespace of the table,
     /// or to the nodes.
     #[serde(default)]
-    pub ask: String,
+    pub request: String,
     /// Version of HTTP, `1` or `2`.
     pub http: Option<u8>,
     #[serde(default)]
@@ -49,7 +49,7 @@ pub struct Row {
     pub raw: Option<String>,
     /// Actions of the client after the request.
     #[serde(default)]
-    pub then: Vec<Act>,
+    pub actions: Vec<Action>,
     /// Script of the backend.
     #[serde(default)]
     pub backend: Script,
@@ -65,7 +65,7 @@ pub struct Row {
 /// Action of a client.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Act {
+pub enum Action {
     Send(String),
     /// Waits until a backend has received a text.
     BackendHas(String),
@@ -78,7 +78,7 @@ pub enum Act {
     /// Waits a moment, for events that should not happen.
     Moment,
     /// Closes the connection.
-    HangUp,
+    Disconnect,
 }
 
 /// Expected aspects of an observation, by name. `None` means that the aspect is absent.
@@ -104,8 +104,8 @@ pub struct Differs {
     /// on timing.
     #[serde(default)]
     pub only: bool,
-    pub ours: Aspects,
-    pub theirs: Aspects,
+    pub bastion: Aspects,
+    pub apiserver: Aspects,
 }
 
 /// Description of a deliberate difference, for users.
@@ -115,8 +115,8 @@ pub struct Difference {
     pub because: String,
     /// Subject of the difference.
     pub about: String,
-    pub theirs: String,
-    pub ours: String,
+    pub apiserver: String,
+    pub bastion: String,
     /// Benefit for users; none for a limit.
     pub gain: Option<String>,
 }
@@ -141,7 +141,7 @@ pub struct Table {
 
 /// A general difference, which applies to all rows.
 #[derive(Clone, Copy, Debug)]
-pub struct Standing {
+pub struct GeneralDifference {
     /// Name under `exact` of a row that compares it.
     pub name: &'static str,
     /// Rule of the contract.
@@ -150,84 +150,84 @@ pub struct Standing {
     pub text: &'static str,
 }
 
-/// General differences. `compare/standing.rs` has their checks.
-pub const STANDING: [Standing; 16] = [
-    Standing {
+/// General differences. `compare/general_differences.rs` has their checks.
+pub const GENERAL_DIFFERENCES: [GeneralDifference; 16] = [
+    GeneralDifference {
         name: "forwarded",
         because: "C65",
         text: "Only the bastion sends X-Forwarded-Host and X-Forwarded-Proto to the backend.",
     },
-    Standing {
+    GeneralDifference {
         name: "gzip",
         because: "C56",
         text: "The apiserver requests gzip from the backend if the client did not; the bastion requests the codings of the client.",
     },
-    Standing {
+    GeneralDifference {
         name: "order",
         because: "C66",
         text: "The bastion keeps the order of request headers; the apiserver sorts them. The order has no meaning in HTTP.",
     },
-    Standing {
+    GeneralDifference {
         name: "audit-forwarded",
         because: "C68",
         text: "The bastion forwards an Audit-Id with every request; the apiserver only one that the client sent.",
     },
-    Standing {
+    GeneralDifference {
         name: "switched",
         because: "C86",
         text: "A response to an upgrade has an Audit-Id and a Date as other responses do, and a rejected upgrade also `Connection: close` and, without a `Cache-Control` of the backend, `Cache-Control: no-cache, private`; the apiserver passes the head of the backend unmodified, and adds the User-Agent of its HTTP client if the client sends none.",
     },
-    Standing {
+    GeneralDifference {
         name: "audit-id",
         because: "C71",
         text: "Each request and its response have a unique Audit-Id.",
     },
-    Standing {
+    GeneralDifference {
         name: "flow",
         because: "C23",
         text: "The apiserver adds its flow schema to responses that are not from the proxy; the bastion has none.",
     },
-    Standing {
+    GeneralDifference {
         name: "date",
         because: "C71",
         text: "Each response has its own Date.",
     },
-    Standing {
+    GeneralDifference {
         name: "sniffed",
         because: "C71",
         text: "The apiserver guesses a missing Content-Type; the bastion does not.",
     },
-    Standing {
+    GeneralDifference {
         name: "unparsed",
         because: "C102",
         text: "The HTTP library rejects malformed requests with a 400 and its own text.",
     },
-    Standing {
+    GeneralDifference {
         name: "phrase",
         because: "C71",
         text: "The bastion passes the reason phrase of the backend; the apiserver replaces it.",
     },
-    Standing {
+    GeneralDifference {
         name: "html-length",
         because: "C81",
         text: "A rewritten page is streamed and has no length; the apiserver sends the length of short pages.",
     },
-    Standing {
+    GeneralDifference {
         name: "transport-words",
         because: "C98",
         text: "Errors of the operating system and of TLS libraries have different texts.",
     },
-    Standing {
+    GeneralDifference {
         name: "causes",
         because: "C93",
         text: "A 403 or 503 of the bastion lists remedies under details.causes, for callers that may read the target.",
     },
-    Standing {
+    GeneralDifference {
         name: "challenge",
         because: "C94",
         text: "A 401 of the bastion has a WWW-Authenticate header.",
     },
-    Standing {
+    GeneralDifference {
         name: "credentials",
         because: "C92",
         text: "No token of the caller reaches a backend on either side, and no `Impersonate-*` or `X-Remote-*` header passes the bastion. This is checked for every row with one request.",
@@ -330,13 +330,15 @@ impl Table {
             .flat_map(|row| &row.exact)
             .map(String::as_str)
             .collect();
-        let missing = STANDING.iter().filter(|standing| {
-            !compared.contains(standing.name) && !OWN_VALUES.contains(&standing.name)
+        let missing = GENERAL_DIFFERENCES.iter().filter(|difference| {
+            !compared.contains(difference.name) && !OWN_VALUES.contains(&difference.name)
         });
-        gaps.extend(missing.map(|standing| format!("no row with exact {:?}", standing.name)));
-        let unknown = compared
-            .iter()
-            .filter(|name| STANDING.iter().all(|standing| standing.name != **name));
+        gaps.extend(missing.map(|difference| format!("no row with exact {:?}", difference.name)));
+        let unknown = compared.iter().filter(|name| {
+            GENERAL_DIFFERENCES
+                .iter()
+                .all(|difference| difference.name != **name)
+        });
         gaps.extend(unknown.map(|name| format!("unknown general difference {name:?} under exact")));
         let undocumented = DELIBERATE
             .iter()

@@ -8,13 +8,13 @@ use hyper::body::Incoming;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use serde_json::json;
 
+use crate::fixture::{Fixture, SHOP, acceptor, bastion, path};
 use crate::support::bastion::Bastion;
 use crate::support::client::Client;
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::load::{Load, Shape};
 use crate::support::relay::Relay;
 use crate::support::{eventually, within};
-use crate::world::{SHOP, World, acceptor, bastion, path};
 
 /// Enough connections to keep all results in the cache, and few enough not to starve the API
 /// server.
@@ -28,29 +28,33 @@ const SHAPE: Shape = Shape {
 /// Time after which cached results have expired.
 const CACHE_EXPIRY: Duration = Duration::from_secs(13);
 
-pub(super) async fn fault_proxy(world: &World) -> Result<FaultProxy> {
+pub(super) async fn fault_proxy(fixture: &Fixture) -> Result<FaultProxy> {
     let tls =
-        world
+        fixture
             .cluster
             .ca
-            .server(world.cluster.folder.path(), "fault-proxy", &["127.0.0.1"])?;
-    FaultProxy::start(api(world)?, &world.cluster.ca.file, acceptor(&tls)?).await
+            .server(fixture.cluster.folder.path(), "fault-proxy", &["127.0.0.1"])?;
+    FaultProxy::start(api(fixture)?, &fixture.cluster.ca.file, acceptor(&tls)?).await
 }
 
-fn api(world: &World) -> Result<std::net::SocketAddr> {
-    Ok(world
+fn api(fixture: &Fixture) -> Result<std::net::SocketAddr> {
+    Ok(fixture
         .cluster
         .server
         .trim_start_matches("https://")
         .parse()?)
 }
 
-async fn bastion_by(world: &World, name: &str, address: std::net::SocketAddr) -> Result<Bastion> {
-    let kubeconfig = world
+async fn bastion_by(
+    fixture: &Fixture,
+    name: &str,
+    address: std::net::SocketAddr,
+) -> Result<Bastion> {
+    let kubeconfig = fixture
         .cluster
         .bastion_kubeconfig(name, &format!("https://{address}"))
         .await?;
-    bastion(&kubeconfig, &world.serving, &[])
+    bastion(&kubeconfig, &fixture.serving, &[])
 }
 
 /// Watches are retried at growing intervals of at most 15 s.
@@ -74,12 +78,12 @@ fn is_review(request: &Request<Incoming>) -> bool {
 }
 
 /// First during the initial list, then during a relist under load.
-pub async fn hanging_list_does_not_stop_other_watches(world: &mut World) -> Result<()> {
+pub async fn hanging_list_does_not_stop_other_watches(fixture: &mut Fixture) -> Result<()> {
     /// A LIST times out after a minute and is retried.
     const RECOVERY_TIMEOUT: Duration = Duration::from_secs(100);
-    let proxy = fault_proxy(world).await?;
+    let proxy = fault_proxy(fixture).await?;
     proxy.inject(|request| is_list(request, "/pods").then_some(Fault::Hang));
-    let hung = bastion_by(world, "hung", proxy.address).await?;
+    let hung = bastion_by(fixture, "hung", proxy.address).await?;
     eventually("the other watches to be up", async || {
         let report = hung.readyz().await?.1;
         let up = [
@@ -99,7 +103,7 @@ pub async fn hanging_list_does_not_stop_other_watches(world: &mut World) -> Resu
     )
     .await?;
 
-    let load = Load::start(&world.target(&hung), SHAPE).await?;
+    let load = Load::start(&fixture.target(&hung), SHAPE).await?;
     load.wait_for_requests(200).await;
     let before = proxy.faults();
     proxy.inject(|request| {
@@ -116,11 +120,11 @@ pub async fn hanging_list_does_not_stop_other_watches(world: &mut World) -> Resu
     proxy.cut();
     eventually("a hanging LIST", async || Ok(proxy.faults() >= before + 2)).await?;
     let service = json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]});
-    world.objects.service("meanwhile", service).await?;
+    fixture.objects.service("meanwhile", service).await?;
     let mut client = Client::connect(
         hung.secure,
-        &world.cluster.ca.file,
-        Some(&world.token),
+        &fixture.cluster.ca.file,
+        Some(&fixture.token),
         None,
     )
     .await?;
@@ -143,12 +147,12 @@ pub async fn hanging_list_does_not_stop_other_watches(world: &mut World) -> Resu
 }
 
 /// Cached results stay valid while the API rejects reviews; later results replace them.
-pub async fn rejected_reviews_fail_no_cached_caller(world: &mut World) -> Result<()> {
-    let proxy = fault_proxy(world).await?;
-    let faulty = bastion_by(world, "faulty", proxy.address).await?;
+pub async fn rejected_reviews_fail_no_cached_caller(fixture: &mut Fixture) -> Result<()> {
+    let proxy = fault_proxy(fixture).await?;
+    let faulty = bastion_by(fixture, "faulty", proxy.address).await?;
     faulty.ready().await?;
-    let leaver = world.account("faulty-leaver").await?;
-    let target = world.target(&faulty);
+    let leaver = fixture.account("faulty-leaver").await?;
+    let target = fixture.target(&faulty);
     let load = Load::start(&target, SHAPE).await?;
     let mut leaver = Client::connect(faulty.secure, &target.ca, Some(&leaver), None).await?;
     ensure!(leaver.get(&target.path).await?.status == 200);
@@ -164,9 +168,12 @@ pub async fn rejected_reviews_fail_no_cached_caller(world: &mut World) -> Result
         proxy.inject(move |request| is_review(request).then(|| fault.clone()));
         if is_last {
             // The object changes while the API rejects reviews.
-            world.objects.delete::<RoleBinding>("faulty-leaver").await?;
+            fixture
+                .objects
+                .delete::<RoleBinding>("faulty-leaver")
+                .await?;
         }
-        let newcomer = world.cluster.token(SHOP, "caller", None).await?;
+        let newcomer = fixture.cluster.token(SHOP, "caller", None).await?;
         let mut newcomer =
             Client::connect(faulty.secure, &target.ca, Some(&newcomer), None).await?;
         let mut refused = 0;
@@ -209,18 +216,18 @@ pub async fn rejected_reviews_fail_no_cached_caller(world: &mut World) -> Result
 }
 
 /// All connections to the API become silent, including those of reviews.
-pub async fn replaces_silently_dead_connections_to_the_api(world: &mut World) -> Result<()> {
+pub async fn replaces_silently_dead_connections_to_the_api(fixture: &mut Fixture) -> Result<()> {
     /// Bookmarks arrive every minute, and silence is detected after about 90 s.
     const RECOVERY_TIMEOUT: Duration = Duration::from_secs(150);
-    let relay = Relay::start(api(world)?).await?;
-    let frozen = bastion_by(world, "frozen", relay.address).await?;
+    let relay = Relay::start(api(fixture)?).await?;
+    let frozen = bastion_by(fixture, "frozen", relay.address).await?;
     frozen.ready().await?;
-    let target = world.target(&frozen);
+    let target = fixture.target(&frozen);
     let load = Load::start(&target, SHAPE).await?;
     load.wait_for_requests(200).await;
     // Many concurrent new callers leave many idle connections for reviews.
     let newcomers = (0..8).map(async |_| -> Result<()> {
-        let token = world.cluster.token(SHOP, "caller", None).await?;
+        let token = fixture.cluster.token(SHOP, "caller", None).await?;
         let mut client = Client::connect(frozen.secure, &target.ca, Some(&token), None).await?;
         ensure!(client.get(&target.path).await?.status == 200);
         Ok(())
@@ -229,16 +236,16 @@ pub async fn replaces_silently_dead_connections_to_the_api(world: &mut World) ->
     relay.freeze();
     println!("     {} connections to the API frozen", relay.open());
     let ports = json!([{"containerPort": 8080}]);
-    world
+    fixture
         .objects
         .pod(
             "after-freeze",
             json!({}),
-            world.namespace.address(11),
+            fixture.namespace.address(11),
             ports,
         )
         .await?;
-    let mut client = Client::connect(frozen.secure, &target.ca, Some(&world.token), None).await?;
+    let mut client = Client::connect(frozen.secure, &target.ca, Some(&fixture.token), None).await?;
     let began = Instant::now();
     let known = within(
         RECOVERY_TIMEOUT,
@@ -258,17 +265,17 @@ pub async fn replaces_silently_dead_connections_to_the_api(world: &mut World) ->
         began.elapsed()
     );
     relay.cut();
-    world.objects.delete_pod("after-freeze").await?;
+    fixture.objects.delete_pod("after-freeze").await?;
     known?;
     watches_recover(&frozen).await?;
     outcome.ensure_none_failed()
 }
 
 /// Uses the default cache TTLs.
-pub async fn api_outage_of_a_minute_fails_no_request(world: &mut World) -> Result<()> {
+pub async fn api_outage_of_a_minute_fails_no_request(fixture: &mut Fixture) -> Result<()> {
     const OUTAGE: Duration = Duration::from_mins(1);
-    let target = world.target(&world.bastion);
-    let leaver = world.account("leaver").await?;
+    let target = fixture.target(&fixture.bastion);
+    let leaver = fixture.account("leaver").await?;
     let mut leaver = Client::connect(target.address, &target.ca, Some(&leaver), None).await?;
     eventually("access of the caller that will be removed", async || {
         Ok(leaver.get(&target.path).await?.status == 200)
@@ -277,12 +284,13 @@ pub async fn api_outage_of_a_minute_fails_no_request(world: &mut World) -> Resul
     let load = Load::start(&target, SHAPE).await?;
     load.wait_for_requests(200).await;
 
-    world.cluster.stop_apiserver();
+    fixture.cluster.stop_apiserver();
     let began = Instant::now();
-    let mut stranger = Client::connect(target.address, &target.ca, Some("unknown"), None).await?;
+    let mut unauthenticated =
+        Client::connect(target.address, &target.ca, Some("unknown"), None).await?;
     let mut failed = 0;
     while began.elapsed() < OUTAGE {
-        let response = stranger.get(&target.path).await?;
+        let response = unauthenticated.get(&target.path).await?;
         ensure!(
             [401, 429, 500, 503].contains(&response.status.as_u16()),
             "an unknown caller has access: {response:?}"
@@ -292,16 +300,16 @@ pub async fn api_outage_of_a_minute_fails_no_request(world: &mut World) -> Resul
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    world.cluster.start_apiserver().await?;
+    fixture.cluster.start_apiserver().await?;
     load.wait_for_requests(500).await;
 
-    let newcomer = world.cluster.token(SHOP, "caller", None).await?;
+    let newcomer = fixture.cluster.token(SHOP, "caller", None).await?;
     let mut newcomer = Client::connect(target.address, &target.ca, Some(&newcomer), None).await?;
     eventually("a new token", async || {
         Ok(newcomer.get(&target.path).await?.status == 200)
     })
     .await?;
-    world.objects.delete::<RoleBinding>("leaver").await?;
+    fixture.objects.delete::<RoleBinding>("leaver").await?;
     eventually("the revoked permission to be denied", async || {
         Ok(leaver.get(&target.path).await?.status == 403)
     })
@@ -310,7 +318,7 @@ pub async fn api_outage_of_a_minute_fails_no_request(world: &mut World) -> Resul
     println!(
         "     the API server down for {OUTAGE:?}: {outcome}; of a slow caller, {failed} failed"
     );
-    watches_recover(&world.bastion).await?;
+    watches_recover(&fixture.bastion).await?;
     ensure!(
         failed == 0,
         "{failed} requests of a caller who asks twice a second failed"
@@ -319,22 +327,22 @@ pub async fn api_outage_of_a_minute_fails_no_request(world: &mut World) -> Resul
 }
 
 /// The API server keeps running without its store.
-pub async fn etcd_restart_fails_no_request(world: &mut World) -> Result<()> {
-    let target = world.target(&world.bastion);
+pub async fn etcd_restart_fails_no_request(fixture: &mut Fixture) -> Result<()> {
+    let target = fixture.target(&fixture.bastion);
     let load = Load::start(&target, SHAPE).await?;
     load.wait_for_requests(200).await;
-    world.cluster.stop_etcd();
+    fixture.cluster.stop_etcd();
     tokio::time::sleep(CACHE_EXPIRY).await;
-    world.cluster.start_etcd().await?;
+    fixture.cluster.start_etcd().await?;
     load.wait_for_requests(500).await;
     let outcome = load.stop().await;
     println!("     etcd down for {CACHE_EXPIRY:?}: {outcome}");
-    let newcomer = world.cluster.token(SHOP, "caller", None).await?;
+    let newcomer = fixture.cluster.token(SHOP, "caller", None).await?;
     let mut newcomer = Client::connect(target.address, &target.ca, Some(&newcomer), None).await?;
     eventually("a new token", async || {
         Ok(newcomer.get(&target.path).await?.status == 200)
     })
     .await?;
-    watches_recover(&world.bastion).await?;
+    watches_recover(&fixture.bastion).await?;
     outcome.ensure_none_failed()
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
+use crate::fixture::{Fixture, bastion, path};
 use crate::support::backend::Backend;
 use crate::support::load::{Load, Shape};
 use crate::support::process::BackendProcess;
-use crate::world::{World, bastion, path};
 
 /// Endpoints of `services/web`: pod and last octet of the address.
 const WEB: [(&str, u8); 3] = [("web-1", 11), ("web-2", 12), ("web-3", 13)];
@@ -18,22 +18,22 @@ const WEB: [(&str, u8); 3] = [("web-1", 11), ("web-2", 12), ("web-3", 13)];
 const INTERVAL: Duration = Duration::from_millis(5);
 const CONNECTIONS: usize = 8;
 
-async fn restart(world: &mut World, (name, last): (&str, u8)) -> Result<()> {
-    if let Some(running) = world.backends.remove(name) {
+async fn restart(fixture: &mut Fixture, (name, last): (&str, u8)) -> Result<()> {
+    if let Some(running) = fixture.backends.remove(name) {
         running.kill().await;
     }
-    world.backends.insert(
+    fixture.backends.insert(
         name.into(),
-        Backend::start(&world.namespace, last, 8080, name, None)?,
+        Backend::start(&fixture.namespace, last, 8080, name, None)?,
     );
     Ok(())
 }
 
 /// Two of three processes are killed in quick succession. The third serves requests that both have
 /// aborted.
-pub async fn processes_killed_in_turn_fail_no_request(world: &mut World) -> Result<()> {
+pub async fn processes_killed_in_turn_fail_no_request(fixture: &mut Fixture) -> Result<()> {
     const ROUNDS: usize = 40;
-    let mut target = world.target(&world.bastion);
+    let mut target = fixture.target(&fixture.bastion);
     target.path = path("services/web/proxy/slow");
     let load = Load::start(
         &target,
@@ -48,7 +48,7 @@ pub async fn processes_killed_in_turn_fail_no_request(world: &mut World) -> Resu
     for round in 0..ROUNDS {
         let pair = [WEB[round % 3], WEB[(round + 1) % 3]];
         for (name, _) in pair {
-            world
+            fixture
                 .backends
                 .remove(name)
                 .context("the backend runs")?
@@ -57,25 +57,25 @@ pub async fn processes_killed_in_turn_fail_no_request(world: &mut World) -> Resu
             load.wait_for_requests(30).await;
         }
         for endpoint in pair {
-            restart(world, endpoint).await?;
+            restart(fixture, endpoint).await?;
         }
         load.wait_for_requests(300).await;
     }
     let outcome = load.stop().await;
     println!("     two of three processes killed and restarted in turn, {ROUNDS} times: {outcome}");
-    world.endpoints("services/web", 3).await?;
+    fixture.endpoints("services/web", 3).await?;
     outcome.ensure_none_failed()
 }
 
 /// Two endpoints never respond to a SYN, and a serving one loses all packets for some seconds,
 /// including those of open connections.
-pub async fn black_holed_addresses_fail_no_request(world: &mut World) -> Result<()> {
+pub async fn black_holed_addresses_fail_no_request(fixture: &mut Fixture) -> Result<()> {
     const BLACKOUT: u64 = 800;
     for last in [201, 202] {
-        let address = world.namespace.address(last);
-        world.namespace.black_hole(address)?;
+        let address = fixture.namespace.address(last);
+        fixture.namespace.black_hole(address)?;
         let ports = json!([{"name": "http", "containerPort": 8080}]);
-        world
+        fixture
             .objects
             .pod(
                 &format!("hole-{last}"),
@@ -85,43 +85,44 @@ pub async fn black_holed_addresses_fail_no_request(world: &mut World) -> Result<
             )
             .await?;
     }
-    let load = Load::start_at_rate(&world.target(&world.bastion), CONNECTIONS, INTERVAL).await?;
+    let load =
+        Load::start_at_rate(&fixture.target(&fixture.bastion), CONNECTIONS, INTERVAL).await?;
     load.wait_for_requests(400).await;
-    let address = world.namespace.address(12);
-    world.namespace.black_hole(address)?;
+    let address = fixture.namespace.address(12);
+    fixture.namespace.black_hole(address)?;
     load.wait_for_requests(BLACKOUT).await;
-    world.namespace.heal(address)?;
+    fixture.namespace.heal(address)?;
     load.wait_for_requests(400).await;
     let outcome = load.stop().await;
     println!("     two of five addresses black-holed, and a third for some seconds: {outcome}");
     for last in [201, 202] {
-        world.objects.delete_pod(&format!("hole-{last}")).await?;
-        world.namespace.heal(world.namespace.address(last))?;
+        fixture.objects.delete_pod(&format!("hole-{last}")).await?;
+        fixture.namespace.heal(fixture.namespace.address(last))?;
     }
-    world.endpoints("services/web", 3).await?;
+    fixture.endpoints("services/web", 3).await?;
     outcome.ensure_none_failed()
 }
 
 /// Requests that a process holds when it is stopped wait for it; others use another endpoint.
-pub async fn stopped_process_gets_no_new_requests(world: &mut World) -> Result<()> {
+pub async fn stopped_process_gets_no_new_requests(fixture: &mut Fixture) -> Result<()> {
     const REQUESTS: u64 = 600;
     const PROBES: usize = 10;
-    world
+    fixture
         .backends
         .remove("web-2")
         .context("the backend runs")?
         .kill()
         .await;
-    let process = BackendProcess::start(&world.namespace, 12, 8080, "web-2")?;
-    world.endpoints("services/web", 3).await?;
+    let process = BackendProcess::start(&fixture.namespace, 12, 8080, "web-2")?;
+    fixture.endpoints("services/web", 3).await?;
     // A new bastion: endpoints that were slow lately have longer timeouts.
-    let kubeconfig = world
+    let kubeconfig = fixture
         .cluster
-        .bastion_kubeconfig("unbiased", &world.cluster.server)
+        .bastion_kubeconfig("unbiased", &fixture.cluster.server)
         .await?;
-    let unbiased = bastion(&kubeconfig, &world.serving, &[])?;
+    let unbiased = bastion(&kubeconfig, &fixture.serving, &[])?;
     unbiased.ready().await?;
-    let load = Load::start_at_rate(&world.target(&unbiased), CONNECTIONS, INTERVAL).await?;
+    let load = Load::start_at_rate(&fixture.target(&unbiased), CONNECTIONS, INTERVAL).await?;
     load.wait_for_requests(REQUESTS).await;
     process.freeze()?;
     // Long enough to be detected.
@@ -137,8 +138,8 @@ pub async fn stopped_process_gets_no_new_requests(world: &mut World) -> Result<(
         then.saturating_sub(at_first)
     );
     drop(process);
-    restart(world, ("web-2", 12)).await?;
-    world.endpoints("services/web", 3).await?;
+    restart(fixture, ("web-2", 12)).await?;
+    fixture.endpoints("services/web", 3).await?;
     outcome.ensure_none_failed()?;
     ensure!(at_first > 0, "no request reached the stopped process");
     ensure!(then <= at_first + PROBES, "it is still sent requests");
@@ -146,12 +147,12 @@ pub async fn stopped_process_gets_no_new_requests(world: &mut World) -> Result<(
 }
 
 /// Each pod is terminating before its process exits, and exits without a delay.
-pub async fn rolling_update_fails_no_request(world: &mut World) -> Result<()> {
+pub async fn rolling_update_fails_no_request(fixture: &mut Fixture) -> Result<()> {
     const REPLICAS: u8 = 3;
     const FIRST: u8 = 25;
     let service =
         json!({"selector": {"app": "rolled"}, "ports": [{"port": 80, "targetPort": 8080}]});
-    world.objects.service("rolled", service).await?;
+    fixture.objects.service("rolled", service).await?;
     let ports = json!([{"containerPort": 8080}]);
     let mut running = Vec::new();
     let mut load = None;
@@ -161,20 +162,20 @@ pub async fn rolling_update_fails_no_request(world: &mut World) -> Result<()> {
                 format!("rolled-{generation}-{replica}"),
                 FIRST + generation % 2 * REPLICAS + replica,
             );
-            let backend = Backend::start(&world.namespace, last, 8080, &name, None)?;
-            world
+            let backend = Backend::start(&fixture.namespace, last, 8080, &name, None)?;
+            fixture
                 .objects
                 .pod(
                     &name,
                     json!({"app": "rolled"}),
-                    world.namespace.address(last),
+                    fixture.namespace.address(last),
                     ports.clone(),
                 )
                 .await?;
             // As in a Deployment, the new pod serves before an old one is deleted.
             crate::support::eventually("a request to the new pod", async || {
                 if load.is_none() {
-                    world.wait_until_known("services/rolled").await?;
+                    fixture.wait_until_known("services/rolled").await?;
                     return Ok(true);
                 }
                 Ok(backend.served() > 0)
@@ -183,13 +184,13 @@ pub async fn rolling_update_fails_no_request(world: &mut World) -> Result<()> {
             running.push((name, backend));
             if running.len() > usize::from(REPLICAS) {
                 let (old, process) = running.remove(0);
-                world.objects.terminate(&old).await?;
+                fixture.objects.terminate(&old).await?;
                 process.kill().await;
-                world.objects.delete_pod(&old).await?;
+                fixture.objects.delete_pod(&old).await?;
             }
         }
         if load.is_none() {
-            let mut target = world.target(&world.bastion);
+            let mut target = fixture.target(&fixture.bastion);
             target.path = path("services/rolled/proxy/name");
             load = Some(
                 Load::start(
@@ -210,15 +211,15 @@ pub async fn rolling_update_fails_no_request(world: &mut World) -> Result<()> {
         .await;
     println!("     nine pods replaced one after the other: {outcome}");
     for (name, _) in running {
-        world.objects.delete_pod(&name).await?;
+        fixture.objects.delete_pod(&name).await?;
     }
     outcome.ensure_none_failed()
 }
 
-pub async fn readiness_flaps_fail_no_request(world: &mut World) -> Result<()> {
+pub async fn readiness_flaps_fail_no_request(fixture: &mut Fixture) -> Result<()> {
     const FLAPS: usize = 60;
     let load = Load::start(
-        &world.target(&world.bastion),
+        &fixture.target(&fixture.bastion),
         Shape {
             http1: 16,
             http2: 4,
@@ -228,14 +229,14 @@ pub async fn readiness_flaps_fail_no_request(world: &mut World) -> Result<()> {
     .await?;
     for flap in 0..FLAPS {
         // One of three stays ready; without any, a 503 is correct.
-        world.objects.set_ready("web-2", flap % 2 == 1).await?;
-        world.objects.set_ready("web-3", flap % 3 == 2).await?;
+        fixture.objects.set_ready("web-2", flap % 2 == 1).await?;
+        fixture.objects.set_ready("web-3", flap % 3 == 2).await?;
     }
     for name in ["web-2", "web-3"] {
-        world.objects.set_ready(name, true).await?;
+        fixture.objects.set_ready(name, true).await?;
     }
     let outcome = load.stop().await;
     println!("     two of three endpoints toggled {FLAPS} times: {outcome}");
-    world.endpoints("services/web", 3).await?;
+    fixture.endpoints("services/web", 3).await?;
     outcome.ensure_none_failed()
 }

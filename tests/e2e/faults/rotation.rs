@@ -10,13 +10,13 @@ use kube::api::Api;
 use serde_json::json;
 
 use super::api::fault_proxy;
+use crate::fixture::{Fixture, SHOP, bastion};
 use crate::support::client::{Client, tls};
 use crate::support::cluster::{HOME, KubeconfigUser};
 use crate::support::load::{Load, Shape};
 use crate::support::objects::Objects;
 use crate::support::pki::{Ca, Pair};
 use crate::support::{eventually, within};
-use crate::world::{SHOP, World, bastion};
 
 /// Connections are replaced often, so that each certificate is used by handshakes.
 const SHAPE: Shape = Shape {
@@ -26,12 +26,12 @@ const SHAPE: Shape = Shape {
     per_connection: 10,
 };
 
-pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) -> Result<()> {
+pub async fn rotated_certificates_and_tokens_fail_no_request(fixture: &mut Fixture) -> Result<()> {
     /// The bastion reads the file of its token again within a minute.
     const TOKEN_RELOAD_TIMEOUT: Duration = Duration::from_secs(100);
     /// Time after which the API server no longer caches a token.
     const TOKEN_CACHE_EXPIRY: Duration = Duration::from_secs(15);
-    let cluster = &world.cluster;
+    let cluster = &fixture.cluster;
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
 
@@ -54,7 +54,7 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
         uid,
     };
     std::fs::write(at("token"), cluster.token(HOME, HOME, Some(bound)).await?)?;
-    let proxy = fault_proxy(world).await?;
+    let proxy = fault_proxy(fixture).await?;
     let server = format!("https://{}", proxy.address);
     let kubeconfig = cluster.kubeconfig(
         "rotated",
@@ -70,7 +70,7 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
     let old = old_ca.client(folder.path(), "old", "rotated")?;
     let new = new_ca.client(folder.path(), "new", "rotated")?;
     let group = json!({"kind": "Group", "name": "rotated"});
-    world
+    fixture
         .objects
         .allow("rotated", group, &["services/proxy"], &["get"])
         .await?;
@@ -79,7 +79,7 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
         certificate: at("serving.crt"),
         key: at("serving.key"),
     };
-    install(&world.serving, &serving)?;
+    install(&fixture.serving, &serving)?;
     let rotated = bastion(
         &kubeconfig,
         &serving,
@@ -87,7 +87,7 @@ pub async fn rotated_certificates_and_tokens_fail_no_request(world: &mut World) 
     )?;
     rotated.ready().await?;
 
-    let by_token = world.target(&rotated);
+    let by_token = fixture.target(&rotated);
     let mut by_certificate = by_token.clone();
     (by_certificate.token, by_certificate.certificate) = (None, Some(old.clone()));
     let tokens = Load::start(&by_token, SHAPE).await?;

@@ -14,17 +14,21 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::wire::{Field, Head};
-use super::{Handshake, Part, Seen, Stage, Step};
+use super::{Exchange, Handshake, ScriptedBackends, Seen, Step};
 
 type Frames = Pin<Box<dyn futures::Stream<Item = Result<Frame<Bytes>>> + Send>>;
 
-pub(super) async fn serve<S>(stage: &Stage, at: String, stream: S, tls: Option<Handshake>)
-where
+pub(super) async fn serve<S>(
+    backends: &ScriptedBackends,
+    at: String,
+    stream: S,
+    tls: Option<Handshake>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(|request: Request<Incoming>| {
-        let (stage, at, tls) = (stage.clone(), at.clone(), tls.clone());
-        async move { Ok::<_, Infallible>(respond(&stage, at, tls, request).await) }
+        let (backends, at, tls) = (backends.clone(), at.clone(), tls.clone());
+        async move { Ok::<_, Infallible>(respond(&backends, at, tls, request).await) }
     });
     // Errors close the connection, which the other side notices.
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -33,7 +37,7 @@ where
 }
 
 async fn respond(
-    stage: &Stage,
+    backends: &ScriptedBackends,
     at: String,
     tls: Option<Handshake>,
     request: Request<Incoming>,
@@ -51,8 +55,8 @@ async fn respond(
             value: authority.to_string(),
         });
     }
-    let part = Part::begin(
-        stage,
+    let exchange = Exchange::begin(
+        backends,
         Seen {
             at,
             tls,
@@ -61,7 +65,7 @@ async fn respond(
             ..Seen::default()
         },
     );
-    let steps = part.script.steps.clone();
+    let steps = exchange.script.steps.clone();
     let (mut head, mut frames) = (Head::default(), Vec::new());
     for step in &steps {
         match step {
@@ -86,7 +90,7 @@ async fn respond(
     *response.headers_mut() = map(&head.fields);
     let echoes = steps.contains(&Step::Echo);
     let incoming = BodyStream {
-        part,
+        exchange,
         incoming: request.into_body(),
     };
     let sent: Frames = if echoes {
@@ -102,7 +106,7 @@ async fn respond(
 
 /// Body of a request, recorded while it arrives.
 struct BodyStream {
-    part: Part,
+    exchange: Exchange,
     incoming: Incoming,
 }
 
@@ -113,19 +117,20 @@ impl BodyStream {
                 let frame = match body.incoming.frame().await? {
                     Ok(frame) => frame,
                     Err(error) => {
-                        body.part
+                        body.exchange
                             .seen(|seen| seen.end = Some("the stream was reset".into()));
                         return Some((Err(error.into()), body));
                     }
                 };
                 match frame.into_data() {
                     Ok(data) => {
-                        body.part.seen(|seen| seen.body.extend_from_slice(&data));
+                        body.exchange
+                            .seen(|seen| seen.body.extend_from_slice(&data));
                         return Some((Ok(Frame::data(data)), body));
                     }
                     Err(frame) => {
                         let trailers = frame.into_trailers().unwrap_or_default();
-                        body.part
+                        body.exchange
                             .seen(|seen| seen.trailers = trailers.iter().map(field).collect());
                     }
                 }

@@ -103,32 +103,32 @@ impl<'de> Deserialize<'de> for Script {
 impl Step {
     /// Returns the bytes to send, one entry per write.
     pub(super) fn pieces(&self) -> Result<Vec<Vec<u8>>> {
-        let whole = |text: &str,
-                     encode: &dyn Fn(&str) -> Result<Vec<u8>>|
+        let encoded = |text: &str,
+                       encode: &dyn Fn(&str) -> Result<Vec<u8>>|
          -> Result<Vec<Vec<u8>>> { Ok(vec![page(text, encode)?.concat()]) };
         match self {
-            Self::Page(text) => whole(text, &plain),
-            Self::Gzip(text) => whole(text, &|body| {
+            Self::Page(text) => encoded(text, &plain),
+            Self::Gzip(text) => encoded(text, &|body| {
                 finish(GzEncoder::new(Vec::new(), Compression::default()), body)
             }),
-            Self::RawDeflate(text) => whole(text, &|body| {
+            Self::RawDeflate(text) => encoded(text, &|body| {
                 finish(
                     DeflateEncoder::new(Vec::new(), Compression::default()),
                     body,
                 )
             }),
-            Self::ZlibDeflate(text) => whole(text, &|body| {
+            Self::ZlibDeflate(text) => encoded(text, &|body| {
                 finish(ZlibEncoder::new(Vec::new(), Compression::default()), body)
             }),
-            Self::PaddedGzip(text) => whole(text, &|body| {
+            Self::PaddedGzip(text) => encoded(text, &|body| {
                 let packed = finish(GzEncoder::new(Vec::new(), Compression::default()), body)?;
                 Ok([packed, vec![0; 64]].concat())
             }),
-            Self::PaddedDeflate(text) => whole(text, &|body| {
+            Self::PaddedDeflate(text) => encoded(text, &|body| {
                 let packed = finish(ZlibEncoder::new(Vec::new(), Compression::default()), body)?;
                 Ok([packed, b"\n".to_vec()].concat())
             }),
-            Self::Base64(text) => whole(text, &|body| Ok(STANDARD.decode(body.trim())?)),
+            Self::Base64(text) => encoded(text, &|body| Ok(STANDARD.decode(body.trim())?)),
             Self::Bytes(text) => Ok(vec![latin1(&page(text, &plain)?)]),
             Self::Drip(text) => {
                 let [head, body] = page(text, &plain)?;

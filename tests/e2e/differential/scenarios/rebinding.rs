@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-use super::super::ask::Side;
 use super::super::observe::Observation;
+use super::super::send::Side;
 use super::super::setting::Setting;
 use super::{get, send_row};
 use crate::support::bastion::Bastion;
@@ -28,7 +28,7 @@ pub const PORT: u16 = 19153;
 
 pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let names = Names::start().await?;
-    let folder = setting.world.cluster.folder.path();
+    let folder = setting.fixture.cluster.folder.path();
     let resolver = folder.join("resolv.conf");
     std::fs::write(
         &resolver,
@@ -38,7 +38,7 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
         ),
     )?;
     // A separate server that uses only this name server.
-    let (address, _running) = if side.name == "ours" {
+    let (address, _running) = if side.name == "bastion" {
         let command = setting.bastion_command(wrapped(
             &resolver,
             env!("CARGO_BIN_EXE_kube-bastion").as_ref(),
@@ -48,7 +48,7 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
         (bastion.secure, Running::Bastion(Box::new(bastion)))
     } else {
         let (address, process) = setting
-            .world
+            .fixture
             .cluster
             .another_apiserver(|binary| wrapped(&resolver, binary))?;
         (address, Running::Apiserver(process))
@@ -73,7 +73,7 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
     .await?;
     names.end().await;
     let dialled = found
-        .remove("saw at")
+        .remove("received at")
         .with_context(|| format!("nothing was dialled: {found:?}"))?;
     Ok([("dialled".to_owned(), dialled)].into())
 }

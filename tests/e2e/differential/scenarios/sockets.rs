@@ -15,8 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::super::ask::{HOST, RecordedResponse, Side};
 use super::super::observe::{Observation, observe};
+use super::super::send::{HOST, RecordedResponse, Side};
 use super::super::setting::Setting;
 use super::super::table::Row;
 use crate::support::client::tls_with_alpn;
@@ -107,18 +107,19 @@ pub async fn websocket_over_h2(
         }
     }
     connection.abort();
-    let seen = setting.stage.finish().await;
-    let saw = observe(&RecordedResponse::default(), &seen);
+    let seen = setting.backends.finish().await;
+    let received = observe(&RecordedResponse::default(), &seen);
     let compared = [
-        "saw",
-        "saw line",
-        "saw tunnel",
-        "saw header connection",
-        "saw header upgrade",
-        "saw header authorization",
+        "received",
+        "received line",
+        "received tunnel",
+        "received header connection",
+        "received header upgrade",
+        "received header authorization",
     ];
     observation.extend(
-        saw.into_iter()
+        received
+            .into_iter()
             .filter(|(name, _)| compared.contains(&&**name)),
     );
     Ok(observation)
@@ -128,7 +129,7 @@ pub async fn websocket_over_h2(
 pub async fn hints_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observation> {
     let hints = Step::Page("HTTP/1.1 103 Early Hints\nLink: </a.css>; rel=preload".into());
     let page = Step::Page("HTTP/1.1 200 OK\nContent-Length: auto\n\nok".into());
-    setting.stage.begin(Script {
+    setting.backends.begin(Script {
         steps: vec![hints, page],
     });
     let token = setting
@@ -164,7 +165,7 @@ pub async fn hints_over_h2(setting: &Setting<'_>, side: &Side) -> Result<Observa
         .context("no response")??;
     recorded.head = Some(head(response.status(), response.headers()));
     connection.abort();
-    let mut observation = observe(&recorded, &setting.stage.finish().await);
+    let mut observation = observe(&recorded, &setting.backends.finish().await);
     observation.retain(|name, _| name == "status" || name.starts_with("interim"));
     Ok(observation)
 }

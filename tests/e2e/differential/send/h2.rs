@@ -14,17 +14,17 @@ use super::{HOST, RecordedResponse, Side};
 use crate::differential::callers::Credentials;
 use crate::differential::table::Row;
 use crate::support::client::tls_with_alpn;
-use crate::support::raw::{Field, Head, STEP_TIMEOUT, Stage};
+use crate::support::raw::{Field, Head, STEP_TIMEOUT, ScriptedBackends};
 
 /// Sends the request of a row.
 ///
 /// # Errors
 /// Returns an error if the server does not support HTTP/2 or the connection fails.
-pub async fn ask(
+pub async fn send(
     side: &Side,
     row: &Row,
     by: &Credentials,
-    stage: &Stage,
+    backends: &ScriptedBackends,
 ) -> Result<RecordedResponse> {
     let stream = tls_with_alpn(side.address, &side.ca, by.certificate.as_ref(), &[b"h2"]).await?;
     ensure!(
@@ -71,15 +71,15 @@ pub async fn ask(
     let mut recorded = RecordedResponse::default();
     recorded.end = match timeout(
         STEP_TIMEOUT,
-        receive(&mut sender, request, &mut recorded, stage),
+        receive(&mut sender, request, &mut recorded, backends),
     )
     .await
     {
-        Ok(Ok(())) => "whole".into(),
+        Ok(Ok(())) => "complete".into(),
         Ok(Err(error)) => reset(&error),
-        Err(_) => "nothing more came in time".into(),
+        Err(_) => "timed out".into(),
     };
-    recorded.complete = recorded.end == "whole";
+    recorded.complete = recorded.end == "complete";
     connection.abort();
     Ok(recorded)
 }
@@ -88,7 +88,7 @@ async fn receive<B>(
     sender: &mut http2::SendRequest<B>,
     request: Request<B>,
     recorded: &mut RecordedResponse,
-    stage: &Stage,
+    backends: &ScriptedBackends,
 ) -> hyper::Result<()>
 where
     B: hyper::body::Body + 'static,
@@ -107,7 +107,7 @@ where
     while let Some(frame) = body.frame().await {
         match frame?.into_data() {
             Ok(data) => {
-                stage.client_got(&data);
+                backends.client_got(&data);
                 recorded.body.extend_from_slice(&data);
             }
             Err(frame) => {
@@ -136,6 +136,6 @@ fn reset(error: &hyper::Error) -> String {
         .unwrap_or_default();
     match cause.split_once("stream error received: ") {
         Some((_, code)) => format!("reset: {code}"),
-        None => format!("cut: {error} {cause}"),
+        None => format!("closed early: {error} {cause}"),
     }
 }

@@ -12,11 +12,11 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::callers::Credentials;
-use super::table::{Act, Row};
+use super::table::{Action, Row};
 use crate::support::client::tls_with_alpn;
-use crate::support::raw::{Field, Head, IMMEDIATE, STEP_TIMEOUT, Stage, contains};
+use crate::support::raw::{Field, Head, IMMEDIATE, STEP_TIMEOUT, ScriptedBackends, contains};
 
-pub use h2::ask as ask_h2;
+pub use h2::send as send_h2;
 
 /// `Host` of the requests.
 pub const HOST: &str = "bastion.test";
@@ -57,37 +57,37 @@ struct Received {
 ///
 /// # Errors
 /// Returns an error if the connection fails.
-pub async fn ask(
+pub async fn send(
     side: &Side,
     row: &Row,
     by: &Credentials,
-    stage: &Stage,
+    backends: &ScriptedBackends,
 ) -> Result<RecordedResponse> {
     let stream = tls_with_alpn(side.address, &side.ca, by.certificate.as_ref(), &[]).await?;
     let (reader, mut writer) = tokio::io::split(stream);
     let received = watch::Sender::new(Received::default());
-    let reading = read(reader, &received, stage);
+    let reading = read(reader, &received, backends);
     let method = row.method().to_owned();
     let mut outcome = Ok(());
     let mut closed = None;
-    let asking = async {
+    let sending = async {
         // A server that responds early may close early, so write errors are ignored.
         let _ = writer.write_all(&row.bytes(by)).await;
         let _ = writer.flush().await;
-        for act in &row.then {
-            match act {
-                Act::Send(text) => {
+        for action in &row.actions {
+            match action {
+                Action::Send(text) => {
                     let _ = writer.write_all(text.as_bytes()).await;
                     let _ = writer.flush().await;
                 }
-                Act::BackendHas(text) => outcome = stage.backend_has(text).await,
-                Act::Has(text) => {
+                Action::BackendHas(text) => outcome = backends.backend_has(text).await,
+                Action::Has(text) => {
                     outcome = wait(&received, |received| contains(&received.bytes, text)).await;
                 }
-                Act::EndSending => drop(writer.shutdown().await),
-                Act::ToEnd => closed = Some(is_closed(&received, &method).await),
-                Act::Moment => tokio::time::sleep(IMMEDIATE).await,
-                Act::HangUp => return,
+                Action::EndSending => drop(writer.shutdown().await),
+                Action::ToEnd => closed = Some(is_closed(&received, &method).await),
+                Action::Moment => tokio::time::sleep(IMMEDIATE).await,
+                Action::Disconnect => return,
             }
             if outcome.is_err() {
                 return;
@@ -101,7 +101,7 @@ pub async fn ask(
     };
     tokio::select! {
         () = reading => {}
-        () = asking => {}
+        () = sending => {}
     }
     // The response is parsed from the bytes that were received, complete or not.
     let received = received.borrow();
@@ -109,34 +109,36 @@ pub async fn ask(
     response.closed = closed;
     response.end = match (&outcome, response.complete, &received.ended) {
         (Err(error), ..) => format!("{error:#}"),
-        (Ok(()), true, _) => "whole".into(),
+        (Ok(()), true, _) => "complete".into(),
         (Ok(()), false, Some(how)) => how.clone(),
-        (Ok(()), false, None) if hangs_up(row) => "the client hung up".into(),
-        (Ok(()), false, None) => "nothing more came in time".into(),
+        (Ok(()), false, None) if disconnects(row) => "the client disconnected".into(),
+        (Ok(()), false, None) => "timed out".into(),
     };
     Ok(response)
 }
 
-fn hangs_up(row: &Row) -> bool {
-    row.then.iter().any(|act| matches!(act, Act::HangUp))
+fn disconnects(row: &Row) -> bool {
+    row.actions
+        .iter()
+        .any(|action| matches!(action, Action::Disconnect))
 }
 
 /// Reads the response. Never returns, because the actions of the row continue after the end.
 async fn read(
     mut reader: impl AsyncRead + Unpin,
     received: &watch::Sender<Received>,
-    stage: &Stage,
+    backends: &ScriptedBackends,
 ) {
     let mut buffer = vec![0; 16 << 10];
     let how = loop {
         match reader.read(&mut buffer).await {
-            Ok(0) => break "cut",
+            Ok(0) => break "closed early",
             Ok(count) => {
-                stage.client_got(&buffer[..count]);
+                backends.client_got(&buffer[..count]);
                 received.send_modify(|received| received.bytes.extend_from_slice(&buffer[..count]));
             }
             // A missing close_notify is irrelevant for HTTP, which has lengths.
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break "cut",
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break "closed early",
             Err(_) => break "reset",
         }
     };
@@ -170,13 +172,13 @@ async fn wait(received: &watch::Sender<Received>, is: impl FnMut(&Received) -> b
 
 impl Row {
     pub fn method(&self) -> &str {
-        let line = self.raw.as_deref().unwrap_or(&self.ask);
+        let line = self.raw.as_deref().unwrap_or(&self.request);
         line.split(' ').next().unwrap_or_default()
     }
 
     /// Returns the absolute path.
     pub fn path(&self) -> String {
-        let path = self.ask.split_once(' ').map_or("", |(_, path)| path);
+        let path = self.request.split_once(' ').map_or("", |(_, path)| path);
         match path {
             _ if path.starts_with('/') => path.to_owned(),
             _ if path.starts_with("nodes/") => format!("/api/v1/{path}"),

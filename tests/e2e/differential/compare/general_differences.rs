@@ -6,15 +6,15 @@
     reason = "all checks have the same signature"
 )]
 
-use super::super::ask::HOST;
 use super::super::observe::Observation;
+use super::super::send::HOST;
 use super::super::table::Row;
 
 /// Checks a general difference and removes it from both observations.
-pub type Overlook = fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>;
+pub type Check = fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>;
 
-/// Checks of [`STANDING`](super::super::table::STANDING), by name.
-pub const OVERLOOK: [(&str, Overlook); 16] = [
+/// Checks of [`GENERAL_DIFFERENCES`](super::super::table::GENERAL_DIFFERENCES), by name.
+pub const CHECKS: [(&str, Check); 16] = [
     ("forwarded", forwarded),
     ("gzip", gzip),
     ("order", order),
@@ -34,17 +34,17 @@ pub const OVERLOOK: [(&str, Overlook); 16] = [
 ];
 
 /// Returns the prefix of the aspects of each request that a backend received.
-fn saws(observation: &Observation) -> Vec<String> {
+fn request_prefixes(observation: &Observation) -> Vec<String> {
     let count = observation
-        .get("saw")
+        .get("received")
         .and_then(|count| count.parse().ok())
         .unwrap_or(0);
     (1..=count)
         .map(|index: usize| {
             if index == 1 {
-                "saw".into()
+                "received".into()
             } else {
-                format!("saw {index}")
+                format!("received {index}")
             }
         })
         .collect()
@@ -75,56 +75,64 @@ fn is_upgrade(row: &Row) -> bool {
     })
 }
 
-fn forwarded(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn forwarded(
+    row: &Row,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
+) -> Result<(), String> {
     let host = row.host.as_deref().unwrap_or(HOST);
-    for saw in saws(ours) {
+    for prefix in request_prefixes(bastion) {
         for (name, expected) in [("x-forwarded-host", host), ("x-forwarded-proto", "https")] {
-            let found = ours.remove(&format!("{saw} header {name}"));
+            let found = bastion.remove(&format!("{prefix} header {name}"));
             if found.as_deref() != Some(expected) && row.raw.is_none() {
                 return Err(format!(
-                    "ours should send {name}: {expected}, and sends {found:?}"
+                    "bastion should send {name}: {expected}, and sends {found:?}"
                 ));
             }
-            if !client_sends(row, name) && theirs.contains_key(&format!("{saw} header {name}")) {
-                return Err(format!("theirs adds {name}"));
+            if !client_sends(row, name)
+                && apiserver.contains_key(&format!("{prefix} header {name}"))
+            {
+                return Err(format!("apiserver adds {name}"));
             }
         }
     }
     Ok(())
 }
 
-fn gzip(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn gzip(row: &Row, bastion: &mut Observation, apiserver: &mut Observation) -> Result<(), String> {
     if client_sends(row, "accept-encoding") {
         return Ok(());
     }
     let bare = row.method() == "HEAD" || client_sends(row, "range") || is_upgrade(row);
-    for saw in saws(theirs) {
-        let name = format!("{saw} header accept-encoding");
-        match theirs.remove(&name) {
+    for prefix in request_prefixes(apiserver) {
+        let name = format!("{prefix} header accept-encoding");
+        match apiserver.remove(&name) {
             Some(value) if value == "gzip" && !bare => {}
             None if bare => {}
             found => {
                 return Err(format!(
-                    "theirs should request gzip, and requests {found:?}"
+                    "apiserver should request gzip, and requests {found:?}"
                 ));
             }
         }
-        if let Some(value) = ours.get(&name) {
-            return Err(format!("ours requests {value}, which the client did not"));
+        if let Some(value) = bastion.get(&name) {
+            return Err(format!(
+                "bastion requests {value}, which the client did not"
+            ));
         }
     }
     Ok(())
 }
 
-fn order(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn order(row: &Row, bastion: &mut Observation, apiserver: &mut Observation) -> Result<(), String> {
     let sent: Vec<_> = row
         .headers
         .iter()
         .filter_map(|line| Some(line.split_once(':')?.0.to_ascii_lowercase()))
         .collect();
-    for saw in saws(ours) {
-        let order = ours
-            .get(&format!("{saw} order"))
+    for prefix in request_prefixes(bastion) {
+        let order = bastion
+            .get(&format!("{prefix} order"))
             .cloned()
             .unwrap_or_default();
         let received: Vec<_> = order
@@ -136,12 +144,12 @@ fn order(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<
             .filter(|name| received.contains(&&***name))
             .collect();
         if received != sent {
-            return Err(format!("ours sends {received:?} instead of {sent:?}"));
+            return Err(format!("bastion sends {received:?} instead of {sent:?}"));
         }
     }
-    for side in [ours, theirs] {
+    for side in [bastion, apiserver] {
         side.retain(|name, _| {
-            !(name.starts_with("saw") && (name.ends_with(" order") || name.ends_with(" case")))
+            !(name.starts_with("received") && (name.ends_with(" order") || name.ends_with(" case")))
         });
     }
     Ok(())
@@ -153,96 +161,105 @@ fn is_kept(name: &str) -> bool {
         && !["connection", "upgrade", "te", "cookie", "audit-id"].contains(&name)
 }
 
-fn flow(_: &Row, _: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    theirs.retain(|name, _| !name.starts_with("header x-kubernetes-pf-"));
+fn flow(_: &Row, _: &mut Observation, apiserver: &mut Observation) -> Result<(), String> {
+    apiserver.retain(|name, _| !name.starts_with("header x-kubernetes-pf-"));
     Ok(())
 }
 
 fn audit_forwarded(
     row: &Row,
-    ours: &mut Observation,
-    theirs: &mut Observation,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
 ) -> Result<(), String> {
     if client_sends(row, "audit-id") {
         return Ok(());
     }
-    for (index, saw) in saws(ours).into_iter().enumerate() {
-        let name = format!("{saw} header audit-id");
+    for (index, prefix) in request_prefixes(bastion).into_iter().enumerate() {
+        let name = format!("{prefix} header audit-id");
         // The response belongs to the first request.
-        let forwarded = ours.remove(&name);
+        let forwarded = bastion.remove(&name);
         if index == 0
-            && ours
+            && bastion
                 .get("header audit-id")
                 .is_some_and(|id| forwarded.as_ref() != Some(id))
         {
-            return Err("ours forwards another Audit-Id than it returns".into());
+            return Err("bastion forwards another Audit-Id than it returns".into());
         }
-        if theirs.contains_key(&name) {
-            return Err("theirs forwards an Audit-Id, too".into());
+        if apiserver.contains_key(&name) {
+            return Err("apiserver forwards an Audit-Id, too".into());
         }
     }
     Ok(())
 }
 
-fn switched(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn switched(
+    row: &Row,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
+) -> Result<(), String> {
     if !is_upgrade(row) {
         return Ok(());
     }
     if !client_sends(row, "user-agent") {
-        for saw in saws(theirs) {
-            if let Some(agent) = theirs
-                .remove(&format!("{saw} header user-agent"))
+        for prefix in request_prefixes(apiserver) {
+            if let Some(agent) = apiserver
+                .remove(&format!("{prefix} header user-agent"))
                 .filter(|agent| !agent.starts_with("Go-http-client/"))
             {
-                return Err(format!("theirs sends the User-Agent {agent}"));
+                return Err(format!("apiserver sends the User-Agent {agent}"));
             }
         }
     }
     // Responses of the proxy itself have these headers on both sides.
-    if theirs.contains_key("header audit-id") || ours.get("status") != theirs.get("status") {
+    if apiserver.contains_key("header audit-id") || bastion.get("status") != apiserver.get("status")
+    {
         return Ok(());
     }
     for name in ["header audit-id", "header date"] {
-        if !theirs.contains_key(name) && ours.remove(name).is_none() {
-            return Err(format!("ours has no {name}"));
+        if !apiserver.contains_key(name) && bastion.remove(name).is_none() {
+            return Err(format!("bastion has no {name}"));
         }
     }
-    if ours.get("status").map(String::as_str) != Some("101") {
+    if bastion.get("status").map(String::as_str) != Some("101") {
         // A Cache-Control of the backend is compared as other headers are.
-        if !theirs.contains_key("header cache-control") {
-            match ours.remove("header cache-control").as_deref() {
+        if !apiserver.contains_key("header cache-control") {
+            match bastion.remove("header cache-control").as_deref() {
                 Some("no-cache, private") => {}
                 found => {
-                    return Err(format!("ours should send no-cache, and sends {found:?}"));
+                    return Err(format!("bastion should send no-cache, and sends {found:?}"));
                 }
             }
         }
-        theirs.remove("header connection");
-        match ours.remove("header connection").as_deref() {
+        apiserver.remove("header connection");
+        match bastion.remove("header connection").as_deref() {
             Some("close") => {}
             found => {
                 return Err(format!(
-                    "ours should send Connection: close, and sends {found:?}"
+                    "bastion should send Connection: close, and sends {found:?}"
                 ));
             }
         }
-        if !theirs.contains_key("header content-length")
-            && !theirs.contains_key("header transfer-encoding")
+        if !apiserver.contains_key("header content-length")
+            && !apiserver.contains_key("header transfer-encoding")
         {
-            match ours.remove("header transfer-encoding").as_deref() {
+            match bastion.remove("header transfer-encoding").as_deref() {
                 None | Some("chunked") => {}
-                found => return Err(format!("ours has the transfer encoding {found:?}")),
+                found => return Err(format!("bastion has the transfer encoding {found:?}")),
             }
         }
     }
     Ok(())
 }
 
-fn audit_id(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn audit_id(
+    row: &Row,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
+) -> Result<(), String> {
     if client_sends(row, "audit-id") {
         return Ok(());
     }
-    for (side, found) in [("ours", ours), ("theirs", theirs)] {
+    for (side, found) in [("bastion", bastion), ("apiserver", apiserver)] {
         let is_uuid = |value: &str| value.len() == 36 && value.split('-').count() == 5;
         for (name, value) in found
             .iter_mut()
@@ -257,8 +274,8 @@ fn audit_id(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Resu
     Ok(())
 }
 
-fn date(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    for found in [ours, theirs] {
+fn date(_: &Row, bastion: &mut Observation, apiserver: &mut Observation) -> Result<(), String> {
+    for found in [bastion, apiserver] {
         for name in ["header date", "trailer date"] {
             if let Some(value) = found
                 .get_mut(name)
@@ -271,65 +288,74 @@ fn date(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(),
     Ok(())
 }
 
-fn sniffed(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn sniffed(
+    row: &Row,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
+) -> Result<(), String> {
     const TYPE: &str = "header content-type";
     if !row
         .backend_text()
         .to_ascii_lowercase()
         .contains("content-type:")
-        && !ours.contains_key(TYPE)
+        && !bastion.contains_key(TYPE)
     {
-        theirs.remove(TYPE);
+        apiserver.remove(TYPE);
     }
     Ok(())
 }
 
-fn unparsed(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn unparsed(_: &Row, bastion: &mut Observation, apiserver: &mut Observation) -> Result<(), String> {
     let is = |found: &Observation| {
         found.get("status").is_some_and(|status| status == "400")
             && !found.contains_key("header audit-id")
     };
-    if is(ours) && is(theirs) {
-        for found in [ours, theirs] {
+    if is(bastion) && is(apiserver) {
+        for found in [bastion, apiserver] {
             found.retain(|name, _| !name.starts_with("header ") && name != "body");
         }
     }
     Ok(())
 }
 
-fn phrase(row: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    if ours.get("status") == theirs.get("status") {
-        if let (Some(status), Some(phrase)) = (ours.get("status"), ours.get("reason phrase")) {
+fn phrase(row: &Row, bastion: &mut Observation, apiserver: &mut Observation) -> Result<(), String> {
+    if bastion.get("status") == apiserver.get("status") {
+        if let (Some(status), Some(phrase)) = (bastion.get("status"), bastion.get("reason phrase"))
+        {
             let backend = row.backend_text();
             // The proxy selects the phrase of a status that is not from the backend.
             if backend.contains(&format!(" {status} "))
                 && !backend.contains(&format!(" {status} {phrase}"))
             {
                 return Err(format!(
-                    "ours sends the phrase {phrase:?}, which the backend did not"
+                    "bastion sends the phrase {phrase:?}, which the backend did not"
                 ));
             }
         }
-        ours.remove("reason phrase");
-        theirs.remove("reason phrase");
+        bastion.remove("reason phrase");
+        apiserver.remove("reason phrase");
     }
     Ok(())
 }
 
-fn html_length(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
+fn html_length(
+    _: &Row,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
+) -> Result<(), String> {
     let is = |found: &Observation, name: &str, value: &str| {
         found
             .get(name)
             .is_some_and(|found| found.starts_with(value))
     };
     let page = |found: &Observation| is(found, "header content-type", "text/html");
-    if page(ours)
-        && page(theirs)
-        && is(ours, "header transfer-encoding", "chunked")
-        && is(theirs, "header content-length", "")
+    if page(bastion)
+        && page(apiserver)
+        && is(bastion, "header transfer-encoding", "chunked")
+        && is(apiserver, "header content-length", "")
     {
-        ours.remove("header transfer-encoding");
-        theirs.remove("header content-length");
+        bastion.remove("header transfer-encoding");
+        apiserver.remove("header content-length");
     }
     Ok(())
 }
@@ -345,8 +371,8 @@ const ERROR_PREFIXES: [&str; 4] = [
 /// Compares the prefix of an error exactly, and ignores the text of the library after it.
 fn transport_words(
     _: &Row,
-    ours: &mut Observation,
-    theirs: &mut Observation,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
 ) -> Result<(), String> {
     for prefix in ERROR_PREFIXES {
         let begins = |found: &Observation| {
@@ -354,8 +380,8 @@ fn transport_words(
                 .get("message")
                 .is_some_and(|message| message.starts_with(prefix))
         };
-        if begins(ours) && begins(theirs) {
-            for found in [&mut *ours, theirs] {
+        if begins(bastion) && begins(apiserver) {
+            for found in [&mut *bastion, apiserver] {
                 found.insert("message".into(), format!("{prefix}…"));
                 // These repeat the text.
                 found.remove("causes");
@@ -368,14 +394,14 @@ fn transport_words(
 }
 
 /// Ignores the causes, the body and its length, and compares the rest of the Status.
-fn causes(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    let refused = ours
+fn causes(_: &Row, bastion: &mut Observation, apiserver: &mut Observation) -> Result<(), String> {
+    let refused = bastion
         .get("status")
         .is_some_and(|status| ["403", "503"].contains(&&**status));
-    if !refused || theirs.contains_key("causes") || ours.remove("causes").is_none() {
+    if !refused || apiserver.contains_key("causes") || bastion.remove("causes").is_none() {
         return Ok(());
     }
-    for found in [ours, theirs] {
+    for found in [bastion, apiserver] {
         found.remove("body");
         found.remove("header content-length");
         if let Some(details) = found.remove("details") {
@@ -394,30 +420,38 @@ fn causes(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(
     Ok(())
 }
 
-fn challenge(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    if ours.get("status").map(String::as_str) != Some("401") {
+fn challenge(
+    _: &Row,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
+) -> Result<(), String> {
+    if bastion.get("status").map(String::as_str) != Some("401") {
         return Ok(());
     }
-    if theirs.contains_key("header www-authenticate") {
-        return Err("theirs sends a challenge, too".into());
+    if apiserver.contains_key("header www-authenticate") {
+        return Err("apiserver sends a challenge, too".into());
     }
-    match ours.remove("header www-authenticate").as_deref() {
+    match bastion.remove("header www-authenticate").as_deref() {
         Some("Bearer") => Ok(()),
-        found => Err(format!("ours should send Bearer, and sends {found:?}")),
+        found => Err(format!("bastion should send Bearer, and sends {found:?}")),
     }
 }
 
 /// Prefixes of a JSON Web Token, plain and in the base64 of a WebSocket subprotocol.
 const TOKEN_PREFIXES: [&str; 2] = ["eyJ", "ZXlK"];
 
-fn credentials(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Result<(), String> {
-    if let Some(name) = ours.keys().find(|name| is_identity(name)) {
-        return Err(format!("ours forwards the identity header {name}"));
+fn credentials(
+    _: &Row,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
+) -> Result<(), String> {
+    if let Some(name) = bastion.keys().find(|name| is_identity(name)) {
+        return Err(format!("bastion forwards the identity header {name}"));
     }
-    for (side, found) in [("ours", ours), ("theirs", theirs)] {
+    for (side, found) in [("bastion", bastion), ("apiserver", apiserver)] {
         // Kubelets get the token of the server itself.
         let leaked = |name: &str, value: &str| {
-            name.starts_with("saw")
+            name.starts_with("received")
                 && TOKEN_PREFIXES.iter().any(|token| value.contains(token))
                 && !is_own(value)
         };
@@ -431,7 +465,7 @@ fn credentials(_: &Row, ours: &mut Observation, theirs: &mut Observation) -> Res
 /// Returns true for aspects that are identity headers, which only front proxies may send.
 fn is_identity(name: &str) -> bool {
     let Some(name) = name
-        .strip_prefix("saw")
+        .strip_prefix("received")
         .and_then(|name| Some(name.split_once(" header ")?.1))
     else {
         return false;

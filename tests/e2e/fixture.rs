@@ -24,7 +24,7 @@ use crate::support::pki::Pair;
 
 pub const SHOP: &str = "shop";
 
-pub struct World {
+pub struct Fixture {
     pub bastion: Bastion,
     pub backends: HashMap<String, Backend>,
     pub namespace: Namespace,
@@ -36,7 +36,7 @@ pub struct World {
     pub cluster: Cluster,
 }
 
-impl World {
+impl Fixture {
     pub async fn new() -> Result<Self> {
         let namespace = Namespace::new()?;
         let cluster = Cluster::start().await?;
@@ -128,7 +128,7 @@ impl World {
             .await?;
         let bastion = bastion(&own, &serving, &[])?;
         bastion.ready().await?;
-        let world = Self {
+        let fixture = Self {
             bastion,
             backends,
             namespace,
@@ -137,9 +137,9 @@ impl World {
             token,
             cluster,
         };
-        world.endpoints("services/web", 3).await?;
-        world.endpoints("services/safe", 1).await?;
-        Ok(world)
+        fixture.endpoints("services/web", 3).await?;
+        fixture.endpoints("services/safe", 1).await?;
+        Ok(fixture)
     }
 
     /// Waits until a target has responses of `count` endpoints.
