@@ -1,5 +1,6 @@
 //! Command line: `serve`, `demo` and `check`.
 
+mod environment;
 mod settings;
 mod source;
 
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, Bound};
+use crate::config::Log;
 use crate::demo;
 use crate::drain::Drain;
 use crate::telemetry;
@@ -104,10 +106,18 @@ impl Cli {
             Command::Check(options) => {
                 let config = options.settings.into_config()?;
                 if options.load {
-                    control_runtime()?.block_on(app::load_all(&config))?;
+                    // Warnings about manifests, whatever the level of a real start.
+                    telemetry::init(&Log {
+                        level: "warn".into(),
+                        ..Log::default()
+                    });
+                    let counts = control_runtime()?.block_on(app::load_all(&config))?;
                     eprintln!(
                         "kube-bastion: configuration is valid; the files that it names were loaded"
                     );
+                    if let Some(counts) = counts {
+                        eprintln!("kube-bastion: manifests: {counts}");
+                    }
                 } else {
                     eprintln!(
                         "kube-bastion: configuration is valid; referenced files were not checked \
@@ -121,6 +131,7 @@ impl Cli {
                 let config = settings.into_config()?;
                 // Before the runtime starts, so that no event of its tasks is lost.
                 telemetry::init(&config.log);
+                environment::warn_of_unknown_variables();
                 control_runtime()?.block_on(async {
                     let drain = drain_on_signals()?;
                     Bound::new(config).await?.run(drain).await

@@ -155,6 +155,7 @@ mod tests {
             "an address without connections is removed"
         );
     }
+
     #[test]
     fn guard_is_idle_only_between_requests() {
         let guard = ConnectionGuard::new(OpenGauge::default().enter(), None);

@@ -125,11 +125,7 @@ fn config(options: &Options, files: &Files) -> Config {
 /// Text with commands to paste.
 fn guide(addresses: &Addresses, files: &Files) -> String {
     let curl = |token: &str, path: &str| {
-        format!(
-            "curl --cacert {} -H 'Authorization: Bearer {token}' 'https://{}/api/v1/{path}'",
-            files.ca.display(),
-            addresses.secure
-        )
+        format!("curl --cacert $CA -H \"Authorization: Bearer ${token}\" \"$URL/{path}\"")
     };
     let namespaced = |token, path: &str| curl(token, &format!("namespaces/demo/{path}"));
     format!(
@@ -137,6 +133,12 @@ fn guide(addresses: &Addresses, files: &Files) -> String {
 kube-bastion demo: a cluster with two nodes, five pods and three services, all on this machine.
 Its manifests are in {manifests}:
 edit one, and the bastion reloads it. Ctrl-C stops the demo and removes them.
+
+# Variables for the commands below: paste these lines first
+CA={ca}
+URL=https://{secure_address}/api/v1
+TOKEN={VIEWER_TOKEN}
+GUEST={GUEST_TOKEN}
 
 # A service with three endpoints: repeat it: the endpoints take turns
 {web}
@@ -149,8 +151,9 @@ edit one, and the bastion reloads it. Ctrl-C stops the demo and removes them.
 {pod}
 {node}
 
-# A user without access gets 403
+# A user without access gets 403; an unknown port gets 503 with the ports of the service
 {guest}
+{no_port}
 
 # Health and metrics
 curl http://{admin}/readyz
@@ -159,12 +162,15 @@ curl http://{admin}/metrics
 Requests are logged below.
 ",
         manifests = files.manifests.display(),
-        web = namespaced(VIEWER_TOKEN, "services/web/proxy/"),
-        secure = namespaced(VIEWER_TOKEN, "services/https:secure:443/proxy/"),
-        whoami = namespaced(VIEWER_TOKEN, "services/whoami/proxy/a%2Fb?c=d"),
-        pod = namespaced(VIEWER_TOKEN, "pods/web-2/proxy/"),
-        node = curl(VIEWER_TOKEN, "nodes/node-a/proxy/healthz"),
-        guest = namespaced(GUEST_TOKEN, "services/web/proxy/"),
+        ca = files.ca.display(),
+        secure_address = addresses.secure,
+        web = namespaced("TOKEN", "services/web/proxy/"),
+        secure = namespaced("TOKEN", "services/https:secure:443/proxy/"),
+        whoami = namespaced("TOKEN", "services/whoami/proxy/a%2Fb?c=d"),
+        pod = namespaced("TOKEN", "pods/web-2/proxy/"),
+        node = curl("TOKEN", "nodes/node-a/proxy/healthz"),
+        guest = namespaced("GUEST", "services/web/proxy/"),
+        no_port = namespaced("TOKEN", "services/web:81/proxy/"),
         admin = addresses.admin,
     )
 }

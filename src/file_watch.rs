@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn detects_symlink_swaps_and_writes_behind_them() {
+    async fn detects_symlink_swaps_and_writes_to_their_target() {
         let folder = mounted_secret();
         let mut watch = FileWatch::new(vec![folder.path().join("tls.crt")]);
         swap(&folder.path().join("..data"), "..2");
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn ignores_events_of_reading() {
+    fn ignores_read_events() {
         let event = |kind| Event::new(kind);
         let closed = |mode| EventKind::Access(AccessKind::Close(mode));
         assert!(!may_change_contents(&event(closed(AccessMode::Read))));

@@ -293,7 +293,6 @@ mod tests {
     use super::*;
     use std::cell::Cell;
     use std::future::pending;
-    use std::net::IpAddr;
 
     use bytes::Bytes;
     use http::Response;
@@ -303,6 +302,7 @@ mod tests {
     use tokio::time::{Instant, timeout};
 
     use crate::metrics::OpenGauge;
+    use crate::testing::client;
 
     const TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -324,10 +324,6 @@ mod tests {
             over_share: Default::default(),
             delayed: Default::default(),
         }
-    }
-
-    fn client(last: u8) -> ClientAddress {
-        IpAddr::from([192, 0, 2, last]).into()
     }
 
     #[tokio::test]
@@ -399,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn drain_lets_running_request_finish() {
+    async fn drain_finishes_running_request() {
         let (mut client, stream) = duplex(1 << 16);
         let (drain, release) = (Drain::default(), Notify::new());
         let service = service_fn(async |_: Request<Incoming>| {

@@ -242,6 +242,9 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
+    use crate::testing::eventually;
+
+    const WAIT_TIMEOUT: Duration = Duration::from_hours(1);
 
     fn supervisor() -> (Supervisor, Ready, Drain, Registry) {
         let (ready, drain, mut registry) =
@@ -263,17 +266,6 @@ mod tests {
             .find_map(|found| found.strip_prefix(&line)?.parse().ok())
     }
 
-    async fn eventually(mut condition: impl FnMut() -> bool) {
-        let waited = async {
-            while !condition() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_hours(1), waited)
-            .await
-            .unwrap();
-    }
-
     #[tokio::test(start_paused = true)]
     async fn reports_restarted_task_as_degraded_until_it_recovers() {
         let (mut supervisor, ready, _drain, registry) = supervisor();
@@ -291,18 +283,21 @@ mod tests {
             Some(0),
             "the metric exists before a failure"
         );
-        eventually(|| ready.report().1.contains("[!]sweep degraded")).await;
+        eventually(WAIT_TIMEOUT, || {
+            ready.report().1.contains("[!]sweep degraded")
+        })
+        .await;
         let (is_ready, report) = ready.report();
         assert!(
             is_ready && report.contains("panicked: run 0 fails"),
             "{report}"
         );
-        eventually(|| runs.load(Ordering::Relaxed) == 4).await;
+        eventually(WAIT_TIMEOUT, || runs.load(Ordering::Relaxed) == 4).await;
         assert!(
             ready.report().1.contains("run 2 fails"),
             "it has not recovered yet"
         );
-        eventually(|| !ready.report().1.contains("[!]")).await;
+        eventually(WAIT_TIMEOUT, || !ready.report().1.contains("[!]")).await;
         assert_eq!(
             (runs.load(Ordering::Relaxed), restarts(&registry, "sweep")),
             (4, Some(3))
@@ -315,7 +310,7 @@ mod tests {
         supervisor.restart("admin", || async {
             Err::<(), _>(std::io::Error::other("the socket broke"))
         });
-        eventually(|| restarts(&registry, "admin") == Some(5)).await;
+        eventually(WAIT_TIMEOUT, || restarts(&registry, "admin") == Some(5)).await;
         assert!(
             ready.report().1.contains("failed: the socket broke"),
             "{}",
@@ -343,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reports_no_ends_of_tasks_while_draining() {
+    async fn ignores_ended_tasks_while_draining() {
         let (mut supervisor, ready, drain, registry) = supervisor();
         let (watching, ending) = (drain.clone(), drain.clone());
         supervisor.restart("watch", move || {

@@ -8,7 +8,7 @@ use crate::config::{Config, ManifestsSource, SourceKind};
 use crate::tls::{ClientTls, ServerTls};
 use crate::trust::Trust;
 use crate::watch::kubernetes::{self, Connections};
-use crate::watch::manifests::{ManifestError, Manifests};
+use crate::watch::manifests::{ManifestError, Manifests, ObjectCounts};
 
 /// Contents of the files that a configuration names, except those of the cluster source.
 pub(super) struct Files {
@@ -92,15 +92,20 @@ fn name_setting(error: ManifestError, source: &ManifestsSource) -> Error {
 /// Loads the files that the configuration names as [`super::Bound::new`] does, without binding a
 /// port or dialing.
 ///
+/// Returns the numbers of objects if the source is a directory of manifests.
+///
 /// # Errors
 /// The first file that cannot be used, and how to correct it.
-pub async fn load_all(config: &Config) -> Result<()> {
+pub async fn load_all(config: &Config) -> Result<Option<ObjectCounts>> {
     let files = Files::load(config)?;
-    if let Source::Kubernetes(api) = Source::load(config, &files.trust).await? {
-        // Credential plugins may prompt the user, so they only run at a real start.
-        if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
-            kubernetes::review_client(&api, Connections::Pooled)?;
+    match Source::load(config, &files.trust).await? {
+        Source::Kubernetes(api) => {
+            // Credential plugins may prompt the user, so they only run at a real start.
+            if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
+                kubernetes::review_client(&api, Connections::Pooled)?;
+            }
+            Ok(None)
         }
+        Source::Manifests(manifests) => Ok(Some(manifests.counts())),
     }
-    Ok(())
 }

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listen_queue_is_as_long_as_the_kernel_allows() {
+    fn listen_backlog_is_kernel_maximum() {
         let maximum = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
         let wanted = maximum.trim().parse::<usize>().unwrap().min(400);
         assert!(

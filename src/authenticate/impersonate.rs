@@ -209,6 +209,7 @@ mod tests {
             assert_eq!(take(&[(name, "x")]).unwrap_err(), expected);
         }
     }
+
     #[test]
     fn rejects_and_removes_values_that_are_not_utf8() {
         let mut headers = HeaderMap::new();

@@ -26,11 +26,11 @@ pub struct TokenReview {
     /// Time for which a valid token is cached, never past its own expiry. A revoked token is
     /// accepted for at most this long.
     #[serde(rename = "cacheTTL", with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub cache_ttl: Duration,
     /// Time for which an invalid token is cached.
     #[serde(rename = "failureCacheTTL", with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub failure_cache_ttl: Duration,
     /// Maximum number of cached tokens, from 1 to 1000000.
     #[serde(deserialize_with = "fields::count::<_, 1, MAX_CACHE_ENTRIES>")]
@@ -38,7 +38,7 @@ pub struct TokenReview {
     pub cache_size: usize,
     /// Timeout of a TokenReview.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub timeout: Duration,
     /// Audiences of which a token must have at least one. If empty, the API server's own audiences
     /// apply.
@@ -65,11 +65,11 @@ pub struct Authorization {
     /// Time for which an "allowed" result is cached. A revoked permission works for at most this
     /// long.
     #[serde(rename = "allowedCacheTTL", with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub allowed_cache_ttl: Duration,
     /// Time for which a "denied" result is cached. A new permission works after at most this long.
     #[serde(rename = "deniedCacheTTL", with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub denied_cache_ttl: Duration,
     /// Maximum number of cached results, from 1 to 1000000.
     #[serde(deserialize_with = "fields::count::<_, 1, MAX_CACHE_ENTRIES>")]
@@ -77,7 +77,7 @@ pub struct Authorization {
     pub cache_size: usize,
     /// Timeout of a SubjectAccessReview.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub timeout: Duration,
     /// Reviews a denied request again with the bare name instead of the id with scheme and port, so
     /// that a rule with `resourceNames: [web]` also covers `http:web:80`. kube-apiserver does not
@@ -117,14 +117,14 @@ pub struct Reviews {
     /// Maximum time that a review is queued; the request then gets 503. The default is shorter than
     /// the usual timeouts of clients, so that they receive the reason.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub queue_timeout: Duration,
     /// Time for which an expired result stays valid while the API server cannot be reached (no
     /// connection, timeout, 429 or 5xx); `0s` turns this off. Denials are never overruled, and a
     /// token is never accepted past its own expiry. The default outlasts the restart of a control
     /// plane.
     #[serde(with = "fields::duration_or_zero")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub stale_on_error: Duration,
 }
 

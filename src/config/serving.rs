@@ -19,18 +19,20 @@ const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
 pub struct Serving {
     /// Address of the HTTPS port as `IP:port`. Port 0 selects a free port.
     #[serde(deserialize_with = "fields::address")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "IP:port"))]
     pub secure_listen_address: SocketAddr,
     /// Address of the plain HTTP port as `IP:port`; no such port unless set. Tokens cross this port
     /// in clear text.
     #[serde(deserialize_with = "fields::optional_address")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<String>", extend("x-type" = "IP:port"))]
     pub insecure_listen_address: Option<SocketAddr>,
     /// PEM file with the serving certificate and its intermediates; reloaded when it changes. If
     /// unset, a self-signed certificate is generated at start and its SHA-256 fingerprint is
     /// logged, regardless of `log.level`.
+    #[schemars(extend("x-type" = "file path"))]
     pub tls_cert_file: Option<PathBuf>,
     /// PEM file with the private key of `tlsCertFile`; reloaded when it changes.
+    #[schemars(extend("x-type" = "file path"))]
     pub tls_private_key_file: Option<PathBuf>,
     /// Minimum TLS version: `VersionTLS12` or `VersionTLS13`.
     pub tls_min_version: TlsVersion,
@@ -38,6 +40,7 @@ pub struct Serving {
     /// the CAs that the cluster publishes in `kube-system/extension-apiserver-authentication` are
     /// used and kept current.
     #[serde(rename = "clientCAFile")]
+    #[schemars(extend("x-type" = "file path"))]
     pub client_ca_file: Option<PathBuf>,
     /// Number of worker threads, at most 1024. 0 starts one per core of the CPU quota of the
     /// cgroup.
@@ -61,16 +64,16 @@ pub struct Serving {
     /// set. Independently of it, the credentials and the permission of the caller are checked again
     /// at three quarters of the shorter cache TTL.
     #[serde(with = "fields::optional_duration")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<String>", extend("x-type" = "duration"))]
     pub tunnel_max_age: Option<Duration>,
     /// Timeout of a TLS handshake with a client.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub handshake_timeout: Duration,
     /// Timeout of a connection without a request, and of receiving the head of a request. The
     /// default is kube-apiserver's for connections without a request.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub idle_timeout: Duration,
 }
 
@@ -115,7 +118,7 @@ pub struct Admin {
     /// Address of `/livez`, `/readyz` and `/metrics` as `IP:port`, plain HTTP. Port 0 selects a
     /// free port.
     #[serde(deserialize_with = "fields::address")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "IP:port"))]
     pub listen_address: SocketAddr,
 }
 
@@ -134,7 +137,7 @@ pub struct Drain {
     /// Time after SIGTERM or SIGINT in which open requests and tunnels may finish; the remaining
     /// ones are then closed.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub timeout: Duration,
 }
 

@@ -37,6 +37,7 @@ pub enum SourceKind {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct KubernetesSource {
     /// Kubeconfig file. If unset, the service account of the pod is used.
+    #[schemars(extend("x-type" = "file path"))]
     pub kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig. If unset, its current context is used.
     pub context: Option<String>,
@@ -49,8 +50,10 @@ pub struct ManifestsSource {
     /// Directory whose `*.yaml`, `*.yml` and `*.json` files contain Node, Pod, Service,
     /// EndpointSlice, Role, `ClusterRole`, `RoleBinding` and `ClusterRoleBinding` objects; reloaded
     /// when a file changes. Required by this type.
+    #[schemars(extend("x-type" = "directory path"))]
     pub directory: Option<PathBuf>,
     /// File with bearer tokens in kube-apiserver's format, one per line:
     /// `token,user,uid,"group1,group2"`.
+    #[schemars(extend("x-type" = "file path"))]
     pub token_auth_file: Option<PathBuf>,
 }

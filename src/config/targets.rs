@@ -17,10 +17,13 @@ pub struct Targets {
     pub kubelet_preferred_address_types: Vec<AddressType>,
     /// PEM file with the CAs that verify the serving certificates of kubelets. If unset, they are
     /// not verified, as with kube-apiserver.
+    #[schemars(extend("x-type" = "file path"))]
     pub kubelet_certificate_authority: Option<PathBuf>,
     /// PEM file with the client certificate that is presented to kubelets.
+    #[schemars(extend("x-type" = "file path"))]
     pub kubelet_client_certificate: Option<PathBuf>,
     /// PEM file with the private key of `kubeletClientCertificate`.
+    #[schemars(extend("x-type" = "file path"))]
     pub kubelet_client_key: Option<PathBuf>,
     /// Sends the bastion's own service account token to kubelets that are verified by
     /// `kubeletCertificateAuthority`, unless `kubeletClientCertificate` is set. Off by default:
@@ -39,7 +42,7 @@ pub struct Targets {
     /// Maximum time that a request waits for the DNS lookup of a node's host name. The default
     /// allows two attempts of the system resolver.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub lookup_timeout: Duration,
     /// Allows loopback addresses as targets. For demos and tests on one machine only; in a cluster
     /// it exposes the ports of the bastion's own pod.

@@ -25,7 +25,7 @@ fn takes_defaults_for_null_sections() {
 }
 
 #[test]
-fn parses_its_own_output() {
+fn config_round_trips_through_yaml() {
     let mut config = Config::new();
     config.serving.insecure_listen_address = Some("127.0.0.1:0".parse().unwrap());
     config.upstream.dial_timeout = Duration::from_millis(1500);

@@ -17,19 +17,19 @@ pub struct Upstream {
     /// service. For services with several endpoints, `retry.connectDeadline` applies if it is
     /// shorter.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub dial_timeout: Duration,
     /// Timeout of a dial, TLS handshake included, while another endpoint can be tried instead.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub failover_dial_timeout: Duration,
     /// Timeout of a TLS handshake with a target.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub tls_handshake_timeout: Duration,
     /// Time for which an idle connection is kept for reuse.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub idle_timeout: Duration,
     /// Maximum number of idle connections per endpoint and worker, from 1 to 65535.
     #[serde(deserialize_with = "fields::count::<_, 1, MAX_IDLE_CONNECTIONS>")]
@@ -40,7 +40,7 @@ pub struct Upstream {
     /// new requests until it responds, while other endpoints can serve. A shorter time skips a
     /// frozen endpoint earlier, a longer one tolerates longer pauses.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub slow_endpoint_timeout: Duration,
     #[serde(deserialize_with = "fields::or_default")]
     pub retry: Retry,
@@ -75,7 +75,7 @@ pub struct Retry {
     /// Maximum total time that a request to a service with several endpoints spends on dials. The
     /// default is below the 15 s that clients usually wait.
     #[serde(with = "fields::duration")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
     pub connect_deadline: Duration,
     /// Retry budget of a service port in percent of its requests in the last ten to twenty seconds,
     /// from 0 to 100. It keeps retries from multiplying the load of a failing service. Attempts
@@ -114,7 +114,7 @@ pub struct Rewriting {
     /// 0.5 MiB more while it has many open elements. Pages beyond the limit pass unmodified and
     /// are counted by `kube_bastion_rewriting_pages_passed_total`.
     #[serde(with = "fields::bytes")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("x-type" = "size"))]
     pub max_memory: usize,
 }
 

@@ -391,6 +391,7 @@ mod tests {
             }
         }
     }
+
     #[test]
     fn extended_connect_becomes_http1_handshake() {
         let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");

@@ -183,7 +183,7 @@ impl Collector for TableCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut requests = encoder.encode_descriptor(
             "requests",
-            "Requests, by kind of target, method and code",
+            "Requests, by kind of target, method and code.",
             None,
             MetricType::Counter,
         )?;
@@ -207,7 +207,7 @@ impl Collector for TableCollector {
         }
         let mut durations = encoder.encode_descriptor(
             "request_duration",
-            "Time from the head of a request to the last byte of its response",
+            "Time from the head of a request to the last byte of its response.",
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
@@ -225,7 +225,7 @@ impl Collector for TableCollector {
         }
         let mut bytes = encoder.encode_descriptor(
             "body",
-            "Bytes of bodies and tunnels, received from and sent to clients",
+            "Bytes of bodies and tunnels, received from and sent to clients.",
             Some(&Unit::Bytes),
             MetricType::Counter,
         )?;

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quotes_as_go() {
+    fn quotes_strings_like_go() {
         let cases = [
             ("web", r#""web""#),
             ("a'b", r#""a'b""#),

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn panics_of_the_resolver_cost_no_threads() {
+    async fn resolver_panic_releases_its_thread() {
         let lookups = Lookups::with_resolver(DEADLINE, |host| {
             assert_ne!(host, "bad", "the resolver panics");
             Ok(vec![ADDRESS])

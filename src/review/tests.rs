@@ -1,7 +1,6 @@
 //! Reviews with an API that fails. `tests/e2e` covers a working one.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,6 +14,7 @@ use super::*;
 use crate::config;
 use crate::metrics::{Metrics, ReviewMetrics};
 use crate::ready::Ready;
+use crate::testing::client;
 
 /// Behavior of the API for one request.
 #[derive(Clone)]
@@ -107,12 +107,8 @@ impl Script {
     }
 }
 
-fn client() -> ClientAddress {
-    IpAddr::from([192, 0, 2, 1]).into()
-}
-
 async fn review(reviewer: &Reviewer<TokenReview>) -> Result<bool, ReviewError> {
-    let response = reviewer.send(&TokenReview::default(), client()).await?;
+    let response = reviewer.send(&TokenReview::default(), client(1)).await?;
     Ok(response.status.unwrap_or_default().authenticated == Some(true))
 }
 
@@ -238,7 +234,7 @@ async fn cancels_review_with_its_request() {
     while script.open.load(Ordering::SeqCst) > 0 {
         tokio::task::yield_now().await;
     }
-    let slot = reviewer.admission.enter(client()).now_or_never();
+    let slot = reviewer.admission.enter(client(1)).now_or_never();
     assert!(slot.is_some(), "the slot is free");
 }
 

@@ -183,6 +183,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::Metrics;
+    use crate::testing::client;
 
     fn budget(max_bytes: usize) -> (Budget, PageMetrics) {
         let metrics = Metrics::new(&mut Registry::default()).pages;
@@ -222,10 +223,6 @@ mod tests {
         assert!(budget.reserve(1, client(2)).is_some());
         drop(pages);
         assert!(budget.reserve(2 * RESERVATION_BYTES, client(1)).is_some());
-    }
-
-    fn client(last: u8) -> ClientAddress {
-        std::net::IpAddr::from([192, 0, 2, last]).into()
     }
 
     #[test]

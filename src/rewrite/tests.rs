@@ -1,12 +1,11 @@
 //! Unit tests of the bounds of rewriting: memory, work per slice, and pages that exceed them.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
-use flate2::write::GzEncoder;
 use http::Response;
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
@@ -17,6 +16,7 @@ use super::rewriter::{MAX_WORK_PER_SLICE, WORK_PER_ELEMENT};
 use super::*;
 use crate::metrics::{Metrics, PageMetrics};
 use crate::model::Scheme;
+use crate::testing::{client, gzip};
 
 const MIB: usize = 1024 * 1024;
 
@@ -38,20 +38,10 @@ fn format_of(coding: &str) -> PageFormat {
     PageFormat::detect(&Method::GET, &response.body(()).unwrap()).unwrap()
 }
 
-fn gzip(page: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(page).unwrap();
-    encoder.finish().unwrap()
-}
-
 fn gunzip(bytes: &[u8]) -> Vec<u8> {
     let mut page = Vec::new();
     MultiGzDecoder::new(bytes).read_to_end(&mut page).unwrap();
     page
-}
-
-fn client(last: u8) -> crate::model::ClientAddress {
-    std::net::IpAddr::from([192, 0, 2, last]).into()
 }
 
 fn budget(max_bytes: usize) -> (Budget, PageMetrics) {
@@ -253,7 +243,7 @@ fn bounds_memory_of_page_that_stalls_in_a_tag() {
 }
 
 #[test]
-fn bounds_work_per_slice_whatever_a_page_decodes_to() {
+fn bounds_work_per_slice_of_any_page() {
     let member = gzip(b"");
     let members = run("gzip", &member.repeat(MIB / member.len()), usize::MAX);
     assert!(

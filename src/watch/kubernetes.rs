@@ -24,7 +24,6 @@ use super::{Change, Feed};
 use crate::cluster::{Kind, Object, ObjectKey};
 use crate::config::KubernetesSource;
 use crate::metrics::Metrics;
-use crate::model::error_chain;
 use crate::ready::{BlockReady, Ready};
 use crate::supervise::Supervisor;
 
@@ -334,15 +333,19 @@ fn watch_failed(
 /// that the watch needs.
 fn describe(error: &watcher::Error, permissions: &str) -> String {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
-    let text = error_chain(error);
-    let code = match error {
-        WatchError(status)
-        | InitialListFailed(kube::Error::Api(status))
-        | WatchStartFailed(kube::Error::Api(status))
-        | WatchFailed(kube::Error::Api(status)) => status.code,
-        _ => return text,
+    let (WatchError(status)
+    | InitialListFailed(kube::Error::Api(status))
+    | WatchStartFailed(kube::Error::Api(status))
+    | WatchFailed(kube::Error::Api(status))) = error
+    else {
+        return innermost_causes(error);
     };
-    match code {
+    let text = if status.message.is_empty() {
+        format!("the API server responded with status {}", status.code)
+    } else {
+        status.message.clone()
+    };
+    match status.code {
         401 => {
             format!(
                 "{text}; the API server rejects the bastion's credentials: check its service \
@@ -352,6 +355,30 @@ fn describe(error: &watcher::Error, permissions: &str) -> String {
         403 => format!("{text}; the bastion's account needs {permissions}"),
         _ => text,
     }
+}
+
+/// Joins the causes of an error, without those that only name the layers of the client.
+fn innermost_causes(error: &dyn std::error::Error) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let message = error.to_string();
+        // The wrappers of kube repeat the text of their source.
+        while causes
+            .pop_if(|wrapper| wrapper.contains(&message))
+            .is_some()
+        {}
+        causes.push(message);
+        next = error.source();
+    }
+    let innermost = causes.len() - 1;
+    let mut index = 0..;
+    // Those of hyper do not.
+    causes.retain(|cause| {
+        index.next() == Some(innermost)
+            || !(cause.starts_with("client error (") || cause == "tcp connect error")
+    });
+    causes.join(": ")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
+use serde_saphyr::Spanned;
 
 use super::objects::remove_nulls;
 use super::{Change, Feed};
@@ -18,8 +19,8 @@ use crate::metrics::Metrics;
 use crate::model::error_chain;
 use crate::ready::{BlockReady, Ready};
 use crate::trust::{TokenFileError, Trust};
-pub use documents::DocumentError;
-use documents::Documents;
+pub use documents::{DocumentError, ObjectCounts};
+use documents::{Documents, Position};
 pub use redact::{Redacted, YamlError};
 
 /// Name of this source in `/readyz` and in the metrics.
@@ -28,7 +29,7 @@ const MANIFESTS: &str = "manifests";
 const KINDS: [Kind; 4] = Kind::ALL;
 
 /// Reason why a directory or token file cannot be used. Contains no values of the files, except
-/// kinds and names of objects.
+/// kinds and names of objects and paths of fields.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     #[error("cannot read {path:?}")]
@@ -42,10 +43,12 @@ pub enum ManifestError {
         line: u64,
         source: YamlError,
     },
-    #[error("{path:?}: {object} is malformed")]
+    #[error("{path:?}, line {line}: {object} is malformed")]
     Malformed {
         path: PathBuf,
-        /// Kind and name.
+        /// First line of the document.
+        line: u64,
+        /// Kind and name, or the number of the document if it has no name.
         object: String,
         source: DocumentError,
     },
@@ -64,6 +67,7 @@ pub struct Manifests {
     trust: Trust,
     /// Objects that were read and not yet sent to the index.
     objects: Option<Vec<(Kind, Object)>>,
+    counts: ObjectCounts,
     /// Created before the first read, so that a change between the two is not missed.
     changes: FileWatch,
 }
@@ -90,10 +94,16 @@ impl Manifests {
             token_file,
             trust,
             objects: None,
+            counts: ObjectCounts::default(),
             changes,
         };
         manifests.read()?;
         Ok(manifests)
+    }
+
+    /// Returns the numbers of objects that were read.
+    pub fn counts(&self) -> ObjectCounts {
+        self.counts
     }
 
     /// Blocks readiness until the last of the kinds has been applied.
@@ -141,7 +151,8 @@ impl Manifests {
             self.changes.changed().await;
             match self.read() {
                 Ok(()) => {
-                    tracing::info!(directory = ?self.directory, "reloaded the manifests");
+                    let objects = self.counts;
+                    tracing::info!(directory = ?self.directory, %objects, "reloaded the manifests");
                 }
                 Err(error) => {
                     let error = error_chain(&error);
@@ -159,20 +170,35 @@ impl Manifests {
     /// Reads all files. Nothing takes effect unless all of them are valid.
     fn read(&mut self) -> Result<(), ManifestError> {
         let mut documents = Documents::default();
-        for path in files(&self.directory)? {
+        let paths = files(&self.directory)?;
+        if paths.is_empty() {
+            tracing::warn!(
+                directory = ?self.directory,
+                "the directory has no *.yaml, *.yml or *.json files"
+            );
+        }
+        for path in paths {
             let text = read(&path)?;
             // Like kubectl, reads `y`, `n` and `on` as strings (YAML 1.2).
             let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-            let values: Vec<Value> = serde_saphyr::from_multiple_with_options(&text, options)
-                .map_err(|error| ManifestError::Yaml {
-                    path: path.clone(),
-                    line: error.location().map_or(0, |location| location.line()),
-                    source: YamlError::new(&error),
+            let values: Vec<Spanned<Value>> =
+                serde_saphyr::from_multiple_with_options(&text, options).map_err(|error| {
+                    ManifestError::Yaml {
+                        path: path.clone(),
+                        line: error.location().map_or(0, |location| location.line()),
+                        source: YamlError::new(&error),
+                    }
                 })?;
-            for mut value in values {
+            for (index, document) in values.into_iter().enumerate() {
+                let mut value = document.value;
                 // Helm often renders keys without a value, such as `annotations:`.
                 remove_nulls(&mut value);
-                documents.add(&path, value)?;
+                let position = Position {
+                    path: &path,
+                    line: document.referenced.line(),
+                    number: index + 1,
+                };
+                documents.add(position, value)?;
             }
         }
         // Last, because it takes effect immediately: nothing may fail after it.
@@ -185,6 +211,7 @@ impl Manifests {
                     source,
                 })?;
         }
+        self.counts = documents.counts();
         self.trust.rbac.store(Arc::new(documents.rules.build()));
         self.objects = Some(documents.objects);
         Ok(())

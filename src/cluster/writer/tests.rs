@@ -80,7 +80,7 @@ fn pod_without_slice_serves_no_service() {
 }
 
 #[test]
-fn deleted_pod_leaves_service_and_returns_under_its_name() {
+fn deleted_pod_leaves_service_and_rejoins_under_same_name() {
     let (cluster, mut writer) = index();
     writer.apply(service("s", HTTP));
     writer.apply(slice("s-1", "s", UNNAMED, vec![endpoint("10.0.0.1", "p")]));
@@ -128,7 +128,7 @@ fn reset_of_one_kind_keeps_the_others() {
 }
 
 #[test]
-fn service_that_returns_finds_its_slices() {
+fn recreated_service_finds_its_slices() {
     let (cluster, mut writer) = index();
     writer.apply(pod("p", &["10.0.0.1"]));
     writer.apply(service("s", HTTP));

@@ -1,4 +1,5 @@
 use super::*;
+use crate::testing::client;
 use futures::FutureExt;
 use std::pin::Pin;
 
@@ -9,10 +10,6 @@ fn admission(max_in_flight: usize, max_queued: usize) -> Admission {
         ..config::Reviews::default()
     };
     Admission::new(&settings, ReviewMetrics::default())
-}
-
-fn client(last: u8) -> ClientAddress {
-    ClientAddress::from(std::net::IpAddr::from([192, 0, 2, last]))
 }
 
 type Entering<'a> = Pin<Box<dyn Future<Output = Result<Slot, Rejection>> + 'a>>;
@@ -159,7 +156,7 @@ async fn limits_queue_and_share_of_each_client_address() {
 }
 
 #[tokio::test]
-async fn disslots_waiter_of_longest_queue_for_new_address() {
+async fn evicts_waiter_of_longest_queue_for_new_address() {
     let admission = admission(3, 16);
     let slots = [
         admission.enter(client(1)).await.unwrap(),

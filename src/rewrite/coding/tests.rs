@@ -3,17 +3,12 @@
 use std::io::{Read, Write};
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
-use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+use flate2::write::{DeflateEncoder, ZlibEncoder};
 
 use super::*;
+use crate::testing::gzip;
 
 const PAGE: &[u8] = b"<a href=/x>a page that compresses, compresses, compresses</a>";
-
-fn gzip(page: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(page).unwrap();
-    encoder.finish().unwrap()
-}
 
 fn zlib(page: &[u8]) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());

@@ -46,6 +46,67 @@ impl Write for BlockedPipe {
     }
 }
 
+fn logged(format: LogFormat, change: impl FnOnce(&mut Record)) -> String {
+    let sink = Sink::default();
+    let log = AccessLog::start(format, sink.clone(), Drain::default()).unwrap();
+    log_request(&log, change);
+    drop(log);
+    let bytes = sink.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+fn log_request(log: &AccessLog, change: impl FnOnce(&mut Record)) {
+    log_to(
+        &Recorder::new(Metrics::new(&mut Registry::default()), Some(log)),
+        change,
+    );
+}
+
+fn log_to(recorder: &Rc<Recorder>, change: impl FnOnce(&mut Record)) {
+    let uri = Uri::from_static("/api/v1/namespaces/ns/pods/p:80/proxy/x?token=secret");
+    let audit_id = HeaderValue::from_static("id-1");
+    let client = "192.0.2.1".parse().unwrap();
+    let mut record = Record::start(
+        recorder,
+        Method::GET,
+        uri,
+        Version::HTTP_11,
+        client,
+        audit_id,
+    );
+    record.identity = Some(Arc::new(Identity::new(
+        "a \"b\"\n",
+        "",
+        vec![],
+        Default::default(),
+    )));
+    record.verb = Some(Verb::Get);
+    record.resource = Some(Resource::Pods);
+    (record.namespace, record.id) = ("ns".into(), "p:80".into());
+    record.code = StatusCode::OK;
+    record.endpoint = Some(Endpoint {
+        address: "10.0.0.1:80".parse().unwrap(),
+        name: "p".into(),
+    });
+    record.sent = 7;
+    change(&mut record);
+}
+
+/// Removes quoted strings from a line, which leaves what the bastion itself wrote.
+fn unquoted(line: &str) -> String {
+    let mut quoted = false;
+    let mut escaped = false;
+    let outside = |c: &char| {
+        let was = quoted;
+        if *c == '"' && !escaped {
+            quoted = !quoted;
+        }
+        escaped = *c == '\\' && !escaped;
+        !was && !quoted
+    };
+    line.chars().filter(outside).collect()
+}
+
 #[test]
 fn drop_does_not_wait_for_a_blocked_pipe() {
     for (forced, wait) in [(false, SHUTDOWN_WAIT), (true, FORCED_SHUTDOWN_WAIT)] {
@@ -152,67 +213,6 @@ fn truncates_and_marks_long_fields() {
         )),
         "{text}"
     );
-}
-
-fn logged(format: LogFormat, change: impl FnOnce(&mut Record)) -> String {
-    let sink = Sink::default();
-    let log = AccessLog::start(format, sink.clone(), Drain::default()).unwrap();
-    log_request(&log, change);
-    drop(log);
-    let bytes = sink.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap()
-}
-
-fn log_request(log: &AccessLog, change: impl FnOnce(&mut Record)) {
-    log_to(
-        &Recorder::new(Metrics::new(&mut Registry::default()), Some(log)),
-        change,
-    );
-}
-
-fn log_to(recorder: &Rc<Recorder>, change: impl FnOnce(&mut Record)) {
-    let uri = Uri::from_static("/api/v1/namespaces/ns/pods/p:80/proxy/x?token=secret");
-    let audit_id = HeaderValue::from_static("id-1");
-    let client = "192.0.2.1".parse().unwrap();
-    let mut record = Record::start(
-        recorder,
-        Method::GET,
-        uri,
-        Version::HTTP_11,
-        client,
-        audit_id,
-    );
-    record.identity = Some(Arc::new(Identity::new(
-        "a \"b\"\n",
-        "",
-        vec![],
-        Default::default(),
-    )));
-    record.verb = Some(Verb::Get);
-    record.resource = Some(Resource::Pods);
-    (record.namespace, record.id) = ("ns".into(), "p:80".into());
-    record.code = StatusCode::OK;
-    record.endpoint = Some(Endpoint {
-        address: "10.0.0.1:80".parse().unwrap(),
-        name: "p".into(),
-    });
-    record.sent = 7;
-    change(&mut record);
-}
-
-/// Removes quoted strings from a line, which leaves what the bastion itself wrote.
-fn unquoted(line: &str) -> String {
-    let mut quoted = false;
-    let mut escaped = false;
-    let outside = |c: &char| {
-        let was = quoted;
-        if *c == '"' && !escaped {
-            quoted = !quoted;
-        }
-        escaped = *c == '\\' && !escaped;
-        !was && !quoted
-    };
-    line.chars().filter(outside).collect()
 }
 
 #[test]

@@ -80,6 +80,12 @@ pub(super) fn watch_client(
     health: Health,
 ) -> Result<Client, KubernetesError> {
     let service = http_client(config, WATCH_USER_TIMEOUT, Connections::Pooled)?;
+    let server = config.cluster_url.to_string();
+    let server = server.trim_end_matches('/').to_owned();
+    let service = ServiceExt::map_err(service, move |source| ConnectionError {
+        server: server.clone(),
+        source,
+    });
     Ok(client(
         config,
         Bounded {
@@ -87,6 +93,14 @@ pub(super) fn watch_client(
             health,
         },
     )?)
+}
+
+/// A request of a watch that got no response, with the address of the API server.
+#[derive(Debug, thiserror::Error)]
+#[error("API server {server}")]
+struct ConnectionError {
+    server: String,
+    source: hyper_util::client::legacy::Error,
 }
 
 type Connector = TimeoutConnector<hyper_rustls::HttpsConnector<HttpConnector>>;

@@ -18,6 +18,9 @@ use super::*;
 use crate::cluster::Cluster;
 use crate::drain::Drain;
 use crate::model::address::AddressPolicy;
+use crate::testing::eventually;
+
+const WAIT_TIMEOUT: Duration = Duration::from_mins(5);
 
 type ApiResponse = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
@@ -92,7 +95,10 @@ impl TestBed {
     /// Waits for a request whose URI contains all of `parts`.
     async fn wait_for_request(&self, parts: &[&str]) {
         let matches = |uri: &String| parts.iter().all(|part| uri.contains(part));
-        eventually(|| self.requests.lock().unwrap().iter().any(matches)).await;
+        eventually(WAIT_TIMEOUT, || {
+            self.requests.lock().unwrap().iter().any(matches)
+        })
+        .await;
     }
 
     /// Names of the pods `a`, `b`, `c` that are in the index.
@@ -108,17 +114,6 @@ impl TestBed {
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
         text
     }
-}
-
-async fn eventually(mut condition: impl FnMut() -> bool) {
-    let waited = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_mins(5), waited)
-        .await
-        .unwrap();
 }
 
 fn pod(name: &str) -> Value {
@@ -186,7 +181,7 @@ async fn lists_again_after_expired_version_and_keeps_previous_objects() {
     let bed = TestBed::new::<SlimPod>();
     bed.respond(page(&[pod("a")], ""));
     bed.respond(watch(&[("ADDED", pod("b")), ("ERROR", status(410))]));
-    eventually(|| bed.requests.lock().unwrap().len() == 3).await;
+    eventually(WAIT_TIMEOUT, || bed.requests.lock().unwrap().len() == 3).await;
     assert_eq!(bed.pods(), "ab");
     assert!(
         !bed.requests.lock().unwrap()[2].contains("watch=true"),
@@ -196,7 +191,7 @@ async fn lists_again_after_expired_version_and_keeps_previous_objects() {
     bed.respond(page(&[pod("c")], "next"));
     bed.wait_for_request(&["continue=next"]).await;
     bed.respond(response(500, &status(500)));
-    eventually(|| bed.requests.lock().unwrap().len() == 5).await;
+    eventually(WAIT_TIMEOUT, || bed.requests.lock().unwrap().len() == 5).await;
     assert_eq!(bed.pods(), "ab", "the previous objects stay");
     let (is_ready, report) = bed.ready.report();
     assert!(is_ready && report.contains("[!]pods degraded"), "{report}");
@@ -210,14 +205,14 @@ async fn lists_again_after_expired_version_and_keeps_previous_objects() {
         "it starts a new list"
     );
     bed.respond(page(&[pod("b")], ""));
-    eventually(|| bed.pods() == "b").await;
+    eventually(WAIT_TIMEOUT, || bed.pods() == "b").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn skips_and_counts_malformed_object() {
     let bed = TestBed::new::<SlimPod>();
     bed.respond(page(&[malformed("a"), pod("b")], ""));
-    eventually(|| bed.pods() == "b").await;
+    eventually(WAIT_TIMEOUT, || bed.pods() == "b").await;
     assert!(
         bed.metrics()
             .contains(r#"watch_malformed_objects_total{resource="pods"} 1"#),
@@ -225,7 +220,7 @@ async fn skips_and_counts_malformed_object() {
         bed.metrics()
     );
     bed.respond(watch(&[("MODIFIED", malformed("b")), ("ADDED", pod("c"))]));
-    eventually(|| bed.pods().contains('c')).await;
+    eventually(WAIT_TIMEOUT, || bed.pods().contains('c')).await;
     assert_eq!(bed.pods(), "bc", "the previous version stays");
     assert!(
         bed.metrics()
@@ -247,13 +242,13 @@ async fn skips_object_with_malformed_metadata() {
         &[labels("a"), json!({"metadata": 5}), json!(null), pod("b")],
         "",
     ));
-    eventually(|| bed.pods() == "b").await;
+    eventually(WAIT_TIMEOUT, || bed.pods() == "b").await;
     bed.respond(watch(&[
         ("ADDED", labels("a")),
         ("MODIFIED", labels("b")),
         ("ADDED", pod("c")),
     ]));
-    eventually(|| bed.pods() == "bc").await;
+    eventually(WAIT_TIMEOUT, || bed.pods() == "bc").await;
     assert_eq!(
         bed.requests.lock().unwrap().len(),
         2,
@@ -267,7 +262,7 @@ async fn lists_again_after_event_without_version() {
     bed.respond(page(&[pod("b")], ""));
     bed.respond(watch(&[("ADDED", json!({"metadata": 5}))]));
     bed.respond(page(&[json!({"metadata": 5}), pod("c")], ""));
-    eventually(|| bed.pods() == "c").await;
+    eventually(WAIT_TIMEOUT, || bed.pods() == "c").await;
 }
 
 #[test]
@@ -300,14 +295,14 @@ async fn counts_no_events_while_lists_fail() {
     for _ in 0..3 {
         bed.respond(response(500, &status(500)));
     }
-    eventually(|| bed.requests.lock().unwrap().len() == 4).await;
+    eventually(WAIT_TIMEOUT, || bed.requests.lock().unwrap().len() == 4).await;
     let metrics = bed.metrics();
     assert!(
         !metrics.contains("watch_events_total{") && !metrics.contains("timestamp_seconds{"),
         "{metrics}"
     );
     bed.respond(page(&[], ""));
-    eventually(|| bed.ready.is_synced()).await;
+    eventually(WAIT_TIMEOUT, || bed.ready.is_synced()).await;
     assert!(
         bed.metrics()
             .contains(r#"watch_events_total{resource="pods"} 1"#),
@@ -325,7 +320,7 @@ async fn suggests_remedy_only_for_rejected_credentials() {
     ] {
         let bed = TestBed::new::<SlimPod>();
         bed.respond(response(code, &status(code)));
-        eventually(|| bed.ready.report().1.contains("not well")).await;
+        eventually(WAIT_TIMEOUT, || bed.ready.report().1.contains("not well")).await;
         let (_, report) = bed.ready.report();
         assert!(
             report.contains("[-]pods pending") && report.contains(hint),
@@ -344,14 +339,17 @@ async fn retries_hung_list_after_timeout() {
     // The head of the first page arrives, its body never ends.
     let hung = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Infallible>>());
     bed.respond(Response::new(BodyExt::boxed_unsync(hung)));
-    eventually(|| bed.ready.report().1.contains("did not respond within 60s")).await;
+    eventually(WAIT_TIMEOUT, || {
+        bed.ready.report().1.contains("did not respond within 60s")
+    })
+    .await;
     assert!(
         bed.metrics().contains(r#"watch_up{resource="pods"} 0"#),
         "{}",
         bed.metrics()
     );
     bed.respond(page(&[pod("a")], ""));
-    eventually(|| bed.pods() == "a").await;
+    eventually(WAIT_TIMEOUT, || bed.pods() == "a").await;
     assert!(bed.ready.report().0);
 }
 
@@ -361,9 +359,15 @@ async fn reports_and_resumes_silent_watch() {
     bed.respond(page(&[pod("a")], ""));
     bed.respond(watch(&[]));
     bed.wait_for_request(&["watch=true"]).await;
-    eventually(|| bed.metrics().contains(r#"watch_up{resource="pods"} 1"#)).await;
+    eventually(WAIT_TIMEOUT, || {
+        bed.metrics().contains(r#"watch_up{resource="pods"} 1"#)
+    })
+    .await;
     // kube's own idle timeout (295 s) would resume without a report.
-    eventually(|| bed.ready.report().1.contains("[!]pods degraded")).await;
+    eventually(WAIT_TIMEOUT, || {
+        bed.ready.report().1.contains("[!]pods degraded")
+    })
+    .await;
     assert!(
         bed.metrics().contains(r#"watch_up{resource="pods"} 0"#),
         "{}",
@@ -371,7 +375,7 @@ async fn reports_and_resumes_silent_watch() {
     );
     // It resumes from its last version and reports the recovery.
     bed.respond(watch(&[("ADDED", pod("b"))]));
-    eventually(|| bed.pods() == "ab").await;
+    eventually(WAIT_TIMEOUT, || bed.pods() == "ab").await;
     assert!(
         bed.metrics().contains(r#"watch_up{resource="pods"} 1"#)
             && !bed.ready.report().1.contains("[!]")
@@ -416,7 +420,10 @@ async fn hung_list_does_not_delay_other_watches() {
     }
     .start(&feed, &mut supervisor);
     let others = ["[+]nodes ok", "[+]services ok", "[+]endpointslices ok"];
-    eventually(|| others.iter().all(|line| ready.report().1.contains(line))).await;
+    eventually(WAIT_TIMEOUT, || {
+        others.iter().all(|line| ready.report().1.contains(line))
+    })
+    .await;
     assert!(
         ready.report().1.contains("[-]pods pending"),
         "{}",
@@ -425,11 +432,36 @@ async fn hung_list_does_not_delay_other_watches() {
 }
 
 #[test]
-fn backoff_stays_short() {
+fn backoff_does_not_exceed_15_seconds() {
     let pauses: Vec<_> = WatchBackoff::default().take(30).collect();
     assert!(
         pauses.len() == 30 && pauses.iter().all(|pause| *pause <= Duration::from_secs(15)),
         "{pauses:?}"
     );
     assert!(pauses[29] >= Duration::from_millis(7500), "{pauses:?}");
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Layered {
+    #[error("failed to perform initial object list: {0}")]
+    List(#[source] Box<Layered>),
+    #[error("ServiceError: {0}")]
+    Service(#[source] Box<Layered>),
+    #[error("API server https://192.0.2.1:6443")]
+    Server(#[source] Box<Layered>),
+    #[error("client error (Connect)")]
+    Client(#[source] Box<Layered>),
+    #[error("tcp connect error")]
+    Connect(#[source] std::io::Error),
+}
+
+#[test]
+fn error_of_a_failed_connection_has_address_and_innermost_cause() {
+    let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    let connect = Layered::Client(Layered::Connect(refused).into());
+    let error = Layered::Service(Layered::Server(connect.into()).into());
+    assert_eq!(
+        innermost_causes(&Layered::List(error.into())),
+        "API server https://192.0.2.1:6443: connection refused"
+    );
 }

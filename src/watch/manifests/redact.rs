@@ -22,10 +22,10 @@ impl Redacted {
     pub(super) fn new(message: &str) -> Self {
         for kind in ["invalid type: ", "invalid value: "] {
             // The last occurrence, because the value itself may contain the separator.
-            if let (Some(rest), Some((_, expected))) = (
-                message.strip_prefix(kind),
-                message.rsplit_once(", expected "),
-            ) {
+            if let Some((rest, expected)) = message
+                .strip_prefix(kind)
+                .and_then(|rest| rest.rsplit_once(", expected "))
+            {
                 // The lower-case words before the value name its type.
                 let unexpected: Vec<_> = rest
                     .split(' ')
@@ -33,13 +33,32 @@ impl Redacted {
                     .collect();
                 return Self(format!(
                     "{kind}{}, expected {}",
-                    unexpected.join(" "),
-                    without_quotes(expected)
+                    yaml_term(&unexpected.join(" ")),
+                    yaml_term(&without_quotes(expected))
                 ));
             }
         }
         Self(without_quotes(message))
     }
+}
+
+/// Replaces the name of a Rust type or of serde's data model by a term of YAML and Kubernetes.
+fn yaml_term(name: &str) -> String {
+    match name {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" | "u64" | "usize" => "a whole number that is not negative",
+        "i8" | "i16" | "i32" | "i64" | "integer" => "a whole number",
+        "f32" | "f64" | "floating point" => "a number",
+        "map" | "a map" => "a mapping",
+        "sequence" | "a sequence" => "a list",
+        "string" => "a string",
+        "boolean" => "a boolean",
+        // `struct PodSpec` of serde, `Role` of the Kubernetes types.
+        name if name.starts_with("struct ") || name.starts_with(char::is_uppercase) => "a mapping",
+        name => name,
+    }
+    .to_owned()
 }
 
 /// Reason why a file is not YAML.
@@ -99,15 +118,23 @@ mod tests {
         for (message, redacted) in [
             (
                 r#"invalid type: string "s3cr3t", expected u16"#,
-                "invalid type: string, expected u16",
+                "invalid type: a string, expected a whole number from 0 to 65535",
             ),
             (
                 r#"invalid type: string "a, expected s3cr3t", expected u16"#,
-                "invalid type: string, expected u16",
+                "invalid type: a string, expected a whole number from 0 to 65535",
             ),
             (
                 "invalid value: integer `70000`, expected u16",
-                "invalid value: integer, expected u16",
+                "invalid value: a whole number, expected a whole number from 0 to 65535",
+            ),
+            (
+                "invalid type: map, expected a sequence",
+                "invalid type: a mapping, expected a list",
+            ),
+            (
+                r#"invalid type: string "s3cr3t", expected struct PodSpec"#,
+                "invalid type: a string, expected a mapping",
             ),
             ("missing field `port`", "missing field …"),
             ("unclosed 's3cr3t", "unclosed …"),
