@@ -41,15 +41,40 @@ pub(super) trait Watched:
 pub(super) enum ObjectError {
     #[error("{0} is missing")]
     Missing(&'static str),
-    /// `Arc` because kube's watcher clones objects.
     #[error(transparent)]
-    Decode(Arc<serde_json::Error>),
+    Decode(#[from] DecodeError),
 }
 
-impl From<serde_json::Error> for ObjectError {
-    fn from(error: serde_json::Error) -> Self {
-        Self::Decode(Arc::new(error))
+/// Error of a field of an object.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}{source}", prefix(.field))]
+pub(super) struct DecodeError {
+    /// Path of the field, such as `spec.ports[0].port`. Empty for the object as a whole.
+    pub field: String,
+    /// `Arc` because kube's watcher clones objects.
+    pub source: Arc<serde_json::Error>,
+}
+
+fn prefix(field: &str) -> String {
+    if field.is_empty() {
+        String::new()
+    } else {
+        format!("{field}: ")
     }
+}
+
+/// Deserializes a document.
+///
+/// # Errors
+/// Names the path of the malformed field, which errors of a [`Value`] do not.
+pub(super) fn decode<T: DeserializeOwned>(document: &Value) -> Result<T, DecodeError> {
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        let path = error.path().to_string();
+        DecodeError {
+            field: if path == "." { String::new() } else { path },
+            source: Arc::new(error.into_inner()),
+        }
+    })
 }
 
 /// An object of a list or watch. Decoding it never fails, because serde would then fail the list or
@@ -80,7 +105,13 @@ impl<K: Watched> Item<K> {
             Ok(object) => Self::with_names(object),
             Err(_) => match serde_json::from_str(json) {
                 Ok(value) => Self::from_value(value),
-                Err(error) => Self::Malformed(Box::default(), error.into()),
+                Err(error) => {
+                    let error = DecodeError {
+                        field: String::new(),
+                        source: Arc::new(error),
+                    };
+                    Self::Malformed(Box::default(), error.into())
+                }
             },
         }
     }
@@ -88,7 +119,7 @@ impl<K: Watched> Item<K> {
     pub fn from_value(mut value: Value) -> Self {
         // `#[serde(default)]` covers absent fields only, so a null would be an error.
         remove_nulls(&mut value);
-        match K::deserialize(&value) {
+        match decode(&value) {
             Ok(object) => Self::with_names(object),
             Err(error) => Self::Malformed(Box::new(readable_meta(&value)), error.into()),
         }

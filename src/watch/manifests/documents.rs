@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::super::objects::{
-    Item, ObjectError, SlimNode, SlimPod, SlimService, SlimSlice, Watched,
+    DecodeError, Item, ObjectError, SlimNode, SlimPod, SlimService, SlimSlice, Watched, decode,
 };
 use super::ManifestError;
 use super::redact::Redacted;
@@ -33,18 +33,24 @@ pub enum DocumentError {
     },
 }
 
-impl From<serde_json::Error> for DocumentError {
-    fn from(error: serde_json::Error) -> Self {
-        Self::Decode {
-            reason: Redacted::new(&error.to_string()),
+impl From<DecodeError> for DocumentError {
+    fn from(DecodeError { field, source }: DecodeError) -> Self {
+        let reason = Redacted::new(&source.to_string());
+        if field.is_empty() {
+            Self::Decode { reason }
+        } else {
+            Self::Field { field, reason }
         }
     }
 }
 
 impl From<ObjectError> for DocumentError {
     fn from(error: ObjectError) -> Self {
-        Self::Decode {
-            reason: Redacted::new(&error.to_string()),
+        match error {
+            ObjectError::Decode(error) => error.into(),
+            ObjectError::Missing(_) => Self::Decode {
+                reason: Redacted::new(&error.to_string()),
+            },
         }
     }
 }
@@ -127,7 +133,7 @@ impl Documents {
             .get("apiVersion")
             .is_none_or(|version| *version == api_version(&kind));
         if kind == "List" && is_known_api {
-            let items = serde_json::from_value::<Vec<Value>>(document["items"].take())
+            let items = decode::<Vec<Value>>(&document["items"])
                 .map_err(|error| malformed(error.into()))?;
             return items
                 .into_iter()
@@ -140,10 +146,7 @@ impl Documents {
         if NAMESPACED.contains(&&*kind) && document["metadata"]["namespace"].is_null() {
             document["metadata"]["namespace"] = "default".into();
         }
-        let is_used = is_known_api
-            && self
-                .decode(&kind, document.clone())
-                .map_err(|error| malformed(with_field(error, &kind, &document)))?;
+        let is_used = is_known_api && self.decode(&kind, document).map_err(malformed)?;
         if !is_used {
             tracing::info!(
                 path = ?position.path,
@@ -163,17 +166,17 @@ impl Documents {
             "Pod" => self.object::<SlimPod>(document)?,
             "Service" => self.object::<SlimService>(document)?,
             "EndpointSlice" => self.object::<SlimSlice>(document)?,
-            "Role" => self.rules.roles.push(parse::<Role>(document)?),
+            "Role" => self.rules.roles.push(parse::<Role>(&document)?),
             "ClusterRole" => {
-                let role = parse::<ClusterRole>(document)?;
+                let role = parse::<ClusterRole>(&document)?;
                 self.rules.cluster_roles.push(role);
             }
             "RoleBinding" => {
-                let binding = parse::<RoleBinding>(document)?;
+                let binding = parse::<RoleBinding>(&document)?;
                 self.rules.role_bindings.push(binding);
             }
             "ClusterRoleBinding" => {
-                let binding = parse::<ClusterRoleBinding>(document)?;
+                let binding = parse::<ClusterRoleBinding>(&document)?;
                 self.rules.cluster_role_bindings.push(binding);
             }
             _ => return Ok(false),
@@ -185,63 +188,6 @@ impl Documents {
         let object = Item::<K>::from_value(document).object()?;
         self.objects.extend(object.map(|object| (K::KIND, object)));
         Ok(())
-    }
-}
-
-/// Adds the path of the field to the error of a document.
-fn with_field(error: DocumentError, kind: &str, document: &Value) -> DocumentError {
-    match (error, malformed_field(kind, document)) {
-        (DocumentError::Decode { reason }, field) if !field.is_empty() => {
-            DocumentError::Field { field, reason }
-        }
-        (error, _) => error,
-    }
-}
-
-/// Returns the path of the innermost field without which the error of a document is another one or
-/// absent, because `serde_json` has no positions in a [`Value`]. Stops at the parent of a required
-/// field.
-fn malformed_field(kind: &str, document: &Value) -> String {
-    let error_of = |document: Value| {
-        let error = Documents::default().decode(kind, document).err();
-        error.map(|error| error.to_string())
-    };
-    let original = error_of(document.clone());
-    let is_cause = |error: Option<String>| {
-        let is_required =
-            |text: &String| text.starts_with("missing field") || text.ends_with(" is missing");
-        error != original && !error.as_ref().is_some_and(is_required)
-    };
-    let (mut pointer, mut path) = (String::new(), String::new());
-    loop {
-        let steps: Vec<String> = match document.pointer(&pointer) {
-            Some(Value::Object(fields)) => fields.keys().cloned().collect(),
-            Some(Value::Array(items)) => (0..items.len()).map(|index| index.to_string()).collect(),
-            _ => return path,
-        };
-        let cause = steps.into_iter().find(|step| {
-            let mut without = document.clone();
-            match without.pointer_mut(&pointer) {
-                Some(Value::Object(fields)) => drop(fields.remove(step)),
-                Some(Value::Array(items)) => {
-                    drop(step.parse().map(|index: usize| items.remove(index)));
-                }
-                _ => return false,
-            }
-            is_cause(error_of(without))
-        });
-        let Some(step) = cause else {
-            return path;
-        };
-        if matches!(document.pointer(&pointer), Some(Value::Array(_))) {
-            path += &format!("[{step}]");
-        } else if path.is_empty() {
-            path.clone_from(&step);
-        } else {
-            path += &format!(".{step}");
-        }
-        // RFC 6901, section 3
-        pointer += &format!("/{}", step.replace('~', "~0").replace('/', "~1"));
     }
 }
 
@@ -260,6 +206,6 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-fn parse<T: DeserializeOwned>(document: Value) -> Result<T, DocumentError> {
-    Ok(serde_json::from_value(document)?)
+fn parse<T: DeserializeOwned>(document: &Value) -> Result<T, DocumentError> {
+    Ok(decode(document)?)
 }
