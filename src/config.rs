@@ -123,8 +123,15 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         // As in manifests, `yes` and `on` are strings (YAML 1.2).
         let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-        serde_saphyr::from_str_with_options(text, options)
-            .map_err(|error| ParseError::new(text, &error))
+        // The errors of the parser have a position, those of the wrapper the path of the field.
+        let mut path = String::new();
+        serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+            serde_path_to_error::deserialize(deserializer).map_err(|error| {
+                path = error.path().to_string();
+                error.into_inner()
+            })
+        })
+        .map_err(|error| ParseError::new(&path, &error))
     }
 
     /// Checks the fields against each other, after flags and environment variables are applied.

@@ -38,7 +38,7 @@ fn rejects_invalid_values_with_line_field_value_and_accepted_form() {
     let cases = [
         (
             "servin: {}\n",
-            &["3:1: unknown field", "\"servin\"", "serving"][..],
+            &["3:1: servin: unknown field", "serving"][..],
         ),
         (
             "serving:\n  secureListenAddress: localhost\n",
@@ -156,7 +156,7 @@ fn rejects_invalid_values_with_line_field_value_and_accepted_form() {
             "log: {format: [a]}\n",
             &["3:15: log.format: the value is not a scalar"],
         ),
-        ("log: *a\n", &["3:6: log: alias references unknown anchor"]),
+        ("log: *a\n", &["3:6: alias references unknown anchor"]),
         (
             "targets:\n  kubeletPreferredAddressTypes: [Internal]\n",
             &["4:", "Internal", "InternalIP"],
