@@ -140,7 +140,7 @@ URL=https://{secure_address}/api/v1
 TOKEN={VIEWER_TOKEN}
 GUEST={GUEST_TOKEN}
 
-# A service with three endpoints: repeat it: the endpoints take turns
+# A service with three endpoints, which take turns: repeat the command
 {web}
 
 # A service with HTTPS, and a service that prints the request it received
