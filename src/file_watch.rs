@@ -15,8 +15,9 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
 /// Time between an event and the comparison. The events of one update, such as those of a
-/// certificate and its key, arrive within it and cause one comparison.
-const SETTLE_TIME: Duration = Duration::from_millis(200);
+/// certificate and its key, arrive within it and cause one comparison; in a directory where other
+/// files change all the time, it limits the comparisons.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
 /// Interval of comparisons where a directory cannot be watched.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum time between comparisons: network and some virtual file systems report no events for
@@ -62,11 +63,12 @@ impl FileWatch {
                 } else {
                     POLL_INTERVAL
                 };
-                // At the end of the interval, contents are compared as after an event.
-                let _ = tokio::time::timeout(interval, self.events.notified()).await;
+                let event = tokio::time::timeout(interval, self.events.notified()).await;
                 self.pending = true;
+                if event.is_ok() {
+                    tokio::time::sleep(SETTLE_TIME).await;
+                }
             }
-            tokio::time::sleep(SETTLE_TIME).await;
             if self.compare().await {
                 return;
             }
