@@ -173,15 +173,13 @@ impl ResolvesServerCert for CurrentCertificate {
 }
 
 /// Requests a client certificate and verifies only that the client holds its key. The issuer is
-/// verified for each request, as in kube-apiserver ([`ClientCertificate`]):
+/// verified for each request, as in kube-apiserver (`authenticate/certificate.rs`):
 ///
 /// - An unknown issuer gets 401 with a `Status` instead of a failed handshake.
 /// - A changed CA applies to open connections and to resumed sessions. A session ticket contains
 ///   the client's certificate, and rustls does not verify it again when a session is resumed.
 ///
 /// Accepting every certificate here grants nothing: a connection has no identity of its own.
-///
-/// [`ClientCertificate`]: crate::authenticate::ClientCertificate
 #[derive(Debug)]
 struct DeferredClientVerifier {
     /// Subjects of the client CAs, sent to clients that choose among several certificates.
