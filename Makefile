@@ -14,7 +14,7 @@ run: ## The demo: a built-in cluster with backends on loopback, and curl command
 test: unit e2e ## All tests
 
 unit: ## Tests that need neither root nor Go
-	$(CARGO) test --locked --lib --bins --test config --test compatibility --test contract --test cli --test demo --test proxy --test retry --test edge --test bounds
+	$(CARGO) test --locked --lib --bins --test config --test compatibility --test contract --test cli --test demo --test proxy --test retry --test edge --test codec --test bounds
 
 e2e: ## Against a real control plane, with common clients (root; Go, Node, curl, Chromium)
 	$(CARGO) test --locked --test e2e

@@ -10,7 +10,7 @@ mod token;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 pub use certificate::{CertificateError, ClientCertificate};
 pub use front_proxy::{FrontProxyError, RequestHeaderAuthenticator};
@@ -187,16 +187,19 @@ impl Authenticator {
     /// Returns the headers that [`Self::authenticate`] reads, so that the caller of an open tunnel
     /// can be authenticated again.
     pub fn credentials(&self, headers: &HeaderMap) -> HeaderMap {
-        let names = headers.iter().filter(|(name, _)| {
-            matches!(
-                **name,
-                header::AUTHORIZATION | header::SEC_WEBSOCKET_PROTOCOL
-            ) || self.front_proxy.identifies(name)
-                || Impersonation::is_header(name)
-        });
+        let names = headers.iter().filter(|(name, _)| self.is_credential(name));
         names
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect()
+    }
+
+    /// Returns true for headers that identify a caller.
+    pub fn is_credential(&self, name: &HeaderName) -> bool {
+        matches!(
+            *name,
+            header::AUTHORIZATION | header::SEC_WEBSOCKET_PROTOCOL
+        ) || self.front_proxy.identifies(name)
+            || Impersonation::is_header(name)
     }
 
     async fn verify_token(

@@ -22,30 +22,29 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
-use hyper::upgrade::OnUpgrade;
+use http::{HeaderValue, Response, StatusCode, header};
 
 pub use dial::{DialError, Dialer, OwnAddresses};
-pub use error::{Blame, ForwardError};
-pub use headers::{RequestHeaderRewriter, sanitize_response_headers};
+pub use error::{Blame, ConnectionError, ForwardError};
+pub use headers::{RequestHeaderRewriter, sanitize_request_trailers, sanitize_response_headers};
 pub use pool::{Pool, STALL_CHECK_INTERVAL};
+pub use request::{BodyError, TrailerFilter};
 pub use response::{UpstreamBody, UpstreamError};
 pub use retry::{RetryPolicy, RetrySafety};
-pub use tunnel::{Tunnel, TunnelError};
+pub use tunnel::{ClientSide, Tunnel, TunnelError};
 pub use upgrade::{Upgrade, UpgradeOutcome};
 pub use uri::InvalidRequestUri;
 
 use crate::authorize::Permit;
 use crate::balance::{EndpointKey, LoadBalancer};
-use crate::http::Interim;
+use crate::http::h1::{self, ExchangeError, ParsedResponse};
+use crate::http::{RequestBody, RequestHead};
 use crate::model::Endpoint;
 use crate::resolve::{Route, Transport};
 use connection::{Connection, SendError};
 use dial::Protocol;
-use request::{Pending, ReplayBody, RequestBody};
+use request::{Pending, ReplayBody};
+use response::Incoming;
 use retry::{Attempts, Decision, Failure};
 
 /// Pipeline stage that sends requests to endpoints. One per worker; state that workers share is
@@ -60,15 +59,22 @@ pub struct Forwarder {
     pub kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
 }
 
-/// Request ready to be sent: headers rewritten, URI in origin form.
+/// Request ready to be sent: headers rewritten, target of the endpoint.
 #[derive(Debug)]
 pub struct UpstreamRequest {
-    pub parts: Parts,
-    pub body: Incoming,
-    /// Counts the bytes of the body as they pass. `None` if there is no body.
-    pub received: Option<Rc<Cell<u64>>>,
+    pub head: RequestHead,
+    pub body: Option<OutgoingBody>,
     /// Receives interim responses. `None` if the client cannot receive them.
-    pub interim: Option<Interim>,
+    pub interim: Option<h1::Interim>,
+}
+
+/// Body of a request that is forwarded.
+#[derive(Debug)]
+pub struct OutgoingBody {
+    pub body: RequestBody,
+    /// Counts the bytes of the body as they pass.
+    pub received: Rc<Cell<u64>>,
+    pub trailers: TrailerFilter,
 }
 
 /// Response of an endpoint, and the endpoint that sent it.
@@ -96,7 +102,7 @@ struct Attempt<'a> {
     choice: bool,
     /// Endpoints remain after this one.
     others: bool,
-    interim: Option<&'a Interim>,
+    interim: Option<&'a h1::Interim>,
 }
 
 /// Error of one attempt.
@@ -143,31 +149,23 @@ impl Forwarder {
         Ok(UpstreamResponse { response, endpoint })
     }
 
-    /// Sends an upgrade request on a new connection. `on_client` is the upgrade of the client's
-    /// connection; `dialed` as in [`Self::send`].
+    /// Sends an upgrade request on a new connection; `dialed` as in [`Self::send`].
     ///
     /// # Errors
     /// [`ForwardError`] if no endpoint responded, or the response to the upgrade is invalid.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a product of another stage"
-    )]
     pub async fn upgrade(
         &self,
         _: &Permit<'_>,
         route: &Route,
         outgoing: UpstreamRequest,
         client: IpAddr,
-        on_client: OnUpgrade,
         upgrade: &Upgrade,
         dialed: &mut Option<Endpoint>,
     ) -> Result<UpgradeOutcome, ForwardError> {
-        let Exchange {
-            response, endpoint, ..
-        } = self
+        let exchange = self
             .exchange(route, outgoing, client, Protocol::Http1, dialed)
             .await?;
-        UpgradeOutcome::from_response(response, endpoint, on_client, upgrade)
+        UpgradeOutcome::from_exchange(exchange, upgrade)
     }
 
     /// Tries the endpoints in turn, as often as the retry policy allows. With `Protocol::Http1` all
@@ -182,17 +180,23 @@ impl Forwarder {
     ) -> Result<Exchange, ForwardError> {
         let mut now = Instant::now();
         let UpstreamRequest {
-            parts,
+            head,
             body,
-            received,
             interim,
         } = outgoing;
         let mut reuse = protocol == Protocol::Any;
         // Only HTTP/2 endpoints can reject a request unprocessed, so the body is buffered only if
         // the connection may turn out to be HTTP/2.
         let can_refuse = reuse && route.transport.may_be_http2();
-        let body = received.map(|received| ReplayBody::new(body, received, can_refuse));
-        let mut pending = Pending::new(parts, body, can_refuse);
+        let body = body.map(|outgoing| {
+            let OutgoingBody {
+                body,
+                received,
+                trailers,
+            } = outgoing;
+            ReplayBody::new(body, received, trailers, can_refuse)
+        });
+        let mut pending = Pending::new(head, body);
         let mut order = self
             .balance
             .select(&route.candidates, route.transport, client);
@@ -270,13 +274,19 @@ impl Forwarder {
                 .await
                 .map_err(|error| failed(ForwardError::Dial(vec![error])))?,
         };
-        let mut request = pending
-            .take(connection.can_refuse())
-            .expect("the retry policy repeats only requests that can be sent again");
-        self.insert_kubelet_token(&mut request, key.transport);
-        if let Some(interim) = attempt.interim {
-            interim.listen(&mut request, headers::stays_on_hop);
-        }
+        self.insert_kubelet_token(&mut pending.head, key.transport);
+        let on_interim = |response: ParsedResponse| {
+            if let Some(interim) = attempt.interim {
+                let ParsedResponse {
+                    status,
+                    mut headers,
+                    names,
+                    ..
+                } = response;
+                headers::sanitize_interim_headers(&mut headers);
+                interim.send(status, &headers, names.as_ref());
+            }
+        };
         // Response times are tracked only if another endpoint could serve instead: without a
         // choice, an ejection has no effect. `now` is stale after a connect.
         let waiting = attempt.choice.then(|| {
@@ -285,7 +295,7 @@ impl Forwarder {
                 .outstanding()
                 .begin(sent, pending.body().cloned())
         });
-        match connection.send(request).await {
+        match connection.send(pending, on_interim).await {
             Ok(response) => {
                 if let Some(waiting) = waiting {
                     waiting.finish(Instant::now());
@@ -297,8 +307,7 @@ impl Forwarder {
                 }
                 Ok((response, connection))
             }
-            Err(SendError::InvalidRequestUri(error)) => Err(failed(error.into())),
-            Err(SendError::Broken(error)) => Err(failed(classify(error, key.address, pending))),
+            Err(error) => Err(failed(classify(error, key.address, pending))),
         }
     }
 
@@ -332,44 +341,50 @@ impl Forwarder {
         dialed
     }
 
-    fn insert_kubelet_token<B>(&self, request: &mut Request<B>, transport: Transport) {
+    fn insert_kubelet_token(&self, head: &mut RequestHead, transport: Transport) {
         if transport == Transport::Kubelet
             && self.pool.sends_kubelet_token()
             && let Some(token) = &*self.kubelet_token.load()
         {
-            request
-                .headers_mut()
-                .insert(header::AUTHORIZATION, HeaderValue::clone(token));
+            let token = HeaderValue::clone(token);
+            head.headers.insert(header::AUTHORIZATION, token);
         }
     }
 }
 
-/// Determines from the failure of a connection how much of the request may have been processed. An
-/// unsent request goes back to `pending`.
-fn classify(
-    mut error: TrySendError<Request<RequestBody>>,
-    address: SocketAddr,
-    pending: &mut Pending,
-) -> ForwardError {
-    let unsent = error.take_message();
-    let source = error.into_error();
-    // hyper reports a failed request body as an error of the upstream connection too; without this
-    // check an aborting client would be counted against the endpoint.
-    if pending.body().is_some_and(ReplayBody::is_broken) {
+/// Determines from the failure of a connection how much of the request may have been processed.
+fn classify(error: SendError, address: SocketAddr, pending: &Pending) -> ForwardError {
+    // A failed request body fails the connection too; without this check an aborting client would
+    // be counted against the endpoint.
+    let client_failed = pending.body().is_some_and(ReplayBody::is_broken);
+    let (source, safety) = match error {
+        SendError::InvalidRequestUri(error) => return error.into(),
+        SendError::Http1(error) => {
+            let safety = match &error {
+                ExchangeError::Io { sent: false, .. } | ExchangeError::Closed { sent: false } => {
+                    RetrySafety::Unsent
+                }
+                ExchangeError::Io { .. } | ExchangeError::Closed { .. } => RetrySafety::IfSafe,
+                // A malformed response means that the endpoint processed the request.
+                ExchangeError::Response(_) | ExchangeError::Body(_) => RetrySafety::Never,
+            };
+            (ConnectionError::Http1(error), safety)
+        }
+        SendError::Http2 { source, sent } => {
+            let safety = match sent {
+                // hyper returns the request only if it wrote none of it, for example because the
+                // connection was closed while it was idle.
+                false => RetrySafety::Unsent,
+                true if is_refused(&source) => RetrySafety::Unprocessed,
+                true if source.is_parse() => RetrySafety::Never,
+                true => RetrySafety::IfSafe,
+            };
+            (ConnectionError::Http2(source), safety)
+        }
+    };
+    if client_failed {
         return ForwardError::Client(source);
     }
-    let safety = match unsent {
-        // hyper returns the request only if it wrote none of it, for example because the
-        // connection was closed while it was idle.
-        Some(request) => {
-            pending.put_back(request);
-            RetrySafety::Unsent
-        }
-        None if is_refused(&source) => RetrySafety::Unprocessed,
-        // A malformed response means that the endpoint processed the request.
-        None if source.is_parse() => RetrySafety::Never,
-        None => RetrySafety::IfSafe,
-    };
     ForwardError::Broken {
         address,
         source,

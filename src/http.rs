@@ -1,32 +1,42 @@
-//! HTTP code shared by both sides of the proxy: header lists, hop-by-hop rules, interim responses,
-//! limits, and the executor of hyper's tasks.
+//! HTTP code shared by both sides of the proxy: the HTTP/1.1 codec, request types, streams, header
+//! lists, hop-by-hop rules, limits, and the executor of hyper's HTTP/2 tasks.
 
+mod authority;
 mod cgi;
+mod clock;
+mod date;
 mod executor;
+pub mod h1;
+mod head_memory;
 mod header_list;
 mod hop;
-mod interim;
+mod paced;
+mod request;
+mod stream;
+mod target;
+mod upgraded;
 
 use http::HeaderValue;
 
 pub use cgi::cgi_starts_with;
 pub use executor::LocalExecutor;
+pub use head_memory::HeadMemory;
 pub use header_list::tokens;
 pub use hop::{is_hop_by_hop, remove_hop_by_hop};
-pub use interim::{Interim, WithInterim};
+pub use paced::PacedBody;
+pub use request::{ReceiveError, Request, RequestBody, RequestHead, without_forbidden_trailers};
+pub use stream::Stream;
+pub use target::{InvalidTarget, RequestTarget};
+pub use upgraded::Upgraded;
 
 /// Maximum size of a message head in bytes, Go's limit (CONFORMANCE C102).
-///
-/// The maximum number of HTTP/1.1 fields stays at hyper's 100, which Envoy and HAProxy use too.
-/// With a higher one hyper initializes a list of that length for each message, which at 256 was
-/// measured as an eighth of all instructions of a request.
 pub const MAX_HEADER_BYTES: u32 = 1024 * 1024;
 
 /// Maximum number of header fields, and of trailer fields, of one message on either side.
 ///
-/// Browsers send about 20, and applications that split a session into cookies a few hundred. Over
-/// HTTP/1.1, hyper's limit of 100 applies before. `http::HeaderMap` panics at 24,576 names, so this
-/// leaves ample room for fields that the bastion adds.
+/// Browsers send about 20, and applications that split a session into cookies a few hundred.
+/// `http::HeaderMap` panics at 24,576 names, so this leaves ample room for fields that the bastion
+/// adds.
 pub const MAX_HEADERS: usize = 1000;
 
 /// `Cache-Control` of responses that do not set it, as in kube-apiserver (CONFORMANCE C71).

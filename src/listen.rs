@@ -8,25 +8,27 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Version};
+use http::{Response, Version};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_util::task::TaskTracker;
 
 use crate::authenticate::{ClientCertificate, Peer};
 use crate::client_connection::{ClientShares, ConnectionGuard, ConnectionPermits};
 use crate::drain::Drain;
-use crate::http::{Interim, LocalExecutor, MAX_HEADER_BYTES, WithInterim};
+use crate::http::h1::{self, RejectedLine, RequestError, ServerConnection, Timeouts};
+use crate::http::{
+    HeadMemory, LocalExecutor, MAX_HEADER_BYTES, Request, RequestBody, RequestHead, Stream,
+};
 use crate::metrics::{ConnectionLimits, Metrics};
 use crate::model::ClientAddress;
-use crate::proxy::Proxy;
+use crate::proxy::{Body, Proxy};
 use crate::tls::ServerTls;
 
 /// HTTP/2 limits of kube-apiserver (CONFORMANCE C102): concurrent streams of a connection, and
@@ -45,8 +47,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub handshake_timeout: Duration,
-    /// Timeout between requests, and for the head of a request: hyper has one timer for both.
-    pub idle_timeout: Duration,
+    pub timeouts: Timeouts,
+    /// Memory for large heads, shared by the workers.
+    pub head_memory: HeadMemory,
     /// Limit on all connections, shared by the workers. `None` for no limit.
     pub connections: Option<Arc<Semaphore>>,
     /// Limit per client address, shared by the workers. `None` for no limit.
@@ -117,15 +120,8 @@ impl Listener {
         let guard = ConnectionGuard::new(self.metrics.connections.enter(), Some(permits));
         // Fails if the peer has reset the connection, which the first read reports too.
         let _ = crate::client_connection::configure_socket(&stream);
-        let served = match &self.tls {
-            None => {
-                let peer = Peer {
-                    address,
-                    secure: false,
-                    certificate: None,
-                };
-                self.http1(stream, peer, guard).await
-            }
+        let (stream, certificate) = match &self.tls {
+            None => (Stream::Plain(stream), None),
             Some(tls) => {
                 let handshake = TlsAcceptor::from(tls.config()).accept(stream);
                 let stream =
@@ -141,51 +137,41 @@ impl Listener {
                 // chain.
                 let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
                 let certificate = ClientCertificate::new(chain).map(Arc::new);
-                let peer = Peer {
-                    address,
-                    secure: true,
+                (
+                    Stream::Tls(Box::new(TlsStream::Server(stream))),
                     certificate,
-                };
-                if session.alpn_protocol() == Some(b"h2") {
-                    self.http2(stream, peer, guard).await
-                } else {
-                    self.http1(stream, peer, guard).await
-                }
+                )
             }
         };
-        if let Err(error) = served {
+        let peer = Peer {
+            address,
+            secure: self.tls.is_some(),
+            certificate,
+        };
+        if stream.alpn_protocol() == Some(b"h2") {
+            if let Err(error) = self.http2(stream, peer, guard).await {
+                tracing::debug!(%address, %error, "connection failed");
+            }
+            return;
+        }
+        let handler = Http1Handler {
+            proxy: &self.proxy,
+            peer: &peer,
+            guard: &guard,
+        };
+        let Limits {
+            timeouts,
+            head_memory,
+            ..
+        } = &self.limits;
+        let connection = ServerConnection::new(stream, timeouts.body);
+        let served = connection.serve(&handler, *timeouts, head_memory, &self.drain);
+        if let Err(error) = served.await {
             tracing::debug!(%address, %error, "connection failed");
         }
     }
 
-    async fn http1<I>(&self, stream: I, peer: Peer, guard: ConnectionGuard) -> hyper::Result<()>
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let interim = Interim::default();
-        let stream = WithInterim::new(stream, interim.clone());
-        let service = service_fn(async |request: Request<Incoming>| {
-            // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
-            let interim = (request.version() == Version::HTTP_11).then_some(&interim);
-            Ok::<_, Infallible>(self.proxy.handle(request, &peer, &guard, interim).await)
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.idle_timeout)
-            .title_case_headers(true)
-            .max_header_size(MAX_HEADER_BYTES as usize)
-            .max_buf_size(MAX_HEADER_BYTES as usize)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        let finish = http1::UpgradeableConnection::graceful_shutdown;
-        // hyper's header read timeout is the idle timeout of HTTP/1.1.
-        serve(connection, finish, &self.drain, std::future::pending).await
-    }
-
-    async fn http2<I>(&self, stream: I, peer: Peer, guard: ConnectionGuard) -> hyper::Result<()>
-    where
-        I: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
+    async fn http2(&self, stream: Stream, peer: Peer, guard: ConnectionGuard) -> hyper::Result<()> {
         // Streams run in separate tasks, so each holds a reference.
         let shared = Rc::new((Rc::clone(&self.proxy), peer, guard));
         let stream_shared = Rc::clone(&shared);
@@ -193,7 +179,7 @@ impl Listener {
             let shared = Rc::clone(&stream_shared);
             async move {
                 let (proxy, peer, guard) = &*shared;
-                Ok::<_, Infallible>(proxy.handle(request, peer, guard, None).await)
+                Ok::<_, Infallible>(handle_http2(proxy, request, peer, guard).await)
             }
         });
         let connection = http2::Builder::new(LocalExecutor)
@@ -210,8 +196,59 @@ impl Listener {
         let finish = http2::Connection::graceful_shutdown;
         // The PINGs keep an unused connection open, so it needs an idle timeout.
         let (_, _, guard) = &*shared;
-        let idle = || wait_until_idle(guard, self.limits.idle_timeout);
+        let idle = || wait_until_idle(guard, self.limits.timeouts.idle);
         serve(connection, finish, &self.drain, idle).await
+    }
+}
+
+/// Passes the requests of one HTTP/1.1 connection to the pipeline.
+struct Http1Handler<'a> {
+    proxy: &'a Proxy,
+    peer: &'a Peer,
+    guard: &'a ConnectionGuard,
+}
+
+impl h1::Handler for Http1Handler<'_> {
+    type Body = Body;
+
+    async fn handle(
+        &self,
+        head: RequestHead,
+        body: Option<h1::Incoming>,
+        interim: Option<h1::Interim>,
+    ) -> h1::Reply<Body> {
+        let request = Request {
+            head,
+            body: body.map_or(RequestBody::Empty, RequestBody::Http1),
+            connect: None,
+        };
+        self.proxy
+            .handle(request, self.peer, self.guard, interim)
+            .await
+    }
+
+    fn reject(&self, error: RequestError, line: RejectedLine) -> Response<Body> {
+        self.proxy.reject(error, line, self.peer, self.guard)
+    }
+}
+
+/// Passes a request of HTTP/2 to the pipeline.
+async fn handle_http2(
+    proxy: &Proxy,
+    request: http::Request<Incoming>,
+    peer: &Peer,
+    guard: &ConnectionGuard,
+) -> Response<Body> {
+    match Request::from_http2(request) {
+        Ok(request) => proxy.handle(request, peer, guard, None).await.response,
+        Err((error, method)) => {
+            let line = RejectedLine {
+                method: Some(method),
+                target: None,
+                version: Some(Version::HTTP_2),
+            };
+            proxy.reject(error, line, peer, guard)
+        }
     }
 }
 
@@ -294,11 +331,6 @@ mod tests {
     use std::cell::Cell;
     use std::future::pending;
 
-    use bytes::Bytes;
-    use http::Response;
-    use http_body_util::Full;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-    use tokio::sync::Notify;
     use tokio::time::{Instant, timeout};
 
     use crate::metrics::OpenGauge;
@@ -313,7 +345,13 @@ mod tests {
     fn limits(connections: Option<usize>, per_client: Option<usize>) -> Limits {
         Limits {
             handshake_timeout: TIMEOUT,
-            idle_timeout: TIMEOUT,
+            timeouts: Timeouts {
+                idle: TIMEOUT,
+                head: TIMEOUT,
+                body: TIMEOUT,
+                write: TIMEOUT,
+            },
+            head_memory: HeadMemory::new(0),
             connections: connections.map(|limit| Arc::new(Semaphore::new(limit))),
             clients: per_client.map(ClientShares::new),
         }
@@ -392,31 +430,5 @@ mod tests {
             .unwrap();
         assert_eq!(finished.get(), Some(TIMEOUT));
         assert_eq!(start.elapsed(), 2 * TIMEOUT);
-    }
-
-    #[tokio::test]
-    async fn drain_finishes_running_request() {
-        let (mut client, stream) = duplex(1 << 16);
-        let (drain, release) = (Drain::default(), Notify::new());
-        let service = service_fn(async |_: Request<Incoming>| {
-            drain.begin();
-            release.notified().await;
-            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("done"))))
-        });
-        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-        let finish = http1::Connection::graceful_shutdown;
-        let serving = serve(connection, finish, &drain, pending);
-        let request = async {
-            let head = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-            client.write_all(head).await.unwrap();
-            drain.begun().await;
-            release.notify_one();
-            let mut response = String::new();
-            client.read_to_string(&mut response).await.unwrap();
-            response
-        };
-        let (ended, response) = tokio::join!(serving, request);
-        ended.unwrap();
-        assert!(response.contains("connection: close") && response.ends_with("done"));
     }
 }

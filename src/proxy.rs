@@ -9,9 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::HeaderName;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
-use http_body::Body as _;
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, Response, Version, header};
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 pub use body::Body;
@@ -25,12 +26,14 @@ use crate::authorize::{AuthorizationError, Authorizer};
 use crate::client_connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::{
-    ForwardError, Forwarder, RequestHeaderRewriter, Tunnel, Upgrade, UpgradeOutcome,
-    UpstreamRequest, UpstreamResponse, sanitize_response_headers,
+    ClientSide, ForwardError, Forwarder, OutgoingBody, RequestHeaderRewriter, TrailerFilter,
+    Tunnel, Upgrade, UpgradeOutcome, UpstreamRequest, UpstreamResponse, sanitize_request_trailers,
+    sanitize_response_headers,
 };
-use crate::http::{Interim, MAX_HEADERS};
+use crate::http::h1::{self, RejectedLine, RequestError};
+use crate::http::{MAX_HEADERS, Request, RequestBody, RequestTarget, Upgraded};
 use crate::metrics::Metrics;
-use crate::model::status::Cause;
+use crate::model::status::{Cause, OutputFormat};
 use crate::model::target::TargetError;
 use crate::model::{ClientAddress, Endpoint, ServiceAddress, Target, Verb};
 use crate::ready::Ready;
@@ -58,8 +61,14 @@ pub struct Stages {
 /// Result of a request that passed all stages.
 enum Reply {
     Response(Response<Body>),
-    /// Head of the response, the tunnel that opens after it, and the grant that keeps it open.
-    Upgrade(Response<()>, Tunnel, Box<Grant>),
+    /// Head of the response, the tunnel that opens after it, the receiver of the client's connection,
+    /// and the grant that keeps the tunnel open.
+    Upgrade(
+        Response<()>,
+        Tunnel,
+        Option<oneshot::Sender<Upgraded>>,
+        Box<Grant>,
+    ),
 }
 
 /// Request handler of one worker.
@@ -69,8 +78,8 @@ pub struct Proxy {
     pub forwarder: Forwarder,
     pub recorder: Rc<Recorder>,
     pub drain: Drain,
-    /// Tasks of the worker. A tunnel outlives the hyper connection that it came from, so the drain
-    /// waits for it here.
+    /// Tasks of the worker. A tunnel outlives the task of the connection that it came from, so the
+    /// drain waits for it here.
     pub tasks: TaskTracker,
 }
 
@@ -86,9 +95,9 @@ enum ProxyError {
     /// room.
     #[error("the request has more than {} header fields; send fewer", MAX_HEADERS)]
     TooManyHeaders,
-    /// HTTP/1.1 requires exactly one (RFC 9112 section 3.2).
-    #[error("the request must have exactly one Host header")]
-    InvalidHost,
+    /// The request is not valid HTTP, or exceeds a limit of the codec.
+    #[error(transparent)]
+    Malformed(#[from] RequestError),
     #[error(transparent)]
     Authenticate(#[from] AuthenticationError),
     #[error(transparent)]
@@ -107,53 +116,40 @@ enum ProxyError {
 
 impl Proxy {
     /// Proxies a request. Returns the response of its target, or a `Status` with the reason why the
-    /// request was not proxied.
+    /// request was not proxied. `interim` is `None` if the client cannot receive interim responses.
     pub async fn handle(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request,
         peer: &Peer,
         guard: &ConnectionGuard,
-        interim: Option<&Interim>,
-    ) -> Response<Body> {
+        interim: Option<h1::Interim>,
+    ) -> h1::Reply<Body> {
         let connection = guard.track_request();
+        let headers = &mut request.head.headers;
         // Counted before the audit id is inserted, so that the limit applies to what the client
         // sent.
-        let fits = request.headers().len() <= MAX_HEADERS;
-        let audit_id = audit_id(request.headers_mut());
-        let accept = AcceptPreference::from_headers(request.headers());
-        let (method, uri, version) = (
-            request.method().clone(),
-            request.uri().clone(),
-            request.version(),
-        );
-        let client = peer.address.ip().to_canonical();
+        let fits = headers.len() <= MAX_HEADERS;
+        let audit_id = audit_id(headers);
+        let accept = AcceptPreference::from_headers(headers);
         let mut record = Record::start(
             &self.recorder,
-            method,
-            uri,
-            version,
-            client,
+            request.head.method.clone(),
+            request.head.target.clone(),
+            request.head.version,
+            peer.address.ip().to_canonical(),
             audit_id.clone(),
         );
-        // Interim responses of the endpoint are written between here and `end`: after the final
-        // head they would be a protocol error.
-        if let Some(interim) = interim {
-            interim.begin().await;
-        }
         let routed = if fits {
             self.route(request, peer, interim, &mut record).await
         } else {
             Err(ProxyError::TooManyHeaders)
         };
-        if let Some(interim) = interim {
-            interim.end();
-        }
         let mut response = match routed {
             Ok(Reply::Response(response)) => response,
-            Ok(Reply::Upgrade(mut response, tunnel, grant)) => {
+            Ok(Reply::Upgrade(mut response, tunnel, upgrade, grant)) => {
                 response.headers_mut().insert(AUDIT_ID, audit_id);
                 record.code = response.status();
-                // A separate task, because hyper releases the connection after the 101.
+                // A separate task, because the client's connection ends after the 101.
                 let stages = Arc::clone(&self.stages);
                 self.tasks.spawn_local(tunnel::run(
                     tunnel,
@@ -163,29 +159,67 @@ impl Proxy {
                     self.drain.clone(),
                     stages,
                 ));
-                return response.map(|()| Body::empty());
+                return h1::Reply {
+                    response: response.map(|()| Body::empty()),
+                    upgrade,
+                };
             }
             Err(error) => {
                 record.error = Some(match &error {
                     ProxyError::Forward(error) => error.log_text(),
                     error => error.to_string(),
                 });
-                let format = accept.output_format(record.uri.query());
+                let format = accept.output_format(record.target.query());
                 respond::error_response(&error, self.causes(&error, &record).await, format)
             }
         };
         response.headers_mut().insert(AUDIT_ID, audit_id);
         record.code = response.status();
-        response.map(|body| body.recorded(record, connection))
+        h1::Reply {
+            response: response.map(|body| body.recorded(record, connection)),
+            upgrade: None,
+        }
+    }
+
+    /// Returns the `Status` for a request that is not valid HTTP. `line` has the valid parts of its
+    /// request line.
+    pub fn reject(
+        &self,
+        error: RequestError,
+        line: RejectedLine,
+        peer: &Peer,
+        guard: &ConnectionGuard,
+    ) -> Response<Body> {
+        let RejectedLine {
+            method,
+            target,
+            version,
+        } = line;
+        let error = ProxyError::from(error);
+        let audit_id = new_audit_id();
+        let mut record = Record::start(
+            &self.recorder,
+            // As nginx logs what it could not parse. A dash is a valid method.
+            method.unwrap_or_else(|| Method::from_bytes(b"-").expect("a dash is a token")),
+            target.unwrap_or_else(|| RequestTarget::from_valid_path("-")),
+            version.unwrap_or(Version::HTTP_11),
+            peer.address.ip().to_canonical(),
+            audit_id.clone(),
+        );
+        record.error = Some(error.to_string());
+        let mut response = respond::error_response(&error, Vec::new(), OutputFormat::Json);
+        response.headers_mut().insert(AUDIT_ID, audit_id);
+        record.code = response.status();
+        response.map(|body| body.recorded(record, guard.track_request()))
     }
 
     /// Runs the stages. Each takes the product of the one before it, and only
     /// [`Authorizer::authorize`] makes the permit without which nothing is resolved or forwarded.
     async fn route(
         &self,
-        mut request: Request<Incoming>,
+        request: Request,
         peer: &Peer,
-        interim: Option<&Interim>,
+        interim: Option<h1::Interim>,
         record: &mut Record,
     ) -> Result<Reply, ProxyError> {
         let Stages {
@@ -199,19 +233,21 @@ impl Proxy {
         if !ready.is_synced() {
             return Err(ProxyError::NotReady);
         }
-        let hosts = request.headers().get_all(header::HOST).iter().count();
-        if request.version() == Version::HTTP_11 && hosts != 1 {
-            return Err(ProxyError::InvalidHost);
-        }
-        let upgrade = Upgrade::from_request(&request);
+        let Request {
+            mut head,
+            body,
+            connect,
+        } = request;
+        let protocol = connect.as_ref().map(|(protocol, _)| protocol);
+        let upgrade = Upgrade::from_request(&head, protocol);
         let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
         // Copied before authentication strips them: a tunnel is checked with the same credentials
         // for as long as it is open.
         let credentials = upgrade
             .is_some()
-            .then(|| authenticator.credentials(request.headers()));
+            .then(|| authenticator.credentials(&head.headers));
         let caller = authenticator
-            .authenticate(request.headers_mut(), peer, websocket)
+            .authenticate(&mut head.headers, peer, websocket)
             .await?;
         record.identity = Some(Arc::clone(&caller.identity));
         let client = ClientAddress::from(record.client);
@@ -226,13 +262,13 @@ impl Proxy {
             }
         };
 
-        let uri = record.uri.clone();
-        let target = Target::parse(uri.path())?;
+        let client_target = head.target.clone();
+        let target = Target::parse(client_target.path())?;
         // Extended CONNECT (RFC 8441) is authorized and forwarded as the GET of RFC 6455 (C21).
         // Other methods are forwarded unchanged, so that the authorized verb is the one that acts.
         let method = match &upgrade {
             Some(Upgrade::Connect { .. }) => Method::GET,
-            _ => request.method().clone(),
+            _ => head.method.clone(),
         };
         let verb = Verb::from_method(&method, !target.id.is_empty());
         record.name(&target, verb);
@@ -251,18 +287,15 @@ impl Proxy {
         }
 
         let route = resolver.resolve(&permit).await?;
-        // hyper keeps the upgrade in the extensions, which are forwarded with the head.
-        let client_upgrade = hyper::upgrade::on(&mut request);
-        let (mut parts, body) = request.into_parts();
         let lacks_slash = target.rest.is_empty() && upgrade.is_none();
         if lacks_slash && matches!(method, Method::GET | Method::HEAD) {
             // After the lookup, as in kube-apiserver: a missing target is a 404 and no redirect.
-            let location = target.with_trailing_slash(uri.query());
+            let location = target.with_trailing_slash(client_target.query());
             return Ok(Reply::Response(respond::redirect(&location)));
         }
 
         let client = record.client;
-        let has_body = !body.is_end_stream();
+        let has_body = !matches!(body, RequestBody::Empty);
         let headers = RequestHeaderRewriter {
             target: &target,
             client,
@@ -270,34 +303,31 @@ impl Proxy {
             upgrade: upgrade.as_ref(),
             has_body,
         };
-        headers.rewrite(&mut parts);
+        headers.rewrite(&mut head);
         if rewriting.is_enabled() {
-            rewrite::narrow_accept_encoding(&method, &mut parts.headers);
+            rewrite::narrow_accept_encoding(&method, &mut head.headers);
         }
         // After the rewrite, which also sets it from `:authority` of HTTP/2.
-        let client_host = parts.headers.get(header::HOST).cloned();
+        let client_host = head.headers.get(header::HOST).cloned();
         record.received = has_body.then(Rc::<Cell<u64>>::default);
         let outgoing = UpstreamRequest {
-            parts,
-            body,
-            received: record.received.clone(),
-            interim: interim.cloned(),
+            head,
+            body: record.received.clone().map(|received| OutgoingBody {
+                body,
+                received,
+                trailers: self.trailer_filter(),
+            }),
+            interim,
         };
         let (forwarder, dialed) = (&self.forwarder, &mut record.endpoint);
         let (upstream, refuses_upgrade) = if let Some(upgrade) = &upgrade {
-            let sent = forwarder.upgrade(
-                &permit,
-                &route,
-                outgoing,
-                client,
-                client_upgrade,
-                upgrade,
-                dialed,
-            );
+            let sent = forwarder.upgrade(&permit, &route, outgoing, client, upgrade, dialed);
             match sent.await? {
-                UpgradeOutcome::Switched { response, tunnel } => {
+                UpgradeOutcome::Switched { response, upstream } => {
                     let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
-                    return Ok(Reply::Upgrade(response, tunnel, Box::new(grant)));
+                    let (client, receiver) = client_side(connect);
+                    let tunnel = Tunnel { client, upstream };
+                    return Ok(Reply::Upgrade(response, tunnel, receiver, Box::new(grant)));
                 }
                 UpgradeOutcome::Ignored(upstream) => (upstream, false),
                 UpgradeOutcome::Refused(upstream) => (upstream, true),
@@ -364,6 +394,16 @@ impl Proxy {
         }
     }
 
+    /// Returns the filter for trailers of a request: those that identify a caller are removed, as
+    /// from its headers.
+    fn trailer_filter(&self) -> TrailerFilter {
+        let stages = Arc::clone(&self.stages);
+        TrailerFilter(Rc::new(move |trailers| {
+            let is_identity = |name: &HeaderName| stages.authenticator.is_credential(name);
+            sanitize_request_trailers(trailers, &is_identity);
+        }))
+    }
+
     /// Returns the causes of an error to callers that may read the target; to others they would
     /// reveal ports and addresses.
     async fn causes(&self, error: &ProxyError, record: &Record) -> Vec<Cause> {
@@ -372,7 +412,7 @@ impl Proxy {
             .impersonated_user
             .as_ref()
             .or(record.identity.as_ref());
-        match (identity, Target::parse(record.uri.path())) {
+        match (identity, Target::parse(record.target.path())) {
             (Some(identity), Ok(target))
                 if !causes.is_empty()
                     && self
@@ -386,6 +426,17 @@ impl Proxy {
             _ => Vec::new(),
         }
     }
+}
+
+/// Returns the client's side of a tunnel, and for HTTP/1.1 the sender that completes it.
+fn client_side(
+    connect: Option<(Protocol, OnUpgrade)>,
+) -> (ClientSide, Option<oneshot::Sender<Upgraded>>) {
+    if let Some((_, stream)) = connect {
+        return (ClientSide::Http2(stream), None);
+    }
+    let (sender, receiver) = oneshot::channel();
+    (ClientSide::Http1(receiver), Some(sender))
 }
 
 /// Returns the audit id of the client (CONFORMANCE C68), or a new one, and makes sure that the

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use tokio::io::{DuplexStream, duplex};
 
+use crate::http::h1::{Framing, ServerConnection};
+use crate::http::{RequestBody, RequestHead, RequestTarget, Stream};
 use crate::model::ClientAddress;
 
 /// Polls a condition every 10 ms until it is true.
@@ -32,4 +35,32 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
+}
+
+/// Returns the head of a request. HTTP/2 has the authority of its URI.
+pub fn head(request: http::request::Builder) -> RequestHead {
+    let (parts, ()) = request.body(()).unwrap().into_parts();
+    let target = RequestTarget::from_http2(&parts.method, &parts.uri).unwrap();
+    RequestHead {
+        method: parts.method,
+        target,
+        version: parts.version,
+        headers: parts.headers,
+        names: Default::default(),
+    }
+}
+
+/// Returns the body of a request with a header line `framing`; the test writes its bytes to the
+/// stream.
+pub fn request_body(framing: &str) -> (RequestBody, DuplexStream) {
+    let (client, server) = duplex(1 << 20);
+    let framing = match framing.strip_prefix("content-length: ") {
+        Some(length) => Framing::Length(length.parse().unwrap()),
+        None => Framing::Chunked,
+    };
+    let connection = ServerConnection::new(Stream::Memory(server), Duration::from_secs(90));
+    (
+        RequestBody::Http1(connection.begin(framing, false).unwrap()),
+        client,
+    )
 }

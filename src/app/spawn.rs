@@ -23,6 +23,8 @@ use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::forward::{Dialer, OwnAddresses};
+use crate::http::HeadMemory;
+use crate::http::h1::Timeouts;
 use crate::listen::Limits;
 use crate::metrics::Metrics;
 use crate::model::address::AddressPolicy;
@@ -282,7 +284,13 @@ impl Setup<'_> {
             kubelet_token,
             limits: Limits {
                 handshake_timeout: config.serving.handshake_timeout,
-                idle_timeout: config.serving.idle_timeout,
+                timeouts: Timeouts {
+                    idle: config.serving.idle_timeout,
+                    head: config.serving.head_timeout,
+                    body: config.serving.body_timeout,
+                    write: config.serving.write_timeout,
+                },
+                head_memory: HeadMemory::new(config.serving.max_head_memory),
                 // 0 removes a limit; a semaphore of that size would reject everything.
                 connections: match config.serving.max_connections {
                     0 => None,

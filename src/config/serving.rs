@@ -70,11 +70,33 @@ pub struct Serving {
     #[serde(with = "fields::duration")]
     #[schemars(with = "String", extend("x-type" = "duration"))]
     pub handshake_timeout: Duration,
-    /// Timeout of a connection without a request, and of receiving the head of a request. The
-    /// default is kube-apiserver's for connections without a request.
+    /// Timeout of a connection without a request, and of the bastion's own responses, errors
+    /// included, while their client does not read them. The default is kube-apiserver's for
+    /// connections without a request.
     #[serde(with = "fields::duration")]
     #[schemars(with = "String", extend("x-type" = "duration"))]
     pub idle_timeout: Duration,
+    /// Timeout from the first byte of an HTTP/1.1 request head to its last. The default is
+    /// kube-apiserver's.
+    #[serde(with = "fields::duration")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
+    pub head_timeout: Duration,
+    /// Time for which a client may send nothing of an HTTP/1.1 request body that it has begun, while
+    /// the endpoint waits for it.
+    #[serde(with = "fields::duration")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
+    pub body_timeout: Duration,
+    /// Time for which a client may read nothing of a proxied response while there is more to send. A
+    /// paused download longer than this is aborted.
+    #[serde(with = "fields::duration")]
+    #[schemars(with = "String", extend("x-type" = "duration"))]
+    pub write_timeout: Duration,
+    /// Maximum memory of all HTTP/1.1 request heads beyond 16 KiB each, for example `16Mi`, at most
+    /// 1024Gi. A head of up to 1 MiB is valid; while the memory is used up, larger heads than 16 KiB
+    /// are rejected with 431.
+    #[serde(with = "fields::bytes")]
+    #[schemars(with = "String", extend("x-type" = "size"))]
+    pub max_head_memory: usize,
 }
 
 impl Default for Serving {
@@ -93,6 +115,12 @@ impl Default for Serving {
             handshake_timeout: Duration::from_secs(10),
             // As kube-apiserver (CONFORMANCE C102).
             idle_timeout: Duration::from_secs(90),
+            head_timeout: Duration::from_secs(32),
+            // Longer than pauses of people and of busy endpoints, and short enough that abandoned
+            // transfers do not pile up.
+            body_timeout: Duration::from_mins(5),
+            write_timeout: Duration::from_mins(5),
+            max_head_memory: 16 * 1024 * 1024,
         }
     }
 }

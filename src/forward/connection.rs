@@ -6,17 +6,18 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use http::Response;
+use http_body::Body;
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::outstanding::Outstanding;
-use super::request::RequestBody;
-use super::uri::{InvalidRequestUri, as_http1, as_http2};
+use super::request::{BodyError, Pending, RequestBody};
+use super::response::Incoming;
+use super::uri::{InvalidRequestUri, to_http2};
 use crate::balance::EndpointKey;
-use crate::http::{LocalExecutor, MAX_HEADER_BYTES};
+use crate::http::h1::{BodyLength, ClientConnection, ExchangeError, ParsedResponse, Upload};
+use crate::http::{LocalExecutor, MAX_HEADER_BYTES, Stream};
 
 /// Maximum number of concurrent requests on one HTTP/2 connection, unless its endpoint sets a lower
 /// limit; more requests open another connection. It is the usual limit of servers.
@@ -30,8 +31,8 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 100;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Connection to an endpoint, ready for one request. A separate task runs its I/O and ends when the
-/// connection is closed or all its senders are dropped.
+/// Connection to an endpoint, ready for one request. A separate task runs the I/O of HTTP/2 and ends
+/// when the connection is closed or all its senders are dropped.
 #[derive(Debug)]
 pub struct Connection {
     pub(super) key: EndpointKey,
@@ -42,7 +43,7 @@ pub struct Connection {
 #[derive(Debug)]
 pub(super) enum Sender {
     /// Exclusive to one request at a time.
-    Http1(http1::SendRequest<RequestBody>),
+    Http1(Box<ClientConnection>),
     /// Shared by many requests.
     Http2(
         http2::SendRequest<RequestBody>,
@@ -52,14 +53,15 @@ pub(super) enum Sender {
 
 /// Error of sending a request on a connection.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large variant is the common one, and short-lived"
-)]
 pub(super) enum SendError {
     /// The URI has no form in the protocol of the connection.
     InvalidRequestUri(InvalidRequestUri),
-    Broken(TrySendError<Request<RequestBody>>),
+    Http1(ExchangeError<BodyError>),
+    /// `sent` tells if the connection took the request.
+    Http2 {
+        source: hyper::Error,
+        sent: bool,
+    },
 }
 
 impl Connection {
@@ -74,23 +76,65 @@ impl Connection {
     }
 
     /// Sends a request in the form of the connection's protocol and returns the response head.
+    /// Interim responses of HTTP/1.1 are given to `on_interim`.
     pub(super) async fn send(
         &mut self,
-        mut request: Request<RequestBody>,
+        pending: &Pending,
+        on_interim: impl FnMut(ParsedResponse),
     ) -> Result<Response<Incoming>, SendError> {
-        // `try_send_request` returns the request if none of it was written, so that it can be sent
-        // elsewhere whatever its method.
-        let sent = match &mut self.sender {
-            Sender::Http1(sender) => {
-                as_http1(&mut request).map_err(SendError::InvalidRequestUri)?;
-                sender.try_send_request(request).await
+        let body = pending.attempt_body(self.can_refuse());
+        match &mut self.sender {
+            Sender::Http1(connection) => {
+                let mut upload = pending.body().is_some().then(|| {
+                    let length = match body.size_hint().exact() {
+                        Some(length) => BodyLength::Known(length),
+                        None => BodyLength::Chunked,
+                    };
+                    Box::new(Upload::new(body, length, pending.expects_continue()))
+                });
+                let address = self.key.address;
+                let parsed = connection
+                    .exchange(&pending.head, address, &mut upload, on_interim)
+                    .await
+                    .map_err(SendError::Http1)?;
+                let ParsedResponse {
+                    status,
+                    reason,
+                    headers,
+                    names,
+                    dropped,
+                    ..
+                } = parsed;
+                if dropped > 0 {
+                    tracing::debug!(%address, dropped, "response header lines without a valid name were dropped");
+                }
+                let mut response = Response::new(Incoming::Http1(upload));
+                *response.status_mut() = status;
+                *response.headers_mut() = headers;
+                // Both are rare: extensions allocate.
+                if let Some(names) = names {
+                    response.extensions_mut().insert(names);
+                }
+                if let Some(reason) = reason {
+                    response.extensions_mut().insert(reason);
+                }
+                Ok(response)
             }
             Sender::Http2(sender, _) => {
-                as_http2(&mut request, self.key).map_err(SendError::InvalidRequestUri)?;
-                sender.try_send_request(request).await
+                let request =
+                    to_http2(&pending.head, self.key).map_err(SendError::InvalidRequestUri)?;
+                // `try_send_request` returns the request if none of it was written, so that it can
+                // be sent elsewhere whatever its method.
+                let sent = sender.try_send_request(request.map(|()| body)).await;
+                match sent {
+                    Ok(response) => Ok(response.map(Incoming::Http2)),
+                    Err(mut error) => Err(SendError::Http2 {
+                        sent: error.take_message().is_none(),
+                        source: error.into_error(),
+                    }),
+                }
             }
-        };
-        sent.map_err(SendError::Broken)
+        }
     }
 }
 
@@ -150,10 +194,7 @@ impl Shared {
 }
 
 /// Starts HTTP/2 on a stream.
-pub(super) async fn start_http2<I>(stream: I) -> hyper::Result<Shared>
-where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+pub(super) async fn start_http2(stream: Stream) -> hyper::Result<Shared> {
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -184,24 +225,4 @@ where
         }
     });
     Ok(Shared { sender, streams })
-}
-
-/// Starts HTTP/1.1 on a stream.
-pub(super) async fn start_http1<I>(stream: I) -> hyper::Result<http1::SendRequest<RequestBody>>
-where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http1::Builder::new()
-        // The spelling of Go's client: some backends compare header names case-sensitively.
-        .title_case_headers(true)
-        .max_header_size(MAX_HEADER_BYTES as usize)
-        .max_buf_size(MAX_HEADER_BYTES as usize)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "connection to an endpoint failed");
-        }
-    });
-    Ok(sender)
 }

@@ -10,11 +10,11 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::client_connection;
 use crate::config;
+use crate::http::Stream;
 use crate::metrics::DialFailures;
 use crate::resolve::Transport;
 use crate::tls::ClientTls;
@@ -26,12 +26,6 @@ pub struct Dialer {
     pub tls: ClientTls,
     pub own_addresses: OwnAddresses,
     pub failures: DialFailures,
-}
-
-/// Transport stream to an endpoint.
-pub(super) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Versions of HTTP that may be negotiated on a connection.
@@ -145,7 +139,7 @@ impl Dialer {
             .await
             .map_err(|_| DialError::TlsTimeout { address })?
             .map_err(|source| DialError::Tls { address, source })?;
-        Ok(Stream::Tls(Box::new(stream)))
+        Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
     }
 
     fn tls_config(&self, transport: Transport, protocol: Protocol) -> Option<Arc<ClientConfig>> {

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use http::StatusCode;
 
 use super::dial::DialError;
+use super::request::BodyError;
 use super::retry::RetrySafety;
 use super::uri::InvalidRequestUri;
 use crate::http::MAX_HEADERS;
+use crate::http::h1::ExchangeError;
 
 /// Party to blame for an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub enum ForwardError {
     #[error("{address}: {source}")]
     Broken {
         address: SocketAddr,
-        source: hyper::Error,
+        source: ConnectionError,
         safety: RetrySafety,
     },
     /// The request cannot be written in the protocol of its connection.
@@ -40,7 +42,7 @@ pub enum ForwardError {
     InvalidRequestUri(#[from] InvalidRequestUri),
     /// The client aborted the request body.
     #[error("the client aborted the request body: {0}")]
-    Client(hyper::Error),
+    Client(ConnectionError),
     /// The endpoint responded to an upgrade with neither 101 nor an error (C88).
     #[error("invalid upgrade response: status code {}", .0.as_u16())]
     InvalidUpgrade(StatusCode),
@@ -57,6 +59,15 @@ pub enum ForwardError {
     /// section 4.2.2).
     #[error("invalid upgrade response: Sec-WebSocket-Accept does not match the key")]
     InvalidAccept,
+}
+
+/// Failure of a connection to an endpoint, or of the request body that it sends.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    #[error(transparent)]
+    Http1(#[from] ExchangeError<BodyError>),
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
 }
 
 impl ForwardError {
@@ -140,7 +151,7 @@ mod tests {
         for (error, blame, safety) in [
             (dial, Blame::Upstream, RetrySafety::Unsent),
             (
-                InvalidRequestUri::NoPath.into(),
+                InvalidRequestUri::from("".parse::<http::uri::PathAndQuery>().unwrap_err()).into(),
                 Blame::Bastion,
                 RetrySafety::Never,
             ),

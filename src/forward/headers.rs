@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
-use http::uri::{PathAndQuery, Uri};
-use http::{Method, Version, request};
+use http::{Method, Version};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::ForwardError;
 use super::upgrade::Upgrade;
-use crate::http::{DEFAULT_CACHE_CONTROL, MAX_HEADERS, is_hop_by_hop, remove_hop_by_hop};
+use crate::http::{
+    DEFAULT_CACHE_CONTROL, MAX_HEADERS, RequestHead, is_hop_by_hop, remove_hop_by_hop,
+};
 use crate::model::Target;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -46,19 +47,19 @@ pub struct RequestHeaderRewriter<'a> {
 }
 
 impl RequestHeaderRewriter<'_> {
-    /// Converts the client's request head: URI to origin form, `Host` kept, hop-by-hop headers and
-    /// underscore variants of protected names removed, forwarded headers and those of the upgrade
-    /// added.
-    pub fn rewrite(&self, parts: &mut request::Parts) {
+    /// Converts the client's request head: target to the path of the backend, `Host` kept,
+    /// hop-by-hop headers and underscore variants of protected names removed, forwarded headers and
+    /// those of the upgrade added.
+    pub fn rewrite(&self, head: &mut RequestHead) {
         let path = self.target.backend_path();
-        // Read first: in HTTP/2 it is in the URI, which is replaced below.
-        let host = host(parts);
-        remove_hop_by_hop(&mut parts.headers, is_underscore_variant);
+        // Read first: the authority is in the target, which is replaced below.
+        let host = host(head);
+        remove_hop_by_hop(&mut head.headers, is_underscore_variant);
         // After the removal, which would remove the new `Connection` and `Upgrade` headers.
         if let Some(upgrade) = self.upgrade {
-            upgrade.write_request(parts);
+            upgrade.write_request(head);
         }
-        let headers = &mut parts.headers;
+        let headers = &mut head.headers;
         // kube-apiserver sets it on plain requests only (kubernetes#67878).
         if self.upgrade.is_none() {
             // `%` is not in the set, so the escapes of the path stay as they are.
@@ -69,7 +70,7 @@ impl RequestHeaderRewriter<'_> {
                 headers.insert(FORWARDED_URI, value);
             }
         }
-        if parts.version == Version::HTTP_2 {
+        if head.version == Version::HTTP_2 {
             join_cookies(headers);
         }
         append_client(headers, self.client);
@@ -86,20 +87,12 @@ impl RequestHeaderRewriter<'_> {
                 headers.remove(FORWARDED_HOST);
             }
         }
-        if !self.has_body && matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
+        if !self.has_body && matches!(head.method, Method::POST | Method::PUT | Method::PATCH) {
             // Some backends require a length for methods that usually have a body (RFC 9110
             // section 8.6).
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        if self.has_body && !headers.contains_key(header::CONTENT_LENGTH) {
-            // Explicit, because hyper assumes that a GET or HEAD has no body (C69).
-            headers.insert(
-                header::TRANSFER_ENCODING,
-                HeaderValue::from_static("chunked"),
-            );
-        }
-        parts.uri = origin_form(path, parts.uri.query());
-        parts.version = Version::HTTP_11;
+        head.target = head.target.with_path(&path);
     }
 }
 
@@ -133,11 +126,33 @@ pub fn sanitize_response_headers(
     Ok(())
 }
 
-/// Returns true for header fields that are removed from interim responses: hop-by-hop fields, CORS
-/// grants, and the framing of a body, which they do not have (RFC 9112 section 6.1).
-pub(super) fn stays_on_hop(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    is_hop_by_hop(name) || is_cors_grant(name) || matches!(name, "content-length" | "trailer")
+/// Removes the header fields of an interim response that stay on its hop: hop-by-hop fields, CORS
+/// grants, and the framing of a body, which it does not have (RFC 9112 section 6.1).
+pub(super) fn sanitize_interim_headers(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers, |name| {
+        is_cors_grant(name) || matches!(name, "content-length" | "trailer")
+    });
+}
+
+/// Removes trailers of a request that an endpoint could mistake for headers of the bastion, in any
+/// spelling. The codec has removed those that frame, route or authenticate.
+pub fn sanitize_request_trailers(
+    trailers: &mut HeaderMap,
+    is_identity: &dyn Fn(&HeaderName) -> bool,
+) {
+    let removed: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| {
+            is_identity(name)
+                || is_underscore_variant(name.as_str())
+                || name.as_str().starts_with("x-forwarded-")
+                || *name == "audit-id"
+        })
+        .cloned()
+        .collect();
+    for name in removed {
+        trailers.remove(name);
+    }
 }
 
 /// Returns true if CGI-like backends (WSGI, PHP) confuse the name with a header that the bastion
@@ -168,14 +183,14 @@ fn is_cors_grant(name: &str) -> bool {
 }
 
 /// Returns the client's `Host`, or `:authority` of HTTP/2 (C59).
-fn host(parts: &request::Parts) -> Option<HeaderValue> {
+fn host(head: &RequestHead) -> Option<HeaderValue> {
     // The authority replaces a `Host` header, both in HTTP/2 (RFC 9113 section 8.3.1) and in the
     // absolute form of HTTP/1.1 (RFC 9112 section 3.2.2).
-    let authority = parts
-        .uri
+    let authority = head
+        .target
         .authority()
-        .and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-    authority.or_else(|| parts.headers.get(header::HOST).cloned())
+        .and_then(|authority| HeaderValue::from_str(authority).ok());
+    authority.or_else(|| head.headers.get(header::HOST).cloned())
 }
 
 /// Appends the client to the `X-Forwarded-For` of earlier proxies, joined into one header (C63).
@@ -211,28 +226,17 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Returns the path with the unchanged bytes of the query (C28).
-fn origin_form(path: Cow<'_, str>, query: Option<&str>) -> Uri {
-    let text = match query {
-        Some(query) => [&*path, "?", query].concat(),
-        None => path.into_owned(),
-    };
-    let path = PathAndQuery::try_from(text).expect("path and query come from a parsed URI");
-    Uri::from(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::Request;
+    use http::{Request, request};
 
-    fn rewritten(request: request::Builder, upgrade: bool) -> request::Parts {
-        let (mut parts, ()) = request.body(()).unwrap().into_parts();
-        let uri = parts.uri.clone();
-        let target = Target::parse(uri.path()).unwrap();
+    fn rewritten(request: request::Builder, upgrade: bool) -> RequestHead {
+        let mut head = crate::testing::head(request);
+        let path = head.target.clone();
+        let target = Target::parse(path.path()).unwrap();
         let client = "192.0.2.7".parse().unwrap();
-        let upgrade = upgrade
-            .then(|| Upgrade::from_request(&Request::from_parts(parts.clone(), ())).unwrap());
+        let upgrade = upgrade.then(|| Upgrade::from_request(&head, None).unwrap());
         RequestHeaderRewriter {
             target: &target,
             client,
@@ -240,8 +244,8 @@ mod tests {
             upgrade: upgrade.as_ref(),
             has_body: false,
         }
-        .rewrite(&mut parts);
-        parts
+        .rewrite(&mut head);
+        head
     }
 
     const PREFIX: &str = "/api/v1/namespaces/ns/pods/p/proxy";
@@ -252,13 +256,20 @@ mod tests {
             Request::get(format!("{PREFIX}/a%2Fb//(c)?q=%20&q=+;x=%zz")),
             false,
         );
-        assert_eq!(parts.uri, "/a%2Fb//(c)?q=%20&q=+;x=%zz");
+        assert_eq!(parts.target.path_and_query(), "/a%2Fb//(c)?q=%20&q=+;x=%zz");
         assert_eq!(parts.headers[FORWARDED_URI], format!("{PREFIX}/a%2Fb//(c)"));
         assert_eq!(
-            rewritten(Request::get(format!("{PREFIX}/?")), false).uri,
+            rewritten(Request::get(format!("{PREFIX}/?")), false)
+                .target
+                .path_and_query(),
             "/?"
         );
-        assert_eq!(rewritten(Request::post(PREFIX), false).uri, "/");
+        assert_eq!(
+            rewritten(Request::post(PREFIX), false)
+                .target
+                .path_and_query(),
+            "/"
+        );
     }
 
     #[test]
@@ -419,10 +430,7 @@ mod tests {
             .header("cookie", "a=1")
             .header("cookie", "b=2");
         let parts = rewritten(request, false);
-        assert_eq!(
-            (parts.uri.to_string().as_str(), parts.version),
-            ("/x", Version::HTTP_11)
-        );
+        assert_eq!(parts.target.path_and_query(), "/x");
         assert_eq!(parts.headers["host"], "bastion.example");
         assert_eq!(parts.headers["cookie"], "a=1; b=2");
     }

@@ -8,14 +8,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1;
-use tokio::io::{AsyncRead, AsyncWrite};
-
-use super::connection::{Connection, Sender, Shared, start_http1, start_http2};
-use super::dial::{DialError, Dialer, Protocol, Stream};
+use super::connection::{Connection, Sender, Shared, start_http2};
+use super::dial::{DialError, Dialer, Protocol};
 use super::outstanding::Outstanding;
-use super::request::RequestBody;
 use crate::balance::{EndpointKey, LoadBalancer};
+use crate::http::Stream;
+use crate::http::h1::ClientConnection;
 use crate::resolve::Transport;
 
 /// Interval between calls of [`Pool::detect_stalls`]. A fraction of the shortest useful limit; a
@@ -25,7 +23,7 @@ pub const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// Idle HTTP/1.1 connection.
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Box<ClientConnection>,
     since: Instant,
 }
 
@@ -80,13 +78,13 @@ impl Pool {
         let sender = if let Some(shared) = shared.iter().find(|shared| shared.has_room()) {
             shared.open_stream()
         } else {
-            // A connection that is not ready is still sending the body of a request that got an
-            // early response; it may become usable. Skipped connections are left to `sweep`, so
-            // that a request does not pay for closing them.
-            let index = idle
-                .iter()
-                .rposition(|idle| idle.sender.is_ready() && self.is_worth_keeping(idle, now))?;
-            Sender::Http1(idle.remove(index).sender)
+            // Connections that the endpoint has closed are dropped on the way.
+            loop {
+                let mut last = idle.pop()?;
+                if self.is_worth_keeping(&mut last, now) {
+                    break Sender::Http1(last.connection);
+                }
+            }
         };
         Some(Connection {
             key,
@@ -100,14 +98,13 @@ impl Pool {
     pub(super) fn keep(&self, connection: Connection) {
         let Connection {
             key,
-            sender: Sender::Http1(sender),
+            sender: Sender::Http1(connection),
             outstanding,
         } = connection
         else {
             return;
         };
-        // hyper closed it: the response had `Connection: close`, or the endpoint disconnected.
-        if sender.is_closed() {
+        if !connection.is_reusable() {
             return;
         }
         let mut endpoints = self.endpoints.borrow_mut();
@@ -115,10 +112,10 @@ impl Pool {
             .entry(key)
             .or_insert_with(|| EndpointConnections::new(outstanding))
             .idle;
-        // Beyond the limit the sender is dropped, which closes the connection.
+        // Beyond the limit the connection is dropped, which closes it.
         if idle.len() < self.dialer.settings.max_idle_per_endpoint {
             idle.push(Idle {
-                sender,
+                connection,
                 since: Instant::now(),
             });
         }
@@ -134,7 +131,7 @@ impl Pool {
                 idle,
                 shared,
             } = connections;
-            idle.retain(|idle| self.is_worth_keeping(idle, now));
+            idle.retain_mut(|idle| self.is_worth_keeping(idle, now));
             shared.retain(|shared| {
                 let expired = shared
                     .idle_since()
@@ -178,25 +175,23 @@ impl Pool {
             .dialer
             .dial(key.address, key.transport, protocol, limit)
             .await?;
-        let started = match stream {
+        let is_http2 = match stream.alpn_protocol() {
+            Some(selected) => selected == b"h2",
             // Without TLS there is no ALPN: cleartext HTTP/2 is used with prior knowledge.
-            Stream::Plain(stream)
-                if key.transport == Transport::H2c && protocol == Protocol::Any =>
-            {
-                self.dial_http2(key, stream).await
-            }
-            Stream::Plain(stream) => start_http1(stream).await.map(Sender::Http1),
-            Stream::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                self.dial_http2(key, stream).await
-            }
-            Stream::Tls(stream) => start_http1(stream).await.map(Sender::Http1),
+            None => key.transport == Transport::H2c && protocol == Protocol::Any,
         };
-        // Neither start waits for the endpoint, so none needs a timeout: it fails only if the
-        // connection is already broken.
-        let sender = started.map_err(|source| DialError::Closed {
-            address: key.address,
-            source,
-        })?;
+        let sender = if is_http2 {
+            // The start does not wait for the endpoint, so it needs no timeout: it fails only if
+            // the connection is already broken.
+            self.dial_http2(key, stream)
+                .await
+                .map_err(|source| DialError::Closed {
+                    address: key.address,
+                    source,
+                })?
+        } else {
+            Sender::Http1(Box::new(ClientConnection::new(stream)))
+        };
         let outstanding = self
             .entry(&mut self.endpoints.borrow_mut(), key)
             .outstanding
@@ -217,10 +212,7 @@ impl Pool {
     /// Concurrent requests that find no connection each dial one: the endpoint's protocol is known
     /// only after its handshake, and waiting for another request's handshake would couple their
     /// latencies. Surplus connections expire.
-    async fn dial_http2<I>(&self, key: EndpointKey, stream: I) -> hyper::Result<Sender>
-    where
-        I: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
+    async fn dial_http2(&self, key: EndpointKey, stream: Stream) -> hyper::Result<Sender> {
         let shared = start_http2(stream).await?;
         // Opened before the connection is visible to others, so that the first stream is ours.
         let sender = shared.open_stream();
@@ -241,8 +233,8 @@ impl Pool {
         })
     }
 
-    fn is_worth_keeping(&self, idle: &Idle, now: Instant) -> bool {
-        !idle.sender.is_closed() && !self.is_expired(idle.since, now)
+    fn is_worth_keeping(&self, idle: &mut Idle, now: Instant) -> bool {
+        !self.is_expired(idle.since, now) && idle.connection.is_open()
     }
 
     fn is_expired(&self, since: Instant, now: Instant) -> bool {

@@ -3,15 +3,24 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use super::connection::Connection;
+use super::connection::{Connection, Sender};
 use super::pool::Pool;
-use crate::http::MAX_HEADERS;
+use super::request::RequestBody;
+use crate::http::h1::{self, Upload};
+use crate::http::{MAX_HEADERS, without_forbidden_trailers};
+
+/// Body of a response as its connection delivers it.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    /// The connection has the body. The request body may still be on its way.
+    Http1(Option<Box<Upload<RequestBody>>>),
+    Http2(hyper::body::Incoming),
+}
 
 /// Body of a response on its way to the client. At its end the connection returns to the pool. If
 /// the body is dropped before, because the client disconnected, the connection or stream is closed,
@@ -19,15 +28,19 @@ use crate::http::MAX_HEADERS;
 #[derive(Debug)]
 pub struct UpstreamBody {
     incoming: Incoming,
-    /// `None` if the connection must not be reused, or was returned.
-    pooled: Option<(Connection, Rc<Pool>)>,
+    /// `None` after it was returned to the pool.
+    connection: Option<Connection>,
+    /// `None` if the connection must not be reused.
+    pool: Option<Rc<Pool>>,
 }
 
 /// Error of a response body.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     #[error("the target aborted its response: {0}")]
-    Incoming(#[from] hyper::Error),
+    Http1(#[from] h1::BodyError),
+    #[error("the target aborted its response: {0}")]
+    Http2(#[from] hyper::Error),
     #[error("the response has more than {} trailer fields", MAX_HEADERS)]
     TooManyTrailers,
 }
@@ -36,21 +49,43 @@ impl UpstreamBody {
     pub(super) fn pooled(incoming: Incoming, connection: Connection, pool: &Rc<Pool>) -> Self {
         Self {
             incoming,
-            pooled: Some((connection, Rc::clone(pool))),
+            connection: Some(connection),
+            pool: Some(Rc::clone(pool)),
         }
     }
 
-    pub(super) fn closing(incoming: Incoming) -> Self {
+    pub(super) fn closing(incoming: Incoming, connection: Connection) -> Self {
         Self {
             incoming,
-            pooled: None,
+            connection: Some(connection),
+            pool: None,
+        }
+    }
+
+    /// The client does not take the last part yet.
+    pub fn poll_blocked(&mut self, context: &mut Context<'_>) {
+        if let Incoming::Http1(upload) = &mut self.incoming
+            && let Some(connection) = http1(&mut self.connection)
+        {
+            connection.shrink_reads();
+            connection.advance_upload(context, upload);
         }
     }
 
     fn return_connection(&mut self) {
-        if let Some((connection, pool)) = self.pooled.take() {
+        if let Some(connection) = self.connection.take()
+            && let Some(pool) = &self.pool
+            && matches!(self.incoming, Incoming::Http1(None) | Incoming::Http2(_))
+        {
             pool.keep(connection);
         }
+    }
+}
+
+fn http1(connection: &mut Option<Connection>) -> Option<&mut h1::ClientConnection> {
+    match &mut connection.as_mut()?.sender {
+        Sender::Http1(connection) => Some(connection),
+        Sender::Http2(..) => None,
     }
 }
 
@@ -62,34 +97,67 @@ impl Body for UpstreamBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        let this = &mut *self;
+        let frame = match &mut this.incoming {
+            Incoming::Http1(upload) => match http1(&mut this.connection) {
+                Some(connection) => ready!(connection.poll_body(context, upload))
+                    .map(|frame| frame.map_err(UpstreamError::Http1)),
+                None => None,
+            },
+            Incoming::Http2(incoming) => {
+                ready!(Pin::new(incoming).poll_frame(context)).map(|frame| {
+                    let frame = frame.map(without_forbidden_trailers)?;
+                    match frame.trailers_ref() {
+                        Some(trailers) if trailers.len() > MAX_HEADERS => {
+                            Err(UpstreamError::TooManyTrailers)
+                        }
+                        _ => Ok(frame),
+                    }
+                })
+            }
+        };
         if frame.is_none() {
-            self.return_connection();
+            this.return_connection();
         }
-        if let Some(Ok(frame)) = &frame
-            && frame
-                .trailers_ref()
-                .is_some_and(|trailers| trailers.len() > MAX_HEADERS)
-        {
-            return Poll::Ready(Some(Err(UpstreamError::TooManyTrailers)));
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(UpstreamError::Incoming)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.incoming {
+            Incoming::Http1(_) => match self
+                .connection
+                .as_ref()
+                .map(|connection| &connection.sender)
+            {
+                Some(Sender::Http1(connection)) => connection.decoder().is_done(),
+                _ => true,
+            },
+            Incoming::Http2(incoming) => incoming.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.incoming {
+            Incoming::Http1(_) => match self
+                .connection
+                .as_ref()
+                .map(|connection| &connection.sender)
+            {
+                Some(Sender::Http1(connection)) => connection
+                    .decoder()
+                    .remaining()
+                    .map_or_else(SizeHint::default, SizeHint::with_exact),
+                _ => SizeHint::with_exact(0),
+            },
+            Incoming::Http2(incoming) => incoming.size_hint(),
+        }
     }
 }
 
 impl Drop for UpstreamBody {
-    /// hyper's server drops a body after its last frame without polling for the end, if
-    /// `is_end_stream` is true by then.
+    /// A body that has ended may be dropped without a poll for its end.
     fn drop(&mut self) {
-        if self.incoming.is_end_stream() {
+        if self.is_end_stream() {
             self.return_connection();
         }
     }

@@ -7,12 +7,23 @@ use std::task::{Context, Poll};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::sync::oneshot;
 
-/// Two upgraded connections about to be joined.
+use crate::http::Upgraded;
+
+/// Connections of a client and an endpoint about to be joined.
 #[derive(Debug)]
 pub struct Tunnel {
-    pub(super) client: OnUpgrade,
-    pub(super) upstream: OnUpgrade,
+    pub client: ClientSide,
+    pub upstream: Upgraded,
+}
+
+/// Connection or stream of a client, which arrives after the response to the upgrade is sent.
+#[derive(Debug)]
+pub enum ClientSide {
+    Http1(oneshot::Receiver<Upgraded>),
+    /// Stream of HTTP/2 (RFC 8441).
+    Http2(OnUpgrade),
 }
 
 impl Tunnel {
@@ -23,21 +34,38 @@ impl Tunnel {
     /// # Errors
     /// [`TunnelError`] if the upgrade of a side or its connection fails.
     pub async fn run(self, received: &Cell<u64>, sent: &Cell<u64>) -> Result<(), TunnelError> {
-        // Either side may send data directly behind its head (C90). hyper has read such bytes into
-        // its buffer already, and hyper's `Upgraded` yields them before it reads from the socket.
-        let (client, upstream) = tokio::try_join!(self.client, self.upstream)?;
-        let mut client = Counted {
-            io: TokioIo::new(client),
-            read: received,
-        };
-        let mut upstream = Counted {
-            io: TokioIo::new(upstream),
-            read: sent,
-        };
-        // One buffer of 8 KiB per direction. A side is read only while the other takes its bytes.
-        copy_bidirectional(&mut client, &mut upstream).await?;
-        Ok(())
+        // Either side may send data directly behind its head (C90). `Upgraded` yields such bytes
+        // before it reads from the stream.
+        match self.client {
+            ClientSide::Http1(client) => relay(client.await?, self.upstream, received, sent).await,
+            ClientSide::Http2(client) => {
+                let client = TokioIo::new(client.await?);
+                relay(client, self.upstream, received, sent).await
+            }
+        }
     }
+}
+
+async fn relay<C>(
+    client: C,
+    upstream: Upgraded,
+    received: &Cell<u64>,
+    sent: &Cell<u64>,
+) -> Result<(), TunnelError>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut client = Counted {
+        io: client,
+        read: received,
+    };
+    let mut upstream = Counted {
+        io: upstream,
+        read: sent,
+    };
+    // One buffer of 8 KiB per direction. A side is read only while the other takes its bytes.
+    copy_bidirectional(&mut client, &mut upstream).await?;
+    Ok(())
 }
 
 /// Failure of a tunnel.
@@ -45,6 +73,9 @@ impl Tunnel {
 pub enum TunnelError {
     #[error("the upgrade failed: {0}")]
     Upgrade(#[from] hyper::Error),
+    /// The client disconnected before the response to its upgrade was sent.
+    #[error("the client disconnected before the upgrade")]
+    Gone(#[from] oneshot::error::RecvError),
     #[error("the tunnel connection failed: {0}")]
     Broken(#[from] std::io::Error),
 }

@@ -6,18 +6,13 @@ mod protocols;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request,
-};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 
+use super::connection::Sender;
 use super::response::UpstreamBody;
-use super::tunnel::Tunnel;
-use super::{ForwardError, UpstreamResponse};
-use crate::http::{MAX_HEADERS, remove_hop_by_hop, tokens};
-use crate::model::Endpoint;
+use super::{Exchange, ForwardError, UpstreamResponse};
+use crate::http::{MAX_HEADERS, RequestHead, Upgraded, remove_hop_by_hop, tokens};
 use protocols::{Protocols, SPDY, WEBSOCKET};
 
 /// Upgrade that a client requests.
@@ -33,10 +28,11 @@ pub enum Upgrade {
 
 impl Upgrade {
     /// Returns the upgrade that a request asks for. `None` for plain requests, for upgrades that
-    /// must not be forwarded, and for CONNECT to another protocol than WebSocket.
-    pub fn from_request<B>(request: &Request<B>) -> Option<Self> {
-        if request.version() == Version::HTTP_11 {
-            let headers = request.headers();
+    /// must not be forwarded, and for CONNECT to another protocol than WebSocket. `protocol` is the
+    /// `:protocol` pseudo-header of HTTP/2.
+    pub fn from_request(head: &RequestHead, protocol: Option<&Protocol>) -> Option<Self> {
+        if head.version == Version::HTTP_11 {
+            let headers = &head.headers;
             // The common case: one lookup.
             if !headers.contains_key(header::UPGRADE) {
                 return None;
@@ -51,10 +47,9 @@ impl Upgrade {
                 .filter(|_| has_upgrade_option)
                 .map(Self::Http1)
         } else {
-            // hyper sets the extension from the `:protocol` pseudo-header.
-            let protocol = request.extensions().get::<Protocol>()?;
+            let protocol = protocol?;
             // RFC 8441 section 5 maps the handshake of WebSocket only.
-            let websocket = request.method() == Method::CONNECT && protocol.as_str() == WEBSOCKET;
+            let websocket = head.method == Method::CONNECT && protocol.as_str() == WEBSOCKET;
             websocket.then(|| Self::Connect { key: new_key() })
         }
     }
@@ -81,12 +76,12 @@ impl Upgrade {
     /// Writes the single `Connection` and `Upgrade` header that the endpoint gets (C84), and turns
     /// an extended CONNECT into an HTTP/1.1 handshake (RFC 6455 section 4.1). The client's
     /// hop-by-hop headers must have been removed before.
-    pub(super) fn write_request(&self, parts: &mut request::Parts) {
-        let headers = &mut parts.headers;
+    pub(super) fn write_request(&self, head: &mut RequestHead) {
+        let headers = &mut head.headers;
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, self.protocols().0);
         if let Self::Connect { key } = self {
-            parts.method = Method::GET;
+            head.method = Method::GET;
             // Replaces a key of the client: `accept` compares the response with this one.
             headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
             headers
@@ -177,10 +172,10 @@ fn accept_for(key: &HeaderValue) -> String {
 /// Response of an endpoint to an upgrade.
 #[derive(Debug)]
 pub enum UpgradeOutcome {
-    /// The response head for the client, and the tunnel that follows it.
+    /// The response head for the client, and the endpoint's side of the tunnel that follows it.
     Switched {
         response: Response<()>,
-        tunnel: Tunnel,
+        upstream: Upgraded,
     },
     /// The endpoint ignored an optional offer and responded to the plain request.
     Ignored(UpstreamResponse),
@@ -191,38 +186,39 @@ pub enum UpgradeOutcome {
 }
 
 impl UpgradeOutcome {
-    pub(super) fn from_response(
-        mut response: Response<Incoming>,
-        endpoint: Endpoint,
-        client: OnUpgrade,
+    pub(super) fn from_exchange(
+        exchange: Exchange,
         upgrade: &Upgrade,
     ) -> Result<Self, ForwardError> {
-        match response.status() {
-            StatusCode::SWITCHING_PROTOCOLS => {
-                let upstream = hyper::upgrade::on(&mut response);
-                let mut response = response.map(|_| ());
-                upgrade.accept(&mut response)?;
-                Ok(Self::Switched {
-                    response,
-                    tunnel: Tunnel { client, upstream },
-                })
-            }
-            status if status.is_client_error() || status.is_server_error() => {
-                Ok(Self::Refused(UpstreamResponse {
-                    response: response.map(UpstreamBody::closing),
-                    endpoint,
-                }))
-            }
+        let Exchange {
+            response,
+            connection,
+            endpoint,
+        } = exchange;
+        let status = response.status();
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            let mut response = response.map(|_| ());
+            upgrade.accept(&mut response)?;
+            let Sender::Http1(connection) = connection.sender else {
+                // HTTP/2 has no 101, and upgrades are only sent over HTTP/1.1.
+                return Err(ForwardError::InvalidUpgrade(status));
+            };
+            let upstream = connection.into_upgraded();
+            return Ok(Self::Switched { response, upstream });
+        }
+        let upstream = UpstreamResponse {
+            response: response.map(|body| UpstreamBody::closing(body, connection)),
+            endpoint,
+        };
+        if status.is_client_error() || status.is_server_error() {
+            Ok(Self::Refused(upstream))
+        } else if upgrade.is_optional() && !status.is_informational() {
             // The client treats it as the response to a plain request, and so does the proxy (C88).
-            status if upgrade.is_optional() && !status.is_informational() => {
-                Ok(Self::Ignored(UpstreamResponse {
-                    response: response.map(UpstreamBody::closing),
-                    endpoint,
-                }))
-            }
+            Ok(Self::Ignored(upstream))
+        } else {
             // A client of WebSocket or SPDY could take the bytes after a success for its tunnel,
             // and follow a redirect with its credentials (C88, CVE-2020-8559).
-            status => Err(ForwardError::InvalidUpgrade(status)),
+            Err(ForwardError::InvalidUpgrade(status))
         }
     }
 }
@@ -231,15 +227,19 @@ impl UpgradeOutcome {
 mod tests {
     use super::*;
 
+    use http::Request;
+
+    use crate::testing::head;
+
     fn upgrade(connection: Option<&'static str>, upgrades: &[&'static [u8]]) -> Option<Upgrade> {
-        let mut request = Request::get("/").body(()).unwrap();
-        let headers = request.headers_mut();
+        let mut head = head(Request::get("/"));
+        let headers = &mut head.headers;
         headers
             .extend(connection.map(|value| (header::CONNECTION, HeaderValue::from_static(value))));
         for upgrade in upgrades {
             headers.append(header::UPGRADE, HeaderValue::from_bytes(upgrade).unwrap());
         }
-        Upgrade::from_request(&request)
+        Upgrade::from_request(&head, None)
     }
 
     #[test]
@@ -343,18 +343,14 @@ mod tests {
                 .method(&method)
                 .uri("https://b/")
                 .version(Version::HTTP_2);
-            let mut request = request
-                .header("connection", "upgrade")
-                .header("upgrade", "x")
-                .body(())
-                .unwrap();
-            if let Some(protocol) = protocol {
+            let head = head(
                 request
-                    .extensions_mut()
-                    .insert(Protocol::from_static(protocol));
-            }
+                    .header("connection", "upgrade")
+                    .header("upgrade", "x"),
+            );
+            let protocol = protocol.map(Protocol::from_static);
             assert_eq!(
-                Upgrade::from_request(&request).is_some(),
+                Upgrade::from_request(&head, protocol.as_ref()).is_some(),
                 expected,
                 "{method} {protocol:?}"
             );
@@ -395,8 +391,7 @@ mod tests {
     #[test]
     fn extended_connect_becomes_http1_handshake() {
         let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
-        let request = Request::connect("https://b/").body(()).unwrap();
-        let (mut parts, ()) = request.into_parts();
+        let mut parts = head(Request::connect("https://b/"));
         Upgrade::Connect { key: key.clone() }.write_request(&mut parts);
         assert_eq!(parts.method, Method::GET);
         assert_eq!(parts.headers["connection"], "Upgrade");

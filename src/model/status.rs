@@ -183,6 +183,16 @@ impl Status {
         .without_reason()
     }
 
+    /// Error of a request that the HTTP codec rejects. The API has a reason for 400 only.
+    pub fn malformed_request(code: StatusCode, message: impl Into<String>) -> Self {
+        let status = Self::new(code, Reason::BadRequest, message);
+        if code == StatusCode::BAD_REQUEST {
+            status
+        } else {
+            status.without_reason()
+        }
+    }
+
     pub fn without_reason(self) -> Self {
         Self {
             reason: None,

@@ -8,6 +8,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::client_connection::ConnectionGuard;
 use crate::forward::{UpstreamBody, UpstreamError};
+use crate::http::PacedBody;
 use crate::rewrite::{LinkRewriter, PageError, PageFormat, RewrittenBody, Share};
 use crate::telemetry::Record;
 
@@ -71,6 +72,20 @@ impl Body {
     }
 }
 
+impl PacedBody for Body {
+    fn is_own(&self) -> bool {
+        matches!(self.content, Content::Full(_))
+    }
+
+    fn poll_blocked(mut self: Pin<&mut Self>, context: &mut Context<'_>) {
+        match &mut self.content {
+            Content::Full(_) => {}
+            Content::Upstream(body) => body.poll_blocked(context),
+            Content::Page(page) => page.incoming_mut().poll_blocked(context),
+        }
+    }
+}
+
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = PageError<UpstreamError>;
@@ -86,13 +101,13 @@ impl HttpBody for Body {
                 .map(|frame| frame.map_err(PageError::Incoming)),
             Content::Page(page) => ready!(Pin::new(page).poll_frame(context)),
         };
-        // The bytes passed to hyper, which may differ from those that reach the client.
+        // The bytes passed to the connection, which may differ from those that reach the client.
         if let Some(record) = &mut this.record {
             match &frame {
                 Some(Ok(frame)) => {
                     record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 }
-                // The error makes hyper abort the stream, so that a client cannot read a truncated
+                // The error aborts the connection or stream, so that a client cannot read a truncated
                 // body as complete (C99).
                 Some(Err(error)) => {
                     record.error = Some(error.to_string());

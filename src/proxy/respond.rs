@@ -216,7 +216,7 @@ fn status(error: &ProxyError) -> Status {
     match error {
         ProxyError::NotReady => Status::service_unavailable(message()),
         ProxyError::TooManyHeaders => Status::header_fields_too_large(message()),
-        ProxyError::InvalidHost => Status::bad_request(message()),
+        ProxyError::Malformed(error) => Status::malformed_request(error.status(), message()),
         ProxyError::Authenticate(AuthenticationError::Unauthenticated(_)) => Status::unauthorized(),
         ProxyError::Authenticate(AuthenticationError::Impersonation(_)) => {
             Status::bad_request(message())

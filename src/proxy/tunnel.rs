@@ -164,7 +164,7 @@ pub(super) async fn run(
     let ended = tokio::select! {
         ended = tunnel.run(&received, &sent) => ended.map_err(|error| error.to_string()),
         // Dropping `tunnel.run` closes both connections.
-        reason = grant_ended(&grant, &stages, record.uri.path()) => Err(reason),
+        reason = grant_ended(&grant, &stages, record.target.path()) => Err(reason),
         () = drain.forced() => Err("the bastion is shutting down".to_owned()),
     };
     record.error = ended.err();

@@ -54,6 +54,11 @@ impl<B> RewrittenBody<B> {
         }
     }
 
+    /// Returns the body that is being rewritten.
+    pub fn incoming_mut(&mut self) -> &mut B {
+        &mut self.incoming
+    }
+
     /// Does one slice of work and accounts for its memory.
     fn take(&mut self) -> Result<Vec<u8>, BadPage> {
         let out = self.rewriter.take(&mut self.pending)?;

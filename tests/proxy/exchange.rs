@@ -81,7 +81,7 @@ async fn forwards_trailers_and_interim_responses() -> Result<()> {
     let bed = TestBed::new().await?;
     let mut client = bed.request("GET /", "TE: trailers\r\n\r\n").await?;
     let (mut backend, head) = bed.accept().await?;
-    ensure!(head.contains("Te: trailers"), "{head}");
+    ensure!(head.contains("TE: trailers"), "{head}");
     backend
         .write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")
         .await?;

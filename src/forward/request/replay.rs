@@ -3,6 +3,7 @@
 //! HTTP/2 endpoint refused can be sent again.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -11,9 +12,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use crate::http::MAX_HEADERS;
+use crate::http::{MAX_HEADERS, ReceiveError, RequestBody as Incoming};
 
 /// Maximum number of body bytes that are buffered for a retry until the response begins.
 const MAX_REPLAY_BYTES: usize = 64 * 1024;
@@ -28,6 +28,7 @@ pub(in crate::forward) struct ReplayBody(Rc<RefCell<State>>);
 struct State {
     incoming: Incoming,
     received: Rc<Cell<u64>>,
+    filter: TrailerFilter,
     /// Number of the current attempt; every rewind increments it. The body of an earlier attempt
     /// may still be owned by hyper's connection task, and must not take frames from the current
     /// one.
@@ -46,11 +47,21 @@ struct State {
     ended: Option<Instant>,
 }
 
+/// Removes trailers of the client that must not reach the endpoint.
+#[derive(Clone)]
+pub struct TrailerFilter(pub Rc<dyn Fn(&mut HeaderMap)>);
+
+impl fmt::Debug for TrailerFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TrailerFilter")
+    }
+}
+
 /// Error of a client's request body.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::forward) enum BodyError {
+pub enum BodyError {
     #[error(transparent)]
-    Incoming(#[from] hyper::Error),
+    Incoming(#[from] ReceiveError),
     #[error("the request has more than {} trailer fields", MAX_HEADERS)]
     TooManyTrailers,
 }
@@ -84,10 +95,16 @@ impl BufferedFrame {
 
 impl ReplayBody {
     /// `received` counts the bytes as they come from the client. `buffer` enables retries.
-    pub fn new(incoming: Incoming, received: Rc<Cell<u64>>, buffer: bool) -> Self {
+    pub fn new(
+        incoming: Incoming,
+        received: Rc<Cell<u64>>,
+        filter: TrailerFilter,
+        buffer: bool,
+    ) -> Self {
         Self(Rc::new(RefCell::new(State {
             incoming,
             received,
+            filter,
             attempt: 0,
             buffered: buffer.then(Vec::new),
             last_attempt: false,
@@ -98,6 +115,7 @@ impl ReplayBody {
     }
 
     /// Returns true if all frames read so far are buffered.
+    #[cfg(test)]
     pub fn is_buffering(&self) -> bool {
         self.0.borrow().buffered.is_some()
     }
@@ -149,7 +167,13 @@ impl State {
             {
                 Err(BodyError::TooManyTrailers)
             }
-            frame => Ok(frame),
+            frame => Ok(match frame.into_trailers() {
+                Ok(mut trailers) => {
+                    (self.filter.0)(&mut trailers);
+                    Frame::trailers(trailers)
+                }
+                Err(frame) => frame,
+            }),
         });
         // Too many trailers count as well: the client, not the endpoint, is the cause.
         self.broken |= matches!(frame, Some(Err(_)));
@@ -270,37 +294,25 @@ impl Body for RequestBody {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use std::convert::Infallible;
-    use std::future::pending;
-
-    use http::{Request, Response};
-    use http_body_util::{BodyExt, Empty};
-    use hyper::server::conn::http1;
-    use hyper::service::service_fn;
-    use hyper_util::rt::TokioIo;
-    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
-    use tokio::sync::mpsc;
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncWriteExt, DuplexStream};
 
     pub const CHUNKED: &str = "transfer-encoding: chunked";
 
     /// Body of a request that the test writes to the returned stream.
     pub async fn receive(framing: &str) -> (Incoming, DuplexStream) {
-        let (mut client, server) = duplex(1 << 20);
-        let (sender, mut bodies) = mpsc::unbounded_channel();
-        let service = service_fn(move |request: Request<Incoming>| {
-            sender.send(request.into_body()).unwrap();
-            pending::<Result<Response<Empty<Bytes>>, Infallible>>()
-        });
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(server), service));
-        let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n");
-        client.write_all(head.as_bytes()).await.unwrap();
-        (bodies.recv().await.unwrap(), client)
+        crate::testing::request_body(framing)
     }
 
     pub fn replay(incoming: Incoming) -> (ReplayBody, Rc<Cell<u64>>) {
         let received = Rc::new(Cell::new(0));
         (
-            ReplayBody::new(incoming, Rc::clone(&received), true),
+            ReplayBody::new(
+                incoming,
+                Rc::clone(&received),
+                TrailerFilter(Rc::new(|_| ())),
+                true,
+            ),
             received,
         )
     }

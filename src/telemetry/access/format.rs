@@ -162,7 +162,7 @@ impl Line<'_> {
     fn path(&self) -> Cow<'_, str> {
         let known = self.record.is_authenticated();
         truncate(
-            self.record.uri.path(),
+            self.record.target.path(),
             if known {
                 MAX_PATH_BYTES
             } else {

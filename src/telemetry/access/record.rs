@@ -6,10 +6,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderValue, Method, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 
 use super::format::Line;
 use super::writer::{AccessLog, Buffers};
+use crate::http::RequestTarget;
 use crate::metrics::Metrics;
 use crate::model::identity::ANONYMOUS_USER;
 use crate::model::{Endpoint, Identity, Resource, Target, Verb};
@@ -67,7 +68,7 @@ pub struct Record {
     recorder: Rc<Recorder>,
     started: Instant,
     pub method: Method,
-    pub uri: Uri,
+    pub target: RequestTarget,
     pub version: Version,
     pub client: IpAddr,
     pub audit_id: HeaderValue,
@@ -98,7 +99,7 @@ impl Record {
     pub fn start(
         recorder: &Rc<Recorder>,
         method: Method,
-        uri: Uri,
+        target: RequestTarget,
         version: Version,
         client: IpAddr,
         audit_id: HeaderValue,
@@ -107,7 +108,7 @@ impl Record {
             recorder: Rc::clone(recorder),
             started: Instant::now(),
             method,
-            uri,
+            target,
             version,
             client,
             audit_id,

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 use prometheus_client::registry::Registry;
 
 use super::format::{
@@ -15,6 +15,7 @@ use super::writer::{FORCED_SHUTDOWN_WAIT, MAX_QUEUED_UNAUTHENTICATED, QUEUE_LEN,
 use super::*;
 use crate::config::LogFormat;
 use crate::drain::Drain;
+use crate::http::RequestTarget;
 use crate::metrics::{LostLines, Metrics};
 use crate::model::{Endpoint, Identity, Resource, Verb};
 
@@ -63,13 +64,14 @@ fn log_request(log: &AccessLog, change: impl FnOnce(&mut Record)) {
 }
 
 fn log_to(recorder: &Rc<Recorder>, change: impl FnOnce(&mut Record)) {
-    let uri = Uri::from_static("/api/v1/namespaces/ns/pods/p:80/proxy/x?token=secret");
+    let target = b"/api/v1/namespaces/ns/pods/p:80/proxy/x?token=secret";
+    let target = RequestTarget::parse(&Method::GET, target).unwrap();
     let audit_id = HeaderValue::from_static("id-1");
     let client = "192.0.2.1".parse().unwrap();
     let mut record = Record::start(
         recorder,
         Method::GET,
-        uri,
+        target,
         Version::HTTP_11,
         client,
         audit_id,
@@ -166,7 +168,7 @@ fn drops_unauthenticated_lines_first() {
 fn truncates_and_marks_long_fields() {
     let long = "é".repeat(10_000);
     let change = |record: &mut Record| {
-        record.uri = format!("/{}", "p".repeat(50_000)).parse().unwrap();
+        record.target = RequestTarget::from_valid_path(&format!("/{}", "p".repeat(50_000)));
         record.method = Method::from_bytes("M".repeat(5000).as_bytes()).unwrap();
         record.audit_id = HeaderValue::try_from("a".repeat(5000)).unwrap();
         record.impersonated_user = Some(Arc::new(Identity::new(
@@ -219,7 +221,7 @@ fn truncates_and_marks_long_fields() {
 fn client_strings_cannot_imitate_fields() {
     const FORGED: &str = "x\" forged=1 endpoint=192.0.2.9:80 'forged'\\\"\nforged";
     let line = logged(LogFormat::Text, |record| {
-        record.uri = Uri::from_static("/a\"forged=1");
+        record.target = RequestTarget::from_valid_path("/a\"forged=1");
         record.identity = Some(Arc::new(Identity::new(
             FORGED,
             "",

@@ -200,7 +200,7 @@ pub const GENERAL_DIFFERENCES: [GeneralDifference; 16] = [
     GeneralDifference {
         name: "unparsed",
         because: "C102",
-        text: "The HTTP library rejects malformed requests with a 400 and its own text.",
+        text: "The apiserver rejects malformed requests with a 400 in plain text, the bastion with a Status.",
     },
     GeneralDifference {
         name: "phrase",

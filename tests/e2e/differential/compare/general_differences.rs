@@ -306,13 +306,24 @@ fn sniffed(
 }
 
 fn unparsed(_: &Row, bastion: &mut Observation, apiserver: &mut Observation) -> Result<(), String> {
-    let is = |found: &Observation| {
-        found.get("status").is_some_and(|status| status == "400")
-            && !found.contains_key("header audit-id")
+    let is_400 = |found: &Observation| {
+        let has = |name: &str, value: &str| found.get(name).is_some_and(|found| found == value);
+        has("status", "400") && has("received", "0")
     };
-    if is(bastion) && is(apiserver) {
+    let is_plain = !apiserver.contains_key("header audit-id") && !apiserver.contains_key("message");
+    if is_400(bastion) && is_400(apiserver) && is_plain {
+        for required in ["header audit-id", "message", "reason"] {
+            if !bastion.contains_key(required) {
+                return Err(format!(
+                    "bastion rejects a malformed request without a {required}"
+                ));
+            }
+        }
+        let unparsed = |name: &str| {
+            name.starts_with("header ") || matches!(name, "body" | "message" | "reason")
+        };
         for found in [bastion, apiserver] {
-            found.retain(|name, _| !name.starts_with("header ") && name != "body");
+            found.retain(|name, _| !unparsed(name));
         }
     }
     Ok(())
