@@ -11,6 +11,7 @@ pub mod path;
 pub mod quote;
 pub mod status;
 pub mod target;
+pub mod text;
 
 pub use attributes::{Attributes, Resource, Verb};
 pub use causes::error_chain;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use bytes::Bytes;
 use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Version};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -13,6 +14,7 @@ use crate::http::{
     DEFAULT_CACHE_CONTROL, MAX_HEADERS, RequestHead, is_hop_by_hop, remove_hop_by_hop,
 };
 use crate::model::Target;
+use crate::model::text::push_ip;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -78,8 +80,10 @@ impl RequestHeaderRewriter<'_> {
         headers.insert(FORWARDED_PROTO, if self.secure { HTTPS } else { HTTP });
         match host {
             Some(host) => {
-                headers.insert(FORWARDED_HOST, host.clone());
-                headers.insert(header::HOST, host);
+                if head.target.authority().is_some() {
+                    headers.insert(header::HOST, host.clone());
+                }
+                headers.insert(FORWARDED_HOST, host);
             }
             None => {
                 // HTTP/1.0, or HTTP/2 with neither `:authority` nor `Host`. A value of the client
@@ -195,15 +199,15 @@ fn host(head: &RequestHead) -> Option<HeaderValue> {
 
 /// Appends the client to the `X-Forwarded-For` of earlier proxies, joined into one header (C63).
 fn append_client(headers: &mut HeaderMap, client: IpAddr) {
-    let client = client.to_string();
-    // Equivalent to several lines (RFC 9110 section 5.3), of which some backends read only one.
-    let mut parts: Vec<&[u8]> = headers
-        .get_all(FORWARDED_FOR)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    parts.push(client.as_bytes());
-    let value = HeaderValue::from_bytes(&parts.join(&b", "[..]));
+    let mut value = Vec::with_capacity(48);
+    // One line is equivalent to several (RFC 9110 section 5.3), of which some backends read only
+    // one.
+    for earlier in headers.get_all(FORWARDED_FOR) {
+        value.extend_from_slice(earlier.as_bytes());
+        value.extend_from_slice(b", ");
+    }
+    push_ip(&mut value, client);
+    let value = HeaderValue::from_maybe_shared(Bytes::from(value));
     headers.insert(
         FORWARDED_FOR,
         value.expect("header values joined with an address are a valid header value"),

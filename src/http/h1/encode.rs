@@ -281,16 +281,15 @@ fn write_field(out: &mut Vec<u8>, name: &[u8], spelling: Spelling<'_>, value: &H
     match spelling {
         Spelling::As(spelled) => out.extend_from_slice(spelled),
         Spelling::TitleCase => {
+            let start = out.len();
+            out.extend_from_slice(name);
             let mut begins_word = true;
-            out.extend(name.iter().map(|byte| {
-                let spelled = if begins_word {
-                    byte.to_ascii_uppercase()
-                } else {
-                    *byte
-                };
+            for byte in &mut out[start..] {
+                if begins_word {
+                    byte.make_ascii_uppercase();
+                }
                 begins_word = *byte == b'-';
-                spelled
-            }));
+            }
         }
     }
     out.extend_from_slice(b": ");

@@ -1,11 +1,12 @@
 //! Lines of the access log, as JSON and as text.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::Version;
+
 use super::Record;
+use crate::model::text::{push_decimal, push_ip, push_socket_addr};
 use crate::model::{Endpoint, Resource, Verb};
 
 // Fields whose length clients control are truncated and marked, so that one request cannot fill the
@@ -31,7 +32,8 @@ pub(super) const MAX_ERROR_BYTES: usize = 1024;
 
 /// Line of a request.
 ///
-/// Not formatted with a serializer, which took a seventh of all instructions of a request.
+/// Formatted neither with a serializer nor with `fmt`: each took a seventh of all instructions of a
+/// request.
 pub(super) struct Line<'a> {
     pub record: &'a Record,
     pub duration: Duration,
@@ -63,7 +65,10 @@ impl Line<'_> {
                 &truncate(&impersonated_user.user, MAX_USER_BYTES),
             );
         }
-        put(line, "client", format_args!("\"{client}\""));
+        put_key(line, "client");
+        line.push(b'"');
+        push_ip(line, *client);
+        line.push(b'"');
         put_string(line, "verb", self.verb());
         put_string(line, "method", &truncate(method.as_str(), MAX_METHOD_BYTES));
         put_string(line, "resource", self.resource());
@@ -71,15 +76,22 @@ impl Line<'_> {
         put_string(line, "name", &truncate(id, MAX_ID_BYTES));
         // Without the query, which may contain secrets.
         put_string(line, "path", &self.path());
-        put(line, "protocol", format_args!("\"{version:?}\""));
+        put_string(line, "protocol", protocol(*version));
         if let Some(endpoint) = endpoint {
-            put(line, "endpoint", format_args!("\"{}\"", endpoint.address));
+            put_key(line, "endpoint");
+            line.push(b'"');
+            push_socket_addr(line, endpoint.address);
+            line.push(b'"');
             put_string(line, "endpointName", &endpoint.name);
         }
-        put(line, "code", format_args!("{}", code.as_u16()));
-        put(line, "received", format_args!("{}", self.record.received()));
-        put(line, "sent", format_args!("{}", self.record.sent));
-        put(line, "duration", format_args!("{}", Seconds(self.duration)));
+        put_key(line, "code");
+        push_decimal(line, code.as_u16());
+        put_key(line, "received");
+        push_decimal(line, self.record.received());
+        put_key(line, "sent");
+        push_decimal(line, self.record.sent);
+        put_key(line, "duration");
+        push_seconds(line, self.duration);
         put_string(
             line,
             "auditId",
@@ -107,46 +119,59 @@ impl Line<'_> {
             sent,
             ..
         } = self.record;
+        let push = |line: &mut Vec<u8>, text: &str| line.extend_from_slice(text.as_bytes());
         clock.write(line);
-        let slash = if namespace.is_empty() { "" } else { "/" };
-        let mut put = || -> std::io::Result<()> {
-            write!(
-                line,
-                " {} {} {} {version:?} user={} client={client} verb={} \
-                 target=\"{}/{}{slash}{}\" ",
-                code.as_u16(),
-                truncate(method.as_str(), MAX_METHOD_BYTES),
-                Quoted(&self.path()),
-                Quoted(&self.user()),
-                self.verb(),
-                self.resource(),
-                Escaped(&truncate(namespace, MAX_NAMESPACE_BYTES)),
-                Escaped(&truncate(id, MAX_ID_BYTES)),
-            )?;
-            if let Some(user) = &self.record.impersonated_user {
-                let user = truncate(&user.user, MAX_USER_BYTES);
-                write!(line, "impersonated-user={} ", Quoted(&user))?;
+        line.push(b' ');
+        push_decimal(line, code.as_u16());
+        line.push(b' ');
+        push(line, &truncate(method.as_str(), MAX_METHOD_BYTES));
+        line.push(b' ');
+        push_quoted(line, &self.path());
+        line.push(b' ');
+        push(line, protocol(*version));
+        push(line, " user=");
+        push_quoted(line, &self.user());
+        push(line, " client=");
+        push_ip(line, *client);
+        push(line, " verb=");
+        push(line, self.verb());
+        push(line, " target=\"");
+        push(line, self.resource());
+        line.push(b'/');
+        push_escaped(line, &truncate(namespace, MAX_NAMESPACE_BYTES));
+        if !namespace.is_empty() {
+            line.push(b'/');
+        }
+        push_escaped(line, &truncate(id, MAX_ID_BYTES));
+        push(line, "\" ");
+        if let Some(user) = &self.record.impersonated_user {
+            push(line, "impersonated-user=");
+            push_quoted(line, &truncate(&user.user, MAX_USER_BYTES));
+            line.push(b' ');
+        }
+        match endpoint {
+            Some(Endpoint { address, name }) => {
+                push(line, "endpoint=");
+                push_socket_addr(line, *address);
+                push(line, " endpoint-name=");
+                push_quoted(line, name);
             }
-            match endpoint {
-                Some(Endpoint { address, name }) => {
-                    let name = Quoted(name);
-                    write!(line, "endpoint={address} endpoint-name={name} ")?;
-                }
-                None => write!(line, "endpoint=- ")?,
-            }
-            let (received, duration) = (self.record.received(), Seconds(self.duration));
-            let audit_id = truncate(audit_id.to_str().unwrap_or_default(), MAX_AUDIT_ID_BYTES);
-            let audit_id = Quoted(&audit_id);
-            write!(
-                line,
-                "received={received} sent={sent} duration={duration} audit-id={audit_id}"
-            )?;
-            match error {
-                Some(error) => writeln!(line, " error={:?}", truncate(error, MAX_ERROR_BYTES)),
-                None => writeln!(line),
-            }
-        };
-        put().expect("writing to a Vec does not fail");
+            None => push(line, "endpoint=-"),
+        }
+        push(line, " received=");
+        push_decimal(line, self.record.received());
+        push(line, " sent=");
+        push_decimal(line, *sent);
+        push(line, " duration=");
+        push_seconds(line, self.duration);
+        push(line, " audit-id=");
+        let audit_id = audit_id.to_str().unwrap_or_default();
+        push_quoted(line, &truncate(audit_id, MAX_AUDIT_ID_BYTES));
+        if let Some(error) = error {
+            push(line, " error=");
+            push_quoted(line, &truncate(error, MAX_ERROR_BYTES));
+        }
+        line.push(b'\n');
     }
 
     fn user(&self) -> Cow<'_, str> {
@@ -197,44 +222,42 @@ fn is_plain(text: &str) -> bool {
         .all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\')
 }
 
-/// Displays a text in quotes, escaped as `{:?}` does.
-struct Quoted<'a>(&'a str);
+/// Appends a text in quotes, escaped as `{:?}` does.
+fn push_quoted(line: &mut Vec<u8>, text: &str) {
+    line.push(b'"');
+    push_escaped(line, text);
+    line.push(b'"');
+}
 
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if is_plain(self.0) {
-            write!(f, "\"{}\"", self.0)
-        } else {
-            write!(f, "{:?}", self.0)
-        }
+/// Appends a part of a quoted text, escaped as `{:?}` does.
+fn push_escaped(line: &mut Vec<u8>, text: &str) {
+    if is_plain(text) {
+        line.extend_from_slice(text.as_bytes());
+    } else {
+        let quoted = format!("{text:?}");
+        line.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
     }
 }
 
-/// Displays a part of a quoted text, escaped as `{:?}` does.
-struct Escaped<'a>(&'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if is_plain(self.0) {
-            f.write_str(self.0)
-        } else {
-            write!(f, "{}", self.0.escape_debug())
-        }
+/// Returns the name of a version as it stands in a request line.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
     }
 }
 
-/// Appends `,"key":value`. The value must be JSON.
-fn put(line: &mut Vec<u8>, key: &str, value: fmt::Arguments<'_>) {
+/// Appends `,"key":`.
+fn put_key(line: &mut Vec<u8>, key: &str) {
     line.extend_from_slice(b",\"");
     line.extend_from_slice(key.as_bytes());
     line.extend_from_slice(b"\":");
-    line.write_fmt(value)
-        .expect("writing to a Vec does not fail");
 }
 
 /// Appends `,"key":"value"` with the value escaped.
 fn put_string(line: &mut Vec<u8>, key: &str, value: &str) {
-    put(line, key, format_args!(""));
+    put_key(line, key);
     if is_plain(value) {
         line.push(b'"');
         line.extend_from_slice(value.as_bytes());
@@ -244,13 +267,22 @@ fn put_string(line: &mut Vec<u8>, key: &str, value: &str) {
     }
 }
 
-/// Displays a duration in seconds with six decimals.
-struct Seconds(Duration);
+/// Appends a duration in seconds with six decimals.
+fn push_seconds(line: &mut Vec<u8>, duration: Duration) {
+    push_decimal(line, duration.as_secs());
+    push_fraction(line, duration.subsec_micros(), 100_000);
+}
 
-impl fmt::Display for Seconds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:06}", self.0.as_secs(), self.0.subsec_micros())
+/// Appends `.` and the digits of a number, with as many leading zeros as `highest`, the value of
+/// the first digit, requires.
+fn push_fraction(line: &mut Vec<u8>, number: u32, highest: u32) {
+    line.push(b'.');
+    let mut value = highest;
+    while value > number && value > 1 {
+        line.push(b'0');
+        value /= 10;
     }
+    push_decimal(line, number);
 }
 
 /// Formats the current time (RFC 3339). The part up to the second is cached.
@@ -273,7 +305,8 @@ impl Clock {
                 .trim_end_matches('Z')
                 .clone_into(&mut self.text);
         }
-        write!(line, "{}.{:03}Z", self.text, now.subsec_millis())
-            .expect("writing to a Vec does not fail");
+        line.extend_from_slice(self.text.as_bytes());
+        push_fraction(line, now.subsec_millis(), 100);
+        line.push(b'Z');
     }
 }
