@@ -31,14 +31,14 @@ pub use pool::{Pool, STALL_CHECK_INTERVAL};
 pub use request::{BodyError, TrailerFilter};
 pub use response::{UpstreamBody, UpstreamError};
 pub use retry::{RetryPolicy, RetrySafety};
-pub use tunnel::{ClientSide, Tunnel, TunnelError};
+pub use tunnel::{Tunnel, TunnelError};
 pub use upgrade::{Upgrade, UpgradeOutcome};
 pub use uri::InvalidRequestUri;
 
 use crate::authorize::Permit;
 use crate::balance::{EndpointKey, LoadBalancer};
-use crate::http::h1::{self, ExchangeError, ParsedResponse};
-use crate::http::{RequestBody, RequestHead};
+use crate::http::h1::{ExchangeError, ParsedResponse};
+use crate::http::{Interim, RequestBody, RequestHead};
 use crate::model::Endpoint;
 use crate::resolve::{Route, Transport};
 use connection::{Connection, SendError};
@@ -65,7 +65,7 @@ pub struct UpstreamRequest {
     pub head: RequestHead,
     pub body: Option<OutgoingBody>,
     /// Receives interim responses. `None` if the client cannot receive them.
-    pub interim: Option<h1::Interim>,
+    pub interim: Option<Interim>,
 }
 
 /// Body of a request that is forwarded.
@@ -102,7 +102,7 @@ struct Attempt<'a> {
     choice: bool,
     /// Endpoints remain after this one.
     others: bool,
-    interim: Option<&'a h1::Interim>,
+    interim: Option<&'a Interim>,
 }
 
 /// Error of one attempt.
@@ -284,7 +284,7 @@ impl Forwarder {
                     ..
                 } = response;
                 headers::sanitize_interim_headers(&mut headers);
-                interim.send(status, &headers, names.as_ref());
+                interim.send(status, headers, names.as_ref());
             }
         };
         // Response times are tracked only if another endpoint could serve instead: without a

@@ -7,6 +7,8 @@ mod clock;
 mod date;
 mod executor;
 pub mod h1;
+pub mod h2;
+mod handler;
 mod head_memory;
 mod header_list;
 mod hop;
@@ -20,6 +22,7 @@ use http::HeaderValue;
 
 pub use cgi::cgi_starts_with;
 pub use executor::LocalExecutor;
+pub use handler::{Handler, Interim, Reply};
 pub use head_memory::HeadMemory;
 pub use header_list::tokens;
 pub use hop::{is_hop_by_hop, remove_hop_by_hop};
@@ -27,7 +30,7 @@ pub use paced::PacedBody;
 pub use request::{ReceiveError, Request, RequestBody, RequestHead, without_forbidden_trailers};
 pub use stream::Stream;
 pub use target::{InvalidTarget, RequestTarget};
-pub use upgraded::Upgraded;
+pub use upgraded::{Upgraded, UpgradedConnection};
 
 /// Maximum size of a message head in bytes, Go's limit (CONFORMANCE C102).
 pub const MAX_HEADER_BYTES: u32 = 1024 * 1024;

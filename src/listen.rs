@@ -1,18 +1,13 @@
 //! Accepts connections, performs TLS handshakes and serves HTTP/1.1 or HTTP/2: one task per
 //! connection, on the worker that accepted it.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Response, Version};
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::Response;
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -22,23 +17,13 @@ use tokio_util::task::TaskTracker;
 use crate::authenticate::{ClientCertificate, Peer};
 use crate::client_connection::{ClientShares, ConnectionGuard, ConnectionPermits};
 use crate::drain::Drain;
-use crate::http::h1::{self, RejectedLine, RequestError, ServerConnection, Timeouts};
-use crate::http::{
-    HeadMemory, LocalExecutor, MAX_HEADER_BYTES, Request, RequestBody, RequestHead, Stream,
-};
+use crate::http::h1::{RejectedLine, RequestError, ServerConnection, Timeouts};
+use crate::http::{Handler, HeadMemory, Interim, Reply, Request, Stream, h2};
 use crate::metrics::{ConnectionLimits, Metrics};
 use crate::model::ClientAddress;
 use crate::proxy::{Body, Proxy};
 use crate::tls::ServerTls;
 
-/// HTTP/2 limits of kube-apiserver (CONFORMANCE C102): concurrent streams of a connection, and
-/// flow-control windows in bytes.
-const H2_MAX_STREAMS: u32 = 100;
-const H2_STREAM_WINDOW: u32 = 256 * 1024;
-const H2_CONNECTION_WINDOW: u32 = H2_STREAM_WINDOW * 4;
-/// HTTP/2 keepalive: PING interval on a silent connection and timeout of its acknowledgement (C53).
-const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
-const H2_PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause after a failed accept. Without it a process without free file descriptors would loop,
 /// because the pending connection stays in the queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -148,107 +133,53 @@ impl Listener {
             secure: self.tls.is_some(),
             certificate,
         };
-        if stream.alpn_protocol() == Some(b"h2") {
-            if let Err(error) = self.http2(stream, peer, guard).await {
-                tracing::debug!(%address, %error, "connection failed");
-            }
-            return;
-        }
-        let handler = Http1Handler {
-            proxy: &self.proxy,
-            peer: &peer,
-            guard: &guard,
-        };
+        let handler = Rc::new(ConnectionHandler {
+            proxy: Rc::clone(&self.proxy),
+            peer,
+            guard,
+        });
         let Limits {
             timeouts,
             head_memory,
             ..
         } = &self.limits;
-        let connection = ServerConnection::new(stream, timeouts.body);
-        let served = connection.serve(&handler, *timeouts, head_memory, &self.drain);
-        if let Err(error) = served.await {
-            tracing::debug!(%address, %error, "connection failed");
+        let drain = &self.drain;
+        if stream.alpn_protocol() == Some(b"h2") {
+            // The PINGs keep an unused connection open, so it needs an idle timeout.
+            let idle = || wait_until_idle(&handler.guard, timeouts.idle);
+            let (streams, memory) = (Rc::clone(&handler), head_memory.clone());
+            let served = h2::serve(stream, streams, *timeouts, memory, drain, idle);
+            if let Err(error) = served.await {
+                tracing::debug!(%address, %error, "connection failed");
+            }
+        } else {
+            let connection = ServerConnection::new(stream, timeouts.body);
+            let served = connection.serve(&*handler, *timeouts, head_memory, drain);
+            if let Err(error) = served.await {
+                tracing::debug!(%address, %error, "connection failed");
+            }
         }
     }
-
-    async fn http2(&self, stream: Stream, peer: Peer, guard: ConnectionGuard) -> hyper::Result<()> {
-        // Streams run in separate tasks, so each holds a reference.
-        let shared = Rc::new((Rc::clone(&self.proxy), peer, guard));
-        let stream_shared = Rc::clone(&shared);
-        let service = service_fn(move |request| {
-            let shared = Rc::clone(&stream_shared);
-            async move {
-                let (proxy, peer, guard) = &*shared;
-                Ok::<_, Infallible>(handle_http2(proxy, request, peer, guard).await)
-            }
-        });
-        let connection = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(H2_MAX_STREAMS)
-            .initial_stream_window_size(H2_STREAM_WINDOW)
-            .initial_connection_window_size(H2_CONNECTION_WINDOW)
-            .max_header_list_size(MAX_HEADER_BYTES)
-            // WebSockets over HTTP/2 (RFC 8441).
-            .enable_connect_protocol()
-            .keep_alive_interval(H2_PING_INTERVAL)
-            .keep_alive_timeout(H2_PING_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
-        let finish = http2::Connection::graceful_shutdown;
-        // The PINGs keep an unused connection open, so it needs an idle timeout.
-        let (_, _, guard) = &*shared;
-        let idle = || wait_until_idle(guard, self.limits.timeouts.idle);
-        serve(connection, finish, &self.drain, idle).await
-    }
 }
 
-/// Passes the requests of one HTTP/1.1 connection to the pipeline.
-struct Http1Handler<'a> {
-    proxy: &'a Proxy,
-    peer: &'a Peer,
-    guard: &'a ConnectionGuard,
+/// Passes the requests of one connection to the pipeline.
+struct ConnectionHandler {
+    proxy: Rc<Proxy>,
+    peer: Peer,
+    guard: ConnectionGuard,
 }
 
-impl h1::Handler for Http1Handler<'_> {
+impl Handler for ConnectionHandler {
     type Body = Body;
 
-    async fn handle(
-        &self,
-        head: RequestHead,
-        body: Option<h1::Incoming>,
-        interim: Option<h1::Interim>,
-    ) -> h1::Reply<Body> {
-        let request = Request {
-            head,
-            body: body.map_or(RequestBody::Empty, RequestBody::Http1),
-            connect: None,
-        };
+    async fn handle(&self, request: Request, interim: Option<Interim>) -> Reply<Body> {
         self.proxy
-            .handle(request, self.peer, self.guard, interim)
+            .handle(request, &self.peer, &self.guard, interim)
             .await
     }
 
     fn reject(&self, error: RequestError, line: RejectedLine) -> Response<Body> {
-        self.proxy.reject(error, line, self.peer, self.guard)
-    }
-}
-
-/// Passes a request of HTTP/2 to the pipeline.
-async fn handle_http2(
-    proxy: &Proxy,
-    request: http::Request<Incoming>,
-    peer: &Peer,
-    guard: &ConnectionGuard,
-) -> Response<Body> {
-    match Request::from_http2(request) {
-        Ok(request) => proxy.handle(request, peer, guard, None).await.response,
-        Err((error, method)) => {
-            let line = RejectedLine {
-                method: Some(method),
-                target: None,
-                version: Some(Version::HTTP_2),
-            };
-            proxy.reject(error, line, peer, guard)
-        }
+        self.proxy.reject(error, line, &self.peer, &self.guard)
     }
 }
 
@@ -284,31 +215,6 @@ impl Limits {
     }
 }
 
-/// Serves a connection to its end. When the drain begins, or `idle` returns, `finish` makes it end
-/// after the requests in flight (HTTP/2 sends GOAWAY).
-async fn serve<C, I>(
-    connection: C,
-    finish: impl FnOnce(Pin<&mut C>),
-    drain: &Drain,
-    idle: impl Fn() -> I,
-) -> hyper::Result<()>
-where
-    C: Future<Output = hyper::Result<()>>,
-    I: Future<Output = ()>,
-{
-    let mut connection = pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return ended,
-        () = drain.begun() => finish(connection.as_mut()),
-        () = idle() => finish(connection.as_mut()),
-    }
-    tokio::select! {
-        ended = connection => ended,
-        // The client did not react to GOAWAY: dropping the connection closes it.
-        () = idle() => Ok(()),
-    }
-}
-
 /// Waits until the connection had no request for at least `timeout`, at most twice that. A client
 /// that never sent a request is idle from the start.
 async fn wait_until_idle(guard: &ConnectionGuard, timeout: Duration) {
@@ -328,9 +234,6 @@ async fn wait_until_idle(guard: &ConnectionGuard, timeout: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
-    use std::future::pending;
-
     use tokio::time::{Instant, timeout};
 
     use crate::metrics::OpenGauge;
@@ -418,17 +321,5 @@ mod tests {
         let last = Instant::now();
         idle.await;
         assert!((TIMEOUT..=2 * TIMEOUT).contains(&last.elapsed()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn closes_idle_connection_that_does_not_end() {
-        let (guard, finished, start) = (guard(), Cell::new(None), Instant::now());
-        let finish = |_: Pin<&mut _>| finished.set(Some(start.elapsed()));
-        let idle = || wait_until_idle(&guard, TIMEOUT);
-        serve(pending(), finish, &Drain::default(), idle)
-            .await
-            .unwrap();
-        assert_eq!(finished.get(), Some(TIMEOUT));
-        assert_eq!(start.elapsed(), 2 * TIMEOUT);
     }
 }

@@ -10,8 +10,6 @@ use std::sync::Arc;
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Method, Response, Version, header};
-use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
@@ -26,12 +24,12 @@ use crate::authorize::{AuthorizationError, Authorizer};
 use crate::client_connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::{
-    ClientSide, ForwardError, Forwarder, OutgoingBody, RequestHeaderRewriter, TrailerFilter,
-    Tunnel, Upgrade, UpgradeOutcome, UpstreamRequest, UpstreamResponse, sanitize_request_trailers,
+    ForwardError, Forwarder, OutgoingBody, RequestHeaderRewriter, TrailerFilter, Tunnel, Upgrade,
+    UpgradeOutcome, UpstreamRequest, UpstreamResponse, sanitize_request_trailers,
     sanitize_response_headers,
 };
-use crate::http::h1::{self, RejectedLine, RequestError};
-use crate::http::{MAX_HEADERS, Request, RequestBody, RequestTarget, Upgraded};
+use crate::http::h1::{RejectedLine, RequestError};
+use crate::http::{Interim, MAX_HEADERS, Request, RequestBody, RequestTarget, Upgraded};
 use crate::metrics::Metrics;
 use crate::model::status::{Cause, OutputFormat};
 use crate::model::target::TargetError;
@@ -63,12 +61,7 @@ enum Reply {
     Response(Response<Body>),
     /// Head of the response, the tunnel that opens after it, the receiver of the client's connection,
     /// and the grant that keeps the tunnel open.
-    Upgrade(
-        Response<()>,
-        Tunnel,
-        Option<oneshot::Sender<Upgraded>>,
-        Box<Grant>,
-    ),
+    Upgrade(Response<()>, Tunnel, oneshot::Sender<Upgraded>, Box<Grant>),
 }
 
 /// Request handler of one worker.
@@ -122,8 +115,8 @@ impl Proxy {
         mut request: Request,
         peer: &Peer,
         guard: &ConnectionGuard,
-        interim: Option<h1::Interim>,
-    ) -> h1::Reply<Body> {
+        interim: Option<Interim>,
+    ) -> crate::http::Reply<Body> {
         let connection = guard.track_request();
         let headers = &mut request.head.headers;
         // Counted before the audit id is inserted, so that the limit applies to what the client
@@ -159,9 +152,9 @@ impl Proxy {
                     self.drain.clone(),
                     stages,
                 ));
-                return h1::Reply {
+                return crate::http::Reply {
                     response: response.map(|()| Body::empty()),
-                    upgrade,
+                    upgrade: Some(upgrade),
                 };
             }
             Err(error) => {
@@ -175,7 +168,7 @@ impl Proxy {
         };
         response.headers_mut().insert(AUDIT_ID, audit_id);
         record.code = response.status();
-        h1::Reply {
+        crate::http::Reply {
             response: response.map(|body| body.recorded(record, connection)),
             upgrade: None,
         }
@@ -219,7 +212,7 @@ impl Proxy {
         &self,
         request: Request,
         peer: &Peer,
-        interim: Option<h1::Interim>,
+        interim: Option<Interim>,
         record: &mut Record,
     ) -> Result<Reply, ProxyError> {
         let Stages {
@@ -236,10 +229,9 @@ impl Proxy {
         let Request {
             mut head,
             body,
-            connect,
+            protocol,
         } = request;
-        let protocol = connect.as_ref().map(|(protocol, _)| protocol);
-        let upgrade = Upgrade::from_request(&head, protocol);
+        let upgrade = Upgrade::from_request(&head, protocol.as_ref());
         let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
         // Copied before authentication strips them: a tunnel is checked with the same credentials
         // for as long as it is open.
@@ -325,9 +317,9 @@ impl Proxy {
             match sent.await? {
                 UpgradeOutcome::Switched { response, upstream } => {
                     let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
-                    let (client, receiver) = client_side(connect);
+                    let (sender, client) = oneshot::channel();
                     let tunnel = Tunnel { client, upstream };
-                    return Ok(Reply::Upgrade(response, tunnel, receiver, Box::new(grant)));
+                    return Ok(Reply::Upgrade(response, tunnel, sender, Box::new(grant)));
                 }
                 UpgradeOutcome::Ignored(upstream) => (upstream, false),
                 UpgradeOutcome::Refused(upstream) => (upstream, true),
@@ -426,17 +418,6 @@ impl Proxy {
             _ => Vec::new(),
         }
     }
-}
-
-/// Returns the client's side of a tunnel, and for HTTP/1.1 the sender that completes it.
-fn client_side(
-    connect: Option<(Protocol, OnUpgrade)>,
-) -> (ClientSide, Option<oneshot::Sender<Upgraded>>) {
-    if let Some((_, stream)) = connect {
-        return (ClientSide::Http2(stream), None);
-    }
-    let (sender, receiver) = oneshot::channel();
-    (ClientSide::Http1(receiver), Some(sender))
 }
 
 /// Returns the audit id of the client (CONFORMANCE C68), or a new one, and makes sure that the

@@ -80,7 +80,8 @@ impl RequestHeaderRewriter<'_> {
         headers.insert(FORWARDED_PROTO, if self.secure { HTTPS } else { HTTP });
         match host {
             Some(host) => {
-                if head.target.authority().is_some() {
+                // `Connection` may have named it, which must not remove it.
+                if head.target.authority().is_some() || !headers.contains_key(header::HOST) {
                     headers.insert(header::HOST, host.clone());
                 }
                 headers.insert(FORWARDED_HOST, host);

@@ -4,26 +4,17 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::sync::oneshot;
 
-use crate::http::Upgraded;
+use crate::http::{Upgraded, UpgradedConnection};
 
 /// Connections of a client and an endpoint about to be joined.
 #[derive(Debug)]
 pub struct Tunnel {
-    pub client: ClientSide,
-    pub upstream: Upgraded,
-}
-
-/// Connection or stream of a client, which arrives after the response to the upgrade is sent.
-#[derive(Debug)]
-pub enum ClientSide {
-    Http1(oneshot::Receiver<Upgraded>),
-    /// Stream of HTTP/2 (RFC 8441).
-    Http2(OnUpgrade),
+    /// Arrives after the response to the upgrade is sent.
+    pub client: oneshot::Receiver<Upgraded>,
+    pub upstream: UpgradedConnection,
 }
 
 impl Tunnel {
@@ -34,45 +25,24 @@ impl Tunnel {
     /// # Errors
     /// [`TunnelError`] if the upgrade of a side or its connection fails.
     pub async fn run(self, received: &Cell<u64>, sent: &Cell<u64>) -> Result<(), TunnelError> {
-        // Either side may send data directly behind its head (C90). `Upgraded` yields such bytes
-        // before it reads from the stream.
-        match self.client {
-            ClientSide::Http1(client) => relay(client.await?, self.upstream, received, sent).await,
-            ClientSide::Http2(client) => {
-                let client = TokioIo::new(client.await?);
-                relay(client, self.upstream, received, sent).await
-            }
-        }
+        // Either side may send data directly behind its head (C90), which is read before the rest.
+        let mut client = Counted {
+            io: self.client.await?,
+            read: received,
+        };
+        let mut upstream = Counted {
+            io: Upgraded::Http1(self.upstream),
+            read: sent,
+        };
+        // One buffer of 8 KiB per direction. A side is read only while the other takes its bytes.
+        copy_bidirectional(&mut client, &mut upstream).await?;
+        Ok(())
     }
-}
-
-async fn relay<C>(
-    client: C,
-    upstream: Upgraded,
-    received: &Cell<u64>,
-    sent: &Cell<u64>,
-) -> Result<(), TunnelError>
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut client = Counted {
-        io: client,
-        read: received,
-    };
-    let mut upstream = Counted {
-        io: upstream,
-        read: sent,
-    };
-    // One buffer of 8 KiB per direction. A side is read only while the other takes its bytes.
-    copy_bidirectional(&mut client, &mut upstream).await?;
-    Ok(())
 }
 
 /// Failure of a tunnel.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
-    #[error("the upgrade failed: {0}")]
-    Upgrade(#[from] hyper::Error),
     /// The client disconnected before the response to its upgrade was sent.
     #[error("the client disconnected before the upgrade")]
     Gone(#[from] oneshot::error::RecvError),

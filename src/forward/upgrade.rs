@@ -6,13 +6,13 @@ mod protocols;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use h2::ext::Protocol;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
-use hyper::ext::Protocol;
 
 use super::connection::Sender;
 use super::response::UpstreamBody;
 use super::{Exchange, ForwardError, UpstreamResponse};
-use crate::http::{MAX_HEADERS, RequestHead, Upgraded, remove_hop_by_hop, tokens};
+use crate::http::{MAX_HEADERS, RequestHead, UpgradedConnection, remove_hop_by_hop, tokens};
 use protocols::{Protocols, SPDY, WEBSOCKET};
 
 /// Upgrade that a client requests.
@@ -175,7 +175,7 @@ pub enum UpgradeOutcome {
     /// The response head for the client, and the endpoint's side of the tunnel that follows it.
     Switched {
         response: Response<()>,
-        upstream: Upgraded,
+        upstream: UpgradedConnection,
     },
     /// The endpoint ignored an optional offer and responded to the plain request.
     Ignored(UpstreamResponse),

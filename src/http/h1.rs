@@ -25,4 +25,4 @@ pub use fields::{FieldNames, HeadError, Mode, find_head_end, remove_forbidden_tr
 pub use framing::{Framing, FramingError, length};
 pub use request::{ParsedRequest, RejectedLine, RequestError, parse_request};
 pub use response::{ParsedResponse, ResponseError, parse_response};
-pub use server::{Handler, Incoming, Interim, Reply, ServerConnection, Timeouts};
+pub use server::{Incoming, Interim, ServerConnection, Timeouts};

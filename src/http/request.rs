@@ -1,16 +1,17 @@
 //! Requests of clients on their way through the pipeline, whatever the version of HTTP.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
+use ::h2::RecvStream;
+use ::h2::ext::Protocol;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Version, header};
 use http_body::{Body, Frame, SizeHint};
-use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 
 use super::authority::is_authority;
 use super::h1::{self, BodyError, FieldNames, FramingError, RequestError};
+use super::h2;
 use super::target::RequestTarget;
 
 /// Request of a client.
@@ -18,8 +19,8 @@ use super::target::RequestTarget;
 pub struct Request {
     pub head: RequestHead,
     pub body: RequestBody,
-    /// Extended CONNECT of HTTP/2 (RFC 8441): the protocol, and the stream that becomes the tunnel.
-    pub connect: Option<(Protocol, OnUpgrade)>,
+    /// Protocol of an extended CONNECT of HTTP/2 (RFC 8441).
+    pub protocol: Option<Protocol>,
 }
 
 /// Head of a request.
@@ -38,7 +39,7 @@ pub struct RequestHead {
 pub enum RequestBody {
     Empty,
     Http1(h1::Incoming),
-    Http2(hyper::body::Incoming),
+    Http2(h2::Incoming),
 }
 
 /// Failure to receive a body.
@@ -47,31 +48,32 @@ pub enum ReceiveError {
     #[error(transparent)]
     Http1(#[from] BodyError),
     #[error(transparent)]
-    Http2(#[from] hyper::Error),
+    Http2(#[from] ::h2::Error),
 }
 
 impl Request {
-    /// Converts a request of HTTP/2.
+    /// Converts a request of HTTP/2. The second value is the stream of an extended CONNECT, which
+    /// becomes the tunnel.
     ///
     /// # Errors
-    /// [`RequestError`] and the method of the request, if what would become the target, `Host` or
-    /// `Content-Length` of an HTTP/1.1 request is invalid.
-    pub fn from_http2(
-        mut request: http::Request<hyper::body::Incoming>,
-    ) -> Result<Self, (RequestError, Method)> {
+    /// [`RequestError`] if what would become the target, `Host` or `Content-Length` of an HTTP/1.1
+    /// request is invalid.
+    pub(super) fn from_http2(
+        mut request: http::Request<RecvStream>,
+    ) -> Result<(Self, Option<RecvStream>), RequestError> {
         let protocol = request.extensions_mut().remove::<Protocol>();
-        let connect = protocol.map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
-        let (parts, body) = request.into_parts();
-        let target = match check_http2(&parts) {
-            Ok(target) => target,
-            Err(error) => return Err((error, parts.method)),
-        };
-        let body = if body.is_end_stream() {
-            RequestBody::Empty
+        let (parts, stream) = request.into_parts();
+        let target = check_http2(&parts)?;
+        let (body, tunnel) = if protocol.is_some() {
+            (RequestBody::Empty, Some(stream))
+        } else if stream.is_end_stream() {
+            (RequestBody::Empty, None)
         } else {
-            RequestBody::Http2(body)
+            let length = parts.headers.get(header::CONTENT_LENGTH);
+            let length = length.and_then(h1::length);
+            (RequestBody::Http2(h2::Incoming::new(stream, length)), None)
         };
-        Ok(Self {
+        let request = Self {
             head: RequestHead {
                 method: parts.method,
                 target,
@@ -80,12 +82,13 @@ impl Request {
                 names: FieldNames::default(),
             },
             body,
-            connect,
-        })
+            protocol,
+        };
+        Ok((request, tunnel))
     }
 }
 
-/// Checks what hyper does not, with the rules of HTTP/1.1.
+/// Checks what h2 does not, with the rules of HTTP/1.1.
 fn check_http2(parts: &http::request::Parts) -> Result<RequestTarget, RequestError> {
     let target = RequestTarget::from_http2(&parts.method, &parts.uri)?;
     let headers = &parts.headers;
@@ -126,14 +129,9 @@ impl Body for RequestBody {
             Self::Http1(body) => body
                 .poll_frame(context)
                 .map(|frame| frame.map(|frame| frame.map_err(ReceiveError::Http1))),
-            Self::Http2(body) => {
-                let frame = ready!(Pin::new(body).poll_frame(context));
-                Poll::Ready(frame.map(|frame| {
-                    frame
-                        .map(without_forbidden_trailers)
-                        .map_err(ReceiveError::Http2)
-                }))
-            }
+            Self::Http2(body) => body
+                .poll_frame(context)
+                .map(|frame| frame.map(|frame| frame.map_err(ReceiveError::Http2))),
         }
     }
 

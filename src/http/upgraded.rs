@@ -1,4 +1,4 @@
-//! Connections after an upgrade.
+//! Connections and streams after an upgrade.
 
 use std::io;
 use std::pin::Pin;
@@ -8,16 +8,24 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Stream;
+use super::h2::UpgradedStream;
 
-/// HTTP/1.1 connection that switched to another protocol. Yields the bytes that were received
-/// behind the head before it reads from the stream.
+/// Connection of HTTP/1.1 or stream of HTTP/2 that switched to another protocol.
 #[derive(Debug)]
-pub struct Upgraded {
+pub enum Upgraded {
+    Http1(UpgradedConnection),
+    Http2(UpgradedStream),
+}
+
+/// Connection of HTTP/1.1. Yields the bytes that were received behind the head before it reads from
+/// the stream.
+#[derive(Debug)]
+pub struct UpgradedConnection {
     pub stream: Stream,
     pub input: Bytes,
 }
 
-impl AsyncRead for Upgraded {
+impl AsyncRead for UpgradedConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -37,20 +45,42 @@ impl AsyncRead for Upgraded {
     }
 }
 
+impl AsyncRead for Upgraded {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(connection).poll_read(context, buffer),
+            Self::Http2(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
 impl AsyncWrite for Upgraded {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(&mut connection.stream).poll_write(context, bytes),
+            Self::Http2(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(&mut connection.stream).poll_flush(context),
+            Self::Http2(stream) => Pin::new(stream).poll_flush(context),
+        }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(&mut connection.stream).poll_shutdown(context),
+            Self::Http2(stream) => Pin::new(stream).poll_shutdown(context),
+        }
     }
 }

@@ -22,7 +22,7 @@ use super::fields::{Mode, find_head_end};
 use super::output::Output;
 use super::response::{ParsedResponse, ResponseError, parse_response};
 use crate::http::stream::ReadSize;
-use crate::http::{MAX_HEADER_BYTES, RequestHead, Stream, Upgraded};
+use crate::http::{MAX_HEADER_BYTES, RequestHead, Stream, UpgradedConnection};
 
 /// Time after which the body is sent although the endpoint has not responded to
 /// `Expect: 100-continue`, as in Go's client: it may not know the field.
@@ -249,8 +249,8 @@ impl ClientConnection {
     }
 
     /// Takes the stream for a tunnel, with the bytes that were read behind the response.
-    pub fn into_upgraded(self) -> Upgraded {
-        Upgraded {
+    pub fn into_upgraded(self) -> UpgradedConnection {
+        UpgradedConnection {
             stream: self.stream,
             input: self.input.freeze(),
         }

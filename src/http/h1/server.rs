@@ -16,10 +16,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Response, StatusCode, Version};
+use http::{HeaderMap, StatusCode, Version};
 use http_body::Frame;
 use tokio::io::AsyncWrite;
-use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use self::write::ResponseWriter;
@@ -31,9 +30,10 @@ use super::output::Output;
 use super::request::{ParsedRequest, RejectedLine, RequestError};
 use crate::drain::Drain;
 use crate::http::clock::Clock;
+use crate::http::handler::{self, Handler, Reply};
 use crate::http::head_memory::{HeadMemory, HeadShare};
 use crate::http::stream::ReadSize;
-use crate::http::{PacedBody, RequestHead, Stream, Upgraded};
+use crate::http::{Request, RequestBody, Stream, Upgraded, UpgradedConnection};
 
 /// Maximum number of bytes of further requests that are read while a request is served. Reading
 /// them shows whether the client is still there.
@@ -63,30 +63,6 @@ pub struct Timeouts {
     pub body: Duration,
     /// Without progress of a proxied response.
     pub write: Duration,
-}
-
-/// Handler of the requests of a connection.
-pub trait Handler {
-    type Body: PacedBody;
-
-    /// Handles a request. `interim` is `None` if the client cannot receive interim responses.
-    fn handle(
-        &self,
-        head: RequestHead,
-        body: Option<Incoming>,
-        interim: Option<Interim>,
-    ) -> impl Future<Output = Reply<Self::Body>>;
-
-    /// Returns the response to a request that is malformed or exceeds a limit.
-    fn reject(&self, error: RequestError, line: RejectedLine) -> Response<Self::Body>;
-}
-
-/// Response to a request, and the receiver of the connection if it is an upgrade.
-#[derive(Debug)]
-pub struct Reply<B> {
-    pub response: Response<B>,
-    /// With a 101: gets the connection after the response.
-    pub upgrade: Option<oneshot::Sender<Upgraded>>,
 }
 
 /// Connection of a client. Clones share it.
@@ -204,9 +180,15 @@ impl ServerConnection {
             let body = self.begin(framing, expects_continue);
             let (method, version) = (head.method.clone(), head.version);
             // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
-            let interim = (version == Version::HTTP_11).then(|| Interim(self.clone()));
+            let interim = (version == Version::HTTP_11)
+                .then(|| handler::Interim::Http1(Interim(self.clone())));
+            let request = Request {
+                head,
+                body: body.map_or(RequestBody::Empty, RequestBody::Http1),
+                protocol: None,
+            };
             let reply = {
-                let mut handling = pin!(handler.handle(head, body, interim));
+                let mut handling = pin!(handler.handle(request, interim));
                 poll_fn(|context| {
                     if let Poll::Ready(reply) = handling.as_mut().poll(context) {
                         return Poll::Ready(Ok(reply));
@@ -227,7 +209,7 @@ impl ServerConnection {
             if let Some(upgrade) = upgrade {
                 if let Some(upgraded) = self.into_upgraded() {
                     // Fails if the tunnel was closed before it opened.
-                    let _ = upgrade.send(upgraded);
+                    let _ = upgrade.send(Upgraded::Http1(upgraded));
                 }
                 return Ok(());
             }
@@ -252,9 +234,9 @@ impl ServerConnection {
 
     /// Takes the stream for a tunnel, with the bytes that were read behind the request. `None` if
     /// the body of the request is still being read.
-    fn into_upgraded(self) -> Option<Upgraded> {
+    fn into_upgraded(self) -> Option<UpgradedConnection> {
         let connection = Rc::into_inner(self.0)?.into_inner();
-        Some(Upgraded {
+        Some(UpgradedConnection {
             stream: connection.stream,
             input: connection.input.freeze(),
         })

@@ -1,0 +1,214 @@
+//! Connections of HTTP/2 clients (RFC 9113), on the crate h2.
+//!
+//! One task drives a connection, and one task each of its streams, all on the same worker. hyper's
+//! server is not used: it sends no interim responses, and has no timeout for a client that does not
+//! read.
+
+mod body;
+mod keepalive;
+mod response;
+mod upgraded;
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Response, StatusCode, Version};
+
+use super::h1::{RejectedLine, RequestError, Timeouts};
+use super::handler::{self, Handler, Reply};
+use super::head_memory::{HeadMemory, HeadShare};
+use super::{MAX_HEADER_BYTES, Request, Stream, Upgraded};
+use crate::drain::Drain;
+
+pub use body::Incoming;
+pub use upgraded::UpgradedStream;
+
+use keepalive::Keepalive;
+use response::ResponseWriter;
+
+/// Maximum number of concurrent streams of a connection, as kube-apiserver (CONFORMANCE C102).
+const MAX_STREAMS: u32 = 100;
+/// Flow-control windows in bytes: that of a stream as kube-apiserver's, that of the connection with
+/// room for all streams, so that slow uploads do not block the others.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+/// Maximum number of bytes that wait in h2 for a client that does not read, per stream.
+const MAX_SEND_BUFFER: usize = 64 * 1024;
+
+/// Sender of interim responses to one request.
+#[derive(Clone, Debug)]
+pub struct Interim(Rc<RefCell<SendResponse<Bytes>>>);
+
+impl Interim {
+    /// Sends an interim response. Dropped if the stream has ended.
+    pub fn send(&self, status: StatusCode, headers: HeaderMap) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        // Fails after the final response.
+        let _ = self.0.borrow_mut().send_informational(response);
+    }
+}
+
+/// State that the streams of a connection share.
+struct Shared<H> {
+    handler: Rc<H>,
+    timeouts: Timeouts,
+    memory: HeadMemory,
+}
+
+/// Serves requests until the connection ends. When the drain begins, or `idle` returns, no further
+/// streams are accepted (GOAWAY), and the connection ends after the open ones.
+///
+/// # Errors
+/// A protocol or I/O error of the connection.
+pub async fn serve<H, I>(
+    stream: Stream,
+    handler: Rc<H>,
+    timeouts: Timeouts,
+    memory: HeadMemory,
+    drain: &Drain,
+    idle: impl Fn() -> I,
+) -> Result<(), h2::Error>
+where
+    H: Handler + 'static,
+    I: Future<Output = ()>,
+{
+    let handshake = h2::server::Builder::new()
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_send_buffer_size(MAX_SEND_BUFFER)
+        // WebSockets over HTTP/2 (RFC 8441).
+        .enable_connect_protocol()
+        .handshake(stream);
+    let mut connection = match tokio::time::timeout(timeouts.head, handshake).await {
+        Ok(connection) => connection?,
+        // The client has not sent its preface.
+        Err(_) => return Ok(()),
+    };
+    let mut keepalive = Keepalive::new(connection.ping_pong());
+    let shared = Rc::new(Shared {
+        handler,
+        timeouts,
+        memory,
+    });
+    let mut begun = pin!(drain.begun());
+    let mut idling = pin!(idle());
+    let mut finishing = false;
+    loop {
+        let accepted = poll_fn(|context| {
+            if let Poll::Ready(accepted) = connection.poll_accept(context) {
+                return Poll::Ready(Some(accepted));
+            }
+            if keepalive.poll_dead(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            if !finishing && begun.as_mut().poll(context).is_ready() {
+                finishing = true;
+                connection.graceful_shutdown();
+                context.waker().wake_by_ref();
+            }
+            if idling.as_mut().poll(context).is_ready() {
+                if finishing {
+                    // The client did not react to GOAWAY: dropping the connection closes it.
+                    return Poll::Ready(None);
+                }
+                finishing = true;
+                connection.graceful_shutdown();
+                idling.set(idle());
+                context.waker().wake_by_ref();
+            }
+            Poll::Pending
+        });
+        match accepted.await {
+            Some(Some(Ok((request, respond)))) => {
+                let shared = Rc::clone(&shared);
+                tokio::task::spawn_local(async move {
+                    serve_stream(request, respond, &shared).await;
+                });
+            }
+            Some(Some(Err(error))) => return Err(error),
+            Some(None) | None => return Ok(()),
+        }
+    }
+}
+
+async fn serve_stream<H: Handler>(
+    request: http::Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    shared: &Shared<H>,
+) {
+    let respond = Rc::new(RefCell::new(respond));
+    let method = request.method().clone();
+    let mut share = HeadShare::default();
+    let fits = shared.memory.grow(&mut share, head_length(&request));
+    let converted = if fits {
+        Request::from_http2(request)
+    } else {
+        Err(RequestError::HeadMemory)
+    };
+    let (reply, stream) = match converted {
+        Ok((request, stream)) => {
+            let interim = handler::Interim::Http2(Interim(Rc::clone(&respond)));
+            let mut handling = pin!(shared.handler.handle(request, Some(interim)));
+            let reply = poll_fn(|context| {
+                if let Poll::Ready(reply) = handling.as_mut().poll(context) {
+                    return Poll::Ready(Some(reply));
+                }
+                // The client reset the stream or left: the handler is dropped.
+                respond.borrow_mut().poll_reset(context).map(|_| None)
+            });
+            match reply.await {
+                Some(reply) => (reply, stream),
+                None => return,
+            }
+        }
+        Err(error) => {
+            let line = RejectedLine {
+                method: Some(method.clone()),
+                target: None,
+                version: Some(Version::HTTP_2),
+            };
+            let reply = Reply {
+                response: shared.handler.reject(error, line),
+                upgrade: None,
+            };
+            (reply, None)
+        }
+    };
+    let Reply { response, upgrade } = reply;
+    let writer = ResponseWriter {
+        method,
+        timeouts: shared.timeouts,
+    };
+    match (upgrade, stream) {
+        (Some(upgrade), Some(stream)) => {
+            if let Ok(send) = ResponseWriter::begin(&respond, response, false) {
+                // Fails if the tunnel was closed before it opened.
+                let _ = upgrade.send(Upgraded::Http2(UpgradedStream::new(send, stream)));
+            }
+        }
+        _ => {
+            if let Err(error) = writer.write(&respond, response).await {
+                tracing::debug!(%error, "stream failed");
+                respond.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
+            }
+        }
+    }
+}
+
+/// Returns the size of a head as RFC 9113 section 10.5.1 counts it.
+fn head_length<B>(request: &http::Request<B>) -> usize {
+    let fields = request.headers().iter();
+    fields
+        .map(|(name, value)| name.as_str().len() + value.len() + 32)
+        .sum()
+}
