@@ -189,7 +189,11 @@ impl Authenticator {
     pub fn credentials(&self, headers: &HeaderMap) -> HeaderMap {
         let names = headers.iter().filter(|(name, _)| self.is_credential(name));
         names
-            .map(|(name, value)| (name.clone(), value.clone()))
+            // Copies: the values share the memory of the whole head, which a tunnel would keep.
+            .filter_map(|(name, value)| {
+                let copy = HeaderValue::from_bytes(value.as_bytes()).ok()?;
+                Some((name.clone(), copy))
+            })
             .collect()
     }
 

@@ -142,6 +142,7 @@ impl Proxy {
             Ok(Reply::Upgrade(mut response, tunnel, upgrade, grant)) => {
                 response.headers_mut().insert(AUDIT_ID, audit_id);
                 record.code = response.status();
+                record.release_head();
                 // A separate task, because the client's connection ends after the 101.
                 let stages = Arc::clone(&self.stages);
                 self.tasks.spawn_local(tunnel::run(
@@ -316,7 +317,8 @@ impl Proxy {
             let sent = forwarder.upgrade(&permit, &route, outgoing, client, upgrade, dialed);
             match sent.await? {
                 UpgradeOutcome::Switched { response, upstream } => {
-                    let grant = Grant::new(peer, credentials.unwrap_or_default(), websocket, verb);
+                    let credentials = credentials.unwrap_or_default();
+                    let grant = Grant::new(peer, credentials, websocket, verb, &target);
                     let (sender, client) = oneshot::channel();
                     let tunnel = Tunnel { client, upstream };
                     return Ok(Reply::Upgrade(response, tunnel, sender, Box::new(grant)));

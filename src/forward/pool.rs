@@ -98,7 +98,7 @@ impl Pool {
     pub(super) fn keep(&self, connection: Connection) {
         let Connection {
             key,
-            sender: Sender::Http1(connection),
+            sender: Sender::Http1(mut connection),
             outstanding,
         } = connection
         else {
@@ -107,6 +107,7 @@ impl Pool {
         if !connection.is_reusable() {
             return;
         }
+        connection.release_buffers();
         let mut endpoints = self.endpoints.borrow_mut();
         let idle = &mut endpoints
             .entry(key)

@@ -26,6 +26,8 @@ thread_local! {
 pub enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// The stream was closed, or taken for a tunnel.
+    Closed,
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
 }
@@ -102,7 +104,7 @@ impl Stream {
     pub fn alpn_protocol(&self) -> Option<&[u8]> {
         match self {
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Closed => None,
             #[cfg(test)]
             Self::Memory(_) => None,
         }
@@ -146,14 +148,11 @@ impl Stream {
         }
     }
 
-    #[cfg_attr(
-        not(test),
-        expect(clippy::unnecessary_wraps, reason = "streams of tests have none")
-    )]
     fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(stream) => Some(stream),
             Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Closed => None,
             #[cfg(test)]
             Self::Memory(_) => None,
         }
@@ -165,6 +164,7 @@ macro_rules! each {
         match $stream.get_mut() {
             Stream::Plain($inner) => $call,
             Stream::Tls($inner) => $call,
+            Stream::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             #[cfg(test)]
             Stream::Memory($inner) => $call,
         }

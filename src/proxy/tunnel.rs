@@ -41,6 +41,8 @@ pub(super) struct Grant {
     credentials: HeaderMap,
     websocket: bool,
     verb: Verb,
+    /// Path up to and including `/proxy`.
+    path: String,
 }
 
 /// Result of a check that did not confirm the grant.
@@ -71,17 +73,24 @@ impl TunnelPolicy {
 }
 
 impl Grant {
-    pub fn new(peer: &Peer, credentials: HeaderMap, websocket: bool, verb: Verb) -> Self {
+    pub fn new(
+        peer: &Peer,
+        credentials: HeaderMap,
+        websocket: bool,
+        verb: Verb,
+        target: &Target<'_>,
+    ) -> Self {
         Self {
             peer: peer.clone(),
             credentials,
             websocket,
             verb,
+            path: target.prefix.to_owned(),
         }
     }
 
     /// Repeats the authentication and authorization of `Proxy::route`, in the same order.
-    async fn check(&self, stages: &Stages, path: &str) -> Result<(), GrantError> {
+    async fn check(&self, stages: &Stages) -> Result<(), GrantError> {
         let Stages {
             authenticator,
             authorizer,
@@ -100,7 +109,7 @@ impl Grant {
                     .await?
             }
         };
-        let target = Target::parse(path)?;
+        let target = Target::parse(&self.path)?;
         authorizer
             .authorize(&identity, self.verb, &target, client)
             .await?;
@@ -164,7 +173,7 @@ pub(super) async fn run(
     let ended = tokio::select! {
         ended = tunnel.run(&received, &sent) => ended.map_err(|error| error.to_string()),
         // Dropping `tunnel.run` closes both connections.
-        reason = grant_ended(&grant, &stages, record.target.path()) => Err(reason),
+        reason = grant_ended(&grant, &stages) => Err(reason),
         () = drain.forced() => Err("the bastion is shutting down".to_owned()),
     };
     record.error = ended.err();
@@ -173,7 +182,7 @@ pub(super) async fn run(
 }
 
 /// Returns the reason once the tunnel must be closed.
-async fn grant_ended(grant: &Grant, stages: &Stages, path: &str) -> String {
+async fn grant_ended(grant: &Grant, stages: &Stages) -> String {
     let TunnelPolicy {
         check_interval,
         max_age,
@@ -196,7 +205,7 @@ async fn grant_ended(grant: &Grant, stages: &Stages, path: &str) -> String {
         let mut confirmed = opened;
         loop {
             checks.tick().await;
-            match grant.check(stages, path).await {
+            match grant.check(stages).await {
                 Ok(()) => confirmed = Instant::now(),
                 // Measured from the last success, so that alternating causes do not extend it.
                 Err(error) if confirmed.elapsed() < error.tolerated_for(stages.tunnels) => {}

@@ -39,6 +39,8 @@ enum State {
     Trailers,
     UntilClose,
     Done,
+    /// The input was malformed. What follows cannot be separated into messages.
+    Failed,
 }
 
 /// Result of one step of a [`Decoder`].
@@ -65,6 +67,9 @@ pub enum BodyError {
     TrailersTooLong,
     #[error("malformed trailer section: {0}")]
     Trailers(#[from] HeadError),
+    /// An earlier part was malformed.
+    #[error("malformed body")]
+    Malformed,
     /// The connection ended before the body.
     #[error("unexpected EOF")]
     Incomplete,
@@ -94,6 +99,11 @@ impl Decoder {
         self.state == State::Done
     }
 
+    /// Returns true if the input was malformed.
+    pub fn has_failed(&self) -> bool {
+        self.state == State::Failed
+    }
+
     /// Returns the number of bytes that remain, if it is known.
     pub fn remaining(&self) -> Option<u64> {
         match self.state {
@@ -120,11 +130,20 @@ impl Decoder {
     /// Takes the next part of the body from the start of `input`.
     ///
     /// # Errors
-    /// [`BodyError`] if the input is malformed. The decoder must not be used afterwards.
+    /// [`BodyError`] if the input is malformed, now or before.
     pub fn decode(&mut self, input: &mut BytesMut) -> Result<Decoded, BodyError> {
+        let decoded = self.step(input);
+        if decoded.is_err() {
+            self.state = State::Failed;
+        }
+        decoded
+    }
+
+    fn step(&mut self, input: &mut BytesMut) -> Result<Decoded, BodyError> {
         loop {
             match self.state {
                 State::Done => return Ok(Decoded::End),
+                State::Failed => return Err(BodyError::Malformed),
                 State::Length(remaining) | State::ChunkData(remaining) => {
                     if input.is_empty() {
                         return Ok(Decoded::NeedsInput);
@@ -403,6 +422,18 @@ mod tests {
         let (data, ..) = decode(Framing::Chunked, Mode::Tolerant, &[text]).unwrap();
         assert_eq!(data, b"abc");
         assert!(decode(Framing::Chunked, Mode::Tolerant, &[b"1\nab\n0\n\n"]).is_err());
+    }
+
+    #[test]
+    fn malformed_body_does_not_end() {
+        let (mut decoder, mut input) = (
+            Decoder::new(Framing::Chunked, Mode::Strict),
+            BytesMut::from(&b"0\r\nbad line\r\n\r\n\r\nGET"[..]),
+        );
+        for _ in 0..2 {
+            assert!(decoder.decode(&mut input).is_err());
+            assert!(decoder.has_failed() && !decoder.is_done());
+        }
     }
 
     #[test]

@@ -28,6 +28,10 @@ use crate::http::{MAX_HEADER_BYTES, RequestHead, Stream, UpgradedConnection};
 /// `Expect: 100-continue`, as in Go's client: it may not know the field.
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Number of interim responses after which other tasks get their turn. An endpoint may send them
+/// without end.
+const INTERIM_PER_TURN: usize = 16;
+
 /// Connection to an endpoint.
 #[derive(Debug)]
 pub struct ClientConnection {
@@ -89,6 +93,13 @@ impl ClientConnection {
         }
     }
 
+    /// Releases the buffers of a connection that becomes idle.
+    pub fn release_buffers(&mut self) {
+        // Empty, but it may share the allocation of the last response.
+        self.input = BytesMut::new();
+        self.read_size = ReadSize::default();
+    }
+
     /// Returns true if the endpoint has neither closed the idle connection nor sent anything.
     pub fn is_open(&mut self) -> bool {
         self.stream.is_idle()
@@ -97,7 +108,10 @@ impl ClientConnection {
     /// Returns true if the response was read to its end and another request may follow.
     pub fn is_reusable(&self) -> bool {
         // Bytes behind the response would be read as the next one.
-        self.keep_alive && self.decoder.is_done() && self.input.is_empty() && self.output.is_empty()
+        self.keep_alive
+            && self.decoder.is_done()
+            && self.input.is_empty()
+            && self.output.is_flushed()
     }
 
     /// Sends a request and waits for the head of the final response. Interim responses are given to
@@ -127,6 +141,7 @@ impl ClientConnection {
         .write(self.output.buffer());
         let mut scanned = 0;
         let mut broken = None;
+        let mut interim = 0;
         poll_fn(|context| {
             loop {
                 if broken.is_none()
@@ -135,6 +150,12 @@ impl ClientConnection {
                     match error {
                         UploadError::Body(error) => {
                             return Poll::Ready(Err(ExchangeError::Body(error)));
+                        }
+                        UploadError::Length => {
+                            let source = io::Error::other(
+                                "the length of the request body differs from its Content-Length",
+                            );
+                            return Poll::Ready(Err(ExchangeError::Io { source, sent: true }));
                         }
                         // The endpoint may have responded before it stopped reading.
                         UploadError::Io(error) => broken = Some(error),
@@ -156,7 +177,21 @@ impl ClientConnection {
                                 upload.release();
                             }
                             on_interim(response);
+                            interim += 1;
+                            if interim % INTERIM_PER_TURN == 0 {
+                                context.waker().wake_by_ref();
+                                return Poll::Pending;
+                            }
                             continue;
+                        }
+                        if self.output.is_flushed()
+                            && upload
+                                .as_ref()
+                                .is_some_and(|upload| upload.state == UploadState::Done)
+                        {
+                            // Nothing of the request is left, so the connection can be reused even
+                            // if the response has no body to read.
+                            *upload = None;
                         }
                         return Poll::Ready(Ok(response));
                     }
@@ -269,12 +304,17 @@ impl ClientConnection {
         let mut progress = false;
         loop {
             let mut waits = false;
+            // The first part may follow the head, and further ones the flushed ones before them:
+            // whatever wakes this task, no more is taken while the endpoint does not read.
             if let Some(upload) = upload
-                && self.output.has_room()
+                && (self.output.is_flushed() || !self.output.began)
             {
-                waits = upload.poll_fill(context, &mut self.output)?.is_pending();
+                // Small parts that are ready leave together.
+                while upload.takes_parts() && self.output.takes_more() && !waits {
+                    waits = upload.poll_fill(context, &mut self.output)?.is_pending();
+                }
             }
-            if !self.output.is_empty() {
+            if !self.output.is_flushed() {
                 let flushed = self
                     .output
                     .poll_flush(context, &mut self.stream, &mut progress);
@@ -341,6 +381,8 @@ enum ReadError {
 #[derive(Debug)]
 enum UploadError<E> {
     Io(io::Error),
+    /// The body is not as long as its head says.
+    Length,
     Body(E),
 }
 
@@ -361,6 +403,11 @@ where
             },
             patience: None,
         }
+    }
+
+    /// Returns true if more of the body is to be sent, now or after a 100.
+    fn takes_parts(&self) -> bool {
+        matches!(self.state, UploadState::Sends | UploadState::AwaitsContinue)
     }
 
     /// The endpoint wants the body.
@@ -408,8 +455,7 @@ where
             if let BodyLength::Known(length) = self.length
                 && self.sent != length
             {
-                let error = "the request body is shorter than its Content-Length";
-                return Poll::Ready(Err(UploadError::Io(io::Error::other(error))));
+                return Poll::Ready(Err(UploadError::Length));
             }
             self.state = UploadState::Done;
             if is_chunked {

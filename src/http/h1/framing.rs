@@ -48,6 +48,7 @@ pub(super) struct FramingFields {
     /// `Connection` has the option.
     pub close: bool,
     pub keep_alive: bool,
+    pub upgrade: bool,
 }
 
 impl FramingFields {
@@ -77,6 +78,7 @@ impl FramingFields {
                 } else if option.eq_ignore_ascii_case(b"keep-alive") {
                     self.keep_alive = true;
                 } else {
+                    self.upgrade |= option.eq_ignore_ascii_case(b"upgrade");
                     others = true;
                 }
             }

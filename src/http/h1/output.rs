@@ -53,6 +53,17 @@ impl Output {
         self.buffer.is_empty() && self.has_room()
     }
 
+    /// Returns true if the stream has sent everything.
+    pub fn is_flushed(&self) -> bool {
+        self.is_empty() && !self.unflushed
+    }
+
+    /// Returns true if another part of a body can be pushed and leave with the bytes before it in
+    /// one write.
+    pub fn takes_more(&self) -> bool {
+        self.has_room() && self.buffered() < MAX_COPIED
+    }
+
     /// Number of bytes that wait in the buffer.
     pub fn buffered(&self) -> usize {
         self.buffer.len() - self.written

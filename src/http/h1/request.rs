@@ -22,6 +22,8 @@ pub struct ParsedRequest {
     pub keep_alive: bool,
     /// The client waits for 100 before it sends the body (RFC 9110 section 10.1.1).
     pub expects_continue: bool,
+    /// The client asks for another protocol, maybe.
+    pub upgrade: bool,
 }
 
 /// Reason why a request is rejected before the pipeline sees it.
@@ -124,14 +126,15 @@ fn parse(head: &Bytes, rejected: &mut RejectedLine) -> Result<ParsedRequest, Req
     let http11 = version == Version::HTTP_11;
 
     let mut framing = FramingFields::default();
-    let (mut hosts, mut expectation) = (0, None);
+    let (mut hosts, mut expects, mut expects_other) = (0, false, false);
     let mut host_is_valid = true;
     let fields = parse_fields(head, next, Mode::Strict, |name, value| {
         if *name == header::HOST {
             hosts += 1;
             host_is_valid = is_authority(value.as_bytes());
         } else if *name == header::EXPECT {
-            expectation = Some(value.clone());
+            expects = true;
+            expects_other |= !is_continue(value);
         }
         framing.visit(name, value)
     })?;
@@ -144,11 +147,7 @@ fn parse(head: &Bytes, rejected: &mut RejectedLine) -> Result<ParsedRequest, Req
     let length = framing.of_request(http11)?;
     // HTTP/1.0 has no interim responses, and a server must ignore the field (RFC 9110 section
     // 10.1.1).
-    let expectation = expectation.filter(|_| http11);
-    if expectation
-        .as_ref()
-        .is_some_and(|value| !is_continue(value))
-    {
+    if http11 && expects_other {
         return Err(RequestError::Expectation);
     }
     Ok(ParsedRequest {
@@ -165,7 +164,8 @@ fn parse(head: &Bytes, rejected: &mut RejectedLine) -> Result<ParsedRequest, Req
         } else {
             framing.keep_alive && !framing.close
         },
-        expects_continue: expectation.is_some() && length != Framing::Empty,
+        expects_continue: http11 && expects && length != Framing::Empty,
+        upgrade: framing.upgrade,
     })
 }
 
@@ -319,7 +319,9 @@ mod tests {
             Ok(true)
         );
         assert_eq!(expects("Expect: 100-continue\r\n"), Ok(false));
-        assert_eq!(expects("Expect: x\r\n"), Err(RequestError::Expectation));
+        for lines in ["Expect: x\r\n", "Expect: x\r\nExpect: 100-continue\r\n"] {
+            assert_eq!(expects(lines), Err(RequestError::Expectation));
+        }
     }
 
     #[test]

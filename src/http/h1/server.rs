@@ -12,7 +12,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -69,9 +69,14 @@ pub struct Timeouts {
 #[derive(Clone, Debug)]
 pub struct ServerConnection(Rc<RefCell<Connection>>);
 
-/// Body of the current request. Reading it ends at the latest with the connection.
+/// Body of a request. It fails once the request is over: an endpoint may have responded before it
+/// read the body, and must not get that of the next request.
 #[derive(Debug)]
-pub struct Incoming(ServerConnection);
+pub struct Incoming {
+    connection: ServerConnection,
+    /// Number of the request on its connection.
+    request: u64,
+}
 
 /// Sender of interim responses to the current request.
 #[derive(Clone, Debug)]
@@ -86,9 +91,17 @@ struct Connection {
     scanned: usize,
     read_size: ReadSize,
     decoder: Decoder,
+    /// Number of the current request; incremented when its body may no longer be read.
+    request: u64,
+    /// Task that waits for the request body.
+    reader: Option<Waker>,
     output: Output,
+    /// An empty line before the request was ignored.
+    skipped_line: bool,
     /// The client waits for 100 before it sends the body.
     expects_continue: bool,
+    /// The client may end its side before the response: it is a half-close of the tunnel.
+    may_upgrade: bool,
     /// The head of the final response is queued, so interim responses are too late.
     response_began: bool,
     body_clock: Clock,
@@ -119,8 +132,12 @@ impl ServerConnection {
             scanned: 0,
             read_size: ReadSize::default(),
             decoder: Decoder::new(Framing::Empty, Mode::Strict),
+            request: 0,
+            reader: None,
             output: Output::default(),
+            skipped_line: false,
             expects_continue: false,
+            may_upgrade: false,
             response_began: false,
             body_clock: Clock::default(),
             body_timeout,
@@ -135,12 +152,13 @@ impl ServerConnection {
     /// # Errors
     /// An I/O error, or a timeout of the client.
     pub async fn serve<H: Handler>(
-        self,
+        &self,
         handler: &H,
         timeouts: Timeouts,
         memory: &HeadMemory,
         drain: &Drain,
     ) -> io::Result<()> {
+        let _end = EndGuard(self);
         let mut begun = pin!(drain.begun());
         let mut drained = DrainWatch {
             drain,
@@ -161,7 +179,7 @@ impl ServerConnection {
                     let method = line.method.clone().unwrap_or_default();
                     let reply = handler.reject(error, *line);
                     let writer = ResponseWriter {
-                        connection: &self,
+                        connection: self,
                         method,
                         version,
                         keep_alive: false,
@@ -176,8 +194,10 @@ impl ServerConnection {
                 framing,
                 keep_alive,
                 expects_continue,
+                upgrade,
             } = parsed;
             let body = self.begin(framing, expects_continue);
+            self.0.borrow_mut().may_upgrade = upgrade;
             let (method, version) = (head.method.clone(), head.version);
             // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
             let interim = (version == Version::HTTP_11)
@@ -200,14 +220,15 @@ impl ServerConnection {
             let Reply { response, upgrade } = reply;
             let can_continue = self.0.borrow().can_continue();
             let writer = ResponseWriter {
-                connection: &self,
+                connection: self,
                 method,
                 version,
                 keep_alive: keep_alive && can_continue && !drain.has_begun(),
             };
             let keep_alive = writer.write(response, &mut clock, timeouts).await?;
+            self.0.borrow_mut().end_request();
             if let Some(upgrade) = upgrade {
-                if let Some(upgraded) = self.into_upgraded() {
+                if let Some(upgraded) = self.take_upgraded() {
                     // Fails if the tunnel was closed before it opened.
                     let _ = upgrade.send(Upgraded::Http1(upgraded));
                 }
@@ -229,16 +250,23 @@ impl ServerConnection {
         }
         connection.decoder = Decoder::new(framing, Mode::Strict);
         connection.body_clock.stop();
-        Some(Incoming(self.clone()))
+        connection.read_size = ReadSize::default();
+        Some(Incoming {
+            connection: self.clone(),
+            request: connection.request,
+        })
     }
 
     /// Takes the stream for a tunnel, with the bytes that were read behind the request. `None` if
-    /// the body of the request is still being read.
-    fn into_upgraded(self) -> Option<UpgradedConnection> {
-        let connection = Rc::into_inner(self.0)?.into_inner();
+    /// the body of the request was not read: it would become part of the tunnel.
+    fn take_upgraded(&self) -> Option<UpgradedConnection> {
+        let mut connection = self.0.borrow_mut();
+        if !connection.decoder.is_done() {
+            return None;
+        }
         Some(UpgradedConnection {
-            stream: connection.stream,
-            input: connection.input.freeze(),
+            stream: std::mem::replace(&mut connection.stream, Stream::Closed),
+            input: std::mem::take(&mut connection.input).freeze(),
         })
     }
 
@@ -260,7 +288,10 @@ impl ServerConnection {
                         }
                     }
                     Poll::Ready(Some(Err(_))) => return Poll::Ready(Ok(false)),
-                    Poll::Ready(None) => return Poll::Ready(Ok(true)),
+                    Poll::Ready(None) => {
+                        clock.stop();
+                        return Poll::Ready(Ok(true));
+                    }
                     Poll::Pending => return clock.poll(context, LINGER).map(|()| Ok(false)),
                 }
             }
@@ -307,18 +338,56 @@ impl ServerConnection {
 impl Incoming {
     /// Returns the number of bytes that remain, if it is known.
     pub fn remaining(&self) -> Option<u64> {
-        self.0.0.borrow().decoder.remaining()
+        let connection = self.connection.0.borrow();
+        self.is_current(&connection)
+            .then(|| connection.decoder.remaining())
+            .flatten()
     }
 
     pub fn is_done(&self) -> bool {
-        self.0.0.borrow().decoder.is_done()
+        let connection = self.connection.0.borrow();
+        self.is_current(&connection) && connection.decoder.is_done()
     }
 
     pub fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.0.borrow_mut().poll_body(context)
+        let mut connection = self.connection.0.borrow_mut();
+        if !self.is_current(&connection) {
+            return Poll::Ready(Some(Err(BodyError::Incomplete)));
+        }
+        let frame = connection.poll_body(context);
+        if frame.is_pending() {
+            connection.reader = Some(context.waker().clone());
+        }
+        frame
+    }
+
+    fn is_current(&self, connection: &Connection) -> bool {
+        self.request == connection.request
+    }
+}
+
+/// Ends the body of the current request and closes the stream when the connection's task ends,
+/// however it ends: the body of a request may outlive it in the task of an endpoint's connection.
+struct EndGuard<'a>(&'a ServerConnection);
+
+impl Drop for EndGuard<'_> {
+    fn drop(&mut self) {
+        let mut connection = self.0.0.borrow_mut();
+        connection.end_request();
+        connection.stream = Stream::Closed;
+    }
+}
+
+impl Connection {
+    /// Ends the request: its body can no longer be read by others than this connection.
+    fn end_request(&mut self) {
+        self.request += 1;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use http::{HeaderValue, Method, StatusCode, Version};
 
-use super::format::Line;
+use super::format::{Line, MAX_AUDIT_ID_BYTES, MAX_PATH_BYTES};
 use super::writer::{AccessLog, Buffers};
 use crate::http::RequestTarget;
 use crate::metrics::Metrics;
@@ -133,6 +133,19 @@ impl Record {
         self.resource = Some(target.resource);
         self.namespace = target.namespace.clone().into_owned();
         self.id = target.id.clone().into_owned();
+    }
+
+    /// Releases the memory of the request head beyond what is logged, for a tunnel, which may be open
+    /// for days.
+    pub fn release_head(&mut self) {
+        let path = self.target.path();
+        let end = path.floor_char_boundary(MAX_PATH_BYTES + 1);
+        self.target = RequestTarget::from_valid_path(&path[..end]);
+        let id = self.audit_id.as_bytes();
+        let end = id.len().min(MAX_AUDIT_ID_BYTES + 1);
+        if let Ok(id) = HeaderValue::from_bytes(&id[..end]) {
+            self.audit_id = id;
+        }
     }
 
     /// Returns true if the caller is authenticated. An anonymous caller is not, independently of

@@ -3,7 +3,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use http_body::Frame;
 
 use super::{
@@ -16,7 +16,7 @@ use crate::http::h1::fields::find_head_end;
 use crate::http::h1::request::{
     ParsedRequest, RejectedLine, RequestError, parse_request, rejects_prefix, too_long,
 };
-use crate::http::head_memory::{HeadMemory, HeadShare};
+use crate::http::head_memory::{FREE_HEAD, HeadMemory, HeadShare};
 use crate::http::stream::ReadSize;
 
 /// Result of a complete head.
@@ -35,13 +35,19 @@ impl Connection {
         loop {
             // One empty line before a request is ignored (RFC 9112 section 2.2): some clients send
             // one behind a body.
-            if self.scanned == 0 && self.input.starts_with(b"\r\n") {
+            if !self.skipped_line && self.scanned <= 1 && self.input.starts_with(b"\r\n") {
                 self.input.advance(2);
+                (self.skipped_line, self.scanned) = (true, 0);
+            }
+            if self.input.is_empty() {
+                // It may share the allocation of the last request: an idle connection has no
+                // buffer.
+                self.input = BytesMut::new();
             }
             if !self.input.is_empty() {
                 if let Some(parsed) = self.take_head(memory) {
                     clock.stop();
-                    self.scanned = 0;
+                    (self.skipped_line, self.scanned) = (false, 0);
                     return Poll::Ready(Ok(match parsed {
                         Ok((parsed, share)) => Received::Request(parsed, share),
                         Err((error, line)) => Received::Rejected(error, line),
@@ -57,8 +63,8 @@ impl Connection {
             {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Received::Closed)),
                 Poll::Ready(Ok(_)) => {
-                    if was_empty {
-                        // The head timeout begins.
+                    if was_empty && !self.skipped_line {
+                        // The head timeout begins. An empty line does not extend it.
                         clock.stop();
                     }
                 }
@@ -98,6 +104,10 @@ impl Connection {
         }
         let share = std::mem::take(&mut self.head_share);
         let head = self.input.split_to(end).freeze();
+        if end > FREE_HEAD {
+            // The rest would keep the memory of the head allocated beyond its share.
+            self.input = BytesMut::from(&self.input[..]);
+        }
         Some(parse_request(&head).map(|parsed| (parsed, share)))
     }
 
@@ -155,7 +165,8 @@ impl Connection {
     /// server (CONFORMANCE C101).
     pub(super) fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let gone = || Poll::Ready(io::ErrorKind::ConnectionAborted.into());
-        if self.decoder.is_done() {
+        let reads_end = self.decoder.is_done() && !self.may_upgrade;
+        if reads_end {
             while self.input.len() < MAX_PIPELINED {
                 match self
                     .stream
@@ -171,7 +182,7 @@ impl Connection {
         loop {
             // A client that has closed its side behind the body has not left: its body is not read
             // yet.
-            if self.stream.is_reset() || self.decoder.is_done() && self.stream.is_read_closed() {
+            if self.stream.is_reset() || reads_end && self.stream.is_read_closed() {
                 return gone();
             }
             let check = self
@@ -189,6 +200,6 @@ impl Connection {
             .decoder
             .remaining()
             .is_none_or(|remaining| remaining <= MAX_DISCARDED as u64);
-        !self.expects_continue && is_short
+        !self.expects_continue && is_short && !self.decoder.has_failed()
     }
 }

@@ -100,17 +100,23 @@ impl ResponseWriter<'_> {
             is_complete: !has_body,
         };
         clock.stop();
+        let (mut blocked, mut failure) = (false, None);
         let written = poll_fn(|context| {
-            let mut waits_for_body = false;
             loop {
-                if !transfer.is_complete && !waits_for_body {
-                    // The output has room: it was flushed before, or holds only the head.
+                let mut waits_for_body = false;
+                // Small parts that are ready leave together, the first ones with the head. While the
+                // client does not read, no more is taken.
+                while !blocked && !transfer.is_complete && !waits_for_body && failure.is_none() {
+                    if !self.connection.0.borrow().output.takes_more() {
+                        break;
+                    }
                     match body.as_mut().poll_frame(context) {
                         Poll::Pending => waits_for_body = true,
                         Poll::Ready(frame) => {
-                            let mut connection = self.connection.0.borrow_mut();
                             let ends = body.is_end_stream();
-                            transfer.push(frame, ends, &mut connection.output)?;
+                            let mut connection = self.connection.0.borrow_mut();
+                            // The client gets what arrived before the failure.
+                            failure = transfer.push(frame, ends, &mut connection.output).err();
                         }
                     }
                 }
@@ -121,7 +127,8 @@ impl ResponseWriter<'_> {
                 if progress {
                     clock.stop();
                 }
-                if flushed.is_pending() {
+                blocked = flushed.is_pending();
+                if blocked {
                     drop(connection);
                     // An endpoint may wait for the rest of the request before it goes on.
                     body.as_mut().poll_blocked(context);
@@ -131,6 +138,9 @@ impl ResponseWriter<'_> {
                             "the client did not read the response in time",
                         ))
                     });
+                }
+                if let Some(failure) = failure.take() {
+                    return Poll::Ready(Err(failure));
                 }
                 if transfer.is_complete {
                     return Poll::Ready(Ok(()));
