@@ -42,7 +42,7 @@ build: ## The release binary
 advisories: ## Known vulnerabilities of the dependencies (cargo-deny)
 	$(CARGO) deny --log-level error --locked check advisories
 
-bench: ## CPU per request beside HAProxy, nginx and kube-apiserver (root; Go, haproxy, nginx, wrk, h2load)
+bench: ## CPU, latency and memory beside HAProxy, nginx and kube-apiserver (root; Go, haproxy, nginx, wrk, h2load)
 	$(CARGO) bench --bench peers
 
 VERSION ?= $(shell awk -F '"' '/^version = / { print $$2; exit }' Cargo.toml)

@@ -1,0 +1,131 @@
+//! Configuration files of HAProxy and nginx.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::stage::{BODY_BYTES, STALLED_BYTES};
+use crate::support::pki::Pair;
+
+/// Writes the configuration of the backends: a small response, a large one, one that is larger
+/// than all buffers, and one after the complete body of the request.
+///
+/// # Errors
+/// Returns an error if a file cannot be written.
+pub fn backend(
+    folder: &Path,
+    content: &Path,
+    backends: &[SocketAddr],
+    grown: &str,
+) -> Result<PathBuf> {
+    fs::write(
+        content.join("large"),
+        vec![b'x'; usize::try_from(BODY_BYTES)?],
+    )?;
+    fs::File::create(content.join("stalled"))?.set_len(STALLED_BYTES)?;
+    // Workers do not run as root.
+    fs::set_permissions(content, fs::Permissions::from_mode(0o755))?;
+    let listen: String = backends
+        .iter()
+        .map(|backend| format!("listen {backend}; "))
+        .collect();
+    let (folder_name, content_name) = (folder.display(), content.display());
+    // nginx answers `return` before it has read a body, but reads it completely before it passes
+    // the request on. The body stays in memory.
+    let text = format!(
+        "daemon off; worker_processes 1; worker_rlimit_nofile 40000;
+pid {folder_name}/backend.pid; error_log /dev/null;
+events {{ worker_connections 32768; }}
+http {{
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; sendfile on;
+  client_max_body_size 0; client_body_buffer_size {BODY_BYTES}; client_body_temp_path {folder_name}/backend-body;
+  upstream answers {{ server 127.0.0.1:8079; keepalive 16; }}
+  server {{
+    {listen} listen {grown};
+    location / {{ return 200 \"hello\\n\"; }}
+    location = /large {{ root {content_name}; }}
+    location = /stalled {{ root {content_name}; }}
+    location = /upload {{
+      proxy_pass http://answers; proxy_pass_request_body off;
+      proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Content-Length \"\";
+    }}
+  }}
+  server {{ listen 127.0.0.1:8079; location / {{ return 200 \"hello\\n\"; }} }}
+}}
+"
+    );
+    write(folder, "backend.conf", &text)
+}
+
+/// Writes the configuration of the peer nginx. As in the other peers, TLS 1.3 is on and bodies
+/// stream, instead of through temporary files.
+pub fn nginx(folder: &Path, port: u16, serving: &Pair, backends: &[SocketAddr]) -> Result<PathBuf> {
+    let servers: String = backends
+        .iter()
+        .map(|backend| format!("server {backend}; "))
+        .collect();
+    let folder_name = folder.display();
+    let text = format!(
+        "daemon off; worker_processes 2;
+pid {folder_name}/nginx-{port}.pid; error_log /dev/null;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; keepalive_requests 1000000000;
+  client_max_body_size 0; client_body_temp_path {folder_name}/nginx-body;
+  proxy_request_buffering off; proxy_max_temp_file_size 0; proxy_temp_path {folder_name}/nginx-proxy;
+  upstream backends {{ {servers} keepalive 64; keepalive_requests 1000000000; }}
+  server {{
+    listen 127.0.0.1:{port} ssl http2; ssl_protocols TLSv1.2 TLSv1.3;
+    ssl_certificate {}; ssl_certificate_key {};
+    location / {{ proxy_pass http://backends; proxy_http_version 1.1; proxy_set_header Connection \"\"; }}
+  }}
+}}
+",
+        serving.certificate.display(),
+        serving.key.display()
+    );
+    write(folder, &format!("nginx-{port}.conf"), &text)
+}
+
+/// Writes the configuration of HAProxy.
+pub fn haproxy(
+    folder: &Path,
+    port: u16,
+    serving: &Pair,
+    backends: &[SocketAddr],
+) -> Result<PathBuf> {
+    let both = fs::read_to_string(&serving.certificate)? + &fs::read_to_string(&serving.key)?;
+    let pem = write(folder, "haproxy.pem", &both)?;
+    let servers: String = backends
+        .iter()
+        .enumerate()
+        .map(|(i, backend)| format!("  server s{i} {backend}\n"))
+        .collect();
+    let text = format!(
+        "global
+  nbthread 2
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 5m
+  timeout server 5m
+frontend f
+  bind 127.0.0.1:{port} ssl crt {} alpn h2,http/1.1
+  default_backend b
+backend b
+  balance roundrobin
+{servers}",
+        pem.display()
+    );
+    write(folder, &format!("haproxy-{port}.cfg"), &text)
+}
+
+/// Writes a file and returns its path.
+pub fn write(folder: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    fs::write(&path, text)?;
+    Ok(path)
+}

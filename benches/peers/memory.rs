@@ -1,0 +1,126 @@
+//! Resident memory per open connection: the slope between two numbers of connections of a process
+//! that was started for it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::http1::{Connection, client_config, head};
+use crate::peer::Peer;
+use crate::process::resident_kib;
+use crate::stage::{SMALL, STALLED, Stage};
+use crate::workloads::Held;
+
+/// Opens connections to all peers, first a few for what the first ones cost alone, then `count`
+/// more. Returns the KiB per connection of each peer.
+///
+/// # Errors
+/// Returns an error if a connection does not reach its state, or does not hold it until the end.
+pub async fn per_connection(stage: &Stage, peers: &[Peer], held: Held) -> Result<Vec<f64>> {
+    let (first, count) = match held {
+        Held::Idle => (200, 1000),
+        Held::Stalled => (16, 64),
+    };
+    let mut groups = Vec::new();
+    for peer in peers {
+        groups.push(open(stage, peer, held, first).with_context(|| peer.name)?);
+    }
+    let before = settled(peers).await?;
+    for (peer, group) in peers.iter().zip(&mut groups) {
+        group.extend(open(stage, peer, held, count).with_context(|| peer.name)?);
+    }
+    let after = settled(peers).await?;
+    for (peer, group) in peers.iter().zip(groups) {
+        check(stage, peer, held, group).with_context(|| peer.name)?;
+    }
+    let slope = |(before, after): (&f64, &f64)| (after - before) / f64::from(count);
+    Ok(before.iter().zip(&after).map(slope).collect())
+}
+
+fn open(stage: &Stage, peer: &Peer, held: Held, count: u32) -> Result<Vec<Connection>> {
+    /// The response is larger than this and the largest send buffer of the kernel.
+    const STALLED_RECEIVE_BUFFER: usize = 64 << 10;
+    let config = client_config(&stage.cluster.ca.file, true)?;
+    let request = request(stage, peer, held);
+    let one = |_| {
+        Ok(match held {
+            Held::Idle => {
+                let mut connection = Connection::open(&config, peer.address)?;
+                connection.exchange(&request)?;
+                connection
+            }
+            Held::Stalled => {
+                let mut connection =
+                    Connection::open_small(&config, peer.address, STALLED_RECEIVE_BUFFER)?;
+                connection.begin(&request)?;
+                connection
+            }
+        })
+    };
+    (0..count).map(one).collect()
+}
+
+/// Checks that the connections still work, so that none was measured after its peer had given it
+/// up.
+fn check(stage: &Stage, peer: &Peer, held: Held, connections: Vec<Connection>) -> Result<()> {
+    /// More than the kernel can have buffered.
+    const MORE_BYTES: u64 = 16 << 20;
+    /// Number of downloads that are continued.
+    const CONTINUED: usize = 4;
+    let request = request(stage, peer, held);
+    match held {
+        Held::Idle => {
+            for mut connection in connections {
+                connection.exchange(&request)?;
+            }
+        }
+        Held::Stalled => {
+            // The last ones first: the others go on waiting.
+            for mut connection in connections.into_iter().rev().take(CONTINUED) {
+                connection.skip(MORE_BYTES)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn request(stage: &Stage, peer: &Peer, held: Held) -> Vec<u8> {
+    let suffix = match held {
+        Held::Idle => SMALL,
+        Held::Stalled => STALLED,
+    };
+    head("GET", &peer.path(suffix), &stage.token, "")
+}
+
+/// Waits until the memory of all peers is steady, because allocators return freed pages within
+/// seconds, and returns it.
+async fn settled(peers: &[Peer]) -> Result<Vec<f64>> {
+    const INTERVAL: Duration = Duration::from_millis(500);
+    /// Number of intervals without a change.
+    const STEADY: u32 = 6;
+    const MAX_INTERVALS: u32 = 50;
+    const SAME_KIB: f64 = 128.0;
+    let read = || -> Result<Vec<f64>> {
+        peers
+            .iter()
+            .map(|peer| resident_kib(&peer.process.ids()))
+            .collect()
+    };
+    let (mut last, mut steady) = (read()?, 0);
+    for _ in 0..MAX_INTERVALS {
+        tokio::time::sleep(INTERVAL).await;
+        let now = read()?;
+        let is_same = |(now, last): (&f64, &f64)| (now - last).abs() <= SAME_KIB;
+        if now.iter().zip(&last).all(is_same) {
+            steady += 1;
+        } else {
+            (last, steady) = (now, 0);
+        }
+        if steady == STEADY {
+            break;
+        }
+    }
+    let now = read()?;
+    ensure!(!now.is_empty(), "there are peers");
+    Ok(now)
+}
