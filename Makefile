@@ -1,9 +1,9 @@
-# Targets for people and CI. `make test` runs all tests; it needs Rust, and for e2e root, Go, Node, curl and Chromium.
-# `make lint` needs Go and Python too.
+# Targets for people and CI. `make test` runs all tests; it needs Rust and valgrind, and for e2e root, Go, Node, curl and
+# Chromium. `make lint` needs Go and Python too.
 
 CARGO ?= cargo
 
-.PHONY: help run build test unit e2e fmt lint advisories bench fuzz image schema reference compatibility
+.PHONY: help run build test unit e2e fmt lint advisories bench gate fuzz image schema reference compatibility
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -11,10 +11,13 @@ help: ## Lists the targets
 run: ## The demo: a built-in cluster with backends on loopback, and curl commands to try
 	$(CARGO) run -- demo
 
-test: unit e2e ## All tests
+test: unit gate e2e ## All tests
 
 unit: ## Tests that need neither root nor Go
 	$(CARGO) test --locked --lib --bins --test config --test compatibility --test contract --test cli --test demo --test proxy --test retry --test edge --test codec --test bounds
+
+gate: ## Instructions and allocations per request against their limits (valgrind); UPDATE_GATE=1 records them
+	$(CARGO) test --locked --test gate -- --nocapture
 
 e2e: ## Against a real control plane, with common clients (root; Go, Node, curl, Chromium)
 	$(CARGO) test --locked --test e2e

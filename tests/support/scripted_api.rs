@@ -1,5 +1,5 @@
-//! A server that stands in for the Kubernetes API over plain HTTP. Lists are empty and watches
-//! silent. It responds only to reviews of some tokens, and counts pending reviews.
+//! A server that stands in for the Kubernetes API over plain HTTP. Watches are silent. It responds
+//! only to reviews of some tokens, and counts pending reviews.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,6 +21,8 @@ use tokio::net::TcpListener;
 /// Prefix of the valid tokens, whose users are denied all access. Reviews of other tokens get no
 /// response.
 pub const VALID_TOKEN_PREFIX: &str = "good";
+/// Valid token whose user is allowed all access.
+pub const ALLOWED_TOKEN: &str = "good-and-allowed";
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -32,6 +34,7 @@ pub struct ScriptedApi {
 
 #[derive(Debug, Default)]
 struct Counts {
+    objects: Vec<Value>,
     pending: AtomicUsize,
     max_pending: AtomicUsize,
     reviews: AtomicU64,
@@ -56,14 +59,25 @@ impl Drop for PendingReview {
 }
 
 impl ScriptedApi {
-    /// Starts the server.
+    /// Starts the server with empty lists.
     ///
     /// # Errors
     /// Returns an error if no loopback port is free.
     pub async fn start() -> Result<Self> {
+        Self::serving(Vec::new()).await
+    }
+
+    /// Starts the server with objects, which have their `kind`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn serving(objects: Vec<Value>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let counts = Arc::<Counts>::default();
+        let counts = Arc::new(Counts {
+            objects,
+            ..Counts::default()
+        });
         let shared = Arc::clone(&counts);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -152,7 +166,12 @@ async fn respond(request: Request<Incoming>, counts: &Arc<Counts>) -> Response<B
     } else {
         "v1"
     };
-    let list = json!({"kind": kind, "apiVersion": group, "metadata": {"resourceVersion": "1"}, "items": []});
+    let is_listed = |object: &&Value| {
+        let item = kind.strip_suffix("List").unwrap_or_default();
+        object["kind"].as_str() == Some(item)
+    };
+    let items: Vec<_> = counts.objects.iter().filter(is_listed).collect();
+    let list = json!({"kind": kind, "apiVersion": group, "metadata": {"resourceVersion": "1"}, "items": items});
     json_response(&list)
 }
 
@@ -165,7 +184,10 @@ async fn respond_to_review(mut review: Value, counts: &Arc<Counts>) -> Response<
             let _pending = PendingReview::new(counts);
             std::future::pending::<()>().await;
         }
-        None => review["status"] = json!({"allowed": false}),
+        None => {
+            let allowed = review["spec"]["user"].as_str() == Some(ALLOWED_TOKEN);
+            review["status"] = json!({"allowed": allowed});
+        }
     }
     json_response(&review)
 }
