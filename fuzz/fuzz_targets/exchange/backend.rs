@@ -1,13 +1,16 @@
-//! A backend that reads requests strictly, records violations, and sends the responses of the
-//! input.
+//! A backend that reads requests strictly, records violations, and sends the answers of the input.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Mutex, MutexGuard};
 
-use super::input::{Answer, Case, Request, raw};
+use super::answer::{Answer, Prediction, predict};
+use super::input::{Request, pieces};
 use super::strict::{self, Head};
+use super::upload::Upload;
+use crate::message::Framing;
+use crate::reference;
 
 /// A request that was cut may reach the backend while other inputs run; on a busy machine many do.
 const MAX_REMEMBERED: usize = 10_000;
@@ -22,7 +25,6 @@ pub struct Backend {
 
 #[derive(Default)]
 struct State {
-    answer: Option<Answer>,
     /// Newest first.
     expected: VecDeque<Expected>,
     violations: Vec<String>,
@@ -35,6 +37,10 @@ struct Expected {
     method: &'static str,
     target: String,
     attempts: u8,
+    upload: Upload,
+    answer: Answer,
+    /// The answer as it was sent.
+    sent: Option<Prediction>,
 }
 
 impl Backend {
@@ -67,8 +73,8 @@ impl Backend {
         self.state.lock().expect("a panic ends the process")
     }
 
-    /// Sets the requests and the responses of the next input.
-    pub fn expect(&self, case: &Case, requests: &[Request]) {
+    /// Sets the requests of the next input and their bodies.
+    pub fn expect(&self, requests: &[Request], uploads: impl Fn(&Request) -> Option<Upload>) {
         let expected = requests.iter().filter_map(|request| {
             let (reader, target) = request.expected.clone()?;
             Some(Expected {
@@ -77,14 +83,26 @@ impl Backend {
                 method: request.method,
                 target,
                 attempts: MAX_ATTEMPTS,
+                upload: uploads(request)?,
+                answer: request.answer.clone(),
+                sent: None,
             })
         });
         let mut state = self.state();
-        state.answer = Some(case.answer.clone());
         for request in expected {
             state.expected.push_front(request);
         }
         state.expected.truncate(MAX_REMEMBERED);
+    }
+
+    /// Returns the final response that was sent for a request.
+    pub fn sent(&self, number: u64) -> Option<Prediction> {
+        let state = self.state();
+        let expected = state
+            .expected
+            .iter()
+            .find(|expected| expected.number == number);
+        expected?.sent.clone()
     }
 
     pub fn violations(&self) -> Vec<String> {
@@ -109,25 +127,36 @@ impl Backend {
                     None => return Ok(()),
                 }
             };
-            self.check(&head, reader)
+            let (answer, upload) = self
+                .check(&head, reader)
                 .map_err(|fault| wrong(fault, &buffer))?;
-            let length = loop {
+            let mut is_kept = answer.early && self.answer(&mut stream, &head, &answer);
+            let body = loop {
                 match strict::body(&buffer[length..], head.framing)
                     .map_err(|fault| wrong(fault, &buffer))?
                 {
-                    Some(body) => break length + body,
+                    Some(body) => break body,
                     None if read(&mut stream, &mut buffer) => {}
                     None => return Ok(()),
                 }
             };
-            if buffer.len() > length {
+            check_upload(&upload, &buffer[length..length + body], head.framing)
+                .map_err(|fault| wrong(fault, &buffer))?;
+            // After an early answer the next request may follow already.
+            if buffer.len() > length + body && !is_kept && head.upgrade.is_none() {
                 return Err(wrong(
-                    format!("{} bytes behind the request", buffer.len() - length),
+                    format!("{} bytes behind the request", buffer.len() - length - body),
                     &buffer,
                 ));
             }
-            buffer.clear();
-            if !self.answer(&mut stream, &head) {
+            buffer.drain(..length + body);
+            if !answer.early {
+                is_kept = self.answer(&mut stream, &head, &answer);
+            }
+            if !is_kept {
+                // After a 101 the bytes belong to the tunnel; otherwise the bastion closes. Reading
+                // to the end avoids a reset.
+                while read(&mut stream, &mut Vec::new()) {}
                 return Ok(());
             }
         }
@@ -135,7 +164,7 @@ impl Backend {
 
     /// Checks that the request was sent, to this target, and not more often than the bastion
     /// retries.
-    fn check(&self, head: &Head, reader: bool) -> Result<(), String> {
+    fn check(&self, head: &Head, reader: bool) -> Result<(Answer, Upload), String> {
         if reader && !matches!(&*head.method, "GET" | "HEAD") {
             return Err(format!("{} by a caller that may only get", head.method));
         }
@@ -163,61 +192,54 @@ impl Backend {
             .attempts
             .checked_sub(1)
             .ok_or("a request is sent too often")?;
-        Ok(())
+        Ok((sent.answer.clone(), sent.upload.clone()))
     }
 
-    /// Sends a response. Returns true if the connection stays open.
-    fn answer(&self, stream: &mut TcpStream, head: &Head) -> bool {
-        let answer = self.state().answer.clone();
-        let ok = "HTTP/1.1 200 OK\r\n";
-        let (begin, end, goes_on): (String, &str, bool) = match answer {
-            None | Some(Answer::Length) => (format!("{ok}Content-Length: 2\r\n\r\n"), "ok", true),
-            Some(Answer::Chunked) => {
-                let begin = format!("{ok}Transfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n");
-                (begin, "2\r\nok\r\n0\r\nX-T: t\r\n\r\n", true)
-            }
-            Some(Answer::UntilClose) => (format!("{ok}\r\n"), "ok", false),
-            Some(Answer::Early) => {
-                let early = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
-                (format!("{early}{ok}Content-Length: 2\r\n\r\n"), "ok", true)
-            }
-            Some(Answer::Redirect) => (
-                "HTTP/1.1 302 Found\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n".into(),
-                "",
-                true,
-            ),
-            Some(Answer::Page) => {
-                let page = "<a href=/a>a</a>";
-                (
-                    format!(
-                        "{ok}Content-Type: text/html\r\nContent-Length: {}\r\n\r\n",
-                        page.len()
-                    ),
-                    page,
-                    true,
-                )
-            }
-            Some(Answer::Switch) => {
-                let protocol = head.upgrade.as_deref().unwrap_or("websocket");
-                let begin = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ";
-                (format!("{begin}{protocol}\r\n\r\n"), "hello", false)
-            }
-            Some(Answer::Nothing) => (String::new(), "", false),
-            Some(Answer::Raw(bytes)) => {
-                let _ = stream.write_all(&raw(&bytes));
-                (String::new(), "", false)
-            }
-        };
-        // A response to HEAD has no body: its bytes would be the next response.
-        let end = if head.method == "HEAD" { "" } else { end };
-        let sent = stream.write_all([&begin, end].concat().as_bytes()).is_ok();
-        if !goes_on {
-            let _ = stream.shutdown(std::net::Shutdown::Write);
-            // After a 101 the bytes belong to the tunnel; otherwise the bastion closes. Reading to
-            // the end avoids a reset.
-            while read(stream, &mut Vec::new()) {}
+    /// Sends an answer. Returns true if the connection stays open.
+    fn answer(&self, stream: &mut TcpStream, head: &Head, answer: &Answer) -> bool {
+        let bytes = answer.bytes(head.number, head.upgrade.as_deref());
+        let sent = predict(&bytes, &head.method);
+        let is_kept = answer.keep
+            && sent
+                .as_ref()
+                .is_some_and(|sent| sent.is_complete && sent.is_delimited);
+        if let Some(expected) = self
+            .state()
+            .expected
+            .iter_mut()
+            .find(|expected| expected.number == head.number)
+        {
+            expected.sent = sent;
         }
-        sent && goes_on
+        for piece in pieces(&bytes, answer.pieces) {
+            if stream.write_all(piece).is_err() {
+                return false;
+            }
+        }
+        if !is_kept {
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        is_kept
+    }
+}
+
+/// Checks a body that was received completely.
+fn check_upload(upload: &Upload, bytes: &[u8], framing: strict::Framing) -> Result<(), String> {
+    let framing = match framing {
+        strict::Framing::None => Framing::Empty,
+        strict::Framing::Length(length) => Framing::of_length(length as u64),
+        strict::Framing::Chunked => Framing::Chunked,
+    };
+    let body = reference::body(bytes, framing, false).0.data;
+    match upload {
+        Upload::Unknown => Ok(()),
+        Upload::Incomplete => Err("a complete body of one that is malformed or incomplete".into()),
+        Upload::Complete(sent) if *sent == body => Ok(()),
+        Upload::Complete(sent) => Err(format!(
+            "the body {} of {}",
+            body.escape_ascii(),
+            sent.escape_ascii()
+        )),
     }
 }
 

@@ -4,96 +4,95 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use super::input::{Request, find, raw};
+use super::input::{Request, pieces, raw};
+use super::responses::{self, End, Received};
 use super::world::{READER, World};
 
 /// Responses on loopback arrive much earlier. After it, an incomplete request counts as lost.
 const SILENCE: Duration = Duration::from_millis(30);
 /// The bastion closes the connection after the client has closed its side; only a very busy machine
 /// takes longer.
-const END: Duration = Duration::from_secs(30);
+const MAX_END: Duration = Duration::from_secs(30);
 
-/// Sends all requests and reads until the bastion ends the connection.
-pub fn exchange(world: &World, requests: &[Request], surplus: &[u8]) {
-    let mut bytes = requests
+/// Returns what a client sends.
+pub fn bytes(requests: &[Request], surplus: &[u8]) -> Vec<u8> {
+    let mut bytes: Vec<u8> = requests
         .iter()
         .flat_map(|request| request.http1.iter().copied())
-        .collect::<Vec<u8>>();
+        .collect();
     bytes.extend(raw(surplus));
+    bytes
+}
+
+/// Sends the bytes of all requests, reads until the bastion ends the connection, and checks the
+/// responses.
+pub fn exchange(world: &World, requests: &[Request], bytes: &[u8], size: u8) -> Result<(), String> {
     if bytes.is_empty() {
-        return;
+        return Ok(());
     }
-    let methods: Vec<&str> = requests.iter().map(|request| request.method).collect();
     let mut stream = TcpStream::connect(world.insecure).expect("the bastion accepts");
     let _ = stream.set_nodelay(true);
     // The bastion may have rejected the first bytes and closed already.
-    let _ = stream.write_all(&bytes);
-    let _ = stream.set_read_timeout(Some(SILENCE));
+    let is_written = pieces(bytes, size)
+        .into_iter()
+        .all(|piece| stream.write_all(piece).is_ok());
     let mut answers = Vec::new();
-    let mut ended = false;
-    loop {
-        let mut buffer = [0; 4096];
-        let over = match stream.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(length) => {
-                answers.extend_from_slice(&buffer[..length]);
-                count(&answers, &methods) >= requests.len()
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                assert!(
-                    !ended,
-                    "the bastion holds a connection that its client has ended: {bytes:?}"
-                );
-                true
-            }
-            Err(_) => return,
-        };
-        if over && !ended {
-            ended = true;
-            let _ = stream.shutdown(Shutdown::Write);
-            let _ = stream.set_read_timeout(Some(END));
-        }
+    let end = receive(&mut stream, requests, &mut answers);
+    let shown = |fault| {
+        format!(
+            "{fault}\nin what the client got: {}",
+            answers.escape_ascii()
+        )
+    };
+    let mut end = end.map_err(shown)?;
+    if !is_written && end == End::Closed {
+        // The write took the error of a reset, so that the reads saw the end only.
+        end = End::Reset;
     }
+    for response in responses::read(&answers, requests, end).map_err(shown)? {
+        response
+            .check(|number| world.backend.sent(number))
+            .map_err(shown)?;
+    }
+    Ok(())
 }
 
-/// Number of complete responses, to know when to stop reading.
-fn count(mut bytes: &[u8], methods: &[&str]) -> usize {
-    let mut count = 0;
-    while let Some(end) = find(bytes, b"\r\n\r\n") {
-        let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
-        bytes = &bytes[end + 4..];
-        // A body of the input may contain bytes that resemble its end.
-        let status: Option<u16> = head
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok());
-        let Some(status) = status else { return count };
-        if status == 101 {
-            // Only the tunnel follows.
-            return usize::MAX;
-        }
-        if status < 200 {
-            continue;
-        }
-        let value = |name: &str| {
-            head.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+/// Reads to the end of the connection.
+fn receive(
+    stream: &mut TcpStream,
+    requests: &[Request],
+    answers: &mut Vec<u8>,
+) -> Result<End, String> {
+    let _ = stream.set_read_timeout(Some(SILENCE));
+    let mut is_shut_down = false;
+    loop {
+        let mut buffer = [0; 4096];
+        let is_over = match stream.read(&mut buffer) {
+            Ok(0) => return Ok(End::Closed),
+            Ok(length) => {
+                answers.extend_from_slice(&buffer[..length]);
+                let received = responses::read(answers, requests, End::Open)?;
+                received.iter().any(Received::is_upgrade)
+                    || received
+                        .iter()
+                        .filter(|response| response.is_complete())
+                        .count()
+                        >= requests.len()
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                if is_shut_down {
+                    return Err("the bastion holds a connection that its client has ended".into());
+                }
+                true
+            }
+            Err(_) => return Ok(End::Reset),
         };
-        let length = if methods.get(count) == Some(&"HEAD") || matches!(status, 204 | 304) {
-            Some(0)
-        } else if value("transfer-encoding").is_some() {
-            find(bytes, b"0\r\n").and_then(|at| Some(at + find(&bytes[at..], b"\r\n\r\n")? + 4))
-        } else {
-            // Without a length it ends with the connection.
-            value("content-length")
-                .and_then(|length| length.parse().ok())
-                .filter(|length| *length <= bytes.len())
-        };
-        let Some(length) = length else { return count };
-        bytes = &bytes[length..];
-        count += 1;
+        if is_over && !is_shut_down {
+            is_shut_down = true;
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.set_read_timeout(Some(MAX_END));
+        }
     }
-    count
 }
 
 /// Sends requests until the bastion has loaded the objects.

@@ -1,14 +1,16 @@
 //! The HTTP/2 client, frame by frame, because a library does not send malformed frames (RFC 9113,
 //! RFC 7541).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustls::{ClientConnection, StreamOwned};
 
+use super::answer::tag_of;
 use super::input::Request;
+use super::responses;
 use super::world::World;
 
 const DATA: u8 = 0;
@@ -37,8 +39,18 @@ pub struct Connection {
     read: Vec<u8>,
 }
 
-/// Sends all requests as streams of one connection and reads until each is over.
-pub fn exchange(world: &World, requests: &[Request]) {
+/// Body of a response.
+#[derive(Default)]
+struct Received {
+    number: u64,
+    body: Vec<u8>,
+    /// The stream ended without an error.
+    is_complete: bool,
+}
+
+/// Sends all requests as streams of one connection, reads until each is over, and checks the
+/// bodies of the responses.
+pub fn exchange(world: &World, requests: &[Request]) -> std::result::Result<(), String> {
     let mut kept = world.http2.lock().expect("a panic ends the process");
     let mut connection = match kept.take().filter(|connection| connection.uses < MAX_USES) {
         Some(connection) => connection,
@@ -46,9 +58,39 @@ pub fn exchange(world: &World, requests: &[Request]) {
     };
     connection.uses += 1;
     // A connection error of the input closes the connection; the next input opens another.
-    if connection.exchange(requests).is_ok() {
+    let mut received = BTreeMap::new();
+    if connection.exchange(requests, &mut received).is_ok() {
         *kept = Some(connection);
     }
+    received
+        .values()
+        .try_for_each(|received| check(world, requests, received))
+}
+
+/// Heads are compressed and not read: a response is recognized by the tag in its body.
+fn check(
+    world: &World,
+    requests: &[Request],
+    received: &Received,
+) -> std::result::Result<(), String> {
+    let Some(tag) = tag_of(&received.body) else {
+        return Ok(());
+    };
+    if tag != received.number {
+        return Err(format!("the body of {tag} for {}", received.number));
+    }
+    let sent = world
+        .backend
+        .sent(tag)
+        .ok_or("a response that the backend did not send, or malformed")?;
+    let is_tunnel = sent.status == 101
+        && requests
+            .iter()
+            .any(|request| request.number == tag && request.method == "CONNECT");
+    if is_tunnel {
+        return Ok(());
+    }
+    responses::check_body(&received.body, received.is_complete, &sent)
 }
 
 impl Connection {
@@ -73,10 +115,21 @@ impl Connection {
         Ok(connection)
     }
 
-    fn exchange(&mut self, requests: &[Request]) -> Result<()> {
+    fn exchange(
+        &mut self,
+        requests: &[Request],
+        received: &mut BTreeMap<u32, Received>,
+    ) -> Result<()> {
         let mut open = BTreeSet::new();
         for request in requests {
             open.insert(self.next);
+            received.insert(
+                self.next,
+                Received {
+                    number: request.number,
+                    ..Received::default()
+                },
+            );
             self.request(self.next, request)?;
             self.next += 2;
         }
@@ -86,9 +139,14 @@ impl Connection {
             match self.frame() {
                 Ok((kind, flags, id, payload)) => {
                     deadline = Instant::now() + SILENCE;
-                    if kind == RST_STREAM
-                        || (matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0)
-                    {
+                    let ends = matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0;
+                    if let Some(received) = received.get_mut(&id) {
+                        if kind == DATA {
+                            received.body.extend_from_slice(&payload);
+                        }
+                        received.is_complete |= ends;
+                    }
+                    if kind == RST_STREAM || ends {
                         open.remove(&id);
                     }
                     self.handle(kind, flags, &payload)?;

@@ -1,10 +1,11 @@
-//! An input: a few requests on one connection, and the responses of the backend.
+//! An input: a few requests on one connection, and the answer of the backend to each.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbitrary::Arbitrary;
 use kube_bastion::model::Target;
 
+use super::answer::Answer;
 use super::world::{READER, TOKEN, WRITER};
 
 /// Name and value of a header or trailer field.
@@ -13,23 +14,39 @@ type Pair = (Vec<u8>, Vec<u8>);
 /// Maximum number of requests on one connection.
 const MAX_REQUESTS: usize = 3;
 /// Maximum number of fields of a request, so that its head fits into one HTTP/2 frame.
-const MAX_FIELDS: usize = 40;
+pub const MAX_FIELDS: usize = 40;
 const MAX_RAW_BYTES: usize = 300;
 
 const METHODS: [&str; 12] = [
     "GET", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "get",
     "PRI",
 ];
-const VERSIONS: [&str; 4] = ["HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0"];
-const ORIGINS: [&str; 6] = [
+// Most choices are valid, so that most requests are read further.
+const VERSIONS: [&str; 8] = [
+    "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/1.0", "HTTP/2.0",
+];
+const ORIGINS: [&str; 12] = [
+    "",
+    "",
+    "",
+    "",
+    "",
     "",
     "",
     "http://bastion.example",
+    "HTTPS://[::1]:8443",
     "https://u:p@bastion.example",
     "http://bastion.example:99999",
     "http://[::1",
 ];
-const HOSTS: [&str; 8] = [
+const HOSTS: [&str; 15] = [
+    "bastion.example",
+    "bastion.example",
+    "bastion.example",
+    "bastion.example",
+    "bastion.example",
+    "bastion.example",
+    "bastion.example",
     "bastion.example",
     "bastion.example",
     "bastion.example:8443",
@@ -39,7 +56,7 @@ const HOSTS: [&str; 8] = [
     "u:p@bastion.example/x?y#z",
     "bastion.example:port",
 ];
-const NAMES: [&str; 42] = [
+const NAMES: [&str; 45] = [
     "Accept-Encoding",
     "Authorization",
     "Connection",
@@ -48,6 +65,7 @@ const NAMES: [&str; 42] = [
     "Content-Type",
     "Content_Length",
     "Cookie",
+    "Date",
     "Expect",
     "HTTP2-Settings",
     "Host",
@@ -57,6 +75,7 @@ const NAMES: [&str; 42] = [
     "Impersonate_User",
     "Keep-Alive",
     "Keep_Alive",
+    "Location",
     "Proxy-Authorization",
     "Proxy-Connection",
     "Proxy_Authorization",
@@ -64,6 +83,7 @@ const NAMES: [&str; 42] = [
     "Sec-WebSocket-Key",
     "Sec-WebSocket-Protocol",
     "Sec-WebSocket-Version",
+    "Set-Cookie",
     "TE",
     "Trailer",
     "Transfer-Encoding",
@@ -83,7 +103,7 @@ const NAMES: [&str; 42] = [
     "X_Remote_Extra_a",
     "X_Remote_User",
 ];
-const VALUES: [&[u8]; 40] = [
+const VALUES: [&[u8]; 43] = [
     b"",
     b"0",
     b"1",
@@ -124,35 +144,41 @@ const VALUES: [&[u8]; 40] = [
     b"content-length, x-a",
     b"\xe4\xf6\xfc",
     b"13",
+    b"5, 5, 5",
+    b"/a",
+    b"text/html",
 ];
 const SEPARATORS: [&str; 8] = [": ", ": ", ": ", ":", " : ", "\t: ", ":\r\n ", ":\n\t"];
-const LINE_ENDS: [&str; 7] = ["\r\n", "\r\n", "\r\n", "\n", "\r", "\r\r\n", "\0\r\n"];
-const CHUNK_SUFFIXES: [&str; 9] = ["", "", ";a=b", ";a=\"\r\n\"", " ", "\t", ";\n", "g", "\r"];
+pub const LINE_ENDS: [&str; 7] = ["\r\n", "\r\n", "\r\n", "\n", "\r", "\r\r\n", "\0\r\n"];
+const CHUNK_SUFFIXES: [&str; 17] = [
+    "",
+    "",
+    "",
+    ";a",
+    ";a=b",
+    " ;\ta = b;c",
+    ";a=\"b\\\"\"",
+    ";a=\"\r\n\"",
+    ";",
+    ";a=",
+    ";a b",
+    " ",
+    "\t",
+    ";\n",
+    "g",
+    "\r",
+    "\x0b",
+];
 const CHUNK_PREFIXES: [&str; 6] = ["", "", "0", "+", "0x", "0000000000000000"];
 
 #[derive(Arbitrary, Clone, Debug)]
 pub struct Case {
     pub http2: bool,
-    pub answer: Answer,
     list: Vec<RequestInput>,
     /// Bytes after the last HTTP/1.1 request.
     pub surplus: Vec<u8>,
-}
-
-/// A response of the backend.
-#[derive(Arbitrary, Clone, Debug)]
-pub enum Answer {
-    Length,
-    Chunked,
-    UntilClose,
-    /// A 101, requested or not.
-    Switch,
-    Early,
-    Redirect,
-    Page,
-    /// The connection closes without a response.
-    Nothing,
-    Raw(Vec<u8>),
+    /// Size of the pieces in which the client sends; 0 for one piece.
+    pub pieces: u8,
 }
 
 #[derive(Arbitrary, Clone, Debug)]
@@ -168,11 +194,12 @@ struct RequestInput {
     body: Body,
     /// For HTTP/2: a bit each for `:scheme`, `:authority`, a second `:path`, `:protocol`.
     pseudo: u8,
+    answer: Answer,
 }
 
 /// A header or trailer field.
 #[derive(Arbitrary, Clone, Debug)]
-enum Field {
+pub enum Field {
     Known {
         name: u8,
         value: u8,
@@ -194,7 +221,7 @@ enum Field {
 }
 
 #[derive(Arbitrary, Clone, Debug)]
-enum Body {
+pub enum Body {
     None,
     /// With a length that may be wrong.
     Length {
@@ -211,19 +238,25 @@ enum Body {
 }
 
 #[derive(Arbitrary, Clone, Debug)]
-struct Chunk {
+pub struct Chunk {
     bytes: Vec<u8>,
     prefix: u8,
     suffix: u8,
+    /// Ends of the line with the size and of the data.
+    ends: Option<(u8, u8)>,
     wrong_by: Option<i8>,
 }
 
 /// One request, ready to be sent in either version.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Number in its `X-Case` field, which identifies it at the backend.
+    /// Number in its `X-Case` field, which identifies it at the backend, and in its `Audit-Id`,
+    /// which the bastion returns.
     pub number: u64,
     pub method: &'static str,
+    pub is_http10: bool,
+    pub offers_upgrade: bool,
+    pub answer: Answer,
     /// The request that the backend may receive, if any: true for the port of the reader, and the
     /// request target.
     pub expected: Option<(bool, String)>,
@@ -271,7 +304,7 @@ impl Field {
         }
     }
 
-    fn line(&self) -> Vec<u8> {
+    pub fn line(&self) -> Vec<u8> {
         let (name, value, separator, end) = self.parts();
         [&name[..], separator.as_bytes(), &value, end.as_bytes()].concat()
     }
@@ -326,11 +359,12 @@ impl RequestInput {
             .bytes(),
         );
         http1.extend_from_slice(&authorization);
-        http1.extend(format!("\r\nX-Case: {number}\r\n").bytes());
+        http1.extend(format!("\r\nX-Case: {number}\r\nAudit-Id: {number}\r\n").bytes());
         for field in self.fields.iter().take(MAX_FIELDS) {
             http1.extend(field.line());
         }
-        self.body.write(&mut http1);
+        let head = http1.to_ascii_lowercase();
+        self.body.write(&mut http1, b"");
 
         let mut http2: Vec<(Vec<u8>, Vec<u8>)> =
             vec![(b":method".into(), method.into()), (b":path".into(), path)];
@@ -346,6 +380,9 @@ impl RequestInput {
         Request {
             number,
             method,
+            is_http10: pick(&VERSIONS, self.version) == "HTTP/1.0",
+            offers_upgrade: find(&head, b"upgrade").is_some(),
+            answer: self.answer.clone(),
             expected,
             http1,
             http2,
@@ -356,12 +393,12 @@ impl RequestInput {
 }
 
 impl Body {
-    /// The framing fields, the end of the head, and the body.
-    fn write(&self, out: &mut Vec<u8>) {
+    /// The framing fields, the end of the head, and the body, which begins with `tag`.
+    pub fn write(&self, out: &mut Vec<u8>, tag: &[u8]) {
         match self {
             Self::None => out.extend(b"\r\n"),
             Self::Length { bytes, wrong_by } => {
-                let bytes = raw(bytes);
+                let bytes = [tag, &raw(bytes)].concat();
                 out.extend(
                     format!("Content-Length: {}\r\n\r\n", length(&bytes, *wrong_by)).bytes(),
                 );
@@ -373,16 +410,12 @@ impl Body {
                 trailers,
             } => {
                 out.extend(b"Transfer-Encoding: chunked\r\n\r\n");
+                if !tag.is_empty() {
+                    out.extend(format!("{:x}\r\n", tag.len()).bytes());
+                    out.extend([tag, b"\r\n"].concat());
+                }
                 for chunk in chunks.iter().take(8) {
-                    let bytes = raw(&chunk.bytes);
-                    let size = length(&bytes, chunk.wrong_by);
-                    let (prefix, suffix) = (
-                        pick(&CHUNK_PREFIXES, chunk.prefix),
-                        pick(&CHUNK_SUFFIXES, chunk.suffix),
-                    );
-                    out.extend(format!("{prefix}{size:x}{suffix}\r\n").bytes());
-                    out.extend(bytes);
-                    out.extend(b"\r\n");
+                    chunk.write(out);
                 }
                 if *last {
                     out.extend(b"0\r\n");
@@ -391,8 +424,7 @@ impl Body {
                 }
             }
             Self::Raw(bytes) => {
-                out.extend(b"\r\n");
-                out.extend(raw(bytes));
+                out.extend([b"\r\n", tag, &raw(bytes)].concat());
             }
         }
     }
@@ -416,6 +448,23 @@ impl Body {
     }
 }
 
+impl Chunk {
+    fn write(&self, out: &mut Vec<u8>) {
+        let bytes = raw(&self.bytes);
+        let size = length(&bytes, self.wrong_by);
+        let (prefix, suffix) = (
+            pick(&CHUNK_PREFIXES, self.prefix),
+            pick(&CHUNK_SUFFIXES, self.suffix),
+        );
+        let (size_end, data_end) = self.ends.map_or(("\r\n", "\r\n"), |(size, data)| {
+            (pick(&LINE_ENDS, size), pick(&LINE_ENDS, data))
+        });
+        out.extend(format!("{prefix}{size:x}{suffix}{size_end}").bytes());
+        out.extend(bytes);
+        out.extend(data_end.bytes());
+    }
+}
+
 /// Returns the request target that a backend may receive for a path with its query. It uses the
 /// path parser of the bastion, which has a separate fuzz target.
 fn expected(path: &[u8]) -> Option<String> {
@@ -433,17 +482,23 @@ fn length(bytes: &[u8], wrong_by: Option<i8>) -> usize {
         .saturating_add_signed(wrong_by.unwrap_or_default().into())
 }
 
-fn pick<T: Copy>(list: &[T], index: u8) -> T {
+pub fn pick<T: Copy>(list: &[T], index: u8) -> T {
     list[usize::from(index) % list.len()]
 }
 
-/// Returns bytes of the input without three texts: the token, because a backend that receives it
+/// Returns bytes of the input without some texts: the token, because a backend that receives it
 /// must have it from the bastion; the version of a request line, because raw bytes with a complete
-/// request line could take the token of the next request; and the name of the number, which
-/// `Connection` must not remove.
+/// request line could take the token of the next request; and the names of the fields with a number,
+/// which `Connection` must not remove.
 pub fn raw(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes[..bytes.len().min(MAX_RAW_BYTES)].to_vec();
-    for text in [TOKEN.as_bytes(), b"HTTP/1.", b"x-case"] {
+    for text in [
+        TOKEN.as_bytes(),
+        b"HTTP/1.",
+        b"x-case",
+        b"x-answer",
+        b"audit-id",
+    ] {
         while let Some(at) = bytes
             .windows(text.len())
             .position(|window| window.eq_ignore_ascii_case(text))
@@ -452,6 +507,21 @@ pub fn raw(bytes: &[u8]) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Cuts bytes into pieces of this size, or into one if it is 0. There are few pieces: the last is
+/// longer.
+pub fn pieces(bytes: &[u8], size: u8) -> Vec<&[u8]> {
+    const MAX_PIECES: usize = 16;
+    let mut pieces = Vec::new();
+    let mut rest = bytes;
+    while size > 0 && rest.len() > usize::from(size) && pieces.len() < MAX_PIECES {
+        let (piece, after) = rest.split_at(usize::from(size));
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces.push(rest);
+    pieces
 }
 
 pub fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {

@@ -1,21 +1,6 @@
 //! A strict reader of HTTP/1.1 requests (RFC 9112). Ambiguous requests are errors.
 
-/// Known deviations that the bastion still forwards. Remove a line with the change that makes the
-/// bastion reject such requests; then the strict reader rejects them, too.
-mod allowed {
-    /// Bytes of `Host` that are not a `uri-host [":" port]` (RFC 9110 section 7.2).
-    pub const ODD_HOST: bool = true;
-    /// Missing `Host`, if the client sent none over HTTP/1.0 or no `:authority` over HTTP/2.
-    pub const MISSING_HOST: bool = true;
-    /// Escapes in the path and the query that are not `%` and two hex digits.
-    pub const BAD_ESCAPES: bool = true;
-    /// Equal lengths in several `Content-Length` fields.
-    pub const EQUAL_LENGTHS: bool = true;
-    /// An empty `Content-Length`, which HTTP/2 clients may send with a request without a body.
-    pub const EMPTY_LENGTH: bool = true;
-    /// Fields in trailers that frame, route or authenticate (RFC 9110 section 6.5.1).
-    pub const FORBIDDEN_TRAILERS: bool = true;
-}
+use crate::reference;
 
 /// Bytes beyond RFC 3986 that kube-apiserver forwards, too: curl and Prometheus send them, and
 /// paths in UTF-8.
@@ -133,11 +118,22 @@ pub fn body(bytes: &[u8], framing: Framing) -> Result<Option<usize>, String> {
     match framing {
         Framing::None => Ok(Some(0)),
         Framing::Length(length) => Ok((bytes.len() >= length).then_some(length)),
-        Framing::Chunked => chunked(bytes),
+        Framing::Chunked => chunked(bytes, |name| {
+            check_name(name)?;
+            if SINGLE.contains(&name) || OWN.contains(&name) {
+                return Err(format!("{name} in trailers"));
+            }
+            Ok(())
+        }),
     }
 }
 
-fn chunked(bytes: &[u8]) -> Result<Option<usize>, String> {
+/// Returns the length of a chunked body, or `None` if it is incomplete. `check` gets the names of
+/// the trailers.
+pub fn chunked(
+    bytes: &[u8],
+    check: impl Fn(&str) -> Result<(), String>,
+) -> Result<Option<usize>, String> {
     let mut at = 0;
     loop {
         let Some(end) = super::input::find(&bytes[at..], b"\r\n") else {
@@ -154,7 +150,7 @@ fn chunked(bytes: &[u8]) -> Result<Option<usize>, String> {
             .map_err(|error| error.to_string())?;
         at += end + 2;
         if size == 0 {
-            return trailers(bytes, at);
+            return trailers(bytes, at, check);
         }
         let Some(end) = bytes.get(at + size..at + size + 2) else {
             return Ok(None);
@@ -166,7 +162,11 @@ fn chunked(bytes: &[u8]) -> Result<Option<usize>, String> {
     }
 }
 
-fn trailers(bytes: &[u8], mut at: usize) -> Result<Option<usize>, String> {
+fn trailers(
+    bytes: &[u8],
+    mut at: usize,
+    check: impl Fn(&str) -> Result<(), String>,
+) -> Result<Option<usize>, String> {
     loop {
         let Some(end) = super::input::find(&bytes[at..], b"\r\n") else {
             return Ok(None);
@@ -177,12 +177,10 @@ fn trailers(bytes: &[u8], mut at: usize) -> Result<Option<usize>, String> {
             return Ok(Some(at));
         }
         let (name, _) = field(line)?;
-        if !allowed::FORBIDDEN_TRAILERS {
-            check_name(&name)?;
-            if SINGLE.contains(&&*name) || OWN.contains(&&*name) {
-                return Err(format!("{name} in trailers"));
-            }
+        if reference::NOT_IN_TRAILERS.contains(&&*name) {
+            return Err(format!("{name} in trailers"));
         }
+        check(&name)?;
     }
 }
 
@@ -207,7 +205,12 @@ fn request_line(line: &[u8]) -> Result<(String, String), String> {
     if target.first() != Some(&b'/') || !target.iter().copied().all(is_target_byte) {
         return Err(format!("the target of {text:?}"));
     }
-    if !allowed::BAD_ESCAPES && !has_good_escapes(target) {
+    // kube-apiserver forwards any query.
+    let path = target
+        .split(|byte| *byte == b'?')
+        .next()
+        .unwrap_or_default();
+    if !has_good_escapes(path) {
         return Err(format!("the escapes of {text:?}"));
     }
     let method = String::from_utf8_lossy(method).into_owned();
@@ -257,16 +260,9 @@ fn check_name(name: &str) -> Result<(), String> {
 
 fn check_host(fields: &Fields) -> Result<(), String> {
     match values(fields, "host").next() {
-        None if allowed::MISSING_HOST => Ok(()),
         None => Err("no Host".into()),
-        Some(host) => {
-            let good =
-                |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(byte);
-            if allowed::ODD_HOST || host.iter().all(good) {
-                return Ok(());
-            }
-            Err(format!("the Host {:?}", String::from_utf8_lossy(host)))
-        }
+        Some(host) if reference::is_authority(host) => Ok(()),
+        Some(host) => Err(format!("the Host {:?}", String::from_utf8_lossy(host))),
     }
 }
 
@@ -277,13 +273,8 @@ fn framing(fields: &Fields) -> Result<Framing, String> {
         (Some(coding), []) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
         (Some(coding), []) => Err(format!("the coding {:?}", String::from_utf8_lossy(coding))),
         (None, []) => Ok(Framing::None),
-        (None, [b""]) if allowed::EMPTY_LENGTH => Ok(Framing::None),
-        (None, [length, others @ ..]) => {
-            if others.iter().any(|other| other != length)
-                || (!others.is_empty() && !allowed::EQUAL_LENGTHS)
-            {
-                return Err(format!("{} Content-Length fields", lengths.len()));
-            }
+        (None, [_, _, ..]) => Err(format!("{} Content-Length fields", lengths.len())),
+        (None, [length]) => {
             let text = String::from_utf8_lossy(length);
             let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
             let length = digits.then(|| text.parse().ok()).flatten();

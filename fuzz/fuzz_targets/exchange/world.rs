@@ -9,6 +9,7 @@ use kube_bastion::config::{Config, SourceKind};
 use kube_bastion::drain::Drain;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::backend::Backend;
 use super::http2::Connection;
@@ -86,6 +87,9 @@ fn start(folder: &Path) -> (SocketAddr, SocketAddr) {
             .enable_all()
             .build();
         runtime.expect("a runtime").block_on(async {
+            // The main function is not Rust's, which ignores the signal: a vectored write to a
+            // closed connection would end the process.
+            let _ignored = signal(SignalKind::pipe()).expect("a handler");
             let bastion = Bound::new(config).await.expect("the configuration is good");
             addresses.send(bastion.addresses).expect("the target waits");
             let ended = bastion.run(Drain::default()).await;

@@ -13,7 +13,7 @@ const MAX_EXTENSIONS: usize = 16 * 1024;
 const MAX_TRAILERS: usize = 64 * 1024;
 
 /// Fields that must not be in a trailer section (RFC 9110 section 6.5.1), and hop-by-hop fields.
-const NOT_IN_TRAILERS: [&str; 27] = [
+pub const NOT_IN_TRAILERS: [&str; 27] = [
     "age",
     "authorization",
     "cache-control",
@@ -283,7 +283,7 @@ pub fn strict_request_fields(head: &[u8]) -> Option<Vec<Field>> {
 }
 
 /// Returns the body and its length on the wire, or no length if it is malformed or incomplete.
-fn body(bytes: &[u8], framing: Framing, tolerant: bool) -> (Body, Option<usize>) {
+pub fn body(bytes: &[u8], framing: Framing, tolerant: bool) -> (Body, Option<usize>) {
     match framing {
         Framing::Empty => (Body::default(), Some(0)),
         Framing::Length(length) => {
@@ -458,6 +458,10 @@ fn lines(bytes: &[u8], tolerant: bool) -> Option<(Vec<Vec<u8>>, usize)> {
         at = next;
         if text.is_empty() {
             return Some((lines, at));
+        }
+        if text[0] == b'\r' {
+            // It could be taken for the empty line.
+            return None;
         }
         lines.push(text);
     }
@@ -638,7 +642,7 @@ fn origin_form(text: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// `uri-host [ ":" port ]` without user information. The host may be empty without a port.
-fn is_authority(text: &[u8]) -> bool {
+pub fn is_authority(text: &[u8]) -> bool {
     if text.is_empty() {
         return true;
     }
@@ -757,7 +761,7 @@ fn is_unreserved_or_sub_delim(byte: u8) -> bool {
 }
 
 /// Parses `1*DIGIT`.
-fn digits(text: &[u8]) -> Option<u64> {
+pub fn digits(text: &[u8]) -> Option<u64> {
     if text.is_empty() || text.len() > MAX_LENGTH_DIGITS {
         return None;
     }
