@@ -129,7 +129,13 @@ impl Reader {
                 assert!(!decoder.is_done());
                 return false;
             }
-            Err(_) => self.ending = Some(Ending::InBody),
+            Err(_) => {
+                // What follows cannot be separated from the body.
+                self.input.extend_from_slice(b"\r\n\r\n0\r\n\r\n");
+                let again = decoder.decode(&mut self.input);
+                assert!(again.is_err(), "{again:?} behind a malformed body");
+                self.ending = Some(Ending::InBody);
+            }
         }
         true
     }
