@@ -15,6 +15,8 @@ mod listeners;
 mod process;
 #[path = "support/mod.rs"]
 mod support;
+#[path = "proxy/transfer.rs"]
+mod transfer;
 #[path = "proxy/tunnel.rs"]
 mod tunnel;
 #[path = "proxy/upgrades.rs"]

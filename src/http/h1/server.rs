@@ -438,3 +438,40 @@ impl<F: Future<Output = ()>> DrainWatch<'_, F> {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn body_of_an_earlier_request_does_not_read_that_of_the_next() {
+        let (mut client, server) = tokio::io::duplex(1 << 10);
+        let connection = ServerConnection::new(Stream::Memory(server), Duration::from_secs(9));
+        let mut first = connection.begin(Framing::Length(3), false).unwrap();
+        assert!(poll_once(&mut first).is_pending());
+        connection.0.borrow_mut().end_request();
+        let mut second = connection.begin(Framing::Length(3), false).unwrap();
+        client.write_all(b"abc").await.unwrap();
+        let frame = poll_fn(|context| first.poll_frame(context)).await;
+        assert!(frame.unwrap().is_err() && !first.is_done());
+        let frame = poll_fn(|context| second.poll_frame(context)).await;
+        assert_eq!(frame.unwrap().unwrap().into_data().unwrap(), "abc");
+        assert!(second.is_done());
+    }
+
+    #[tokio::test]
+    async fn end_of_the_connection_ends_its_body() {
+        let (_client, server) = tokio::io::duplex(1 << 10);
+        let connection = ServerConnection::new(Stream::Memory(server), Duration::from_secs(9));
+        let mut body = connection.begin(Framing::Chunked, false).unwrap();
+        assert!(poll_once(&mut body).is_pending());
+        drop(EndGuard(&connection));
+        assert!(matches!(poll_once(&mut body), Poll::Ready(Some(Err(_)))));
+    }
+
+    fn poll_once(body: &mut Incoming) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        body.poll_frame(&mut Context::from_waker(Waker::noop()))
+    }
+}
