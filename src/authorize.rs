@@ -99,9 +99,7 @@ impl Authorizer {
             && matches!(error, AuthorizationError::Forbidden(_))
             && let Ok(Id { name, .. }) = target.id()
             && name != target.id
-            && self
-                .decide(identity, Attributes { name, ..attributes }, client)
-                .await?
+            && Box::pin(self.decide(identity, Attributes { name, ..attributes }, client)).await?
                 == Decision::Allow
         {
             return Ok(Permit { target });

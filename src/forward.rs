@@ -61,8 +61,8 @@ pub struct Forwarder {
 
 /// Request ready to be sent: headers rewritten, target of the endpoint.
 #[derive(Debug)]
-pub struct UpstreamRequest {
-    pub head: RequestHead,
+pub struct UpstreamRequest<'a> {
+    pub head: &'a mut RequestHead,
     pub body: Option<OutgoingBody>,
     /// Receives interim responses. `None` if the client cannot receive them.
     pub interim: Option<Interim>,
@@ -123,7 +123,7 @@ impl Forwarder {
         &self,
         _: &Permit<'_>,
         route: &Route,
-        outgoing: UpstreamRequest,
+        outgoing: UpstreamRequest<'_>,
         client: IpAddr,
         dialed: &mut Option<Endpoint>,
     ) -> Result<UpstreamResponse, ForwardError> {
@@ -157,7 +157,7 @@ impl Forwarder {
         &self,
         _: &Permit<'_>,
         route: &Route,
-        outgoing: UpstreamRequest,
+        outgoing: UpstreamRequest<'_>,
         client: IpAddr,
         upgrade: &Upgrade,
         dialed: &mut Option<Endpoint>,
@@ -173,7 +173,7 @@ impl Forwarder {
     async fn exchange(
         &self,
         route: &Route,
-        outgoing: UpstreamRequest,
+        outgoing: UpstreamRequest<'_>,
         client: IpAddr,
         protocol: Protocol,
         dialed: &mut Option<Endpoint>,
@@ -260,7 +260,7 @@ impl Forwarder {
         &self,
         attempt: &Attempt<'_>,
         attempts: &mut Attempts<'_>,
-        pending: &mut Pending,
+        pending: &mut Pending<'_>,
         now: Instant,
     ) -> Result<(Response<Incoming>, Connection), FailedAttempt> {
         let key = attempt.key;
@@ -269,12 +269,12 @@ impl Forwarder {
         let failed = |error| FailedAttempt { error, reused };
         let mut connection = match pooled {
             Some(connection) => connection,
-            None => self
-                .dial(attempt, attempts)
+            // Boxed, because most requests find a connection, and a TLS handshake is large.
+            None => Box::pin(self.dial(attempt, attempts))
                 .await
                 .map_err(|error| failed(ForwardError::Dial(vec![error])))?,
         };
-        self.insert_kubelet_token(&mut pending.head, key.transport);
+        self.insert_kubelet_token(pending.head, key.transport);
         let on_interim = |response: ParsedResponse| {
             if let Some(interim) = attempt.interim {
                 let ParsedResponse {
@@ -353,7 +353,7 @@ impl Forwarder {
 }
 
 /// Determines from the failure of a connection how much of the request may have been processed.
-fn classify(error: SendError, address: SocketAddr, pending: &Pending) -> ForwardError {
+fn classify(error: SendError, address: SocketAddr, pending: &Pending<'_>) -> ForwardError {
     // A failed request body fails the connection too; without this check an aborting client would
     // be counted against the endpoint.
     let client_failed = pending.body().is_some_and(ReplayBody::is_broken);

@@ -172,10 +172,12 @@ struct ConnectionHandler {
 impl Handler for ConnectionHandler {
     type Body = Body;
 
-    async fn handle(&self, request: Request, interim: Option<Interim>) -> Reply<Body> {
-        self.proxy
-            .handle(request, &self.peer, &self.guard, interim)
-            .await
+    fn handle(
+        &self,
+        request: Request,
+        interim: Option<Interim>,
+    ) -> impl Future<Output = Reply<Body>> {
+        self.proxy.handle(request, &self.peer, &self.guard, interim)
     }
 
     fn reject(&self, error: RequestError, line: RejectedLine) -> Response<Body> {

@@ -133,7 +133,7 @@ impl Proxy {
             audit_id.clone(),
         );
         let routed = if fits {
-            self.route(request, peer, interim, &mut record).await
+            self.route(&mut request, peer, interim, &mut record).await
         } else {
             Err(ProxyError::TooManyHeaders)
         };
@@ -164,7 +164,8 @@ impl Proxy {
                     error => error.to_string(),
                 });
                 let format = accept.output_format(record.target.query());
-                respond::error_response(&error, self.causes(&error, &record).await, format)
+                let causes = Box::pin(self.causes(&error, &record)).await;
+                respond::error_response(&error, causes, format)
             }
         };
         response.headers_mut().insert(AUDIT_ID, audit_id);
@@ -211,7 +212,7 @@ impl Proxy {
     /// [`Authorizer::authorize`] makes the permit without which nothing is resolved or forwarded.
     async fn route(
         &self,
-        request: Request,
+        request: &mut Request,
         peer: &Peer,
         interim: Option<Interim>,
         record: &mut Record,
@@ -227,12 +228,13 @@ impl Proxy {
         if !ready.is_synced() {
             return Err(ProxyError::NotReady);
         }
+        // Borrowed on all levels: each that owned it would keep a copy in its future.
         let Request {
-            mut head,
+            head,
             body,
             protocol,
         } = request;
-        let upgrade = Upgrade::from_request(&head, protocol.as_ref());
+        let upgrade = Upgrade::from_request(head, protocol.as_ref());
         let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
         // Copied before authentication strips them: a tunnel is checked with the same credentials
         // for as long as it is open.
@@ -247,9 +249,9 @@ impl Proxy {
         let identity = match caller.impersonates {
             None => caller.identity,
             Some(impersonation) => {
-                let identity = authorizer
-                    .impersonate(&caller.identity, impersonation, client)
-                    .await?;
+                // Rare calls are boxed here and below, because every request carries their futures.
+                let impersonated = authorizer.impersonate(&caller.identity, impersonation, client);
+                let identity = Box::pin(impersonated).await?;
                 record.impersonated_user = Some(Arc::clone(&identity));
                 identity
             }
@@ -270,9 +272,7 @@ impl Proxy {
             .await?;
         if upgrade.is_some() {
             // A tunnel to a node can carry `exec`, which the verb of its GET does not cover.
-            authorizer
-                .authorize_upgrade(&identity, &target, client)
-                .await?;
+            Box::pin(authorizer.authorize_upgrade(&identity, &target, client)).await?;
         }
         // After authorization, as in kube-apiserver: a caller without access gets 403, not 405.
         if !is_served(&method) {
@@ -288,6 +288,7 @@ impl Proxy {
         }
 
         let client = record.client;
+        let body = std::mem::replace(body, RequestBody::Empty);
         let has_body = !matches!(body, RequestBody::Empty);
         let headers = RequestHeaderRewriter {
             target: &target,
@@ -296,7 +297,7 @@ impl Proxy {
             upgrade: upgrade.as_ref(),
             has_body,
         };
-        headers.rewrite(&mut head);
+        headers.rewrite(head);
         if rewriting.is_enabled() {
             rewrite::narrow_accept_encoding(&method, &mut head.headers);
         }
@@ -315,7 +316,7 @@ impl Proxy {
         let (forwarder, dialed) = (&self.forwarder, &mut record.endpoint);
         let (upstream, refuses_upgrade) = if let Some(upgrade) = &upgrade {
             let sent = forwarder.upgrade(&permit, &route, outgoing, client, upgrade, dialed);
-            match sent.await? {
+            match Box::pin(sent).await? {
                 UpgradeOutcome::Switched { response, upstream } => {
                     let credentials = credentials.unwrap_or_default();
                     let grant = Grant::new(peer, credentials, websocket, verb, &target);
@@ -472,6 +473,27 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(AUDIT_ID, HeaderValue::from_static("mine"));
         assert_eq!(audit_id(&mut headers), "mine");
+    }
+
+    /// Returns the size of the future that a function returns, without calling it.
+    fn size_of_future<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// An HTTP/2 stream copies its future when it is spawned, and each HTTP/1.1 connection holds one
+    /// for as long as it is open. Rare paths are boxed for that reason.
+    #[test]
+    fn future_of_a_request_is_small() {
+        type Arguments = (
+            &'static Proxy,
+            Request,
+            &'static Peer,
+            &'static ConnectionGuard,
+        );
+        let size = size_of_future(|(proxy, request, peer, guard): Arguments| {
+            proxy.handle(request, peer, guard, None)
+        });
+        assert!(size <= 3072, "{size} bytes");
     }
 
     #[test]

@@ -181,7 +181,8 @@ impl Resolver {
             return Err(ResolveError::BadName(reason));
         }
         match target.resource {
-            Resource::Nodes => self.node(target, id).await,
+            // Boxed, because only a look-up of a name waits.
+            Resource::Nodes => Box::pin(self.node(target, id)).await,
             Resource::Pods => self.pod(target, id),
             Resource::Services => self.service(target, id),
         }

@@ -79,7 +79,7 @@ impl Connection {
     /// Interim responses of HTTP/1.1 are given to `on_interim`.
     pub(super) async fn send(
         &mut self,
-        pending: &Pending,
+        pending: &Pending<'_>,
         on_interim: impl FnMut(ParsedResponse),
     ) -> Result<Response<Incoming>, SendError> {
         let body = pending.attempt_body(self.can_refuse());
@@ -94,7 +94,7 @@ impl Connection {
                 });
                 let address = self.key.address;
                 let parsed = connection
-                    .exchange(&pending.head, address, &mut upload, on_interim)
+                    .exchange(pending.head, address, &mut upload, on_interim)
                     .await
                     .map_err(SendError::Http1)?;
                 let ParsedResponse {
@@ -122,10 +122,10 @@ impl Connection {
             }
             Sender::Http2(sender, _) => {
                 let request =
-                    to_http2(&pending.head, self.key).map_err(SendError::InvalidRequestUri)?;
+                    to_http2(pending.head, self.key).map_err(SendError::InvalidRequestUri)?;
                 // `try_send_request` returns the request if none of it was written, so that it can
                 // be sent elsewhere whatever its method.
-                let sent = sender.try_send_request(request.map(|()| body)).await;
+                let sent = Box::pin(sender.try_send_request(request.map(|()| body))).await;
                 match sent {
                     Ok(response) => Ok(response.map(Incoming::Http2)),
                     Err(mut error) => Err(SendError::Http2 {

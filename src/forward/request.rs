@@ -11,14 +11,14 @@ use crate::http::RequestHead;
 
 /// Request to be sent, with the state needed to send it again.
 #[derive(Debug)]
-pub(super) struct Pending {
-    pub head: RequestHead,
+pub(super) struct Pending<'a> {
+    pub head: &'a mut RequestHead,
     body: Option<ReplayBody>,
     safe: bool,
 }
 
-impl Pending {
-    pub fn new(head: RequestHead, body: Option<ReplayBody>) -> Self {
+impl<'a> Pending<'a> {
+    pub fn new(head: &'a mut RequestHead, body: Option<ReplayBody>) -> Self {
         let safe = head.method.is_safe() && body.is_none();
         Self { head, body, safe }
     }
@@ -64,25 +64,24 @@ mod tests {
     use http_body_util::BodyExt;
     use tokio::io::AsyncWriteExt;
 
-    fn request(method: &str, body: Option<ReplayBody>) -> Pending {
-        Pending::new(
-            crate::testing::head(Request::builder().method(method).uri("/a")),
-            body,
-        )
+    fn head(method: &str) -> RequestHead {
+        crate::testing::head(Request::builder().method(method).uri("/a"))
     }
 
     #[tokio::test]
     async fn only_safe_methods_without_body_are_safe() {
-        assert!(request("GET", None).is_safe() && !request("DELETE", None).is_safe());
+        assert!(Pending::new(&mut head("GET"), None).is_safe());
+        assert!(!Pending::new(&mut head("DELETE"), None).is_safe());
         let (incoming, _client) = receive(CHUNKED).await;
-        assert!(!request("GET", Some(replay(incoming).0)).is_safe());
+        assert!(!Pending::new(&mut head("GET"), Some(replay(incoming).0)).is_safe());
     }
 
     #[tokio::test]
     async fn http1_attempt_ends_buffering() {
         let (incoming, mut client) = receive("content-length: 2").await;
         let (body, _) = replay(incoming);
-        let mut pending = request("POST", Some(body.clone()));
+        let mut head = head("POST");
+        let mut pending = Pending::new(&mut head, Some(body.clone()));
         let sent = pending.attempt_body(false);
         assert!(!body.is_buffering());
         client.write_all(b"ab").await.unwrap();

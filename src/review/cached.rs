@@ -87,9 +87,13 @@ impl<H: ReviewHandler> CachedReviews<H> {
         }
         // Before the fetch, so that a request that is rejected without a review takes no slot.
         let review = review()?;
-        // Polled by one caller per key. The others wait in the cache and take no slot.
-        let fetch = async { self.evaluate(&review, self.reviewer.send(&review, client).await) };
-        self.verdicts.get_or_fetch(&hash, fetch).await
+        // Boxed with the review, because a miss is rare and large: every request would carry it.
+        Box::pin(async move {
+            // Polled by one caller per key. The others wait in the cache and take no slot.
+            let fetch = async { self.evaluate(&review, self.reviewer.send(&review, client).await) };
+            self.verdicts.get_or_fetch(&hash, fetch).await
+        })
+        .await
     }
 
     /// Removes entries that can no longer be used.
