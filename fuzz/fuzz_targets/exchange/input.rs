@@ -488,8 +488,8 @@ pub fn pick<T: Copy>(list: &[T], index: u8) -> T {
 
 /// Returns bytes of the input without some texts: the token, because a backend that receives it
 /// must have it from the bastion; the version of a request line, because raw bytes with a complete
-/// request line could take the token of the next request; and the names of the fields with a number,
-/// which `Connection` must not remove.
+/// request line could take the token of the next request; and the names of the fields with a
+/// number, which `Connection` must not remove.
 pub fn raw(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes[..bytes.len().min(MAX_RAW_BYTES)].to_vec();
     for text in [

@@ -27,8 +27,8 @@ pub enum End {
 /// A final response.
 #[derive(Debug)]
 pub struct Received {
-    /// Number of the request, which the bastion returns as its audit id. `None` for the rejection of
-    /// a malformed request.
+    /// Number of the request, which the bastion returns as its audit id. `None` for the rejection
+    /// of a malformed request.
     pub number: Option<u64>,
     /// Number in the tag of the backend.
     tag: Option<u64>,

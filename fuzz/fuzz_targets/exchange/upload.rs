@@ -13,8 +13,8 @@ pub enum Upload {
     Unknown,
 }
 
-/// Returns the body of each valid request in the bytes of an HTTP/1.1 connection, by its number. The
-/// others must not reach a backend.
+/// Returns the body of each valid request in the bytes of an HTTP/1.1 connection, by its number.
+/// The others must not reach a backend.
 pub fn of_http1(bytes: &[u8]) -> HashMap<u64, Upload> {
     let mut uploads = HashMap::new();
     let mut rest = bytes;
