@@ -29,7 +29,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|case: Case| {
     let world = world();
-    let requests = case.requests();
+    let mut requests = case.requests();
     let checked = if case.http2 {
         world
             .backend
@@ -37,10 +37,15 @@ fuzz_target!(|case: Case| {
         http2::exchange(world, &requests)
     } else {
         let bytes = http1::bytes(&requests, &case.surplus);
-        let uploads = upload::of_http1(&bytes);
-        world
-            .backend
-            .expect(&requests, |request| uploads.get(&request.number).cloned());
+        let sent = upload::of_http1(&bytes);
+        for request in &mut requests {
+            if let Some(sent) = sent.get(&request.number) {
+                request.is_head = sent.is_head;
+            }
+        }
+        world.backend.expect(&requests, |request| {
+            sent.get(&request.number).map(|sent| sent.upload.clone())
+        });
         http1::exchange(world, &requests, &bytes, case.pieces)
     };
     if let Err(fault) = checked {

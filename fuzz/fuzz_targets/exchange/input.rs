@@ -254,6 +254,8 @@ pub struct Request {
     /// which the bastion returns.
     pub number: u64,
     pub method: &'static str,
+    /// Raw bytes before the request may change its method.
+    pub is_head: bool,
     pub is_http10: bool,
     pub offers_upgrade: bool,
     pub answer: Answer,
@@ -380,6 +382,7 @@ impl RequestInput {
         Request {
             number,
             method,
+            is_head: method == "HEAD",
             is_http10: pick(&VERSIONS, self.version) == "HTTP/1.0",
             offers_upgrade: find(&head, b"upgrade").is_some(),
             answer: self.answer.clone(),

@@ -217,7 +217,7 @@ fn framing(
 ) -> Result<Framing, String> {
     let codings: Vec<&[u8]> = values(fields, b"transfer-encoding").collect();
     let lengths: Vec<&[u8]> = values(fields, b"content-length").collect();
-    let is_head = request.is_some_and(|request| request.method == "HEAD");
+    let is_head = request.is_some_and(|request| request.is_head);
     let length = match lengths[..] {
         [] => None,
         [length] => Some(reference::digits(length).ok_or("an invalid Content-Length")?),

@@ -3,7 +3,15 @@
 use std::collections::HashMap;
 
 use super::input::Request;
+use crate::message::Line;
 use crate::reference;
+
+/// A valid request on the wire.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub is_head: bool,
+    pub upload: Upload,
+}
 
 #[derive(Clone, Debug)]
 pub enum Upload {
@@ -13,20 +21,20 @@ pub enum Upload {
     Unknown,
 }
 
-/// Returns the body of each valid request in the bytes of an HTTP/1.1 connection, by its number.
-/// The others must not reach a backend.
-pub fn of_http1(bytes: &[u8]) -> HashMap<u64, Upload> {
-    let mut uploads = HashMap::new();
+/// Returns the valid requests in the bytes of an HTTP/1.1 connection, by their numbers. The others
+/// must not reach a backend.
+pub fn of_http1(bytes: &[u8]) -> HashMap<u64, Sent> {
+    let mut requests = HashMap::new();
     let mut rest = bytes;
     loop {
         while let Some(after) = rest.strip_prefix(b"\r\n") {
             rest = after;
         }
         let Some(end) = reference::head_end(rest) else {
-            return uploads;
+            return requests;
         };
         let Some(head) = reference::request(&rest[..end]) else {
-            return uploads;
+            return requests;
         };
         rest = &rest[end..];
         let (body, length) = reference::body(rest, head.framing, false);
@@ -40,10 +48,11 @@ pub fn of_http1(bytes: &[u8]) -> HashMap<u64, Upload> {
             None => Upload::Incomplete,
         };
         if let Some(number) = number {
-            uploads.insert(number, upload);
+            let is_head = matches!(&head.line, Line::Request { method, .. } if *method == b"HEAD");
+            requests.insert(number, Sent { is_head, upload });
         }
         let Some(length) = length else {
-            return uploads;
+            return requests;
         };
         rest = &rest[length..];
     }
