@@ -123,6 +123,8 @@ pub fn sanitize_response_headers(
             is_cors_grant
         },
     );
+    // It describes requests only.
+    headers.remove(header::TE);
     // Responses depend on the caller's permissions, so a shared cache must not keep them by
     // default.
     if let Entry::Vacant(vacant) = headers.entry(header::CACHE_CONTROL) {
@@ -137,6 +139,7 @@ pub(super) fn sanitize_interim_headers(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers, |name| {
         is_cors_grant(name) || matches!(name, "content-length" | "trailer")
     });
+    headers.remove(header::TE);
 }
 
 /// Removes trailers of a request that an endpoint could mistake for headers of the bastion, in any

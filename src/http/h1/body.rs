@@ -238,7 +238,7 @@ impl Decoder {
 
     /// Checks what follows the size of a chunk. Extensions are not interpreted.
     fn check_extension(&self, rest: &[u8]) -> Result<(), BodyError> {
-        if self.mode == Mode::Tolerant && rest.trim_ascii().is_empty() {
+        if self.mode == Mode::Tolerant && bare(rest).is_empty() {
             // Some servers pad the size with spaces, and Go trims them.
             return Ok(());
         }

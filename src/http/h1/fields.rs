@@ -141,19 +141,25 @@ pub(super) fn parse_fields(
             }
             // One space replaces the line break and the whitespace around it (RFC 9112 section
             // 5.2).
-            folded.truncate(folded.trim_ascii_end().len());
+            folded.truncate(trimmed(&folded, 0, folded.len()).1);
             folded.push(b' ');
-            folded.extend_from_slice(head[next..fold_end].trim_ascii());
+            let (from, to) = trimmed(head, next, fold_end);
+            folded.extend_from_slice(&head[from..to]);
             (end, next) = (fold_end, after);
         }
         count += 1;
         if count > MAX_HEADERS {
             return Err(HeadError::TooManyFields);
         }
+        let text = if folded.is_empty() {
+            &head[begin..end]
+        } else {
+            &folded[..]
+        };
         // Names are short: one pass finds the colon and looks at the spelling.
-        let (mut colon, mut title_case, mut begins_word) = (begin, true, true);
-        while colon < end && head[colon] != b':' {
-            let byte = head[colon];
+        let (mut colon, mut title_case, mut begins_word) = (0, true, true);
+        while colon < text.len() && text[colon] != b':' {
+            let byte = text[colon];
             title_case &= if begins_word {
                 !byte.is_ascii_lowercase()
             } else {
@@ -162,16 +168,16 @@ pub(super) fn parse_fields(
             begins_word = byte == b'-';
             colon += 1;
         }
-        if colon == end {
+        if colon == text.len() {
             if mode == Mode::Tolerant {
                 fields.dropped += 1;
                 continue;
             }
             return Err(HeadError::NoColon);
         }
-        let mut spelled = &head[begin..colon];
+        let mut spelled = &text[..colon];
         if mode == Mode::Tolerant {
-            spelled = spelled.trim_ascii_end();
+            spelled = &spelled[..trimmed(spelled, 0, colon).1];
         }
         let Ok(name) = HeaderName::from_bytes(spelled) else {
             if mode == Mode::Tolerant && !resembles_framing(spelled) {
@@ -181,10 +187,11 @@ pub(super) fn parse_fields(
             return Err(HeadError::Name(printable(spelled)));
         };
         let value = if folded.is_empty() {
-            let (from, to) = trimmed(head, colon + 1, end);
+            let (from, to) = trimmed(head, begin + colon + 1, end);
             HeaderValue::from_maybe_shared(head.slice(from..to))
         } else {
-            HeaderValue::from_bytes(folded[colon + 1 - begin..].trim_ascii())
+            let (from, to) = trimmed(text, colon + 1, text.len());
+            HeaderValue::from_bytes(&text[from..to])
         };
         let Ok(value) = value else {
             return Err(HeadError::Value(name));
@@ -375,6 +382,25 @@ mod tests {
         assert_eq!(fields.headers["b"], "2 3 4");
         assert_eq!(fields.headers["c"], "6");
         assert_eq!(fields.headers.len(), 3);
+    }
+
+    #[test]
+    fn tolerant_mode_finds_colon_in_a_folded_line() {
+        let fields = parse("X\r\n    : 5\r\n\r\n", Mode::Tolerant).unwrap();
+        assert_eq!(fields.headers["x"], "5");
+        let names: Vec<_> = fields.names.iter().collect();
+        assert_eq!(names, [b"X"]);
+    }
+
+    #[test]
+    fn tolerant_mode_trims_only_spaces_and_tabs() {
+        for text in [
+            "Content-Length\x0c: 3\r\n\r\n",
+            "Content-Length\r: 3\r\n\r\n",
+            "A: b\r\r\n c\r\n\r\n",
+        ] {
+            assert!(parse(text, Mode::Tolerant).is_err(), "{text:?}");
+        }
     }
 
     #[test]

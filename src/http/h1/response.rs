@@ -65,7 +65,8 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ParsedResponse, R
         return Err(ResponseError::Version(shown()));
     }
     let http11 = *minor != b'0';
-    let rest = rest.trim_ascii_start();
+    let spaces = rest.iter().take_while(|byte| **byte == b' ').count();
+    let rest = &rest[spaces..];
     // The reason phrase may be missing with its space.
     let (code, reason) = rest.split_at(memchr(b' ', rest).unwrap_or(rest.len()));
     let status = if code.len() == 3 {
@@ -87,6 +88,7 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ParsedResponse, R
         keep
     })?;
     let (framing, length) = connection.of_response(http11, method, status)?;
+    let kept = fields.headers.len();
     if status == StatusCode::SWITCHING_PROTOCOLS || status.is_informational() {
         // They have no body (RFC 9110 section 8.6), and an endpoint that sends a length is not
         // wrong about anything else.
@@ -105,7 +107,11 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ParsedResponse, R
         // `Transfer-Encoding` overrides it (RFC 9112 section 6.3).
         fields.headers.remove(header::CONTENT_LENGTH);
     }
-    let in_order = fields.title_case && !may_be_removed;
+    // The map groups equal names, and a removal changes its order.
+    let in_order = fields.title_case
+        && !may_be_removed
+        && fields.headers.len() == kept
+        && fields.headers.keys_len() == kept;
     Ok(ParsedResponse {
         status,
         reason,
@@ -139,6 +145,7 @@ mod tests {
             ("HTTP/1.1 2000 OK", None),
             ("HTTP/1.1 abc OK", None),
             ("HTTP/1.1 099 OK", None),
+            ("HTTP/1.1 \t200 OK", None),
             ("HTTP/2.0 200 OK", None),
             ("HTTP/1. 200 OK", None),
             ("ICY 200 OK", None),
@@ -235,5 +242,9 @@ mod tests {
         };
         assert!(!names("Content-Type: a") && !names("Connection: close"));
         assert!(names("content-type: a") && names("Keep-Alive: timeout=5"));
+        assert!(names("A: 1\r\nB: 2\r\nA: 3"));
+        assert!(names(
+            "Content-Length: 1\r\nA: 1\r\nTransfer-Encoding: chunked"
+        ));
     }
 }
