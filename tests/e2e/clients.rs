@@ -1,10 +1,11 @@
-//! Common clients: kubectl, curl, client-go, gRPC, WebSocket, a browser. `targets` has
+//! Common clients: kubectl, curl, client-go, gRPC, WebSocket, a browser; and h2spec. `targets` has
 //! `kubectl get --raw` and `kubectl --server`.
 
 mod browser;
 mod curl;
 mod go;
 mod grpc;
+mod h2spec;
 mod kubectl;
 mod site;
 mod websocket;
@@ -16,5 +17,6 @@ pub use grpc::{
     grpc_calls_and_streams_work, grpc_cancellations_reach_the_server,
     grpc_errors_are_grpc_statuses, grpc_goaway_fails_no_call, grpc_streams_continue_during_a_drain,
 };
+pub use h2spec::h2spec_finds_a_conforming_server;
 pub use kubectl::{KubectlProxy, kubectl_works_with_a_kubeconfig_for_the_bastion};
 pub use websocket::{websockets_open_over_http1, websockets_open_over_http2};

@@ -127,6 +127,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         clients::websockets_open_over_http2,
         clients::browser_shows_a_site,
         clients::browser_shows_a_site_behind_kubectl_proxy,
+        clients::h2spec_finds_a_conforming_server,
         clients::grpc_calls_and_streams_work,
         clients::grpc_errors_are_grpc_statuses,
         clients::grpc_cancellations_reach_the_server,

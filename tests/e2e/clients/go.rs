@@ -32,7 +32,7 @@ pub async fn client_go_uses_proxy_get(fixture: &mut Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Builds a program of tests/clients/go from the modules in go.sum.
+/// Builds the programs and tools of tests/clients/go from the modules in go.sum, and returns one.
 pub fn program(name: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (source, programs) = (root.join("tests/clients/go"), root.join("target/clients"));
@@ -48,7 +48,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
             "-o",
         ])
         .arg(&programs)
-        .arg("./...");
+        .args(["./...", "tool"]);
     let built = command
         .env("CGO_ENABLED", "0")
         .current_dir(&source)
