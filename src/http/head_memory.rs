@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// cookies are smaller.
 pub const FREE_HEAD: usize = 16 * 1024;
 
-/// Budget for the bytes of heads beyond [`FREE_HEAD`]. Clones share it.
+/// Budget for the bytes of heads beyond 16 KiB each. Clones share it.
 ///
 /// Without it a few hundred clients that send heads of 1 MiB without end would take all memory
 /// before they authenticate.
