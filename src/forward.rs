@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use http::{HeaderValue, Response, StatusCode, header};
+use prometheus_client::metrics::counter::Counter;
 
 pub use dial::{DialError, Dialer, OwnAddresses};
 pub use error::{Blame, ConnectionError, ForwardError};
@@ -57,6 +58,8 @@ pub struct Forwarder {
     /// `Bearer …` of the bastion's own account, sent to kubelets with a verified certificate if no
     /// client certificate is configured (CONFORMANCE C32). Replaced when the token rotates.
     pub kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
+    /// Counts header lines of responses without a valid name.
+    pub dropped_lines: Counter,
 }
 
 /// Request ready to be sent: headers rewritten, target of the endpoint.
@@ -296,7 +299,10 @@ impl Forwarder {
                 .begin(sent, pending.body().cloned())
         });
         match connection.send(pending, on_interim).await {
-            Ok(response) => {
+            Ok((response, dropped)) => {
+                if dropped > 0 {
+                    self.dropped_lines.inc_by(dropped);
+                }
                 if let Some(waiting) = waiting {
                     waiting.finish(Instant::now());
                     self.balance.record_response(key);

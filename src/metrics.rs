@@ -43,6 +43,8 @@ pub struct Metrics {
     pub upgrades: OpenGauge,
     pub dial_failures: DialFailures,
     pub retries: RetryCounters,
+    /// Header lines of responses that were dropped for their invalid name.
+    pub dropped_lines: Counter,
     pub ejections: EjectionMetrics,
     /// Cache of TokenReview results.
     pub tokens: CacheCounters,
@@ -86,6 +88,7 @@ impl Metrics {
             ),
             dial_failures: DialFailures::register(registry),
             retries: RetryCounters::register(registry),
+            dropped_lines: upstream::register_dropped_lines(registry),
             ejections: EjectionMetrics::register(registry),
             tokens,
             reviews,

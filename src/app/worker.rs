@@ -111,6 +111,7 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
             balance: Arc::clone(balance),
             retry: RetryPolicy::new(&dialer.settings, stages.metrics.retries.clone()),
             kubelet_token: Arc::clone(kubelet_token),
+            dropped_lines: stages.metrics.dropped_lines.clone(),
         },
         recorder: Rc::clone(&recorder),
         drain: drain.clone(),

@@ -75,13 +75,13 @@ impl Connection {
         &self.outstanding
     }
 
-    /// Sends a request in the form of the connection's protocol and returns the response head.
-    /// Interim responses of HTTP/1.1 are given to `on_interim`.
+    /// Sends a request in the form of the connection's protocol. Returns the response head, and the
+    /// number of its header lines that were dropped for their invalid name. Interim responses of HTTP/1.1 are given to `on_interim`.
     pub(super) async fn send(
         &mut self,
         pending: &Pending<'_>,
         on_interim: impl FnMut(ParsedResponse),
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<(Response<Incoming>, u64), SendError> {
         let body = pending.attempt_body(self.can_refuse());
         match &mut self.sender {
             Sender::Http1(connection) => {
@@ -105,9 +105,6 @@ impl Connection {
                     dropped,
                     ..
                 } = parsed;
-                if dropped > 0 {
-                    tracing::debug!(%address, dropped, "response header lines without a valid name were dropped");
-                }
                 let mut response = Response::new(Incoming::Http1(upload));
                 *response.status_mut() = status;
                 *response.headers_mut() = headers;
@@ -118,7 +115,7 @@ impl Connection {
                 if let Some(reason) = reason {
                     response.extensions_mut().insert(reason);
                 }
-                Ok(response)
+                Ok((response, dropped))
             }
             Sender::Http2(sender, _) => {
                 let request =
@@ -127,7 +124,7 @@ impl Connection {
                 // be sent elsewhere whatever its method.
                 let sent = Box::pin(sender.try_send_request(request.map(|()| body))).await;
                 match sent {
-                    Ok(response) => Ok(response.map(Incoming::Http2)),
+                    Ok(response) => Ok((response.map(Incoming::Http2), 0)),
                     Err(mut error) => Err(SendError::Http2 {
                         sent: error.take_message().is_none(),
                         source: error.into_error(),

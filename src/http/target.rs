@@ -51,6 +51,11 @@ impl RequestTarget {
         }
         if *method == Method::CONNECT {
             let authority = Self::valid_authority(target)?;
+            // The port is not optional here (RFC 9112 section 3.2.3).
+            let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
+            if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(InvalidTarget::Authority);
+            }
             return Ok(Self {
                 authority: Some(authority),
                 text: Rc::from(""),
@@ -236,6 +241,9 @@ mod tests {
             (Method::GET, "a:80", Form),
             (Method::OPTIONS, "**", Form),
             (Method::CONNECT, "", Authority),
+            (Method::CONNECT, "a", Authority),
+            (Method::CONNECT, "a:", Authority),
+            (Method::CONNECT, "[::1]", Authority),
             (Method::GET, "ftp://a/", Scheme),
             (Method::GET, "http://", Authority),
             (Method::GET, "http:///a", Authority),

@@ -31,6 +31,17 @@ impl DialFailures {
     }
 }
 
+/// Registers the counter of header lines of responses that were dropped for their invalid name.
+pub(super) fn register_dropped_lines(registry: &mut Registry) -> Counter {
+    let dropped = Counter::default();
+    registry.register(
+        "response_header_lines_dropped",
+        "Header lines of responses dropped because their name is not valid",
+        dropped.clone(),
+    );
+    dropped
+}
+
 /// Repeated requests, and requests not repeated because of a limit.
 #[derive(Clone, Debug, Default)]
 pub struct RetryCounters {

@@ -65,7 +65,7 @@ pub(super) struct Fields {
     /// All names are spelled like `Content-Type`.
     pub title_case: bool,
     /// Number of lines without a valid name that were dropped.
-    pub dropped: usize,
+    pub dropped: u64,
 }
 
 /// Returns the length of the head at the start of `bytes`, its empty line included, or `None` if it

@@ -21,7 +21,7 @@ pub struct ParsedResponse {
     /// The endpoint keeps the connection open for further requests.
     pub keep_alive: bool,
     /// Number of header lines without a valid name that were dropped.
-    pub dropped: usize,
+    pub dropped: u64,
 }
 
 /// Reason why a response is rejected.
