@@ -18,12 +18,12 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::{HeaderMap, Response, StatusCode, Version};
+use http::{HeaderMap, Response, StatusCode, Version, header};
 
 use super::h1::{RejectedLine, RequestError, Timeouts};
 use super::handler::{self, Handler, Reply};
 use super::head_memory::{HeadMemory, HeadShare};
-use super::{MAX_HEADER_BYTES, Request, Stream, Upgraded};
+use super::{MAX_HEADER_BYTES, Request, RequestBody, Stream, Upgraded};
 use crate::drain::Drain;
 
 pub use body::Incoming;
@@ -156,8 +156,14 @@ async fn serve_stream<H: Handler>(
         Err(RequestError::HeadMemory)
     };
     let (reply, stream) = match converted {
-        Ok((request, stream)) => {
-            let interim = handler::Interim::Http2(Interim(Rc::clone(&respond)));
+        Ok((mut request, stream)) => {
+            let interim = Interim(Rc::clone(&respond));
+            if request.head.headers.contains_key(header::EXPECT)
+                && let RequestBody::Http2(body) = &mut request.body
+            {
+                body.expect_continue(interim.clone());
+            }
+            let interim = handler::Interim::Http2(interim);
             let mut handling = pin!(shared.handler.handle(request, Some(interim)));
             let reply = poll_fn(|context| {
                 if let Poll::Ready(reply) = handling.as_mut().poll(context) {

@@ -113,6 +113,10 @@ fn check_http2(parts: &http::request::Parts) -> Result<RequestTarget, RequestErr
     if lengths.next().is_some() {
         return Err(FramingError::RepeatedLength.into());
     }
+    let expectations = headers.get_all(header::EXPECT);
+    if !expectations.iter().all(h1::is_continue) {
+        return Err(RequestError::Expectation);
+    }
     Ok(target)
 }
 

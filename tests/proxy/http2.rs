@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
 
 use crate::OK_RESPONSE;
 use crate::support::test_bed::{PREFIX, TestBed, read_all};
@@ -17,11 +21,11 @@ async fn serves_http2_clients_from_http1_endpoints() -> Result<()> {
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await?;
     tokio::spawn(connection);
-    let request = http::Request::get(format!("https://bastion.test{PREFIX}/x?y"))
+    let request = Request::get(format!("https://bastion.test{PREFIX}/x?y"))
         .header("authorization", "Bearer t")
         .header("cookie", "a=1")
         .header("cookie", "b=2")
-        .body(http_body_util::Empty::<bytes::Bytes>::new())?;
+        .body(http_body_util::Empty::<Bytes>::new())?;
     let response = tokio::spawn(async move { sender.send_request(request).await });
     let (mut backend, head) = bed.accept().await?;
     ensure!(
@@ -56,9 +60,9 @@ async fn closes_idle_http2_connections() -> Result<()> {
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await?;
     let ended = tokio::spawn(connection);
-    let request = http::Request::get(format!("https://bastion.test{PREFIX}/slow"))
+    let request = Request::get(format!("https://bastion.test{PREFIX}/slow"))
         .header("authorization", "Bearer t")
-        .body(http_body_util::Empty::<bytes::Bytes>::new())?;
+        .body(http_body_util::Empty::<Bytes>::new())?;
     let response = tokio::spawn(async move { (sender.send_request(request).await, sender) });
     let (mut backend, _) = bed.accept().await?;
     // Longer than the idle timeout: a connection with a request is not idle.
@@ -68,5 +72,98 @@ async fn closes_idle_http2_connections() -> Result<()> {
     ensure!(response?.into_body().collect().await?.to_bytes() == "ok");
     // Idle again, the connection is closed.
     ended.await??;
+    Ok(())
+}
+
+/// Opens a connection whose client advertises `window` bytes for each stream.
+async fn connect(
+    bed: &TestBed,
+    window: u32,
+) -> Result<(SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>)> {
+    let (sender, connection) = h2::client::Builder::new()
+        .initial_window_size(window)
+        .handshake(bed.http2_client().await?)
+        .await?;
+    Ok((sender.ready().await?, tokio::spawn(connection)))
+}
+
+fn request(method: &str, path: &str, token: &str) -> Result<Request<()>> {
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("https://bastion.test{PREFIX}{path}"));
+    Ok(request
+        .header("authorization", format!("Bearer {token}"))
+        .body(())?)
+}
+
+/// CONFORMANCE C72.
+#[tokio::test]
+async fn passes_interim_responses_to_http2_clients() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let (mut sender, _connection) = connect(&bed, 1 << 16).await?;
+    let (mut response, _) = sender.send_request(request("GET", "/", "t")?, true)?;
+    let (mut backend, _) = bed.accept().await?;
+    backend
+        .write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nKeep-Alive: 1\r\n\r\n")
+        .await?;
+    let hints = std::future::poll_fn(|context| response.poll_informational(context)).await;
+    let hints = hints.context("no interim response")??;
+    ensure!(
+        hints.status() == StatusCode::EARLY_HINTS
+            && hints.headers()["link"] == "</a.css>"
+            && hints.headers().len() == 1,
+        "{hints:?}"
+    );
+    backend.write_all(OK_RESPONSE).await?;
+    ensure!(response.await?.status() == StatusCode::OK);
+    Ok(())
+}
+
+/// An own response that nobody reads must not keep an unauthenticated connection open.
+#[tokio::test]
+async fn closes_http2_connection_that_reads_no_response() -> Result<()> {
+    let bed = TestBed::serving("idleTimeout: 200ms", &[]).await?;
+    let (mut sender, connection) = connect(&bed, 0).await?;
+    let (response, _) = sender.send_request(request("GET", "/", "unknown")?, true)?;
+    let response = response.await?;
+    ensure!(
+        response.status() == StatusCode::UNAUTHORIZED,
+        "{response:?}"
+    );
+    // The body waits for a window that never opens. The stream is reset, then the connection ends.
+    let (_, mut body) = response.into_parts();
+    ensure!(body.data().await.is_none_or(|part| part.is_err()));
+    drop((sender, body));
+    let _ = connection.await?;
+    Ok(())
+}
+
+/// The connection window has room for the stream windows of all streams.
+#[tokio::test]
+async fn stalled_uploads_do_not_block_other_streams() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let (sender, _connection) = connect(&bed, 1 << 16).await?;
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let mut sender = sender.clone().ready().await?;
+        let (response, mut body) = sender.send_request(request("POST", "/stalled", "t")?, false)?;
+        let (backend, _) = bed.accept().await?;
+        // Fills the windows: the backend reads nothing more. The sockets take the first part.
+        body.send_data(Bytes::from(vec![b'x'; 16 << 20]), false)?;
+        stalled.push((response, body, backend));
+    }
+    let mut sender = sender.ready().await?;
+    let (response, mut body) = sender.send_request(request("POST", "/quick", "t")?, false)?;
+    let (mut backend, _) = bed.accept().await?;
+    body.send_data(Bytes::from_static(b"hello"), true)?;
+    let mut received = String::new();
+    while !received.contains("hello") {
+        let mut part = [0; 1024];
+        let length = backend.read(&mut part).await?;
+        ensure!(length > 0, "{received}");
+        received.push_str(&String::from_utf8_lossy(&part[..length]));
+    }
+    backend.write_all(OK_RESPONSE).await?;
+    ensure!(response.await?.status() == StatusCode::OK);
     Ok(())
 }

@@ -115,3 +115,21 @@ async fn nothing_behind_malformed_trailers_is_a_request() -> Result<()> {
     ensure!(!received.contains("smuggled"), "{received}");
     Ok(())
 }
+
+/// CONFORMANCE C101, also behind further bytes, whatever fits the buffers.
+#[tokio::test]
+async fn client_that_leaves_cancels_its_request() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let filler = vec![b'x'; 200_000];
+    for behind in [&b""[..], b"G", &filler] {
+        let mut client = bed.request("GET /silent", "\r\n").await?;
+        let (mut backend, _) = bed.accept().await?;
+        // Fails where the bastion does not read all of it.
+        let sent = client.write_all(behind);
+        let _ = tokio::time::timeout(Duration::from_millis(300), sent).await;
+        drop(client);
+        let length = backend.read(&mut [0]).await?;
+        ensure!(length == 0, "behind {} bytes", behind.len());
+    }
+    Ok(())
+}

@@ -169,7 +169,8 @@ fn parse(head: &Bytes, rejected: &mut RejectedLine) -> Result<ParsedRequest, Req
     })
 }
 
-fn is_continue(value: &HeaderValue) -> bool {
+/// Returns true for the only valid value of `Expect` (RFC 9110 section 10.1.1).
+pub fn is_continue(value: &HeaderValue) -> bool {
     value.as_bytes().eq_ignore_ascii_case(b"100-continue")
 }
 

@@ -4,8 +4,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::RecvStream;
+use http::{HeaderMap, StatusCode};
 use http_body::{Frame, SizeHint};
 
+use super::Interim;
 use crate::http::h1::remove_forbidden_trailers;
 
 /// Body of a request. Its flow-control window opens as its parts are taken.
@@ -15,6 +17,8 @@ pub struct Incoming {
     /// Bytes that remain of `Content-Length`, which h2 enforces.
     remaining: Option<u64>,
     data_ended: bool,
+    /// Sends the 100 for which the client waits.
+    expects_continue: Option<Interim>,
 }
 
 impl Incoming {
@@ -23,7 +27,13 @@ impl Incoming {
             stream,
             remaining: length,
             data_ended: false,
+            expects_continue: None,
         }
+    }
+
+    /// The client waits for 100 before it sends the body (RFC 9110 section 10.1.1).
+    pub(super) fn expect_continue(&mut self, interim: Interim) {
+        self.expects_continue = Some(interim);
     }
 
     pub fn is_end_stream(&self) -> bool {
@@ -39,6 +49,9 @@ impl Incoming {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if let Some(interim) = self.expects_continue.take() {
+            interim.send(StatusCode::CONTINUE, HeaderMap::new());
+        }
         if !self.data_ended {
             match ready!(self.stream.poll_data(context)) {
                 Some(Ok(data)) => {
