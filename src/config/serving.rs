@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::values::{MAX_CONNECTIONS, MAX_WORKERS, fields};
 
-/// Default of `serving.maxConnections`: 24.5 KiB for each idle TLS connection take half of the
+/// Default of `serving.maxConnections`: 14 KiB for each idle TLS connection take a quarter of the
 /// 512 MiB of the deployment.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
 
@@ -48,8 +48,8 @@ pub struct Serving {
     #[schemars(range(max = MAX_WORKERS))]
     pub workers: usize,
     /// Maximum number of open client connections, tunnels included, at most 10000000; further ones
-    /// wait in the listen queue. 0 removes the limit. An idle TLS connection takes 24.5 KiB, so the
-    /// default takes half of a memory limit of 512 MiB.
+    /// wait in the listen queue. 0 removes the limit. An idle TLS connection takes 14 KiB, so the
+    /// default takes a quarter of a memory limit of 512 MiB.
     #[serde(deserialize_with = "fields::count::<_, 0, MAX_CONNECTIONS>")]
     #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections: usize,
