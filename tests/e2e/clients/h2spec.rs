@@ -1,8 +1,9 @@
 //! h2spec, a conformance test of HTTP/2 servers.
 
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::go::program;
 use crate::fixture::{Fixture, path};
@@ -17,8 +18,32 @@ const CASES: usize = 145;
 /// was sent before.
 const TOLERATED: &str = "Sends a HEADERS frame that contains a pseudo-header field as trailers";
 
+/// Number of runs. A case fails if it fails in each: the response may be complete before a violation
+/// of the client arrives, and then there is no stream left that could have an error.
+const RUNS: usize = 4;
+
 pub async fn h2spec_finds_a_conforming_server(fixture: &mut Fixture) -> Result<()> {
     let program = program("h2spec")?;
+    let mut failed: Option<Vec<String>> = None;
+    for _ in 0..RUNS {
+        let failures = run(&program, fixture).await?;
+        let repeated = match failed {
+            None => failures,
+            Some(earlier) => earlier
+                .into_iter()
+                .filter(|case| failures.contains(case))
+                .collect(),
+        };
+        if repeated.iter().all(|case| case == TOLERATED) {
+            return Ok(());
+        }
+        failed = Some(repeated);
+    }
+    bail!("{}", failed.unwrap_or_default().join("\n"))
+}
+
+/// Runs all cases and returns those that fail.
+async fn run(program: &Path, fixture: &Fixture) -> Result<Vec<String>> {
     let address = fixture.bastion.secure;
     let (host, port) = (address.ip().to_string(), address.port().to_string());
     // Requests have no credentials, so that each gets a 401: a response with a body.
@@ -34,17 +59,13 @@ pub async fn h2spec_finds_a_conforming_server(fixture: &mut Fixture) -> Result<(
         .find(|line| line.contains(" passed, "))
         .unwrap_or_default();
     let (_, failures) = text.split_once("Failures:").unwrap_or_default();
-    let failed: Vec<&str> = failures
+    let failed: Vec<String> = failures
         .lines()
         .filter_map(|line| line.trim().strip_prefix("× "))
         .filter_map(|line| line.split_once(": "))
-        .map(|(_, case)| case)
+        .map(|(_, case)| case.to_owned())
         .collect();
-    ensure!(
-        failed.iter().all(|case| *case == TOLERATED),
-        "{summary}\n{failures}"
-    );
     let passed = format!("{CASES} tests, {} passed, 0 skipped", CASES - failed.len());
     ensure!(summary.starts_with(&passed), "{summary}");
-    Ok(())
+    Ok(failed)
 }
