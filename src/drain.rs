@@ -1,7 +1,9 @@
 //! Shutdown in two steps: drain, then abort what still runs.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Context;
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
@@ -40,5 +42,37 @@ impl Drain {
     /// Waits for the abort of remaining work.
     pub fn forced(&self) -> WaitForCancellationFuture<'_> {
         self.forced.cancelled()
+    }
+}
+
+/// Watch of a connection for the drain that registers with it once: all workers share its lock, and
+/// a connection is polled with each request.
+#[derive(Debug)]
+pub struct DrainWatch<'a, F> {
+    drain: &'a Drain,
+    begun: Pin<&'a mut F>,
+    is_registered: bool,
+}
+
+impl<'a, F: Future<Output = ()>> DrainWatch<'a, F> {
+    /// `begun` is [`Drain::begun`] of the same drain.
+    pub fn new(drain: &'a Drain, begun: Pin<&'a mut F>) -> Self {
+        Self {
+            drain,
+            begun,
+            is_registered: false,
+        }
+    }
+
+    /// Returns true if the drain has begun. The task of the first call is woken when it begins.
+    pub fn has_begun(&mut self, context: &mut Context<'_>) -> bool {
+        if self.drain.has_begun() {
+            return true;
+        }
+        if !self.is_registered {
+            self.is_registered = true;
+            return self.begun.as_mut().poll(context).is_ready();
+        }
+        false
     }
 }

@@ -22,7 +22,7 @@ pub use body::{BodyError, Decoded, Decoder};
 pub use client::{ClientConnection, ExchangeError, Upload};
 pub use encode::{BodyLength, RequestEncoder, ResponseEncoder};
 pub use fields::{FieldNames, HeadError, Mode, find_head_end, remove_forbidden_trailers};
-pub use framing::{Framing, FramingError, length};
+pub use framing::{Framing, FramingError, has_no_body, length};
 pub use request::{ParsedRequest, RejectedLine, RequestError, is_continue, parse_request};
 pub use response::{ParsedResponse, ResponseError, parse_response};
 pub use server::{Incoming, Interim, ServerConnection, Timeouts};

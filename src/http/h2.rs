@@ -9,7 +9,7 @@ mod keepalive;
 mod response;
 mod upgraded;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -24,7 +24,7 @@ use super::h1::{RejectedLine, RequestError, Timeouts};
 use super::handler::{self, Handler, Reply};
 use super::head_memory::{HeadMemory, HeadShare};
 use super::{MAX_HEADER_BYTES, Request, RequestBody, Stream, Upgraded};
-use crate::drain::Drain;
+use crate::drain::{Drain, DrainWatch};
 
 pub use body::Incoming;
 pub use upgraded::UpgradedStream;
@@ -41,18 +41,36 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 /// Maximum number of bytes that wait in h2 for a client that does not read, per stream.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
 
+/// Maximum number of bytes of interim responses to one request; further ones are dropped. They are
+/// not under flow control, so an endpoint could fill the memory if its client does not read.
+const MAX_INTERIM: usize = 16 * 1024;
+
 /// Sender of interim responses to one request.
 #[derive(Clone, Debug)]
-pub struct Interim(Rc<RefCell<SendResponse<Bytes>>>);
+pub struct Interim(Rc<Responder>);
+
+/// Response side of a stream.
+#[derive(Debug)]
+struct Responder {
+    respond: RefCell<SendResponse<Bytes>>,
+    /// Bytes of interim responses so far.
+    interim: Cell<usize>,
+}
 
 impl Interim {
-    /// Sends an interim response. Dropped if the stream has ended.
+    /// Sends an interim response. Dropped if the stream has ended, or beyond 16 KiB of them.
     pub fn send(&self, status: StatusCode, headers: HeaderMap) {
+        // A head without fields takes memory, too.
+        let length = self.0.interim.get() + 32 + head_length(&headers);
+        if length > MAX_INTERIM {
+            return;
+        }
+        self.0.interim.set(length);
         let mut response = Response::new(());
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         // Fails after the final response.
-        let _ = self.0.borrow_mut().send_informational(response);
+        let _ = self.0.respond.borrow_mut().send_informational(response);
     }
 }
 
@@ -101,6 +119,7 @@ where
         memory,
     });
     let mut begun = pin!(drain.begun());
+    let mut drained = DrainWatch::new(drain, begun.as_mut());
     let mut idling = pin!(idle());
     let mut finishing = false;
     loop {
@@ -111,7 +130,7 @@ where
             if keepalive.poll_dead(context).is_ready() {
                 return Poll::Ready(None);
             }
-            if !finishing && begun.as_mut().poll(context).is_ready() {
+            if !finishing && drained.has_begun(context) {
                 finishing = true;
                 connection.graceful_shutdown();
                 context.waker().wake_by_ref();
@@ -146,10 +165,16 @@ async fn serve_stream<H: Handler>(
     respond: SendResponse<Bytes>,
     shared: &Shared<H>,
 ) {
-    let respond = Rc::new(RefCell::new(respond));
+    let responder = Rc::new(Responder {
+        respond: RefCell::new(respond),
+        interim: Cell::new(0),
+    });
+    let respond = &responder.respond;
     let method = request.method().clone();
     let mut share = HeadShare::default();
-    let fits = shared.memory.grow(&mut share, head_length(&request));
+    let fits = shared
+        .memory
+        .grow(&mut share, head_length(request.headers()));
     let converted = if fits {
         Request::from_http2(request)
     } else {
@@ -157,7 +182,7 @@ async fn serve_stream<H: Handler>(
     };
     let (reply, stream) = match converted {
         Ok((mut request, stream)) => {
-            let interim = Interim(Rc::clone(&respond));
+            let interim = Interim(Rc::clone(&responder));
             if request.head.headers.contains_key(header::EXPECT)
                 && let RequestBody::Http2(body) = &mut request.body
             {
@@ -197,13 +222,13 @@ async fn serve_stream<H: Handler>(
     };
     match (upgrade, stream) {
         (Some(upgrade), Some(stream)) => {
-            if let Ok(send) = ResponseWriter::begin(&respond, response, false) {
+            if let Ok(send) = ResponseWriter::begin(respond, response, false) {
                 // Fails if the tunnel was closed before it opened.
                 let _ = upgrade.send(Upgraded::Http2(UpgradedStream::new(send, stream)));
             }
         }
         _ => {
-            if let Err(error) = writer.write(&respond, response).await {
+            if let Err(error) = writer.write(respond, response).await {
                 tracing::debug!(%error, "stream failed");
                 respond.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
             }
@@ -211,9 +236,9 @@ async fn serve_stream<H: Handler>(
     }
 }
 
-/// Returns the size of a head as RFC 9113 section 10.5.1 counts it.
-fn head_length<B>(request: &http::Request<B>) -> usize {
-    let fields = request.headers().iter();
+/// Returns the size of the fields of a head, as RFC 9113 section 6.5.2 counts it.
+fn head_length(headers: &HeaderMap) -> usize {
+    let fields = headers.iter();
     fields
         .map(|(name, value)| name.as_str().len() + value.len() + 32)
         .sum()

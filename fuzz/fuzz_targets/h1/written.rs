@@ -1,4 +1,4 @@
-//! What the encoders write for a parsed head: it parses strictly, and has the fields of that head,
+//! Check of the encoders: the text for a parsed head parses strictly, and has its fields,
 //! in their order and spelling, and those of its framing.
 
 use std::net::SocketAddr;

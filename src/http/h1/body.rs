@@ -1,7 +1,10 @@
 //! Bodies (RFC 9112 sections 6 and 7): the decoder of both sides.
 
+use std::task::Poll;
+
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
+use http_body::Frame;
 use memchr::memchr;
 
 use super::fields::{HeadError, Mode, find_head_end, is_forbidden_trailer, parse_fields};
@@ -137,6 +140,20 @@ impl Decoder {
             self.state = State::Failed;
         }
         decoded
+    }
+
+    /// Takes the next part as a frame. Pending if it needs more input.
+    pub fn poll_frame(
+        &mut self,
+        input: &mut BytesMut,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(match self.decode(input) {
+            Ok(Decoded::Data(data)) => Some(Ok(Frame::data(data))),
+            Ok(Decoded::Trailers(fields)) => Some(Ok(Frame::trailers(fields))),
+            Ok(Decoded::End) => None,
+            Ok(Decoded::NeedsInput) => return Poll::Pending,
+            Err(error) => Some(Err(error)),
+        })
     }
 
     fn step(&mut self, input: &mut BytesMut) -> Result<Decoded, BodyError> {

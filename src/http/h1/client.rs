@@ -16,7 +16,7 @@ use http::{Method, StatusCode};
 use http_body::{Body, Frame};
 use tokio::time::Sleep;
 
-use super::body::{BodyError, Decoded, Decoder};
+use super::body::{BodyError, Decoder};
 use super::encode::{BodyLength, RequestEncoder};
 use super::fields::{Mode, find_head_end};
 use super::output::Output;
@@ -228,14 +228,8 @@ impl ClientConnection {
             self.advance_upload(context, upload);
         }
         loop {
-            match self.decoder.decode(&mut self.input) {
-                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                Ok(Decoded::Trailers(fields)) => {
-                    return Poll::Ready(Some(Ok(Frame::trailers(fields))));
-                }
-                Ok(Decoded::End) => return Poll::Ready(None),
-                Ok(Decoded::NeedsInput) => {}
-                Err(error) => return Poll::Ready(Some(Err(error))),
+            if let Poll::Ready(frame) = self.decoder.poll_frame(&mut self.input) {
+                return Poll::Ready(frame);
             }
             let read = self
                 .stream
@@ -276,11 +270,6 @@ impl ClientConnection {
 
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
-    }
-
-    /// Marks the connection as not reusable.
-    pub fn close(&mut self) {
-        self.keep_alive = false;
     }
 
     /// Takes the stream for a tunnel, with the bytes that were read behind the response.

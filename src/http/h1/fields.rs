@@ -51,10 +51,6 @@ impl FieldNames {
             .iter()
             .map(|(start, length)| &self.head[*start as usize..][..usize::from(*length)])
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.spans.is_empty()
-    }
 }
 
 /// Fields of a head or a trailer section.

@@ -185,7 +185,7 @@ fn is_other_coding(coding: &[u8]) -> bool {
 }
 
 /// Returns true for responses without a body, whatever their fields (RFC 9112 section 6.3).
-pub(super) fn has_no_body(method: &Method, status: StatusCode) -> bool {
+pub fn has_no_body(method: &Method, status: StatusCode) -> bool {
     *method == Method::HEAD
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)

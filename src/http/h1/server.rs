@@ -28,7 +28,7 @@ use super::fields::{FieldNames, Mode};
 use super::framing::Framing;
 use super::output::Output;
 use super::request::{ParsedRequest, RejectedLine, RequestError};
-use crate::drain::Drain;
+use crate::drain::{Drain, DrainWatch};
 use crate::http::clock::Clock;
 use crate::http::handler::{self, Handler, Reply};
 use crate::http::head_memory::{HeadMemory, HeadShare};
@@ -160,11 +160,7 @@ impl ServerConnection {
     ) -> io::Result<()> {
         let _end = EndGuard(self);
         let mut begun = pin!(drain.begun());
-        let mut drained = DrainWatch {
-            drain,
-            begun: begun.as_mut(),
-            is_registered: false,
-        };
+        let mut drained = DrainWatch::new(drain, begun.as_mut());
         let mut clock = Clock::default();
         loop {
             let received = poll_fn(|context| {
@@ -396,7 +392,7 @@ impl Interim {
     /// not read.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap, names: Option<&FieldNames>) {
         let mut connection = self.0.0.borrow_mut();
-        if connection.response_began || connection.output.buffered() > MAX_PENDING_INTERIM {
+        if connection.response_began {
             return;
         }
         if status == StatusCode::CONTINUE {
@@ -414,28 +410,12 @@ impl Interim {
             version: Version::HTTP_11,
             keep_alive: true,
         };
-        encoder.write_interim(connection.output.buffer());
-    }
-}
-
-/// Wait for the drain that registers with it once per connection: all workers share its lock.
-struct DrainWatch<'a, F> {
-    drain: &'a Drain,
-    begun: Pin<&'a mut F>,
-    is_registered: bool,
-}
-
-impl<F: Future<Output = ()>> DrainWatch<'_, F> {
-    /// Returns true if the drain has begun. The connection's task is woken when it begins.
-    fn has_begun(&mut self, context: &mut Context<'_>) -> bool {
-        if self.drain.has_begun() {
-            return true;
+        let output = connection.output.buffer();
+        let before = output.len();
+        encoder.write_interim(output);
+        if connection.output.buffered() > MAX_PENDING_INTERIM {
+            connection.output.buffer().truncate(before);
         }
-        if !self.is_registered {
-            self.is_registered = true;
-            return self.begun.as_mut().poll(context).is_ready();
-        }
-        false
     }
 }
 

@@ -9,12 +9,12 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, header};
 use http_body::Body;
 
 use crate::http::PacedBody;
 use crate::http::clock::Clock;
-use crate::http::h1::Timeouts;
+use crate::http::h1::{Timeouts, has_no_body};
 
 /// Writer of the response to a request with `method`.
 pub(super) struct ResponseWriter {
@@ -50,11 +50,7 @@ impl ResponseWriter {
         respond: &RefCell<SendResponse<Bytes>>,
         mut response: Response<B>,
     ) -> io::Result<()> {
-        let has_no_body = self.method == Method::HEAD
-            || matches!(
-                response.status(),
-                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-            );
+        let has_no_body = has_no_body(&self.method, response.status());
         if let Some(exact) = response.body().size_hint().exact()
             // A response of an endpoint to HEAD has the length of its GET, or none.
             && (!has_no_body || response.body().is_own() && exact > 0)

@@ -6,12 +6,11 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::Frame;
 
-use super::{
-    Connection, DrainWatch, GONE_CHECK_INTERVAL, MAX_DISCARDED, MAX_PIPELINED, Received, Timeouts,
-};
+use super::{Connection, GONE_CHECK_INTERVAL, MAX_DISCARDED, MAX_PIPELINED, Received, Timeouts};
+use crate::drain::DrainWatch;
 use crate::http::MAX_HEADER_BYTES;
 use crate::http::clock::Clock;
-use crate::http::h1::body::{BodyError, Decoded};
+use crate::http::h1::body::BodyError;
 use crate::http::h1::fields::find_head_end;
 use crate::http::h1::request::{
     ParsedRequest, RejectedLine, RequestError, parse_request, rejects_prefix, too_long,
@@ -43,18 +42,16 @@ impl Connection {
                 // It may share the allocation of the last request: an idle connection has no
                 // buffer.
                 self.input = BytesMut::new();
-            }
-            if !self.input.is_empty() {
-                if let Some(parsed) = self.take_head(memory) {
-                    clock.stop();
-                    (self.skipped_line, self.scanned) = (false, 0);
-                    return Poll::Ready(Ok(match parsed {
-                        Ok((parsed, share)) => Received::Request(parsed, share),
-                        Err((error, line)) => Received::Rejected(error, line),
-                    }));
+                if drained.has_begun(context) {
+                    return Poll::Ready(Ok(Received::Closed));
                 }
-            } else if drained.has_begun(context) {
-                return Poll::Ready(Ok(Received::Closed));
+            } else if let Some(parsed) = self.take_head(memory) {
+                clock.stop();
+                (self.skipped_line, self.scanned) = (false, 0);
+                return Poll::Ready(Ok(match parsed {
+                    Ok((parsed, share)) => Received::Request(parsed, share),
+                    Err((error, line)) => Received::Rejected(error, line),
+                }));
             }
             let was_empty = self.input.is_empty();
             match self
@@ -126,14 +123,8 @@ impl Connection {
             }
         }
         loop {
-            match self.decoder.decode(&mut self.input) {
-                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                Ok(Decoded::Trailers(fields)) => {
-                    return Poll::Ready(Some(Ok(Frame::trailers(fields))));
-                }
-                Ok(Decoded::End) => return Poll::Ready(None),
-                Ok(Decoded::NeedsInput) => {}
-                Err(error) => return Poll::Ready(Some(Err(error))),
+            if let Poll::Ready(frame) = self.decoder.poll_frame(&mut self.input) {
+                return Poll::Ready(frame);
             }
             match self
                 .stream
