@@ -37,7 +37,7 @@ pub struct Head {
     pub keep_alive: bool,
     pub expects_continue: bool,
     /// Number of lines that were dropped.
-    pub dropped: usize,
+    pub dropped: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]

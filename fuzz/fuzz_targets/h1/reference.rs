@@ -468,7 +468,7 @@ fn lines(bytes: &[u8], tolerant: bool) -> Option<(Vec<Vec<u8>>, usize)> {
 }
 
 /// Parses field lines. Returns them, and the number of lines that were dropped.
-fn fields(lines: &[Vec<u8>], tolerant: bool) -> Option<(Vec<Field>, usize)> {
+fn fields(lines: &[Vec<u8>], tolerant: bool) -> Option<(Vec<Field>, u64)> {
     let mut joined: Vec<Vec<u8>> = Vec::new();
     for line in lines {
         if is_blank(line[0]) {
