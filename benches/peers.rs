@@ -110,6 +110,7 @@ async fn bench(settings: &Settings) -> Result<Vec<Outcome>> {
                 for (peer, figure) in fresh.iter().zip(figures) {
                     let sample = Sample {
                         figure,
+                        user: None,
                         per_second: None,
                         latency: None,
                     };

@@ -8,7 +8,7 @@ use crate::generators::{Target, at_fixed_rate, handshakes, transfer_bodies};
 use crate::http1::head;
 use crate::index;
 use crate::peer::Peer;
-use crate::process::cpu_micros;
+use crate::process::CpuTime;
 use crate::stage::{BODY_BYTES, LARGE, SMALL, Stage, UPLOAD};
 use crate::statistics::{Sample, percentile};
 use crate::tools::{ClosedLoop, OpenLoop};
@@ -43,12 +43,13 @@ pub fn measure(stage: &Stage, peer: &Peer, what: Measure, seconds: u64) -> Resul
         Measure::Body(direction) => body(stage, peer, direction, duration),
         Measure::Handshake { resumed } => {
             let request = head("GET", &peer.path(SMALL), &stage.token, "");
-            let before = cpu_micros(&peer.process.ids())?;
+            let before = CpuTime::of(&peer.process.ids())?;
             let durations = handshakes(target(stage, peer, &request), resumed, duration)?;
-            let spent = cpu_micros(&peer.process.ids())? - before;
             let count = count(durations.len())?;
+            let spent = before.spent(&peer.process.ids(), count)?;
             Ok(Sample {
-                figure: spent / count,
+                figure: spent.total(),
+                user: Some(spent.user),
                 per_second: Some(count / duration.as_secs_f64()),
                 latency: percentile(&durations, 50),
             })
@@ -71,6 +72,7 @@ pub fn measure(stage: &Stage, peer: &Peer, what: Measure, seconds: u64) -> Resul
             };
             Ok(Sample {
                 figure: percentile(&latencies, 99).context("requests were sent")?,
+                user: None,
                 per_second: Some(count(latencies.len())? / duration.as_secs_f64()),
                 latency: percentile(&latencies, 50),
             })
@@ -81,11 +83,12 @@ pub fn measure(stage: &Stage, peer: &Peer, what: Measure, seconds: u64) -> Resul
 }
 
 fn closed_loop(peer: &Peer, load: &ClosedLoop<'_>) -> Result<Sample> {
-    let before = cpu_micros(&peer.process.ids())?;
+    let before = CpuTime::of(&peer.process.ids())?;
     let answered = load.run()?;
-    let spent = cpu_micros(&peer.process.ids())? - before;
+    let spent = before.spent(&peer.process.ids(), answered.requests)?;
     Ok(Sample {
-        figure: spent / answered.requests,
+        figure: spent.total(),
+        user: Some(spent.user),
         per_second: Some(answered.per_second),
         latency: Some(answered.latency),
     })
@@ -99,15 +102,16 @@ fn body(stage: &Stage, peer: &Peer, direction: Direction, duration: Duration) ->
             head("POST", &peer.path(UPLOAD), &stage.token, &length)
         }
     };
-    let before = cpu_micros(&peer.process.ids())?;
+    let before = CpuTime::of(&peer.process.ids())?;
     let target = target(stage, peer, &request);
     let began = std::time::Instant::now();
     let transfers = transfer_bodies(target, direction, BODY_BYTES, duration)?;
     let elapsed = began.elapsed().as_secs_f64();
-    let spent = cpu_micros(&peer.process.ids())? - before;
     let transfers = count(usize::try_from(transfers)?)?;
+    let spent = before.spent(&peer.process.ids(), transfers)?;
     Ok(Sample {
-        figure: spent / transfers,
+        figure: spent.total(),
+        user: Some(spent.user),
         per_second: Some(transfers / elapsed),
         latency: None,
     })

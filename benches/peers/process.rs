@@ -67,20 +67,49 @@ impl Drop for Server {
     }
 }
 
-/// Returns user and system time of processes in µs, with a resolution of 10 ms.
-///
-/// # Errors
-/// Returns an error if one of them has exited.
-pub fn cpu_micros(ids: &[u32]) -> Result<f64> {
-    let mut ticks = 0;
-    for id in ids {
-        let stat = fs::read_to_string(format!("/proc/{id}/stat"))
-            .with_context(|| format!("process {id} has exited"))?;
-        let (_, fields) = stat.rsplit_once(')').context("a stat line")?;
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        ticks += fields[11].parse::<u32>()? + fields[12].parse::<u32>()?;
+/// CPU time in µs.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuTime {
+    pub user: f64,
+    pub system: f64,
+}
+
+impl CpuTime {
+    /// Returns the CPU time of processes so far, with a resolution of 10 ms.
+    ///
+    /// # Errors
+    /// Returns an error if one of them has exited.
+    pub fn of(ids: &[u32]) -> Result<Self> {
+        let (mut user, mut system) = (0, 0);
+        for id in ids {
+            let stat = fs::read_to_string(format!("/proc/{id}/stat"))
+                .with_context(|| format!("process {id} has exited"))?;
+            let (_, fields) = stat.rsplit_once(')').context("a stat line")?;
+            let fields: Vec<&str> = fields.split_whitespace().collect();
+            user += fields[11].parse::<u32>()?;
+            system += fields[12].parse::<u32>()?;
+        }
+        Ok(Self {
+            user: f64::from(user) * 1e4,
+            system: f64::from(system) * 1e4,
+        })
     }
-    Ok(f64::from(ticks) * 1e4)
+
+    /// Returns the CPU time that processes have used since `self`, for each of `count` operations.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn spent(self, ids: &[u32], count: f64) -> Result<Self> {
+        let now = Self::of(ids)?;
+        Ok(Self {
+            user: (now.user - self.user) / count,
+            system: (now.system - self.system) / count,
+        })
+    }
+
+    pub fn total(self) -> f64 {
+        self.user + self.system
+    }
 }
 
 /// Returns the resident memory of processes in KiB. Memory that they share is counted more than

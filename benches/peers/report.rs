@@ -66,16 +66,20 @@ fn goals(outcomes: &[Outcome], settings: &Settings) -> String {
 
 fn figures(outcome: &Outcome) -> String {
     let unit = outcome.workload.measure.unit();
-    let header = ["peer", unit, "x", "per second", "latency µs"];
+    let header = ["peer", unit, "in user mode", "x", "per second", "latency µs"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     let median = |peer: &Samples, pick: fn(&crate::statistics::Sample) -> Option<f64>| {
         let spread = Spread::new(peer.rounds.iter().filter_map(pick));
-        spread.map_or_else(String::new, |spread| format!("{:.0}", spread.median))
+        spread.map_or_else(String::new, |spread| {
+            let digits = usize::from(spread.median < 1000.0);
+            format!("{:.digits$}", spread.median)
+        })
     };
     for peer in &outcome.peers {
         rows.push(vec![
             peer.name.to_owned(),
             or_none(outcome.figure(peer.name)),
+            median(peer, |sample| sample.user),
             or_none(outcome.ratio(peer.name)),
             median(peer, |sample| sample.per_second),
             median(peer, |sample| sample.latency),

@@ -7,6 +7,8 @@ use std::fmt::{self, Display, Formatter};
 pub struct Sample {
     /// Figure in the unit of the workload.
     pub figure: f64,
+    /// Part of the figure that is CPU time in user mode, if it is CPU time.
+    pub user: Option<f64>,
     pub per_second: Option<f64>,
     /// Latency in µs: median, or mean where the load generator prints no median.
     pub latency: Option<f64>,
