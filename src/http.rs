@@ -2,6 +2,7 @@
 //! lists, hop-by-hop rules, limits, and the executor of hyper's HTTP/2 tasks.
 
 mod authority;
+mod bytes;
 mod cgi;
 mod clock;
 mod date;
@@ -20,6 +21,7 @@ mod upgraded;
 
 use http::HeaderValue;
 
+pub use bytes::all_bytes;
 pub use cgi::cgi_starts_with;
 pub use executor::LocalExecutor;
 pub use handler::{Handler, Interim, Reply};

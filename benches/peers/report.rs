@@ -66,7 +66,14 @@ fn goals(outcomes: &[Outcome], settings: &Settings) -> String {
 
 fn figures(outcome: &Outcome) -> String {
     let unit = outcome.workload.measure.unit();
-    let header = ["peer", unit, "in user mode", "x", "per second", "latency µs"];
+    let header = [
+        "peer",
+        unit,
+        "in user mode",
+        "x",
+        "per second",
+        "latency µs",
+    ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     let median = |peer: &Samples, pick: fn(&crate::statistics::Sample) -> Option<f64>| {
         let spread = Spread::new(peer.rounds.iter().filter_map(pick));

@@ -10,7 +10,8 @@ use super::values::fields;
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Log {
     /// Level of events: `off`, `error`, `warn`, `info`, `debug`, `trace`, or directives such as
-    /// `info,kube_bastion::watch=debug`.
+    /// `info,kube_bastion::watch=debug`. Only libraries have `trace` events, and only in debug
+    /// builds.
     #[serde(deserialize_with = "fields::log_level")]
     pub level: String,
     /// Format of events and of the access log: `text` for people, `json` for machines.

@@ -149,10 +149,9 @@ where
         });
         match accepted.await {
             Some(Some(Ok((request, respond)))) => {
-                let shared = Rc::clone(&shared);
-                tokio::task::spawn_local(async move {
-                    serve_stream(request, respond, &shared).await;
-                });
+                // Boxed, because tokio moves the future of a task several times.
+                let stream = serve_stream(request, respond, Rc::clone(&shared));
+                tokio::task::spawn_local(Box::pin(stream));
             }
             Some(Some(Err(error))) => return Err(error),
             Some(None) | None => return Ok(()),
@@ -163,7 +162,7 @@ where
 async fn serve_stream<H: Handler>(
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
-    shared: &Shared<H>,
+    shared: Rc<Shared<H>>,
 ) {
     let responder = Rc::new(Responder {
         respond: RefCell::new(respond),

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use http::{Method, Uri};
 
 use super::authority::{has_valid_escapes, is_authority};
+use super::bytes::all_bytes;
 
 /// Target of a request: path and query, and the authority that a client of HTTP/2 or the absolute
 /// form names.
@@ -162,10 +163,7 @@ impl RequestTarget {
 
     fn origin_form(authority: Option<Rc<str>>, text: &[u8]) -> Result<Self, InvalidTarget> {
         // Spaces, controls and DEL, and `#`: fragments are not sent (RFC 9112 section 3.2.1).
-        if text
-            .iter()
-            .any(|byte| *byte <= b' ' || *byte == 0x7f || *byte == b'#')
-        {
+        if !all_bytes(text, |byte| byte > b' ' && byte != 0x7f && byte != b'#') {
             return Err(InvalidTarget::Character);
         }
         let path_len = memchr::memchr(b'?', text).unwrap_or(text.len());

@@ -137,7 +137,12 @@ pub(super) fn write_last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) 
     if let Some(trailers) = trailers {
         for (name, value) in trailers {
             if !super::fields::is_forbidden_trailer(name) {
-                write_field(out, name.as_str().as_bytes(), Spelling::TitleCase, value);
+                write_field(
+                    out,
+                    name.as_str().as_bytes(),
+                    Spelling::TitleCase,
+                    value.as_bytes(),
+                );
             }
         }
     }
@@ -235,30 +240,24 @@ impl FramingWriter {
                 BodyLength::Unframed if !self.written => {}
                 BodyLength::Known(length) if !self.written => {
                     self.written = true;
-                    write_field(
-                        out,
-                        name.as_str().as_bytes(),
-                        spelling,
-                        &HeaderValue::from(length),
-                    );
+                    let mut digits = itoa::Buffer::new();
+                    let length = digits.format(length).as_bytes();
+                    write_field(out, name.as_str().as_bytes(), spelling, length);
                     return;
                 }
                 _ => return,
             }
             self.written = true;
         }
-        write_field(out, name.as_str().as_bytes(), spelling, value);
+        write_field(out, name.as_str().as_bytes(), spelling, value.as_bytes());
     }
 
     fn finish(self, out: &mut Vec<u8>) {
         match self.length {
             BodyLength::Known(length) if !self.written => {
-                write_field(
-                    out,
-                    b"content-length",
-                    Spelling::TitleCase,
-                    &HeaderValue::from(length),
-                );
+                let mut digits = itoa::Buffer::new();
+                let length = digits.format(length).as_bytes();
+                write_field(out, b"content-length", Spelling::TitleCase, length);
             }
             BodyLength::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
             BodyLength::None
@@ -277,7 +276,7 @@ enum Spelling<'a> {
     TitleCase,
 }
 
-fn write_field(out: &mut Vec<u8>, name: &[u8], spelling: Spelling<'_>, value: &HeaderValue) {
+fn write_field(out: &mut Vec<u8>, name: &[u8], spelling: Spelling<'_>, value: &[u8]) {
     match spelling {
         Spelling::As(spelled) => out.extend_from_slice(spelled),
         Spelling::TitleCase => {
@@ -293,7 +292,7 @@ fn write_field(out: &mut Vec<u8>, name: &[u8], spelling: Spelling<'_>, value: &H
         }
     }
     out.extend_from_slice(b": ");
-    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
 

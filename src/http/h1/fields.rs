@@ -58,7 +58,7 @@ impl FieldNames {
 pub(super) struct Fields {
     pub headers: HeaderMap,
     pub names: FieldNames,
-    /// All names are spelled like `Content-Type`.
+    /// All names are spelled like `Content-Type`; false of requests, where nobody asks.
     pub title_case: bool,
     /// Number of lines without a valid name that were dropped.
     pub dropped: u64,
@@ -152,25 +152,13 @@ pub(super) fn parse_fields(
         } else {
             &folded[..]
         };
-        // Names are short: one pass finds the colon and looks at the spelling.
-        let (mut colon, mut title_case, mut begins_word) = (0, true, true);
-        while colon < text.len() && text[colon] != b':' {
-            let byte = text[colon];
-            title_case &= if begins_word {
-                !byte.is_ascii_lowercase()
-            } else {
-                !byte.is_ascii_uppercase()
-            };
-            begins_word = byte == b'-';
-            colon += 1;
-        }
-        if colon == text.len() {
+        let Some(colon) = text.iter().position(|byte| *byte == b':') else {
             if mode == Mode::Tolerant {
                 fields.dropped += 1;
                 continue;
             }
             return Err(HeadError::NoColon);
-        }
+        };
         let mut spelled = &text[..colon];
         if mode == Mode::Tolerant {
             spelled = &spelled[..trimmed(spelled, 0, colon).1];
@@ -195,7 +183,7 @@ pub(super) fn parse_fields(
         if !visit(&name, &value) {
             continue;
         }
-        fields.title_case &= title_case;
+        fields.title_case &= mode == Mode::Tolerant && is_title_case(spelled);
         spans.push((offset(begin), spelled_length(spelled)));
         fields
             .headers
@@ -207,6 +195,20 @@ pub(super) fn parse_fields(
 /// Number of fields for which the map has room from the start, those that the bastion adds
 /// included. Browsers send about 20; growing once costs as much as inserting a few fields.
 const TYPICAL_FIELDS: usize = 20;
+
+/// Returns true if a name is spelled like `Content-Type`.
+fn is_title_case(name: &[u8]) -> bool {
+    let mut begins_word = true;
+    name.iter().all(|byte| {
+        let fits = if begins_word {
+            !byte.is_ascii_lowercase()
+        } else {
+            !byte.is_ascii_uppercase()
+        };
+        begins_word = *byte == b'-';
+        fits
+    })
+}
 
 /// Spaces and tabs; the only whitespace around values (RFC 9110 section 5.6.3).
 fn is_whitespace(byte: u8) -> bool {

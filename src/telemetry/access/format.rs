@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::Version;
 
 use super::Record;
+use crate::http::all_bytes;
 use crate::model::text::{push_decimal, push_ip, push_socket_addr};
 use crate::model::{Endpoint, Resource, Verb};
 
@@ -218,8 +219,9 @@ fn truncate(text: &str, max_bytes: usize) -> Cow<'_, str> {
 /// Returns true if the text is printable ASCII without quotes and backslashes. Almost all logged
 /// texts are, and this check is cheaper than escaping them.
 fn is_plain(text: &str) -> bool {
-    text.bytes()
-        .all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\')
+    all_bytes(text.as_bytes(), |byte| {
+        (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\'
+    })
 }
 
 /// Appends a text in quotes, escaped as `{:?}` does.
