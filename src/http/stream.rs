@@ -14,8 +14,9 @@ use tokio_rustls::TlsStream;
 /// Size in bytes of the read buffer that all connections of a worker share. A connection keeps only
 /// the bytes that it received.
 const SHARED_BUFFER: usize = 16 * 1024;
-/// Maximum number of bytes of one read of a body whose two ends are fast.
-const MAX_READ: usize = 256 * 1024;
+/// Maximum number of bytes of one read of a body whose two ends are fast. A transfer that stalls
+/// keeps the last read, and up to 64 KiB of TLS records.
+const MAX_READ: usize = 128 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SHARED_BUFFER]);
@@ -69,11 +70,12 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         let length = if size.0 > SHARED_BUFFER {
             input.reserve(size.0);
-            ready!(tokio_util::io::poll_read_buf(
-                Pin::new(self),
-                context,
-                input
-            ))?
+            let read = tokio_util::io::poll_read_buf(Pin::new(self), context, input);
+            if read.is_pending() && input.is_empty() {
+                // The sender may be silent for hours.
+                *input = BytesMut::new();
+            }
+            ready!(read)?
         } else {
             ready!(self.poll_fill_shared(context, input))?
         };
