@@ -101,7 +101,7 @@ impl From<ReviewError> for AuthenticationError {
 #[derive(Debug)]
 pub struct Caller {
     pub identity: Arc<Identity>,
-    pub impersonates: Option<Impersonation>,
+    pub impersonates: Option<Box<Impersonation>>,
 }
 
 impl Authenticator {
@@ -130,7 +130,7 @@ impl Authenticator {
         // Reported after authentication, so that an unauthenticated caller gets 401, not 400.
         Ok(Caller {
             identity,
-            impersonates: impersonates?,
+            impersonates: impersonates?.map(Box::new),
         })
     }
 

@@ -91,7 +91,7 @@ impl Authorizer {
         client: ClientAddress,
     ) -> Result<Permit<'t>, AuthorizationError> {
         let attributes = Attributes::for_proxy(verb, target);
-        let error = match self.require(identity, attributes, client).await {
+        let error = match self.require(identity, &attributes, client).await {
             Ok(()) => return Ok(Permit { target }),
             Err(error) => error,
         };
@@ -99,7 +99,7 @@ impl Authorizer {
             && matches!(error, AuthorizationError::Forbidden(_))
             && let Ok(Id { name, .. }) = target.id()
             && name != target.id
-            && Box::pin(self.decide(identity, Attributes { name, ..attributes }, client)).await?
+            && Box::pin(self.decide(identity, &Attributes { name, ..attributes }, client)).await?
                 == Decision::Allow
         {
             return Ok(Permit { target });
@@ -138,7 +138,7 @@ impl Authorizer {
             return false;
         };
         matches!(
-            self.decide(identity, Attributes::for_object(target, name), client)
+            self.decide(identity, &Attributes::for_object(target, name), client)
                 .await,
             Ok(Decision::Allow)
         )
@@ -147,13 +147,15 @@ impl Authorizer {
     async fn require(
         &self,
         identity: &Identity,
-        attributes: Attributes<'_>,
+        attributes: &Attributes<'_>,
         client: ClientAddress,
     ) -> Result<(), AuthorizationError> {
         match self.decide(identity, attributes, client).await? {
             Decision::Allow => Ok(()),
             Decision::Deny(reason) => Err(AuthorizationError::Forbidden(Forbidden::new(
-                identity, attributes, &reason,
+                identity,
+                *attributes,
+                &reason,
             ))),
         }
     }
@@ -161,13 +163,13 @@ impl Authorizer {
     async fn decide(
         &self,
         identity: &Identity,
-        attributes: Attributes<'_>,
+        attributes: &Attributes<'_>,
         client: ClientAddress,
     ) -> Result<Decision, AuthorizationError> {
         match &self.policy {
             PolicySource::Review(reviews) => reviews.decide(identity, attributes, client).await,
             // kube-apiserver's RBAC gives no reason either.
-            PolicySource::Rbac(rules) => Ok(if rules.load().allows(identity, attributes) {
+            PolicySource::Rbac(rules) => Ok(if rules.load().allows(identity, *attributes) {
                 Decision::Allow
             } else {
                 Decision::Deny("".into())

@@ -126,7 +126,7 @@ impl Forwarder {
         &self,
         _: &Permit<'_>,
         route: &Route,
-        outgoing: UpstreamRequest<'_>,
+        outgoing: &mut UpstreamRequest<'_>,
         client: IpAddr,
         dialed: &mut Option<Endpoint>,
     ) -> Result<UpstreamResponse, ForwardError> {
@@ -160,7 +160,7 @@ impl Forwarder {
         &self,
         _: &Permit<'_>,
         route: &Route,
-        outgoing: UpstreamRequest<'_>,
+        outgoing: &mut UpstreamRequest<'_>,
         client: IpAddr,
         upgrade: &Upgrade,
         dialed: &mut Option<Endpoint>,
@@ -176,7 +176,7 @@ impl Forwarder {
     async fn exchange(
         &self,
         route: &Route,
-        outgoing: UpstreamRequest<'_>,
+        outgoing: &mut UpstreamRequest<'_>,
         client: IpAddr,
         protocol: Protocol,
         dialed: &mut Option<Endpoint>,
@@ -191,7 +191,7 @@ impl Forwarder {
         // Only HTTP/2 endpoints can reject a request unprocessed, so the body is buffered only if
         // the connection may turn out to be HTTP/2.
         let can_refuse = reuse && route.transport.may_be_http2();
-        let body = body.map(|outgoing| {
+        let body = body.take().map(|outgoing| {
             let OutgoingBody {
                 body,
                 received,

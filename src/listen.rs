@@ -174,7 +174,7 @@ impl Handler for ConnectionHandler {
 
     fn handle(
         &self,
-        request: Request,
+        request: &mut Request,
         interim: Option<Interim>,
     ) -> impl Future<Output = Reply<Body>> {
         self.proxy.handle(request, &self.peer, &self.guard, interim)

@@ -54,7 +54,7 @@ impl Authorizer {
                 let verb = Verb::Impersonate;
                 self.require(
                     caller,
-                    Attributes {
+                    &Attributes {
                         verb,
                         group,
                         resource,

@@ -20,11 +20,11 @@ impl Reviews {
     pub(super) async fn decide(
         self: &Arc<Self>,
         identity: &Identity,
-        attributes: Attributes<'_>,
+        attributes: &Attributes<'_>,
         client: ClientAddress,
     ) -> Verdict<AccessReviewHandler> {
         let key = (identity.fingerprint(), attributes);
-        self.verdict(key, || Ok(review(identity, attributes)), client)
+        self.verdict(key, || Ok(review(identity, *attributes)), client)
             .await
     }
 }

@@ -159,77 +159,87 @@ where
     }
 }
 
-async fn serve_stream<H: Handler>(
+/// Returns the future that responds to a request. It is no `async fn`, whose future would keep the
+/// request in each of its forms.
+fn serve_stream<H: Handler>(
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
     shared: Rc<Shared<H>>,
-) {
+) -> impl Future<Output = ()> {
     let responder = Rc::new(Responder {
         respond: RefCell::new(respond),
         interim: Cell::new(0),
     });
-    let respond = &responder.respond;
     let method = request.method().clone();
     let mut share = HeadShare::default();
     let fits = shared
         .memory
         .grow(&mut share, head_length(request.headers()));
-    let converted = if fits {
+    let mut converted = if fits {
         Request::from_http2(request)
     } else {
         Err(RequestError::HeadMemory)
     };
-    let (reply, stream) = match converted {
-        Ok((mut request, stream)) => {
-            let interim = Interim(Rc::clone(&responder));
-            if request.head.headers.contains_key(header::EXPECT)
-                && let RequestBody::Http2(body) = &mut request.body
-            {
-                body.expect_continue(interim.clone());
-            }
-            let interim = handler::Interim::Http2(interim);
-            let mut handling = pin!(shared.handler.handle(request, Some(interim)));
-            let reply = poll_fn(|context| {
-                if let Poll::Ready(reply) = handling.as_mut().poll(context) {
-                    return Poll::Ready(Some(reply));
+    async move {
+        // The budget is held until the end of the response.
+        let _share = share;
+        let respond = &responder.respond;
+        let (reply, stream) = match &mut converted {
+            Ok((request, stream)) => {
+                let interim = Interim(Rc::clone(&responder));
+                if request.head.headers.contains_key(header::EXPECT)
+                    && let RequestBody::Http2(body) = &mut request.body
+                {
+                    body.expect_continue(interim.clone());
                 }
-                // The client reset the stream or left: the handler is dropped.
-                respond.borrow_mut().poll_reset(context).map(|_| None)
-            });
-            match reply.await {
-                Some(reply) => (reply, stream),
-                None => return,
+                let interim = handler::Interim::Http2(interim);
+                let reply = {
+                    let mut handling = pin!(shared.handler.handle(request, Some(interim)));
+                    poll_fn(|context| {
+                        if let Poll::Ready(reply) = handling.as_mut().poll(context) {
+                            return Poll::Ready(Some(reply));
+                        }
+                        // The client reset the stream or left: the handler is dropped.
+                        respond.borrow_mut().poll_reset(context).map(|_| None)
+                    })
+                    .await
+                };
+                let Some(reply) = reply else {
+                    return;
+                };
+                request.release();
+                (reply, stream.take())
             }
-        }
-        Err(error) => {
-            let line = RejectedLine {
-                method: Some(method.clone()),
-                target: None,
-                version: Some(Version::HTTP_2),
-            };
-            let reply = Reply {
-                response: shared.handler.reject(error, line),
-                upgrade: None,
-            };
-            (reply, None)
-        }
-    };
-    let Reply { response, upgrade } = reply;
-    let writer = ResponseWriter {
-        method,
-        timeouts: shared.timeouts,
-    };
-    match (upgrade, stream) {
-        (Some(upgrade), Some(stream)) => {
-            if let Ok(send) = ResponseWriter::begin(respond, response, false) {
-                // Fails if the tunnel was closed before it opened.
-                let _ = upgrade.send(Upgraded::Http2(UpgradedStream::new(send, stream)));
+            Err(error) => {
+                let line = RejectedLine {
+                    method: Some(method.clone()),
+                    target: None,
+                    version: Some(Version::HTTP_2),
+                };
+                let reply = Reply {
+                    response: shared.handler.reject(error.clone(), line),
+                    upgrade: None,
+                };
+                (reply, None)
             }
-        }
-        _ => {
-            if let Err(error) = writer.write(respond, response).await {
-                tracing::debug!(%error, "stream failed");
-                respond.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
+        };
+        let Reply { response, upgrade } = reply;
+        let writer = ResponseWriter {
+            method,
+            timeouts: shared.timeouts,
+        };
+        match (upgrade, stream) {
+            (Some(upgrade), Some(stream)) => {
+                if let Ok(send) = ResponseWriter::begin(respond, response, false) {
+                    // Fails if the tunnel was closed before it opened.
+                    let _ = upgrade.send(Upgraded::Http2(UpgradedStream::new(send, stream)));
+                }
+            }
+            _ => {
+                if let Err(error) = writer.write(respond, response).await {
+                    tracing::debug!(%error, "stream failed");
+                    respond.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
+                }
             }
         }
     }

@@ -10,10 +10,11 @@ use super::{PacedBody, Request, Upgraded, h2};
 pub trait Handler {
     type Body: PacedBody;
 
-    /// Handles a request. `interim` is `None` if the client cannot receive interim responses.
+    /// Handles a request, which is borrowed because a future keeps two copies of what it owns.
+    /// `interim` is `None` if the client cannot receive interim responses.
     fn handle(
         &self,
-        request: Request,
+        request: &mut Request,
         interim: Option<Interim>,
     ) -> impl Future<Output = Reply<Self::Body>>;
 

@@ -86,6 +86,14 @@ impl Request {
         };
         Ok((request, tunnel))
     }
+
+    /// Releases the memory of header fields and body when the response begins, which may take hours
+    /// to send.
+    pub(super) fn release(&mut self) {
+        self.head.headers = HeaderMap::new();
+        self.head.names = FieldNames::default();
+        self.body = RequestBody::Empty;
+    }
 }
 
 /// Checks what h2 does not, with the rules of HTTP/1.1.

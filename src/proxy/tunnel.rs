@@ -105,7 +105,7 @@ impl Grant {
             None => caller.identity,
             Some(impersonation) => {
                 authorizer
-                    .impersonate(&caller.identity, impersonation, client)
+                    .impersonate(&caller.identity, *impersonation, client)
                     .await?
             }
         };

@@ -198,13 +198,13 @@ impl ServerConnection {
             // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
             let interim = (version == Version::HTTP_11)
                 .then(|| handler::Interim::Http1(Interim(self.clone())));
-            let request = Request {
+            let mut request = Request {
                 head,
                 body: body.map_or(RequestBody::Empty, RequestBody::Http1),
                 protocol: None,
             };
             let reply = {
-                let mut handling = pin!(handler.handle(request, interim));
+                let mut handling = pin!(handler.handle(&mut request, interim));
                 poll_fn(|context| {
                     if let Poll::Ready(reply) = handling.as_mut().poll(context) {
                         return Poll::Ready(Ok(reply));
@@ -213,6 +213,7 @@ impl ServerConnection {
                 })
                 .await?
             };
+            request.release();
             let Reply { response, upgrade } = reply;
             let can_continue = self.0.borrow().can_continue();
             let writer = ResponseWriter {
