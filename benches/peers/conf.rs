@@ -40,7 +40,7 @@ pub fn backend(
 pid {folder_name}/backend.pid; error_log /dev/null;
 events {{ worker_connections 32768; }}
 http {{
-  access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; sendfile on;
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; send_timeout 5m; sendfile on;
   client_max_body_size 0; client_body_buffer_size {BODY_BYTES}; client_body_temp_path {folder_name}/backend-body;
   upstream answers {{ server 127.0.0.1:8079; keepalive 16; }}
   server {{
@@ -73,7 +73,7 @@ pub fn nginx(folder: &Path, port: u16, serving: &Pair, backends: &[SocketAddr]) 
 pid {folder_name}/nginx-{port}.pid; error_log /dev/null;
 events {{ worker_connections 4096; }}
 http {{
-  access_log off; keepalive_requests 1000000000;
+  access_log off; keepalive_requests 1000000000; send_timeout 5m; proxy_read_timeout 5m;
   client_max_body_size 0; client_body_temp_path {folder_name}/nginx-body;
   proxy_request_buffering off; proxy_max_temp_file_size 0; proxy_temp_path {folder_name}/nginx-proxy;
   upstream backends {{ {servers} keepalive 64; keepalive_requests 1000000000; }}
