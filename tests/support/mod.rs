@@ -8,6 +8,7 @@ pub mod bastion;
 pub mod client;
 pub mod cluster;
 pub mod fault_proxy;
+pub mod frames;
 pub mod kubelet;
 pub mod load;
 pub mod net;
