@@ -64,6 +64,10 @@ impl Request {
         let protocol = request.extensions_mut().remove::<Protocol>();
         let (parts, stream) = request.into_parts();
         let target = check_http2(&parts)?;
+        // The DATA frames are the tunnel, not content (RFC 8441 section 5).
+        if protocol.is_some() && parts.headers.contains_key(header::CONTENT_LENGTH) {
+            return Err(FramingError::Length.into());
+        }
         let (body, tunnel) = if protocol.is_some() {
             (RequestBody::Empty, Some(stream))
         } else if stream.is_end_stream() {

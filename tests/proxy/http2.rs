@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Request, StatusCode};
@@ -11,6 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use crate::OK_RESPONSE;
+use crate::support::frames::{
+    DATA, END_HEADERS, END_STREAM, FrameClient, HEADERS, RST_STREAM, decode_status, frame, literal,
+};
 use crate::support::test_bed::{PREFIX, TestBed, read_all};
 
 #[tokio::test]
@@ -166,4 +169,100 @@ async fn stalled_uploads_do_not_block_other_streams() -> Result<()> {
     backend.write_all(OK_RESPONSE).await?;
     ensure!(response.await?.status() == StatusCode::OK);
     Ok(())
+}
+
+/// CONNECT and extended CONNECT (RFC 8441) that reach no endpoint and end their streams only.
+#[tokio::test]
+async fn rejects_connect_that_opens_no_tunnel() -> Result<()> {
+    /// Outcome of a stream that is reset.
+    const RESET: u16 = 0;
+    let bed = TestBed::new().await?;
+    let target = format!("{PREFIX}/x");
+    let method = (":method", "CONNECT");
+    let (scheme, path) = ((":scheme", "https"), (":path", &*target));
+    let (authority, userinfo) = ((":authority", "h:443"), (":authority", "u:p@h:443"));
+    let websocket = (":protocol", "websocket");
+    let (length, invalid_length) = (("content-length", "5"), ("content-length", "x"));
+    // The outcomes of requests with DATA, and of those that end with HEADERS.
+    for (fields, outcomes) in [
+        (&[method, authority][..], [404, 404]),
+        (&[method, authority, length], [404, RESET]),
+        (&[method, authority, invalid_length], [RESET, RESET]),
+        (&[method, authority, scheme, path], [RESET, RESET]),
+        (&[method, authority, path], [RESET, RESET]),
+        (&[method, authority, scheme], [RESET, RESET]),
+        (&[method, userinfo], [400, 400]),
+        (&[method], [400, 400]),
+        (&[method, scheme, path, websocket, userinfo], [400, 400]),
+        (&[method, scheme, path, websocket], [400, 400]),
+        (&[method, scheme, websocket, authority], [RESET, RESET]),
+        (&[method, path, websocket, authority], [RESET, RESET]),
+        (&[method, websocket, authority], [RESET, RESET]),
+        (
+            &[method, scheme, path, websocket, authority, length],
+            [400, RESET],
+        ),
+        (
+            &[
+                method,
+                scheme,
+                path,
+                websocket,
+                authority,
+                ("content-length", "0"),
+            ],
+            [RESET, 400],
+        ),
+        (
+            &[method, scheme, path, websocket, authority, invalid_length],
+            [RESET, RESET],
+        ),
+        (
+            &[(":method", "GET"), scheme, path, websocket, authority],
+            [RESET, RESET],
+        ),
+        (&[(":method", "GET"), scheme, path, userinfo], [400, 400]),
+    ] {
+        let token = ("authorization", "Bearer t");
+        let request = block(fields.iter().chain([&token]));
+        for (flags, expected) in [0, END_STREAM].into_iter().zip(outcomes) {
+            let mut client = FrameClient::new(bed.http2_client().await?, &[]).await?;
+            let mut sent = Vec::new();
+            frame(&mut sent, HEADERS, END_HEADERS | flags, 1, &request);
+            if flags == 0 {
+                frame(&mut sent, DATA, END_STREAM, 1, b"12345");
+            }
+            client.send(&sent).await?;
+            let outcome = client.until(|frame| frame.stream == 1).await?;
+            let status = match outcome.kind {
+                HEADERS => decode_status(&outcome.payload)?,
+                RST_STREAM => RESET,
+                _ => bail!("{fields:?}: {outcome:?}"),
+            };
+            ensure!(status == expected, "{fields:?}, flags {flags}: {status}");
+            // A further stream, without a token, is served.
+            let mut sent = Vec::new();
+            let request = block(&[(":method", "GET"), scheme, path, authority]);
+            frame(&mut sent, HEADERS, END_HEADERS | END_STREAM, 3, &request);
+            client.send(&sent).await?;
+            client
+                .until(|frame| frame.stream == 3 && frame.kind == HEADERS)
+                .await
+                .with_context(|| format!("{fields:?}, flags {flags}"))?;
+        }
+    }
+    // The first connection that the endpoint gets is that of the last request.
+    let _client = bed.request("GET /last", "\r\n").await?;
+    let (_, head) = bed.accept().await?;
+    ensure!(head.starts_with("GET /last "), "{head}");
+    Ok(())
+}
+
+/// Header block of literal fields.
+fn block<'a>(fields: impl IntoIterator<Item = &'a (&'a str, &'a str)>) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        literal(&mut block, name.as_bytes(), value.as_bytes());
+    }
+    block
 }
