@@ -5,6 +5,8 @@
 mod exchange;
 #[path = "proxy/failures.rs"]
 mod failures;
+#[path = "proxy/floods.rs"]
+mod floods;
 #[path = "proxy/http2.rs"]
 mod http2;
 #[path = "proxy/kubelet.rs"]
