@@ -4,6 +4,8 @@
 
 #[path = "bounds/descriptors.rs"]
 mod descriptors;
+#[path = "bounds/heads.rs"]
+mod heads;
 #[path = "bounds/pages.rs"]
 mod pages;
 #[path = "bounds/reviews.rs"]

@@ -76,8 +76,9 @@ pub struct Serving {
     #[serde(with = "fields::duration")]
     #[schemars(with = "String", extend("x-type" = "duration"))]
     pub idle_timeout: Duration,
-    /// Timeout from the first byte of an HTTP/1.1 request head to its last, and of the start of an
-    /// HTTP/2 connection. The default is kube-apiserver's.
+    /// Timeout from the first byte of an HTTP/1.1 request head to its last, of the start of an HTTP/2
+    /// connection, and of an HTTP/2 head whose frames are incomplete. The default is
+    /// kube-apiserver's.
     #[serde(with = "fields::duration")]
     #[schemars(with = "String", extend("x-type" = "duration"))]
     pub head_timeout: Duration,
@@ -93,7 +94,8 @@ pub struct Serving {
     pub write_timeout: Duration,
     /// Maximum memory of all request heads beyond 16 KiB each, for example `16Mi`, at most
     /// 1024Gi. A head of up to 1 MiB is valid; while the memory is used up, larger heads than 16 KiB
-    /// are rejected with 431.
+    /// are rejected with 431. HTTP/2 connections whose incomplete heads or trailers exceed it are
+    /// closed.
     #[serde(with = "fields::bytes")]
     #[schemars(with = "String", extend("x-type" = "size"))]
     pub max_head_memory: usize,

@@ -5,7 +5,9 @@
 //! read.
 
 mod body;
+mod heads;
 mod keepalive;
+mod meter;
 mod response;
 mod upgraded;
 
@@ -22,14 +24,16 @@ use http::{HeaderMap, Response, StatusCode, Version, header};
 
 use super::h1::{RejectedLine, RequestError, Timeouts};
 use super::handler::{self, Handler, Reply};
-use super::head_memory::{HeadMemory, HeadShare};
+use super::head_memory::HeadMemory;
 use super::{MAX_HEADER_BYTES, Request, RequestBody, Stream, Upgraded};
 use crate::drain::{Drain, DrainWatch};
 
 pub use body::Incoming;
 pub use upgraded::UpgradedStream;
 
+use heads::{Blocks, Heads, fields_length};
 use keepalive::Keepalive;
+use meter::{Meter, MeteredStream};
 use response::ResponseWriter;
 
 /// Maximum number of concurrent streams of a connection, as kube-apiserver (CONFORMANCE C102).
@@ -61,7 +65,7 @@ impl Interim {
     /// Sends an interim response. Dropped if the stream has ended, or beyond 16 KiB of them.
     pub fn send(&self, status: StatusCode, headers: HeaderMap) {
         // A head without fields takes memory, too.
-        let length = self.0.interim.get() + 32 + head_length(&headers);
+        let length = self.0.interim.get() + 32 + fields_length(&headers);
         if length > MAX_INTERIM {
             return;
         }
@@ -78,14 +82,23 @@ impl Interim {
 struct Shared<H> {
     handler: Rc<H>,
     timeouts: Timeouts,
-    memory: HeadMemory,
+}
+
+/// Result of polling a connection.
+enum Event<T> {
+    /// A request, or an error of the connection.
+    Accepted(T),
+    /// The memory or the timeout for heads is exceeded.
+    HeadsExceeded,
+    Ended,
 }
 
 /// Serves requests until the connection ends. When the drain begins, or `idle` returns, no further
 /// streams are accepted (GOAWAY), and the connection ends after the open ones.
 ///
 /// # Errors
-/// A protocol or I/O error of the connection.
+/// A protocol or I/O error of the connection, unfinished heads or trailers that exceed `memory`, or
+/// a head that is unfinished for the head timeout.
 pub async fn serve<H, I>(
     stream: Stream,
     handler: Rc<H>,
@@ -98,6 +111,8 @@ where
     H: Handler + 'static,
     I: Future<Output = ()>,
 {
+    let meter = Rc::<RefCell<Meter>>::default();
+    let stream = MeteredStream::new(stream, Rc::clone(&meter));
     let handshake = h2::server::Builder::new()
         .max_concurrent_streams(MAX_STREAMS)
         .initial_window_size(STREAM_WINDOW)
@@ -113,22 +128,26 @@ where
         Err(_) => return Ok(()),
     };
     let mut keepalive = Keepalive::new(connection.ping_pong());
-    let shared = Rc::new(Shared {
-        handler,
-        timeouts,
-        memory,
-    });
+    let shared = Rc::new(Shared { handler, timeouts });
+    let heads = Heads::new(memory);
+    let mut blocks = Blocks::new(meter, Rc::clone(&heads));
     let mut begun = pin!(drain.begun());
     let mut drained = DrainWatch::new(drain, begun.as_mut());
     let mut idling = pin!(idle());
     let mut finishing = false;
     loop {
-        let accepted = poll_fn(|context| {
+        let event = poll_fn(|context| {
             if let Poll::Ready(accepted) = connection.poll_accept(context) {
-                return Poll::Ready(Some(accepted));
+                return Poll::Ready(accepted.map_or(Event::Ended, Event::Accepted));
+            }
+            if !blocks.account() || blocks.poll_timeout(context, timeouts.head).is_ready() {
+                return Poll::Ready(Event::HeadsExceeded);
+            }
+            if blocks.resume() {
+                context.waker().wake_by_ref();
             }
             if keepalive.poll_dead(context).is_ready() {
-                return Poll::Ready(None);
+                return Poll::Ready(Event::Ended);
             }
             if !finishing && drained.has_begun(context) {
                 finishing = true;
@@ -138,7 +157,7 @@ where
             if idling.as_mut().poll(context).is_ready() {
                 if finishing {
                     // The client did not react to GOAWAY: dropping the connection closes it.
-                    return Poll::Ready(None);
+                    return Poll::Ready(Event::Ended);
                 }
                 finishing = true;
                 connection.graceful_shutdown();
@@ -147,42 +166,45 @@ where
             }
             Poll::Pending
         });
-        match accepted.await {
-            Some(Some(Ok((request, respond)))) => {
+        match event.await {
+            Event::Accepted(Ok((request, respond))) => {
                 // Boxed, because tokio moves the future of a task several times.
-                let stream = serve_stream(request, respond, Rc::clone(&shared));
+                let stream = serve_stream(request, respond, &heads, Rc::clone(&shared));
                 tokio::task::spawn_local(Box::pin(stream));
             }
-            Some(Some(Err(error))) => return Err(error),
-            Some(None) | None => return Ok(()),
+            Event::Accepted(Err(error)) => return Err(error),
+            Event::HeadsExceeded => {
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                // Writes GOAWAY, unless the client does not read. The memory is released now.
+                let _ = poll_fn(|context| Poll::Ready(connection.poll_closed(context))).await;
+                return Err(Reason::ENHANCE_YOUR_CALM.into());
+            }
+            Event::Ended => return Ok(()),
         }
     }
 }
 
-/// Returns the future that responds to a request. It is no `async fn`, whose future would keep the
-/// request in each of its forms.
+/// Returns the future that responds to a request. It is no `async fn`: its future would keep the
+/// request in each of its forms, and it would run later, with the memory of a head that does not
+/// fit.
 fn serve_stream<H: Handler>(
     request: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
+    heads: &Rc<Heads>,
     shared: Rc<Shared<H>>,
-) -> impl Future<Output = ()> {
+) -> impl Future<Output = ()> + use<H> {
+    let (open, fits) = heads.open(respond.stream_id().as_u32(), &request);
     let responder = Rc::new(Responder {
         respond: RefCell::new(respond),
         interim: Cell::new(0),
     });
     let method = request.method().clone();
-    let mut share = HeadShare::default();
-    let fits = shared
-        .memory
-        .grow(&mut share, head_length(request.headers()));
     let mut converted = if fits {
         Request::from_http2(request)
     } else {
         Err(RequestError::HeadMemory)
     };
     async move {
-        // The budget is held until the end of the response.
-        let _share = share;
         let respond = &responder.respond;
         let (reply, stream) = match &mut converted {
             Ok((request, stream)) => {
@@ -223,6 +245,7 @@ fn serve_stream<H: Handler>(
                 (reply, None)
             }
         };
+        open.release_fields();
         let Reply { response, upgrade } = reply;
         let writer = ResponseWriter {
             method,
@@ -231,8 +254,10 @@ fn serve_stream<H: Handler>(
         match (upgrade, stream) {
             (Some(upgrade), Some(stream)) => {
                 if let Ok(send) = ResponseWriter::begin(respond, response, false) {
+                    open.release_head();
+                    let stream = UpgradedStream::new(send, stream, open);
                     // Fails if the tunnel was closed before it opened.
-                    let _ = upgrade.send(Upgraded::Http2(UpgradedStream::new(send, stream)));
+                    let _ = upgrade.send(Upgraded::Http2(stream));
                 }
             }
             _ => {
@@ -243,12 +268,4 @@ fn serve_stream<H: Handler>(
             }
         }
     }
-}
-
-/// Returns the size of the fields of a head, as RFC 9113 section 6.5.2 counts it.
-fn head_length(headers: &HeaderMap) -> usize {
-    let fields = headers.iter();
-    fields
-        .map(|(name, value)| name.as_str().len() + value.len() + 32)
-        .sum()
 }

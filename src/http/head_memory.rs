@@ -51,6 +51,19 @@ impl HeadMemory {
     }
 }
 
+impl HeadShare {
+    /// Shrinks the share to a head of `length` bytes.
+    pub fn shrink(&mut self, length: usize) {
+        let needed = length.saturating_sub(FREE_HEAD);
+        let excess = self.reserved.saturating_sub(needed) / FREE_HEAD * FREE_HEAD;
+        if let Some(permits) = &mut self.permits
+            && permits.split(excess).is_some()
+        {
+            self.reserved -= excess;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,5 +81,21 @@ mod tests {
         assert!(memory.grow(&mut first, 3 * FREE_HEAD));
         drop(first);
         assert_eq!(memory.0.available_permits(), 2 * FREE_HEAD);
+    }
+    #[test]
+    fn shrunk_share_returns_memory() {
+        let memory = HeadMemory::new(4 * FREE_HEAD);
+        let mut share = HeadShare::default();
+        share.shrink(0);
+        assert!(memory.grow(&mut share, 5 * FREE_HEAD));
+        share.shrink(2 * FREE_HEAD + 1);
+        assert_eq!(memory.0.available_permits(), 2 * FREE_HEAD);
+        assert!(memory.grow(&mut share, 3 * FREE_HEAD), "reserved still");
+        assert_eq!(memory.0.available_permits(), 2 * FREE_HEAD);
+        share.shrink(FREE_HEAD);
+        assert_eq!(memory.0.available_permits(), 4 * FREE_HEAD);
+        assert!(memory.grow(&mut share, 2 * FREE_HEAD));
+        drop(share);
+        assert_eq!(memory.0.available_permits(), 4 * FREE_HEAD);
     }
 }

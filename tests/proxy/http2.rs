@@ -12,7 +12,8 @@ use tokio::task::JoinHandle;
 
 use crate::OK_RESPONSE;
 use crate::support::frames::{
-    DATA, END_HEADERS, END_STREAM, FrameClient, HEADERS, RST_STREAM, decode_status, frame, literal,
+    DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FrameClient, GOAWAY, HEADERS, RST_STREAM,
+    decode_status, frame, literal,
 };
 use crate::support::test_bed::{PREFIX, TestBed, read_all};
 
@@ -265,4 +266,33 @@ fn block<'a>(fields: impl IntoIterator<Item = &'a (&'a str, &'a str)>) -> Vec<u8
         literal(&mut block, name.as_bytes(), value.as_bytes());
     }
     block
+}
+
+/// A head that begins and never ends (`serving.headTimeout`).
+#[tokio::test]
+async fn closes_http2_connection_with_an_unfinished_head() -> Result<()> {
+    let bed = TestBed::serving("headTimeout: 200ms", &[]).await?;
+    for open_streams in [false, true] {
+        let mut client = FrameClient::new(bed.http2_client().await?, &[]).await?;
+        let path = (":path", &*format!("{PREFIX}/silent"));
+        let mut request = block(&[(":method", "GET"), (":scheme", "https"), path]);
+        request.extend(block(&[(":authority", "h"), ("authorization", "Bearer t")]));
+        let mut sent = Vec::new();
+        let mut endpoint = None;
+        if open_streams {
+            frame(&mut sent, HEADERS, END_HEADERS | END_STREAM, 1, &request);
+            client.send(&sent).await?;
+            endpoint = Some(bed.accept().await?);
+            sent.clear();
+        }
+        frame(&mut sent, HEADERS, END_STREAM, 3, &request);
+        client.send(&sent).await?;
+        let goaway = client.until(|frame| frame.kind == GOAWAY).await?;
+        ensure!(goaway.payload[4..8] == ENHANCE_YOUR_CALM.to_be_bytes());
+        // The open request ends, too.
+        if let Some((mut endpoint, _)) = endpoint {
+            ensure!(endpoint.read(&mut [0]).await.unwrap_or(0) == 0);
+        }
+    }
+    Ok(())
 }

@@ -8,6 +8,8 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::heads::OpenStream;
+
 /// Maximum number of bytes of one DATA frame. `copy_bidirectional` writes less at once.
 const MAX_WRITE: usize = 16 * 1024;
 
@@ -18,15 +20,18 @@ pub struct UpgradedStream {
     receive: RecvStream,
     input: Bytes,
     is_shut_down: bool,
+    /// Holds the share of the trailers, which are not read.
+    _open: OpenStream,
 }
 
 impl UpgradedStream {
-    pub(super) fn new(send: SendStream<Bytes>, receive: RecvStream) -> Self {
+    pub(super) fn new(send: SendStream<Bytes>, receive: RecvStream, open: OpenStream) -> Self {
         Self {
             send,
             receive,
             input: Bytes::new(),
             is_shut_down: false,
+            _open: open,
         }
     }
 }

@@ -1,0 +1,277 @@
+//! Frames of a connection, as they pass to h2.
+//!
+//! h2 limits each header block, but not the memory of all of them: those of unfinished heads, of
+//! requests that are not accepted yet, and of trailers that are not read yet.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::http::Stream;
+
+/// Number of bytes after which h2 must pause until the connection's task has accounted for the
+/// heads in them. Other tasks run meanwhile. A byte can be a field, so they take at most 7 MiB.
+const MAX_READ: usize = 64 * 1024;
+
+/// Length of the preface (RFC 9113 section 3.4) and of the head of a frame (section 4.1).
+const PREFACE: usize = 24;
+const FRAME_HEAD: usize = 9;
+
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// Header block on the wire (RFC 9113 section 4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    pub stream: u32,
+    /// Number of bytes, before decompression.
+    pub length: usize,
+    is_trailers: bool,
+}
+
+/// State of the frames of a connection.
+#[derive(Debug)]
+pub(super) struct Meter {
+    /// Number of bytes that h2 may read.
+    allowance: usize,
+    /// h2 had to pause.
+    paused: bool,
+    /// Number of bytes until the next head of a frame.
+    skip: usize,
+    head: [u8; FRAME_HEAD],
+    head_length: usize,
+    last_stream: u32,
+    unfinished: Option<Block>,
+    trailers: Vec<Block>,
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self {
+            allowance: MAX_READ,
+            paused: false,
+            skip: PREFACE,
+            head: [0; FRAME_HEAD],
+            head_length: 0,
+            last_stream: 0,
+            unfinished: None,
+            trailers: Vec::new(),
+        }
+    }
+}
+
+impl Meter {
+    /// Lets h2 read further bytes. Returns true if it paused, and must be polled again.
+    pub fn resume(&mut self) -> bool {
+        self.allowance = MAX_READ;
+        std::mem::take(&mut self.paused)
+    }
+
+    /// Returns the header block whose end was not received.
+    pub fn unfinished(&self) -> Option<Block> {
+        self.unfinished
+    }
+
+    /// Takes the complete trailer sections since the last call.
+    pub fn take_trailers(&mut self) -> Vec<Block> {
+        std::mem::take(&mut self.trailers)
+    }
+
+    /// Follows bytes that h2 has read.
+    pub fn read(&mut self, mut bytes: &[u8]) {
+        self.allowance = self.allowance.saturating_sub(bytes.len());
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let length = self.skip.min(bytes.len());
+                self.skip -= length;
+                bytes = &bytes[length..];
+                continue;
+            }
+            let length = (FRAME_HEAD - self.head_length).min(bytes.len());
+            let (part, rest) = bytes.split_at(length);
+            self.head[self.head_length..][..length].copy_from_slice(part);
+            self.head_length += length;
+            bytes = rest;
+            if self.head_length == FRAME_HEAD {
+                self.head_length = 0;
+                self.begin_frame();
+            }
+        }
+    }
+
+    fn begin_frame(&mut self) {
+        let [l0, l1, l2, kind, flags, stream @ ..] = self.head;
+        let length = u32::from_be_bytes([0, l0, l1, l2]) as usize;
+        self.skip = length;
+        let block = match (kind, self.unfinished) {
+            (HEADERS, _) => {
+                let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+                // Clients open streams in ascending order (RFC 9113 section 5.1.1).
+                let is_trailers = stream <= self.last_stream;
+                self.last_stream = self.last_stream.max(stream);
+                Block {
+                    stream,
+                    length,
+                    is_trailers,
+                }
+            }
+            (CONTINUATION, Some(block)) => Block {
+                length: block.length + length,
+                ..block
+            },
+            // h2 closes the connection if the frame is not allowed here.
+            _ => return,
+        };
+        let ends = flags & END_HEADERS != 0;
+        self.unfinished = (!ends).then_some(block);
+        if ends && block.is_trailers {
+            self.trailers.push(block);
+        }
+    }
+}
+
+/// Transport stream that meters what h2 reads.
+#[derive(Debug)]
+pub(super) struct MeteredStream {
+    stream: Stream,
+    meter: Rc<RefCell<Meter>>,
+}
+
+impl MeteredStream {
+    pub fn new(stream: Stream, meter: Rc<RefCell<Meter>>) -> Self {
+        Self { stream, meter }
+    }
+
+    fn stream(self: Pin<&mut Self>) -> Pin<&mut Stream> {
+        Pin::new(&mut self.get_mut().stream)
+    }
+}
+
+impl AsyncRead for MeteredStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let mut meter = this.meter.borrow_mut();
+        if meter.allowance == 0 {
+            // The connection's task polls h2 again.
+            meter.paused = true;
+            return Poll::Pending;
+        }
+        let start = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        meter.read(&buffer.filled()[start..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for MeteredStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stream().poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stream().poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u8, length: u8) -> Vec<u8> {
+        let mut frame = vec![0, 0, length, kind, flags, 0x80, 0, 0, stream];
+        frame.extend(std::iter::repeat_n(b'x', length.into()));
+        frame
+    }
+
+    fn block(stream: u32, length: usize, is_trailers: bool) -> Block {
+        Block {
+            stream,
+            length,
+            is_trailers,
+        }
+    }
+
+    #[test]
+    fn finds_unfinished_blocks_and_trailers_in_any_chunks() {
+        let connection = [
+            vec![0; PREFACE],
+            frame(4, 0, 0, 12),
+            frame(HEADERS, END_HEADERS, 1, 200),
+            frame(0, 0, 1, 100),
+            frame(HEADERS, 0, 3, 20),
+            frame(CONTINUATION, 0, 3, 0),
+            frame(CONTINUATION, END_HEADERS, 3, 5),
+            frame(HEADERS, END_HEADERS, 1, 10),
+            frame(CONTINUATION, END_HEADERS, 1, 10),
+            frame(HEADERS, 0, 3, 1),
+            frame(CONTINUATION, END_HEADERS, 3, 2),
+            frame(HEADERS, 0, 5, 7),
+            frame(CONTINUATION, 0, 5, 8),
+        ]
+        .concat();
+        for size in [1, 2, 9, 10, 31, connection.len()] {
+            let mut meter = Meter::default();
+            let mut unfinished = Vec::new();
+            for part in connection.chunks(size) {
+                meter.read(part);
+                unfinished.extend(meter.unfinished());
+            }
+            unfinished.dedup();
+            assert_eq!(
+                meter.take_trailers(),
+                [block(1, 10, true), block(3, 3, true)]
+            );
+            assert_eq!(meter.take_trailers(), []);
+            let expected = [
+                block(3, 20, false),
+                block(3, 1, true),
+                block(5, 7, false),
+                block(5, 15, false),
+            ];
+            if size <= FRAME_HEAD {
+                assert_eq!(unfinished, expected);
+            }
+            assert_eq!(meter.unfinished(), Some(expected[3]));
+        }
+    }
+
+    #[test]
+    fn pauses_after_allowance() {
+        let mut meter = Meter::default();
+        meter.read(&vec![0; MAX_READ - 1]);
+        assert_eq!(meter.allowance, 1);
+        meter.read(&[0; 10]);
+        assert_eq!(meter.allowance, 0);
+        assert!(!meter.resume(), "h2 wanted no more");
+        assert_eq!(meter.allowance, MAX_READ);
+    }
+}
