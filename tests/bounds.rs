@@ -12,5 +12,10 @@ mod pages;
 mod reviews;
 #[path = "support/mod.rs"]
 mod support;
+#[path = "bounds/transfers.rs"]
+mod transfers;
 
 const MIB: usize = 1 << 20;
+
+/// A complete response of an endpoint.
+const OK_RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
