@@ -89,6 +89,8 @@ targets: {{allowLoopback: true}}
             "{method} {PREFIX}{path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n{rest}"
         );
         client.write_all(head.as_bytes()).await?;
+        // The TLS session may have buffered the end of a large head.
+        client.flush().await?;
         Ok(client)
     }
 
