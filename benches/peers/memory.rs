@@ -19,7 +19,8 @@ use crate::workloads::Held;
 pub async fn per_connection(stage: &Stage, peers: &[Peer], held: Held) -> Result<Vec<f64>> {
     let (first, count) = match held {
         Held::Idle => (200, 1000),
-        Held::Stalled => (16, 64),
+        // The kernel holds up to 10 MiB for each, and lets connections starve beyond `tcp_mem`.
+        Held::Stalled => (8, 32),
     };
     let mut groups = Vec::new();
     for peer in peers {
