@@ -16,7 +16,7 @@ use tokio_rustls::TlsStream;
 const SHARED_BUFFER: usize = 16 * 1024;
 /// Maximum number of bytes of one read of a body whose two ends are fast. A transfer that stalls
 /// keeps the last read, and up to 64 KiB of TLS records.
-const MAX_READ: usize = 128 * 1024;
+const MAX_READ: usize = 96 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SHARED_BUFFER]);
