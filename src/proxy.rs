@@ -350,7 +350,7 @@ impl Proxy {
             return Ok(Reply::Response(response.map(Body::upstream)));
         }
         let links = || self.links(&target, &route, &endpoint, client_host.as_ref());
-        rewrite::rewrite_location(response.headers_mut(), links)?;
+        rewrite::rewrite_headers(response.headers_mut(), links)?;
         let page = PageFormat::detect(&method, &response).and_then(|format| {
             let share = rewriting.reserve(format.held_bytes(), client.into())?;
             Some((format, share))

@@ -1,47 +1,23 @@
-//! Rewrites `Location` and the links of HTML pages to resolve through the bastion (CONFORMANCE C74,
-//! C76 to C82).
+//! Rewrites headers of responses and the links of HTML pages to resolve through the bastion
+//! (CONFORMANCE C73 to C82).
 
 mod body;
 mod budget;
 mod coding;
 mod format;
+mod headers;
 mod html;
 mod link;
 mod rewriter;
 
-use std::borrow::Cow;
-
 use http::{HeaderMap, HeaderValue, Method, header};
-use percent_encoding::{AsciiSet, percent_encode};
 
 pub use body::{PageError, RewrittenBody};
 pub use budget::{Budget, Share};
 pub use format::PageFormat;
+pub use headers::rewrite_headers;
 pub use link::{InvalidUrl, LinkRewriter};
 pub use rewriter::{BadPage, MAX_WORK_PER_SLICE, Rewriter};
-
-/// Escapes only bytes beyond ASCII.
-const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
-
-/// Rewrites `Location` to resolve through the bastion.
-///
-/// # Errors
-/// [`InvalidUrl`] if `Location` is not a URL: passed on, it could lead a browser out of the prefix.
-pub fn rewrite_location(
-    headers: &mut HeaderMap,
-    links: impl FnOnce() -> LinkRewriter,
-) -> Result<(), InvalidUrl> {
-    let Some(location) = headers.get(header::LOCATION) else {
-        return Ok(());
-    };
-    // A header may hold bytes that are not UTF-8; escaped, they reach the target unchanged.
-    let text: Cow<'_, str> = percent_encode(location.as_bytes(), BEYOND_ASCII).into();
-    if let Some(rewritten) = links().rewrite(&text)? {
-        let value = HeaderValue::try_from(rewritten).map_err(|_| InvalidUrl(text.into_owned()))?;
-        headers.insert(header::LOCATION, value);
-    }
-    Ok(())
-}
 
 /// Removes the content codings that the rewriter cannot decode (`br`, `zstd`) from
 /// `Accept-Encoding` of a request for an HTML page. Other requests keep them: their responses pass

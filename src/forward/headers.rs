@@ -102,7 +102,7 @@ impl RequestHeaderRewriter<'_> {
 }
 
 /// Rewrites the head of a backend's response for the client: removes hop-by-hop headers (C72), and
-/// CORS grants (C70) unless it refuses an upgrade; disables caching if the backend does not set
+/// those that speak for the origin (C70) unless it refuses an upgrade; disables caching if the backend does not set
 /// `Cache-Control` (C71).
 ///
 /// # Errors
@@ -120,7 +120,7 @@ pub fn sanitize_response_headers(
         if refuses_upgrade {
             |_| false
         } else {
-            is_cors_grant
+            speaks_for_origin
         },
     );
     // It describes requests only.
@@ -133,11 +133,11 @@ pub fn sanitize_response_headers(
     Ok(())
 }
 
-/// Removes the header fields of an interim response that stay on its hop: hop-by-hop fields, CORS
-/// grants, and the framing of a body, which it does not have (RFC 9112 section 6.1).
+/// Removes the header fields of an interim response that stay on its hop: hop-by-hop fields, those
+/// that speak for the origin, and the framing of a body, which it does not have (RFC 9112 section 6.1).
 pub(super) fn sanitize_interim_headers(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers, |name| {
-        is_cors_grant(name) || matches!(name, "content-length" | "trailer")
+        speaks_for_origin(name) || matches!(name, "content-length" | "trailer")
     });
     headers.remove(header::TE);
 }
@@ -178,15 +178,28 @@ fn is_underscore_variant(name: &str) -> bool {
         || matches!(&*name, "accept-encoding" | "audit-id" | "content-length")
 }
 
-/// Returns true for headers that grant cross-origin access. All applications behind the bastion
-/// share its origin, so a grant of one would expose the others (C70).
-fn is_cors_grant(name: &str) -> bool {
+/// Returns true for headers that speak for the whole origin. All applications behind the bastion
+/// share it, so that one of them would speak for the others (C70): grants of cross-origin access,
+/// alternative services (RFC 7838), rules for the host, and cleared storage.
+fn speaks_for_origin(name: &str) -> bool {
     matches!(
         name,
-        "access-control-allow-credentials"
+        "accept-ch"
+            | "access-control-allow-credentials"
             | "access-control-allow-headers"
             | "access-control-allow-methods"
             | "access-control-allow-origin"
+            | "alt-svc"
+            | "clear-site-data"
+            | "critical-ch"
+            | "expect-ct"
+            | "nel"
+            | "origin-agent-cluster"
+            | "public-key-pins"
+            | "public-key-pins-report-only"
+            | "report-to"
+            | "set-login"
+            | "strict-transport-security"
     )
 }
 

@@ -9,6 +9,8 @@ mod bounds;
 mod elements;
 mod rules;
 
+pub use attributes::rewrite_refresh;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 

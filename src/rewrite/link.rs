@@ -7,7 +7,7 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use crate::model::path::without_dot_segments;
-use crate::model::{Scheme, ServiceAddress};
+use crate::model::{Scheme, ServiceAddress, Target};
 
 /// Rewriter of the links of one response: the names by which its links may refer to the target, and
 /// the path of the target on the bastion.
@@ -48,10 +48,9 @@ struct Parts<'a> {
 enum Host {
     /// The link has no host: that of the page.
     Unnamed,
-    /// The target, by an address or a name within the cluster.
-    Target,
-    /// The bastion, by the name that the client uses.
-    Bastion,
+    /// The target, by an address or a name within the cluster, or the bastion, by the name that the
+    /// client uses.
+    Named,
     Other,
 }
 
@@ -62,29 +61,42 @@ impl LinkRewriter {
     /// [`InvalidUrl`] if the link is not a URL.
     pub fn rewrite(&self, link: &str) -> Result<Option<String>, InvalidUrl> {
         let parts = Parts::parse(link).ok_or_else(|| InvalidUrl(link.into()))?;
-        let host = self.host(parts);
-        let path = match (&host, parts.path) {
+        let path = match (self.host(parts), parts.path) {
             (Host::Other, _) => return Ok(None),
             // `http://10.0.0.1` is the root of the target.
-            (Host::Target, "") => "/",
+            (Host::Named, "") => "/",
             (_, path) if path.starts_with('/') => path,
             _ => return Ok(None),
         };
-        // The origin is kept only if it is the bastion: the client cannot reach that of the target.
-        let origin = match (&host, parts.scheme) {
-            (Host::Bastion, Some(scheme)) => format!("{scheme}://{}", parts.authority),
-            (Host::Bastion, None) => format!("//{}", parts.authority),
-            _ => String::new(),
-        };
+        // A path alone: the client cannot reach the target, and a proxy between it and the bastion
+        // has another host.
+        Ok(Some(self.prefixed(path) + parts.rest).filter(|rewritten| rewritten != link))
+    }
+
+    /// Returns a path of the target as a path on the bastion.
+    pub fn prefixed(&self, path: &str) -> String {
         // Behind the prefix, `/../x` would leave it, where it stays at the root on the target.
         let path = without_dot_segments(path);
-        let prefix = if self.is_prefixed(&path) {
-            ""
+        if self.is_prefixed(&path) {
+            path.into_owned()
         } else {
-            &self.prefix
+            [&self.prefix, &*path].concat()
+        }
+    }
+
+    /// Returns true for a path below the prefix, and for a relative one that does not leave its
+    /// directory.
+    pub fn is_below_prefix(&self, link: &str) -> bool {
+        let Some(parts) = Parts::parse(link) else {
+            return false;
         };
-        Ok(Some([&origin, prefix, &path, parts.rest].concat())
-            .filter(|rewritten| rewritten != link))
+        let leaves = || parts.path.split('/').any(|segment| segment == "..");
+        match self.host(parts) {
+            Host::Other => false,
+            _ if parts.scheme.is_some() => false,
+            _ if parts.path.starts_with('/') => self.is_prefixed(&without_dot_segments(parts.path)),
+            _ => !leaves(),
+        }
     }
 
     fn host(&self, parts: Parts<'_>) -> Host {
@@ -96,12 +108,13 @@ impl LinkRewriter {
         let host = authority
             .rsplit_once('@')
             .map_or(authority, |(_, host)| host);
-        if self
-            .client_host
-            .as_ref()
-            .is_some_and(|client| client.eq_ignore_ascii_case(host))
-        {
-            return Host::Bastion;
+        let Some((name, port)) = split_port(host) else {
+            return Host::Other;
+        };
+        // With any port and scheme: many targets do not know those of the bastion.
+        let client_name = self.client_host.as_deref().and_then(split_port);
+        if client_name.is_some_and(|(client, _)| client.eq_ignore_ascii_case(name)) {
+            return Host::Named;
         }
         // Links with other schemes match only with an explicit port.
         let scheme = parts.scheme.map_or(Some(self.scheme), |scheme| {
@@ -110,10 +123,11 @@ impl LinkRewriter {
                 .into_iter()
                 .find(|known| known.as_str().eq_ignore_ascii_case(scheme))
         });
-        let Some((name, port)) = split_port(host) else {
-            return Host::Other;
+        let port = match port {
+            "" => scheme.map(Scheme::default_port),
+            port => port.parse().ok(),
         };
-        let Some(port) = port.or(scheme.map(Scheme::default_port)) else {
+        let Some(port) = port else {
             return Host::Other;
         };
         let address = name
@@ -127,7 +141,7 @@ impl LinkRewriter {
                 .as_ref()
                 .is_some_and(|service| service.port == port && self.is_name_of(service, name)),
         };
-        if is_target { Host::Target } else { Host::Other }
+        if is_target { Host::Named } else { Host::Other }
     }
 
     /// Returns true for the DNS names of the service: `svc`, `svc.ns`, `svc.ns.svc` and the last
@@ -155,13 +169,26 @@ impl LinkRewriter {
         rest.eq_ignore_ascii_case(&self.cluster_domain)
     }
 
-    /// Returns true if the path has the prefix already. The target knows it from `X-Forwarded-Uri`.
+    /// Returns true if the path has the prefix already, also with the id in another spelling. The
+    /// target knows it from `X-Forwarded-Uri` or from its own configuration.
     fn is_prefixed(&self, path: &str) -> bool {
         // Decoded, because targets encode the prefix differently.
         let decoded: Cow<'_, [u8]> = percent_decode_str(path).into();
         decoded
             .strip_prefix(self.prefix.as_bytes())
             .is_some_and(|rest| rest.is_empty() || b"/?#".contains(&rest[0]))
+            || self.names_same_object(path)
+    }
+
+    /// Returns true if the path names the object of the prefix: a service or pod, with any scheme and
+    /// port in its id.
+    fn names_same_object(&self, path: &str) -> bool {
+        let (Ok(own), Ok(other)) = (Target::parse(&self.prefix), Target::parse(path)) else {
+            return false;
+        };
+        own.resource == other.resource
+            && own.namespace == other.namespace
+            && matches!((own.id(), other.id()), (Ok(own), Ok(other)) if own.name == other.name)
     }
 }
 
@@ -246,25 +273,22 @@ fn is_valid_authority(authority: &str) -> bool {
     !authority.contains(forbidden) && has_valid_escapes(authority) && split_port(host).is_some()
 }
 
-/// Splits host and port; an empty port counts as missing. Returns `None` if the port is not a
-/// number or a bracket is unbalanced.
-fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
+/// Splits host and port, which is empty if it is missing, and may be too large. Returns `None` if the
+/// port is not a number or a bracket is unbalanced.
+fn split_port(host: &str) -> Option<(&str, &str)> {
     let after_brackets = match (host.starts_with('['), host.rfind(']')) {
         (true, Some(end)) => end + 1,
         (false, None) if !host.contains('[') => 0,
         _ => return None,
     };
     match host[after_brackets..].find(':') {
-        None => Some((host, None)),
+        None => Some((host, "")),
         Some(colon) => {
             let (name, port) = host.split_at(after_brackets + colon);
-            match &port[1..] {
-                "" => Some((name, None)),
-                port if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-                    Some((name, port.parse().ok()))
-                }
-                _ => None,
-            }
+            let port = &port[1..];
+            port.bytes()
+                .all(|byte| byte.is_ascii_digit())
+                .then_some((name, port))
         }
     }
 }
@@ -316,6 +340,11 @@ mod tests {
             ("http://web.ns.svc/x", "/x"),
             ("http://web.ns.svc.cluster.local./x", "/x"),
             ("//web.ns", "/"),
+            // The bastion by the client's name for it, with any scheme and port.
+            ("https://bastion.example:8443/x", "/x"),
+            ("http://bastion.example/x?y#z", "/x?y#z"),
+            ("wss://BASTION.example:99999/x", "/x"),
+            ("//bastion.example", "/"),
         ] {
             assert_eq!(
                 links().rewrite(link),
@@ -323,9 +352,6 @@ mod tests {
                 "{link}"
             );
         }
-        let same_origin = "https://bastion.example:8443/x";
-        let rewritten = format!("https://bastion.example:8443{PREFIX}/x");
-        assert_eq!(links().rewrite(same_origin), Ok(Some(rewritten)));
         let prefixed = format!("http://10.0.0.1:8080{PREFIX}/x");
         assert_eq!(
             links().rewrite(&prefixed),
@@ -338,6 +364,15 @@ mod tests {
             Ok(Some(format!("{PREFIX}{sibling}"))),
             "a longer segment is not the prefix"
         );
+        for other in [
+            "/api/v1/namespaces/ns/services/webs/proxy/",
+            "/api/v1/namespaces/other/services/web:80/proxy/",
+            "/api/v1/namespaces/ns/pods/web/proxy/",
+            "/api/v1/namespaces/ns/services/web/",
+        ] {
+            let rewritten = format!("{PREFIX}{other}");
+            assert_eq!(links().rewrite(other), Ok(Some(rewritten)), "{other}");
+        }
     }
 
     #[test]
@@ -362,8 +397,14 @@ mod tests {
             "http://web.other/x",
             "http://web.ns.svc.example.com/x",
             "ftp://10.0.0.1/x",
-            "https://bastion.example:8443",
+            "http://web:99999/x",
+            "https://bastion.example.org/x",
             &format!("{PREFIX}/x"),
+            // The same object, with other spellings of its id.
+            "/api/v1/namespaces/ns/services/web:80/proxy/",
+            "/api/v1/namespaces/ns/services/http:web:http/proxy/x",
+            "/api/v1/namespaces/ns/services/web%3A80/proxy",
+            "/api/v1/namespaces/ns/services/https:web:/proxy/x?y",
         ] {
             assert_eq!(links().rewrite(link), Ok(None), "{link}");
         }
