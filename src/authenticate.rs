@@ -121,7 +121,7 @@ impl Authenticator {
         // cannot leave one of them on the request.
         let authorization = headers.remove(header::AUTHORIZATION);
         let claim = self.front_proxy.take(headers);
-        let impersonates = Impersonation::take(headers);
+        let impersonates = Impersonation::take(headers).map(|taken| taken.map(Box::new));
         let subprotocol = subprotocol::take_token(headers);
 
         let identity = self
@@ -130,14 +130,14 @@ impl Authenticator {
         // Reported after authentication, so that an unauthenticated caller gets 401, not 400.
         Ok(Caller {
             identity,
-            impersonates: impersonates?.map(Box::new),
+            impersonates: impersonates?,
         })
     }
 
     async fn identify(
         &self,
         authorization: Option<&HeaderValue>,
-        claim: Option<Claim>,
+        claim: Option<Box<Claim>>,
         subprotocol: Result<Option<String>, SubprotocolError>,
         peer: &Peer,
         websocket: bool,

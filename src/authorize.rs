@@ -97,15 +97,29 @@ impl Authorizer {
         };
         if self.accept_bare_names
             && matches!(error, AuthorizationError::Forbidden(_))
-            && let Ok(Id { name, .. }) = target.id()
-            && name != target.id
-            && Box::pin(self.decide(identity, &Attributes { name, ..attributes }, client)).await?
-                == Decision::Allow
+            && Box::pin(self.allows_bare_name(identity, attributes, target, client)).await?
         {
             return Ok(Permit { target });
         }
         // The denial of the whole id, which a role should grant, not that of the bare name.
         Err(error)
+    }
+
+    /// Returns true if the identity has access to the name in the id without scheme and port.
+    async fn allows_bare_name(
+        &self,
+        identity: &Identity,
+        attributes: Attributes<'_>,
+        target: &Target<'_>,
+        client: ClientAddress,
+    ) -> Result<bool, AuthorizationError> {
+        match target.id() {
+            Ok(Id { name, .. }) if name != target.id => {
+                let attributes = Attributes { name, ..attributes };
+                Ok(self.decide(identity, &attributes, client).await? == Decision::Allow)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Checks the additional permission of an upgrade: a WebSocket to a kubelet can be an exec,

@@ -126,7 +126,7 @@ impl Forwarder {
         &self,
         _: &Permit<'_>,
         route: &Route,
-        outgoing: &mut UpstreamRequest<'_>,
+        mut outgoing: UpstreamRequest<'_>,
         client: IpAddr,
         dialed: &mut Option<Endpoint>,
     ) -> Result<UpstreamResponse, ForwardError> {
@@ -135,7 +135,7 @@ impl Forwarder {
             connection,
             endpoint,
         } = self
-            .exchange(route, outgoing, client, Protocol::Any, dialed)
+            .exchange(route, &mut outgoing, client, Protocol::Any, dialed)
             .await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // The bytes after this head are not HTTP, and the caller is authorized for one request
@@ -160,13 +160,13 @@ impl Forwarder {
         &self,
         _: &Permit<'_>,
         route: &Route,
-        outgoing: &mut UpstreamRequest<'_>,
+        mut outgoing: UpstreamRequest<'_>,
         client: IpAddr,
         upgrade: &Upgrade,
         dialed: &mut Option<Endpoint>,
     ) -> Result<UpgradeOutcome, ForwardError> {
         let exchange = self
-            .exchange(route, outgoing, client, Protocol::Http1, dialed)
+            .exchange(route, &mut outgoing, client, Protocol::Http1, dialed)
             .await?;
         UpgradeOutcome::from_exchange(exchange, upgrade)
     }
@@ -267,16 +267,21 @@ impl Forwarder {
         now: Instant,
     ) -> Result<(Response<Incoming>, Connection), FailedAttempt> {
         let key = attempt.key;
-        let pooled = attempt.reuse.then(|| self.pool.take(key, now)).flatten();
-        let reused = pooled.is_some();
+        let (mut connection, reused) =
+            match attempt.reuse.then(|| self.pool.take(key, now)).flatten() {
+                Some(connection) => (connection, true),
+                // Boxed, because most requests find a connection, and a TLS handshake is large.
+                None => match Box::pin(self.dial(attempt, attempts)).await {
+                    Ok(connection) => (connection, false),
+                    Err(error) => {
+                        return Err(FailedAttempt {
+                            error: ForwardError::Dial(vec![error]),
+                            reused: false,
+                        });
+                    }
+                },
+            };
         let failed = |error| FailedAttempt { error, reused };
-        let mut connection = match pooled {
-            Some(connection) => connection,
-            // Boxed, because most requests find a connection, and a TLS handshake is large.
-            None => Box::pin(self.dial(attempt, attempts))
-                .await
-                .map_err(|error| failed(ForwardError::Dial(vec![error])))?,
-        };
         self.insert_kubelet_token(pending.head, key.transport);
         let on_interim = |response: ParsedResponse| {
             if let Some(interim) = attempt.interim {

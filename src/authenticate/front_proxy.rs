@@ -49,7 +49,7 @@ impl RequestHeaderAuthenticator {
     }
 
     /// Removes the identity headers, configured and default ones (C112), and returns their claim.
-    pub(super) fn take(&self, headers: &mut HeaderMap) -> Option<Claim> {
+    pub(super) fn take(&self, headers: &mut HeaderMap) -> Option<Box<Claim>> {
         let config = self.0.config();
         if !headers.keys().any(|name| config.identifies(name)) {
             return None;
@@ -63,10 +63,8 @@ impl RequestHeaderAuthenticator {
         for name in identifying {
             headers.remove(name);
         }
-        claim.map(|identity| Claim {
-            identity,
-            config: Arc::clone(&config),
-        })
+        let config = Arc::clone(&config);
+        claim.map(|identity| Box::new(Claim { identity, config }))
     }
 
     /// Returns the claimed caller if the certificate belongs to an allowed front proxy.
@@ -75,10 +73,10 @@ impl RequestHeaderAuthenticator {
     /// [`FrontProxyError`], for the log.
     pub(super) fn accept(
         &self,
-        claim: Claim,
+        claim: Box<Claim>,
         certificate: &ClientCertificate,
     ) -> Result<Arc<Identity>, FrontProxyError> {
-        let Claim { identity, config } = claim;
+        let Claim { identity, config } = *claim;
         let common_name = certificate.common_name(&self.0.cas)?;
         // Without allowed names, kube-apiserver accepts every certificate of the CA.
         if config.allowed.is_empty() || config.allowed.iter().any(|name| **name == *common_name) {
@@ -171,7 +169,7 @@ mod tests {
         }
         let proxy = RequestHeaderAuthenticator::default();
         proxy.0.replace(config());
-        let Claim { identity, .. } = proxy.take(&mut headers).unwrap();
+        let Claim { identity, .. } = *proxy.take(&mut headers).unwrap();
         assert_eq!((&*identity.user, &*identity.uid), ("jane", "7"));
         assert_eq!(identity.groups, ["devs", "ops", "system:authenticated"]);
         assert_eq!(identity.extra["acme.com/project"], ["a"]);

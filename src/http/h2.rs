@@ -216,7 +216,8 @@ fn serve_stream<H: Handler>(
                 }
                 let interim = handler::Interim::Http2(interim);
                 let reply = {
-                    let mut handling = pin!(shared.handler.handle(request, Some(interim)));
+                    // Boxed, so that it takes no memory while the response is sent.
+                    let mut handling = Box::pin(shared.handler.handle(request, Some(interim)));
                     poll_fn(|context| {
                         if let Poll::Ready(reply) = handling.as_mut().poll(context) {
                             return Poll::Ready(Some(reply));
@@ -267,5 +268,49 @@ fn serve_stream<H: Handler>(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::Body;
+
+    struct Pending;
+
+    impl Handler for Pending {
+        type Body = Body;
+
+        fn handle(
+            &self,
+            _: &mut Request,
+            _: Option<handler::Interim>,
+        ) -> impl Future<Output = Reply<Body>> {
+            std::future::pending()
+        }
+
+        fn reject(&self, _: RequestError, _: RejectedLine) -> Response<Body> {
+            Response::new(Body::empty())
+        }
+    }
+
+    /// Returns the size of the future that a function returns, without calling it.
+    fn size_of_future<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// The future of the handler is boxed in it; a test beside `Proxy` limits its size.
+    #[test]
+    fn future_of_a_stream_is_small() {
+        type Arguments = (
+            http::Request<RecvStream>,
+            SendResponse<Bytes>,
+            &'static Rc<Heads>,
+            Rc<Shared<Pending>>,
+        );
+        let size = size_of_future(|(request, respond, heads, shared): Arguments| {
+            serve_stream(request, respond, heads, shared)
+        });
+        assert!(size <= 1024, "{size} bytes");
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::Body;
 
 /// Body of a response to a client.
-pub trait PacedBody: Body<Data = Bytes, Error: std::fmt::Display> {
+pub trait PacedBody: Body<Data = Bytes, Error: std::fmt::Display> + Unpin {
     /// Returns true for a response of the bastion itself, which has the shorter write timeout.
     fn is_own(&self) -> bool;
 

@@ -82,18 +82,17 @@ pub(super) fn redirect(location: &str) -> Response<Body> {
     response
 }
 
-/// Headers of a request that select the format of the bastion's own responses. They are cloned
-/// before the request is consumed, and parsed only when such a response is sent.
-pub(super) struct AcceptPreference {
-    accept: Option<HeaderValue>,
-    agent: Option<HeaderValue>,
+/// Headers of a request that select the format of the bastion's own responses.
+pub(super) struct AcceptPreference<'a> {
+    accept: Option<&'a HeaderValue>,
+    agent: Option<&'a HeaderValue>,
 }
 
-impl AcceptPreference {
-    pub fn from_headers(headers: &HeaderMap) -> Self {
+impl<'a> AcceptPreference<'a> {
+    pub fn from_headers(headers: &'a HeaderMap) -> Self {
         Self {
-            accept: headers.get(header::ACCEPT).cloned(),
-            agent: headers.get(header::USER_AGENT).cloned(),
+            accept: headers.get(header::ACCEPT),
+            agent: headers.get(header::USER_AGENT),
         }
     }
 
@@ -154,7 +153,7 @@ impl AcceptPreference {
         if let Some(pretty) = pretty.filter(|value| !value.is_empty()) {
             return matches!(pretty, "1" | "t" | "T" | "true" | "TRUE" | "True");
         }
-        let agent = self.agent.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
+        let agent = self.agent.map_or(&b""[..], HeaderValue::as_bytes);
         ["curl", "Wget", "Mozilla/5.0"]
             .iter()
             .any(|prefix| agent.starts_with(prefix.as_bytes()))
