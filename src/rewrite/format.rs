@@ -14,14 +14,15 @@ pub struct PageFormat {
 }
 
 impl PageFormat {
-    /// Returns the format of the response's page if its links are to be rewritten: exactly
-    /// `text/html`, complete, in a supported coding and encoding, and not a redirect.
+    /// Returns the format of the response's page if its links are to be rewritten: `text/html`,
+    /// complete, in a supported coding and encoding, and not a redirect.
     pub fn detect<B>(method: &Method, response: &Response<B>) -> Option<Self> {
         let (headers, code) = (response.headers(), response.status());
         let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
-        // Case-sensitive, as in kube-apiserver: `Text/HTML` passes unmodified.
         let (media_type, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
-        if media_type.trim() != "text/html" || headers.contains_key(header::LOCATION) {
+        if !media_type.trim().eq_ignore_ascii_case("text/html")
+            || headers.contains_key(header::LOCATION)
+        {
             return None;
         }
         // The links of a partial page may be cut anywhere, also within a tag.

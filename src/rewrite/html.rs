@@ -14,7 +14,7 @@ pub use attributes::rewrite_refresh;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use encoding_rs::Encoding;
+use encoding_rs::{Encoding, WINDOWS_1252};
 use lol_html::errors::RewritingError;
 use lol_html::{
     AsciiCompatibleEncoding, HtmlRewriter, MemorySettings, OutputSink, Settings, element,
@@ -220,12 +220,15 @@ fn bound(error: &RewritingError, attributes: usize) -> PageLimit {
     }
 }
 
-/// Returns the encoding of a charset label, UTF-8 without one. Returns `None` for an unknown label
-/// and for encodings that are not a superset of ASCII (UTF-16), in which the parser finds no tags.
+/// Returns the encoding of a charset label. Browsers ignore an unknown label, so that it counts as
+/// none; each byte is a character then, and all of them are kept. Returns `None` for encodings that
+/// are not a superset of ASCII (UTF-16), in which the parser finds no tags.
 pub fn encoding(charset: Option<&str>) -> Option<AsciiCompatibleEncoding> {
     match charset {
         None => Some(AsciiCompatibleEncoding::utf_8()),
-        Some(label) => AsciiCompatibleEncoding::new(Encoding::for_label(label.as_bytes())?),
+        Some(label) => AsciiCompatibleEncoding::new(
+            Encoding::for_label(label.as_bytes()).unwrap_or(WINDOWS_1252),
+        ),
     }
 }
 

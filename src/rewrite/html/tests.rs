@@ -17,8 +17,13 @@ fn links() -> LinkRewriter {
 }
 
 fn rewritten(page: &str, chunk: usize) -> String {
-    let mut html = Html::new(links(), AsciiCompatibleEncoding::utf_8());
-    for mut piece in page.as_bytes().chunks(chunk) {
+    let encoding = AsciiCompatibleEncoding::utf_8();
+    String::from_utf8(rewritten_bytes(page.as_bytes(), chunk, encoding)).unwrap()
+}
+
+fn rewritten_bytes(page: &[u8], chunk: usize, encoding: AsciiCompatibleEncoding) -> Vec<u8> {
+    let mut html = Html::new(links(), encoding);
+    for mut piece in page.chunks(chunk) {
         while !piece.is_empty() {
             let (block, rest) = piece.split_at(piece.len().min(html.room()));
             html.write(block);
@@ -26,7 +31,7 @@ fn rewritten(page: &str, chunk: usize) -> String {
         }
     }
     html.finish();
-    String::from_utf8(html.take_output()).unwrap()
+    html.take_output()
 }
 
 #[test]
@@ -138,13 +143,24 @@ fn closed_svg_elements_do_not_count_as_open() {
 
 /// CONFORMANCE C76.
 #[test]
+fn keeps_bytes_of_pages_in_an_unknown_encoding() {
+    let unknown = encoding(Some("ISO-88509-1")).unwrap();
+    let page = b"<a title='\xe9\x81' href='/\xe9\x81'>\xff\x80</a>";
+    let expected = b"<a title='\xe9\x81' href=\"/p/\xe9\x81\">\xff\x80</a>";
+    assert_eq!(rewritten_bytes(page, 7, unknown), expected);
+}
+
+/// CONFORMANCE C76.
+#[test]
 fn supports_only_encodings_compatible_with_ascii() {
     for (charset, known) in [
         (None, true),
         (Some("utf-8"), true),
         (Some("windows-1252"), true),
         (Some("UTF-16LE"), false),
-        (Some("x"), false),
+        (Some("none"), true),
+        (Some("ISO8859_1"), true),
+        (Some(""), true),
     ] {
         assert_eq!(encoding(charset).is_some(), known, "{charset:?}");
     }
