@@ -379,8 +379,7 @@ impl Proxy {
         Ok(Reply::Response(match page {
             None => response.map(Body::upstream),
             Some((format, share)) => {
-                // Rewriting changes the length, which is unknown until the end of the page.
-                response.headers_mut().remove(header::CONTENT_LENGTH);
+                rewrite::describe_rewritten(response.headers_mut());
                 response.map(|body| Body::page(body, format, links(), share))
             }
         }))

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, header};
 pub use body::{PageError, RewrittenBody};
 pub use budget::{Budget, Share};
 pub use format::PageFormat;
-pub use headers::rewrite_headers;
+pub use headers::{describe_rewritten, rewrite_headers};
 pub use link::{InvalidUrl, LinkRewriter};
 pub use rewriter::{BadPage, MAX_WORK_PER_SLICE, Rewriter};
 

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, percent_encode};
 
 use super::html::rewrite_refresh;
@@ -14,6 +14,16 @@ const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
 
 /// Prefix of the names of cookies that are bound to a host (RFC 6265bis section 4.1.3.2).
 const HOST_PREFIX: &str = "__Host-";
+
+/// Headers that describe the bytes of a page.
+const NOT_OF_REWRITTEN: [HeaderName; 6] = [
+    ACCEPT_RANGES,
+    HeaderName::from_static("content-digest"),
+    CONTENT_LENGTH,
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("repr-digest"),
+];
 
 /// Content of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +153,22 @@ fn rewrite_links(links: &LinkRewriter, value: &str) -> Option<String> {
     }
     out.push_str(rest);
     changed.then_some(out)
+}
+
+/// Removes the headers that are not true of a rewritten page: its length, which is unknown until its
+/// end, its ranges and its digests. Its entity tag becomes weak (RFC 9110 section 8.8.1): the page
+/// depends on the prefix, and is not equal byte for byte.
+pub fn describe_rewritten(headers: &mut HeaderMap) {
+    for name in NOT_OF_REWRITTEN {
+        headers.remove(name);
+    }
+    let weak = headers
+        .get(ETAG)
+        .filter(|tag| tag.as_bytes().starts_with(b"\""))
+        .and_then(|tag| HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()).ok());
+    if let Some(weak) = weak {
+        headers.insert(ETAG, weak);
+    }
 }
 
 /// Returns the length of a quoted string behind its first quote, the last one included.
@@ -275,6 +301,20 @@ mod tests {
             let value = value.replace("P/kiali", &format!("{PREFIX}/kiali"));
             assert_eq!(rewritten("set-cookie", &value), [expected], "{value}");
         }
+    }
+
+    #[test]
+    fn rewritten_pages_have_weak_tags_and_no_digests() {
+        let mut headers = HeaderMap::new();
+        for name in NOT_OF_REWRITTEN {
+            headers.insert(name, HeaderValue::from_static("1"));
+        }
+        for (tag, expected) in [("\"a\"", "W/\"a\""), ("W/\"a\"", "W/\"a\""), ("a", "a")] {
+            headers.insert(ETAG, HeaderValue::from_static(tag));
+            describe_rewritten(&mut headers);
+            assert_eq!(headers[ETAG], expected);
+        }
+        assert_eq!(headers.len(), 1);
     }
 
     #[test]
