@@ -148,7 +148,7 @@ impl Authenticator {
         let mut failure = None;
 
         if let (Some(claim), Some(certificate)) = (claim, certificate) {
-            match self.front_proxy.accept(claim, certificate) {
+            match self.front_proxy.accept(*claim, certificate) {
                 Ok(identity) => return Ok(identity),
                 Err(error) => failure = Some(CredentialError::from(error).into()),
             }

@@ -73,10 +73,10 @@ impl RequestHeaderAuthenticator {
     /// [`FrontProxyError`], for the log.
     pub(super) fn accept(
         &self,
-        claim: Box<Claim>,
+        claim: Claim,
         certificate: &ClientCertificate,
     ) -> Result<Arc<Identity>, FrontProxyError> {
-        let Claim { identity, config } = *claim;
+        let Claim { identity, config } = claim;
         let common_name = certificate.common_name(&self.0.cas)?;
         // Without allowed names, kube-apiserver accepts every certificate of the CA.
         if config.allowed.is_empty() || config.allowed.iter().any(|name| **name == *common_name) {
