@@ -2,7 +2,7 @@
 //! lists, hop-by-hop rules, limits, and the executor of hyper's HTTP/2 tasks.
 
 mod authority;
-mod bytes;
+mod byte_check;
 mod cgi;
 mod clock;
 mod date;
@@ -21,13 +21,13 @@ mod upgraded;
 
 use http::HeaderValue;
 
-pub use bytes::all_bytes;
+pub use byte_check::all_bytes;
 pub use cgi::cgi_starts_with;
 pub use executor::LocalExecutor;
 pub use handler::{Handler, Interim, Reply};
 pub use head_memory::HeadMemory;
 pub use header_list::tokens;
-pub use hop::{is_hop_by_hop, remove_hop_by_hop};
+pub use hop::{is_hop_by_hop, remove_hop_by_hop, speaks_for_origin};
 pub use paced::PacedBody;
 pub use request::{ReceiveError, Request, RequestBody, RequestHead, without_forbidden_trailers};
 pub use stream::Stream;

@@ -172,7 +172,7 @@ impl Proxy {
                 Err(error) => error,
             }
         };
-        // The stages remove neither of the headers that select the format.
+        // The headers that select the format are still there, unless `Connection` named them.
         let headers = &request.head.headers;
         let response = Box::pin(self.error_response(error, &mut record, headers)).await;
         reply(response, record, connection)
@@ -349,7 +349,7 @@ impl Proxy {
                 UpgradeOutcome::Refused(upstream) => (upstream, true),
             }
         } else {
-            // Boxed, because it is the largest stage: the others have less room than 1 KiB.
+            // Boxed, because it is the largest stage: the future of all others stays below 1 KiB.
             let sent = forwarder.send(&permit, &route, outgoing, record.client, dialed);
             (Box::pin(sent).await?, false)
         };
@@ -357,8 +357,7 @@ impl Proxy {
             mut response,
             endpoint,
         } = upstream;
-        // hyper frames the response for the client's connection, whatever version the endpoint
-        // used.
+        // The response is framed for the client's connection, whatever version the endpoint used.
         *response.version_mut() = Version::HTTP_11;
         sanitize_response_headers(response.headers_mut(), refuses_upgrade)?;
         if refuses_upgrade {

@@ -76,7 +76,8 @@ impl Connection {
     }
 
     /// Sends a request in the form of the connection's protocol. Returns the response head, and the
-    /// number of its header lines that were dropped for their invalid name. Interim responses of HTTP/1.1 are given to `on_interim`.
+    /// number of its header lines that were dropped for their invalid name. Interim responses of
+    /// HTTP/1.1 are given to `on_interim`.
     pub(super) async fn send(
         &mut self,
         pending: &Pending<'_>,

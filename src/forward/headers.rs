@@ -12,6 +12,7 @@ use super::ForwardError;
 use super::upgrade::Upgrade;
 use crate::http::{
     DEFAULT_CACHE_CONTROL, MAX_HEADERS, RequestHead, is_hop_by_hop, remove_hop_by_hop,
+    speaks_for_origin,
 };
 use crate::model::Target;
 use crate::model::text::push_ip;
@@ -176,31 +177,6 @@ fn is_underscore_variant(name: &str) -> bool {
     is_hop_by_hop(&name)
         || name.starts_with("x-forwarded-")
         || matches!(&*name, "accept-encoding" | "audit-id" | "content-length")
-}
-
-/// Returns true for headers that speak for the whole origin. All applications behind the bastion
-/// share it, so that one of them would speak for the others (C70): grants of cross-origin access,
-/// alternative services (RFC 7838), rules for the host, and cleared storage.
-fn speaks_for_origin(name: &str) -> bool {
-    matches!(
-        name,
-        "accept-ch"
-            | "access-control-allow-credentials"
-            | "access-control-allow-headers"
-            | "access-control-allow-methods"
-            | "access-control-allow-origin"
-            | "alt-svc"
-            | "clear-site-data"
-            | "critical-ch"
-            | "expect-ct"
-            | "nel"
-            | "origin-agent-cluster"
-            | "public-key-pins"
-            | "public-key-pins-report-only"
-            | "report-to"
-            | "set-login"
-            | "strict-transport-security"
-    )
 }
 
 /// Returns the client's `Host`, or `:authority` of HTTP/2 (C59).

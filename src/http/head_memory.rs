@@ -82,6 +82,7 @@ mod tests {
         drop(first);
         assert_eq!(memory.0.available_permits(), 2 * FREE_HEAD);
     }
+
     #[test]
     fn shrunk_share_returns_memory() {
         let memory = HeadMemory::new(4 * FREE_HEAD);

@@ -1,4 +1,5 @@
-//! Hop-by-hop header fields (RFC 9110 section 7.6.1).
+//! Header fields that do not pass: hop-by-hop ones (RFC 9110 section 7.6.1), and those of responses
+//! that speak for the whole origin.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -57,5 +58,30 @@ pub fn is_hop_by_hop(name: &str) -> bool {
             | "te"
             | "transfer-encoding"
             | "upgrade"
+    )
+}
+
+/// Returns true for headers that speak for the whole origin. All applications behind the bastion
+/// share it, so that one of them would speak for the others (C70): grants of cross-origin access,
+/// alternative services (RFC 7838), rules for the host, and cleared storage.
+pub fn speaks_for_origin(name: &str) -> bool {
+    matches!(
+        name,
+        "accept-ch"
+            | "access-control-allow-credentials"
+            | "access-control-allow-headers"
+            | "access-control-allow-methods"
+            | "access-control-allow-origin"
+            | "alt-svc"
+            | "clear-site-data"
+            | "critical-ch"
+            | "expect-ct"
+            | "nel"
+            | "origin-agent-cluster"
+            | "public-key-pins"
+            | "public-key-pins-report-only"
+            | "report-to"
+            | "set-login"
+            | "strict-transport-security"
     )
 }

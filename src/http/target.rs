@@ -5,7 +5,7 @@ use std::rc::Rc;
 use http::{Method, Uri};
 
 use super::authority::{has_valid_escapes, is_authority};
-use super::bytes::all_bytes;
+use super::byte_check::all_bytes;
 
 /// Target of a request: path and query, and the authority that a client of HTTP/2 or the absolute
 /// form names.

@@ -2,6 +2,7 @@
 //! C70, C73 to C75).
 
 use std::borrow::Cow;
+use std::cell::LazyCell;
 
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, percent_encode};
@@ -13,7 +14,9 @@ use super::link::{InvalidUrl, LinkRewriter};
 const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
 
 /// Prefix of the names of cookies that are bound to a host (RFC 6265bis section 4.1.3.2).
-const HOST_PREFIX: &str = "__Host-";
+const HOST_PREFIX: &[u8] = b"__Host-";
+
+const SERVICE_WORKER_ALLOWED: HeaderName = HeaderName::from_static("service-worker-allowed");
 
 /// Headers that describe the bytes of a page.
 const NOT_OF_REWRITTEN: [HeaderName; 6] = [
@@ -25,14 +28,16 @@ const NOT_OF_REWRITTEN: [HeaderName; 6] = [
     HeaderName::from_static("repr-digest"),
 ];
 
+/// Maximum number of URLs in `Link` headers that are rewritten, because each grows by the prefix.
+/// Browsers use a few.
+const MAX_LINKS: usize = 1000;
+
 /// Content of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
     /// URL that browsers follow. An invalid one is an error of the target.
     Location,
     Url,
-    /// Maximum scope of service workers, which must stay under the prefix.
-    Scope,
     /// `5; url=/x`.
     Refresh,
     /// `</x>; rel=next, </y>; rel=preload` (RFC 8288).
@@ -51,24 +56,18 @@ pub fn rewrite_headers(
     links: impl FnOnce() -> LinkRewriter,
 ) -> Result<(), InvalidUrl> {
     // Most responses have none of these headers.
-    let present: Vec<(HeaderName, Content)> = headers
-        .keys()
-        .filter_map(|name| Some((name.clone(), content(name.as_str())?)))
-        .collect();
-    if present.is_empty() {
-        return Ok(());
+    let links = LazyCell::new(links);
+    let scopes = headers.get_all(SERVICE_WORKER_ALLOWED);
+    if scopes.iter().any(|scope| leaves_prefix(&links, scope)) {
+        headers.remove(SERVICE_WORKER_ALLOWED);
     }
-    let links = links();
-    for (name, content) in present {
-        let mut kept = Vec::new();
-        for value in headers.get_all(&name) {
-            if let Some(value) = rewrite_value(&links, content, value)? {
-                kept.push(value);
-            }
-        }
-        headers.remove(&name);
-        for value in kept {
-            headers.append(name.clone(), value);
+    let mut remaining_links = MAX_LINKS;
+    // In place, which keeps their order.
+    for (name, value) in headers.iter_mut() {
+        if let Some(content) = content(name.as_str())
+            && let Some(rewritten) = rewrite_value(&links, content, value, &mut remaining_links)?
+        {
+            *value = rewritten;
         }
     }
     Ok(())
@@ -77,8 +76,7 @@ pub fn rewrite_headers(
 fn content(name: &str) -> Option<Content> {
     Some(match name {
         "location" => Content::Location,
-        "content-location" | "sourcemap" | "x-sourcemap" => Content::Url,
-        "service-worker-allowed" => Content::Scope,
+        "content-location" | "service-worker-allowed" | "sourcemap" | "x-sourcemap" => Content::Url,
         "refresh" => Content::Refresh,
         "link" => Content::Links,
         "set-cookie" => Content::Cookie,
@@ -86,50 +84,49 @@ fn content(name: &str) -> Option<Content> {
     })
 }
 
-/// Returns the value for the client, or `None` if the header is removed.
+/// Returns the text of a header. Bytes beyond ASCII are escaped, so that those of URLs reach the
+/// target unchanged.
+fn text(value: &[u8]) -> Cow<'_, str> {
+    percent_encode(value, BEYOND_ASCII).into()
+}
+
+/// Returns true if a scope of service workers is not below the prefix, also after it is rewritten.
+fn leaves_prefix(links: &LinkRewriter, scope: &HeaderValue) -> bool {
+    let scope = text(scope.as_bytes());
+    match links.rewrite(&scope) {
+        Ok(Some(_)) => false,
+        Ok(None) => !links.is_below_prefix(&scope),
+        Err(_) => true,
+    }
+}
+
+/// Returns the value for the client, or `None` if it does not change.
 fn rewrite_value(
     links: &LinkRewriter,
     content: Content,
     value: &HeaderValue,
+    remaining_links: &mut usize,
 ) -> Result<Option<HeaderValue>, InvalidUrl> {
-    // A header may hold bytes that are not UTF-8. Escaped, those of URLs reach the target unchanged.
-    let text: Cow<'_, str> = if content == Content::Cookie {
-        match str::from_utf8(value.as_bytes()) {
-            Ok(text) => text.into(),
-            // Its path cannot be moved below the prefix in the bytes of an unknown encoding.
-            Err(_) => return Ok(None),
-        }
-    } else {
-        percent_encode(value.as_bytes(), BEYOND_ASCII).into()
-    };
+    let text = text(value.as_bytes());
     let rewritten = match content {
-        Content::Location => links.rewrite(&text)?,
-        Content::Url => links.rewrite(&text).ok().flatten(),
-        Content::Scope => match links.rewrite(&text) {
-            Ok(Some(scope)) => Some(scope),
-            Ok(None) if links.is_below_prefix(&text) => None,
-            _ => return Ok(None),
-        },
-        Content::Refresh => rewrite_refresh(links, &text),
-        Content::Links => rewrite_links(links, &text),
-        Content::Cookie => Some(rewrite_cookie(links, &text)),
+        Content::Location => links.rewrite(&text)?.map(String::into_bytes),
+        Content::Url => links.rewrite(&text).ok().flatten().map(String::into_bytes),
+        Content::Refresh => rewrite_refresh(links, &text).map(String::into_bytes),
+        Content::Links => rewrite_links(links, &text, remaining_links).map(String::into_bytes),
+        Content::Cookie => Some(rewrite_cookie(links, value.as_bytes())),
     };
-    match rewritten {
-        None => Ok(Some(value.clone())),
-        Some(rewritten) => match HeaderValue::try_from(rewritten) {
-            Ok(rewritten) => Ok(Some(rewritten)),
-            Err(_) if content == Content::Location => Err(InvalidUrl(text.into_owned())),
-            Err(_) => Ok(None),
-        },
-    }
+    let value = rewritten.map(HeaderValue::try_from).transpose();
+    value.map_err(|_| InvalidUrl(text.into_owned()))
 }
 
 /// Rewrites the URLs in angle brackets, outside of quoted parameters. Returns `None` if none of them
 /// changes.
-fn rewrite_links(links: &LinkRewriter, value: &str) -> Option<String> {
+fn rewrite_links(links: &LinkRewriter, value: &str, remaining: &mut usize) -> Option<String> {
     let (mut out, mut changed) = (String::with_capacity(value.len()), false);
     let mut rest = value;
-    while let Some(at) = rest.find(['<', '"']) {
+    while *remaining > 0
+        && let Some(at) = rest.find(['<', '"'])
+    {
         let (before, from) = rest.split_at(at + 1);
         out.push_str(before);
         if before.ends_with('"') {
@@ -146,6 +143,7 @@ fn rewrite_links(links: &LinkRewriter, value: &str) -> Option<String> {
             Ok(Some(url)) => {
                 out.push_str(&url);
                 changed = true;
+                *remaining -= 1;
             }
             _ => out.push_str(&from[..end]),
         }
@@ -188,32 +186,45 @@ fn end_of_quoted(text: &str) -> usize {
 /// Moves the path of a cookie below the prefix, and removes its domain, so that browsers send it
 /// neither to other targets nor to other hosts. Without a path, browsers take that of the request.
 /// Browsers reject a cookie named `__Host-…` with another path than `/`, so that it keeps that.
-fn rewrite_cookie(links: &LinkRewriter, cookie: &str) -> String {
-    let is_of_host = cookie
-        .trim_ascii_start()
-        .get(..HOST_PREFIX.len())
-        .is_some_and(|start| start.eq_ignore_ascii_case(HOST_PREFIX));
-    if is_of_host {
+fn rewrite_cookie(links: &LinkRewriter, cookie: &[u8]) -> Vec<u8> {
+    let start = cookie.trim_ascii_start().get(..HOST_PREFIX.len());
+    if start.is_some_and(|start| start.eq_ignore_ascii_case(HOST_PREFIX)) {
         return cookie.to_owned();
     }
-    let mut parts = cookie.split(';');
+    let mut parts = cookie.split(|byte| *byte == b';');
     let mut out = parts.next().unwrap_or_default().to_owned();
+    // Browsers use the last path (RFC 6265 section 5.3). Others would only grow.
+    let mut paths = parts
+        .clone()
+        .filter(|part| is_attribute(part, b"path"))
+        .count();
     for attribute in parts {
-        let (name, value) = attribute.split_once('=').unwrap_or((attribute, ""));
-        let name = name.trim_ascii();
-        if name.eq_ignore_ascii_case("domain") {
+        if is_attribute(attribute, b"domain") {
             continue;
         }
-        out.push(';');
-        let path = value.trim_ascii();
-        if name.eq_ignore_ascii_case("path") && path.starts_with('/') {
-            out.push_str(" Path=");
-            out.push_str(&links.prefixed(path));
-        } else {
-            out.push_str(attribute);
+        if is_attribute(attribute, b"path") {
+            paths -= 1;
+            if paths > 0 {
+                continue;
+            }
+            let path = attribute.splitn(2, |byte| *byte == b'=').nth(1);
+            let path = path.unwrap_or_default().trim_ascii();
+            if path.starts_with(b"/") {
+                out.extend_from_slice(b"; Path=");
+                out.extend_from_slice(links.prefixed(&text(path)).as_bytes());
+                continue;
+            }
         }
+        out.push(b';');
+        out.extend_from_slice(attribute);
     }
     out
+}
+
+/// Returns true if an attribute of a cookie has a name, which is lower-case here.
+fn is_attribute(attribute: &[u8], name: &[u8]) -> bool {
+    let found = attribute.split(|byte| *byte == b'=').next();
+    found.is_some_and(|found| found.trim_ascii().eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]
@@ -225,17 +236,20 @@ mod tests {
 
     const PREFIX: &str = "/api/v1/namespaces/shop/services/web/proxy";
 
-    fn rewritten(name: &'static str, value: &str) -> Vec<String> {
-        let mut headers = HeaderMap::new();
-        headers.insert(name, HeaderValue::from_str(value).unwrap());
-        let links = || LinkRewriter {
+    fn links() -> LinkRewriter {
+        LinkRewriter {
             prefix: PREFIX.into(),
             client_host: Some("bastion.example".into()),
             endpoint: "10.0.0.1:8080".parse().unwrap(),
             scheme: Scheme::Http,
             service: None,
             cluster_domain: "cluster.local".into(),
-        };
+        }
+    }
+
+    fn rewritten(name: &'static str, value: &str) -> Vec<String> {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, HeaderValue::from_str(value).unwrap());
         rewrite_headers(&mut headers, links).unwrap();
         let values = headers.get_all(name).iter();
         values
@@ -296,7 +310,9 @@ mod tests {
             ("a=1; Path=P/kiali", "a=1; Path=P/kiali"),
             ("a=1; Path=/../../x", "a=1; Path=P/x"),
             ("__host-a=1; Path=/; Secure", "__host-a=1; Path=/; Secure"),
-            ("Path=/; Path=/x; Path=/y", "Path=/; Path=P/x; Path=P/y"),
+            ("Path=/; Path=/x; Path=/y", "Path=/; Path=P/y"),
+            ("a=1; Path=/; Path=", "a=1; Path="),
+            ("a=1; Path=/\u{e9}", "a=1; Path=P/%C3%A9"),
         ] {
             let value = value.replace("P/kiali", &format!("{PREFIX}/kiali"));
             assert_eq!(rewritten("set-cookie", &value), [expected], "{value}");
@@ -318,21 +334,50 @@ mod tests {
     }
 
     #[test]
-    fn keeps_order_of_repeated_fields() {
+    fn values_grow_within_bounds() {
+        let links = format!("</>, {}", "</a>,".repeat(10 * MAX_LINKS));
+        let links = &rewritten("link", &links)[0];
+        assert!(links.starts_with("<P/>, <P/a>,") && links.ends_with("</a>,"));
+        assert_eq!(links.matches("<P/").count(), MAX_LINKS);
+        let cookie = format!("a=1{}", ";path=/".repeat(1000));
+        assert_eq!(rewritten("set-cookie", &cookie), ["a=1; Path=P/"]);
+    }
+
+    #[test]
+    fn keeps_bytes_of_cookies() {
         let mut headers = HeaderMap::new();
-        for value in ["a=1; Path=/", "b=2; Path=/b", "c=3"] {
-            headers.append(SET_COOKIE, HeaderValue::from_static(value));
-        }
-        let links = || LinkRewriter {
-            prefix: "/p".into(),
-            client_host: None,
-            endpoint: "10.0.0.1:8080".parse().unwrap(),
-            scheme: Scheme::Http,
-            service: None,
-            cluster_domain: "cluster.local".into(),
-        };
+        let value = HeaderValue::from_bytes(b"a=\xff; Path=/").unwrap();
+        headers.insert(SET_COOKIE, value);
         rewrite_headers(&mut headers, links).unwrap();
-        let values: Vec<_> = headers.get_all(SET_COOKIE).iter().collect();
-        assert_eq!(values, ["a=1; Path=/p/", "b=2; Path=/p/b", "c=3"]);
+        let expected = [&b"a=\xff; Path="[..], PREFIX.as_bytes(), b"/"].concat();
+        assert_eq!(headers[SET_COOKIE].as_bytes(), expected);
+    }
+
+    #[test]
+    fn keeps_order_of_fields() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("set-cookie", "a=1; Path=/"),
+            ("location", "/x"),
+            ("set-cookie", "b=2"),
+            ("x-other", "1"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        rewrite_headers(&mut headers, links).unwrap();
+        let fields: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap().replace(PREFIX, "P")))
+            .collect();
+        let expected = [
+            ("set-cookie", "a=1; Path=P/"),
+            ("set-cookie", "b=2"),
+            ("location", "P/x"),
+            ("x-other", "1"),
+        ];
+        assert_eq!(
+            fields,
+            expected.map(|(name, value)| (name, value.to_owned()))
+        );
     }
 }

@@ -9,8 +9,6 @@ mod bounds;
 mod elements;
 mod rules;
 
-pub use attributes::rewrite_refresh;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -22,6 +20,7 @@ use lol_html::{
 
 use super::budget::PageLimit;
 use super::link::LinkRewriter;
+pub use attributes::rewrite_refresh;
 use bounds::{ATTRIBUTE_BYTES, MAX_ATTRIBUTES, MAX_PARSER_BYTES, MAX_TAG_BYTES};
 pub use bounds::{BLOCK_BYTES, MAX_HELD_BYTES, MAX_OUTPUT_BYTES_PER_BLOCK, PARSER_BYTES};
 use elements::Elements;

@@ -50,7 +50,7 @@ enum Host {
     Unnamed,
     /// The target, by an address or a name within the cluster, or the bastion, by the name that the
     /// client uses.
-    Named,
+    Own,
     Other,
 }
 
@@ -64,7 +64,7 @@ impl LinkRewriter {
         let path = match (self.host(parts), parts.path) {
             (Host::Other, _) => return Ok(None),
             // `http://10.0.0.1` is the root of the target.
-            (Host::Named, "") => "/",
+            (Host::Own, "") => "/",
             (_, path) if path.starts_with('/') => path,
             _ => return Ok(None),
         };
@@ -114,7 +114,7 @@ impl LinkRewriter {
         // With any port and scheme: many targets do not know those of the bastion.
         let client_name = self.client_host.as_deref().and_then(split_port);
         if client_name.is_some_and(|(client, _)| client.eq_ignore_ascii_case(name)) {
-            return Host::Named;
+            return Host::Own;
         }
         // Links with other schemes match only with an explicit port.
         let scheme = parts.scheme.map_or(Some(self.scheme), |scheme| {
@@ -141,7 +141,7 @@ impl LinkRewriter {
                 .as_ref()
                 .is_some_and(|service| service.port == port && self.is_name_of(service, name)),
         };
-        if is_target { Host::Named } else { Host::Other }
+        if is_target { Host::Own } else { Host::Other }
     }
 
     /// Returns true for the DNS names of the service: `svc`, `svc.ns`, `svc.ns.svc` and the last
@@ -183,7 +183,11 @@ impl LinkRewriter {
     /// Returns true if the path names the object of the prefix: a service or pod, with any scheme and
     /// port in its id.
     fn names_same_object(&self, path: &str) -> bool {
-        let (Ok(own), Ok(other)) = (Target::parse(&self.prefix), Target::parse(path)) else {
+        // Parsed first, because most paths are not of the API.
+        let Ok(other) = Target::parse(path) else {
+            return false;
+        };
+        let Ok(own) = Target::parse(&self.prefix) else {
             return false;
         };
         own.resource == other.resource

@@ -58,7 +58,7 @@ impl FieldNames {
 pub(super) struct Fields {
     pub headers: HeaderMap,
     pub names: FieldNames,
-    /// All names are spelled like `Content-Type`; false of requests, where nobody asks.
+    /// All names are spelled like `Content-Type`. Not determined in strict mode, and false then.
     pub title_case: bool,
     /// Number of lines without a valid name that were dropped.
     pub dropped: u64,

@@ -7,6 +7,7 @@ use memchr::memchr;
 
 use super::fields::{FieldNames, HeadError, Mode, line, parse_fields};
 use super::framing::{Framing, FramingError, FramingFields};
+use crate::http::{is_hop_by_hop, speaks_for_origin};
 
 /// Parsed head of a response, interim ones included.
 #[derive(Debug)]
@@ -84,7 +85,8 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ParsedResponse, R
     let mut may_be_removed = false;
     let mut fields = parse_fields(head, next, Mode::Tolerant, |name, value| {
         let keep = connection.visit(name, value);
-        may_be_removed |= keep && crate::http::is_hop_by_hop(name.as_str());
+        let name = name.as_str();
+        may_be_removed |= keep && (is_hop_by_hop(name) || speaks_for_origin(name));
         keep
     })?;
     let (framing, length) = connection.of_response(http11, method, status)?;
@@ -242,6 +244,7 @@ mod tests {
         };
         assert!(!names("Content-Type: a") && !names("Connection: close"));
         assert!(names("content-type: a") && names("Keep-Alive: timeout=5"));
+        assert!(names("Alt-Svc: x\r\nA: 1\r\nB: 2"));
         assert!(names("A: 1\r\nB: 2\r\nA: 3"));
         assert!(names(
             "Content-Length: 1\r\nA: 1\r\nTransfer-Encoding: chunked"
