@@ -5,6 +5,8 @@
 mod exchange;
 #[path = "proxy/failures.rs"]
 mod failures;
+#[path = "proxy/flooded.rs"]
+mod flooded;
 #[path = "proxy/floods.rs"]
 mod floods;
 #[path = "proxy/http2.rs"]

@@ -130,10 +130,7 @@ async fn bounds_memory_of_unfinished_http2_heads() -> Result<()> {
     ensure_below(&bed, "unfinished heads", before, LIMIT)?;
     ensure!(status_of_large_head(&bed).await? == 431);
     drop(clients);
-    eventually("the budget to be released", async || {
-        Ok(status_of_large_head(&bed).await? == 401)
-    })
-    .await
+    ensure_budget_released(&bed).await
 }
 
 /// Complete heads with many fields, which are rejected.
@@ -197,10 +194,7 @@ async fn bounds_memory_of_http2_trailers() -> Result<()> {
         clients.push(client);
     }
     ensure_below(&bed, "trailers", before, LIMIT)?;
-    eventually("the budget to be released", async || {
-        Ok(status_of_large_head(&bed).await? == 401)
-    })
-    .await
+    ensure_budget_released(&bed).await
 }
 
 /// Heads near 1 MiB over both protocols: complete ones of requests that are in flight, and
@@ -253,10 +247,7 @@ async fn bounds_memory_of_large_heads_of_both_protocols() -> Result<()> {
     }
     ensure_below(&bed, "large heads", before, LIMIT)?;
     drop((http1, clients));
-    eventually("the budget to be released", async || {
-        Ok(status_of_large_head(&bed).await? == 401)
-    })
-    .await
+    ensure_budget_released(&bed).await
 }
 
 /// Connections keep nothing of a large head: neither idle ones nor tunnels.
@@ -339,6 +330,13 @@ async fn accept(bed: &TestBed) -> Result<TcpStream> {
         ensure!(stream.read_buf(&mut received).await? > 0, "no head");
     }
     Ok(stream)
+}
+
+async fn ensure_budget_released(bed: &TestBed) -> Result<()> {
+    eventually("the budget to be released", async || {
+        Ok(status_of_large_head(bed).await? == 401)
+    })
+    .await
 }
 
 /// Returns the status of a request with a head that counts against the budget.

@@ -1,23 +1,18 @@
 //! Floods of HTTP/2 frames. Each ends with a closed connection, or is absorbed with bounded memory,
 //! and does not affect other connections.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 
-use crate::OK_RESPONSE;
+use crate::flooded::{Flooded, headers, request, single, stream_id};
 use crate::support::eventually;
 use crate::support::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FrameClient, HEADERS,
-    INITIAL_WINDOW_SIZE, MAX_PAYLOAD, PING, PRIORITY, PROTOCOL_ERROR, RST_STREAM, Reaction,
-    SETTINGS, WINDOW_UPDATE, decode_status, ensure_closed, frame, header_block, literal,
+    CONTINUATION, DATA, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, INITIAL_WINDOW_SIZE, MAX_PAYLOAD,
+    PING, PRIORITY, PROTOCOL_ERROR, RST_STREAM, Reaction, SETTINGS, WINDOW_UPDATE, decode_status,
+    ensure_closed, frame, header_block, literal,
 };
-use crate::support::test_bed::{PREFIX, TestBed, read_until};
 
 const MIB: usize = 1 << 20;
 
@@ -25,145 +20,8 @@ const MIB: usize = 1 << 20;
 const MAX_STREAMS: usize = 100;
 /// Resets that the bastion itself causes before it closes the connection.
 const MAX_OWN_RESETS: usize = 1024;
-/// Number of interim responses of 1 KB to a request for `/hints`.
-const HINTS: usize = 20_000;
 /// Allowance for memory that the allocator keeps, and for connections of the test itself.
 const SLACK: usize = 16 * MIB;
-
-/// Bastion under a flood, and its endpoint.
-struct Flooded {
-    bed: Arc<TestBed>,
-    endpoint: Arc<Endpoint>,
-    /// Resident memory before the flood.
-    before: usize,
-}
-
-/// Progress of the endpoint.
-#[derive(Default)]
-struct Endpoint {
-    requests: AtomicUsize,
-    /// Requests for `/hints` whose interim responses were written.
-    hinted: AtomicUsize,
-}
-
-impl Flooded {
-    async fn new() -> Result<Self> {
-        // With one worker, floods and other connections share it.
-        let bed = Arc::new(TestBed::serving("workers: 1", &[]).await?);
-        let endpoint = Arc::<Endpoint>::default();
-        let (listening, shared) = (Arc::clone(&bed), Arc::clone(&endpoint));
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listening.backend.accept().await {
-                let endpoint = Arc::clone(&shared);
-                tokio::spawn(async move { endpoint.respond(stream).await });
-            }
-        });
-        let mut flooded = Self {
-            bed,
-            endpoint,
-            before: 0,
-        };
-        flooded.serves_another_connection().await?;
-        flooded.endpoint.requests.store(0, Ordering::Relaxed);
-        flooded.bed.bastion.reset_peak()?;
-        flooded.before = flooded.bed.bastion.resident()?;
-        Ok(flooded)
-    }
-
-    async fn client(&self, settings: &[(u16, u32)]) -> Result<FrameClient<TlsStream<TcpStream>>> {
-        FrameClient::new(self.bed.http2_client().await?, settings).await
-    }
-
-    fn requests(&self) -> usize {
-        self.endpoint.requests.load(Ordering::Relaxed)
-    }
-
-    /// Checks the growth of the resident memory at its peak.
-    fn memory_below(&self, what: &str, limit: usize) -> Result<()> {
-        let grown = self.bed.bastion.peak()?.saturating_sub(self.before);
-        let requests = self.requests();
-        println!(
-            "{what}: {} KiB at the peak, {requests} requests at the endpoint",
-            grown / 1024
-        );
-        ensure!(grown < limit, "{what}: {grown} bytes");
-        Ok(())
-    }
-
-    async fn serves_another_connection(&self) -> Result<()> {
-        let mut client = self.bed.request("GET /ok", "\r\n").await?;
-        let response = read_until(&mut client, "\r\n\r\n").await?;
-        ensure!(response.starts_with("HTTP/1.1 200 "), "{response}");
-        Ok(())
-    }
-}
-
-impl Endpoint {
-    /// Serves a connection. The paths name the behavior.
-    async fn respond(&self, mut stream: TcpStream) -> Result<()> {
-        loop {
-            let head = read_until(&mut stream, "\r\n\r\n").await?;
-            self.requests.fetch_add(1, Ordering::Relaxed);
-            match head.split(' ').nth(1).context("a target")? {
-                "/stalled" => std::future::pending().await,
-                "/silent" => {}
-                "/body" => {
-                    read_until(&mut stream, "\r\n0\r\n\r\n").await?;
-                    stream.write_all(OK_RESPONSE).await?;
-                }
-                "/endless" => {
-                    let length = 1_u64 << 40;
-                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
-                    stream.write_all(head.as_bytes()).await?;
-                    loop {
-                        stream.write_all(&[b'x'; MAX_PAYLOAD]).await?;
-                    }
-                }
-                "/hints" => {
-                    let link = "x".repeat(1000);
-                    for n in 0..HINTS {
-                        // Different values, which HPACK does not shorten to an index.
-                        let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: <{n}{link}>\r\n\r\n");
-                        stream.write_all(hint.as_bytes()).await?;
-                    }
-                    self.hinted.fetch_add(1, Ordering::Relaxed);
-                    stream.write_all(OK_RESPONSE).await?;
-                }
-                _ => stream.write_all(OK_RESPONSE).await?,
-            }
-        }
-    }
-}
-
-/// Header block of a request.
-fn request(method: &str, path: &str) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in [
-        (":method", method),
-        (":scheme", "https"),
-        (":authority", "h"),
-        (":path", &format!("{PREFIX}{path}")),
-        ("authorization", "Bearer t"),
-    ] {
-        literal(&mut block, name.as_bytes(), value.as_bytes());
-    }
-    block
-}
-
-/// HEADERS frame of a request.
-fn headers(flags: u8, stream: u32, block: &[u8]) -> Vec<u8> {
-    single(HEADERS, flags | END_HEADERS, stream, block)
-}
-
-fn single(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut sent = Vec::new();
-    frame(&mut sent, kind, flags, stream, payload);
-    sent
-}
-
-fn stream_id(n: u32) -> u32 {
-    2 * n + 1
-}
 
 /// Requests that are reset immediately (CVE-2023-44487).
 #[tokio::test]
