@@ -34,6 +34,7 @@ use crate::forward::{
 use crate::http::h1::{RejectedLine, RequestError};
 use crate::http::{Interim, MAX_HEADERS, Request, RequestBody, RequestTarget, Upgraded};
 use crate::metrics::Metrics;
+use crate::model::path::SubPathDecoding;
 use crate::model::status::{Cause, OutputFormat};
 use crate::model::target::TargetError;
 use crate::model::{Endpoint, ServiceAddress, Target, Verb};
@@ -51,6 +52,7 @@ pub struct Stages {
     pub ready: Ready,
     pub metrics: Metrics,
     pub cluster_domain: Arc<str>,
+    pub sub_path_decoding: SubPathDecoding,
     pub tunnels: TunnelPolicy,
     /// Memory budget for pages that are being rewritten.
     pub rewriting: rewrite::Budget,
@@ -240,6 +242,7 @@ impl Proxy {
             authorizer,
             resolver,
             ready,
+            sub_path_decoding,
             rewriting,
             ..
         } = &*self.stages;
@@ -315,6 +318,8 @@ impl Proxy {
         let has_body = !matches!(body, RequestBody::Empty);
         RequestHeaderRewriter {
             target: &target,
+            decoding: *sub_path_decoding,
+            keeps_path: route.keeps_path,
             client: record.client,
             secure: peer.secure,
             upgrade: upgrade.as_deref(),

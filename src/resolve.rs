@@ -35,6 +35,8 @@ pub struct Route {
     pub transport: Transport,
     /// Number of the requested service port. `None` for nodes and pods.
     pub service_port: Option<u16>,
+    /// Endpoints are asked for the whole path of the request, with its prefix up to `/proxy`.
+    pub keeps_path: bool,
 }
 
 /// Endpoints that can serve a request. Never empty.
@@ -213,6 +215,7 @@ impl Resolver {
             candidates,
             transport,
             service_port: None,
+            keeps_path: false,
         })
     }
 
@@ -293,6 +296,7 @@ impl Resolver {
             candidates: Candidates::One(endpoint),
             transport: scheme.into(),
             service_port: None,
+            keeps_path: false,
         })
     }
 
@@ -317,6 +321,7 @@ impl Resolver {
             candidates,
             transport: service_transport(id, port),
             service_port: Some(port.number),
+            keeps_path: service.keeps_path,
         })
     }
 }

@@ -134,12 +134,19 @@ impl Schema {
         self.definition(property)["properties"].is_object()
     }
 
-    /// Returns the description of a property, or that of its type.
+    /// Returns the description of a property, or that of its type, and those of its values.
     fn description(&self, property: &Value) -> String {
+        let definition = self.definition(property);
         let description = property["description"]
             .as_str()
-            .or_else(|| self.definition(property)["description"].as_str());
-        description.unwrap_or_default().replace('\n', " ")
+            .or_else(|| definition["description"].as_str());
+        let mut text = description.unwrap_or_default().to_owned();
+        for value in definition["oneOf"].as_array().into_iter().flatten() {
+            let (value, meaning) = (&value["const"], value["description"].as_str());
+            let meaning = meaning.expect("each value of oneOf has a description");
+            text += &format!(" `{}`: {meaning}", self::text(value));
+        }
+        text.replace('\n', " ")
     }
 
     /// Returns the type of a property, with its values if they are few.
@@ -148,12 +155,15 @@ impl Schema {
             return name.to_owned();
         }
         let definition = self.definition(property);
+        let listed = |values: &mut dyn Iterator<Item = &Value>| {
+            let values: Vec<_> = values.map(|value| format!("`{}`", text(value))).collect();
+            values.join(", ")
+        };
         if let Some(values) = definition["enum"].as_array() {
-            let values: Vec<_> = values
-                .iter()
-                .map(|value| format!("`{}`", text(value)))
-                .collect();
-            return values.join(", ");
+            return listed(&mut values.iter());
+        }
+        if let Some(values) = definition["oneOf"].as_array() {
+            return listed(&mut values.iter().map(|value| &value["const"]));
         }
         let name = match &definition["type"] {
             Value::Array(types) => types

@@ -318,6 +318,43 @@ async fn drops_identity_headers_with_underscores() -> Result<()> {
 }
 
 #[tokio::test]
+async fn passes_the_whole_path_to_services_with_the_annotation() -> Result<()> {
+    let bed = test_bed("").await?;
+    let prefix = |service: &str| format!("/api/v1/namespaces/default/services/{service}/proxy");
+    for (service, line) in [
+        ("base", format!("GET {}/lab?q HTTP/1.1\r\n", prefix("base"))),
+        (
+            "http:base:80",
+            format!("GET {}/lab?q HTTP/1.1\r\n", prefix("http:base:80")),
+        ),
+        ("s", "GET /lab?q HTTP/1.1\r\n".to_owned()),
+    ] {
+        let mut client = bed.client().await?;
+        let path = prefix(service);
+        let head =
+            format!("GET {path}/a/../lab?q HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n");
+        client.write_all(head.as_bytes()).await?;
+        let (mut backend, head) = bed.accept().await?;
+        ensure!(head.starts_with(&line), "{service}: {head}");
+        // A link that has the prefix already does not get it twice.
+        let location = if service == "s" {
+            "/next"
+        } else {
+            &format!("{path}/next")
+        };
+        let response = format!(
+            "HTTP/1.1 302 Found\r\nLocation: {location}\r\nConnection: close\r\n\
+             Content-Length: 0\r\n\r\n"
+        );
+        backend.write_all(response.as_bytes()).await?;
+        let received = read_until(&mut client, "\r\n\r\n").await?;
+        let expected = format!("\r\nLocation: {path}/next\r\n");
+        ensure!(received.contains(&expected), "{service}: {received}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn limits_connections_per_client_address() -> Result<()> {
     let bed = test_bed("maxConnectionsPerClient: 2").await?;
     let ca = &bed.ca.file;

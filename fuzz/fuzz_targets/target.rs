@@ -3,7 +3,7 @@
 #![no_main]
 
 use kube_bastion::model::Target;
-use kube_bastion::model::path::without_dot_segments;
+use kube_bastion::model::path::{SubPathDecoding, without_dot_segments};
 use libfuzzer_sys::fuzz_target;
 use percent_encoding::percent_decode_str;
 
@@ -18,7 +18,7 @@ fuzz_target!(|path: &str| {
     };
     assert_eq!([target.prefix, target.rest].concat(), path);
 
-    let backend = target.backend_path();
+    let backend = target.sub_path(SubPathDecoding::default());
     assert!(backend.starts_with('/'), "{backend}");
     for segment in backend.split('/') {
         let decoded: Vec<u8> = percent_decode_str(segment).collect();

@@ -87,6 +87,7 @@ impl Setup<'_> {
             ready: self.ready.clone(),
             metrics: self.metrics.clone(),
             cluster_domain: config.targets.cluster_domain.as_str().into(),
+            sub_path_decoding: config.targets.sub_path_decoding,
             rewriting: Budget::new(config.rewriting.max_memory, self.metrics.pages.clone()),
             tunnels: TunnelPolicy::new(
                 config

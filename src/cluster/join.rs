@@ -59,6 +59,7 @@ where
                 .map(|port| self.port(spec, port))
                 .collect(),
             affinity: spec.affinity,
+            keeps_path: spec.keeps_path,
             has_endpoints: self.slices.iter().any(|slice| !slice.endpoints.is_empty()),
         }
     }

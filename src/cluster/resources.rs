@@ -50,6 +50,8 @@ pub struct ServiceSpec {
     pub affinity: Affinity,
     /// `spec.ipFamilies[0]`, which is preferred if a service has endpoints of both families (C45).
     pub primary_family: Option<Family>,
+    /// The annotation `kube-bastion.dev/path` is `keep`.
+    pub keeps_path: bool,
 }
 
 /// One of `spec.ports`.

@@ -77,6 +77,8 @@ impl RoundRobinCounter {
 pub struct Service {
     pub ports: Box<[ServicePort]>,
     pub affinity: Affinity,
+    /// Its applications are mounted under their proxy path and get the whole path of requests.
+    pub keeps_path: bool,
     /// True if any slice lists an endpoint, ready or not (C48).
     pub has_endpoints: bool,
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::values::fields;
 use crate::model::address::AddressType;
+use crate::model::path::SubPathDecoding;
 
 /// Resolution of targets, and credentials for kubelets.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -35,6 +36,8 @@ pub struct Targets {
     /// DNS domain of the cluster. Links to the target's own names in this domain are rewritten.
     #[serde(deserialize_with = "fields::dns_domain")]
     pub cluster_domain: String,
+    /// Sub-paths that are decoded and encoded again as by kube-apiserver, so that `%2F` becomes `/`.
+    pub sub_path_decoding: SubPathDecoding,
     /// Serves endpoints that do not belong to a pod of the service's namespace, such as those of
     /// services without a selector.
     #[serde(deserialize_with = "fields::flag")]
@@ -68,6 +71,7 @@ impl Default for Targets {
             kubelet_client_key: None,
             kubelet_service_account_token: false,
             cluster_domain: "cluster.local".into(),
+            sub_path_decoding: SubPathDecoding::default(),
             pod_less_endpoints: false,
             lookup_timeout: Duration::from_secs(5),
             allow_loopback: false,

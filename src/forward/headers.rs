@@ -15,10 +15,12 @@ use crate::http::{
     speaks_for_origin,
 };
 use crate::model::Target;
+use crate::model::path::SubPathDecoding;
 use crate::model::text::push_ip;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
@@ -43,6 +45,9 @@ const FORWARDED_URI_ESCAPES: &AsciiSet = &CONTROLS
 #[derive(Debug)]
 pub struct RequestHeaderRewriter<'a> {
     pub target: &'a Target<'a>,
+    pub decoding: SubPathDecoding,
+    /// The endpoint is asked for the whole path, with the prefix.
+    pub keeps_path: bool,
     pub client: IpAddr,
     pub secure: bool,
     pub upgrade: Option<&'a Upgrade>,
@@ -54,7 +59,8 @@ impl RequestHeaderRewriter<'_> {
     /// hop-by-hop headers and underscore variants of protected names removed, forwarded headers and
     /// those of the upgrade added.
     pub fn rewrite(&self, head: &mut RequestHead) {
-        let path = self.target.backend_path();
+        let prefix = self.target.plain_prefix();
+        let sub_path = self.target.sub_path(self.decoding);
         // Read first: the authority is in the target, which is replaced below.
         let host = host(head);
         remove_hop_by_hop(&mut head.headers, is_underscore_variant);
@@ -63,15 +69,18 @@ impl RequestHeaderRewriter<'_> {
             upgrade.write_request(head);
         }
         let headers = &mut head.headers;
+        // `%` is not in the set, so the escapes of the path stay as they are.
+        let escaped: Cow<'_, str> = utf8_percent_encode(&sub_path, FORWARDED_URI_ESCAPES).into();
+        let uri = Bytes::from([&*prefix, &escaped].concat());
+        // Describes the part of the path that was removed; applications put it before their links.
+        set(
+            headers,
+            FORWARDED_PREFIX,
+            (!self.keeps_path).then(|| uri.slice(..prefix.len())),
+        );
         // kube-apiserver sets it on plain requests only (kubernetes#67878).
         if self.upgrade.is_none() {
-            // `%` is not in the set, so the escapes of the path stay as they are.
-            let escaped: Cow<'_, str> = utf8_percent_encode(&path, FORWARDED_URI_ESCAPES).into();
-            if let Ok(value) =
-                HeaderValue::try_from([&*self.target.plain_prefix(), &escaped].concat())
-            {
-                headers.insert(FORWARDED_URI, value);
-            }
+            set(headers, FORWARDED_URI, Some(uri));
         }
         if head.version == Version::HTTP_2 {
             join_cookies(headers);
@@ -98,7 +107,24 @@ impl RequestHeaderRewriter<'_> {
             // section 8.6).
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        head.target = head.target.with_path(&path);
+        head.target = if self.keeps_path {
+            head.target.with_path(&[&*prefix, &sub_path].concat())
+        } else {
+            head.target.with_path(&sub_path)
+        };
+    }
+}
+
+/// Replaces a header of the client by a value, or removes it if there is none or if the value is
+/// not that of a header.
+fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<Bytes>) {
+    match value.map(HeaderValue::from_maybe_shared) {
+        Some(Ok(value)) => {
+            headers.insert(name, value);
+        }
+        Some(Err(_)) | None => {
+            headers.remove(name);
+        }
     }
 }
 
@@ -229,6 +255,10 @@ mod tests {
     use http::{Request, request};
 
     fn rewritten(request: request::Builder, upgrade: bool) -> RequestHead {
+        rewritten_with(request, upgrade, false)
+    }
+
+    fn rewritten_with(request: request::Builder, upgrade: bool, keeps_path: bool) -> RequestHead {
         let mut head = crate::testing::head(request);
         let path = head.target.clone();
         let target = Target::parse(path.path()).unwrap();
@@ -236,6 +266,8 @@ mod tests {
         let upgrade = upgrade.then(|| Upgrade::from_request(&head, None).unwrap());
         RequestHeaderRewriter {
             target: &target,
+            decoding: SubPathDecoding::default(),
+            keeps_path,
             client,
             secure: true,
             upgrade: upgrade.as_ref(),
@@ -270,6 +302,47 @@ mod tests {
     }
 
     #[test]
+    fn forwards_the_prefix_that_the_endpoint_does_not_see() {
+        let request =
+            || Request::get(format!("{PREFIX}/a?q")).header("x-forwarded-prefix", "/evil");
+        for upgrade in [false, true] {
+            let request = request()
+                .header("connection", "upgrade")
+                .header("upgrade", "websocket");
+            let head = rewritten(request, upgrade);
+            assert_eq!(head.headers[FORWARDED_PREFIX], PREFIX);
+            assert_eq!(head.target.path_and_query(), "/a?q");
+        }
+        let escaped = Request::get("/api/v1/namespaces/ns/pods/http%3Ap%3a80/proxy/a");
+        assert_eq!(
+            rewritten(escaped, false).headers[FORWARDED_PREFIX],
+            "/api/v1/namespaces/ns/pods/http:p:80/proxy"
+        );
+    }
+
+    #[test]
+    fn keeps_the_prefix_in_the_path_on_request() {
+        for (rest, path, uri) in [
+            ("/a/../b%20c?q=%20", "/b%20c?q=%20", "/b%20c"),
+            ("/", "/", "/"),
+            ("/../../..", "/", "/"),
+            (
+                "/metrics%2Fcadvisor",
+                "/metrics/cadvisor",
+                "/metrics/cadvisor",
+            ),
+        ] {
+            let request =
+                Request::get(format!("{PREFIX}{rest}")).header("x-forwarded-prefix", "/evil");
+            let head = rewritten_with(request, false, true);
+            assert_eq!(head.target.path_and_query(), format!("{PREFIX}{path}"));
+            assert_eq!(head.headers[FORWARDED_URI], format!("{PREFIX}{uri}"));
+            // Applications would put it before links that begin with it.
+            assert_eq!(head.headers.get(FORWARDED_PREFIX), None);
+        }
+    }
+
+    #[test]
     fn escapes_markup_in_forwarded_uri() {
         let parts = rewritten(
             Request::get(format!("{PREFIX}/logs/log.log%00\"x{{")),
@@ -300,6 +373,7 @@ mod tests {
         let forwarded = [
             "x-forwarded-for",
             "x-forwarded-host",
+            "x-forwarded-prefix",
             "x-forwarded-proto",
             "x-forwarded-uri",
         ];
@@ -331,7 +405,12 @@ mod tests {
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         // No X-Forwarded-Uri (kubernetes#67878).
-        let forwarded = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+        let forwarded = [
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-prefix",
+            "x-forwarded-proto",
+        ];
         let own = ["connection", "host", "sec-websocket-version", "upgrade"];
         assert_eq!(names, [&own[..], &forwarded].concat());
         assert_eq!(headers.len(), names.len(), "one line each");

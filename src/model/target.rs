@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use percent_encoding::{percent_decode_str, utf8_percent_encode};
 
 use super::dns::MAX_LABEL_BYTES;
-use super::path::{self, without_dot_segments};
+use super::path::{self, SubPathDecoding};
 use super::quote::GoQuoted;
 use super::{Resource, Scheme};
 
@@ -133,13 +133,14 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Returns the path for the backend: the bytes after `/proxy` as received, except that dot
-    /// segments, including those spelled `%2e`, are resolved and stay below the root (C25 to C27).
-    pub fn backend_path(&self) -> Cow<'a, str> {
+    /// Returns the path after `/proxy` that the endpoint is asked for: the bytes as received,
+    /// unless `decoding` applies to them, with dot segments, including those spelled `%2e`,
+    /// resolved below the root (C25 to C27).
+    pub fn sub_path(&self, decoding: SubPathDecoding) -> Cow<'a, str> {
         if self.rest.is_empty() {
             Cow::Borrowed("/")
         } else {
-            without_dot_segments(self.rest)
+            path::endpoint_path(self.rest, decoding)
         }
     }
 }
@@ -423,14 +424,14 @@ mod tests {
     }
 
     #[test]
-    fn backend_path_keeps_bytes_and_resolves_dot_segments() {
+    fn sub_path_keeps_bytes_and_resolves_dot_segments() {
         let cases = [
             ("", "/"),
             ("/", "/"),
             ("//", "//"),
             ("//x", "//x"),
             ("/a/", "/a/"),
-            ("/a%2Fb", "/a%2Fb"),
+            ("/a%2Fb/c", "/a%2Fb/c"),
             ("/(a)!*'[b]", "/(a)!*'[b]"),
             ("/%2", "/%2"),
             ("/.hidden/..x/...", "/.hidden/..x/..."),
@@ -450,7 +451,9 @@ mod tests {
         for (rest, expected) in cases {
             let path = format!("/api/v1/nodes/n/proxy{rest}");
             assert_eq!(
-                Target::parse(&path).unwrap().backend_path(),
+                Target::parse(&path)
+                    .unwrap()
+                    .sub_path(SubPathDecoding::default()),
                 expected,
                 "{rest}"
             );

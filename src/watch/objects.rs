@@ -7,6 +7,7 @@
 mod slim;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -24,6 +25,9 @@ pub(super) use slim::{SlimNode, SlimPod, SlimService, SlimSlice};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Annotation with the time of the pod change that caused the update of the slice.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Annotation of a Service: `keep` passes the whole path of requests, with the prefix up to
+/// `/proxy`, for applications that are mounted under it.
+const PATH: &str = "kube-bastion.dev/path";
 
 /// A resource that the sources follow.
 pub(super) trait Watched:
@@ -224,6 +228,22 @@ pub(super) fn trigger_time(meta: &ObjectMeta) -> Option<f64> {
     Some(time.as_duration().as_secs_f64())
 }
 
+/// Returns true if the annotation [`PATH`] of a service is `keep`. Other values have no effect.
+fn keeps_path(meta: &ObjectMeta) -> bool {
+    let Some(value) = meta.annotations.as_ref().and_then(|all| all.get(PATH)) else {
+        return false;
+    };
+    let keeps = value == "keep";
+    if !keeps {
+        tracing::warn!(
+            service = %key(meta),
+            value = %value,
+            "annotation {PATH} has no effect: its only value is \"keep\""
+        );
+    }
+    keeps
+}
+
 /// Decodes metadata without managed fields, owners, and labels and annotations that are not used.
 fn slim_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Deserialize)]
@@ -247,17 +267,27 @@ fn slim_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D
     struct Annotations {
         #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
         trigger_time: Option<String>,
+        #[serde(rename = "kube-bastion.dev/path")]
+        path: Option<String>,
     }
     let meta = Meta::deserialize(deserializer)?;
-    let entry =
-        |key: &str, value: Option<String>| value.map(|value| [(key.to_owned(), value)].into());
+    let entries = |entries: &[(&str, Option<&String>)]| {
+        let present = entries
+            .iter()
+            .filter_map(|(key, value)| Some(((*key).to_owned(), (*value)?.clone())));
+        let map: BTreeMap<_, _> = present.collect();
+        (!map.is_empty()).then_some(map)
+    };
     Ok(ObjectMeta {
         name: meta.name,
         namespace: meta.namespace,
         resource_version: meta.resource_version,
         uid: meta.uid,
-        labels: entry(SERVICE_NAME, meta.labels.service_name),
-        annotations: entry(TRIGGER_TIME, meta.annotations.trigger_time),
+        labels: entries(&[(SERVICE_NAME, meta.labels.service_name.as_ref())]),
+        annotations: entries(&[
+            (TRIGGER_TIME, meta.annotations.trigger_time.as_ref()),
+            (PATH, meta.annotations.path.as_ref()),
+        ]),
         ..ObjectMeta::default()
     })
 }

@@ -173,7 +173,8 @@ fn paths() -> Vec<Stream> {
         ("@P/x?q={}|^`\\", "/x?q={}|^`\\"),
         ("@P/x?q=%zz&%", "/x?q=%zz&%"),
         ("@P/caf\u{e9}", "/caf\u{e9}"),
-        ("@P/a%2fb", "/a%2fb"),
+        ("@P/a%2fb/c", "/a%2fb/c"),
+        ("@P/a%2fb", "/a/b"),
     ] {
         let case = pass(format!(":path {path:?}"), "", format!("GET {target}"));
         streams.push(exact(case, &request("GET", "https", "h", path)));

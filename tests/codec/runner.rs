@@ -22,7 +22,7 @@ use super::support::test_bed::{PREFIX, TestBed};
 pub const CASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Fields that the bastion sets or consumes. They are compared only if a case lists them.
-const OWN_REQUEST_FIELDS: [&str; 13] = [
+const OWN_REQUEST_FIELDS: [&str; 14] = [
     "accept-encoding",
     "audit-id",
     "connection",
@@ -34,6 +34,7 @@ const OWN_REQUEST_FIELDS: [&str; 13] = [
     "upgrade",
     "x-forwarded-for",
     "x-forwarded-host",
+    "x-forwarded-prefix",
     "x-forwarded-proto",
     "x-forwarded-uri",
 ];

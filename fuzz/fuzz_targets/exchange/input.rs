@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbitrary::Arbitrary;
 use kube_bastion::model::Target;
+use kube_bastion::model::path::SubPathDecoding;
 
 use super::answer::Answer;
 use super::world::{READER, TOKEN, WRITER};
@@ -475,7 +476,7 @@ fn expected(path: &[u8]) -> Option<String> {
     let sent = path.split(|byte| *byte == b'#').next()?;
     let path = std::str::from_utf8(sent.split(|byte| *byte == b'?').next()?).ok()?;
     let query = sent.get(path.len() + 1..).map(String::from_utf8_lossy);
-    let backend = Target::parse(path).ok()?.backend_path().into_owned();
+    let backend = Target::parse(path).ok()?.sub_path(SubPathDecoding::default()).into_owned();
     Some(query.map_or_else(|| backend.clone(), |query| format!("{backend}?{query}")))
 }
 

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::Deserialize;
 
-use super::{SERVICE_NAME, Watched, key, slim_meta};
+use super::{SERVICE_NAME, Watched, keeps_path, key, slim_meta};
 use crate::cluster::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
 use crate::cluster::{Affinity, AppProtocol, Family, Kind, Node, Object, ObjectKey, Phase, Pod};
 
@@ -198,6 +198,7 @@ impl Watched for SlimService {
                 Affinity::None
             },
             primary_family: ip_families.first().and_then(|family| self::family(family)),
+            keeps_path: keeps_path(&self.metadata),
         };
         Some(Object::Service(key(&self.metadata), spec))
     }

@@ -209,3 +209,24 @@ fn treats_null_as_absent() {
     let bare = json!({"metadata": {"name": "x", "namespace": "ns"}, "endpoints": null, "addressType": null});
     assert!(matches!(object::<SlimSlice>(&bare), Ok(None)));
 }
+
+#[test]
+fn service_keeps_the_path_with_the_annotation() {
+    for (annotations, keeps) in [
+        (json!({"kube-bastion.dev/path": "keep"}), true),
+        (json!({"kube-bastion.dev/path": "keep", "x": "y"}), true),
+        (json!({"kube-bastion.dev/path": "strip"}), false),
+        (json!({"kube-bastion.dev/path": ""}), false),
+        (json!({"kube-bastion.dev/path": null}), false),
+        (json!({"x": "keep"}), false),
+        (json!(null), false),
+    ] {
+        let service = json!({
+            "metadata": {"name": "s", "namespace": "ns", "annotations": annotations},
+        });
+        let Ok(Some(Object::Service(_, spec))) = object::<SlimService>(&service) else {
+            panic!("{annotations}")
+        };
+        assert_eq!(spec.keeps_path, keeps, "{annotations}");
+    }
+}
