@@ -155,7 +155,7 @@ pub const GENERAL_DIFFERENCES: [GeneralDifference; 16] = [
     GeneralDifference {
         name: "forwarded",
         because: "C65",
-        text: "Only the bastion sends X-Forwarded-Host and X-Forwarded-Proto to the backend.",
+        text: "Only the bastion sends X-Forwarded-Host, X-Forwarded-Proto and X-Forwarded-Prefix to the backend.",
     },
     GeneralDifference {
         name: "gzip",

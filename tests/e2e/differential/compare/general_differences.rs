@@ -95,6 +95,21 @@ fn forwarded(
                 return Err(format!("apiserver adds {name}"));
             }
         }
+        let name = "x-forwarded-prefix";
+        let found = bastion.remove(&format!("{prefix} header {name}"));
+        // An upgrade has no `X-Forwarded-Uri` to compare with.
+        let uri = bastion.get(&format!("{prefix} header x-forwarded-uri"));
+        let is_prefix = found.as_deref().is_some_and(|found| {
+            found.ends_with("/proxy") && uri.is_none_or(|uri| uri.starts_with(found))
+        });
+        if !is_prefix && row.raw.is_none() {
+            return Err(format!(
+                "bastion should send the path up to /proxy as {name}, and sends {found:?}"
+            ));
+        }
+        if apiserver.contains_key(&format!("{prefix} header {name}")) {
+            return Err(format!("apiserver sends {name}"));
+        }
     }
     Ok(())
 }
