@@ -1,37 +1,36 @@
 //! Detection of the responses whose links are rewritten.
 
-use http::{Method, Response, StatusCode, header};
-use lol_html::AsciiCompatibleEncoding;
+use http::{HeaderMap, Method, Response, StatusCode, header};
 
 use super::coding::Coding;
 use super::html;
 
-/// Content coding and character encoding of an HTML page.
+/// Content coding of an HTML page.
 #[derive(Clone, Copy, Debug)]
 pub struct PageFormat {
     pub(super) coding: Coding,
-    pub(super) encoding: AsciiCompatibleEncoding,
 }
 
 impl PageFormat {
-    /// Returns the format of the response's page if its links are to be rewritten: `text/html`,
-    /// complete, in a supported coding and encoding, and not a redirect.
+    /// Returns the format of the response's page if its links are to be rewritten: HTML, complete, in
+    /// a supported coding and encoding, and not a redirect.
     pub fn detect<B>(method: &Method, response: &Response<B>) -> Option<Self> {
-        let (headers, code) = (response.headers(), response.status());
-        let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
-        let (media_type, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
-        if !media_type.trim().eq_ignore_ascii_case("text/html")
-            || headers.contains_key(header::LOCATION)
-        {
-            return None;
-        }
         // The links of a partial page may be cut anywhere, also within a tag.
         let is_incomplete = *method == Method::HEAD
             || matches!(
-                code,
+                response.status(),
                 StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED
             );
         if is_incomplete {
+            return None;
+        }
+        Self::of_headers(response.headers())
+    }
+
+    /// As [`Self::detect`], for responses with the headers of a page and another content.
+    pub fn of_headers(headers: &HeaderMap) -> Option<Self> {
+        let charset = page_charset(headers)?;
+        if headers.contains_key(header::LOCATION) || !html::supports(charset) {
             return None;
         }
         let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
@@ -41,22 +40,146 @@ impl PageFormat {
             // Stacked codings would need a chain of decoders, and do not occur in practice.
             (Some(_), Some(_)) => return None,
         };
-        let charset = parameters
-            .split(';')
-            .filter_map(|parameter| parameter.split_once('='))
-            .find_map(|(name, value)| {
-                name.trim()
-                    .eq_ignore_ascii_case("charset")
-                    .then(|| value.trim().trim_matches(['"', '\'']))
-            });
-        Some(Self {
-            coding,
-            encoding: html::encoding(charset)?,
-        })
+        Some(Self { coding })
     }
 
     /// Memory that rewriting the page holds from the start, in bytes.
     pub fn held_bytes(&self) -> usize {
         html::PARSER_BYTES + html::BLOCK_BYTES + self.coding.held_bytes()
+    }
+}
+
+/// Returns the charset of a response that browsers take for HTML, or `None` for another type. Of
+/// several types they use the last one (Fetch section 3.5), and a charset given for the same type.
+fn page_charset(headers: &HeaderMap) -> Option<Option<&[u8]>> {
+    let mut found = None;
+    let values = headers.get_all(header::CONTENT_TYPE).iter();
+    for value in values.flat_map(|value| split_unquoted(value.as_bytes(), b',')) {
+        let value = value.trim_ascii();
+        // Browsers end the type at these characters, not only at a semicolon.
+        let end = value.iter().position(|byte| b"; \t(".contains(byte));
+        let media_type = &value[..end.unwrap_or(value.len())];
+        let parameters = memchr::memchr(b';', value).map_or(&b""[..], |at| &value[at..]);
+        if !media_type.contains(&b'/') || media_type == b"*/*" {
+            continue;
+        }
+        let charset = charset(parameters);
+        found = if media_type.eq_ignore_ascii_case(b"text/html") {
+            Some(charset.or(found.flatten()))
+        } else {
+            None
+        };
+    }
+    found
+}
+
+/// Returns the value of the first `charset` parameter.
+fn charset(parameters: &[u8]) -> Option<&[u8]> {
+    split_unquoted(parameters, b';').find_map(|parameter| {
+        let at = memchr::memchr(b'=', parameter)?;
+        let is_charset = parameter[..at]
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"charset");
+        is_charset.then(|| unquoted(parameter[at + 1..].trim_ascii()))
+    })
+}
+
+fn unquoted(value: &[u8]) -> &[u8] {
+    let is_quote = |byte: &u8| matches!(byte, b'"' | b'\'');
+    let start = value.iter().take_while(|byte| is_quote(byte)).count();
+    let value = &value[start..];
+    let end = value.iter().rev().take_while(|byte| is_quote(byte)).count();
+    value[..value.len() - end].trim_ascii()
+}
+
+/// Splits a list at separators outside of quoted strings.
+fn split_unquoted(list: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    list.split(move |byte| {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+        *byte == separator && !is_quoted
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(types: &[&'static [u8]]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for content_type in types {
+            headers.append(
+                header::CONTENT_TYPE,
+                HeaderValue::from_bytes(content_type).unwrap(),
+            );
+        }
+        headers
+    }
+
+    #[test]
+    fn recognizes_the_types_that_browsers_take_for_html() {
+        for (types, expected) in [
+            (&[&b"text/html"[..]][..], Some(None)),
+            (&[b" Text/HTML ;a=b"], Some(None)),
+            (&[b"text/html;charset=utf-8"], Some(Some(&b"utf-8"[..]))),
+            (
+                &[b"text/html; CharSet = \"UTF-8\" ; charset=x"],
+                Some(Some(b"UTF-8")),
+            ),
+            (&[b"text/html; charset='koi8-r'"], Some(Some(b"koi8-r"))),
+            (&[b"text/html; charset="], Some(Some(b""))),
+            (&[b"text/html; charset=\xe9"], Some(Some(b"\xe9"))),
+            (
+                &[b"text/html; x=\";charset=a\"; charset=b"],
+                Some(Some(b"b")),
+            ),
+            (&[b"text/html charset=utf-8"], Some(None)),
+            (&[b"text/html, text/html"], Some(None)),
+            (&[b"text/plain", b"text/html"], Some(None)),
+            (
+                &[b"text/html;charset=a", b"text/html, x, */*"],
+                Some(Some(b"a")),
+            ),
+            (&[b"text/html", b"text/plain"], None),
+            (&[b"text/html, image/png"], None),
+            (&[b"text/htmlx"], None),
+            (&[b"text"], None),
+            (&[b"application/xhtml+xml"], None),
+            (&[b""], None),
+            (&[], None),
+        ] {
+            assert_eq!(page_charset(&headers(types)), expected, "{types:?}");
+        }
+    }
+
+    #[test]
+    fn pages_are_complete_and_in_a_known_coding() {
+        let page = |code: u16, name: &'static str, value: &'static str| {
+            let response = Response::builder().status(code);
+            let response = response.header("content-type", "text/html");
+            response.header(name, value).body(()).unwrap()
+        };
+        for (method, code, name, value, expected) in [
+            (Method::GET, 200, "x", "y", true),
+            (Method::POST, 500, "x", "y", true),
+            (Method::GET, 200, "content-encoding", "gzip", true),
+            (Method::HEAD, 200, "x", "y", false),
+            (Method::GET, 204, "x", "y", false),
+            (Method::GET, 206, "x", "y", false),
+            (Method::GET, 304, "x", "y", false),
+            (Method::GET, 302, "location", "/", false),
+            (Method::GET, 200, "content-encoding", "br", false),
+            (Method::GET, 200, "content-type", "text/plain", false),
+        ] {
+            let found = PageFormat::detect(&method, &page(code, name, value));
+            assert_eq!(found.is_some(), expected, "{method} {code} {name}: {value}");
+        }
     }
 }

@@ -7,7 +7,9 @@
 mod attributes;
 mod bounds;
 mod elements;
+mod references;
 mod rules;
+mod table;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -59,8 +61,8 @@ impl OutputSink for Out {
 }
 
 impl Html {
-    /// Returns a rewriter for a page in `encoding`, which a `<meta charset>` may change.
-    pub fn new(links: LinkRewriter, encoding: AsciiCompatibleEncoding) -> Self {
+    /// Returns a rewriter for a page in an encoding that is [supported](supports).
+    pub fn new(links: LinkRewriter) -> Self {
         let out = Out::default();
         let elements = Rc::<Elements>::default();
         let rules = Rules {
@@ -69,8 +71,9 @@ impl Html {
         };
         let settings = Settings::new()
             .append_element_content_handler(element!("*", move |element| rules.apply(element)))
-            .with_encoding(encoding)
-            .with_adjust_charset_on_meta_tag(true)
+            // In this encoding, each byte is a character, so that all bytes of changed tags stay,
+            // whatever the encoding of the page is, or claims to be. URLs and markup are ASCII.
+            .with_encoding(AsciiCompatibleEncoding::new(WINDOWS_1252).expect("a superset of ASCII"))
             // Ambiguous markup, which strict mode rejects, is common.
             .with_strict(false)
             // Past a bound, the tag that reached it and the rest of the page pass unmodified.
@@ -219,16 +222,12 @@ fn bound(error: &RewritingError, attributes: usize) -> PageLimit {
     }
 }
 
-/// Returns the encoding of a charset label. Browsers ignore an unknown label, so that it counts as
-/// none; each byte is a character then, and all of them are kept. Returns `None` for encodings that
-/// are not a superset of ASCII (UTF-16), in which the parser finds no tags.
-pub fn encoding(charset: Option<&str>) -> Option<AsciiCompatibleEncoding> {
-    match charset {
-        None => Some(AsciiCompatibleEncoding::utf_8()),
-        Some(label) => AsciiCompatibleEncoding::new(
-            Encoding::for_label(label.as_bytes()).unwrap_or(WINDOWS_1252),
-        ),
-    }
+/// Returns true for the charset labels of encodings in which markup is ASCII, and for none. Browsers
+/// ignore an unknown label. In UTF-16 and ISO-2022-JP, bytes of text may look like markup.
+pub fn supports(charset: Option<&[u8]>) -> bool {
+    charset
+        .and_then(Encoding::for_label)
+        .is_none_or(|encoding| AsciiCompatibleEncoding::new(encoding).is_some())
 }
 
 #[cfg(test)]

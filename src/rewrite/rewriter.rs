@@ -101,7 +101,7 @@ impl Rewriter {
             coding: format.coding,
             decoder: Decoder::new(format.coding),
             encoder: None,
-            html: Html::new(links, format.encoding),
+            html: Html::new(links),
             block: Box::new([0; BLOCK_BYTES]),
             start: Some(Vec::new()),
             passthrough: false,

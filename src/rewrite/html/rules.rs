@@ -7,50 +7,10 @@ use lol_html::html_content::{Element, EndTag};
 
 use super::super::budget::PageLimit;
 use super::super::link::LinkRewriter;
-use super::attributes::{rewrite_refresh, rewrite_source_set};
 use super::bounds::{MAX_ATTRIBUTE_BYTES, MAX_ATTRIBUTES, MAX_NAME_BYTES, MAX_TAG_BYTES};
 use super::elements::Elements;
-
-/// Elements and their attributes that hold a link (C77), sorted by element.
-pub const LINKS: &[(&str, &[&str])] = &[
-    ("a", &["href"]),
-    ("applet", &["codebase"]),
-    ("area", &["href"]),
-    ("audio", &["src"]),
-    ("base", &["href"]),
-    ("blockquote", &["cite"]),
-    ("body", &["background"]),
-    ("button", &["formaction"]),
-    ("command", &["icon"]),
-    ("del", &["cite"]),
-    ("embed", &["src"]),
-    ("form", &["action"]),
-    ("frame", &["longdesc", "src"]),
-    ("head", &["profile"]),
-    ("html", &["manifest"]),
-    ("iframe", &["longdesc", "src"]),
-    ("img", &["longdesc", "src", "usemap"]),
-    ("input", &["formaction", "src", "usemap"]),
-    ("ins", &["cite"]),
-    ("link", &["href"]),
-    ("object", &["classid", "codebase", "data", "usemap"]),
-    ("q", &["cite"]),
-    ("script", &["src"]),
-    ("source", &["src"]),
-    ("video", &["poster", "src"]),
-];
-
-/// Elements and their attributes that hold a list of image candidates (C78), which kube-apiserver
-/// does not rewrite.
-const SOURCE_SETS: &[(&str, &str)] = &[
-    ("img", "srcset"),
-    ("source", "srcset"),
-    ("link", "imagesrcset"),
-];
-
-/// Attributes of SVG elements that hold a link (C78), which kube-apiserver does not rewrite.
-const SVG_LINKS: [&str; 2] = ["href", "xlink:href"];
-const SVG: &str = "http://www.w3.org/2000/svg";
+use super::references::Decoded;
+use super::table::{Content, attributes_of};
 
 /// Lower-case names of the elements that change the namespace, or may do so within SVG and
 /// `MathML`, sorted. The parser keeps each on a stack.
@@ -82,28 +42,9 @@ impl Rules {
     pub fn apply(&self, element: &mut Element<'_, '_>) -> HandlerResult {
         let name = element.tag_name();
         self.check_bounds(&name, element)?;
-        if let Ok(found) = LINKS.binary_search_by_key(&&*name, |(element, _)| element) {
-            for attribute in LINKS[found].1 {
-                self.rewrite_link(element, attribute)?;
-            }
-        }
-        for (_, attribute) in SOURCE_SETS.iter().filter(|(element, _)| *element == name) {
-            self.rewrite(element, attribute, |value| {
-                rewrite_source_set(&self.links, value)
-            })?;
-        }
-        if name == "meta"
-            && element
-                .get_attribute("http-equiv")
-                .is_some_and(|pragma| pragma.eq_ignore_ascii_case("refresh"))
-        {
-            self.rewrite(element, "content", |value| {
-                Ok(rewrite_refresh(&self.links, value))
-            })?;
-        }
-        if element.namespace_uri() == SVG {
-            for attribute in SVG_LINKS {
-                self.rewrite_link(element, attribute)?;
+        for (attribute, content) in attributes_of(&name, element.namespace_uri()) {
+            if *content != Content::Refresh || is_refresh(element) {
+                self.rewrite(element, attribute, *content)?;
             }
         }
         Ok(())
@@ -149,34 +90,29 @@ impl Rules {
         element.on_end_tag(leave)
     }
 
-    fn rewrite_link(&self, element: &mut Element<'_, '_>, attribute: &str) -> HandlerResult {
-        self.rewrite(element, attribute, |value| {
-            Ok(self.links.rewrite(value.trim_ascii()).ok().flatten())
-        })
-    }
-
-    /// Sets the attribute to the result of `rewrite`, if any. `rewrite` gets the value with its
-    /// character references decoded.
+    /// Rewrites the URLs of an attribute, if the element has it. Of attributes with the same name,
+    /// browsers use the first one, and so does the parser.
     fn rewrite(
         &self,
         element: &mut Element<'_, '_>,
         attribute: &str,
-        rewrite: impl Fn(&str) -> Result<Option<String>, PageLimit>,
+        content: Content,
     ) -> HandlerResult {
         let Some(raw) = element.get_attribute(attribute) else {
             return Ok(());
         };
         if raw.len() > MAX_ATTRIBUTE_BYTES {
             // Inline images are ordinary, and there is nothing to rewrite.
-            return if is_inline(attribute, &raw) {
+            return if is_inline(content, &raw) {
                 Ok(())
             } else {
                 Err(PageLimit::Attribute.into())
             };
         }
         // `http&#58;//` is a link, too: browsers decode references before they parse the URL.
-        if let Some(rewritten) = rewrite(&html_escape::decode_html_entities(&raw))? {
-            let value = html_escape::encode_double_quoted_attribute(&rewritten);
+        let decoded = Decoded::new(&raw);
+        if let Some(rewritten) = content.rewrite(&self.links, &decoded.text)? {
+            let value = decoded.encode(&rewritten);
             self.elements.grow(value.len().saturating_sub(raw.len()))?;
             element.set_attribute(attribute, &value)?;
         }
@@ -186,9 +122,15 @@ impl Rules {
 
 type EndTagHandler = Box<dyn FnOnce(&mut EndTag<'_>) -> HandlerResult>;
 
-/// Returns true if the value is a `data:` URL. A list of candidates may hold links after one.
-fn is_inline(attribute: &str, raw: &str) -> bool {
-    let is_list = SOURCE_SETS.iter().any(|(_, list)| *list == attribute);
+/// Returns true for `<meta http-equiv=refresh>`.
+fn is_refresh(element: &Element<'_, '_>) -> bool {
+    element
+        .get_attribute("http-equiv")
+        .is_some_and(|pragma| Decoded::new(&pragma).text.eq_ignore_ascii_case("refresh"))
+}
+
+/// Returns true if the value is a `data:` URL. A list may hold links after one.
+fn is_inline(content: Content, raw: &str) -> bool {
     let scheme = raw.trim_ascii_start().as_bytes().get(..5);
-    !is_list && scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:"))
+    content == Content::Url && scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:"))
 }
