@@ -27,7 +27,7 @@ pub use executor::LocalExecutor;
 pub use handler::{Handler, Interim, Reply};
 pub use head_memory::HeadMemory;
 pub use header_list::tokens;
-pub use hop::{is_hop_by_hop, remove_hop_by_hop, speaks_for_origin};
+pub use hop::{is_hop_by_hop, remove_hop_by_hop, rules_origin, speaks_for_origin};
 pub use paced::PacedBody;
 pub use request::{ReceiveError, Request, RequestBody, RequestHead, without_forbidden_trailers};
 pub use stream::Stream;

@@ -12,7 +12,7 @@ use super::ForwardError;
 use super::upgrade::Upgrade;
 use crate::http::{
     DEFAULT_CACHE_CONTROL, MAX_HEADERS, RequestHead, is_hop_by_hop, remove_hop_by_hop,
-    speaks_for_origin,
+    rules_origin, speaks_for_origin,
 };
 use crate::model::Target;
 use crate::model::path::SubPathDecoding;
@@ -129,8 +129,8 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<Bytes>) {
 }
 
 /// Rewrites the head of a backend's response for the client: removes hop-by-hop headers (C72), and
-/// those that speak for the origin (C70) unless it refuses an upgrade; disables caching if the backend does not set
-/// `Cache-Control` (C71).
+/// those that speak for the origin (C70), except for grants of cross-origin access if it refuses an
+/// upgrade; disables caching if the backend does not set `Cache-Control` (C71).
 ///
 /// # Errors
 /// [`ForwardError::TooManyHeaders`] if it has more than [`MAX_HEADERS`] fields.
@@ -145,7 +145,7 @@ pub fn sanitize_response_headers(
     remove_hop_by_hop(
         headers,
         if refuses_upgrade {
-            |_| false
+            rules_origin
         } else {
             speaks_for_origin
         },
@@ -161,7 +161,8 @@ pub fn sanitize_response_headers(
 }
 
 /// Removes the header fields of an interim response that stay on its hop: hop-by-hop fields, those
-/// that speak for the origin, and the framing of a body, which it does not have (RFC 9112 section 6.1).
+/// that speak for the origin, and the framing of a body, which it does not have (RFC 9112 section
+/// 6.1).
 pub(super) fn sanitize_interim_headers(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers, |name| {
         speaks_for_origin(name) || matches!(name, "content-length" | "trailer")

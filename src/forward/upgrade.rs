@@ -12,7 +12,9 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header
 use super::connection::Sender;
 use super::response::UpstreamBody;
 use super::{Exchange, ForwardError, UpstreamResponse};
-use crate::http::{MAX_HEADERS, RequestHead, UpgradedConnection, remove_hop_by_hop, tokens};
+use crate::http::{
+    MAX_HEADERS, RequestHead, UpgradedConnection, remove_hop_by_hop, rules_origin, tokens,
+};
 use protocols::{Protocols, SPDY, WEBSOCKET};
 
 /// Upgrade that a client requests.
@@ -104,7 +106,7 @@ impl Upgrade {
         }
         // Read before the hop-by-hop headers are removed, of which `Upgrade` is one.
         let chosen = self.chosen(headers)?;
-        remove_hop_by_hop(headers, |_| false);
+        remove_hop_by_hop(headers, rules_origin);
         // A 101 has no content (RFC 9110 section 8.6). A client that believed the length would take
         // the first bytes of the tunnel for a body.
         headers.remove(header::CONTENT_LENGTH);

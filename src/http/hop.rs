@@ -61,17 +61,26 @@ pub fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
-/// Returns true for headers that speak for the whole origin. All applications behind the bastion
-/// share it, so that one of them would speak for the others (C70): grants of cross-origin access,
-/// alternative services (RFC 7838), rules for the host, and cleared storage.
+/// Returns true for headers that speak for the whole origin, or for its resources to other origins.
+/// All applications behind the bastion share it, so that one of them would speak for the others (C70).
 pub fn speaks_for_origin(name: &str) -> bool {
+    rules_origin(name)
+        || matches!(
+            name,
+            "access-control-allow-credentials"
+                | "access-control-allow-headers"
+                | "access-control-allow-methods"
+                | "access-control-allow-origin"
+        )
+}
+
+/// Returns true for headers that set rules for the whole origin or host: alternative services (RFC
+/// 7838), transport security, reporting, client hints, cleared storage; and for the predecessor of
+/// `Set-Cookie` (RFC 2965), whose lists of cookies are not scoped.
+pub fn rules_origin(name: &str) -> bool {
     matches!(
         name,
         "accept-ch"
-            | "access-control-allow-credentials"
-            | "access-control-allow-headers"
-            | "access-control-allow-methods"
-            | "access-control-allow-origin"
             | "alt-svc"
             | "clear-site-data"
             | "critical-ch"
@@ -81,6 +90,7 @@ pub fn speaks_for_origin(name: &str) -> bool {
             | "public-key-pins"
             | "public-key-pins-report-only"
             | "report-to"
+            | "set-cookie2"
             | "set-login"
             | "strict-transport-security"
     )
