@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use prometheus_client::metrics::counter::Counter;
 
 pub use dial::{DialError, Dialer, OwnAddresses};
@@ -68,7 +68,21 @@ pub struct UpstreamRequest<'a> {
     pub head: &'a mut RequestHead,
     pub body: Option<OutgoingBody>,
     /// Receives interim responses. `None` if the client cannot receive them.
-    pub interim: Option<Interim>,
+    pub interim: Option<InterimReceiver<'a>>,
+}
+
+/// Receiver of interim responses.
+pub struct InterimReceiver<'a> {
+    pub client: Interim,
+    /// Rewrites the headers of a response, the last argument, to a request with the given headers, from
+    /// an address. Returns false if the response must not be forwarded.
+    pub rewrite: &'a dyn Fn(&HeaderMap, SocketAddr, &mut HeaderMap) -> bool,
+}
+
+impl std::fmt::Debug for InterimReceiver<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InterimReceiver").finish_non_exhaustive()
+    }
 }
 
 /// Body of a request that is forwarded.
@@ -105,7 +119,7 @@ struct Attempt<'a> {
     choice: bool,
     /// Endpoints remain after this one.
     others: bool,
-    interim: Option<&'a Interim>,
+    interim: Option<&'a InterimReceiver<'a>>,
 }
 
 /// Error of one attempt.
@@ -283,6 +297,7 @@ impl Forwarder {
             };
         let failed = |error| FailedAttempt { error, reused };
         self.insert_kubelet_token(pending.head, key.transport);
+        let request = &*pending;
         let on_interim = |response: ParsedResponse| {
             if let Some(interim) = attempt.interim {
                 let ParsedResponse {
@@ -292,7 +307,9 @@ impl Forwarder {
                     ..
                 } = response;
                 headers::sanitize_interim_headers(&mut headers);
-                interim.send(status, headers, names.as_ref());
+                if (interim.rewrite)(&request.head.headers, key.address, &mut headers) {
+                    interim.client.send(status, headers, names.as_ref());
+                }
             }
         };
         // Response times are tracked only if another endpoint could serve instead: without a
@@ -303,7 +320,7 @@ impl Forwarder {
                 .outstanding()
                 .begin(sent, pending.body().cloned())
         });
-        match connection.send(pending, on_interim).await {
+        match connection.send(request, on_interim).await {
             Ok((response, dropped)) => {
                 if dropped > 0 {
                     self.dropped_lines.inc_by(dropped);

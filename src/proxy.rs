@@ -3,6 +3,7 @@
 mod audit_id;
 mod body;
 mod respond;
+mod send;
 mod tunnel;
 
 use std::cell::Cell;
@@ -37,10 +38,10 @@ use crate::metrics::Metrics;
 use crate::model::path::SubPathDecoding;
 use crate::model::status::{Cause, OutputFormat};
 use crate::model::target::TargetError;
-use crate::model::{Endpoint, ServiceAddress, Target, Verb};
+use crate::model::{Target, Verb};
 use crate::ready::Ready;
-use crate::resolve::{ResolveError, Resolver, Route};
-use crate::rewrite::{self, InvalidUrl, LinkRewriter, PageFormat};
+use crate::resolve::{ResolveError, Resolver};
+use crate::rewrite::{self, InvalidUrl, PageFormat};
 use crate::telemetry::{Record, Recorder};
 
 /// Pipeline stages shared by all workers.
@@ -314,6 +315,7 @@ impl Proxy {
             return Ok(Reply::Response(respond::redirect(&location)));
         }
 
+        let (cookies, tags) = rewrite::restore_headers(&target, &mut head.headers);
         let body = std::mem::replace(body, RequestBody::Empty);
         let has_body = !matches!(body, RequestBody::Empty);
         RequestHeaderRewriter {
@@ -337,13 +339,19 @@ impl Proxy {
                 received,
                 trailers: self.trailer_filter(),
             }),
-            interim,
+            interim: None,
         };
-        let (forwarder, dialed) = (&self.forwarder, &mut record.endpoint);
         let (upstream, refuses_upgrade) = if let Some(upgrade) = &upgrade {
-            let sent = forwarder.upgrade(&permit, &route, outgoing, record.client, upgrade, dialed);
+            let sent = self.upgrade(&permit, &route, outgoing, interim, upgrade, record);
             match Box::pin(sent).await? {
-                UpgradeOutcome::Switched { response, upstream } => {
+                UpgradeOutcome::Switched {
+                    mut response,
+                    upstream,
+                } => {
+                    if let Some(endpoint) = &record.endpoint {
+                        let links = || self.links(&target, &route, endpoint.address, &head.headers);
+                        cookies.leave(&target, response.headers_mut(), links);
+                    }
                     let credentials = credentials.unwrap_or_default();
                     let grant = Grant::new(peer, *credentials, websocket, verb, &target);
                     let (sender, client) = oneshot::channel();
@@ -355,7 +363,7 @@ impl Proxy {
             }
         } else {
             // Boxed, because it is the largest stage: the future of all others stays below 1 KiB.
-            let sent = forwarder.send(&permit, &route, outgoing, record.client, dialed);
+            let sent = self.send(&permit, &route, outgoing, interim, record);
             (Box::pin(sent).await?, false)
         };
         let UpstreamResponse {
@@ -365,17 +373,20 @@ impl Proxy {
         // The response is framed for the client's connection, whatever version the endpoint used.
         *response.version_mut() = Version::HTTP_11;
         sanitize_response_headers(response.headers_mut(), refuses_upgrade)?;
+        let links = || self.links(&target, &route, endpoint.address, &head.headers);
         if refuses_upgrade {
+            cookies.leave(&target, response.headers_mut(), links);
             // The client may already have sent bytes of the protocol that it wanted; read as a next
             // request they would reach the endpoint (CVE-2018-1002105).
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
             return Ok(Reply::Response(response.map(Body::upstream)));
         }
-        // The rewriter of requests has set it from `:authority` of HTTP/2.
-        let client_host = head.headers.get(header::HOST);
-        let links = || self.links(&target, &route, &endpoint, client_host);
-        rewrite::rewrite_headers(response.headers_mut(), links)?;
+        rewrite::rewrite_headers(response.headers_mut(), &target, cookies, links)?;
+        tags.describe_not_modified(&mut response);
+        if method == Method::HEAD && rewriting.is_enabled() {
+            rewrite::describe_head(response.headers_mut());
+        }
         let page = PageFormat::detect(&method, &response).and_then(|format| {
             let share = rewriting.reserve(format.held_bytes(), record.client.into())?;
             Some((format, share))
@@ -387,33 +398,6 @@ impl Proxy {
                 response.map(|body| Body::page(body, format, links(), share))
             }
         }))
-    }
-
-    /// Returns the rewriter for the links of a response, with all names that the endpoint may use
-    /// for itself.
-    fn links(
-        &self,
-        target: &Target<'_>,
-        route: &Route,
-        endpoint: &Endpoint,
-        client_host: Option<&HeaderValue>,
-    ) -> LinkRewriter {
-        let name = target.id().map(|id| id.name.to_owned()).unwrap_or_default();
-        let namespace = target.namespace.clone().into_owned();
-        LinkRewriter {
-            prefix: target.plain_prefix().into_owned(),
-            client_host: client_host
-                .and_then(|host| host.to_str().ok())
-                .map(str::to_owned),
-            endpoint: endpoint.address,
-            scheme: route.transport.scheme(),
-            service: route.service_port.map(|port| ServiceAddress {
-                namespace,
-                name,
-                port,
-            }),
-            cluster_domain: Arc::clone(&self.stages.cluster_domain),
-        }
     }
 
     /// Returns the filter for trailers of a request: those that identify a caller are removed, as

@@ -4,20 +4,63 @@
 mod body;
 mod budget;
 mod coding;
+mod cookies;
 mod format;
 mod headers;
 mod html;
 mod link;
 mod rewriter;
+mod validators;
 
 use http::{HeaderMap, HeaderValue, Method, header};
 
+use crate::model::Target;
+
 pub use body::{PageError, RewrittenBody};
 pub use budget::{Budget, Share};
+pub use cookies::CookieScope;
 pub use format::PageFormat;
-pub use headers::{describe_rewritten, rewrite_headers};
+pub use headers::rewrite_headers;
 pub use link::{InvalidUrl, LinkRewriter};
 pub use rewriter::{BadPage, MAX_WORK_PER_SLICE, Rewriter};
+pub use validators::{
+    RequestTags, describe_head, describe_rewritten, is_part_to_join, request_whole,
+};
+
+/// Rewrites the headers of a request that its client has from rewritten responses: cookies and entity
+/// tags. Returns what its response depends on.
+pub fn restore_headers(target: &Target<'_>, headers: &mut HeaderMap) -> (CookieScope, RequestTags) {
+    // One pass over the names is cheaper than a lookup for each.
+    let (mut has_cookies, mut has_tags) = (false, false);
+    let (mut has_language, mut is_browser) = (false, false);
+    for name in headers.keys() {
+        match name.as_str() {
+            "cookie" => has_cookies = true,
+            "if-match" | "if-none-match" => has_tags = true,
+            "accept-language" => has_language = true,
+            // Only browsers send fetch metadata.
+            "sec-fetch-mode" => is_browser = true,
+            _ => {}
+        }
+    }
+    // Browsers send none over plain HTTP to other hosts than their own, nor for WebSockets. There, they
+    // differ from other programs with a name like theirs by the language of their user.
+    is_browser |= has_language
+        && headers
+            .get(header::USER_AGENT)
+            .is_some_and(|agent| agent.as_bytes().starts_with(b"Mozilla/"));
+    let cookies = if has_cookies {
+        CookieScope::enter(target, headers, is_browser)
+    } else {
+        CookieScope::without_cookies(is_browser)
+    };
+    let tags = if has_tags {
+        RequestTags::restore(headers)
+    } else {
+        RequestTags::default()
+    };
+    (cookies, tags)
+}
 
 /// Removes the content codings that the rewriter cannot decode (`br`, `zstd`) from
 /// `Accept-Encoding` of a request for an HTML page. Other requests keep them: their responses pass

@@ -17,6 +17,8 @@ mod kubelet;
 mod listeners;
 #[path = "proxy/process.rs"]
 mod process;
+#[path = "proxy/rewriting.rs"]
+mod rewriting;
 #[path = "support/mod.rs"]
 mod support;
 #[path = "proxy/transfer.rs"]

@@ -123,6 +123,18 @@ impl<'a> Target<'a> {
         Cow::Owned(utf8_percent_encode(&decoded, path::ESCAPED).to_string())
     }
 
+    /// Returns the prefix of links and cookies of the target: the spelling of the request, so that a
+    /// browser finds the cookies that it got under it (RFC 6265 section 5.1.4 compares bytes), or the
+    /// normal form if that spelling has characters that are rare in URLs.
+    pub fn shown_prefix(&self) -> Cow<'a, str> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~:%".contains(&byte);
+        if self.prefix.bytes().all(is_plain) {
+            Cow::Borrowed(self.prefix)
+        } else {
+            self.plain_prefix()
+        }
+    }
+
     /// Returns the redirect location for a path without its trailing slash: the path with the
     /// slash, and the query (C29).
     pub fn with_trailing_slash(&self, query: Option<&str>) -> String {
@@ -385,6 +397,28 @@ mod tests {
         for (id, expected) in cases {
             let parsed = Id::parse(id).map(|id| (id.scheme, id.name, id.port));
             assert_eq!(parsed, expected, "{id}");
+        }
+    }
+
+    #[test]
+    fn shows_the_prefix_as_the_request_spells_it() {
+        for (prefix, shown) in [
+            ("/api/v1/nodes/n/proxy", "/api/v1/nodes/n/proxy"),
+            (
+                "/api/v1/nodes/https%3An%3a1/proxy",
+                "/api/v1/nodes/https%3An%3a1/proxy",
+            ),
+            (
+                "/api/v1/nodes/http:n:/pr%6fxy",
+                "/api/v1/nodes/http:n:/pr%6fxy",
+            ),
+            (
+                "/api/v1/nodes/%6e\"<;/proxy",
+                "/api/v1/nodes/n%22%3C;/proxy",
+            ),
+        ] {
+            let path = format!("{prefix}/x");
+            assert_eq!(Target::parse(&path).unwrap().shown_prefix(), shown);
         }
     }
 

@@ -1,34 +1,21 @@
-//! Response headers that hold URLs or paths, and those that speak for the whole origin (CONFORMANCE
-//! C70, C73 to C75).
+//! Response headers that hold URLs, and the scope of service workers (CONFORMANCE C70, C74, C75).
 
 use std::borrow::Cow;
-use std::cell::LazyCell;
 
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, percent_encode};
 
+use super::cookies::CookieScope;
 use super::html::rewrite_refresh;
 use super::link::{InvalidUrl, LinkRewriter};
+use crate::model::Target;
 
 /// Escapes only bytes beyond ASCII.
 const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
 
-/// Prefix of the names of cookies that are bound to a host (RFC 6265bis section 4.1.3.2).
-const HOST_PREFIX: &[u8] = b"__Host-";
-
 const SERVICE_WORKER_ALLOWED: HeaderName = HeaderName::from_static("service-worker-allowed");
 
-/// Headers that describe the bytes of a page.
-const NOT_OF_REWRITTEN: [HeaderName; 6] = [
-    ACCEPT_RANGES,
-    HeaderName::from_static("content-digest"),
-    CONTENT_LENGTH,
-    HeaderName::from_static("content-md5"),
-    HeaderName::from_static("digest"),
-    HeaderName::from_static("repr-digest"),
-];
-
-/// Maximum number of URLs in `Link` headers that are rewritten, because each grows by the prefix.
+/// Maximum number of URLs in lists of a response that are rewritten, because each grows by the prefix.
 /// Browsers use a few.
 const MAX_LINKS: usize = 1000;
 
@@ -42,30 +29,49 @@ enum Content {
     Refresh,
     /// `</x>; rel=next, </y>; rel=preload` (RFC 8288).
     Links,
-    /// Cookie with `Path` and `Domain` (RFC 6265).
-    Cookie,
+    /// `default="/x", other="/y"`: URLs in quotes (RFC 9651).
+    Strings,
+    /// `default-src 'self'; report-uri /x`.
+    Policy,
 }
 
-/// Rewrites the headers of a response so that they lead through the bastion, and keeps its cookies
-/// and service workers below the path of the target.
+/// Rewrites the headers of a response so that they lead through the bastion, and keeps its cookies and
+/// service workers at the target.
 ///
 /// # Errors
 /// [`InvalidUrl`] if `Location` is not a URL: passed on, it could lead a browser out of the prefix.
 pub fn rewrite_headers(
     headers: &mut HeaderMap,
-    links: impl FnOnce() -> LinkRewriter,
+    target: &Target<'_>,
+    cookies: CookieScope,
+    links: impl Fn() -> LinkRewriter,
 ) -> Result<(), InvalidUrl> {
-    // Most responses have none of these headers.
-    let links = LazyCell::new(links);
+    // Most responses have none of these headers: one pass over the names is cheaper than lookups.
+    let (mut has_urls, mut has_cookies) = (false, false);
+    for name in headers.keys() {
+        let name = name.as_str();
+        has_urls |= content(name).is_some();
+        has_cookies |= name == "set-cookie";
+    }
+    if has_urls {
+        rewrite_urls(headers, &links())?;
+    }
+    if has_cookies || cookies.lacks_boundary() {
+        cookies.leave(target, headers, links);
+    }
+    Ok(())
+}
+
+/// Rewrites the headers with URLs in place, which keeps their order.
+fn rewrite_urls(headers: &mut HeaderMap, links: &LinkRewriter) -> Result<(), InvalidUrl> {
     let scopes = headers.get_all(SERVICE_WORKER_ALLOWED);
-    if scopes.iter().any(|scope| leaves_prefix(&links, scope)) {
+    if scopes.iter().any(|scope| leaves_prefix(links, scope)) {
         headers.remove(SERVICE_WORKER_ALLOWED);
     }
     let mut remaining_links = MAX_LINKS;
-    // In place, which keeps their order.
     for (name, value) in headers.iter_mut() {
         if let Some(content) = content(name.as_str())
-            && let Some(rewritten) = rewrite_value(&links, content, value, &mut remaining_links)?
+            && let Some(rewritten) = rewrite_value(links, content, value, &mut remaining_links)?
         {
             *value = rewritten;
         }
@@ -76,17 +82,21 @@ pub fn rewrite_headers(
 fn content(name: &str) -> Option<Content> {
     Some(match name {
         "location" => Content::Location,
-        "content-location" | "service-worker-allowed" | "sourcemap" | "x-sourcemap" => Content::Url,
+        "content-location" | "service-worker-allowed" | "sourcemap" | "x-sourcemap"
+        // Followed by scripts: htmx, pjax and Turbolinks.
+        | "hx-location" | "hx-push-url" | "hx-redirect" | "hx-replace-url" | "turbolinks-location"
+        | "x-pjax-url" => Content::Url,
         "refresh" => Content::Refresh,
         "link" => Content::Links,
-        "set-cookie" => Content::Cookie,
+        "reporting-endpoints" | "speculation-rules" => Content::Strings,
+        "content-security-policy" | "content-security-policy-report-only" => Content::Policy,
         _ => return None,
     })
 }
 
 /// Returns the text of a header. Bytes beyond ASCII are escaped, so that those of URLs reach the
 /// target unchanged.
-fn text(value: &[u8]) -> Cow<'_, str> {
+pub fn text(value: &[u8]) -> Cow<'_, str> {
     percent_encode(value, BEYOND_ASCII).into()
 }
 
@@ -109,11 +119,12 @@ fn rewrite_value(
 ) -> Result<Option<HeaderValue>, InvalidUrl> {
     let text = text(value.as_bytes());
     let rewritten = match content {
-        Content::Location => links.rewrite(&text)?.map(String::into_bytes),
-        Content::Url => links.rewrite(&text).ok().flatten().map(String::into_bytes),
-        Content::Refresh => rewrite_refresh(links, &text).map(String::into_bytes),
-        Content::Links => rewrite_links(links, &text, remaining_links).map(String::into_bytes),
-        Content::Cookie => Some(rewrite_cookie(links, value.as_bytes())),
+        Content::Location => links.rewrite(&text)?,
+        Content::Url => links.rewrite(&text).ok().flatten(),
+        Content::Refresh => rewrite_refresh(links, &text),
+        Content::Links => rewrite_links(links, &text, remaining_links),
+        Content::Strings => rewrite_strings(links, &text, remaining_links),
+        Content::Policy => rewrite_policy(links, &text, remaining_links),
     };
     let value = rewritten.map(HeaderValue::try_from).transpose();
     value.map_err(|_| InvalidUrl(text.into_owned()))
@@ -153,19 +164,56 @@ fn rewrite_links(links: &LinkRewriter, value: &str, remaining: &mut usize) -> Op
     changed.then_some(out)
 }
 
-/// Removes the headers that are not true of a rewritten page: its length, which is unknown until its
-/// end, its ranges and its digests. Its entity tag becomes weak (RFC 9110 section 8.8.1): the page
-/// depends on the prefix, and is not equal byte for byte.
-pub fn describe_rewritten(headers: &mut HeaderMap) {
-    for name in NOT_OF_REWRITTEN {
-        headers.remove(name);
+/// Rewrites the URLs in quotes. Returns `None` if none of them changes.
+fn rewrite_strings(links: &LinkRewriter, value: &str, remaining: &mut usize) -> Option<String> {
+    let (mut out, mut changed) = (String::with_capacity(value.len()), false);
+    for (index, part) in value.split('"').enumerate() {
+        if index > 0 {
+            out.push('"');
+        }
+        changed |= push_rewritten(links, &mut out, part, index % 2 == 1, remaining);
     }
-    let weak = headers
-        .get(ETAG)
-        .filter(|tag| tag.as_bytes().starts_with(b"\""))
-        .and_then(|tag| HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()).ok());
-    if let Some(weak) = weak {
-        headers.insert(ETAG, weak);
+    changed.then_some(out)
+}
+
+/// Rewrites the URLs that a content security policy sends reports to. Its other URLs select sources
+/// by their hosts. Returns `None` if none of them changes.
+fn rewrite_policy(links: &LinkRewriter, value: &str, remaining: &mut usize) -> Option<String> {
+    let (mut out, mut changed) = (String::with_capacity(value.len()), false);
+    let mut is_report = None;
+    for part in value.split_inclusive([';', ',', ' ', '\t']) {
+        let word = part.trim_end_matches([';', ',', ' ', '\t']);
+        let is_url = is_report == Some(true) && !word.is_empty();
+        changed |= push_rewritten(links, &mut out, word, is_url, remaining);
+        out.push_str(&part[word.len()..]);
+        if part.ends_with([';', ',']) {
+            is_report = None;
+        } else if is_report.is_none() && !word.is_empty() {
+            is_report = Some(word.eq_ignore_ascii_case("report-uri"));
+        }
+    }
+    changed.then_some(out)
+}
+
+/// Appends a part of a header, rewritten if it is a URL. Returns true if it changes.
+fn push_rewritten(
+    links: &LinkRewriter,
+    out: &mut String,
+    part: &str,
+    is_url: bool,
+    remaining: &mut usize,
+) -> bool {
+    let url = (is_url && *remaining > 0).then(|| links.rewrite(part).ok().flatten());
+    match url.flatten() {
+        Some(url) => {
+            out.push_str(&url);
+            *remaining -= 1;
+            true
+        }
+        None => {
+            out.push_str(part);
+            false
+        }
     }
 }
 
@@ -183,54 +231,9 @@ fn end_of_quoted(text: &str) -> usize {
     text.len()
 }
 
-/// Moves the path of a cookie below the prefix, and removes its domain, so that browsers send it
-/// neither to other targets nor to other hosts. Without a path, browsers take that of the request.
-/// Browsers reject a cookie named `__Host-…` with another path than `/`, so that it keeps that.
-fn rewrite_cookie(links: &LinkRewriter, cookie: &[u8]) -> Vec<u8> {
-    let start = cookie.trim_ascii_start().get(..HOST_PREFIX.len());
-    if start.is_some_and(|start| start.eq_ignore_ascii_case(HOST_PREFIX)) {
-        return cookie.to_owned();
-    }
-    let mut parts = cookie.split(|byte| *byte == b';');
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    // Browsers use the last path (RFC 6265 section 5.3). Others would only grow.
-    let mut paths = parts
-        .clone()
-        .filter(|part| is_attribute(part, b"path"))
-        .count();
-    for attribute in parts {
-        if is_attribute(attribute, b"domain") {
-            continue;
-        }
-        if is_attribute(attribute, b"path") {
-            paths -= 1;
-            if paths > 0 {
-                continue;
-            }
-            let path = attribute.splitn(2, |byte| *byte == b'=').nth(1);
-            let path = path.unwrap_or_default().trim_ascii();
-            if path.starts_with(b"/") {
-                out.extend_from_slice(b"; Path=");
-                out.extend_from_slice(links.prefixed(&text(path)).as_bytes());
-                continue;
-            }
-        }
-        out.push(b';');
-        out.extend_from_slice(attribute);
-    }
-    out
-}
-
-/// Returns true if an attribute of a cookie has a name, which is lower-case here.
-fn is_attribute(attribute: &[u8], name: &[u8]) -> bool {
-    let found = attribute.split(|byte| *byte == b'=').next();
-    found.is_some_and(|found| found.trim_ascii().eq_ignore_ascii_case(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::header::SET_COOKIE;
 
     use crate::model::Scheme;
 
@@ -250,7 +253,7 @@ mod tests {
     fn rewritten(name: &'static str, value: &str) -> Vec<String> {
         let mut headers = HeaderMap::new();
         headers.insert(name, HeaderValue::from_str(value).unwrap());
-        rewrite_headers(&mut headers, links).unwrap();
+        rewrite_urls(&mut headers, &links()).unwrap();
         let values = headers.get_all(name).iter();
         values
             .map(|value| value.to_str().unwrap().replace(PREFIX, "P"))
@@ -276,6 +279,30 @@ mod tests {
                 "<P/a>; rel=next, <P/b>; title=\"</c>, \\\"</d>\"; rel=\"x\",<e>,<https://other.example/f>",
             ),
             ("link", "</a", "</a"),
+            ("hx-redirect", "/x", "P/x"),
+            ("hx-push-url", "false", "false"),
+            ("hx-location", "{\"path\":\"/x\"}", "{\"path\":\"/x\"}"),
+            ("x-pjax-url", "http://10.0.0.1:8080/x", "P/x"),
+            (
+                "reporting-endpoints",
+                "main=\"/r\", x=\"https://other.example/r\";y=z, z=\"",
+                "main=\"P/r\", x=\"https://other.example/r\";y=z, z=\"",
+            ),
+            (
+                "speculation-rules",
+                "\"/a.json\",\"b.json\"",
+                "\"P/a.json\",\"b.json\"",
+            ),
+            (
+                "content-security-policy",
+                "img-src /x; Report-URI /r  https://bastion.example/s;script-src /y, report-uri /t",
+                "img-src /x; Report-URI P/r  P/s;script-src /y, report-uri P/t",
+            ),
+            (
+                "content-security-policy",
+                "default-src 'self'; sandbox",
+                "default-src 'self'; sandbox",
+            ),
             ("service-worker-allowed", "/", "P/"),
             ("service-worker-allowed", "/app/", "P/app/"),
         ] {
@@ -296,82 +323,45 @@ mod tests {
     }
 
     #[test]
-    fn cookies_stay_below_the_prefix() {
-        for (value, expected) in [
-            ("a=1", "a=1"),
-            ("a=1; Path=/", "a=1; Path=P/"),
-            ("a=1;path = /kiali ;HttpOnly", "a=1; Path=P/kiali;HttpOnly"),
-            (
-                "a=\"x;y\"; PATH=/; SameSite=Lax",
-                "a=\"x;y\"; Path=P/; SameSite=Lax",
-            ),
-            ("a=1; Domain=.example; Secure", "a=1; Secure"),
-            ("a=1; domain; Path=kiali", "a=1; Path=kiali"),
-            ("a=1; Path=P/kiali", "a=1; Path=P/kiali"),
-            ("a=1; Path=/../../x", "a=1; Path=P/x"),
-            ("__host-a=1; Path=/; Secure", "__host-a=1; Path=/; Secure"),
-            ("Path=/; Path=/x; Path=/y", "Path=/; Path=P/y"),
-            ("a=1; Path=/; Path=", "a=1; Path="),
-            ("a=1; Path=/\u{e9}", "a=1; Path=P/%C3%A9"),
-        ] {
-            let value = value.replace("P/kiali", &format!("{PREFIX}/kiali"));
-            assert_eq!(rewritten("set-cookie", &value), [expected], "{value}");
-        }
-    }
-
-    #[test]
-    fn rewritten_pages_have_weak_tags_and_no_digests() {
-        let mut headers = HeaderMap::new();
-        for name in NOT_OF_REWRITTEN {
-            headers.insert(name, HeaderValue::from_static("1"));
-        }
-        for (tag, expected) in [("\"a\"", "W/\"a\""), ("W/\"a\"", "W/\"a\""), ("a", "a")] {
-            headers.insert(ETAG, HeaderValue::from_static(tag));
-            describe_rewritten(&mut headers);
-            assert_eq!(headers[ETAG], expected);
-        }
-        assert_eq!(headers.len(), 1);
-    }
-
-    #[test]
     fn values_grow_within_bounds() {
         let links = format!("</>, {}", "</a>,".repeat(10 * MAX_LINKS));
         let links = &rewritten("link", &links)[0];
         assert!(links.starts_with("<P/>, <P/a>,") && links.ends_with("</a>,"));
         assert_eq!(links.matches("<P/").count(), MAX_LINKS);
-        let cookie = format!("a=1{}", ";path=/".repeat(1000));
-        assert_eq!(rewritten("set-cookie", &cookie), ["a=1; Path=P/"]);
-    }
-
-    #[test]
-    fn keeps_bytes_of_cookies() {
-        let mut headers = HeaderMap::new();
-        let value = HeaderValue::from_bytes(b"a=\xff; Path=/").unwrap();
-        headers.insert(SET_COOKIE, value);
-        rewrite_headers(&mut headers, links).unwrap();
-        let expected = [&b"a=\xff; Path="[..], PREFIX.as_bytes(), b"/"].concat();
-        assert_eq!(headers[SET_COOKIE].as_bytes(), expected);
+        for (name, value) in [
+            ("reporting-endpoints", "\"/a\",".repeat(10 * MAX_LINKS)),
+            (
+                "content-security-policy",
+                format!("report-uri {}", "/a ".repeat(10 * MAX_LINKS)),
+            ),
+        ] {
+            assert_eq!(
+                rewritten(name, &value)[0].matches("P/a").count(),
+                MAX_LINKS,
+                "{name}"
+            );
+        }
     }
 
     #[test]
     fn keeps_order_of_fields() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
-            ("set-cookie", "a=1; Path=/"),
+            ("link", "</a>"),
             ("location", "/x"),
-            ("set-cookie", "b=2"),
+            ("link", "<b>"),
             ("x-other", "1"),
         ] {
             headers.append(name, HeaderValue::from_static(value));
         }
-        rewrite_headers(&mut headers, links).unwrap();
+        rewrite_urls(&mut headers, &links()).unwrap();
         let fields: Vec<_> = headers
             .iter()
             .map(|(name, value)| (name.as_str(), value.to_str().unwrap().replace(PREFIX, "P")))
             .collect();
         let expected = [
-            ("set-cookie", "a=1; Path=P/"),
-            ("set-cookie", "b=2"),
+            ("link", "<P/a>"),
+            ("link", "<b>"),
             ("location", "P/x"),
             ("x-other", "1"),
         ];

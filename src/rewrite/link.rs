@@ -13,7 +13,7 @@ use crate::model::{Scheme, ServiceAddress, Target};
 /// the path of the target on the bastion.
 #[derive(Clone, Debug)]
 pub struct LinkRewriter {
-    /// Path of the target on the bastion, up to and including `/proxy`.
+    /// Path of the target on the bastion, up to and including `/proxy`, as the client spells it.
     pub prefix: String,
     /// `Host` as the client sent it.
     pub client_host: Option<String>,

@@ -87,7 +87,7 @@ async fn forwards_trailers_and_interim_responses() -> Result<()> {
         .await?;
     let hints = read_until(&mut client, "\r\n\r\n").await?;
     ensure!(
-        hints.starts_with("HTTP/1.1 103 ") && hints.to_lowercase().contains("link: </a.css>"),
+        hints.starts_with("HTTP/1.1 103 ") && hints.contains("/proxy/a.css>; rel=preload\r\n"),
         "{hints}"
     );
     // An interim response in the same segment as the final response is forwarded before it.

@@ -114,7 +114,7 @@ async fn passes_interim_responses_to_http2_clients() -> Result<()> {
     let hints = hints.context("no interim response")??;
     ensure!(
         hints.status() == StatusCode::EARLY_HINTS
-            && hints.headers()["link"] == "</a.css>"
+            && hints.headers()["link"] == format!("<{PREFIX}/a.css>")
             && hints.headers().len() == 1,
         "{hints:?}"
     );
