@@ -239,11 +239,11 @@ const OWN_VALUES: [&str; 3] = ["audit-id", "date", "credentials"];
 
 /// Rules of the contract with a deliberate difference, except C48, which differs from 1.37 only,
 /// and C51, which does not differ yet.
-const DELIBERATE: [&str; 42] = [
+const DELIBERATE: [&str; 43] = [
     "C11", "C13", "C19", "C26", "C27", "C32", "C34", "C36", "C38", "C39", "C43", "C45", "C46",
     "C47", "C49", "C50", "C53", "C55", "C56", "C65", "C70", "C71", "C73", "C74", "C75", "C76",
-    "C78", "C80", "C81", "C82", "C83", "C85", "C86", "C89", "C90", "C91", "C94", "C95", "C100",
-    "C103", "C110", "C111",
+    "C77", "C78", "C80", "C81", "C82", "C83", "C85", "C86", "C89", "C90", "C91", "C94", "C95",
+    "C100", "C103", "C110", "C111",
 ];
 
 /// Rules of the contract. Each needs a row.
