@@ -29,7 +29,7 @@ impl PageFormat {
 
     /// As [`Self::detect`], for responses with the headers of a page and another content.
     pub fn of_headers(headers: &HeaderMap) -> Option<Self> {
-        let charset = page_charset(headers)?;
+        let HtmlType { charset } = html_type(headers)?;
         if headers.contains_key(header::LOCATION) || !html::supports(charset) {
             return None;
         }
@@ -49,10 +49,16 @@ impl PageFormat {
     }
 }
 
-/// Returns the charset of a response that browsers take for HTML, or `None` for another type. Of
-/// several types they use the last one (Fetch section 3.5), and a charset given for the same type.
-fn page_charset(headers: &HeaderMap) -> Option<Option<&[u8]>> {
-    let mut found = None;
+/// Type of a response that browsers take for HTML.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct HtmlType<'a> {
+    charset: Option<&'a [u8]>,
+}
+
+/// Returns the type of a response if it is HTML. Of several types, browsers use the last one (Fetch
+/// section 3.5), and a charset given for the same type.
+fn html_type(headers: &HeaderMap) -> Option<HtmlType<'_>> {
+    let mut found: Option<HtmlType<'_>> = None;
     let values = headers.get_all(header::CONTENT_TYPE).iter();
     for value in values.flat_map(|value| split_unquoted(value.as_bytes(), b',')) {
         let value = value.trim_ascii();
@@ -63,12 +69,10 @@ fn page_charset(headers: &HeaderMap) -> Option<Option<&[u8]>> {
         if !media_type.contains(&b'/') || media_type == b"*/*" {
             continue;
         }
-        let charset = charset(parameters);
-        found = if media_type.eq_ignore_ascii_case(b"text/html") {
-            Some(charset.or(found.flatten()))
-        } else {
-            None
-        };
+        let is_html = media_type.eq_ignore_ascii_case(b"text/html");
+        found = is_html.then(|| HtmlType {
+            charset: charset(parameters).or(found.and_then(|found| found.charset)),
+        });
     }
     found
 }
@@ -155,7 +159,8 @@ mod tests {
             (&[b""], None),
             (&[], None),
         ] {
-            assert_eq!(page_charset(&headers(types)), expected, "{types:?}");
+            let expected = expected.map(|charset| HtmlType { charset });
+            assert_eq!(html_type(&headers(types)), expected, "{types:?}");
         }
     }
 

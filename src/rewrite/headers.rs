@@ -204,16 +204,13 @@ fn push_rewritten(
     remaining: &mut usize,
 ) -> bool {
     let url = (is_url && *remaining > 0).then(|| links.rewrite(part).ok().flatten());
-    match url.flatten() {
-        Some(url) => {
-            out.push_str(&url);
-            *remaining -= 1;
-            true
-        }
-        None => {
-            out.push_str(part);
-            false
-        }
+    if let Some(url) = url.flatten() {
+        out.push_str(&url);
+        *remaining -= 1;
+        true
+    } else {
+        out.push_str(part);
+        false
     }
 }
 

@@ -25,6 +25,11 @@ const context = await browser.newContext({
   deviceScaleFactor: 2,
 });
 context.setDefaultTimeout(PATIENCE);
+const { hostname, pathname } = new URL(base);
+if (pathname !== "/") {
+  // As set by a page of another target, or before cookies had the path of their target. The site uses the name, too.
+  await context.addCookies([{ name: "user", value: "other", domain: hostname, path: "/" }]);
+}
 const page = await context.newPage();
 
 // All resources of the site must load, and no request may leave it.
