@@ -307,7 +307,10 @@ impl Forwarder {
                     ..
                 } = response;
                 headers::sanitize_interim_headers(&mut headers);
-                if (interim.rewrite)(&request.head.headers, key.address, &mut headers) {
+                // A flood of them must cost little.
+                if interim.client.has_room(&headers)
+                    && (interim.rewrite)(&request.head.headers, key.address, &mut headers)
+                {
                     interim.client.send(status, headers, names.as_ref());
                 }
             }

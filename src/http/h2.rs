@@ -62,10 +62,14 @@ struct Responder {
 }
 
 impl Interim {
+    /// Returns false if a response with these headers would be dropped.
+    pub fn has_room(&self, headers: &HeaderMap) -> bool {
+        self.length_with(headers) <= MAX_INTERIM
+    }
+
     /// Sends an interim response. Dropped if the stream has ended, or beyond 16 KiB of them.
     pub fn send(&self, status: StatusCode, headers: HeaderMap) {
-        // A head without fields takes memory, too.
-        let length = self.0.interim.get() + 32 + fields_length(&headers);
+        let length = self.length_with(&headers);
         if length > MAX_INTERIM {
             return;
         }
@@ -75,6 +79,11 @@ impl Interim {
         *response.headers_mut() = headers;
         // Fails after the final response.
         let _ = self.0.respond.borrow_mut().send_informational(response);
+    }
+
+    fn length_with(&self, headers: &HeaderMap) -> usize {
+        // A head without fields takes memory, too.
+        self.0.interim.get() + 32 + fields_length(headers)
     }
 }
 

@@ -38,6 +38,14 @@ pub enum Interim {
 }
 
 impl Interim {
+    /// Returns false if a response with these headers would be dropped, so that it needs no work.
+    pub fn has_room(&self, headers: &HeaderMap) -> bool {
+        match self {
+            Self::Http1(interim) => interim.has_room(headers),
+            Self::Http2(interim) => interim.has_room(headers),
+        }
+    }
+
     /// Sends an interim response. It is dropped if the final response has begun, or the client does
     /// not read. `names` are the spellings of the endpoint.
     pub fn send(&self, status: StatusCode, headers: HeaderMap, names: Option<&FieldNames>) {

@@ -96,7 +96,7 @@ async fn forwards_trailers_and_interim_responses() -> Result<()> {
         .await?;
     let hints = read_until(&mut client, "\r\n\r\n").await?;
     ensure!(
-        hints.starts_with("HTTP/1.1 103 ") && hints.contains("</b.css>"),
+        hints.starts_with("HTTP/1.1 103 ") && hints.contains("/proxy/b.css>\r\n"),
         "{hints}"
     );
     let head = read_until(&mut client, "\r\n\r\n").await?;

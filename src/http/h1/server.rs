@@ -389,6 +389,16 @@ impl Connection {
 }
 
 impl Interim {
+    /// Returns false if a response with these headers would be dropped.
+    pub fn has_room(&self, headers: &HeaderMap) -> bool {
+        let connection = self.0.0.borrow();
+        let fields = headers.iter();
+        let length: usize = fields
+            .map(|(name, value)| name.as_str().len() + value.len())
+            .sum();
+        !connection.response_began && connection.output.buffered() + length <= MAX_PENDING_INTERIM
+    }
+
     /// Queues an interim response. It is dropped if the final response has begun, or the client does
     /// not read.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap, names: Option<&FieldNames>) {
