@@ -48,8 +48,9 @@ pub struct Pod {
     pub name: Arc<str>,
     /// `status.podIPs`; requests go to the first (C40). Empty until the pod has an address.
     pub ips: Box<[IpAddr]>,
-    /// First port of the first container that lists ports (C37).
+    /// First TCP port of the containers, else of the sidecars (C37).
     pub first_port: Option<u16>,
+    /// Named TCP ports, those of sidecars last.
     pub named_ports: Box<[(Box<str>, u16)]>,
     pub phase: Phase,
 }

@@ -292,7 +292,7 @@ impl Proxy {
             Some(Upgrade::Connect { .. }) => Method::GET,
             _ => head.method.clone(),
         };
-        let verb = Verb::from_method(&method, !target.id.is_empty());
+        let verb = Verb::from_request(&method, !target.id.is_empty(), client_target.query());
         record.name(&target, verb);
         let permit = authorizer
             .authorize(&identity, verb, &target, record.client.into())

@@ -151,6 +151,9 @@ pub enum ResolveError {
         service: String,
         offered: Vec<String>,
     },
+    /// The service has ports of other protocols only, over which there is no HTTP (C42).
+    #[error("service {} has no TCP port", GoQuoted(service))]
+    NoTcpPort { service: String },
     /// No port has the name in the id, or the id has no port and the service has several (C43).
     /// `id` is the bare name if the service has no endpoint at all (C48).
     #[error("no endpoints available for service {}", GoQuoted(id))]
@@ -172,13 +175,13 @@ impl Resolver {
     /// failure is visible to the client.
     pub async fn resolve(&self, permit: &Permit<'_>) -> Result<Route, ResolveError> {
         let target = permit.target();
-        if target.resource.is_namespaced() && target.namespace.is_empty() {
-            return Err(ResolveError::NoNamespace);
-        }
         if target.id.is_empty() {
             return Err(ResolveError::NoName);
         }
         let id = target.id()?;
+        if target.resource.is_namespaced() && target.namespace.is_empty() {
+            return Err(ResolveError::NoNamespace);
+        }
         if let Some(reason) = id.name_error() {
             return Err(ResolveError::BadName(reason));
         }
@@ -195,6 +198,8 @@ impl Resolver {
             .cluster
             .node(id.name)
             .ok_or_else(|| not_found(target, id))?;
+        // Before the port, as in kube-apiserver.
+        let address = self.node_address(&node).await?;
         let port = match id.port {
             "" => node.kubelet_port,
             text => port_number(text).ok_or_else(|| target.invalid_id())?,
@@ -206,9 +211,8 @@ impl Resolver {
         } else {
             id.scheme.unwrap_or(Scheme::Http).into()
         };
-        let address = SocketAddr::new(self.node_address(&node).await?, port);
         let candidates = Candidates::One(Endpoint {
-            address,
+            address: SocketAddr::new(address, port),
             name: Arc::clone(&node.name),
         });
         Ok(Route {
@@ -260,6 +264,18 @@ impl Resolver {
             .cluster
             .pod(&target.namespace, id.name)
             .ok_or_else(|| not_found(target, id))?;
+        // Before the address, because an ended pod may have none anymore.
+        if pod.phase.has_ended() {
+            return Err(ResolveError::PodEnded {
+                name: id.name.to_owned(),
+                phase: pod.phase,
+            });
+        }
+        // Before the port, as in kube-apiserver.
+        let address = pod.ips.first().copied();
+        let address = address
+            .filter(|address| self.addresses.permits(*address))
+            .ok_or(ResolveError::AddressNotAllowed)?;
         let scheme = id.scheme.unwrap_or(Scheme::Http);
         let port = match id.port {
             "" => pod.first_port.unwrap_or(scheme.default_port()),
@@ -275,21 +291,8 @@ impl Resolver {
                     .ok_or_else(|| target.invalid_id())?
             }
         };
-        // After the check of the port, as an invalid id is a 400 for any pod.
-        if pod.phase.has_ended() {
-            return Err(ResolveError::PodEnded {
-                name: id.name.to_owned(),
-                phase: pod.phase,
-            });
-        }
-        let address = pod
-            .ips
-            .first()
-            .copied()
-            .filter(|address| self.addresses.permits(*address));
-        let address = SocketAddr::new(address.ok_or(ResolveError::AddressNotAllowed)?, port);
         let endpoint = Endpoint {
-            address,
+            address: SocketAddr::new(address, port),
             name: Arc::clone(&pod.name),
         };
         Ok(Route {
@@ -326,12 +329,18 @@ impl Resolver {
     }
 }
 
-/// Finds the service port of the id by number or name; without one, the only port (C42, C43).
+/// Finds the service port of the id by number or name; without one, the only port (C42, C43). Only
+/// TCP ports count.
 fn service_port<'s>(
     service: &'s Service,
     target: &Target<'_>,
     id: Id<'_>,
 ) -> Result<&'s ServicePort, ResolveError> {
+    if service.ports.is_empty() && service.has_other_protocols {
+        return Err(ResolveError::NoTcpPort {
+            service: id.name.to_owned(),
+        });
+    }
     // ExternalName services have no ports in the index, so every port of them is unavailable (C49).
     if service.ports.is_empty() {
         return Err(ResolveError::NoEndpoints {

@@ -145,6 +145,7 @@ impl ServiceInput {
                     app_protocol,
                 })
                 .collect(),
+            has_other_protocols: false,
             affinity: if self.sticky {
                 Affinity::ClientIp
             } else {

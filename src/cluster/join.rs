@@ -58,6 +58,7 @@ where
                 .iter()
                 .map(|port| self.port(spec, port))
                 .collect(),
+            has_other_protocols: spec.has_other_protocols,
             affinity: spec.affinity,
             keeps_path: spec.keeps_path,
             has_endpoints: self.slices.iter().any(|slice| !slice.endpoints.is_empty()),

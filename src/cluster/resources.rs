@@ -46,7 +46,10 @@ pub enum Family {
 /// The fields of a Service that the proxy needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSpec {
+    /// TCP ports. The source omits those of other protocols (C42).
     pub ports: Vec<PortSpec>,
+    /// The service has ports of other protocols, such as UDP.
+    pub has_other_protocols: bool,
     pub affinity: Affinity,
     /// `spec.ipFamilies[0]`, which is preferred if a service has endpoints of both families (C45).
     pub primary_family: Option<Family>,
@@ -69,7 +72,7 @@ pub struct Slice {
     /// Value of the label `kubernetes.io/service-name`.
     pub service: Box<str>,
     pub family: Family,
-    /// Port names and numbers. The source omits ports without a number (C45).
+    /// Names and numbers of TCP ports. The source omits ports without a number (C45).
     pub ports: Vec<(Box<str>, u16)>,
     pub endpoints: Vec<SliceEndpoint>,
 }

@@ -75,7 +75,10 @@ impl RoundRobinCounter {
 /// A service with its ports.
 #[derive(Debug)]
 pub struct Service {
+    /// TCP ports (C42).
     pub ports: Box<[ServicePort]>,
+    /// The service has ports of other protocols than TCP, which are not in `ports`.
+    pub has_other_protocols: bool,
     pub affinity: Affinity,
     /// Its applications are mounted under their proxy path and get the whole path of requests.
     pub keeps_path: bool,

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use http::Method;
+use percent_encoding::percent_decode_str;
 
 use super::Target;
 
@@ -52,6 +53,7 @@ impl fmt::Display for Resource {
 pub enum Verb {
     Get,
     List,
+    Watch,
     Create,
     Update,
     Patch,
@@ -63,11 +65,12 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// Returns the verb of a request method. A request without the name of an object acts on the
-    /// collection (C8, C17).
-    pub fn from_method(method: &Method, named: bool) -> Self {
+    /// Returns the verb of a request. One without the name of an object acts on the collection,
+    /// which it lists or, if the query says so, watches (C8, C17).
+    pub fn from_request(method: &Method, named: bool, query: Option<&str>) -> Self {
         match *method {
             Method::GET | Method::HEAD if named => Self::Get,
+            Method::GET | Method::HEAD if is_watch(query) => Self::Watch,
             Method::GET | Method::HEAD => Self::List,
             Method::POST => Self::Create,
             Method::PUT => Self::Update,
@@ -82,6 +85,7 @@ impl Verb {
         match self {
             Self::Get => "get",
             Self::List => "list",
+            Self::Watch => "watch",
             Self::Create => "create",
             Self::Update => "update",
             Self::Patch => "patch",
@@ -91,6 +95,32 @@ impl Verb {
             Self::None => "",
         }
     }
+}
+
+/// Returns true if the first parameter `watch` is set, as kube-apiserver reads it: any value but
+/// `false` and `0` sets it, also none.
+fn is_watch(query: Option<&str>) -> bool {
+    let decoded = |text: &str| {
+        let text = text.replace('+', " ");
+        percent_decode_str(&text).decode_utf8_lossy().into_owned()
+    };
+    // Go drops pairs with a semicolon or a malformed escape.
+    let pairs = query.unwrap_or_default().split('&');
+    let values = pairs.filter(|pair| !pair.contains(';') && has_valid_escapes(pair));
+    let mut values = values.filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(name) == "watch").then(|| decoded(value).to_ascii_lowercase())
+    });
+    values
+        .next()
+        .is_some_and(|value| value != "false" && value != "0")
+}
+
+fn has_valid_escapes(text: &str) -> bool {
+    text.split('%').skip(1).all(|after| {
+        let digits = after.as_bytes();
+        digits.len() >= 2 && digits[..2].iter().all(u8::is_ascii_hexdigit)
+    })
 }
 
 /// Attributes of one authorization request. The version is always `v1`.
@@ -159,10 +189,41 @@ mod tests {
         for (method, named, verb) in cases {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
             assert_eq!(
-                Verb::from_method(&method, named).as_str(),
+                Verb::from_request(&method, named, None).as_str(),
                 verb,
                 "{method} named: {named}"
             );
+        }
+    }
+
+    #[test]
+    fn watches_collection_if_the_query_says_so() {
+        let cases = [
+            ("watch=1", "watch"),
+            ("watch=true", "watch"),
+            ("watch", "watch"),
+            ("watch=", "watch"),
+            ("watch=no", "watch"),
+            ("limit=x&watch=t&watch=0", "watch"),
+            ("%77atch=1", "watch"),
+            ("x=;&watch=1", "watch"),
+            ("watch=0", "list"),
+            ("watch=False", "list"),
+            ("watch=false&watch=1", "list"),
+            ("watch=f%61lse", "list"),
+            ("Watch=1", "list"),
+            ("x=watch", "list"),
+            ("watch=1;x", "list"),
+            ("watch=%zz", "list"),
+            ("", "list"),
+        ];
+        for (query, verb) in cases {
+            for method in [Method::GET, Method::HEAD] {
+                let of = |named| Verb::from_request(&method, named, Some(query)).as_str();
+                assert_eq!((of(false), of(true)), (verb, "get"), "{method} {query}");
+            }
+            let delete = Verb::from_request(&Method::DELETE, false, Some(query));
+            assert_eq!(delete, Verb::DeleteCollection, "{query}");
         }
     }
 }

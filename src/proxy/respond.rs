@@ -254,6 +254,7 @@ fn status(error: &ProxyError) -> Status {
             ResolveError::NoPreferredAddress(_) => Status::internal(message()).without_reason(),
             ResolveError::PodEnded { .. }
             | ResolveError::NoServicePort { .. }
+            | ResolveError::NoTcpPort { .. }
             | ResolveError::NoPort { .. }
             | ResolveError::NoEndpoints { .. } => Status::service_unavailable(message()),
         },

@@ -3,6 +3,7 @@
 use super::*;
 use crate::authorize::{Authorizer, PolicySource};
 use crate::cluster::fixtures::{draining, endpoint, pod, pod_in_phase, service, slice};
+use crate::cluster::resources::ServiceSpec;
 use crate::cluster::{ExclusionReason, Kind, Object, ObjectKey, Writer};
 use crate::model::{Identity, Verb};
 use crate::trust::RbacRules;
@@ -337,6 +338,101 @@ async fn finds_pod_by_address_and_port() {
         ],
     )
     .await;
+}
+
+/// CONFORMANCE C9: the id before the namespace, and both before the name.
+#[tokio::test]
+async fn judges_id_before_namespace_and_namespace_before_name() {
+    let (resolver, _writer) = resolver_with(false, services());
+    for resource in ["pods", "services"] {
+        let singular = &resource[..resource.len() - 1];
+        for (id, error) in [
+            ("", "name must be provided".to_owned()),
+            (":", format!(r#"invalid {singular} request ":""#)),
+            ("a:b:c", format!(r#"invalid {singular} request "a:b:c""#)),
+            ("..", "Namespace parameter required.".to_owned()),
+            ("missing:80", "Namespace parameter required.".to_owned()),
+            ("missing:+", "Namespace parameter required.".to_owned()),
+        ] {
+            let path = format!("namespaces//{resource}/{id}");
+            check(&resolver, &[(&path, Err(&error))]).await;
+        }
+    }
+    check(&resolver, &[("nodes/", Err("name must be provided"))]).await;
+}
+
+/// CONFORMANCE C35, C39 and C40.
+#[tokio::test]
+async fn judges_address_before_text_of_port() {
+    let node = |name: &str, host: &str| {
+        Object::Node(Node {
+            name: name.into(),
+            addresses: [("InternalIP".into(), host.into())].into(),
+            kubelet_port: 10250,
+        })
+    };
+    let (resolver, _writer) = resolver_with(
+        false,
+        vec![
+            pod("looped", &["127.0.0.1"]),
+            pod("new", &[]),
+            pod("good", &["10.0.0.1"]),
+            pod_in_phase("ended", &[], Phase::Failed),
+            pod_in_phase("looped-and-ended", &["127.0.0.1"], Phase::Succeeded),
+            node("looped", "127.0.0.1"),
+            node("good", "10.1.0.1"),
+            Object::Node(Node {
+                name: "nowhere".into(),
+                addresses: Box::default(),
+                kubelet_port: 10250,
+            }),
+        ],
+    );
+    let ended = r#"pod "ended" has ended (phase Failed)"#;
+    check(
+        &resolver,
+        &[
+            ("namespaces/ns/pods/looped:nope", Err("address not allowed")),
+            ("namespaces/ns/pods/looped:0", Err("address not allowed")),
+            ("namespaces/ns/pods/new:nope", Err("address not allowed")),
+            (
+                "namespaces/ns/pods/good:nope",
+                Err(r#"invalid pod request "good:nope""#),
+            ),
+            ("namespaces/ns/pods/ended", Err(ended)),
+            ("namespaces/ns/pods/ended:nope", Err(ended)),
+            (
+                "namespaces/ns/pods/looped-and-ended",
+                Err(r#"pod "looped-and-ended" has ended (phase Succeeded)"#),
+            ),
+            ("nodes/looped:nope", Err("address not allowed")),
+            (
+                "nodes/nowhere:nope",
+                Err("no preferred addresses found; known addresses: []"),
+            ),
+            (
+                "nodes/good:nope",
+                Err(r#"invalid node request "good:nope""#),
+            ),
+        ],
+    )
+    .await;
+}
+
+/// CONFORMANCE C42.
+#[tokio::test]
+async fn rejects_service_with_other_protocols_only() {
+    let udp = ServiceSpec {
+        has_other_protocols: true,
+        ..ServiceSpec::default()
+    };
+    let dns = Object::Service(ObjectKey::new("ns", "dns"), udp);
+    let (resolver, _writer) = resolver_with(false, vec![dns]);
+    for id in ["dns", "dns:", "dns:53", "dns:udp", "http:dns:53"] {
+        let path = format!("namespaces/ns/services/{id}");
+        let error = r#"service "dns" has no TCP port"#;
+        check(&resolver, &[(&path, Err(error))]).await;
+    }
 }
 
 #[tokio::test]

@@ -82,22 +82,44 @@ pub(in crate::watch) struct SlimPod {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct PodSpec {
     containers: Vec<Container>,
+    init_containers: Vec<Container>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct Container {
     ports: Vec<ContainerPort>,
+    restart_policy: String,
+}
+
+impl Container {
+    /// Returns true for an init container that runs beside the containers (KEP-753).
+    fn is_sidecar(&self) -> bool {
+        self.restart_policy == "Always"
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct ContainerPort {
     name: Option<Box<str>>,
-    container_port: u16,
+    #[serde(rename = "containerPort")]
+    number: u16,
+    #[serde(default)]
+    protocol: Protocol,
+}
+
+/// `protocol` of a port. HTTP runs over TCP only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+enum Protocol {
+    /// Also the default of the API, which manifests often omit.
+    #[default]
+    #[serde(rename = "TCP", alias = "")]
+    Tcp,
+    #[serde(other)]
+    Other,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -118,18 +140,22 @@ impl Watched for SlimPod {
 
     fn object(self) -> Option<Object> {
         let (spec, status) = (self.spec, self.status);
-        // Init containers are not considered, as in kube-apiserver (C37).
+        // Sidecars last, so that the port of a pod does not change when one is injected (C37).
+        let sidecars = spec.init_containers.into_iter();
+        let sidecars = sidecars.filter(Container::is_sidecar);
+        let containers: Vec<_> = spec.containers.into_iter().chain(sidecars).collect();
         let ports = || {
-            spec.containers
+            containers
                 .iter()
                 .flat_map(|container| &container.ports)
+                .filter(|port| port.protocol == Protocol::Tcp)
         };
         let pod = Pod {
             name: self.metadata.name.as_deref().unwrap_or_default().into(),
             ips: status.pod_ips.into_iter().map(|PodIp { ip }| ip).collect(),
-            first_port: ports().next().map(|port| port.container_port),
+            first_port: ports().next().map(|port| port.number),
             named_ports: ports()
-                .filter_map(|port| Some((port.name.clone()?, port.container_port)))
+                .filter_map(|port| Some((port.name.clone()?, port.number)))
                 .collect(),
             phase: match &*status.phase {
                 "Succeeded" => Phase::Succeeded,
@@ -164,6 +190,8 @@ struct SlimServiceSpec {
 struct SlimServicePort {
     name: Option<Box<str>>,
     port: u16,
+    #[serde(default)]
+    protocol: Protocol,
     app_protocol: Option<String>,
 }
 
@@ -181,6 +209,9 @@ impl Watched for SlimService {
         if r#type == "ExternalName" {
             ports.clear();
         }
+        let declared = ports.len();
+        ports.retain(|port| port.protocol == Protocol::Tcp);
+        let has_other_protocols = ports.len() < declared;
         let ports = ports.into_iter().map(|port| PortSpec {
             name: port.name.unwrap_or_default(),
             number: port.port,
@@ -197,6 +228,7 @@ impl Watched for SlimService {
             } else {
                 Affinity::None
             },
+            has_other_protocols,
             primary_family: ip_families.first().and_then(|family| self::family(family)),
             keeps_path: keeps_path(&self.metadata),
         };
@@ -246,6 +278,8 @@ struct TargetRef {
 struct SlimPort {
     name: Option<Box<str>>,
     port: Option<u16>,
+    #[serde(default)]
+    protocol: Protocol,
 }
 
 impl Watched for SlimSlice {
@@ -284,6 +318,7 @@ impl Watched for SlimSlice {
         let ports = self
             .ports
             .into_iter()
+            .filter(|port| port.protocol == Protocol::Tcp)
             .filter_map(|port| Some((port.name.unwrap_or_default(), port.port?)));
         let slice = Slice {
             service: (**service).into(),

@@ -15,7 +15,7 @@ fn object<K: Watched>(json: &Value) -> Result<Option<Object>, ObjectError> {
 fn reads_addresses_and_ports_of_pod() {
     let pod = object::<SlimPod>(&json!({
         "metadata": {"name": "p", "namespace": "ns", "managedFields": [{"x": 1}]},
-        "spec": {"initContainers": [{"ports": [{"containerPort": 1}]}], "containers": [
+        "spec": {"containers": [
             {"name": "a"},
             {"name": "b", "ports": [{"containerPort": 8080, "name": "web"}, {"containerPort": 9090}]},
         ]},
@@ -30,6 +30,129 @@ fn reads_addresses_and_ports_of_pod() {
         (Some(8080), &[("web".into(), 8080)][..])
     );
     assert_eq!(pod.ips[0].to_string(), "10.0.0.7");
+}
+
+/// First port and named ports of a pod with this spec.
+fn ports_of_pod(spec: &Value) -> (Option<u16>, Vec<(String, u16)>) {
+    let meta = json!({"name": "p", "namespace": "ns"});
+    let pod = object::<SlimPod>(&json!({"metadata": meta, "spec": spec}));
+    let Ok(Some(Object::Pod(_, pod))) = pod else {
+        panic!("{pod:?}")
+    };
+    let named = pod.named_ports.iter();
+    let named = named.map(|(name, port)| (name.to_string(), *port));
+    (pod.first_port, named.collect())
+}
+
+/// CONFORMANCE C37 and C38.
+#[test]
+fn reads_tcp_ports_of_containers_and_then_of_sidecars() {
+    let port = |name: &str, number: u16| json!({"name": name, "containerPort": number});
+    let with_protocol =
+        |protocol: Value| json!({"name": "a", "containerPort": 1, "protocol": protocol});
+    let sidecar = |port: Value| json!({"restartPolicy": "Always", "ports": [port]});
+    let cases = [
+        // Sidecars come after containers, and other init containers do not count.
+        (
+            json!({
+                "initContainers": [
+                    {"ports": [port("init", 1)]},
+                    {"restartPolicy": "OnFailure", "ports": [port("retried", 2)]},
+                    sidecar(port("metrics", 9100)),
+                    sidecar(port("proxy", 15001)),
+                ],
+                "containers": [{"ports": [port("http", 8080)]}],
+            }),
+            vec![("http", 8080), ("metrics", 9100), ("proxy", 15001)],
+        ),
+        (
+            json!({"initContainers": [sidecar(port("metrics", 9100))], "containers": [{}]}),
+            vec![("metrics", 9100)],
+        ),
+        (
+            json!({"initContainers": [{"restartPolicy": null, "ports": [port("init", 1)]}], "containers": null}),
+            vec![],
+        ),
+        (
+            json!({"initContainers": null, "containers": [{"restartPolicy": "Never", "ports": [port("http", 8080)]}]}),
+            vec![("http", 8080)],
+        ),
+        // UDP of a sidecar does not count either.
+        (
+            json!({"initContainers": [sidecar(with_protocol(json!("UDP")))], "containers": []}),
+            vec![],
+        ),
+        // CoreDNS lists its UDP port first.
+        (
+            json!({"containers": [{"ports": [
+                {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+                {"name": "dns-tcp", "containerPort": 53, "protocol": "TCP"},
+                {"name": "sctp", "containerPort": 54, "protocol": "SCTP"},
+            ]}]}),
+            vec![("dns-tcp", 53)],
+        ),
+    ];
+    for (spec, expected) in cases {
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|(name, port)| (name.to_owned(), port))
+            .collect();
+        let first = expected.first().map(|(_, port)| *port);
+        assert_eq!(ports_of_pod(&spec), (first, expected), "{spec}");
+    }
+    for (protocol, first) in [
+        (json!("TCP"), Some(1)),
+        (json!(""), Some(1)),
+        (json!(null), Some(1)),
+        (json!("UDP"), None),
+        (json!("SCTP"), None),
+        (json!("tcp"), None),
+        (json!("QUIC"), None),
+    ] {
+        let spec = json!({"containers": [{"ports": [with_protocol(protocol.clone())]}]});
+        assert_eq!(ports_of_pod(&spec).0, first, "{protocol}");
+    }
+}
+
+/// CONFORMANCE C42.
+#[test]
+fn reads_tcp_ports_of_services_and_slices() {
+    let ports = json!([
+        {"name": "h3", "port": 443, "protocol": "UDP"},
+        {"name": "https", "port": 443, "protocol": "TCP"},
+        {"name": "default", "port": 80},
+        {"name": "null", "port": 81, "protocol": null},
+        {"name": "sctp", "port": 80, "protocol": "SCTP"},
+    ]);
+    let expected = [("https", 443), ("default", 80), ("null", 81)];
+    let service = |ports: &Value| {
+        let meta = json!({"name": "s", "namespace": "ns"});
+        match object::<SlimService>(&json!({"metadata": meta, "spec": {"ports": ports}})) {
+            Ok(Some(Object::Service(_, spec))) => spec,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mixed = service(&ports);
+    let found: Vec<_> = mixed.ports.iter().map(|p| (&*p.name, p.number)).collect();
+    assert_eq!(found, expected);
+    assert!(mixed.has_other_protocols);
+    let udp = service(&json!([{"port": 53, "protocol": "UDP"}]));
+    assert!(udp.ports.is_empty() && udp.has_other_protocols);
+    assert!(!service(&json!([{"port": 80}])).has_other_protocols);
+
+    let slice = object::<SlimSlice>(&json!({
+        "metadata": {"name": "s", "namespace": "ns", "labels": {"kubernetes.io/service-name": "s"}},
+        "addressType": "IPv4", "endpoints": [], "ports": ports,
+    }));
+    let Ok(Some(Object::EndpointSlice(_, slice))) = slice else {
+        panic!("{slice:?}")
+    };
+    let found: Vec<_> = slice
+        .ports
+        .iter()
+        .map(|(name, port)| (&**name, *port))
+        .collect();
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -94,12 +217,13 @@ fn treats_missing_conditions_as_ready_and_omits_ports_without_number() {
 fn external_name_service_has_no_ports() {
     let service = object::<SlimService>(&json!({
         "metadata": {"name": "s", "namespace": "ns"},
-        "spec": {"type": "ExternalName", "externalName": "metadata.internal", "ports": [{"port": 80}]},
+        "spec": {"type": "ExternalName", "externalName": "metadata.internal",
+            "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]},
     }));
     let Ok(Some(Object::Service(_, spec))) = service else {
         panic!("{service:?}")
     };
-    assert!(spec.ports.is_empty());
+    assert!(spec.ports.is_empty() && !spec.has_other_protocols);
 }
 
 #[test]
