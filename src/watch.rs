@@ -7,6 +7,8 @@
 pub mod kubernetes;
 pub mod manifests;
 mod objects;
+mod redact;
+mod yaml;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -71,6 +71,54 @@ fn serve_without_a_cluster_names_the_alternatives() {
     );
 }
 
+/// A directory of manifests without objects or callers, and with an object that is defined twice.
+#[test]
+fn check_warns_of_manifests_that_serve_nobody() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let manifests = format!("--manifests-dir={}", directory.path().display());
+    let check = |arguments: &[&str]| {
+        let output = run(&[&["check", "--load", &manifests], arguments].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_contains(
+        &check(&[]),
+        &[
+            "the directory of manifests has no *.yaml, *.yml or *.json files",
+            "no caller can authenticate: set source.manifests.tokenAuthFile",
+        ],
+    );
+    write(
+        directory.path(),
+        "a.yaml",
+        "kind: Deployment\nmetadata: {name: d}\n",
+    );
+    assert_contains(
+        &check(&[]),
+        &[
+            "the manifests contain no Node, Pod, Service or EndpointSlice",
+            "0 role bindings, 1 of unused kinds",
+        ],
+    );
+    let pod = "kind: Pod\nmetadata: {name: p}\n";
+    write(directory.path(), "b.yaml", &format!("{pod}---\n{pod}"));
+    let stderr = check(&["--anonymous-auth"]);
+    assert_contains(
+        &stderr,
+        &[
+            "Pod \"p\" of the namespace \"default\" is defined twice",
+            "b.yaml\", line 1",
+            "line 4; using the last definition",
+            "0 nodes, 1 pods",
+            "1 duplicates",
+        ],
+    );
+    assert!(
+        !stderr.contains("no caller") && !stderr.contains("contain no"),
+        "{stderr}"
+    );
+}
+
 #[test]
 fn names_line_field_and_value_of_an_invalid_configuration() {
     assert_contains(
@@ -135,7 +183,7 @@ fn check_loads_referenced_files_with_load_only() {
         &String::from_utf8_lossy(&output.stderr),
         &[
             "the files that it names were loaded",
-            "the directory has no *.yaml, *.yml or *.json files",
+            "the directory of manifests has no *.yaml, *.yml or *.json files",
             "manifests: 0 nodes, 0 pods, 0 services, 0 endpointslices, 0 roles, 0 role bindings",
         ],
     );

@@ -65,9 +65,18 @@ impl Source {
                 let directory = directory.context("source.manifests.directory is not set")?;
                 let token_file = source.token_auth_file.clone();
                 let manifests = Manifests::load(directory, token_file, trust.clone());
-                Self::Manifests(Box::new(
-                    manifests.map_err(|error| name_setting(error, source))?,
-                ))
+                let manifests = manifests.map_err(|error| name_setting(error, source))?;
+                if source.token_auth_file.is_none()
+                    && config.serving.client_ca_file.is_none()
+                    && !config.authentication.anonymous
+                {
+                    tracing::warn!(
+                        "no caller can authenticate: set source.manifests.tokenAuthFile \
+                         (--token-auth-file), serving.clientCAFile (--client-ca-file) or \
+                         authentication.anonymous (--anonymous-auth)"
+                    );
+                }
+                Self::Manifests(Box::new(manifests))
             }
         })
     }
@@ -77,7 +86,9 @@ impl Source {
 fn name_setting(error: ManifestError, source: &ManifestsSource) -> Error {
     let path = match &error {
         ManifestError::Read { path, .. } | ManifestError::Tokens { path, .. } => Some(path),
-        ManifestError::Yaml { .. } | ManifestError::Malformed { .. } => None,
+        ManifestError::Yaml { .. }
+        | ManifestError::Malformed { .. }
+        | ManifestError::Several(_) => None,
     };
     let setting = if path.is_some() && path == source.directory.as_ref() {
         "cannot use source.manifests.directory (--manifests-dir)"

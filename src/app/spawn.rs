@@ -194,7 +194,12 @@ impl Setup<'_> {
             ..
         } = *self;
         if let Some(directory) = &config.source.manifests.directory {
-            tracing::info!(directory = %directory.display(), "using directory of manifests");
+            let objects = manifests.counts();
+            tracing::info!(
+                directory = %directory.display(),
+                %objects,
+                "using directory of manifests"
+            );
         }
         let Trust {
             token_file, rbac, ..

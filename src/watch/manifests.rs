@@ -1,17 +1,12 @@
 //! Cluster state from a folder of YAML files instead of a Kubernetes API.
 
 mod documents;
-mod redact;
+mod folder;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use serde_json::Value;
-use serde_saphyr::Spanned;
-
-use super::objects::remove_nulls;
+use super::redact::YamlError;
 use super::{Change, Feed};
 use crate::cluster::{Kind, Object};
 use crate::file_watch::FileWatch;
@@ -19,14 +14,18 @@ use crate::metrics::Metrics;
 use crate::model::error_chain;
 use crate::ready::{BlockReady, Ready};
 use crate::trust::{TokenFileError, Trust};
-pub use documents::{DocumentError, ObjectCounts};
-use documents::{Documents, Position};
-pub use redact::{Redacted, YamlError};
+pub use documents::DocumentError;
+pub use folder::ObjectCounts;
+use folder::{Contents, Folder};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 
 /// Name of this source in `/readyz` and in the metrics.
 const MANIFESTS: &str = "manifests";
 /// Kinds in the order in which they are sent.
 const KINDS: [Kind; 4] = Kind::ALL;
+/// Maximum number of errors that one message lists.
+const MAX_REPORTED: usize = 10;
 
 /// Reason why a directory or token file cannot be used. Contains no values of the files, except
 /// kinds and names of objects and paths of fields.
@@ -57,6 +56,8 @@ pub enum ManifestError {
         path: PathBuf,
         source: TokenFileError,
     },
+    #[error("{}", join(.0))]
+    Several(Vec<ManifestError>),
 }
 
 /// Folder and token file, with the objects that were read from them.
@@ -65,6 +66,8 @@ pub struct Manifests {
     directory: PathBuf,
     token_file: Option<PathBuf>,
     trust: Trust,
+    /// Objects in use, of which invalid ones are kept at a reload.
+    folder: Folder,
     /// Objects that were read and not yet sent to the index.
     objects: Option<Vec<(Kind, Object)>>,
     counts: ObjectCounts,
@@ -76,7 +79,8 @@ impl Manifests {
     /// Reads the folder and the token file.
     ///
     /// # Errors
-    /// The error names the file, the object and the reason.
+    /// Names each file or object that is invalid, and the reason. Unlike a reload, which keeps
+    /// their previous version, a start has none.
     pub fn load(
         directory: PathBuf,
         token_file: Option<PathBuf>,
@@ -93,12 +97,17 @@ impl Manifests {
             directory,
             token_file,
             trust,
+            folder: Folder::default(),
             objects: None,
             counts: ObjectCounts::default(),
             changes,
         };
-        manifests.read()?;
-        Ok(manifests)
+        let mut errors = manifests.read();
+        match errors.len() {
+            0 => Ok(manifests),
+            1 => Err(errors.remove(0)),
+            _ => Err(ManifestError::Several(errors)),
+        }
     }
 
     /// Returns the numbers of objects that were read.
@@ -112,8 +121,8 @@ impl Manifests {
     }
 
     /// Returns the task that sends the objects, and reads and sends them again when a file changes.
-    /// An invalid file changes nothing: the last valid state stays in use, and `/readyz`, the log
-    /// and a metric report the error.
+    /// An object that is invalid then stays as it was, as do all objects of a file that is not
+    /// YAML; `/readyz`, the log and metrics report the errors.
     pub fn follow(
         self,
         feed: Feed,
@@ -135,6 +144,7 @@ impl Manifests {
     }
 
     async fn run(&mut self, feed: &Feed, ready: &Ready, metrics: &Metrics) {
+        let mut errors = Vec::new();
         loop {
             if let Some(mut objects) = self.objects.take() {
                 // Also kinds without objects, so that those of the previous state are deleted.
@@ -145,77 +155,75 @@ impl Manifests {
                     feed.send(Change::Reset(kind, objects.collect())).await;
                 }
                 metrics.watch_event(MANIFESTS);
-                metrics.watch_up(MANIFESTS, true);
-                ready.clear_degraded(MANIFESTS);
             }
+            report(&errors, ready, metrics);
             self.changes.changed().await;
-            match self.read() {
-                Ok(()) => {
-                    let objects = self.counts;
-                    tracing::info!(directory = ?self.directory, %objects, "reloaded the manifests");
-                }
-                Err(error) => {
-                    let error = error_chain(&error);
-                    tracing::error!(
-                        error,
-                        "cannot load the changed manifests; serving the last valid ones"
-                    );
-                    metrics.watch_up(MANIFESTS, false);
-                    ready.set_degraded(MANIFESTS, format!("serving the last valid ones: {error}"));
-                }
-            }
+            errors = self.read();
+            let objects = self.counts;
+            tracing::info!(directory = ?self.directory, %objects, "reloaded the manifests");
         }
     }
 
-    /// Reads all files. Nothing takes effect unless all of them are valid.
-    fn read(&mut self) -> Result<(), ManifestError> {
-        let mut documents = Documents::default();
-        let paths = files(&self.directory)?;
-        if paths.is_empty() {
-            tracing::warn!(
-                directory = ?self.directory,
-                "the directory has no *.yaml, *.yml or *.json files"
-            );
-        }
-        for path in paths {
-            let text = read(&path)?;
-            // Like kubectl, reads `y`, `n` and `on` as strings (YAML 1.2).
-            let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-            let values: Vec<Spanned<Value>> =
-                serde_saphyr::from_multiple_with_options(&text, options).map_err(|error| {
-                    ManifestError::Yaml {
-                        path: path.clone(),
-                        line: error.location().map_or(0, |location| location.line()),
-                        source: YamlError::new(&error),
-                    }
-                })?;
-            for (index, document) in values.into_iter().enumerate() {
-                let mut value = document.value;
-                // Helm often renders keys without a value, such as `annotations:`.
-                remove_nulls(&mut value);
-                let position = Position {
-                    path: &path,
-                    line: document.referenced.line(),
-                    number: index + 1,
-                };
-                documents.add(position, value)?;
-            }
-        }
-        // Last, because it takes effect immediately: nothing may fail after it.
-        if let Some(path) = &self.token_file {
-            self.trust
-                .token_file
-                .replace(&read(path)?)
-                .map_err(|source| ManifestError::Tokens {
-                    path: path.clone(),
-                    source,
-                })?;
-        }
-        self.counts = documents.counts();
-        self.trust.rbac.store(Arc::new(documents.rules.build()));
-        self.objects = Some(documents.objects);
-        Ok(())
+    /// Reads all files. Returns the errors; what they are about is as before.
+    fn read(&mut self) -> Vec<ManifestError> {
+        let (folder, mut errors) = Folder::read(&self.directory, &mut self.folder);
+        self.folder = folder;
+        let Contents {
+            objects,
+            rules,
+            counts,
+        } = self.folder.contents();
+        self.counts = counts;
+        self.trust.rbac.store(Arc::new(rules.build()));
+        self.objects = Some(objects);
+        errors.extend(self.read_tokens().err());
+        errors
     }
+
+    fn read_tokens(&self) -> Result<(), ManifestError> {
+        let Some(path) = &self.token_file else {
+            return Ok(());
+        };
+        let replaced = self.trust.token_file.replace(&read(path)?);
+        replaced.map_err(|source| ManifestError::Tokens {
+            path: path.clone(),
+            source,
+        })
+    }
+}
+
+/// Reports the errors of a reload in the log, `/readyz` and the metrics.
+fn report(errors: &[ManifestError], ready: &Ready, metrics: &Metrics) {
+    metrics.watch_up(MANIFESTS, errors.is_empty());
+    if errors.is_empty() {
+        ready.clear_degraded(MANIFESTS);
+        return;
+    }
+    for error in errors {
+        metrics.watch_malformed(MANIFESTS);
+        tracing::error!(
+            error = error_chain(error),
+            "cannot load a changed manifest; serving its last valid version"
+        );
+    }
+    let reasons = join(errors);
+    ready.set_degraded(
+        MANIFESTS,
+        format!("serving the last valid version: {reasons}"),
+    );
+}
+
+/// Joins errors with their causes. Beyond [`MAX_REPORTED`], the others are counted.
+fn join(errors: &[ManifestError]) -> String {
+    let reported = errors
+        .iter()
+        .take(MAX_REPORTED)
+        .map(|error| error_chain(error));
+    let mut text = reported.collect::<Vec<_>>().join("; ");
+    if errors.len() > MAX_REPORTED {
+        text += &format!("; and {} more", errors.len() - MAX_REPORTED);
+    }
+    text
 }
 
 fn read(path: &Path) -> Result<String, ManifestError> {
@@ -223,31 +231,6 @@ fn read(path: &Path) -> Result<String, ManifestError> {
         path: path.into(),
         source,
     })
-}
-
-/// Returns the manifests of a folder in the order of their names. Skips hidden files: a mounted
-/// `ConfigMap` has hidden directories with copies of its files.
-fn files(directory: &Path) -> Result<Vec<PathBuf>, ManifestError> {
-    let entries = std::fs::read_dir(directory);
-    let entries = entries.map_err(|source| ManifestError::Read {
-        path: directory.into(),
-        source,
-    })?;
-    let mut paths: Vec<_> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            let hidden = path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with('.'));
-            let is_manifest = path
-                .extension()
-                .is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
-            is_manifest && !hidden && path.is_file()
-        })
-        .collect();
-    paths.sort();
-    Ok(paths)
 }
 
 #[cfg(test)]

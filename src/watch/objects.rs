@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::yaml::remove_nulls;
 use crate::cluster::{Kind, Object, ObjectKey};
 pub(super) use slim::{SlimNode, SlimPod, SlimService, SlimSlice};
 
@@ -184,21 +185,6 @@ impl<K: Watched> Resource for Item<K> {
             Self::Object(object) => object.meta_mut(),
             Self::Malformed(meta, _) => meta,
         }
-    }
-}
-
-/// Removes members and elements that are null, at any depth.
-pub(super) fn remove_nulls(value: &mut Value) {
-    match value {
-        Value::Object(members) => {
-            members.retain(|_, member| !member.is_null());
-            members.values_mut().for_each(remove_nulls);
-        }
-        Value::Array(elements) => {
-            elements.retain(|element| !element.is_null());
-            elements.iter_mut().for_each(remove_nulls);
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

@@ -1,4 +1,4 @@
-//! YAML documents of a folder, sorted into objects of the index and RBAC rules.
+//! Documents of a file, decoded into objects of the index and RBAC objects.
 
 use std::fmt;
 use std::path::Path;
@@ -10,19 +10,31 @@ use serde_json::Value;
 use super::super::objects::{
     DecodeError, Item, ObjectError, SlimNode, SlimPod, SlimService, SlimSlice, Watched, decode,
 };
+use super::super::redact::Redacted;
 use super::ManifestError;
-use super::redact::Redacted;
 use crate::cluster::{Kind, Object};
-use crate::trust::RbacRulesBuilder;
 
-/// Kinds that get the namespace `default` if they have none, as with kubectl.
-const NAMESPACED: [&str; 5] = ["Pod", "Service", "EndpointSlice", "Role", "RoleBinding"];
+/// Kinds that are used, with their API, and true if they are namespaced.
+const USED_KINDS: [(&str, &str, bool); 8] = [
+    ("Node", CORE, false),
+    ("Pod", CORE, true),
+    ("Service", CORE, true),
+    ("EndpointSlice", "discovery.k8s.io/v1", true),
+    ("Role", RBAC, true),
+    ("ClusterRole", RBAC, false),
+    ("RoleBinding", RBAC, true),
+    ("ClusterRoleBinding", RBAC, false),
+];
+const CORE: &str = "v1";
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
 /// Reason why a document is malformed. Contains no values of the document.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
-    #[error("kind and metadata.name are required")]
-    Incomplete,
+    #[error("kind is required")]
+    NoKind,
+    #[error("metadata.name is required")]
+    NoName,
     #[error("{reason}")]
     Decode { reason: Redacted },
     #[error("{field}: {reason}")]
@@ -55,157 +67,230 @@ impl From<ObjectError> for DocumentError {
     }
 }
 
-/// Position of a document, for errors.
+/// Kind, namespace and name, which identify an object in a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ObjectId {
+    kind: Box<str>,
+    /// Empty for objects of the cluster.
+    namespace: Box<str>,
+    name: Box<str>,
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            kind,
+            namespace,
+            name,
+        } = self;
+        if namespace.is_empty() {
+            write!(f, "{kind} {name:?}")
+        } else {
+            write!(f, "{kind} {name:?} of the namespace {namespace:?}")
+        }
+    }
+}
+
+/// An object of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Document {
+    pub id: ObjectId,
+    /// First line of the document, from 1.
+    pub line: u64,
+    pub content: Content,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Object(Kind, Object),
+    Role(Role),
+    ClusterRole(ClusterRole),
+    RoleBinding(RoleBinding),
+    ClusterRoleBinding(ClusterRoleBinding),
+}
+
+/// Objects of a file.
+#[derive(Debug, Default)]
+pub(super) struct Documents {
+    pub objects: Vec<Document>,
+    /// Objects that cannot be decoded. They do not affect the others.
+    pub malformed: Vec<(ObjectId, ManifestError)>,
+    /// Number of objects of kinds that are not used.
+    pub skipped: usize,
+}
+
+/// Position of an object, for errors.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Position<'a> {
     pub path: &'a Path,
-    /// First line, from 1.
+    /// First line of the document, from 1.
     pub line: u64,
     /// Number of the document in its file, from 1, without empty documents.
     pub number: usize,
+    /// Index in the items of a list.
+    pub item: Option<usize>,
 }
 
-/// Numbers of objects that were read.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ObjectCounts {
-    /// In the order of [`Kind::ALL`].
-    objects: [usize; Kind::ALL.len()],
-    roles: usize,
-    bindings: usize,
-}
-
-impl fmt::Display for ObjectCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (kind, count) in Kind::ALL.into_iter().zip(self.objects) {
-            write!(f, "{count} {}, ", kind.plural())?;
+impl Position<'_> {
+    /// Returns the error of the object at this position.
+    fn malformed(self, kind: &str, name: &str, source: DocumentError) -> ManifestError {
+        let item = self.item.map(|index| format!(", items[{index}]"));
+        let place = format!("document {}{}", self.number, item.unwrap_or_default());
+        ManifestError::Malformed {
+            path: self.path.into(),
+            line: self.line,
+            object: match (kind, name) {
+                ("", "") => place,
+                (kind, "") => format!("{place} ({kind})"),
+                ("", name) => format!("{place} ({name:?})"),
+                (kind, name) => format!("{kind} {name:?}"),
+            },
+            source,
         }
-        write!(f, "{} roles, {} role bindings", self.roles, self.bindings)
     }
-}
-
-/// Objects and rules of the documents so far.
-#[derive(Debug, Default)]
-pub(super) struct Documents {
-    pub objects: Vec<(Kind, Object)>,
-    pub rules: RbacRulesBuilder,
 }
 
 impl Documents {
-    /// Counts the objects. Roles and bindings include those of the cluster.
-    pub fn counts(&self) -> ObjectCounts {
-        let of = |kind: Kind| self.objects.iter().filter(|(of, _)| *of == kind).count();
-        ObjectCounts {
-            objects: Kind::ALL.map(of),
-            roles: self.rules.roles.len() + self.rules.cluster_roles.len(),
-            bindings: self.rules.role_bindings.len() + self.rules.cluster_role_bindings.len(),
-        }
-    }
-
-    /// Adds the object of a document or, if it is a `List`, its items. Skips kinds that are not
-    /// used.
+    /// Adds the object of a document or, if it is a list, its items. Skips kinds that are not used.
     ///
     /// # Errors
-    /// The document has no kind or name, or is malformed.
+    /// The document does not say which object it describes, so that the file as a whole is invalid.
     pub fn add(
         &mut self,
         position: Position<'_>,
         mut document: Value,
     ) -> Result<(), ManifestError> {
-        // A file may end with `---`.
-        if document.is_null() {
-            return Ok(());
-        }
         let kind = text(&document["kind"]);
         let name = text(&document["metadata"]["name"]);
-        let malformed = |source: DocumentError| ManifestError::Malformed {
-            path: position.path.into(),
-            line: position.line,
-            object: match (&*kind, &*name) {
-                ("", "") => format!("document {}", position.number),
-                (kind, "") => format!("document {} ({kind})", position.number),
-                ("", name) => format!("document {} ({name:?})", position.number),
-                (kind, name) => format!("{kind} {name:?}"),
-            },
-            source,
-        };
+        let malformed = |error| position.malformed(&kind, &name, error);
+        if kind.is_empty() {
+            return Err(malformed(DocumentError::NoKind));
+        }
+        if let Some((item_kind, api)) = list(&kind)
+            && is_of_api(&document, api)
+        {
+            return self.add_items(position, &kind, item_kind, document);
+        }
         // Other APIs have kinds of the same name, such as the Service of Knative.
-        let is_known_api = document
-            .get("apiVersion")
-            .is_none_or(|version| *version == api_version(&kind));
-        if kind == "List" && is_known_api {
-            let items = decode::<Vec<Value>>(&document["items"])
-                .map_err(|error| malformed(error.into()))?;
-            return items
-                .into_iter()
-                .try_for_each(|item| self.add(position, item));
-        }
-        if kind.is_empty() || name.is_empty() {
-            return Err(malformed(DocumentError::Incomplete));
-        }
-        let version = text(&document["apiVersion"]);
-        if NAMESPACED.contains(&&*kind) && document["metadata"]["namespace"].is_null() {
-            document["metadata"]["namespace"] = "default".into();
-        }
-        let is_used = is_known_api && self.decode(&kind, document).map_err(malformed)?;
-        if !is_used {
+        let used = USED_KINDS.into_iter().find(|(used, ..)| *used == kind);
+        let Some((_, _, is_namespaced)) = used.filter(|(_, api, _)| is_of_api(&document, api))
+        else {
+            self.skipped += 1;
             tracing::info!(
                 path = ?position.path,
                 kind,
-                version,
+                version = text(&document["apiVersion"]),
                 name,
                 "skipping an object of an unused kind"
             );
+            return Ok(());
+        };
+        if name.is_empty() {
+            return Err(malformed(DocumentError::NoName));
+        }
+        let mut namespace = text(&document["metadata"]["namespace"]);
+        if !is_namespaced {
+            namespace.clear();
+        } else if namespace.is_empty() {
+            // As with kubectl. Not where the namespace is malformed, which decoding reports.
+            namespace.push_str("default");
+            let field = &mut document["metadata"]["namespace"];
+            if field.is_null() || field.is_string() {
+                *field = (&*namespace).into();
+            }
+        }
+        let id = ObjectId {
+            kind: (&*kind).into(),
+            namespace: namespace.into(),
+            name: (&*name).into(),
+        };
+        match content(&kind, document) {
+            Ok(content) => self.objects.extend(content.map(|content| Document {
+                id,
+                line: position.line,
+                content,
+            })),
+            Err(error) => self.malformed.push((id, malformed(error))),
         }
         Ok(())
     }
 
-    /// Returns false if the kind is not used.
-    fn decode(&mut self, kind: &str, document: Value) -> Result<bool, DocumentError> {
-        match kind {
-            "Node" => self.object::<SlimNode>(document)?,
-            "Pod" => self.object::<SlimPod>(document)?,
-            "Service" => self.object::<SlimService>(document)?,
-            "EndpointSlice" => self.object::<SlimSlice>(document)?,
-            "Role" => self.rules.roles.push(parse::<Role>(&document)?),
-            "ClusterRole" => {
-                let role = parse::<ClusterRole>(&document)?;
-                self.rules.cluster_roles.push(role);
+    /// Adds the items of a list, which are of `item_kind` if they have no kind.
+    fn add_items(
+        &mut self,
+        position: Position<'_>,
+        list: &str,
+        item_kind: &str,
+        mut document: Value,
+    ) -> Result<(), ManifestError> {
+        // An empty list of Go is null.
+        let items = match document["items"].take() {
+            Value::Null => Vec::new(),
+            items => decode::<Vec<Value>>(&items).map_err(|DecodeError { field, source }| {
+                let field = format!("items{field}");
+                let error = DecodeError { field, source };
+                position.malformed(list, "", error.into())
+            })?,
+        };
+        for (index, mut item) in items.into_iter().enumerate() {
+            // The API omits the kind of items in lists of one kind.
+            if let Value::Object(members) = &mut item
+                && !item_kind.is_empty()
+                && !members.contains_key("kind")
+            {
+                members.insert("kind".to_owned(), item_kind.into());
             }
-            "RoleBinding" => {
-                let binding = parse::<RoleBinding>(&document)?;
-                self.rules.role_bindings.push(binding);
-            }
-            "ClusterRoleBinding" => {
-                let binding = parse::<ClusterRoleBinding>(&document)?;
-                self.rules.cluster_role_bindings.push(binding);
-            }
-            _ => return Ok(false),
+            let position = Position {
+                item: Some(index),
+                ..position
+            };
+            self.add(position, item)?;
         }
-        Ok(true)
-    }
-
-    fn object<K: Watched>(&mut self, document: Value) -> Result<(), DocumentError> {
-        let object = Item::<K>::from_value(document).object()?;
-        self.objects.extend(object.map(|object| (K::KIND, object)));
         Ok(())
     }
 }
 
-/// Returns the API of a kind that is used.
-fn api_version(kind: &str) -> &'static str {
-    match kind {
-        "EndpointSlice" => "discovery.k8s.io/v1",
-        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => {
-            "rbac.authorization.k8s.io/v1"
-        }
-        _ => "v1",
+/// Returns the kind of the items, empty if it may be any, and the API of a list of used kinds.
+fn list(kind: &str) -> Option<(&'static str, &'static str)> {
+    let of = kind.strip_suffix("List")?;
+    if of.is_empty() {
+        return Some(("", CORE));
     }
+    let mut kinds = USED_KINDS.into_iter();
+    let (kind, api, _) = kinds.find(|(kind, ..)| *kind == of)?;
+    Some((kind, api))
 }
 
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
+fn is_of_api(document: &Value, api: &str) -> bool {
+    document
+        .get("apiVersion")
+        .is_none_or(|version| *version == api)
+}
+
+/// Decodes an object of a used kind. `None` if the index does not need it.
+fn content(kind: &str, document: Value) -> Result<Option<Content>, DocumentError> {
+    Ok(Some(match kind {
+        "Node" => return object::<SlimNode>(document),
+        "Pod" => return object::<SlimPod>(document),
+        "Service" => return object::<SlimService>(document),
+        "EndpointSlice" => return object::<SlimSlice>(document),
+        "Role" => Content::Role(parse(&document)?),
+        "ClusterRole" => Content::ClusterRole(parse(&document)?),
+        "RoleBinding" => Content::RoleBinding(parse(&document)?),
+        "ClusterRoleBinding" => Content::ClusterRoleBinding(parse(&document)?),
+        _ => return Ok(None),
+    }))
+}
+
+fn object<K: Watched>(document: Value) -> Result<Option<Content>, DocumentError> {
+    let object = Item::<K>::from_value(document).object()?;
+    Ok(object.map(|object| Content::Object(K::KIND, object)))
 }
 
 fn parse<T: DeserializeOwned>(document: &Value) -> Result<T, DocumentError> {
     Ok(decode(document)?)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }

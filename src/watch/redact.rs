@@ -1,9 +1,9 @@
 //! Errors about the contents of files, without the contents.
 //!
-//! The folder may hold Secrets beside the manifests. Errors appear in the log and in `/readyz`,
-//! whose readers may not have access to them. YAML and JSON libraries quote the input in their
-//! messages, so a [`ManifestError`](super::ManifestError) never contains their errors, neither as
-//! text nor as a `source`.
+//! A folder of manifests may hold Secrets, and a kubeconfig holds credentials. Errors appear in the
+//! log and in `/readyz`, whose readers may not have access to them. YAML and JSON libraries quote
+//! the input in their messages, so the errors of manifests and kubeconfigs never contain theirs,
+//! neither as text nor as a `source`.
 
 use std::fmt;
 
@@ -37,6 +37,10 @@ impl Redacted {
                     yaml_term(&without_quotes(expected))
                 ));
             }
+        }
+        // The field is one of ours, not of the file.
+        if message.starts_with("missing field `") {
+            return Self(message.replace('`', ""));
         }
         Self(without_quotes(message))
     }
@@ -72,8 +76,8 @@ pub enum YamlError {
     DuplicateKey,
     #[error("a number is out of range")]
     NumberOutOfRange,
-    #[error("the file is not UTF-8")]
-    NotUtf8,
+    #[error("too large or too deeply nested, or too many aliases")]
+    TooLarge,
     #[error("the document cannot be decoded")]
     Other,
 }
@@ -87,7 +91,10 @@ impl YamlError {
             Error::Eof { .. } => Self::UnexpectedEnd,
             Error::DuplicateMappingKey { .. } => Self::DuplicateKey,
             Error::NonFiniteFloat { .. } => Self::NumberOutOfRange,
-            Error::InvalidUtf8Input => Self::NotUtf8,
+            Error::Budget { .. }
+            | Error::AliasReplayLimitExceeded { .. }
+            | Error::AliasExpansionLimitExceeded { .. }
+            | Error::AliasReplayStackDepthExceeded { .. } => Self::TooLarge,
             _ => Self::Other,
         }
     }
@@ -136,7 +143,7 @@ mod tests {
                 r#"invalid type: string "s3cr3t", expected struct PodSpec"#,
                 "invalid type: a string, expected a mapping",
             ),
-            ("missing field `port`", "missing field …"),
+            ("missing field `port`", "missing field port"),
             ("unclosed 's3cr3t", "unclosed …"),
             ("not an IP address", "not an IP address"),
         ] {
