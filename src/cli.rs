@@ -26,7 +26,7 @@ use settings::Settings;
 Try it without a cluster:
   kube-bastion demo
 
-Run it outside of a cluster, on a host with a route to the pods:
+Run it outside of a cluster, on a host with a route to the addresses of its pods (a node, a VPN):
   kube-bastion serve --kubeconfig ~/.kube/config \\
     --tls-cert-file tls.crt --tls-private-key-file tls.key
   curl --cacert ca.crt -H \"Authorization: Bearer $(kubectl create token SERVICE_ACCOUNT)\" \\
@@ -51,6 +51,10 @@ enum Command {
 }
 
 const SERVE_HELP: &str = "\
+Without a cluster source, the cluster is that of $KUBECONFIG, else of the pod's service account,
+else of ~/.kube/config. The bastion dials the addresses of pods and nodes itself: outside of the
+cluster, it needs a route to them.
+
 Precedence of settings: flag, environment variable, file of --config, default. The file has more
 settings than there are flags; docs/reference.md lists all of them.";
 
@@ -267,10 +271,6 @@ mod tests {
             (
                 &["serve", "--token-auth-file=a"],
                 "(--token-auth-file) requires it; set a directory of YAML files (--manifests-dir)",
-            ),
-            (
-                &["serve", "--context=a"],
-                "source.kubernetes.kubeconfig: not set",
             ),
             (
                 &["serve", "--manifests-dir=m", "--kubeconfig=k"],

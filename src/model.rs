@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod identity;
 pub mod path;
 pub mod quote;
+pub mod similar;
 pub mod status;
 pub mod target;
 pub mod text;

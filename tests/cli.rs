@@ -16,6 +16,7 @@ fn command(arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .env_remove("KUBERNETES_SERVICE_HOST")
+        .env_remove("KUBECONFIG")
         .env("HOME", "/nonexistent");
     if arguments.first() == Some(&"serve") {
         // A start that fails late has bound its ports by then, and the default ports may be in use
@@ -60,7 +61,8 @@ fn serve_without_a_cluster_names_the_alternatives() {
     assert_contains(
         &failure(&["serve"]),
         &[
-            "no --kubeconfig is set",
+            "no --kubeconfig is set, nor $KUBECONFIG",
+            "~/.kube/config does not exist",
             "--kubeconfig=FILE",
             "source.type: manifests",
         ],
@@ -68,6 +70,75 @@ fn serve_without_a_cluster_names_the_alternatives() {
     assert_contains(
         &failure(&["serve", "--kubeconfig=/nonexistent"]),
         &["cannot read the kubeconfig \"/nonexistent\" (--kubeconfig,"],
+    );
+}
+
+/// A kubeconfig with this current context.
+fn kubeconfig(context: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: {context}\n\
+         contexts: [{{name: prod, context: {{cluster: prod, user: u}}}}, {{name: old, context: {{}}}}]\n\
+         clusters: [{{name: prod, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
+         users: [{{name: u, user: {{token: t}}}}, {{name: w, user: {{auth-provider: {{name: gcp, config: null}}}}}}]\n"
+    )
+}
+
+#[test]
+fn check_uses_variable_and_default_path_of_kubectl() {
+    let home = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(home.path().join(".kube")).expect("a directory");
+    let default = write(&home.path().join(".kube"), "config", &kubeconfig("prd"));
+    let listed = write(home.path(), "listed", &kubeconfig("prod"));
+    let check = |arguments: &[&str], variable: Option<&str>, in_pod: bool| {
+        let mut command = command(&[&["check", "--load"], arguments].concat());
+        command.env("HOME", home.path());
+        if let Some(variable) = variable {
+            command.env("KUBECONFIG", variable);
+        }
+        if in_pod {
+            command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1");
+            command.env("KUBERNETES_SERVICE_PORT", "1");
+        }
+        let output = command.output().expect("the binary runs");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), stderr)
+    };
+    let (success, stderr) = check(&[], None, false);
+    assert!(!success);
+    assert_contains(
+        &stderr,
+        &[
+            &format!("the current context \"prd\" is not in the kubeconfig {default:?}"),
+            "did you mean \"prod\"?; its contexts are: prod, old",
+        ],
+    );
+    let (success, stderr) = check(&["--context=old"], None, false);
+    assert!(!success);
+    assert_contains(
+        &stderr,
+        &[&format!(
+            "the context \"old\" of the kubeconfig {default:?}: it names no cluster"
+        )],
+    );
+    assert!(check(&["--context=prod"], None, true).0);
+    let list = format!("/nonexistent:{listed}:{default}");
+    let (success, stderr) = check(&[], Some(&list), true);
+    assert!(success, "{stderr}");
+    let (success, stderr) = check(&[], Some("/nonexistent"), false);
+    assert!(!success);
+    assert_contains(&stderr, &["none of the files in $KUBECONFIG exists"]);
+    // In a pod, the default path does not count.
+    let (success, stderr) = check(&[], None, true);
+    assert!(!success);
+    assert_contains(&stderr, &["the service account of the pod cannot be used"]);
+}
+
+#[test]
+fn serve_help_says_that_addresses_of_pods_have_to_be_reachable() {
+    let output = run(&["serve", "--help"]);
+    assert_contains(
+        &String::from_utf8_lossy(&output.stdout),
+        &["$KUBECONFIG", "~/.kube/config", "it needs a route to them"],
     );
 }
 
@@ -490,7 +561,7 @@ fn prints_the_cause_of_a_failed_start_once() {
         (vec![], "this is not a pod with a service account"),
         (alone("config", "/nonexistent"), absent),
         (alone("kubeconfig", "/nonexistent"), absent),
-        (alone("kubeconfig", &no_yaml), "error: line 1 column 4"),
+        (alone("kubeconfig", &no_yaml), "not YAML: unclosed bracket"),
         (alone("kubeconfig", &no_key), absent),
         (
             [alone("kubeconfig", &good), alone("context", "other")].concat(),

@@ -21,7 +21,8 @@ pub(super) struct SourceFlags {
 /// Flags of both sources.
 #[derive(Clone, Debug, Default, Args)]
 struct Values {
-    /// Kubeconfig of the cluster [default: the service account of the pod]
+    /// Kubeconfig of the cluster [default: $KUBECONFIG, the service account of the pod,
+    /// ~/.kube/config]
     #[arg(
         long,
         value_name = "FILE",

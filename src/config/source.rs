@@ -36,10 +36,12 @@ pub enum SourceKind {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct KubernetesSource {
-    /// Kubeconfig file. If unset, the service account of the pod is used.
+    /// Kubeconfig file. If unset, those of `$KUBECONFIG` are used, else the service account of the
+    /// pod, else `~/.kube/config`. Only the context in use has to be valid.
     #[schemars(extend("x-type" = "file path"))]
     pub kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig. If unset, its current context is used.
+    /// Context of the kubeconfig. If unset, its current context is used. If set, the service
+    /// account is not used.
     pub context: Option<String>,
 }
 
@@ -48,8 +50,8 @@ pub struct KubernetesSource {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ManifestsSource {
     /// Directory whose `*.yaml`, `*.yml` and `*.json` files contain Node, Pod, Service,
-    /// EndpointSlice, Role, `ClusterRole`, `RoleBinding` and `ClusterRoleBinding` objects; reloaded
-    /// when a file changes. Required by this type.
+    /// EndpointSlice, Role, `ClusterRole`, `RoleBinding` and `ClusterRoleBinding` objects and lists
+    /// of them; reloaded when a file changes. Required by this type.
     #[schemars(extend("x-type" = "directory path"))]
     pub directory: Option<PathBuf>,
     /// File with bearer tokens in kube-apiserver's format, one per line:

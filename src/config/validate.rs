@@ -48,11 +48,6 @@ pub enum Conflict {
          \"kubernetes\", or leave source.kubernetes out"
     )]
     UnusedKubernetes,
-    #[error(
-        "source.kubernetes.kubeconfig: not set, but source.kubernetes.context is; set the \
-         kubeconfig of that context (--kubeconfig), or remove the context"
-    )]
-    NoKubeconfig,
     /// Two ports have the same address, so that the second one could not be bound.
     #[error("{second}: {address} is already the address of {first}; use another port")]
     SameAddress {
@@ -101,11 +96,6 @@ pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
         }
         SourceKind::Kubernetes if *manifests != ManifestsSource::default() => {
             Err(Conflict::UnusedManifests)
-        }
-        SourceKind::Kubernetes
-            if kubernetes.kubeconfig.is_none() && kubernetes.context.is_some() =>
-        {
-            Err(Conflict::NoKubeconfig)
         }
         SourceKind::Kubernetes | SourceKind::Manifests => Ok(()),
     }
@@ -245,10 +235,8 @@ mod tests {
             error_of_kubernetes.starts_with("source.kubernetes: set"),
             "{error_of_kubernetes}"
         );
-        let error = error(|config| config.source.kubernetes.context = Some("c".into()));
-        assert!(
-            error.starts_with("source.kubernetes.kubeconfig: not set"),
-            "{error}"
-        );
+        let mut config = Config::new();
+        config.source.kubernetes.context = Some("c".into());
+        assert!(config.validate().is_ok(), "of the default kubeconfig");
     }
 }

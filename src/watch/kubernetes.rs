@@ -3,6 +3,7 @@
 
 mod authentication_config;
 mod client;
+mod kubeconfig;
 
 use std::pin::pin;
 use std::time::Duration;
@@ -13,11 +14,13 @@ use client::{Health, watch_client};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use kube::api::Api;
-use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::InClusterError;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, DefaultBackoff, Event};
 use kube::{Client, Resource};
+pub use kubeconfig::KubeconfigError;
+use kubeconfig::{Environment, Selection};
 
 use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
 use super::{Change, Feed};
@@ -37,30 +40,13 @@ const NOT_READY: &str = "not ready until the initial list succeeds";
 /// Reason why no client of the API can be created.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
-    #[error("cannot read the kubeconfig {path:?} (--kubeconfig, source.kubernetes.kubeconfig)")]
-    ReadKubeconfig {
-        path: std::path::PathBuf,
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Kubeconfig(#[from] KubeconfigError),
     #[error(
-        "the context {context:?} (--context, source.kubernetes.context) is not in the kubeconfig \
-         {path:?}; its contexts are: {}",
-        contexts.join(", ")
-    )]
-    NoContext {
-        context: String,
-        path: std::path::PathBuf,
-        contexts: Vec<String>,
-    },
-    #[error("the kubeconfig {path:?} (--kubeconfig, source.kubernetes.kubeconfig) cannot be used")]
-    Kubeconfig {
-        path: std::path::PathBuf,
-        source: KubeconfigError,
-    },
-    #[error(
-        "no --kubeconfig is set and this is not a pod with a service account: set \
-         --kubeconfig=FILE (or source.kubernetes.kubeconfig), or run without Kubernetes with \
-         --manifests-dir (source.type: manifests)"
+        "no cluster: no --kubeconfig is set, nor $KUBECONFIG, ~/.kube/config does not exist, and \
+         this is not a pod with a service account; set --kubeconfig=FILE (or \
+         source.kubernetes.kubeconfig), or run without Kubernetes with --manifests-dir \
+         (source.type: manifests)"
     )]
     NoCluster,
     #[error("the service account of the pod cannot be used")]
@@ -69,52 +55,22 @@ pub enum KubernetesError {
     Client(#[from] kube::Error),
 }
 
-/// Loads the configuration of the API client: the configured kubeconfig, else the pod's service
-/// account.
+/// Loads the configuration of the API client: that of a kubeconfig, or the pod's service account.
 ///
 /// The clients (`kubernetes/client.rs`) do not retry. A review has its own deadline; a watch
 /// retries with backoff and reports each failure.
 ///
 /// # Errors
-/// The kubeconfig is invalid, or none is configured and there is no service account.
+/// The kubeconfig is invalid, or there is neither a kubeconfig nor a service account.
 pub async fn connect(source: &KubernetesSource) -> Result<kube::Config, KubernetesError> {
-    Ok(match &source.kubeconfig {
-        None => kube::Config::incluster().map_err(|error| match error {
-            InClusterError::ReadEnvironmentVariable(_) => KubernetesError::NoCluster,
-            error => KubernetesError::InCluster(error),
-        })?,
-        Some(path) => {
-            let options = KubeConfigOptions {
-                context: source.context.clone(),
-                ..KubeConfigOptions::default()
-            };
-            let invalid = |source| match source {
-                KubeconfigError::ReadConfig(source, path) => {
-                    KubernetesError::ReadKubeconfig { path, source }
-                }
-                source => KubernetesError::Kubeconfig {
-                    path: path.clone(),
-                    source,
-                },
-            };
-            let kubeconfig = Kubeconfig::read_from(path).map_err(invalid)?;
-            let named = |name: &String| {
-                let mut contexts = kubeconfig.contexts.iter();
-                contexts.any(|context| context.name == *name)
-            };
-            if let Some(context) = source.context.clone().filter(|name| !named(name)) {
-                let contexts = kubeconfig.contexts.into_iter();
-                return Err(KubernetesError::NoContext {
-                    context,
-                    path: path.clone(),
-                    contexts: contexts.map(|context| context.name).collect(),
-                });
-            }
-            kube::Config::from_custom_kubeconfig(kubeconfig, &options)
-                .await
-                .map_err(invalid)?
+    match kubeconfig::select(source, &Environment::of_process()) {
+        Selection::Kubeconfig(paths, origin) => {
+            let context = source.context.as_deref();
+            Ok(kubeconfig::load(paths, origin, context).await?)
         }
-    })
+        Selection::ServiceAccount => kube::Config::incluster().map_err(KubernetesError::InCluster),
+        Selection::None => Err(KubernetesError::NoCluster),
+    }
 }
 
 /// Watches of the API. Created before any task runs, so that invalid credentials fail the start.
