@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use super::{SERVICE_NAME, Watched, keeps_path, key, slim_meta};
 use crate::cluster::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
@@ -126,13 +127,27 @@ enum Protocol {
 #[serde(default)]
 struct PodStatus {
     phase: String,
+    #[serde(rename = "podIP", deserialize_with = "address")]
+    pod_ip: Option<IpAddr>,
     #[serde(rename = "podIPs")]
     pod_ips: Vec<PodIp>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 struct PodIp {
-    ip: IpAddr,
+    #[serde(deserialize_with = "address")]
+    ip: Option<IpAddr>,
+}
+
+/// Decodes an address. `None` if it is empty.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address = text.parse::<IpAddr>();
+    address.map(Some).map_err(D::Error::custom)
 }
 
 impl Watched for SlimPod {
@@ -150,9 +165,14 @@ impl Watched for SlimPod {
                 .flat_map(|container| &container.ports)
                 .filter(|port| port.protocol == Protocol::Tcp)
         };
+        let mut ips: Box<[IpAddr]> = status.pod_ips.into_iter().filter_map(|ip| ip.ip).collect();
+        if ips.is_empty() {
+            // As the API server completes a status.
+            ips = status.pod_ip.into_iter().collect();
+        }
         let pod = Pod {
             name: self.metadata.name.as_deref().unwrap_or_default().into(),
-            ips: status.pod_ips.into_iter().map(|PodIp { ip }| ip).collect(),
+            ips,
             first_port: ports().next().map(|port| port.number),
             named_ports: ports()
                 .filter_map(|port| Some((port.name.clone()?, port.number)))

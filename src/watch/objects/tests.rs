@@ -32,6 +32,42 @@ fn reads_addresses_and_ports_of_pod() {
     assert_eq!(pod.ips[0].to_string(), "10.0.0.7");
 }
 
+#[test]
+fn reads_single_address_of_pod_without_list() {
+    let cases = [
+        (json!({"podIP": "10.0.0.1"}), vec!["10.0.0.1"]),
+        (json!({"podIP": "10.0.0.1", "podIPs": []}), vec!["10.0.0.1"]),
+        (
+            json!({"podIP": "10.0.0.1", "podIPs": null}),
+            vec!["10.0.0.1"],
+        ),
+        (
+            json!({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]}),
+            vec!["10.0.0.2", "fd00::2"],
+        ),
+        (
+            json!({"podIP": "", "podIPs": [{}, {"ip": ""}, {"ip": null}]}),
+            vec![],
+        ),
+        (json!({}), vec![]),
+    ];
+    for (status, expected) in cases {
+        let pod = json!({"metadata": {"name": "p", "namespace": "ns"}, "status": status});
+        let Ok(Some(Object::Pod(_, pod))) = object::<SlimPod>(&pod) else {
+            panic!("{status}")
+        };
+        let found: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected, "{status}");
+    }
+}
+
+#[test]
+fn list_may_be_null() {
+    let list = r#"{"metadata": {"resourceVersion": "7"}, "items": null}"#;
+    let list: kube::core::ObjectList<Item<SlimPod>> = serde_json::from_str(list).unwrap();
+    assert!(list.items.is_empty());
+}
+
 /// First port and named ports of a pod with this spec.
 fn ports_of_pod(spec: &Value) -> (Option<u16>, Vec<(String, u16)>) {
     let meta = json!({"name": "p", "namespace": "ns"});
