@@ -7,6 +7,7 @@ pub mod client;
 pub mod dns;
 pub mod endpoint;
 pub mod identity;
+pub mod nulls;
 pub mod path;
 pub mod quote;
 pub mod similar;

@@ -24,6 +24,7 @@ pub use admission::{Admission, Rejection, Slot};
 pub use cached::{CachedReviews, ReviewHandler, Verdict};
 pub use health::ApiHealth;
 
+use crate::model::nulls::remove_nulls;
 use crate::model::{ClientAddress, error_chain};
 
 /// Maximum size of a response. A TokenReview holds the groups of a user, thousands at most.
@@ -248,8 +249,7 @@ impl<K: Reviewable> Reviewer<K> {
             // The runtime ends. This says nothing about the API's health.
             Err(_) => return Err(ReviewFailure::ShuttingDown),
         };
-        let result = response
-            .and_then(|body| serde_json::from_slice(&body).map_err(|_| ReviewFailure::Malformed));
+        let result = response.and_then(|body| decode(&body));
         match &result {
             Ok(_) => self.api.health.set_reachable(),
             Err(error) if error.is_unreachable() => {
@@ -263,6 +263,17 @@ impl<K: Reviewable> Reviewer<K> {
         }
         result
     }
+}
+
+/// Decodes a response.
+fn decode<K: DeserializeOwned>(body: &[u8]) -> Result<K, ReviewFailure> {
+    let decoded = serde_json::from_slice(body).or_else(|_| {
+        // Go writes an empty list as null, which the types do not permit within a map.
+        let mut value = serde_json::from_slice(body)?;
+        remove_nulls(&mut value);
+        serde_json::from_value(value)
+    });
+    decoded.map_err(|_: serde_json::Error| ReviewFailure::Malformed)
 }
 
 /// Sends a review until it has a response or the timeout expires. Repeats it after each 429 as

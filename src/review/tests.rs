@@ -202,6 +202,43 @@ fn truncates_text_at_character_boundary() {
     assert_eq!(long.len(), MAX_TEXT_BYTES - 1);
 }
 
+#[test]
+fn treats_null_as_absent() {
+    let status = |status: &str| {
+        let body = format!(
+            r#"{{"kind": "TokenReview", "metadata": {{"creationTimestamp": null}}, "spec": {{}}, "status": {status}}}"#
+        );
+        decode::<TokenReview>(body.as_bytes()).unwrap().status
+    };
+    let authenticated = |user: &str| {
+        let status = status(&format!(r#"{{"authenticated": true, "user": {user}}}"#)).unwrap();
+        (status.authenticated, status.user.unwrap().username)
+    };
+    for user in [
+        r#"{"username": "jane", "groups": null, "extra": null, "uid": null}"#,
+        r#"{"username": "jane", "groups": [null], "extra": {"scopes": null}}"#,
+        r#"{"username": "jane", "extra": {"scopes": [null], "other": ["a"]}}"#,
+    ] {
+        assert_eq!(
+            authenticated(user),
+            (Some(true), Some("jane".into())),
+            "{user}"
+        );
+    }
+    assert_eq!(
+        authenticated(r#"{"username": null, "extra": {"a": null}}"#).1,
+        None
+    );
+    assert_eq!(status("null"), None);
+    assert_eq!(
+        status(r#"{"authenticated": null}"#).unwrap().authenticated,
+        None
+    );
+    for body in ["null", "[]", "{", r#"{"status": 5}"#] {
+        assert!(decode::<TokenReview>(body.as_bytes()).is_err(), "{body}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn does_not_repeat_refused_review() {
     for act in [

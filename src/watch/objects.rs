@@ -18,8 +18,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::yaml::remove_nulls;
 use crate::cluster::{Kind, Object, ObjectKey};
+use crate::model::nulls::remove_nulls;
 pub(super) use slim::{SlimNode, SlimPod, SlimService, SlimSlice};
 
 /// Label with the name of the service to which a slice belongs (KEP-752).

@@ -4,6 +4,7 @@ use serde_json::Value;
 use serde_saphyr::{Budget, DuplicateKeyPolicy, Options, Spanned};
 
 use super::redact::YamlError;
+use crate::model::nulls::remove_nulls;
 
 /// Maximum number of events and of nodes of a file: those of some ten thousand pods, which is more
 /// than the default of the parser. The limits on aliases are its own.
@@ -95,21 +96,6 @@ fn parse_json(text: &str) -> Option<Vec<Document>> {
                 value: value.ok().filter(Value::is_object)?,
             }),
         }
-    }
-}
-
-/// Removes members and elements that are null, at any depth.
-pub(super) fn remove_nulls(value: &mut Value) {
-    match value {
-        Value::Object(members) => {
-            members.retain(|_, member| !member.is_null());
-            members.values_mut().for_each(remove_nulls);
-        }
-        Value::Array(elements) => {
-            elements.retain(|element| !element.is_null());
-            elements.iter_mut().for_each(remove_nulls);
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
