@@ -1,6 +1,7 @@
 //! YAML and JSON documents of files, as kubectl reads them.
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 use serde_saphyr::{Budget, DuplicateKeyPolicy, Options, Spanned};
 
 use super::redact::YamlError;
@@ -38,9 +39,11 @@ pub(super) fn parse(
 ) -> Result<Vec<Document>, InvalidYaml> {
     let mut documents = match parse_yaml(text, duplicate_keys) {
         Ok(documents) => documents,
-        Err(error) if matches!(error.source, YamlError::DuplicateKey) => return Err(error),
-        // Tabs between tokens and documents without separators are valid in JSON only.
-        Err(error) => parse_json(text).ok_or(error)?,
+        // Documents without separators are valid in JSON only.
+        Err(error) => match split_json(text) {
+            Some(parts) => parse_parts(&parts, duplicate_keys)?,
+            None => return Err(error),
+        },
     };
     for document in &mut documents {
         remove_nulls(&mut document.value);
@@ -80,23 +83,44 @@ fn options(duplicate_keys: DuplicateKeyPolicy) -> Options {
     }
 }
 
-/// Parses objects that follow each other. `None` if the text is anything else.
-fn parse_json(text: &str) -> Option<Vec<Document>> {
+/// Splits JSON objects that follow each other, with the number of lines before each. `None` if the
+/// text is anything else.
+fn split_json(text: &str) -> Option<Vec<(u64, Box<RawValue>)>> {
     let text = text.trim_start_matches('\u{feff}');
-    let mut documents = Vec::new();
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    let mut parts = Vec::new();
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Box<RawValue>>();
     loop {
         let rest = &text[values.byte_offset()..];
         let start = text.len() - rest.trim_start().len();
-        let line = 1 + memchr::memchr_iter(b'\n', &text.as_bytes()[..start]).count();
+        let lines = memchr::memchr_iter(b'\n', &text.as_bytes()[..start]).count();
         match values.next() {
-            None => return Some(documents),
-            Some(value) => documents.push(Document {
-                line: line as u64,
-                value: value.ok().filter(Value::is_object)?,
-            }),
+            None => return Some(parts),
+            Some(value) => {
+                let value = value.ok().filter(|value| value.get().starts_with('{'))?;
+                parts.push((lines as u64, value));
+            }
         }
     }
+}
+
+/// Parses JSON objects as YAML, which detects duplicate keys.
+fn parse_parts(
+    parts: &[(u64, Box<RawValue>)],
+    duplicate_keys: DuplicateKeyPolicy,
+) -> Result<Vec<Document>, InvalidYaml> {
+    let mut documents = Vec::new();
+    for (lines, part) in parts {
+        let parsed = parse_yaml(part.get(), duplicate_keys);
+        let parsed = parsed.map_err(|error| InvalidYaml {
+            line: error.line + lines,
+            ..error
+        })?;
+        documents.extend(parsed.into_iter().map(|document| Document {
+            line: document.line + lines,
+            ..document
+        }));
+    }
+    Ok(documents)
 }
 
 #[cfg(test)]
@@ -144,6 +168,10 @@ mod tests {
             ("{\n\t\"a\": 1\n}\n", one()),
             ("{\"a\": 1}\n{\"b\": 2}\n", two(2)),
             ("{\"a\": 1}{\"b\": 2}", two(1)),
+            (
+                " {\n\t\"a\":\t1\n}\n\n\t{\"b\": 2}\n",
+                vec![(1, json!({"a": 1})), (5, json!({"b": 2}))],
+            ),
             ("{\"a\": 1}\r\n---\r\n{\"b\": 2}\r\n", two(3)),
             (
                 "x: &x {y: 1}\nz: *x\n",
@@ -180,6 +208,7 @@ mod tests {
             ("{\"a\": 1,\n\"a\": 2}", 2..=2),
             ("a: 1\n\tb: 2\n", 1..=2),
             ("{\"a\": 1} x", 1..=1),
+            ("{\"a\": 1}\n{\"b\": 2,\n\t\"b\": 3}", 3..=3),
         ];
         for (text, lines) in cases {
             let error = parse(text, DuplicateKeyPolicy::Error).unwrap_err();

@@ -409,7 +409,7 @@ async fn merges_files_of_the_variable_as_kubectl_does() {
 async fn resolves_paths_relative_to_their_file() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("sub")).unwrap();
-    let users = "users: [{name: admin, user: {tokenFile: tls/token, client-certificate: c.crt, client-key: /c.key, \
+    let users = "users: [{name: admin, user: {token: '', tokenFile: tls/token, client-certificate: c.crt, client-key: /c.key, \
                  exec: {command: bin/login}}}]\n";
     let users = write(&folder, "sub/users", users);
     let rest = format!("current-context: prod\ncontexts: [{CONTEXT}]\nclusters: [{CLUSTER}]\n");
@@ -419,6 +419,7 @@ async fn resolves_paths_relative_to_their_file() {
         .unwrap();
     let (user, sub) = (config.auth_info, folder.path().join("sub"));
     let of = |path: &str| Some(sub.join(path).display().to_string());
+    assert!(user.token.is_none(), "it would replace the file");
     assert_eq!(user.token_file, of("tls/token"));
     assert_eq!(user.client_certificate, of("c.crt"));
     assert_eq!(user.client_key.as_deref(), Some("/c.key"));
