@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help run build test unit e2e fmt lint advisories bench gate fuzz image schema reference compatibility
+.PHONY: help run build test unit e2e fmt lint advisories bench gate fuzz image image-debug schema reference compatibility
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ IMAGE ?= ghcr.io/kube-bastion/kube-bastion:$(VERSION)
 image: ## The container image (Docker with buildx); IMAGE=NAME:TAG PLATFORMS=linux/amd64,linux/arm64 PUSH=1
 	docker buildx build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
 	  $(if $(PLATFORMS),--platform $(PLATFORMS)) --tag $(IMAGE) $(if $(PUSH),--push,--load) .
+
+image-debug: ## The debug information of the image's binary, into target/image-debug
+	docker buildx build --target debug $(if $(PLATFORMS),--platform $(PLATFORMS)) --output target/image-debug .
 
 schema: ## Writes config/bastionconfiguration.schema.json from the types
 	UPDATE_SCHEMA=1 $(CARGO) test --quiet --test config schema_is_current

@@ -4,7 +4,7 @@
 #   gofmt, vet  the clients of the end-to-end tests
 #   dockerfile  BuildKit's own checks (`docker build --check`), and the build context as .dockerignore leaves it
 #   hadolint    the Dockerfile's shell and its habits               off: hadolint.yaml
-#   manifests   kustomize, strict decoding, Pod Security
+#   manifests   kustomize, strict decoding, Pod Security; references of every install in any namespace
 #   kube-score  how the objects of an install go together           off: kube-score/ignore.conf
 #
 # They are built into target/lint, from versions and hashes that are kept beside this script. Needs Go, Python with pip
@@ -73,6 +73,7 @@ components: [../../../../$component]
 END
   installs+=("$install")
 done
+check "manifests, in any namespace" go -C tests/lint test ./manifests
 check "manifests" "$bin/manifests" -out "$out/rendered" "${installs[@]}" deploy/examples/*.yaml
 
 off=()

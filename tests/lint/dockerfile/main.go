@@ -72,6 +72,11 @@ func lint(path, export string) ([]string, error) {
 	if err != nil {
 		return findings, err
 	}
+	unstripped, err := unstripped(path, text)
+	findings = append(findings, unstripped...)
+	if err != nil {
+		return findings, err
+	}
 	size, err := total(root, files)
 	if err != nil {
 		return findings, err
@@ -214,6 +219,47 @@ func copies(path string, text []byte, root string, files []string) ([]string, er
 					findings = append(findings, fmt.Sprintf("%s:%d %s is not in the build context of %s: no such file, "+
 						"or .dockerignore leaves it out", path, command.Location()[0].Start.Line, source, root))
 				}
+			}
+		}
+	}
+	return findings, nil
+}
+
+// unstripped finds files that the image takes from a build stage that does not remove their debug information.
+func unstripped(path string, text []byte) ([]string, error) {
+	parsed, err := parser.Parse(bytes.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	stages, _, err := instructions.Parse(parsed.AST, nil)
+	if err != nil {
+		return nil, err
+	}
+	strips := func(stage, file string) bool {
+		for _, candidate := range stages {
+			for _, command := range candidate.Commands {
+				run, ok := command.(*instructions.RunCommand)
+				line := ""
+				if ok {
+					line = strings.Join(run.CmdLine, " ")
+				}
+				if candidate.Name == stage && strings.Contains(line, "--strip-debug") && strings.HasSuffix(line, " "+file) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	var findings []string
+	for _, command := range stages[len(stages)-1].Commands {
+		copied, ok := command.(*instructions.CopyCommand)
+		if !ok || copied.From == "" {
+			continue
+		}
+		for _, file := range copied.SourcePaths {
+			if !strips(copied.From, file) {
+				findings = append(findings, fmt.Sprintf("%s:%d %s has its debug information: no RUN of the stage %s "+
+					"ends with --strip-debug … %s", path, copied.Location()[0].Start.Line, file, copied.From, file))
 			}
 		}
 	}
