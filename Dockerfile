@@ -41,14 +41,15 @@ RUN rustup target add "$CARGO_BUILD_TARGET"
 # All of the context: .dockerignore lists what belongs to it.
 COPY . /src/
 # The caches outlive a build, so a change in src/ compiles only that; a target folder per platform, as cargo locks it.
+#
+# The line tables are four fifths of the binary. They move to a file of their own, which backtraces find by the name that
+# the binary keeps. Its symbols stay, so that a backtrace of the image names functions.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/usr/local/cargo/git \
     --mount=type=cache,id=kube-bastion-target-${TARGETARCH},target=/src/target \
     cargo build --release --locked --bin kube-bastion && \
-    cp "target/$CARGO_BUILD_TARGET/release/kube-bastion" /kube-bastion
-# The line tables are four fifths of the binary. They move to a file of their own, which backtraces find by the name that
-# the binary keeps. Its symbols stay, so that a backtrace of the image names functions.
-RUN "$OBJCOPY" --only-keep-debug /kube-bastion /kube-bastion.debug && \
+    cp "target/$CARGO_BUILD_TARGET/release/kube-bastion" /kube-bastion && \
+    "$OBJCOPY" --only-keep-debug /kube-bastion /kube-bastion.debug && \
     "$OBJCOPY" --strip-debug --add-gnu-debuglink=/kube-bastion.debug /kube-bastion
 
 # The debug information of the image's binary (make image-debug).
