@@ -1,7 +1,9 @@
 //! Logs: events on standard error, the access log on standard output.
 
 mod access;
+mod event;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
@@ -9,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 pub use access::{AccessLog, Record, Recorder};
 
 use crate::config::{Log, LogFormat};
+use event::EventFormat;
 
 /// Target of events that are written at every log level, because operators cannot do without them.
 pub const OPERATOR_TARGET: &str = "kube_bastion::always";
@@ -26,14 +29,25 @@ pub fn init(log: &Log) {
     let filter = EnvFilter::builder()
         .parse_lossy(format!("{SUPPRESSED},{}", log.level))
         .add_directive(always);
-    let builder = tracing_subscriber::fmt()
+    let installed = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let _ = match log.format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
-            .try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
+        .with_ansi(log.format == LogFormat::Text && std::io::stderr().is_terminal())
+        .event_format(EventFormat(log.format))
+        .with_writer(std::io::stderr)
+        .try_init();
+    if installed.is_ok() && log.format == LogFormat::Json {
+        std::panic::set_hook(Box::new(log_panic));
+    }
+}
+
+/// Logs a panic as an event, so that a log in JSON has no other lines.
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    tracing::error!(
+        target: OPERATOR_TARGET,
+        error = panic.payload_as_str().unwrap_or_default(),
+        location = panic.location().map(ToString::to_string),
+        backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string()),
+        "panic; please report it"
+    );
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flate2::Compression;
@@ -11,6 +12,30 @@ use tokio::io::{DuplexStream, duplex};
 use crate::http::h1::{Framing, ServerConnection};
 use crate::http::{RequestBody, RequestHead, RequestTarget, Stream};
 use crate::model::ClientAddress;
+
+/// Writer whose clones share what was written.
+#[derive(Clone, Debug, Default)]
+pub struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Sink {
+    /// Returns what was written.
+    ///
+    /// # Panics
+    /// Panics if it is not UTF-8.
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Polls a condition every 10 ms until it is true.
 ///

@@ -134,6 +134,33 @@ fn links_refer_to_existing_files() {
     }
 }
 
+/// The log is for people: events record values by `Display`, so that no line has `Some("x")` or the like.
+#[test]
+fn events_have_no_debug_forms() {
+    let mut events = 0;
+    let mut found = Vec::new();
+    for path in files(Path::new("src"), &["rs"]) {
+        let text = read(&path);
+        for (start, _) in text.match_indices("tracing::") {
+            let Some((call, _)) = text[start..].split_once(");") else {
+                continue;
+            };
+            let Some((_, fields)) = call.split_once("!(") else {
+                continue;
+            };
+            events += 1;
+            if fields
+                .split([',', '(', '='])
+                .any(|part| part.trim_start().starts_with('?'))
+            {
+                found.push(format!("{}: {call}", path.display()));
+            }
+        }
+    }
+    assert!(events > 30, "{events} events only");
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
 #[test]
 fn finds_citations_and_ranges() {
     for (text, expected) in [

@@ -136,8 +136,8 @@ fn printed_commands_return_documented_results() {
     let mut log = String::new();
     while output.read_line(&mut log).expect("the log ends") > 0 {}
     assert!(
-        log.contains(r#"target="services/demo/web""#)
-            && log.contains(r#"endpoint-name="web-2""#)
+        log.contains(r#"resource=services namespace="demo" name="web""#)
+            && log.contains(r#"endpointName="web-2""#)
             && !log.contains("demo-token"),
         "{log}"
     );

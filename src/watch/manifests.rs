@@ -160,7 +160,7 @@ impl Manifests {
             self.changes.changed().await;
             errors = self.read();
             let objects = self.counts;
-            tracing::info!(directory = ?self.directory, %objects, "reloaded the manifests");
+            tracing::info!(directory = %self.directory.display(), %objects, "reloaded the manifests");
         }
     }
 

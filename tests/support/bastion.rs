@@ -63,7 +63,7 @@ impl Bastion {
                 .expect("no thread panics with the log")
                 .push(line.clone());
             let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-            if event["message"] == "serving" {
+            if event["msg"] == "serving" {
                 let address = |key: &str| -> Result<SocketAddr> {
                     Ok(event[key].as_str().unwrap_or_default().parse()?)
                 };

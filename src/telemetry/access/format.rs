@@ -55,9 +55,9 @@ impl Line<'_> {
             id,
             ..
         } = self.record;
-        line.extend_from_slice(b"{\"time\":\"");
+        line.extend_from_slice(b"{\"ts\":\"");
         clock.write(line);
-        line.push(b'"');
+        line.extend_from_slice(b"\",\"level\":\"info\",\"msg\":\"request\"");
         put_string(line, "user", &self.user());
         if let Some(impersonated_user) = &self.record.impersonated_user {
             put_string(
@@ -104,8 +104,8 @@ impl Line<'_> {
         line.extend_from_slice(b"}\n");
     }
 
-    /// Appends the line as `key=value` text. Strings of clients are quoted, so that they cannot
-    /// imitate a field.
+    /// Appends the line as `key=value` text, with the keys of the JSON. Strings of clients are
+    /// quoted, so that they cannot imitate a field.
     pub fn write_text(&self, clock: &mut Clock, line: &mut Vec<u8>) {
         let Record {
             method,
@@ -122,42 +122,35 @@ impl Line<'_> {
         } = self.record;
         let push = |line: &mut Vec<u8>, text: &str| line.extend_from_slice(text.as_bytes());
         clock.write(line);
-        line.push(b' ');
+        push(line, " INFO request code=");
         push_decimal(line, code.as_u16());
-        line.push(b' ');
+        push(line, " method=");
         push(line, &truncate(method.as_str(), MAX_METHOD_BYTES));
-        line.push(b' ');
+        push(line, " path=");
         push_quoted(line, &self.path());
-        line.push(b' ');
+        push(line, " protocol=");
         push(line, protocol(*version));
         push(line, " user=");
         push_quoted(line, &self.user());
+        if let Some(user) = &self.record.impersonated_user {
+            push(line, " impersonatedUser=");
+            push_quoted(line, &truncate(&user.user, MAX_USER_BYTES));
+        }
         push(line, " client=");
         push_ip(line, *client);
         push(line, " verb=");
-        push(line, self.verb());
-        push(line, " target=\"");
-        push(line, self.resource());
-        line.push(b'/');
-        push_escaped(line, &truncate(namespace, MAX_NAMESPACE_BYTES));
-        if !namespace.is_empty() {
-            line.push(b'/');
-        }
-        push_escaped(line, &truncate(id, MAX_ID_BYTES));
-        push(line, "\" ");
-        if let Some(user) = &self.record.impersonated_user {
-            push(line, "impersonated-user=");
-            push_quoted(line, &truncate(&user.user, MAX_USER_BYTES));
-            line.push(b' ');
-        }
-        match endpoint {
-            Some(Endpoint { address, name }) => {
-                push(line, "endpoint=");
-                push_socket_addr(line, *address);
-                push(line, " endpoint-name=");
-                push_quoted(line, name);
-            }
-            None => push(line, "endpoint=-"),
+        push_word(line, self.verb());
+        push(line, " resource=");
+        push_word(line, self.resource());
+        push(line, " namespace=");
+        push_quoted(line, &truncate(namespace, MAX_NAMESPACE_BYTES));
+        push(line, " name=");
+        push_quoted(line, &truncate(id, MAX_ID_BYTES));
+        if let Some(Endpoint { address, name }) = endpoint {
+            push(line, " endpoint=");
+            push_socket_addr(line, *address);
+            push(line, " endpointName=");
+            push_quoted(line, name);
         }
         push(line, " received=");
         push_decimal(line, self.record.received());
@@ -165,7 +158,7 @@ impl Line<'_> {
         push_decimal(line, *sent);
         push(line, " duration=");
         push_seconds(line, self.duration);
-        push(line, " audit-id=");
+        push(line, " auditId=");
         let audit_id = audit_id.to_str().unwrap_or_default();
         push_quoted(line, &truncate(audit_id, MAX_AUDIT_ID_BYTES));
         if let Some(error) = error {
@@ -226,19 +219,22 @@ fn is_plain(text: &str) -> bool {
 
 /// Appends a text in quotes, escaped as `{:?}` does.
 fn push_quoted(line: &mut Vec<u8>, text: &str) {
-    line.push(b'"');
-    push_escaped(line, text);
-    line.push(b'"');
+    if is_plain(text) {
+        line.push(b'"');
+        line.extend_from_slice(text.as_bytes());
+        line.push(b'"');
+    } else {
+        line.extend_from_slice(format!("{text:?}").as_bytes());
+    }
 }
 
-/// Appends a part of a quoted text, escaped as `{:?}` does.
-fn push_escaped(line: &mut Vec<u8>, text: &str) {
-    if is_plain(text) {
-        line.extend_from_slice(text.as_bytes());
+/// Appends a word of the bastion's own, or two quotes for an empty one.
+fn push_word(line: &mut Vec<u8>, word: &str) {
+    line.extend_from_slice(if word.is_empty() {
+        b"\"\""
     } else {
-        let quoted = format!("{text:?}");
-        line.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
-    }
+        word.as_bytes()
+    });
 }
 
 /// Returns the name of a version as it stands in a request line.

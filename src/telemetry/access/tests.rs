@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method, StatusCode, Version};
@@ -18,19 +18,7 @@ use crate::drain::Drain;
 use crate::http::RequestTarget;
 use crate::metrics::{LostLines, Metrics};
 use crate::model::{Endpoint, Identity, Resource, Verb};
-
-#[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
+use crate::testing::Sink;
 
 /// Pipe without a reader.
 struct BlockedPipe;
@@ -52,8 +40,7 @@ fn logged(format: LogFormat, change: impl FnOnce(&mut Record)) -> String {
     let log = AccessLog::start(format, sink.clone(), Drain::default()).unwrap();
     log_request(&log, change);
     drop(log);
-    let bytes = sink.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap()
+    sink.text()
 }
 
 fn log_request(log: &AccessLog, change: impl FnOnce(&mut Record)) {
@@ -241,7 +228,7 @@ fn client_strings_cannot_imitate_fields() {
         "{own}"
     );
     assert!(
-        own.contains(" endpoint=10.0.0.1:80 endpoint-name= received=0 "),
+        own.contains(" endpoint=10.0.0.1:80 endpointName= received=0 "),
         "{own}"
     );
 }
@@ -251,21 +238,46 @@ fn text_line_has_all_fields_without_the_query() {
     let line = logged(LogFormat::Text, |_| ());
     assert_eq!(line.lines().count(), 1, "{line}");
     for part in [
-        " 200 GET ",
-        r#"user="a \"b\"\n""#,
-        "verb=get",
-        r#"target="pods/ns/p:80" endpoint=10.0.0.1:80 endpoint-name="p" "#,
-        "sent=7",
-        r#"audit-id="id-1""#,
+        r#"Z INFO request code=200 method=GET path="/api/v1/namespaces/ns/pods/p:80/proxy/x" "#,
+        r#" protocol=HTTP/1.1 user="a \"b\"\n" client=192.0.2.1 verb=get resource=pods "#,
+        r#" namespace="ns" name="p:80" endpoint=10.0.0.1:80 endpointName="p" received=0 sent=7 "#,
+        r#" auditId="id-1""#,
     ] {
         assert!(line.contains(part), "{part} in {line}");
     }
     assert!(!line.contains("secret"), "{line}");
 }
 
+/// A reader that knows the keys of one format knows those of the other, too.
+#[test]
+fn both_formats_have_the_same_keys() {
+    let change = |record: &mut Record| {
+        record.impersonated_user = record.identity.clone();
+        record.error = Some("e".into());
+    };
+    let json: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&logged(LogFormat::Json, change)).unwrap();
+    let text = unquoted(&logged(LogFormat::Text, change));
+    let mut keys: Vec<_> = text
+        .split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .map(|(key, _)| key)
+        .chain(["ts", "level", "msg"])
+        .collect();
+    keys.sort_unstable();
+    let mut expected: Vec<_> = json.keys().map(String::as_str).collect();
+    expected.sort_unstable();
+    assert_eq!(keys, expected);
+}
+
 #[test]
 fn json_line_is_valid_json() {
     let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json, |_| ())).unwrap();
+    assert!(line["ts"].as_str().unwrap().ends_with('Z'));
+    assert_eq!(
+        (&line["level"], &line["msg"]),
+        (&"info".into(), &"request".into())
+    );
     assert_eq!(line["user"], "a \"b\"\n");
     assert_eq!(line["path"], "/api/v1/namespaces/ns/pods/p:80/proxy/x");
     assert_eq!((&line["code"], &line["sent"]), (&200.into(), &7.into()));

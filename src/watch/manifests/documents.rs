@@ -177,7 +177,7 @@ impl Documents {
         else {
             self.skipped += 1;
             tracing::info!(
-                path = ?position.path,
+                path = %position.path.display(),
                 kind,
                 version = text(&document["apiVersion"]),
                 name,
