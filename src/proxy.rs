@@ -39,7 +39,7 @@ use crate::model::path::SubPathDecoding;
 use crate::model::status::{Cause, OutputFormat};
 use crate::model::target::TargetError;
 use crate::model::{Target, Verb};
-use crate::ready::Ready;
+use crate::ready::{Obstacle, Ready};
 use crate::resolve::{ResolveError, Resolver};
 use crate::rewrite::{self, InvalidUrl, PageFormat};
 use crate::telemetry::{Record, Recorder};
@@ -85,8 +85,8 @@ pub struct Proxy {
 #[derive(Debug, thiserror::Error)]
 enum ProxyError {
     /// The initial list is incomplete, so a missing object may exist: 503 rather than 404.
-    #[error("the bastion is starting and has not loaded the cluster state yet; retry later")]
-    NotReady,
+    #[error("{}", not_ready(*.0))]
+    NotReady(Option<Obstacle>),
     /// Checked before all other stages, because later ones insert headers without checking for
     /// room.
     #[error("the request has more than {} header fields; send fewer", MAX_HEADERS)]
@@ -248,7 +248,7 @@ impl Proxy {
             ..
         } = &*self.stages;
         if !ready.is_synced() {
-            return Err(ProxyError::NotReady);
+            return Err(ProxyError::NotReady(ready.obstacle()));
         }
         // Borrowed on all levels: each that owned it would keep a copy in its future.
         let Request {
@@ -430,6 +430,21 @@ impl Proxy {
                 causes
             }
             _ => Vec::new(),
+        }
+    }
+}
+
+/// Returns the message for requests that arrive before the cluster state is loaded.
+fn not_ready(obstacle: Option<Obstacle>) -> &'static str {
+    match obstacle {
+        None => "the bastion is starting and has not loaded the cluster state yet; retry later",
+        Some(Obstacle::Unreachable) => {
+            "the bastion cannot reach the API server and has not loaded the cluster state yet; \
+             retry later"
+        }
+        Some(Obstacle::Denied) => {
+            "the API server denies the bastion access to the cluster state; its operator must \
+             grant it (its log and /readyz have the reason)"
         }
     }
 }

@@ -21,9 +21,25 @@ struct Shared {
 struct Conditions {
     /// Name → true while pending. Names stay afterwards, so that `/readyz` lists them as ok.
     pending: BTreeMap<&'static str, bool>,
-    /// Name → reason, for conditions that do not make the bastion unready.
-    degraded: BTreeMap<&'static str, String>,
+    /// Conditions that do not make the bastion unready, by name.
+    degraded: BTreeMap<&'static str, Degraded>,
     draining: bool,
+}
+
+#[derive(Debug)]
+struct Degraded {
+    reason: String,
+    obstacle: Option<Obstacle>,
+}
+
+/// Reason why the initial state is not loaded, without details of the cluster, for callers that are
+/// not authenticated yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Obstacle {
+    /// The API server cannot be reached.
+    Unreachable,
+    /// The API server denies access, which an operator must grant.
+    Denied,
 }
 
 /// Makes the bastion unready until it is dropped.
@@ -57,7 +73,25 @@ impl Ready {
     /// Reports a condition that the bastion can serve without. `/readyz` stays 200: otherwise an
     /// outage of the API server would remove all replicas from their Service.
     pub fn set_degraded(&self, name: &'static str, reason: String) {
-        self.conditions(|conditions| conditions.degraded.insert(name, reason));
+        self.set_degraded_by(name, reason, None);
+    }
+
+    /// Reports a condition as [`Self::set_degraded`] does, with its reason for callers.
+    pub fn set_degraded_by(&self, name: &'static str, reason: String, obstacle: Option<Obstacle>) {
+        let degraded = Degraded { reason, obstacle };
+        self.conditions(|conditions| conditions.degraded.insert(name, degraded));
+    }
+
+    /// Returns the reason why a pending condition is not met. A denial precedes, because waiting
+    /// does not help.
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        self.conditions(|conditions| {
+            let pending = conditions
+                .degraded
+                .iter()
+                .filter(|(name, _)| conditions.pending.get(*name) == Some(&true));
+            pending.filter_map(|(_, degraded)| degraded.obstacle).max()
+        })
     }
 
     /// Removes a degraded condition.
@@ -77,14 +111,16 @@ impl Ready {
             for (name, pending) in &conditions.pending {
                 match (pending, conditions.degraded.get(name)) {
                     (true, None) => writeln!(report, "[-]{name} pending"),
-                    (true, Some(reason)) => writeln!(report, "[-]{name} pending: {reason}"),
+                    (true, Some(Degraded { reason, .. })) => {
+                        writeln!(report, "[-]{name} pending: {reason}")
+                    }
                     (false, None) => writeln!(report, "[+]{name} ok"),
                     // Listed below, once.
                     (false, Some(_)) => Ok(()),
                 }
                 .expect("writing to a String cannot fail");
             }
-            for (name, reason) in &conditions.degraded {
+            for (name, Degraded { reason, .. }) in &conditions.degraded {
                 if conditions.pending.get(name) != Some(&true) {
                     writeln!(report, "[!]{name} degraded: {reason}")
                         .expect("writing to a String cannot fail");
@@ -158,6 +194,21 @@ mod tests {
         );
         ready.clear_degraded("nodes");
         assert_eq!(ready.report().1, "[+]nodes ok\nreadyz check passed\n");
+    }
+
+    #[test]
+    fn reports_the_obstacle_of_pending_conditions_only() {
+        let ready = Ready::default();
+        let (nodes, pods) = (ready.block("nodes"), ready.block("pods"));
+        assert_eq!(ready.obstacle(), None);
+        ready.set_degraded_by("nodes", "403".into(), Some(Obstacle::Denied));
+        ready.set_degraded_by("pods", "refused".into(), Some(Obstacle::Unreachable));
+        assert_eq!(ready.obstacle(), Some(Obstacle::Denied));
+        drop(nodes);
+        assert_eq!(ready.obstacle(), Some(Obstacle::Unreachable));
+        ready.set_degraded("pods", "500".into());
+        assert_eq!(ready.obstacle(), None);
+        drop(pods);
     }
 
     #[test]

@@ -90,6 +90,18 @@ pub enum ReviewFailure {
 }
 
 impl ReviewFailure {
+    /// Returns the failure of a bastion without permission for reviews.
+    #[cfg(test)]
+    pub fn denied() -> Self {
+        Self::Refused(ErrorResponse::parse(StatusCode::FORBIDDEN, b"{}"))
+    }
+
+    /// Returns true if the bastion lacks a permission or valid credentials, so that no retry
+    /// succeeds until an operator has corrected that.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Refused(response) if !response.remedy().is_empty())
+    }
+
     /// Returns true if the API was not reached or could not process the review, so that a retry may
     /// succeed and cached results may be used past their expiry.
     pub fn is_unreachable(&self) -> bool {
@@ -128,6 +140,22 @@ impl ErrorResponse {
         let message = serde_json::from_slice::<Status>(body)
             .map_or_else(|_| "".into(), |Status { message }| cut_text(message).into());
         Self { code, message }
+    }
+
+    /// Returns the remedy for reviews that the API server rejects, to append to the error.
+    fn remedy(&self) -> &'static str {
+        match self.code {
+            StatusCode::FORBIDDEN => {
+                "; apply the ClusterRoleBinding kube-bastion:auth-delegator \
+                 (deploy/base/rbac.yaml), or bind the ClusterRole system:auth-delegator to the \
+                 user of the kubeconfig"
+            }
+            StatusCode::UNAUTHORIZED => {
+                "; the API server rejects the bastion's credentials: check its service account or \
+                 kubeconfig"
+            }
+            _ => "",
+        }
     }
 }
 
@@ -257,9 +285,7 @@ impl<K: Reviewable> Reviewer<K> {
                     .health
                     .set_unreachable(&K::kind(&()), &error.to_string());
             }
-            Err(error) => {
-                tracing::error!(%error, kind = %K::kind(&()), "review failed");
-            }
+            Err(error) => self.api.health.set_failing(&K::kind(&()), error),
         }
         result
     }

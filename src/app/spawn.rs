@@ -117,6 +117,7 @@ impl Setup<'_> {
         tracing::info!(api = %api.cluster_url, "using Kubernetes API server");
         let watch = KubernetesWatch::new(api, ready, metrics)?;
         let feed = self.index(writer, KubernetesWatch::blockers(ready));
+        let failures = watch.failures();
         watch.start(&feed, self.supervisor);
         // A CA file replaces the published client CAs. Front proxies have no setting of their own,
         // so their CAs always come from the ConfigMap.
@@ -130,7 +131,7 @@ impl Setup<'_> {
         };
         self.supervisor.restart(
             "watch-authentication",
-            config_map.follow(api, ready, metrics)?,
+            config_map.follow(api, ready, metrics, failures)?,
         );
         // Tokens of service accounts rotate in their file; a token inside a kubeconfig is constant.
         match (&api.auth_info.token_file, &api.auth_info.token) {

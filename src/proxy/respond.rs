@@ -13,7 +13,7 @@ use crate::model::Status;
 use crate::model::status::{Cause, CauseReason, OutputFormat};
 use crate::model::target::TargetError;
 use crate::resolve::ResolveError;
-use crate::review::Rejection;
+use crate::review::{Rejection, ReviewFailure};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const YAML: HeaderValue = HeaderValue::from_static("application/yaml");
@@ -161,7 +161,7 @@ impl<'a> AcceptPreference<'a> {
 }
 
 /// Returns the causes of an error. They name ports and addresses, so they are only for callers that
-/// may read the target.
+/// may reach or read the target.
 pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
     let ports = |offered: &[String]| {
         let cause = |port: &String| Cause {
@@ -209,11 +209,23 @@ fn rejected(rejection: Rejection, message: String) -> Status {
     status.with_retry_after(REVIEW_RETRY_AFTER_SECONDS)
 }
 
+/// Maps a review without a result to a 500, and says if a retry is pointless.
+fn unavailable(message: &str, failure: &ReviewFailure) -> Status {
+    if failure.is_denied() {
+        Status::internal(format!(
+            "{message}: the API server denies the review to the bastion; its operator must grant it \
+             (its log has the reason)"
+        ))
+    } else {
+        Status::internal(message)
+    }
+}
+
 /// Maps an error to its `Status`, exhaustively: a new variant does not compile without one.
 fn status(error: &ProxyError) -> Status {
     let message = || error.to_string();
     match error {
-        ProxyError::NotReady => Status::service_unavailable(message()),
+        ProxyError::NotReady(_) => Status::service_unavailable(message()),
         ProxyError::TooManyHeaders => Status::header_fields_too_large(message()),
         ProxyError::Malformed(error) => Status::malformed_request(error.status(), message()),
         ProxyError::Authenticate(AuthenticationError::Unauthenticated(_)) => Status::unauthorized(),
@@ -221,8 +233,8 @@ fn status(error: &ProxyError) -> Status {
             Status::bad_request(message())
         }
         // The cause is only logged: it names the API server and the account of the bastion.
-        ProxyError::Authenticate(AuthenticationError::Unavailable(_)) => {
-            Status::internal("the token could not be reviewed")
+        ProxyError::Authenticate(AuthenticationError::Unavailable(failure)) => {
+            unavailable("the token could not be reviewed", failure)
         }
         ProxyError::Authenticate(AuthenticationError::Rejected(rejection))
         | ProxyError::Authorize(AuthorizationError::Rejected(rejection)) => {
@@ -238,8 +250,8 @@ fn status(error: &ProxyError) -> Status {
             &denial.name,
             denial.to_string(),
         ),
-        ProxyError::Authorize(AuthorizationError::Unavailable(_)) => {
-            Status::internal("the access could not be reviewed")
+        ProxyError::Authorize(AuthorizationError::Unavailable(failure)) => {
+            unavailable("the access could not be reviewed", failure)
         }
         ProxyError::MethodNotAllowed => Status::method_not_allowed(),
         ProxyError::Resolve(error) => match error {
@@ -343,5 +355,24 @@ mod tests {
                 assert_eq!(response.headers()[header::RETRY_AFTER], "1", "{error}");
             }
         }
+    }
+
+    #[test]
+    fn reviews_that_are_denied_to_the_bastion_are_told_from_outages() {
+        let message = |failure: ReviewFailure| {
+            status(&ProxyError::Authenticate(AuthenticationError::Unavailable(
+                failure,
+            )))
+            .message
+        };
+        assert_eq!(
+            message(ReviewFailure::Timeout),
+            "the token could not be reviewed"
+        );
+        let denied = message(ReviewFailure::denied());
+        assert!(
+            denied.starts_with("the token could not be reviewed: the API server denies the review"),
+            "{denied}"
+        );
     }
 }

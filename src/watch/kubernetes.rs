@@ -3,6 +3,7 @@
 
 mod authentication_config;
 mod client;
+mod failures;
 mod kubeconfig;
 
 use std::pin::pin;
@@ -11,6 +12,8 @@ use std::time::Duration;
 pub use authentication_config::AuthenticationConfigMap;
 pub use client::{Connections, review_client};
 use client::{Health, watch_client};
+use failures::Failure;
+pub use failures::FailureLog;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use kube::api::Api;
@@ -30,9 +33,9 @@ use crate::metrics::Metrics;
 use crate::ready::{BlockReady, Ready};
 use crate::supervise::Supervisor;
 
-/// Permissions that the watches need, as granted by deploy/.
-const PERMISSIONS: &str =
-    "list and watch on nodes, pods, services and endpointslices (ClusterRole kube-bastion)";
+/// Remedy for missing permissions of the bastion.
+const APPLY_ROLE: &str = "apply the ClusterRole kube-bastion and its ClusterRoleBinding \
+                          (deploy/base/rbac.yaml), or bind the role to the user of the kubeconfig";
 /// Effect of a failed watch on requests, after and before its initial list.
 const SERVING_LAST_STATE: &str = "serving the last known state";
 const NOT_READY: &str = "not ready until the initial list succeeds";
@@ -80,6 +83,7 @@ pub struct KubernetesWatch {
     clients: [Client; Kind::ALL.len()],
     ready: Ready,
     metrics: Metrics,
+    failures: FailureLog,
 }
 
 /// Event of the watch of one kind.
@@ -94,8 +98,8 @@ enum WatchEvent {
     /// The object is not needed, or malformed and already logged. After a malformed change, the
     /// previous version of the object stays.
     Skipped,
-    /// The watch or list failed; the reason is for the log and `/readyz`.
-    Failed(String),
+    /// The watch or list failed.
+    Failed(Failure),
 }
 
 impl KubernetesWatch {
@@ -108,16 +112,15 @@ impl KubernetesWatch {
         ready: &Ready,
         metrics: &Metrics,
     ) -> Result<Self, KubernetesError> {
+        let failures = FailureLog::default();
         let client = |kind: Kind| {
-            let (watch, ready, metrics) = (kind.plural(), ready.clone(), metrics.clone());
-            watch_client(
-                config,
-                Health {
-                    watch,
-                    ready,
-                    metrics,
-                },
-            )
+            let health = Health {
+                watch: kind.plural(),
+                ready: ready.clone(),
+                metrics: metrics.clone(),
+                failures: failures.clone(),
+            };
+            watch_client(config, health)
         };
         let [nodes, pods, services, slices] = Kind::ALL;
         let clients = [
@@ -130,7 +133,13 @@ impl KubernetesWatch {
             clients,
             ready: ready.clone(),
             metrics: metrics.clone(),
+            failures,
         })
+    }
+
+    /// Log of the failures of all watches of this API server.
+    pub fn failures(&self) -> FailureLog {
+        self.failures.clone()
     }
 
     /// Blocks readiness until every kind has been listed.
@@ -144,21 +153,35 @@ impl KubernetesWatch {
     /// Starts a task per kind, so that a list that hangs does not delay the others. A restarted
     /// task lists again; the previous objects stay in use until the list is complete.
     pub fn start(self, feed: &Feed, supervisor: &mut Supervisor) {
-        let [nodes, pods, services, slices] = self.clients;
-        let (ready, metrics) = (&self.ready, &self.metrics);
+        let Self {
+            clients: [nodes, pods, services, slices],
+            ready,
+            metrics,
+            failures,
+        } = self;
+        let health = |kind: Kind| Health {
+            watch: kind.plural(),
+            ready: ready.clone(),
+            metrics: metrics.clone(),
+            failures: failures.clone(),
+        };
         supervisor.restart(
             "watch-nodes",
-            follow::<SlimNode>(nodes, feed, ready, metrics),
+            follow::<SlimNode>(nodes, feed, health(SlimNode::KIND)),
         );
-        supervisor.restart("watch-pods", follow::<SlimPod>(pods, feed, ready, metrics));
+        supervisor.restart(
+            "watch-pods",
+            follow::<SlimPod>(pods, feed, health(SlimPod::KIND)),
+        );
         supervisor.restart(
             "watch-services",
-            follow::<SlimService>(services, feed, ready, metrics),
+            follow::<SlimService>(services, feed, health(SlimService::KIND)),
         );
         supervisor.restart(
             "watch-endpointslices",
-            follow::<SlimSlice>(slices, feed, ready, metrics),
+            follow::<SlimSlice>(slices, feed, health(SlimSlice::KIND)),
         );
+        supervisor.restart("watch-failures", move || failures.clone().run());
     }
 }
 
@@ -187,25 +210,24 @@ impl Backoff for WatchBackoff {
 fn follow<K: Watched>(
     client: Client,
     feed: &Feed,
-    ready: &Ready,
-    metrics: &Metrics,
+    health: Health,
 ) -> impl FnMut() -> BoxFuture<'static, ()> + Send + 'static + use<K> {
-    let (feed, ready, metrics) = (feed.clone(), ready.clone(), metrics.clone());
-    move || run::<K>(client.clone(), feed.clone(), ready.clone(), metrics.clone()).boxed()
+    let feed = feed.clone();
+    move || run::<K>(client.clone(), feed.clone(), health.clone()).boxed()
 }
 
 /// Lists and watches one kind until the process ends, with backoff after failures.
-async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metrics) {
+async fn run<K: Watched>(client: Client, feed: Feed, health: Health) {
     let kind = K::KIND;
     let events = watcher::watcher(Api::<Item<K>>::all(client), watcher::Config::default());
     let mut events = pin!(events.backoff(WatchBackoff::default()));
     let mut list = Vec::new();
     while let Some(event) = events.next().await {
-        let event = translate::<K>(event, &metrics);
+        let event = translate::<K>(event, &health.metrics);
         // kube reports the start of a list before it sends the request, so that event does not
         // show that the API server responds.
         if !matches!(event, WatchEvent::ListStarted | WatchEvent::Failed(_)) {
-            metrics.watch_event(kind.plural());
+            health.metrics.watch_event(kind.plural());
         }
         match event {
             // The list is collected here rather than applied object by object: a list that fails
@@ -224,13 +246,13 @@ async fn run<K: Watched>(client: Client, feed: Feed, ready: Ready, metrics: Metr
             WatchEvent::Changed(object, trigger) => feed.send(Change::Apply(object, trigger)).await,
             WatchEvent::Deleted(key) => feed.send(Change::Delete(kind, key)).await,
             WatchEvent::Skipped => {}
-            WatchEvent::Failed(reason) => {
-                let effect = if ready.is_pending(kind.plural()) {
+            WatchEvent::Failed(failure) => {
+                let effect = if health.ready.is_pending(kind.plural()) {
                     NOT_READY
                 } else {
                     SERVING_LAST_STATE
                 };
-                watch_failed(&ready, &metrics, kind.plural(), &reason, effect);
+                health.set_failed(failure, effect);
             }
         }
     }
@@ -255,7 +277,7 @@ fn translate<K: Watched>(event: watcher::Result<Event<Item<K>>>, metrics: &Metri
             }
         }
         Ok(Event::Delete(item)) => WatchEvent::Deleted(key(item.meta())),
-        Err(error) => WatchEvent::Failed(describe(&error, PERMISSIONS)),
+        Err(error) => WatchEvent::Failed(Failure::new(&error, APPLY_ROLE)),
     }
 }
 
@@ -270,47 +292,6 @@ fn read<K: Watched>(item: Item<K>, metrics: &Metrics) -> Result<Option<Object>, 
         metrics.watch_malformed(K::KIND.plural());
         Malformed
     })
-}
-
-/// Reports a failed watch in the log, `/readyz` and the metrics. `effect` is that on requests.
-fn watch_failed(
-    ready: &Ready,
-    metrics: &Metrics,
-    resource: &'static str,
-    error: &str,
-    effect: &str,
-) {
-    tracing::warn!(resource, error, "watch failed; {effect}; retrying");
-    ready.set_degraded(resource, format!("{effect}: {error}"));
-    metrics.watch_up(resource, false);
-}
-
-/// Describes an error and, if the API rejected the credentials, the remedy. `permissions` are those
-/// that the watch needs.
-fn describe(error: &watcher::Error, permissions: &str) -> String {
-    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
-    let (WatchError(status)
-    | InitialListFailed(kube::Error::Api(status))
-    | WatchStartFailed(kube::Error::Api(status))
-    | WatchFailed(kube::Error::Api(status))) = error
-    else {
-        return innermost_causes(error);
-    };
-    let text = if status.message.is_empty() {
-        format!("the API server responded with status {}", status.code)
-    } else {
-        status.message.clone()
-    };
-    match status.code {
-        401 => {
-            format!(
-                "{text}; the API server rejects the bastion's credentials: check its service \
-                 account or kubeconfig"
-            )
-        }
-        403 => format!("{text}; the bastion's account needs {permissions}"),
-        _ => text,
-    }
 }
 
 /// Joins the causes of an error, without those that only name the layers of the client.

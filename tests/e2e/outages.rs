@@ -175,16 +175,22 @@ pub async fn waits_for_the_api_at_start(fixture: &mut Fixture) -> Result<()> {
         code == 503 && report.contains("[-]pods pending"),
         "{report}"
     );
-    // The log must not mention a last known state or a missing permission, and has one line per
-    // failure.
-    let log = early.log();
-    let unready = "not ready until the initial list succeeds";
-    ensure!(
-        log.contains(unready) && !log.contains("serving the last known state"),
-        "{log}"
+    // One line of the log for all watches, with the address, and without a last known state or a
+    // missing permission.
+    let unready = format!(
+        "cannot reach the API server {}; not ready until the initial list succeeds; retrying",
+        fixture.cluster.server
     );
+    eventually("the missing API in the log", async || {
+        Ok(early.log().contains(&unready))
+    })
+    .await?;
+    let log = early.log();
     ensure!(
-        !log.contains("extension-apiserver-authentication-reader") && !log.contains("kube_client"),
+        log.matches("not ready until").count() == 1
+            && !log.contains("serving the last known state")
+            && !log.contains("ClusterRole")
+            && !log.contains("kube_client"),
         "{log}"
     );
     let metrics = early.metrics().await?;

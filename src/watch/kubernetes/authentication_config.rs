@@ -14,8 +14,8 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 
 use super::{
-    Health, KubernetesError, NOT_READY, SERVING_LAST_STATE, WatchBackoff, describe, watch_client,
-    watch_failed,
+    APPLY_ROLE, Failure, FailureLog, Health, KubernetesError, NOT_READY, SERVING_LAST_STATE,
+    WatchBackoff, watch_client,
 };
 use crate::metrics::Metrics;
 use crate::model::error_chain;
@@ -27,8 +27,7 @@ use crate::trust::{DynamicClientCas, FrontProxy, RequestHeaderConfig};
 const AUTHENTICATION_NAMESPACE: &str = "kube-system";
 const AUTHENTICATION_NAME: &str = "extension-apiserver-authentication";
 /// Name of the watch in `/readyz` and in the metrics.
-const AUTHENTICATION: &str = "authentication";
-const PERMISSIONS: &str = "the Role extension-apiserver-authentication-reader in kube-system";
+pub(super) const AUTHENTICATION: &str = "authentication";
 
 /// Authentication configuration that the cluster publishes.
 #[derive(Clone, Debug)]
@@ -48,12 +47,14 @@ impl AuthenticationConfigMap {
         config: &kube::Config,
         ready: &Ready,
         metrics: &Metrics,
+        failures: FailureLog,
     ) -> Result<impl FnMut() -> BoxFuture<'static, ()> + Send + 'static + use<>, KubernetesError>
     {
         let health = Health {
             watch: AUTHENTICATION,
             ready: ready.clone(),
             metrics: metrics.clone(),
+            failures,
         };
         let client = watch_client(config, health.clone())?;
         let api = Api::<ConfigMap>::namespaced(client, AUTHENTICATION_NAMESPACE);
@@ -101,13 +102,7 @@ impl AuthenticationConfigMap {
                         }
                         true => NOT_READY,
                     };
-                    watch_failed(
-                        &health.ready,
-                        &health.metrics,
-                        AUTHENTICATION,
-                        &describe(&error, PERMISSIONS),
-                        effect,
-                    );
+                    health.set_failed(Failure::new(&error, APPLY_ROLE), effect);
                     if optional {
                         unblock();
                     }

@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep, timeout};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
 use super::KubernetesError;
+use super::failures::{Failure, FailureLog};
 use crate::metrics::Metrics;
 use crate::ready::Ready;
 
@@ -98,8 +99,8 @@ pub(super) fn watch_client(
 /// A request of a watch that got no response, with the address of the API server.
 #[derive(Debug, thiserror::Error)]
 #[error("API server {server}")]
-struct ConnectionError {
-    server: String,
+pub(super) struct ConnectionError {
+    pub server: String,
     source: hyper_util::client::legacy::Error,
 }
 
@@ -169,14 +170,26 @@ pub(super) struct Health {
     pub watch: &'static str,
     pub ready: Ready,
     pub metrics: Metrics,
+    /// Failures of all watches of the API server.
+    pub failures: FailureLog,
 }
 
 impl Health {
+    /// Records that the watch or its list failed. `effect` is that on requests.
+    pub fn set_failed(&self, failure: Failure, effect: &'static str) {
+        let reason = format!("{effect}: {failure}");
+        self.ready
+            .set_degraded_by(self.watch, reason, failure.obstacle());
+        self.metrics.watch_up(self.watch, false);
+        self.failures.failed(self.watch, failure, effect);
+    }
+
     /// Records a successful response. kube's watcher reports failures but no recovery, so this is
     /// the only sign of it.
     fn set_up(&self) {
         self.ready.clear_degraded(self.watch);
         self.metrics.watch_up(self.watch, true);
+        self.failures.recovered(self.watch);
     }
 
     /// Records that a watch received nothing for [`WATCH_SILENCE`].

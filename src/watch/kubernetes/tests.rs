@@ -18,6 +18,7 @@ use super::*;
 use crate::cluster::Cluster;
 use crate::drain::Drain;
 use crate::model::address::AddressPolicy;
+use crate::ready::Obstacle;
 use crate::testing::eventually;
 
 const WAIT_TIMEOUT: Duration = Duration::from_mins(5);
@@ -67,6 +68,7 @@ impl TestBed {
             watch: K::KIND.plural(),
             ready: ready.clone(),
             metrics: metrics.clone(),
+            failures: FailureLog::default(),
         };
         let blockers = vec![(K::KIND, ready.block(K::KIND.plural()))];
         let (feed, index) = crate::watch::feed(writer, blockers, &metrics);
@@ -74,11 +76,11 @@ impl TestBed {
         let client = Client::new(
             Bounded {
                 inner: service,
-                health,
+                health: health.clone(),
             },
             "default",
         );
-        tokio::spawn(run::<K>(client, feed, ready.clone(), metrics));
+        tokio::spawn(run::<K>(client, feed, health));
         Self {
             cluster,
             ready,
@@ -315,7 +317,7 @@ async fn counts_no_events_while_lists_fail() {
 async fn suggests_remedy_only_for_rejected_credentials() {
     for (code, hint) in [
         (401, "its service account or kubeconfig"),
-        (403, "the bastion's account needs"),
+        (403, "apply the ClusterRole kube-bastion"),
         (500, ""),
     ] {
         let bed = TestBed::new::<SlimPod>();
@@ -327,9 +329,11 @@ async fn suggests_remedy_only_for_rejected_credentials() {
             "{code}: {report}"
         );
         assert!(
-            !hint.is_empty() || !report.contains("bastion's"),
+            !hint.is_empty() || !report.contains("bastion"),
             "{code}: {report}"
         );
+        let obstacle = (!hint.is_empty()).then_some(Obstacle::Denied);
+        assert_eq!(bed.ready.obstacle(), obstacle, "{code}");
     }
 }
 
@@ -403,6 +407,7 @@ async fn hung_list_does_not_delay_other_watches() {
             watch: kind.plural(),
             ready: ready.clone(),
             metrics: metrics.clone(),
+            failures: FailureLog::default(),
         };
         Client::new(
             Bounded {
@@ -417,6 +422,7 @@ async fn hung_list_does_not_delay_other_watches() {
         clients,
         ready: ready.clone(),
         metrics: metrics.clone(),
+        failures: FailureLog::default(),
     }
     .start(&feed, &mut supervisor);
     let others = ["[+]nodes ok", "[+]services ok", "[+]endpointslices ok"];
