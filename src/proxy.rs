@@ -410,10 +410,14 @@ impl Proxy {
         }))
     }
 
-    /// Returns the causes of an error to callers that may read the target; to others they would
-    /// reveal ports and addresses.
+    /// Returns the causes of an error to callers that may have them: they name ports and addresses.
+    /// A request that was resolved or forwarded was authorized, so its caller may reach the target.
+    /// For other errors, the caller must be able to read the target.
     async fn causes(&self, error: &ProxyError, record: &Record) -> Vec<Cause> {
         let causes = respond::status_causes(error);
+        if matches!(error, ProxyError::Resolve(_) | ProxyError::Forward(_)) {
+            return causes;
+        }
         let identity = record
             .impersonated_user
             .as_ref()

@@ -12,10 +12,6 @@ rules:
 - apiGroups: [""]
   resources: [services/proxy, pods/proxy, nodes/proxy]
   verbs: [get]
-# Not needed for access: with it, errors list the ports and endpoints of a service.
-- apiGroups: [""]
-  resources: [services]
-  verbs: [get]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding

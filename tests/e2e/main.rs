@@ -104,7 +104,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         targets::streams_bodies_and_upgrades_in_both_directions,
         callers::authorizes_service_account_tokens_by_rbac,
         callers::authorizes_client_certificates_by_rbac,
-        callers::returns_causes_to_callers_that_may_read_the_target,
+        callers::returns_causes_to_callers_that_may_use_or_read_the_target,
         callers::returns_401_without_valid_credentials,
         callers::applies_changed_client_cas_to_open_connections,
         differential::behaves_as_the_table_declares,

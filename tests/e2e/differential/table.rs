@@ -220,7 +220,7 @@ pub const GENERAL_DIFFERENCES: [GeneralDifference; 16] = [
     GeneralDifference {
         name: "causes",
         because: "C93",
-        text: "A 403 or 503 of the bastion lists remedies under details.causes, for callers that may read the target.",
+        text: "A 403 or 503 of the bastion lists remedies under details.causes, the former for callers that may read the target.",
     },
     GeneralDifference {
         name: "challenge",
