@@ -8,11 +8,12 @@ mod tasks;
 mod worker;
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::Result;
 use arc_swap::ArcSwapOption;
+use nix::errno::Errno;
 use prometheus_client::registry::Registry;
 
 use crate::admin::Admin;
@@ -172,15 +173,60 @@ fn worker_count(setting: usize) -> usize {
 /// Binds a port, and names its setting if that fails.
 fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener> {
     sockets::listen(address).map_err(|error| {
-        let remedy = match error.kind() {
-            ErrorKind::AddrInUse => "; choose another port, or stop the process that listens there",
-            ErrorKind::AddrNotAvailable => "; choose an address of this machine",
-            ErrorKind::PermissionDenied => {
-                "; choose a port above 1023, or grant the capability NET_BIND_SERVICE"
-            }
-            _ => "",
-        };
-        let context = format!("cannot listen on {address} ({setting}){remedy}");
+        let context = format!(
+            "cannot listen on {address} ({setting}){}",
+            bind_remedy(address, &error)
+        );
         anyhow::Error::new(error).context(context)
     })
+}
+
+fn bind_remedy(address: SocketAddr, error: &std::io::Error) -> String {
+    let port = address.port();
+    match error.kind() {
+        ErrorKind::AddrInUse => {
+            "; choose another port, or stop the process that listens there".to_owned()
+        }
+        ErrorKind::AddrNotAvailable => format!(
+            "; {} is not an address of this machine; choose one that is, or {} for all of them",
+            address.ip(),
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+        ),
+        ErrorKind::PermissionDenied => {
+            "; choose a port above 1023, or grant the capability NET_BIND_SERVICE".to_owned()
+        }
+        // A kernel that was booted without IPv6.
+        _ if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => format!(
+            "; this machine has no IPv6; use {}",
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+        ),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bind_errors_have_their_own_remedies() {
+        for (errno, address, part) in [
+            (Errno::EADDRINUSE, "127.0.0.1:8443", "stop the process"),
+            (
+                Errno::EADDRNOTAVAIL,
+                "192.0.2.1:8443",
+                "192.0.2.1 is not an address of this machine; choose one that is, or 0.0.0.0:8443",
+            ),
+            (Errno::EACCES, "127.0.0.1:443", "a port above 1023"),
+            (
+                Errno::EAFNOSUPPORT,
+                "[::]:8443",
+                "this machine has no IPv6; use 0.0.0.0:8443",
+            ),
+        ] {
+            let error = std::io::Error::from_raw_os_error(errno as i32);
+            let remedy = bind_remedy(address.parse().unwrap(), &error);
+            assert!(remedy.contains(part), "{errno}: {remedy}");
+        }
+    }
 }

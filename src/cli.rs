@@ -1,21 +1,23 @@
 //! Command line: `serve`, `demo` and `check`.
 
 mod environment;
+mod explain;
 mod settings;
 mod source;
 
 use std::ffi::OsString;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, Bound};
-use crate::config::Log;
+use crate::config::{Log, LogFormat};
 use crate::demo;
 use crate::drain::Drain;
-use crate::telemetry;
+use crate::model::error_chain;
+use crate::telemetry::{self, OPERATOR_TARGET};
 use settings::Settings;
 
 /// Authenticating, authorizing and load-balancing proxy to the nodes, pods and services of a
@@ -84,28 +86,17 @@ impl Cli {
     where
         I: IntoIterator<Item: Into<OsString> + Clone>,
     {
-        Self::try_parse_from(arguments).map_err(|mut error| {
-            let invalid = error.get(ContextKind::InvalidArg).map(ToString::to_string);
-            // Flags are complete without a value, so that clap takes `--flag true` for a flag and
-            // an argument.
-            if error.kind() == ErrorKind::UnknownArgument
-                && let Some(value) = invalid.filter(|value| value.parse::<bool>().is_ok())
-            {
-                let tip = format!("write the value after an equals sign: --FLAG={value}");
-                error.insert(
-                    ContextKind::Suggested,
-                    ContextValue::StyledStrs(vec![tip.into()]),
-                );
-            }
-            error
-        })
+        let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+        Self::try_parse_from(&arguments)
+            .map_err(|error| explain::explain(error, &arguments, std::env::vars_os()))
     }
 
-    /// Runs the subcommand.
+    /// Runs the subcommand, and returns the exit code of the process. A failure that has been logged
+    /// is not an error.
     ///
     /// # Errors
     /// The invalid setting, the file that cannot be loaded, or the failure that ended the process.
-    pub fn run(self) -> Result<()> {
+    pub fn run(self) -> Result<ExitCode> {
         match self.command {
             Command::Check(options) => {
                 let config = options.settings.into_config()?;
@@ -128,23 +119,42 @@ impl Cli {
                          (use --load)"
                     );
                 }
-                print!("{}", config.to_yaml());
-                Ok(())
+                print!("{}", config.to_yaml()?);
+                Ok(ExitCode::SUCCESS)
             }
             Command::Serve(settings) => {
                 let config = settings.into_config()?;
                 // Before the runtime starts, so that no event of its tasks is lost.
                 telemetry::init(&config.log);
                 environment::warn_of_unknown_variables();
-                control_runtime()?.block_on(async {
+                let format = config.log.format;
+                let served = control_runtime()?.block_on(async {
                     let drain = drain_on_signals()?;
                     Bound::new(config).await?.run(drain).await
-                })
+                });
+                exit_code(served, format)
             }
-            Command::Demo(options) => control_runtime()?.block_on(async {
-                let drain = drain_on_signals()?;
-                demo::run(options, drain).await
-            }),
+            Command::Demo(options) => {
+                control_runtime()?.block_on(async {
+                    let drain = drain_on_signals()?;
+                    demo::run(options, drain).await
+                })?;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+/// Returns the exit code of `serve`. A failure is logged as an event where the log is JSON, so that
+/// the log has no other lines, and left to the caller otherwise.
+fn exit_code(served: Result<()>, format: LogFormat) -> Result<ExitCode> {
+    match (served, format) {
+        (Ok(()), _) => Ok(ExitCode::SUCCESS),
+        (Err(error), LogFormat::Text) => Err(error),
+        (Err(error), LogFormat::Json) => {
+            let error = error_chain(&*error);
+            tracing::error!(target: OPERATOR_TARGET, error, "the process exits");
+            Ok(ExitCode::FAILURE)
         }
     }
 }
@@ -240,6 +250,110 @@ mod tests {
         assert!(config.authentication.anonymous && config.log.access);
     }
 
+    /// Values that each kind of flag rejects, and a part of the message.
+    const INVALID: [(&str, &[&str], &str); 8] = [
+        (
+            "ADDRESS",
+            &[
+                "8443",
+                ":8443",
+                "localhost:8443",
+                "1.2.3.4:99999",
+                "https://[::]:8443",
+                "",
+            ],
+            "use IP:port",
+        ),
+        ("FILE", &["", "~jane/file"], "write "),
+        ("DIR", &["", "~jane/directory"], "write "),
+        ("VERSION", &["1.2", "TLS12", ""], "VersionTLS12"),
+        (
+            "COUNT",
+            &["-1", "many", "1.5", "1000000", ""],
+            "use a whole number from 0 to 1024",
+        ),
+        (
+            "DURATION",
+            &["-5s", "30", "1.5s", "1d", "0s", ""],
+            "use whole numbers with the units",
+        ),
+        ("BOOL", &["yes", "on", "1", "True"], "use true or false"),
+        ("FORMAT", &["yaml", "JSON", ""], "json"),
+    ];
+
+    #[test]
+    fn every_flag_rejects_invalid_values_by_name_value_and_accepted_form() {
+        let mut root = Cli::command();
+        root.build();
+        let mut rejected = 0;
+        for subcommand in ["serve", "check"] {
+            let command = root.find_subcommand(subcommand).unwrap();
+            let takes_value = |argument: &&clap::Arg| argument.get_action().takes_values();
+            for argument in command.get_arguments().filter(takes_value) {
+                let (Some(flag), [kind]) = (
+                    argument.get_long(),
+                    argument.get_value_names().unwrap_or_default(),
+                ) else {
+                    continue;
+                };
+                let Some((_, values, part)) = INVALID.iter().find(|(of, ..)| kind == of) else {
+                    assert!(["NAME", "LEVEL"].contains(&&**kind), "--{flag} <{kind}>");
+                    continue;
+                };
+                for value in *values {
+                    let split = [format!("--{flag}"), (*value).to_owned()];
+                    for given in [&split[..], &[format!("--{flag}={value}")]] {
+                        let line = ["kube-bastion", subcommand].map(str::to_owned);
+                        let error = Cli::try_from([&line[..], given].concat())
+                            .unwrap_err()
+                            .to_string();
+                        assert!(
+                            error.contains(&format!("--{flag}"))
+                                && error.contains(value)
+                                && error.contains(part)
+                                && !error.contains("unexpected argument"),
+                            "{given:?}: {error}"
+                        );
+                        rejected += 1;
+                    }
+                }
+            }
+        }
+        assert!(rejected > 200, "{rejected}");
+    }
+
+    #[test]
+    fn suggests_what_was_meant() {
+        for (arguments, part) in [
+            (&["serve", "--log-level=warning"][..], "did you mean warn?"),
+            (
+                &["serve", "--logging-format=jsn"],
+                "a similar value exists: 'json'",
+            ),
+            (&["serve", "--loging-format=json"], "'--logging-format'"),
+            (&["serve", "-config=x"], "flags have two dashes: --config"),
+            (&["serve", "bastion.yaml"], "--config=FILE"),
+            (&["server"], "'serve'"),
+        ] {
+            let error = config(arguments).unwrap_err().to_string();
+            assert!(error.contains(part), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn boolean_flags_take_their_value_with_and_without_equals_sign() {
+        for (arguments, expected) in [
+            (&["serve", "--anonymous-auth"][..], true),
+            (&["serve", "--anonymous-auth", "true"], true),
+            (&["serve", "--anonymous-auth", "false"], false),
+            (&["serve", "--anonymous-auth=false"], false),
+            (&["serve", "--anonymous-auth", "--workers=1"], true),
+        ] {
+            let config = config(arguments).unwrap();
+            assert_eq!(config.authentication.anonymous, expected, "{arguments:?}");
+        }
+    }
+
     #[test]
     fn rejects_invalid_flags_with_the_accepted_form() {
         for (arguments, part) in [
@@ -255,10 +369,13 @@ mod tests {
             (&["serve", "--workers=1000000"], "from 0 to 1024"),
             (&["serve", "--workers", "-1"], "from 0 to 1024"),
             (&["serve", "--drain-timeout=0s"], "is not longer than 0s"),
-            (&["serve", "--anonymous-auth", "true"], "--FLAG=true"),
+            (
+                &["serve", "--anonymous-auth", "yes"],
+                "'--anonymous-auth [<BOOL>]': \"yes\" is not a boolean; use true or false",
+            ),
             (
                 &["serve", "--log-level=inf"],
-                "use off, error, warn, info, debug or trace",
+                "did you mean info? Accepted: off, error, warn, info, debug or trace",
             ),
             (
                 &["serve", "--log-level=a=b=c"],

@@ -9,6 +9,7 @@ mod log;
 mod parse_error;
 mod serving;
 mod source;
+mod suggest;
 mod targets;
 mod upstream;
 mod validate;
@@ -28,8 +29,8 @@ pub use targets::Targets;
 pub use upstream::{Retry, Rewriting, Upstream};
 pub use validate::Conflict;
 pub use values::{
-    Expected, ValueError, parse_address, parse_bytes, parse_duration, parse_log_level,
-    parse_workers,
+    Expected, ValueError, parse_address, parse_bool, parse_bytes, parse_duration, parse_log_level,
+    parse_path, parse_workers,
 };
 
 use values::fields;
@@ -84,9 +85,18 @@ pub enum ConfigError {
         path: PathBuf,
         source: std::io::Error,
     },
+    /// The file is not a text.
+    #[error(
+        "invalid configuration file {}: byte {offset} is not UTF-8; save the file as UTF-8 text",
+        path.display()
+    )]
+    NotUtf8 { path: PathBuf, offset: usize },
     /// The file is not a valid configuration: `FILE:LINE:COLUMN: FIELD: REASON`.
     #[error("invalid configuration file {}:{source}", path.display())]
     Invalid { path: PathBuf, source: ParseError },
+    /// The configuration has no form as a file.
+    #[error("the configuration cannot be printed: {0}")]
+    NotText(String),
     #[error(transparent)]
     Conflict(#[from] Conflict),
 }
@@ -104,11 +114,15 @@ impl Config {
     /// Reads and parses a file.
     ///
     /// # Errors
-    /// [`ConfigError::Read`] or [`ConfigError::Invalid`].
+    /// [`ConfigError::Read`], [`ConfigError::NotUtf8`] or [`ConfigError::Invalid`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let bytes = std::fs::read(path).map_err(|source| ConfigError::Read {
             path: path.into(),
             source,
+        })?;
+        let text = String::from_utf8(bytes).map_err(|error| ConfigError::NotUtf8 {
+            path: path.into(),
+            offset: error.utf8_error().valid_up_to(),
         })?;
         Self::parse(&text).map_err(|source| ConfigError::Invalid {
             path: path.into(),
@@ -143,8 +157,11 @@ impl Config {
     }
 
     /// Formats the configuration as a file. It has the names of files, never their contents.
-    pub fn to_yaml(&self) -> String {
-        serde_saphyr::to_string(self).expect("the configuration is plain data")
+    ///
+    /// # Errors
+    /// [`ConfigError::NotText`] if a path is not UTF-8, which those of flags and files are.
+    pub fn to_yaml(&self) -> Result<String, ConfigError> {
+        serde_saphyr::to_string(self).map_err(|error| ConfigError::NotText(error.to_string()))
     }
 }
 

@@ -1,5 +1,10 @@
 //! The command line: invalid input and its messages, `check`, and the life of the process.
 
+#[path = "cli/log.rs"]
+mod log;
+#[path = "cli/messages.rs"]
+mod messages;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -51,6 +56,23 @@ fn write(directory: &Path, name: &str, text: &str) -> String {
 fn assert_contains(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+}
+
+/// Words of Rust and of libraries, which are not for people.
+fn assert_plain(text: &str) {
+    for word in [
+        "Some(",
+        "Error {",
+        "Error(",
+        "ErrorResponse",
+        "Status {",
+        "Os {",
+        "Option<",
+        "serde",
+        "panicked",
+    ] {
+        assert!(!text.contains(word), "{word:?} in:\n{text}");
     }
 }
 
@@ -622,7 +644,11 @@ impl Running {
     fn start(arguments: &[&str]) -> Self {
         let manifests = tempfile::tempdir().expect("a directory");
         let directory = format!("--manifests-dir={}", manifests.path().display());
-        let mut command = command(&[&["serve", &*directory], arguments].concat());
+        Self::serve(&[&[&*directory], arguments].concat(), manifests)
+    }
+
+    fn serve(arguments: &[&str], manifests: TempDir) -> Self {
+        let mut command = command(&[&["serve"], arguments].concat());
         let child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

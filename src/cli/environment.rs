@@ -5,7 +5,7 @@ use clap::{Command, CommandFactory};
 use super::Cli;
 
 /// Prefix of the variables of all settings.
-const PREFIX: &str = "KUBE_BASTION_";
+pub(super) const PREFIX: &str = "KUBE_BASTION_";
 
 /// Logs a warning for each variable with the prefix that no flag reads, such as a misspelled one.
 pub(super) fn warn_of_unknown_variables() {

@@ -6,11 +6,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::source::{SourceFlags, set_if_some};
 use crate::config::{
-    Config, LogFormat, TlsVersion, parse_address, parse_duration, parse_log_level, parse_workers,
+    Config, LogFormat, TlsVersion, parse_address, parse_bool, parse_duration, parse_log_level,
+    parse_path, parse_workers,
 };
+
+/// Returns the parser of flags that name a file or a directory.
+pub(super) fn path_parser() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(parse_path)
+}
 
 /// Flags of `serve` and `check`. They are named as in kube-apiserver and kube-rbac-proxy; the
 /// environment variables are named after the flags.
@@ -24,6 +31,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_CONFIG",
         help = "Configuration file (kind: BastionConfiguration) [default: none]"
     )]
+    #[arg(value_parser = path_parser())]
     config: Option<PathBuf>,
 
     #[command(flatten)]
@@ -66,6 +74,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_TLS_CERT_FILE",
         help_heading = "Serving"
     )]
+    #[arg(value_parser = path_parser())]
     tls_cert_file: Option<PathBuf>,
 
     /// PEM file with the private key of the serving certificate
@@ -75,6 +84,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_TLS_PRIVATE_KEY_FILE",
         help_heading = "Serving"
     )]
+    #[arg(value_parser = path_parser())]
     tls_private_key_file: Option<PathBuf>,
 
     #[arg(
@@ -94,7 +104,7 @@ pub(super) struct Settings {
         help_heading = "Serving"
     )]
     // The parser rejects `-1` with the accepted range.
-    #[arg(value_parser = parse_workers, allow_negative_numbers = true)]
+    #[arg(value_parser = parse_workers, allow_hyphen_values = true)]
     workers: Option<usize>,
 
     /// Time for open requests and tunnels to finish after SIGTERM [default: 30s]
@@ -104,7 +114,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_DRAIN_TIMEOUT",
         help_heading = "Serving"
     )]
-    #[arg(value_parser = parse_duration)]
+    #[arg(value_parser = parse_duration, allow_hyphen_values = true)]
     drain_timeout: Option<Duration>,
 
     /// PEM file with the CAs of client certificates [default: the cluster's client CA]
@@ -114,6 +124,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_CLIENT_CA_FILE",
         help_heading = "Authentication and authorization"
     )]
+    #[arg(value_parser = path_parser())]
     client_ca_file: Option<PathBuf>,
 
     /// Accept requests without credentials as system:anonymous [default: false]
@@ -123,7 +134,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_ANONYMOUS_AUTH",
         help_heading = "Authentication and authorization"
     )]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     anonymous_auth: Option<bool>,
 
     /// Time for which valid tokens are cached [default: 10s]
@@ -133,7 +144,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_AUTHENTICATION_TOKEN_WEBHOOK_CACHE_TTL",
         help_heading = "Authentication and authorization"
     )]
-    #[arg(value_parser = parse_duration)]
+    #[arg(value_parser = parse_duration, allow_hyphen_values = true)]
     authentication_token_webhook_cache_ttl: Option<Duration>,
 
     /// Time for which 'allowed' authorization results are cached [default: 10s]
@@ -143,7 +154,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_AUTHORIZATION_WEBHOOK_CACHE_AUTHORIZED_TTL",
         help_heading = "Authentication and authorization"
     )]
-    #[arg(value_parser = parse_duration)]
+    #[arg(value_parser = parse_duration, allow_hyphen_values = true)]
     authorization_webhook_cache_authorized_ttl: Option<Duration>,
 
     /// Time for which 'denied' authorization results are cached [default: 10s]
@@ -153,7 +164,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_AUTHORIZATION_WEBHOOK_CACHE_UNAUTHORIZED_TTL",
         help_heading = "Authentication and authorization"
     )]
-    #[arg(value_parser = parse_duration)]
+    #[arg(value_parser = parse_duration, allow_hyphen_values = true)]
     authorization_webhook_cache_unauthorized_ttl: Option<Duration>,
 
     /// PEM file with the CAs of kubelet serving certificates [default: kubelets are not verified]
@@ -163,6 +174,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_KUBELET_CERTIFICATE_AUTHORITY",
         help_heading = "Kubelets"
     )]
+    #[arg(value_parser = path_parser())]
     kubelet_certificate_authority: Option<PathBuf>,
 
     /// PEM file with the client certificate for kubelets
@@ -172,6 +184,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_KUBELET_CLIENT_CERTIFICATE",
         help_heading = "Kubelets"
     )]
+    #[arg(value_parser = path_parser())]
     kubelet_client_certificate: Option<PathBuf>,
 
     /// PEM file with the private key of the client certificate for kubelets
@@ -181,6 +194,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_KUBELET_CLIENT_KEY",
         help_heading = "Kubelets"
     )]
+    #[arg(value_parser = path_parser())]
     kubelet_client_key: Option<PathBuf>,
 
     /// Send the service account token to verified kubelets; a compromised node can collect it
@@ -191,7 +205,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_KUBELET_SERVICE_ACCOUNT_TOKEN",
         help_heading = "Kubelets"
     )]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     kubelet_service_account_token: Option<bool>,
 
     /// Level of events: off, error, warn, info, debug, trace, or directives [default: info]
@@ -220,7 +234,7 @@ pub(super) struct Settings {
         env = "KUBE_BASTION_ACCESS_LOG",
         help_heading = "Logs"
     )]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     access_log: Option<bool>,
 }
 

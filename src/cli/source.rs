@@ -8,6 +8,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches};
 
 use super::Cli;
+use super::settings::path_parser;
 use crate::config::{KubernetesSource, ManifestsSource, Source, SourceKind};
 
 /// Source selected by flags, otherwise the one selected by environment variables, otherwise none.
@@ -29,6 +30,7 @@ struct Values {
         env = "KUBE_BASTION_KUBECONFIG",
         help_heading = "Cluster source"
     )]
+    #[arg(value_parser = path_parser())]
     kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig [default: its current context]
     #[arg(
@@ -45,6 +47,7 @@ struct Values {
         env = "KUBE_BASTION_MANIFESTS_DIR",
         help_heading = "Cluster source"
     )]
+    #[arg(value_parser = path_parser())]
     manifests_dir: Option<PathBuf>,
     /// Tokens for --manifests-dir, one per line: token,user,uid,"group1,group2"
     #[arg(
@@ -53,6 +56,7 @@ struct Values {
         env = "KUBE_BASTION_TOKEN_AUTH_FILE",
         help_heading = "Cluster source"
     )]
+    #[arg(value_parser = path_parser())]
     token_auth_file: Option<PathBuf>,
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_saphyr::Error;
 
-use super::{API_VERSION, KIND};
+use super::{API_VERSION, KIND, suggest};
 
 /// Error of a YAML document that is not a valid configuration: `LINE:COLUMN: FIELD: REASON`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,18 +33,19 @@ impl ParseError {
         let (line, column) = error
             .location()
             .map_or((1, 1), |location| (location.line(), location.column()));
+        let field = path.trim_end_matches(['.', '?']);
         Self {
             line: line.max(1),
             column: column.max(1),
-            field: path.trim_end_matches(['.', '?']).to_owned(),
-            reason: reason(error),
+            field: field.to_owned(),
+            reason: reason(field, error),
         }
     }
 }
 
 /// Replaces messages that address the users of the library. Messages of this crate's own parsers
 /// stay as they are.
-fn reason(error: &Error) -> String {
+fn reason(field: &str, error: &Error) -> String {
     let required = format!("the file requires apiVersion: {API_VERSION} and kind: {KIND}");
     match error.without_snippet() {
         Error::Message { msg, .. } => msg.clone(),
@@ -52,15 +53,17 @@ fn reason(error: &Error) -> String {
         Error::Eof { .. } => format!("the document is empty or incomplete; {required}"),
         Error::SerdeMissingField { field, .. } => format!("{field} is not set; {required}"),
         // The path ends with the name.
-        Error::SerdeUnknownField { expected, .. } => {
-            format!("unknown field; use {}", alternatives(expected))
-        }
+        Error::SerdeUnknownField {
+            field: name,
+            expected,
+            ..
+        } => match suggest::fields(field, name, expected) {
+            Some(suggestion) => format!("unknown field; did you mean {suggestion}?"),
+            None => format!("unknown field; use {}", alternatives(expected)),
+        },
         Error::SerdeUnknownVariant {
             variant, expected, ..
-        } => format!(
-            "{variant:?} is not a valid value; use {}",
-            alternatives(expected)
-        ),
+        } => invalid_value(variant, expected),
         Error::DuplicateMappingKey { key: Some(key), .. } => {
             format!("duplicate field {key:?}; remove one of them")
         }
@@ -71,22 +74,46 @@ fn reason(error: &Error) -> String {
             "the file has several YAML documents; use one document per file".to_owned()
         }
         Error::Unexpected { expected, .. } => match *expected {
-            "mapping start" => "the value is not a mapping of fields".to_owned(),
-            "sequence start" => "the value is not a list".to_owned(),
-            "string scalar" => "the value is not a scalar".to_owned(),
+            "mapping start" if field.is_empty() => {
+                format!("the document is not a mapping of fields; {required}")
+            }
+            "mapping start" => {
+                "the value is not a mapping of fields; write them indented below it".to_owned()
+            }
+            "sequence start" => "the value is not a list; write [A, B]".to_owned(),
+            "string scalar" => NOT_A_SCALAR.to_owned(),
             expected => format!("expected {expected}"),
         },
-        Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. } => {
-            "the value is not a scalar".to_owned()
+        Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. } => NOT_A_SCALAR.to_owned(),
+        Error::NullIntoString { .. } => "null is not a text; write a value".to_owned(),
+        Error::TaggedScalarCannotDeserializeIntoString { .. } | Error::UnsupportedTag { .. } => {
+            "the value has a YAML tag (!); remove the tag".to_owned()
+        }
+        Error::UnknownAnchor { .. } => {
+            "the YAML alias (*) refers to no anchor (&) before it; write the value".to_owned()
         }
         other => {
             let message = other.to_string();
             // The position precedes the message already.
-            match message.rsplit_once(" at line ") {
-                Some((message, _)) => message.to_owned(),
-                None => message,
-            }
+            let message = match message.rsplit_once(" at line ") {
+                Some((message, _)) => message,
+                None => &message,
+            };
+            format!("not a valid configuration: {message}")
         }
+    }
+}
+
+const NOT_A_SCALAR: &str = "the value is a list or a mapping; write a single value";
+
+/// Message for a value that is not one of a closed set.
+fn invalid_value(value: &str, expected: &[&str]) -> String {
+    let accepted = alternatives(expected);
+    match suggest::similar(value, expected) {
+        Some(suggestion) => format!(
+            "{value:?} is not a valid value; did you mean {suggestion}? Accepted: {accepted}"
+        ),
+        None => format!("{value:?} is not a valid value; use {accepted}"),
     }
 }
 

@@ -29,9 +29,11 @@ pub struct Serving {
     /// PEM file with the serving certificate and its intermediates; reloaded when it changes. If
     /// unset, a self-signed certificate is generated at start and its SHA-256 fingerprint is
     /// logged, regardless of `log.level`.
+    #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub tls_cert_file: Option<PathBuf>,
     /// PEM file with the private key of `tlsCertFile`; reloaded when it changes.
+    #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub tls_private_key_file: Option<PathBuf>,
     /// Minimum TLS version: `VersionTLS12` or `VersionTLS13`.
@@ -40,6 +42,7 @@ pub struct Serving {
     /// the CAs that the cluster publishes in `kube-system/extension-apiserver-authentication` are
     /// used and kept current.
     #[serde(rename = "clientCAFile")]
+    #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub client_ca_file: Option<PathBuf>,
     /// Number of worker threads, at most 1024. 0 starts one per core of the CPU quota of the

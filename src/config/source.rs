@@ -38,6 +38,7 @@ pub enum SourceKind {
 pub struct KubernetesSource {
     /// Kubeconfig file. If unset, those of `$KUBECONFIG` are used, else the service account of the
     /// pod, else `~/.kube/config`. Only the context in use has to be valid.
+    #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig. If unset, its current context is used. If set, the service
@@ -52,10 +53,12 @@ pub struct ManifestsSource {
     /// Directory whose `*.yaml`, `*.yml` and `*.json` files contain Node, Pod, Service,
     /// EndpointSlice, Role, `ClusterRole`, `RoleBinding` and `ClusterRoleBinding` objects and lists
     /// of them; reloaded when a file changes. Required by this type.
+    #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "directory path"))]
     pub directory: Option<PathBuf>,
     /// File with bearer tokens in kube-apiserver's format, one per line:
     /// `token,user,uid,"group1,group2"`.
+    #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub token_auth_file: Option<PathBuf>,
 }

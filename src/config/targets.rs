@@ -18,12 +18,15 @@ pub struct Targets {
     pub kubelet_preferred_address_types: Vec<AddressType>,
     /// PEM file with the CAs that verify the serving certificates of kubelets. If unset, they are
     /// not verified, as with kube-apiserver.
+    #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub kubelet_certificate_authority: Option<PathBuf>,
     /// PEM file with the client certificate that is presented to kubelets.
+    #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub kubelet_client_certificate: Option<PathBuf>,
     /// PEM file with the private key of `kubeletClientCertificate`.
+    #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub kubelet_client_key: Option<PathBuf>,
     /// Sends the bastion's own service account token to kubelets that are verified by

@@ -30,7 +30,7 @@ fn config_round_trips_through_yaml() {
     config.serving.insecure_listen_address = Some("127.0.0.1:0".parse().unwrap());
     config.upstream.dial_timeout = Duration::from_millis(1500);
     config.serving.tls_cert_file = Some("a.pem".into());
-    assert_eq!(Config::parse(&config.to_yaml()).unwrap(), config);
+    assert_eq!(Config::parse(&config.to_yaml().unwrap()).unwrap(), config);
 }
 
 #[test]
@@ -154,9 +154,12 @@ fn rejects_invalid_values_with_line_field_value_and_accepted_form() {
         ),
         (
             "log: {format: [a]}\n",
-            &["3:15: log.format: the value is not a scalar"],
+            &["3:15: log.format: the value is a list or a mapping; write a single value"],
         ),
-        ("log: *a\n", &["3:6: alias references unknown anchor"]),
+        (
+            "log: *a\n",
+            &["3:6: the YAML alias (*) refers to no anchor"],
+        ),
         (
             "targets:\n  kubeletPreferredAddressTypes: [Internal]\n",
             &["4:", "Internal", "InternalIP"],
@@ -171,6 +174,174 @@ fn rejects_invalid_values_with_line_field_value_and_accepted_form() {
             );
         }
     }
+}
+
+#[test]
+fn suggests_fields_and_values() {
+    for (body, expected) in [
+        (
+            "serving: {workes: 1}\n",
+            "serving.workes: unknown field; did you mean serving.workers?",
+        ),
+        (
+            "servign: {}\n",
+            "servign: unknown field; did you mean serving?",
+        ),
+        (
+            "Serving: {}\n",
+            "Serving: unknown field; did you mean serving?",
+        ),
+        (
+            "serving: {tls-cert-file: a}\n",
+            "serving.tls-cert-file: unknown field; did you mean serving.tlsCertFile?",
+        ),
+        (
+            "workers: 3\n",
+            "workers: unknown field; did you mean serving.workers?",
+        ),
+        (
+            "drain-timeout: 5s\n",
+            "drain-timeout: unknown field; did you mean drain.timeout?",
+        ),
+        (
+            "serving: {listenAddress: a}\n",
+            "did you mean serving.secureListenAddress or admin.listenAddress?",
+        ),
+        (
+            "upstream: {retry: {maxAttempt: 1}}\n",
+            "did you mean upstream.retry.maxAttempts?",
+        ),
+        (
+            "source: {type: manifest}\n",
+            "\"manifest\" is not a valid value; did you mean manifests?",
+        ),
+        (
+            "log: {format: JSON}\n",
+            "\"JSON\" is not a valid value; did you mean json?",
+        ),
+        (
+            "log: {level: warning}\n",
+            "\"warning\" is not a log level; did you mean warn?",
+        ),
+        (
+            "targets: {kubeletPreferredAddressTypes: [internalip]}\n",
+            "\"internalip\" is not a valid value; did you mean InternalIP?",
+        ),
+        (
+            "spec: {}\n",
+            "spec: unknown field; use apiVersion, kind, serving, ",
+        ),
+        (
+            "source: {type: etcd}\n",
+            "\"etcd\" is not a valid value; use kubernetes or manifests",
+        ),
+    ] {
+        let error = error(&format!("{HEAD}{body}"));
+        assert!(error.contains(expected), "{body:?}: {error}");
+    }
+}
+
+/// Every field of every section, with values of a wrong shape: the message names the field, and has
+/// no words of the parser.
+#[test]
+fn every_field_rejects_wrong_shapes_by_its_name() {
+    fn leaves(path: &[String], value: &serde_json::Value, found: &mut Vec<Vec<String>>) {
+        let Some(fields) = value.as_object() else {
+            return found.push(path.to_owned());
+        };
+        for (name, value) in fields {
+            leaves(&[path, std::slice::from_ref(name)].concat(), value, found);
+        }
+    }
+    let mut fields = Vec::new();
+    leaves(
+        &[],
+        &serde_json::to_value(Config::new()).unwrap(),
+        &mut fields,
+    );
+    fields.retain(|path| path.len() > 1);
+    assert!(fields.len() > 40, "{fields:?}");
+    for path in fields {
+        for value in [
+            "{a: b}",
+            "[[a]]",
+            "!x {a: b}",
+            "{",
+            "&a [*b]",
+            "!!binary [a]",
+        ] {
+            let body = path.iter().rev().fold(value.to_owned(), |inner, name| {
+                format!("{{{name}: {inner}}}")
+            });
+            // Without the outer braces, so that it continues the mapping of the head.
+            let document = format!("{HEAD}{}\n", &body[1..body.len() - 1]);
+            let error = error(&document);
+            let is_syntax = ["{", "&a [*b]", "!!binary [a]"].contains(&value);
+            assert!(
+                is_syntax || error.contains(&path.join(".")),
+                "{document}{error}"
+            );
+            for word in [
+                "Option<",
+                "serde",
+                "Options",
+                "scalar",
+                "deserialize",
+                "struct",
+                "`",
+            ] {
+                assert!(!error.contains(word), "{word} in {document}{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rejects_documents_that_are_not_a_configuration() {
+    for (document, part) in [
+        (
+            "",
+            "1:1: the document is empty or incomplete; the file requires apiVersion: ",
+        ),
+        (
+            "a\n",
+            "1:1: the document is not a mapping of fields; the file requires apiVersion: ",
+        ),
+        (
+            "[]\n",
+            "1:1: the document is not a mapping of fields; the file requires apiVersion: ",
+        ),
+        ("{", "not valid YAML: unclosed bracket"),
+        ("serving: {\n", "not valid YAML: "),
+        (
+            "apiversion: x\n",
+            "apiversion: unknown field; did you mean apiVersion?",
+        ),
+        (
+            "apiVersion: v1\nkind: Config\n",
+            "\"v1\" is not the apiVersion of a configuration file; use kube-bastion.dev/v1alpha1",
+        ),
+        (
+            "apiVersion: kube-bastion.dev/v1alpha1\nkind: Pod\n",
+            "\"Pod\" is not the kind of a configuration file; use BastionConfiguration",
+        ),
+        (
+            "kind: BastionConfiguration\nkind: BastionConfiguration\n",
+            "2:1: duplicate field \"kind\"; remove one of them",
+        ),
+        ("null: a\n", "null is not a text"),
+    ] {
+        let error = error(document);
+        assert!(error.contains(part), "{document:?}: {error}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("utf-16.yaml");
+    std::fs::write(&file, b"a\xff\xfe").unwrap();
+    let error = Config::load(&file).unwrap_err().to_string();
+    assert!(
+        error.ends_with("byte 1 is not UTF-8; save the file as UTF-8 text"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -1,13 +1,18 @@
 //! Parsers of scalar settings, shared by the command line, the environment and the file.
 
 pub(super) mod fields;
+mod path;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+pub use path::parse_path;
+
+use super::suggest;
 use crate::model::dns;
 
 /// Maximum number of worker threads: more than any machine has cores.
@@ -39,6 +44,31 @@ pub enum ValueError {
     /// The value does not have the expected form.
     #[error("{value:?} is not {expected}; use {}", expected.form())]
     Invalid { value: String, expected: Expected },
+    /// A log level that resembles a valid one.
+    #[error(
+        "{value:?} is not {}; did you mean {suggestion}? Accepted: {}",
+        Expected::LogLevel,
+        Expected::LogLevel.form()
+    )]
+    SimilarLogLevel {
+        value: String,
+        suggestion: &'static str,
+    },
+    /// A path that is empty.
+    #[error("\"\" is not a path; write a path, or leave the setting out")]
+    NoPath,
+    /// A path that neither the log nor a configuration file can show.
+    #[error("the path {path:?} is not UTF-8; rename the file or directory")]
+    PathNotUtf8 { path: OsString },
+    /// A path below the home directory of the process, which has none.
+    #[error("{path:?}: ~ cannot be expanded, because HOME is not set; write the absolute path")]
+    NoHome { path: String },
+    /// A path below the home directory of another user.
+    #[error(
+        "{path:?}: ~ is only expanded alone or before a slash; write the absolute path, or \
+         \"./{path}\" for a file of that name"
+    )]
+    OtherHome { path: String },
     /// One directive of a log level is invalid, and others are given beside it.
     #[error(
         "{value:?} is not {}: invalid directive {directive:?}; use {}",
@@ -53,7 +83,7 @@ pub enum ValueError {
     #[error("null is not {0}; use {form}, or leave the field out", form = .0.form())]
     Null(Expected),
     /// Another `apiVersion` or `kind` than the one that this version reads.
-    #[error("unsupported {field} {value:?}; expected {expected}")]
+    #[error("{value:?} is not the {field} of a configuration file; use {expected}")]
     Unsupported {
         field: &'static str,
         value: String,
@@ -78,7 +108,9 @@ impl Expected {
     /// Returns the accepted form, with an example.
     fn form(self) -> String {
         let form = match self {
-            Self::Address => "IP:port, for example 0.0.0.0:8443 or [::]:8443",
+            Self::Address => {
+                "IP:port with a port up to 65535, for example 0.0.0.0:8443 or [::]:8443"
+            }
             Self::Bool => "true or false",
             Self::Bytes => {
                 "a whole number, alone or with k, M, G, Ki, Mi or Gi, at most 1024Gi, for example \
@@ -213,7 +245,10 @@ fn parse_count<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, 
 }
 
 /// Parses `true` or `false`.
-fn parse_bool(text: &str) -> Result<bool, ValueError> {
+///
+/// # Errors
+/// [`ValueError::Invalid`] for anything else.
+pub fn parse_bool(text: &str) -> Result<bool, ValueError> {
     text.parse().map_err(|_| Expected::Bool.error(text))
 }
 
@@ -224,7 +259,8 @@ fn parse_bool(text: &str) -> Result<bool, ValueError> {
 /// would log nothing.
 ///
 /// # Errors
-/// [`ValueError::Invalid`] or [`ValueError::LogDirective`] for anything else.
+/// [`ValueError::Invalid`], [`ValueError::SimilarLogLevel`] or [`ValueError::LogDirective`] for
+/// anything else.
 pub fn parse_log_level(text: &str) -> Result<String, ValueError> {
     let directives: Vec<&str> = text.split(',').map(str::trim).collect();
     for directive in &directives {
@@ -238,7 +274,13 @@ pub fn parse_log_level(text: &str) -> Result<String, ValueError> {
             continue;
         }
         return Err(if *directive == text {
-            Expected::LogLevel.error(text)
+            match suggest::similar(text, &LOG_LEVELS) {
+                Some(suggestion) => ValueError::SimilarLogLevel {
+                    value: text.to_owned(),
+                    suggestion,
+                },
+                None => Expected::LogLevel.error(text),
+            }
         } else {
             ValueError::LogDirective {
                 value: text.to_owned(),

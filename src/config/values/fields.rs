@@ -3,13 +3,14 @@
 //! Scalars are parsed while the file is read, so that an error carries its line and field.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serializer};
 
 use super::{
     Duration, Expected, ValueError, format_bytes, format_duration, parse_address, parse_bool,
-    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_log_level,
+    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_log_level, parse_path,
 };
 use crate::config::{API_VERSION, KIND};
 
@@ -101,6 +102,14 @@ pub(in crate::config) fn optional_address<'de, D: Deserializer<'de>>(
 ) -> Result<Option<SocketAddr>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     text.map(|text| parse_address(&text).map_err(D::Error::custom))
+        .transpose()
+}
+
+pub(in crate::config) fn optional_path<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<PathBuf>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| parse_path(&text).map_err(D::Error::custom))
         .transpose()
 }
 
