@@ -103,11 +103,10 @@ pub async fn serves_last_known_state_without_the_api(fixture: &mut Fixture) -> R
         metrics.contains(r#"kube_bastion_watch_up{resource="pods"} 0"#),
         "{metrics}"
     );
-    ensure!(
-        patient.log().contains("serving the last known state"),
-        "{}",
-        patient.log()
-    );
+    eventually("the outage in the log", async || {
+        Ok(patient.log().contains("serving the last known state"))
+    })
+    .await?;
     for _ in 0..100 {
         let response = client.get(&target).await?;
         ensure!(
