@@ -15,9 +15,10 @@ use event::EventFormat;
 
 /// Target of events that are written at every log level, because operators cannot do without them.
 pub const OPERATOR_TARGET: &str = "kube_bastion::always";
-/// Directives that suppress two kinds of events of the Kubernetes client: failed requests, which
-/// their senders log, and complete responses that it cannot decode, which may contain secrets.
-const SUPPRESSED: &str = "kube_client::client=off,kube_runtime::watcher=error";
+/// Directives that suppress events of libraries: of the Kubernetes client those about failed
+/// requests, which their senders log, and about complete responses that it cannot decode, which may
+/// contain secrets; and those of notify about directories that no longer exist.
+const SUPPRESSED: &str = "kube_client::client=off,kube_runtime::watcher=error,notify=error";
 
 /// Starts writing events to standard error. Further calls, as in tests, have no effect.
 pub fn init(log: &Log) {
