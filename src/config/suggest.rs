@@ -47,10 +47,12 @@ pub(super) fn fields(path: &str, name: &str, candidates: &[&str]) -> Option<Stri
         return Some(field.clone());
     }
     let is_certain = here.is_some_and(|field| normalized(field) == wanted);
-    let elsewhere = fields.into_iter().find(|field| {
+    let mut elsewhere = fields.into_iter().filter(|field| {
         let last = field.rsplit('.').next().unwrap_or_default();
         !is_certain && normalized(last) == wanted
     });
+    // A name that several sections have, such as `timeout`, says nothing about the one that is meant.
+    let elsewhere = elsewhere.next().filter(|_| elsewhere.next().is_none());
     let here = here.map(|field| format!("{section}{field}"));
     here.into_iter()
         .chain(elsewhere)
