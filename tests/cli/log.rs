@@ -53,27 +53,13 @@ fn respond(mut connection: TcpStream, response: &str) {
     let _ = connection.write_all(response.as_bytes());
 }
 
-/// Ends a bastion, and returns all its events.
-fn events_until_end(running: &Running, events: &Receiver<String>) -> Vec<String> {
-    running.signal(Signal::SIGTERM);
-    std::iter::from_fn(|| events.recv_timeout(EVENT_TIMEOUT).ok()).collect()
-}
-
-/// A cluster without the RBAC objects of the install: one line for all watches although each is
-/// retried, and callers get the reason.
-#[test]
-fn logs_missing_permissions_once() {
+/// Starts an API server that sends `response` to each request and closes the connection. Returns its
+/// address, and a receiver of a value per request.
+fn failing_api(response: String) -> (SocketAddr, Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let api = listener.local_addr().expect("bound");
+    let address = listener.local_addr().expect("bound");
     let (sender, requests) = channel();
     std::thread::spawn(move || {
-        let body = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
-            "message":"it is forbidden: User \"u\" cannot list it","reason":"Forbidden","code":403}"#;
-        let response = format!(
-            "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-             Connection: close\r\n\r\n{body}",
-            body.len()
-        );
         for connection in listener.incoming().map_while(Result::ok) {
             respond(connection, &response);
             if sender.send(()).is_err() {
@@ -81,6 +67,45 @@ fn logs_missing_permissions_once() {
             }
         }
     });
+    (address, requests)
+}
+
+/// Waits until each of the five watches has been retried several times.
+fn wait_for_retries(requests: &Receiver<()>) {
+    while requests.try_recv().is_ok() {}
+    for _ in 0..15 {
+        requests.recv_timeout(EVENT_TIMEOUT).expect("a retry");
+    }
+}
+
+/// Ends a bastion, and returns all its events.
+fn events_until_end(running: &Running, events: &Receiver<String>) -> Vec<String> {
+    running.signal(Signal::SIGTERM);
+    std::iter::from_fn(|| events.recv_timeout(EVENT_TIMEOUT).ok()).collect()
+}
+
+/// Ends a bastion, and checks that it has logged nothing about its watches.
+fn assert_watches_are_silent(running: &Running, events: &Receiver<String>) {
+    let events = events_until_end(running, events);
+    let is_about_watches = |line: &String| {
+        ["denies", "cannot reach", "watch"]
+            .iter()
+            .any(|part| line.contains(part))
+    };
+    assert!(!events.iter().any(is_about_watches), "{events:#?}");
+}
+
+/// A cluster without the RBAC objects of the install: one line for all watches although each is
+/// retried, and callers get the reason.
+#[test]
+fn logs_missing_permissions_once() {
+    let body = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
+        "message":"it is forbidden: User \"u\" cannot list it","reason":"Forbidden","code":403}"#;
+    let (api, requests) = failing_api(format!(
+        "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        body.len()
+    ));
     let mut running = start_on(api);
     let events = running.events();
     let line = wait_for_event(&events, "insecure=");
@@ -88,14 +113,16 @@ fn logs_missing_permissions_once() {
     // On a slow machine, a line with the first of them may precede.
     let all = "list on configmaps, endpointslices, nodes, pods and services";
     let denial = wait_for_event(&events, all);
-    for part in [
-        " WARN the API server denies the bastion list on ",
-        "; apply the ClusterRole kube-bastion and its ClusterRoleBinding (deploy/base/rbac.yaml)",
-        "not ready until the initial list succeeds",
-        r#" error="it is forbidden: User \"u\" cannot list it""#,
-    ] {
-        assert!(denial.contains(part), "{part:?} is missing in:\n{denial}");
-    }
+    assert_contains(
+        &denial,
+        &[
+            " WARN the API server denies the bastion list on ",
+            "; apply the ClusterRole kube-bastion and its ClusterRoleBinding \
+             (deploy/base/rbac.yaml)",
+            "; not ready until the initial list succeeds",
+            r#" error="it is forbidden: User \"u\" cannot list it""#,
+        ],
+    );
     assert_plain(&denial);
     assert_contains(
         &response_of(address),
@@ -104,17 +131,8 @@ fn logs_missing_permissions_once() {
             "the API server denies the bastion access to the cluster state",
         ],
     );
-    // Each of the five watches has failed at least twice more.
-    for _ in 0..15 {
-        requests.recv_timeout(EVENT_TIMEOUT).expect("a retry");
-    }
-    let rest = events_until_end(&running, &events);
-    assert!(
-        !rest
-            .iter()
-            .any(|line| line.contains("denies") || line.contains("watch")),
-        "{rest:#?}"
-    );
+    wait_for_retries(&requests);
+    assert_watches_are_silent(&running, &events);
 }
 
 #[test]
@@ -122,32 +140,33 @@ fn logs_an_unreachable_api_server_once_with_its_address() {
     // The port of a client: it has no listener, and no other process gets it.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
-    let api = client.local_addr().expect("connected");
-    let mut running = start_on(api);
-    let events = running.events();
-    let line = wait_for_event(&events, "insecure=");
-    let (_, address) = line.split_once("insecure=").expect("it is there");
-    let outage = wait_for_event(&events, "cannot reach");
-    let expected = format!(
-        " WARN cannot reach the API server http://{api}; not ready until the initial list \
-         succeeds; retrying error="
-    );
-    assert!(outage.contains(&expected), "{outage}");
-    assert_plain(&outage);
-    assert_contains(
-        &response_of(address),
-        &[
-            "HTTP/1.1 503 ",
-            "the bastion cannot reach the API server and has not loaded the cluster state yet",
-        ],
-    );
-    let rest = events_until_end(&running, &events);
-    assert!(
-        !rest
-            .iter()
-            .any(|line| line.contains("cannot reach") || line.contains("watch")),
-        "{rest:#?}"
-    );
+    let refusing = (client.local_addr().expect("connected"), None);
+    // A server that closes each connection without a response.
+    let (closing, requests) = failing_api(String::new());
+    for (api, requests) in [refusing, (closing, Some(requests))] {
+        let mut running = start_on(api);
+        let events = running.events();
+        let line = wait_for_event(&events, "insecure=");
+        let (_, address) = line.split_once("insecure=").expect("it is there");
+        let outage = wait_for_event(&events, "cannot reach");
+        let expected = format!(
+            " WARN cannot reach the API server http://{api}; not ready until the initial list \
+             succeeds; retrying error="
+        );
+        assert_contains(&outage, &[&expected]);
+        assert_plain(&outage);
+        assert_contains(
+            &response_of(address),
+            &[
+                "HTTP/1.1 503 ",
+                "the bastion cannot reach the API server and has not loaded the cluster state yet",
+            ],
+        );
+        if let Some(requests) = requests {
+            wait_for_retries(&requests);
+        }
+        assert_watches_are_silent(&running, &events);
+    }
 }
 
 /// A log in JSON has no other lines: the reason of a failed start is an event, too.
