@@ -42,8 +42,8 @@ RUN rustup target add "$CARGO_BUILD_TARGET"
 COPY . /src/
 # The caches outlive a build, so a change in src/ compiles only that; a target folder per platform, as cargo locks it.
 #
-# The line tables are four fifths of the binary. They move to a file of their own, which backtraces find by the name that
-# the binary keeps. Its symbols stay, so that a backtrace of the image names functions.
+# The line tables are four fifths of the binary. They move to a file of their own, which backtraces find by the name
+# that the binary keeps. Its symbols stay, so that a backtrace of the image names functions.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/usr/local/cargo/git \
     --mount=type=cache,id=kube-bastion-target-${TARGETARCH},target=/src/target \
