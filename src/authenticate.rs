@@ -7,7 +7,7 @@ mod impersonate;
 mod subprotocol;
 mod token;
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -20,19 +20,61 @@ pub use token::{TokenError, TokenReviewAuthenticator, TokenReviewHandler};
 
 use front_proxy::Claim;
 
-use crate::model::{ClientAddress, Identity};
+use crate::http::Forwarded;
+use crate::model::{ClientAddress, Identity, Networks};
 use crate::review::{Rejection, ReviewError, ReviewFailure};
 use crate::trust::{DynamicClientCas, TokenFile};
 
-/// The client side of a connection.
+/// The client side of a connection, or of a request that trusted front proxies forwarded.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    pub address: SocketAddr,
-    /// True if the connection uses TLS; sent as `X-Forwarded-Proto`.
+    /// Address of the client, by which it is logged and limited. Never IPv4-mapped.
+    pub client: IpAddr,
+    /// Address of the connection, or that in its header of the PROXY protocol; appended to
+    /// `X-Forwarded-For`. Differs from `client` behind front proxies.
+    pub address: IpAddr,
+    /// True if the client uses TLS; sent as `X-Forwarded-Proto`.
     pub secure: bool,
+    /// Host that the client requested, if a front proxy reports it.
+    pub host: Option<HeaderValue>,
     /// Certificate from the handshake. The client has proven that it holds the key; the issuer is
     /// verified for each request.
     pub certificate: Option<Arc<ClientCertificate>>,
+}
+
+impl Peer {
+    /// Returns the peer of a connection.
+    pub fn new(address: IpAddr, secure: bool, certificate: Option<Arc<ClientCertificate>>) -> Self {
+        let address = address.to_canonical();
+        Self {
+            client: address,
+            address,
+            secure,
+            host: None,
+            certificate,
+        }
+    }
+
+    /// Returns the client that a trusted front proxy reports in the headers of a request. `None` if
+    /// the connection is not that of a trusted proxy.
+    pub fn forwarded(&self, headers: &HeaderMap, trusted: &Networks) -> Option<Box<Self>> {
+        if !trusted.contains(self.address) {
+            return None;
+        }
+        let Forwarded {
+            client,
+            secure,
+            host,
+        } = Forwarded::read(headers, self.address, trusted);
+        Some(Box::new(Self {
+            client,
+            address: self.address,
+            secure: secure.unwrap_or(self.secure),
+            host,
+            // It is that of the proxy. What it proves does not depend on the headers.
+            certificate: self.certificate.clone(),
+        }))
+    }
 }
 
 /// Source that verifies bearer tokens.
@@ -159,7 +201,7 @@ impl Authenticator {
                 Err(error) => failure = Some(CredentialError::from(error).into()),
             }
         }
-        let client = peer.address.ip().into();
+        let client = peer.client.into();
         if let Some(token) = authorization.and_then(|value| bearer(value.to_str().ok()?)) {
             match self.verify_token(token, client).await {
                 Ok(identity) => return Ok(identity),
@@ -248,11 +290,7 @@ mod tests {
     }
 
     fn peer() -> Peer {
-        Peer {
-            address: ([192, 0, 2, 1], 1).into(),
-            secure: true,
-            certificate: None,
-        }
+        Peer::new([192, 0, 2, 1].into(), true, None)
     }
 
     async fn authenticate(

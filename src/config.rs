@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use auth::{Authentication, Authorization, Reviews, TokenReview};
 pub use log::{Log, LogFormat};
 pub use parse_error::ParseError;
-pub use serving::{Admin, Drain, Serving, TlsVersion};
+pub use serving::{Admin, Drain, ProxyProtocol, Serving, TlsVersion};
 pub use source::{KubernetesSource, ManifestsSource, Source, SourceKind};
 pub use targets::Targets;
 pub use upstream::{Retry, Rewriting, Upstream};

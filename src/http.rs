@@ -1,5 +1,6 @@
 //! HTTP code shared by both sides of the proxy: the HTTP/1.1 codec, request types, streams, header
-//! lists, hop-by-hop rules, limits, and the executor of hyper's HTTP/2 tasks.
+//! lists, hop-by-hop rules, headers of front proxies, limits, and the executor of hyper's HTTP/2
+//! tasks.
 
 mod authority;
 mod byte_check;
@@ -7,6 +8,7 @@ mod cgi;
 mod clock;
 mod date;
 mod executor;
+mod forwarded;
 pub mod h1;
 pub mod h2;
 mod handler;
@@ -24,6 +26,7 @@ use http::HeaderValue;
 pub use byte_check::all_bytes;
 pub use cgi::cgi_starts_with;
 pub use executor::LocalExecutor;
+pub use forwarded::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Forwarded};
 pub use handler::{Handler, Interim, Reply};
 pub use head_memory::HeadMemory;
 pub use header_list::tokens;

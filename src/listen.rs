@@ -1,16 +1,21 @@
-//! Accepts connections, performs TLS handshakes and serves HTTP/1.1 or HTTP/2: one task per
-//! connection, on the worker that accepted it.
+//! Accepts connections, reads headers of the PROXY protocol, performs TLS handshakes and serves
+//! HTTP/1.1 or HTTP/2: one task per connection, on the worker that accepted it.
 
-use std::net::SocketAddr;
+mod opening;
+
+use std::cell::Cell;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Response;
+use http::{Response, Version};
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_util::task::TaskTracker;
 
@@ -20,17 +25,23 @@ use crate::drain::Drain;
 use crate::http::h1::{RejectedLine, RequestError, ServerConnection, Timeouts};
 use crate::http::{Handler, HeadMemory, Interim, Reply, Request, Stream, h2};
 use crate::metrics::{ConnectionLimits, Metrics};
-use crate::model::ClientAddress;
+use crate::model::{ClientAddress, Networks};
 use crate::proxy::{Body, Proxy};
 use crate::tls::ServerTls;
+use opening::{HeaderError, Opening};
 
 /// Pause after a failed accept. Without it a process without free file descriptors would loop,
 /// because the pending connection stays in the queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Minimum time between two warnings of a listener about the PROXY protocol. Each connection may
+/// cause one, and clients that have not authenticated must not fill the log.
+const WARNING_INTERVAL: Duration = Duration::from_mins(1);
+
 /// Timeouts and limits of connections. One per worker.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// For the TLS handshake and the header of the PROXY protocol together.
     pub handshake_timeout: Duration,
     pub timeouts: Timeouts,
     /// Memory for large heads, shared by the workers.
@@ -46,12 +57,42 @@ pub struct Limits {
 pub struct Listener {
     /// `None` for plain HTTP.
     pub tls: Option<Arc<ServerTls>>,
+    /// Load balancers whose connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: Networks,
     pub proxy: Rc<Proxy>,
     pub limits: Limits,
     pub metrics: Metrics,
     pub drain: Drain,
     /// Tasks of the worker.
     pub tasks: TaskTracker,
+    pub warned: LastWarning,
+}
+
+/// Time of the last warning of a listener.
+#[derive(Debug, Default)]
+pub struct LastWarning(Cell<Option<Instant>>);
+
+/// Connection that is ready for its first request.
+struct Opened {
+    stream: Stream,
+    peer: Peer,
+}
+
+/// Reason why a connection ended before its first request.
+enum OpenError {
+    /// The client sent nothing, as health checks do.
+    Unused,
+    /// The client in the header of the PROXY protocol has its share of connections.
+    ClientShare(IpAddr),
+    /// A load balancer sent no valid header of the PROXY protocol.
+    Header(HeaderError),
+    /// Another address sent one.
+    UnexpectedHeader,
+    /// HTTP without TLS on the HTTPS port. Has its version and the address of the client.
+    PlainHttp(TcpStream, Opening, IpAddr),
+    /// Neither HTTP nor TLS on the HTTPS port.
+    OtherProtocol,
+    Tls(io::Error),
 }
 
 impl Listener {
@@ -86,7 +127,7 @@ impl Listener {
     async fn accept(
         &self,
         socket: &TcpListener,
-    ) -> std::io::Result<(TcpStream, SocketAddr, ConnectionPermits)> {
+    ) -> io::Result<(TcpStream, SocketAddr, ConnectionPermits)> {
         loop {
             let (stream, address) = socket.accept().await?;
             let metrics = &self.metrics.connection_limits;
@@ -100,39 +141,124 @@ impl Listener {
         }
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, permits: ConnectionPermits) {
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        mut permits: ConnectionPermits,
+    ) {
         // Before the handshake, so that unfinished ones are counted as connections.
-        let guard = ConnectionGuard::new(self.metrics.connections.enter(), Some(permits));
+        let open = self.metrics.connections.enter();
         // Fails if the peer has reset the connection, which the first read reports too.
         let _ = crate::client_connection::configure_socket(&stream);
-        let (stream, certificate) = match &self.tls {
-            None => (Stream::Plain(stream), None),
-            Some(tls) => {
-                let handshake = TlsAcceptor::from(tls.config()).accept(stream);
-                let stream =
-                    match tokio::time::timeout(self.limits.handshake_timeout, handshake).await {
-                        Ok(Ok(stream)) => stream,
-                        Ok(Err(error)) => {
-                            return tracing::debug!(%address, %error, "TLS handshake failed");
-                        }
-                        Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
-                    };
-                let session = stream.get_ref().1;
-                // The handshake verified possession of the key only; `authenticate` verifies the
-                // chain.
-                let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
-                let certificate = ClientCertificate::new(chain).map(Arc::new);
-                (
-                    Stream::Tls(Box::new(TlsStream::Server(stream))),
-                    certificate,
-                )
+        let opening = self.open(stream, address.ip().to_canonical(), &mut permits);
+        let opened = tokio::time::timeout(self.limits.handshake_timeout, opening).await;
+        let guard = ConnectionGuard::new(open, Some(permits));
+        match opened {
+            Ok(Ok(opened)) => self.serve(opened, guard, address).await,
+            Ok(Err(error)) => self.opening_failed(error, &guard, address).await,
+            Err(_) => tracing::debug!(%address, "handshake timed out"),
+        }
+    }
+
+    /// Reads what precedes the first request: the header of the PROXY protocol, then TLS.
+    async fn open(
+        &self,
+        mut stream: TcpStream,
+        address: IpAddr,
+        permits: &mut ConnectionPermits,
+    ) -> Result<Opened, OpenError> {
+        let mut client = address;
+        if self.proxy_protocol.contains(address) {
+            let header = opening::read_proxy_header(&mut stream).await;
+            let header = header.map_err(|error| match error {
+                HeaderError::Unused => OpenError::Unused,
+                error => OpenError::Header(error),
+            })?;
+            if let Some(source) = header.source {
+                client = source;
+                self.limits.transfer(permits, source)?;
             }
+        }
+        let Some(tls) = &self.tls else {
+            let peer = Peer::new(client, false, None);
+            let stream = Stream::Plain(stream);
+            return Ok(Opened { stream, peer });
         };
-        let peer = Peer {
-            address,
-            secure: self.tls.is_some(),
-            certificate,
-        };
+        match opening::detect(&mut stream).await.map_err(OpenError::Tls)? {
+            Opening::Tls => {}
+            Opening::Unused => return Err(OpenError::Unused),
+            Opening::ProxyHeader => return Err(OpenError::UnexpectedHeader),
+            Opening::Other => return Err(OpenError::OtherProtocol),
+            opening @ (Opening::Http1 | Opening::Http2) => {
+                return Err(OpenError::PlainHttp(stream, opening, client));
+            }
+        }
+        let handshake = TlsAcceptor::from(tls.config()).accept(stream);
+        let stream = handshake.await.map_err(OpenError::Tls)?;
+        // The handshake verified possession of the key only; `authenticate` verifies the chain.
+        let session = stream.get_ref().1;
+        let chain: &[CertificateDer<'_>] = session.peer_certificates().unwrap_or_default();
+        let certificate = ClientCertificate::new(chain).map(Arc::new);
+        Ok(Opened {
+            peer: Peer::new(client, true, certificate),
+            stream: Stream::Tls(Box::new(TlsStream::Server(stream))),
+        })
+    }
+
+    /// Logs and counts a connection that ended before its first request.
+    async fn opening_failed(&self, error: OpenError, guard: &ConnectionGuard, address: SocketAddr) {
+        let metrics = &self.metrics.connection_limits;
+        match error {
+            OpenError::Unused => {}
+            OpenError::ClientShare(client) => {
+                metrics.over_share.inc();
+                tracing::debug!(
+                    %address,
+                    %client,
+                    "connection closed: its client is at serving.maxConnectionsPerClient"
+                );
+            }
+            OpenError::Header(error) => {
+                metrics.proxy_header.inc();
+                self.warn(address, &error.to_string());
+            }
+            OpenError::UnexpectedHeader => {
+                metrics.proxy_header.inc();
+                self.warn(address, &RequestError::ProxyHeader.to_string());
+            }
+            OpenError::PlainHttp(stream, opening, client) => {
+                let peer = Peer::new(client, false, None);
+                let line = RejectedLine {
+                    version: (opening == Opening::Http2).then_some(Version::HTTP_2),
+                    ..RejectedLine::default()
+                };
+                // Recorded as other requests that are not valid, and answered as Go does.
+                drop(
+                    self.proxy
+                        .reject(RequestError::PlainHttp, line, &peer, guard),
+                );
+                opening::reject_plain_http(stream, opening).await;
+            }
+            OpenError::OtherProtocol => {
+                tracing::debug!(%address, "connection closed: it begins with neither TLS nor HTTP");
+            }
+            OpenError::Tls(error) => tracing::debug!(%address, %error, "TLS handshake failed"),
+        }
+    }
+
+    /// Warns of a connection that was closed because of its header of the PROXY protocol. Most such
+    /// connections follow from the configuration of either side, so one of them is enough.
+    fn warn(&self, address: SocketAddr, error: &str) {
+        if self.warned.is_due() {
+            tracing::warn!(%address, error, "connection closed; further ones are counted only");
+        } else {
+            tracing::debug!(%address, error, "connection closed");
+        }
+    }
+
+    async fn serve(&self, opened: Opened, guard: ConnectionGuard, address: SocketAddr) {
+        let Opened { stream, peer } = opened;
         let handler = Rc::new(ConnectionHandler {
             proxy: Rc::clone(&self.proxy),
             peer,
@@ -156,9 +282,27 @@ impl Listener {
             let connection = ServerConnection::new(stream, timeouts.body);
             let served = connection.serve(&*handler, *timeouts, head_memory, drain);
             if let Err(error) = served.await {
-                tracing::debug!(%address, %error, "connection failed");
+                let is_unused = handler.guard.idle_after() == Some(0);
+                if !is_unused || !opening::is_reset(&error) {
+                    tracing::debug!(%address, %error, "connection failed");
+                }
             }
         }
+    }
+}
+
+impl LastWarning {
+    /// Returns true, and counts as a warning, if the last one is long enough ago.
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        let is_due = self
+            .0
+            .get()
+            .is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL);
+        if is_due {
+            self.0.set(Some(now));
+        }
+        is_due
     }
 }
 
@@ -215,6 +359,15 @@ impl Limits {
         }
         Some(permits)
     }
+
+    /// Exchanges the share of a load balancer's address for one of the client that it names.
+    fn transfer(&self, permits: &mut ConnectionPermits, client: IpAddr) -> Result<(), OpenError> {
+        if let Some(clients) = &self.clients {
+            let share = clients.take(client.into());
+            permits.share = Some(share.ok_or(OpenError::ClientShare(client))?);
+        }
+        Ok(())
+    }
 }
 
 /// Waits until the connection had no request for at least `timeout`, at most twice that. A client
@@ -265,6 +418,7 @@ mod tests {
     fn metrics() -> ConnectionLimits {
         ConnectionLimits {
             over_share: Default::default(),
+            proxy_header: Default::default(),
             delayed: Default::default(),
         }
     }
@@ -299,6 +453,33 @@ mod tests {
         assert!(limits.admit(client(1), &metrics).await.is_none());
         assert!(limits.admit(client(2), &metrics).await.is_some());
         assert_eq!(metrics.delayed.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn share_passes_from_load_balancer_to_its_client() {
+        let (limits, metrics) = (limits(None, Some(1)), metrics());
+        let (balancer, named): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+        let mut first = limits.admit(balancer.into(), &metrics).await.unwrap();
+        assert!(limits.transfer(&mut first, named).is_ok());
+        let mut second = limits.admit(balancer.into(), &metrics).await.unwrap();
+        assert!(
+            matches!(limits.transfer(&mut second, named), Err(OpenError::ClientShare(client)) if client == named)
+        );
+        assert!(
+            limits.admit(balancer.into(), &metrics).await.is_none(),
+            "a rejected transfer keeps the share of the load balancer until the connection ends"
+        );
+        drop((first, second));
+        let mut third = limits.admit(balancer.into(), &metrics).await.unwrap();
+        assert!(limits.transfer(&mut third, named).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn warns_once_in_an_interval() {
+        let warned = LastWarning::default();
+        assert!(warned.is_due() && !warned.is_due());
+        tokio::time::advance(WARNING_INTERVAL).await;
+        assert!(warned.is_due() && !warned.is_due());
     }
 
     #[tokio::test(start_paused = true)]

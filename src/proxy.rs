@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::model::path::SubPathDecoding;
 use crate::model::status::{Cause, OutputFormat};
 use crate::model::target::TargetError;
-use crate::model::{Target, Verb};
+use crate::model::{Networks, Target, Verb};
 use crate::ready::{Obstacle, Ready};
 use crate::resolve::{ResolveError, Resolver};
 use crate::rewrite::{self, InvalidUrl, PageFormat};
@@ -54,6 +54,8 @@ pub struct Stages {
     pub metrics: Metrics,
     pub cluster_domain: Arc<str>,
     pub sub_path_decoding: SubPathDecoding,
+    /// Front proxies that report the clients of their requests.
+    pub trusted_proxies: Networks,
     pub tunnels: TunnelPolicy,
     /// Memory budget for pages that are being rewritten.
     pub rewriting: rewrite::Budget,
@@ -122,6 +124,8 @@ impl Proxy {
     ) -> crate::http::Reply<Body> {
         let connection = guard.track_request();
         let headers = &mut request.head.headers;
+        let forwarded = peer.forwarded(headers, &self.stages.trusted_proxies);
+        let peer = forwarded.as_deref().unwrap_or(peer);
         // Counted before the audit id is inserted, so that the limit applies to what the client
         // sent.
         let fits = headers.len() <= MAX_HEADERS;
@@ -131,7 +135,7 @@ impl Proxy {
             request.head.method.clone(),
             request.head.target.clone(),
             request.head.version,
-            peer.address.ip().to_canonical(),
+            peer.client,
             audit_id,
         );
         let reply = |mut response: Response<Body>, mut record: Box<Record>, connection| {
@@ -219,7 +223,7 @@ impl Proxy {
             method.unwrap_or_else(|| Method::from_bytes(b"-").expect("a dash is a token")),
             target.unwrap_or_else(|| RequestTarget::from_valid_path("-")),
             version.unwrap_or(Version::HTTP_11),
-            peer.address.ip().to_canonical(),
+            peer.client,
             audit_id.clone(),
         );
         record.error = Some(error.to_string());
@@ -322,8 +326,9 @@ impl Proxy {
             target: &target,
             decoding: *sub_path_decoding,
             keeps_path: route.keeps_path,
-            client: record.client,
+            address: peer.address,
             secure: peer.secure,
+            host: peer.host.as_ref(),
             upgrade: upgrade.as_deref(),
             has_body,
         }

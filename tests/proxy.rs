@@ -9,6 +9,8 @@ mod failures;
 mod flooded;
 #[path = "proxy/floods.rs"]
 mod floods;
+#[path = "proxy/front_proxies.rs"]
+mod front_proxies;
 #[path = "proxy/http2.rs"]
 mod http2;
 #[path = "proxy/kubelet.rs"]
@@ -17,6 +19,8 @@ mod kubelet;
 mod listeners;
 #[path = "proxy/process.rs"]
 mod process;
+#[path = "proxy/proxy_protocol.rs"]
+mod proxy_protocol;
 #[path = "proxy/rewriting.rs"]
 mod rewriting;
 #[path = "support/mod.rs"]

@@ -88,6 +88,7 @@ impl Setup<'_> {
             metrics: self.metrics.clone(),
             cluster_domain: config.targets.cluster_domain.as_str().into(),
             sub_path_decoding: config.targets.sub_path_decoding,
+            trusted_proxies: config.serving.trusted_proxies.clone(),
             rewriting: Budget::new(config.rewriting.max_memory, self.metrics.pages.clone()),
             tunnels: TunnelPolicy::new(
                 config
@@ -308,6 +309,7 @@ impl Setup<'_> {
                     limit => Some(ClientShares::new(limit)),
                 },
             },
+            proxy_protocol: config.serving.proxy_protocol.from.clone(),
             access: access.map(Arc::new),
             drain: drain.clone(),
         })

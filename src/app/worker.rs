@@ -17,7 +17,8 @@ use tokio_util::task::TaskTracker;
 use crate::balance::LoadBalancer;
 use crate::drain::Drain;
 use crate::forward::{Dialer, Forwarder, Pool, RetryPolicy, STALL_CHECK_INTERVAL};
-use crate::listen::{Limits, Listener};
+use crate::listen::{LastWarning, Limits, Listener};
+use crate::model::Networks;
 use crate::proxy::{Proxy, Stages};
 use crate::telemetry::{AccessLog, Recorder};
 use crate::tls::ServerTls;
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     pub balance: Arc<LoadBalancer>,
     pub kubelet_token: Arc<ArcSwapOption<HeaderValue>>,
     pub limits: Limits,
+    /// Load balancers whose connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: Networks,
     pub access: Option<Arc<AccessLog>>,
     pub drain: Drain,
 }
@@ -97,6 +100,7 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
         balance,
         kubelet_token,
         limits,
+        proxy_protocol,
         access,
         drain,
     } = shared;
@@ -121,11 +125,13 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let listener = Listener {
             tls,
+            proxy_protocol: proxy_protocol.clone(),
             proxy: Rc::clone(&proxy),
             limits: limits.clone(),
             metrics: stages.metrics.clone(),
             drain: drain.clone(),
             tasks: tasks.clone(),
+            warned: LastWarning::default(),
         };
         background.spawn_local(tasks.track_future(listener.run(socket)));
     }

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::values::{MAX_CONNECTIONS, MAX_WORKERS, fields};
+use crate::model::Networks;
 
 /// Default of `serving.maxConnections`: 14 KiB for each idle TLS connection take a quarter of the
 /// 512 MiB of the deployment.
@@ -69,7 +70,16 @@ pub struct Serving {
     #[serde(with = "fields::optional_duration")]
     #[schemars(with = "Option<String>", extend("x-type" = "duration"))]
     pub tunnel_max_age: Option<Duration>,
-    /// Timeout of a TLS handshake with a client.
+    #[serde(deserialize_with = "fields::or_default")]
+    pub proxy_protocol: ProxyProtocol,
+    /// Front proxies, such as ingress controllers, whose `X-Forwarded-For`, `X-Forwarded-Proto` and
+    /// `X-Forwarded-Host` count: the client is the rightmost address that is not in the list. List
+    /// addresses of proxies only, because a client in the list can name any client. It does not
+    /// affect who may name a user (`X-Remote-User`).
+    #[serde(with = "fields::networks")]
+    #[schemars(with = "Vec<String>", extend("x-type" = "list of CIDRs"))]
+    pub trusted_proxies: Networks,
+    /// Timeout of a TLS handshake with a client, header of the PROXY protocol included.
     #[serde(with = "fields::duration")]
     #[schemars(with = "String", extend("x-type" = "duration"))]
     pub handshake_timeout: Duration,
@@ -117,6 +127,8 @@ impl Default for Serving {
             max_connections: DEFAULT_MAX_CONNECTIONS,
             max_connections_per_client: DEFAULT_MAX_CONNECTIONS / 4,
             tunnel_max_age: None,
+            proxy_protocol: ProxyProtocol::default(),
+            trusted_proxies: Networks::default(),
             handshake_timeout: Duration::from_secs(10),
             // As kube-apiserver (CONFORMANCE C102).
             idle_timeout: Duration::from_secs(90),
@@ -128,6 +140,18 @@ impl Default for Serving {
             max_head_memory: 16 * 1024 * 1024,
         }
     }
+}
+
+/// PROXY protocol, versions 1 and 2, with which load balancers name the client of a connection.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct ProxyProtocol {
+    /// Load balancers whose connections to the HTTPS port and the plain HTTP port begin with a
+    /// header of the protocol; without a valid one they are closed. From other addresses, a header
+    /// is not accepted.
+    #[serde(with = "fields::networks")]
+    #[schemars(with = "Vec<String>", extend("x-type" = "list of CIDRs"))]
+    pub from: Networks,
 }
 
 /// TLS version, in the notation of kube-apiserver's `--tls-min-version`.

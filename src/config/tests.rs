@@ -15,7 +15,7 @@ fn takes_defaults_for_absent_fields() {
 
 #[test]
 fn takes_defaults_for_null_sections() {
-    let body = "serving:\nadmin: ~\nsource: {kubernetes: , manifests: null}\n\
+    let body = "serving:\n  proxyProtocol:\n  trustedProxies:\nadmin: ~\nsource: {kubernetes: , manifests: null}\n\
                 authentication: {tokenReview: }\nauthorization:\nreviews:\ntargets:\n\
                 upstream:\nrewriting:\nlog:\ndrain:\n";
     assert_eq!(
@@ -30,6 +30,9 @@ fn config_round_trips_through_yaml() {
     config.serving.insecure_listen_address = Some("127.0.0.1:0".parse().unwrap());
     config.upstream.dial_timeout = Duration::from_millis(1500);
     config.serving.tls_cert_file = Some("a.pem".into());
+    let networks = ["10.0.0.0/8", "2001:db8::1"].map(|network| network.parse().unwrap());
+    config.serving.proxy_protocol.from = networks.into_iter().collect();
+    config.serving.trusted_proxies = networks.into_iter().skip(1).collect();
     assert_eq!(Config::parse(&config.to_yaml().unwrap()).unwrap(), config);
 }
 
@@ -79,6 +82,34 @@ fn rejects_invalid_values_with_line_field_value_and_accepted_form() {
         (
             "serving:\n  maxConnectionsPerClient: -1\n",
             &["4:", "maxConnectionsPerClient", "from 0 to 10000000"],
+        ),
+        (
+            "serving:\n  trustedProxies: [10.0.0.0/8, lb.example]\n",
+            &[
+                "trustedProxies",
+                "\"lb.example\" is not a network",
+                "10.0.0.0/8",
+            ],
+        ),
+        (
+            "serving:\n  trustedProxies: 10.0.0.0/8\n",
+            &["4:", "trustedProxies", "not a list"],
+        ),
+        (
+            "serving:\n  proxyProtocol: {from: [10.0.0.5/8]}\n",
+            &[
+                "proxyProtocol.from",
+                "\"10.0.0.5/8\" has bits behind its prefix",
+                "use 10.0.0.0/8 for the network, or 10.0.0.5/32",
+            ],
+        ),
+        (
+            "serving:\n  proxyProtocol: [10.0.0.0/8]\n",
+            &["proxyProtocol", "not a mapping"],
+        ),
+        (
+            "serving:\n  proxyProtocol: {from: [::/129]}\n",
+            &["proxyProtocol.from", "\"::/129\" is not a network"],
         ),
         (
             "authorization:\n  cacheSize: 99999999999999\n",

@@ -13,7 +13,8 @@ use tracing_subscriber::EnvFilter;
 pub use path::parse_path;
 
 use super::suggest;
-use crate::model::dns;
+use crate::model::network::NetworkError;
+use crate::model::{Network, dns};
 
 /// Maximum number of worker threads: more than any machine has cores.
 pub(super) const MAX_WORKERS: usize = 1024;
@@ -76,6 +77,13 @@ pub enum ValueError {
         Expected::LogLevel.form()
     )]
     LogDirective { value: String, directive: String },
+    /// A network with bits behind its prefix.
+    #[error("{value:?} has bits behind its prefix; use {network} for the network, or {host}")]
+    HostBits {
+        value: String,
+        network: Network,
+        host: Network,
+    },
     /// A duration of zero where it would have no meaning.
     #[error("{value:?} is not longer than 0s; use {}", Expected::Duration.form())]
     Zero { value: String },
@@ -102,6 +110,7 @@ pub enum Expected {
     Duration,
     DurationOrZero,
     LogLevel,
+    Network,
 }
 
 impl Expected {
@@ -130,6 +139,10 @@ impl Expected {
                 "off, error, warn, info, debug or trace, or directives, for example \
                  info,kube_bastion::watch=debug"
             }
+            Self::Network => {
+                "an IP address, or one with the length of a prefix, for example 10.0.0.0/8 or \
+                 fd00::/8"
+            }
         };
         form.to_owned()
     }
@@ -152,6 +165,7 @@ impl fmt::Display for Expected {
             Self::DnsDomain => "a DNS domain",
             Self::Duration | Self::DurationOrZero => "a duration",
             Self::LogLevel => "a log level",
+            Self::Network => "a network",
         })
     }
 }
@@ -299,6 +313,18 @@ fn parse_dns_domain(text: &str) -> Result<String, ValueError> {
     } else {
         Err(Expected::DnsDomain.error(text))
     }
+}
+
+/// Parses a network in CIDR notation, or an address.
+fn parse_network(text: &str) -> Result<Network, ValueError> {
+    text.parse().map_err(|error| match error {
+        NetworkError::Syntax => Expected::Network.error(text),
+        NetworkError::HostBits(network, host) => ValueError::HostBits {
+            value: text.to_owned(),
+            network,
+            host,
+        },
+    })
 }
 
 /// Formats a duration so that [`parse_duration`] reads it back.

@@ -11,17 +11,14 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use super::ForwardError;
 use super::upgrade::Upgrade;
 use crate::http::{
-    DEFAULT_CACHE_CONTROL, MAX_HEADERS, RequestHead, is_hop_by_hop, remove_hop_by_hop,
-    rules_origin, speaks_for_origin,
+    DEFAULT_CACHE_CONTROL, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, MAX_HEADERS,
+    RequestHead, is_hop_by_hop, remove_hop_by_hop, rules_origin, speaks_for_origin,
 };
 use crate::model::Target;
 use crate::model::path::SubPathDecoding;
 use crate::model::text::push_ip;
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
 const HTTP: HeaderValue = HeaderValue::from_static("http");
@@ -48,21 +45,25 @@ pub struct RequestHeaderRewriter<'a> {
     pub decoding: SubPathDecoding,
     /// The endpoint is asked for the whole path, with the prefix.
     pub keeps_path: bool,
-    pub client: IpAddr,
+    /// Address that is appended to `X-Forwarded-For`.
+    pub address: IpAddr,
+    /// The client uses TLS.
     pub secure: bool,
+    /// Host that a trusted front proxy reports; without one, that of the request applies.
+    pub host: Option<&'a HeaderValue>,
     pub upgrade: Option<&'a Upgrade>,
     pub has_body: bool,
 }
 
 impl RequestHeaderRewriter<'_> {
-    /// Converts the client's request head: target to the path of the backend, `Host` kept,
-    /// hop-by-hop headers and underscore variants of protected names removed, forwarded headers and
-    /// those of the upgrade added.
+    /// Converts the client's request head: target to the path of the backend, `Host` kept or set to
+    /// what a trusted front proxy reports, hop-by-hop headers and underscore variants of protected
+    /// names removed, forwarded headers and those of the upgrade added.
     pub fn rewrite(&self, head: &mut RequestHead) {
         let prefix = self.target.plain_prefix();
         let sub_path = self.target.sub_path(self.decoding);
         // Read first: the authority is in the target, which is replaced below.
-        let host = host(head);
+        let host = self.host.cloned().or_else(|| host(head));
         remove_hop_by_hop(&mut head.headers, is_underscore_variant);
         // After the removal, which would remove the new `Connection` and `Upgrade` headers.
         if let Some(upgrade) = self.upgrade {
@@ -85,13 +86,17 @@ impl RequestHeaderRewriter<'_> {
         if head.version == Version::HTTP_2 {
             join_cookies(headers);
         }
-        append_client(headers, self.client);
-        // Scheme and host are replaced, not appended: values from the client are not trusted.
+        append_address(headers, self.address);
+        // Scheme and host are replaced, not appended: values from the client are not trusted, and
+        // those of a trusted front proxy have been read.
         headers.insert(FORWARDED_PROTO, if self.secure { HTTPS } else { HTTP });
         match host {
             Some(host) => {
                 // `Connection` may have named it, which must not remove it.
-                if head.target.authority().is_some() || !headers.contains_key(header::HOST) {
+                if self.host.is_some()
+                    || head.target.authority().is_some()
+                    || !headers.contains_key(header::HOST)
+                {
                     headers.insert(header::HOST, host.clone());
                 }
                 headers.insert(FORWARDED_HOST, host);
@@ -217,8 +222,9 @@ fn host(head: &RequestHead) -> Option<HeaderValue> {
     authority.or_else(|| head.headers.get(header::HOST).cloned())
 }
 
-/// Appends the client to the `X-Forwarded-For` of earlier proxies, joined into one header (C63).
-fn append_client(headers: &mut HeaderMap, client: IpAddr) {
+/// Appends the address of the connection to the `X-Forwarded-For` of earlier proxies, joined into
+/// one header (C63).
+fn append_address(headers: &mut HeaderMap, address: IpAddr) {
     let mut value = Vec::with_capacity(48);
     // One line is equivalent to several (RFC 9110 section 5.3), of which some backends read only
     // one.
@@ -226,7 +232,7 @@ fn append_client(headers: &mut HeaderMap, client: IpAddr) {
         value.extend_from_slice(earlier.as_bytes());
         value.extend_from_slice(b", ");
     }
-    push_ip(&mut value, client);
+    push_ip(&mut value, address);
     let value = HeaderValue::from_maybe_shared(Bytes::from(value));
     headers.insert(
         FORWARDED_FOR,
@@ -256,21 +262,26 @@ mod tests {
     use http::{Request, request};
 
     fn rewritten(request: request::Builder, upgrade: bool) -> RequestHead {
-        rewritten_with(request, upgrade, false)
+        rewritten_with(request, upgrade, false, None)
     }
 
-    fn rewritten_with(request: request::Builder, upgrade: bool, keeps_path: bool) -> RequestHead {
+    fn rewritten_with(
+        request: request::Builder,
+        upgrade: bool,
+        keeps_path: bool,
+        host: Option<&'static str>,
+    ) -> RequestHead {
         let mut head = crate::testing::head(request);
         let path = head.target.clone();
         let target = Target::parse(path.path()).unwrap();
-        let client = "192.0.2.7".parse().unwrap();
         let upgrade = upgrade.then(|| Upgrade::from_request(&head, None).unwrap());
         RequestHeaderRewriter {
             target: &target,
             decoding: SubPathDecoding::default(),
             keeps_path,
-            client,
+            address: [192, 0, 2, 7].into(),
             secure: true,
+            host: host.map(HeaderValue::from_static).as_ref(),
             upgrade: upgrade.as_ref(),
             has_body: false,
         }
@@ -335,7 +346,7 @@ mod tests {
         ] {
             let request =
                 Request::get(format!("{PREFIX}{rest}")).header("x-forwarded-prefix", "/evil");
-            let head = rewritten_with(request, false, true);
+            let head = rewritten_with(request, false, true, None);
             assert_eq!(head.target.path_and_query(), format!("{PREFIX}{path}"));
             assert_eq!(head.headers[FORWARDED_URI], format!("{PREFIX}{uri}"));
             // Applications would put it before links that begin with it.
@@ -498,6 +509,27 @@ mod tests {
             (&"bastion.example".parse().unwrap(), &HTTPS)
         );
         assert_eq!(headers[FORWARDED_URI], format!("{PREFIX}/"));
+    }
+
+    /// CONFORMANCE C59, C65.
+    #[test]
+    fn reported_host_replaces_that_of_the_request() {
+        let http2 = || Request::get(format!("https://inner{PREFIX}")).version(Version::HTTP_2);
+        for (request, upgrade) in [
+            (Request::get(PREFIX).header("host", "inner"), false),
+            (Request::get(PREFIX).header("connection", "host"), false),
+            (Request::get(PREFIX).header("upgrade", "x"), true),
+            (http2(), false),
+        ] {
+            let request = request
+                .header("x-forwarded-host", "inner")
+                .header("connection", "upgrade");
+            let headers = rewritten_with(request, upgrade, false, Some("a.example")).headers;
+            for name in [header::HOST, FORWARDED_HOST] {
+                let values: Vec<_> = headers.get_all(&name).iter().collect();
+                assert_eq!(values, ["a.example"], "{name}");
+            }
+        }
     }
 
     #[test]

@@ -40,11 +40,13 @@ impl Drop for OpenGuard {
     }
 }
 
-/// Client connections that met a limit.
+/// Client connections that were closed or delayed when they were accepted.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimits {
     /// Closed because the client address had its share.
     pub over_share: Counter,
+    /// Closed because of a missing, invalid or unexpected header of the PROXY protocol.
+    pub proxy_header: Counter,
     /// Delayed because `serving.maxConnections` was reached.
     pub delayed: Counter,
 }
@@ -54,7 +56,7 @@ impl ConnectionLimits {
         let rejected = register_counters(
             registry,
             "connections_rejected",
-            "Client connections closed because of a limit, by reason",
+            "Client connections closed when they were accepted, by reason",
             "reason",
         );
         let delayed = Counter::default();
@@ -65,6 +67,7 @@ impl ConnectionLimits {
         );
         Self {
             over_share: rejected("client_share"),
+            proxy_header: rejected("proxy_header"),
             delayed,
         }
     }

@@ -100,7 +100,7 @@ impl Grant {
         let caller = authenticator
             .authenticate(&mut self.credentials.clone(), &self.peer, self.websocket)
             .await?;
-        let client = ClientAddress::from(self.peer.address.ip());
+        let client = ClientAddress::from(self.peer.client);
         let identity = match caller.impersonates {
             None => caller.identity,
             Some(impersonation) => {

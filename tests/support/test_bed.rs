@@ -1,5 +1,7 @@
 //! A bastion with the manifests source, and an endpoint that a test plays byte by byte.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -73,6 +75,16 @@ targets: {{allowLoopback: true}}
 
     pub async fn client(&self) -> Result<TlsStream<TcpStream>> {
         tls(self.bastion.secure, &self.ca.file, None).await
+    }
+
+    /// Address of the plain HTTP port, if it is enabled.
+    pub fn insecure(&self) -> Result<SocketAddr> {
+        let log = self.bastion.log();
+        let (_, rest) = log
+            .split_once(r#""insecure":""#)
+            .context("the port is logged")?;
+        let (address, _) = rest.split_once('"').context("a JSON string")?;
+        Ok(address.parse()?)
     }
 
     /// Opens a connection with HTTP/2.

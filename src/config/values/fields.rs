@@ -10,9 +10,11 @@ use serde::{Deserialize, Serializer};
 
 use super::{
     Duration, Expected, ValueError, format_bytes, format_duration, parse_address, parse_bool,
-    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_log_level, parse_path,
+    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_log_level, parse_network,
+    parse_path,
 };
 use crate::config::{API_VERSION, KIND};
+use crate::model::Networks;
 
 pub(in crate::config) mod bytes {
     use super::{Deserializer, Expected, Serializer, format_bytes, parse_bytes, scalar};
@@ -82,6 +84,21 @@ pub(in crate::config) mod optional_duration {
             Some(duration) => serializer.serialize_str(&format_duration(*duration)),
             None => serializer.serialize_none(),
         }
+    }
+}
+
+/// List of networks; null is the empty list.
+pub(in crate::config) mod networks {
+    use super::{Deserialize, Deserializer, Error, Networks, Serializer, parse_network};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Networks, D::Error> {
+        let texts = Option::<Vec<String>>::deserialize(deserializer)?.unwrap_or_default();
+        let networks = texts.iter().map(|text| parse_network(text));
+        networks.collect::<Result<_, _>>().map_err(D::Error::custom)
+    }
+
+    pub fn serialize<S: Serializer>(networks: &Networks, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(networks.iter().map(|network| network.to_string()))
     }
 }
 

@@ -9,9 +9,12 @@ use super::framing::{Framing, FramingError, FramingFields};
 use crate::http::authority::is_authority;
 use crate::http::target::{InvalidTarget, RequestTarget};
 use crate::http::{MAX_HEADER_BYTES, RequestHead};
+use crate::model::proxy_header::{PREFIX_V1, SIGNATURE_V2};
 
 /// Maximum length of a method in bytes. The longest registered one has 17.
 const MAX_METHOD: usize = 64;
+/// Content type of a TLS record with a handshake message (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
 
 /// Parsed head of a request.
 #[derive(Debug)]
@@ -31,6 +34,19 @@ pub struct ParsedRequest {
 pub enum RequestError {
     #[error("malformed request line")]
     RequestLine,
+    /// The text of Go's server, which is also the body of the response.
+    #[error("Client sent an HTTP request to an HTTPS server.")]
+    PlainHttp,
+    #[error(
+        "the client began a TLS handshake where HTTP is expected; \
+         serving.insecureListenAddress is a port for http:// URLs"
+    )]
+    Tls,
+    #[error(
+        "the connection begins with a header of the PROXY protocol, and its address is not in \
+         serving.proxyProtocol.from"
+    )]
+    ProxyHeader,
     #[error("invalid method in the request line")]
     Method,
     #[error(transparent)]
@@ -77,6 +93,9 @@ impl RequestError {
             }
             Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RequestLine
+            | Self::PlainHttp
+            | Self::Tls
+            | Self::ProxyHeader
             | Self::Method
             | Self::Target(_)
             | Self::Head(_)
@@ -101,7 +120,8 @@ pub struct RejectedLine {
 /// [`RequestError`] with the parts of the request line that are valid.
 pub fn parse_request(head: &Bytes) -> Result<ParsedRequest, (RequestError, Box<RejectedLine>)> {
     let mut parsed = RejectedLine::default();
-    parse(head, &mut parsed).map_err(|error| (error, Box::new(parsed)))
+    parse(head, &mut parsed)
+        .map_err(|error| (other_protocol(head).unwrap_or(error), Box::new(parsed)))
 }
 
 fn parse(head: &Bytes, rejected: &mut RejectedLine) -> Result<ParsedRequest, RequestError> {
@@ -204,10 +224,28 @@ pub(super) fn rejects_prefix(bytes: &[u8]) -> Option<RequestError> {
         // Maybe the empty line that is ignored before a request.
         return None;
     }
+    if let Some(error) = other_protocol(bytes) {
+        return Some(error);
+    }
     let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
     let is_token = |byte: &u8| byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(byte);
     let prefix = &method[..method.len().min(MAX_METHOD + 1)];
     (prefix.len() > MAX_METHOD || !prefix.iter().all(is_token)).then_some(RequestError::Method)
+}
+
+/// Returns the error of bytes that begin another protocol, and cannot begin a request.
+fn other_protocol(bytes: &[u8]) -> Option<RequestError> {
+    if bytes.first() == Some(&TLS_HANDSHAKE) {
+        return Some(RequestError::Tls);
+    }
+    let is_line = || {
+        let line = bytes.strip_prefix(PREFIX_V1).unwrap_or_default();
+        [&b"TCP4 "[..], b"TCP6 ", b"UNKNOWN"]
+            .iter()
+            .any(|family| line.starts_with(family))
+    };
+    // The first line end of the signature has been taken for the empty line before a request.
+    (bytes.starts_with(&SIGNATURE_V2[2..]) || is_line()).then_some(RequestError::ProxyHeader)
 }
 
 #[cfg(test)]
@@ -326,11 +364,44 @@ mod tests {
     }
 
     #[test]
+    fn names_other_protocols_in_place_of_a_request() {
+        for (start, error) in [
+            (&b"\x16\x03\x01"[..], RequestError::Tls),
+            (b"\x16", RequestError::Tls),
+            (b"PROXY TCP4 192.0.2.7 ", RequestError::ProxyHeader),
+            (
+                b"PROXY TCP6 ::1 ::1 1 2\r\n\x16\x03",
+                RequestError::ProxyHeader,
+            ),
+            (b"PROXY UNKNOWN\r\n", RequestError::ProxyHeader),
+            (b"\r\n\0\r\nQUIT\n\x21", RequestError::ProxyHeader),
+        ] {
+            assert_eq!(rejects_prefix(start), Some(error), "{start:?}");
+        }
+        assert_eq!(rejects_prefix(b"PROXY /path HTTP"), None);
+        for head in [
+            "PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "PROXY UNKNOWN\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\n\0\r\nQUIT\n\x21\x11\0\x00GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            assert_eq!(
+                parse(head).unwrap_err(),
+                RequestError::ProxyHeader,
+                "{head:?}"
+            );
+        }
+        assert_eq!(
+            with_host("PROXY /path HTTP/1.1").unwrap().head.method,
+            "PROXY"
+        );
+    }
+
+    #[test]
     fn rejects_prefix_that_cannot_begin_a_request() {
         for (prefix, rejected) in [
             (&b"GET"[..], false),
             (b"GET /\xff", false),
-            (b"\x16\x03\x01", true),
+            (b"\x17\x03\x01", true),
             (b"GE\nT", true),
             (b"", false),
             (b"\r", false),
