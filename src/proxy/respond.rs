@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn reviews_that_are_denied_to_the_bastion_are_told_from_outages() {
+    fn denied_reviews_have_another_message_than_outages() {
         let message = |failure: ReviewFailure| {
             status(&ProxyError::Authenticate(AuthenticationError::Unavailable(
                 failure,

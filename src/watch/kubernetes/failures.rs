@@ -194,7 +194,7 @@ impl Line {
     }
 }
 
-/// What was logged when.
+/// Causes that were logged, and the time of their next line.
 #[derive(Debug, Default)]
 struct Reports {
     causes: BTreeMap<Cause, Report>,
