@@ -1,5 +1,6 @@
 //! Cluster state from a folder of YAML files instead of a Kubernetes API.
 
+mod changes;
 mod documents;
 mod folder;
 
@@ -14,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::model::error_chain;
 use crate::ready::{BlockReady, Ready};
 use crate::trust::{TokenFileError, Trust};
+use changes::Difference;
 pub use documents::DocumentError;
 pub use folder::ObjectCounts;
 use folder::{Contents, Folder};
@@ -158,9 +160,22 @@ impl Manifests {
             }
             report(&errors, ready, metrics);
             self.changes.changed().await;
+            let before = self.folder.digests();
             errors = self.read();
+            let Difference {
+                added,
+                changed,
+                removed,
+            } = self.folder.digests().since(&before);
             let objects = self.counts;
-            tracing::info!(directory = %self.directory.display(), %objects, "reloaded the manifests");
+            tracing::info!(
+                %added,
+                %changed,
+                %removed,
+                directory = %self.directory.display(),
+                %objects,
+                "reloaded the manifests"
+            );
         }
     }
 

@@ -12,6 +12,7 @@ use super::super::objects::{
 };
 use super::super::redact::Redacted;
 use super::ManifestError;
+use super::changes::digest;
 use crate::cluster::{Kind, Object};
 
 /// Kinds that are used, with their API, and true if they are namespaced.
@@ -70,10 +71,10 @@ impl From<ObjectError> for DocumentError {
 /// Kind, namespace and name, which identify an object in a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ObjectId {
-    kind: Box<str>,
+    pub kind: Box<str>,
     /// Empty for objects of the cluster.
-    namespace: Box<str>,
-    name: Box<str>,
+    pub namespace: Box<str>,
+    pub name: Box<str>,
 }
 
 impl fmt::Display for ObjectId {
@@ -97,6 +98,8 @@ pub(super) struct Document {
     pub id: ObjectId,
     /// First line of the document, from 1.
     pub line: u64,
+    /// Hash of all fields of the object, also of those that are not used.
+    pub digest: u64,
     pub content: Content,
 }
 
@@ -204,10 +207,12 @@ impl Documents {
             namespace: namespace.into(),
             name: (&*name).into(),
         };
+        let digest = digest(&document);
         match content(&kind, document) {
             Ok(content) => self.objects.extend(content.map(|content| Document {
                 id,
                 line: position.line,
+                digest,
                 content,
             })),
             Err(error) => self.malformed.push((id, malformed(error))),

@@ -8,6 +8,7 @@ use serde_saphyr::DuplicateKeyPolicy;
 
 use super::super::yaml;
 use super::ManifestError;
+use super::changes::ObjectDigests;
 use super::documents::{Content, Document, Documents, ObjectId, Position};
 use crate::cluster::{Kind, Object};
 use crate::trust::RbacRulesBuilder;
@@ -84,6 +85,21 @@ impl Folder {
             folder.files.insert(path, objects);
         }
         (folder, errors)
+    }
+
+    /// Returns the hashes of all objects, for comparison with another read.
+    pub fn digests(&self) -> ObjectDigests {
+        let documents = self.documents();
+        documents
+            .map(|(_, Document { id, digest, .. })| {
+                let name = if id.namespace.is_empty() {
+                    format!("{} {}", id.kind, id.name)
+                } else {
+                    format!("{} {}/{}", id.kind, id.namespace, id.name)
+                };
+                (name, *digest)
+            })
+            .collect()
     }
 
     /// Finds an object, first in the file at `path`.
