@@ -148,8 +148,18 @@ impl Bound {
         // Workers close their clones when the drain begins. A port only closes with its last
         // descriptor, so this one must not be kept.
         drop(ports);
-        if let Some(insecure) = addresses.insecure {
-            tracing::warn!(%insecure, "serving plain HTTP; tokens cross this port in clear text");
+        match addresses.insecure {
+            // Nothing that is sent over loopback leaves the machine.
+            Some(insecure) if insecure.ip().is_loopback() => {
+                tracing::info!(%insecure, "serving plain HTTP on loopback");
+            }
+            Some(insecure) => {
+                tracing::warn!(
+                    %insecure,
+                    "serving plain HTTP; tokens cross this port in clear text"
+                );
+            }
+            None => {}
         }
         tracing::info!(
             secure = %addresses.secure,
