@@ -8,7 +8,7 @@ CARGO ?= cargo
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## The demo: a built-in cluster with backends on loopback, and curl commands to try
+run: ## The demo: a built-in cluster with backends on loopback, a page for the browser, and commands to try
 	$(CARGO) run -- demo
 
 test: unit gate e2e ## All tests

@@ -45,7 +45,8 @@ enum Command {
     /// Proxy requests to a cluster
     #[command(after_help = SERVE_HELP)]
     Serve(Box<Settings>),
-    /// Run a built-in cluster with backends on loopback, and print curl commands to try
+    /// Run a built-in cluster with backends on loopback, and print a link and commands to try
+    #[command(after_help = demo::HELP)]
     Demo(demo::Options),
     /// Validate a configuration and print the effective one, without secrets
     #[command(after_help = CHECK_HELP)]

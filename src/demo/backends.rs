@@ -14,8 +14,16 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use super::dashboard::{Dashboard, Switch, routes};
+use super::{server, websocket};
+use crate::drain::Drain;
+
+/// Names of the endpoints of the service `web`.
+pub(super) const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
 
 /// Loopback ports of the backends.
 #[derive(Clone, Copy, Debug)]
@@ -23,17 +31,19 @@ pub(super) struct Ports {
     pub web: [u16; 3],
     pub secure: u16,
     pub whoami: u16,
+    pub dashboard: u16,
     pub kubelets: [u16; 2],
 }
 
-/// Starts all backends. They run until the process ends.
-pub(super) async fn start(certificate: &Path, key: &Path) -> Result<Ports> {
-    let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_file(key)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder =
-        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let config = Arc::new(builder.with_no_client_auth().with_single_cert(chain, key)?);
+/// Starts all backends. They run until the process ends, but a WebSocket ends with the drain. The
+/// page names the file with its permissions.
+pub(super) async fn start(
+    certificate: &Path,
+    key: &Path,
+    permissions_file: &Path,
+    drain: &Drain,
+) -> Result<Ports> {
+    let config = tls_config(certificate, key)?;
     let hello =
         |name: &'static str| Router::new().fallback(async move || format!("hello from {name}\n"));
     let kubelet = |name: &'static str| {
@@ -42,19 +52,46 @@ pub(super) async fn start(certificate: &Path, key: &Path) -> Result<Ports> {
             get(async move || format!("ok from the kubelet of {name}\n")),
         )
     };
+    let mut web = [0; 3];
+    let mut switches = Vec::new();
+    for (port, endpoint) in web.iter_mut().zip(WEB) {
+        let (on, state) = watch::channel(true);
+        switches.push(Switch { endpoint, on });
+        let drain = drain.clone();
+        let websocket = {
+            let state = state.clone();
+            move |request| async move { websocket::open(endpoint, state, drain, request) }
+        };
+        let routes = hello(endpoint)
+            .route("/name", get(async move || endpoint))
+            .route("/socket", get(websocket));
+        *port = server::start(routes, state).await?;
+    }
+    let dashboard = Dashboard {
+        switches: switches.into(),
+        permissions_file: permissions_file.to_string_lossy().into(),
+    };
     Ok(Ports {
-        web: [
-            plain(hello("web-1")).await?,
-            plain(hello("web-2")).await?,
-            plain(hello("web-3")).await?,
-        ],
+        web,
         secure: tls(hello("secure-1 over TLS"), &config).await?,
         whoami: plain(Router::new().fallback(whoami)).await?,
+        dashboard: plain(routes(dashboard)).await?,
         kubelets: [
             tls(kubelet("node-a"), &config).await?,
             tls(kubelet("node-b"), &config).await?,
         ],
     })
+}
+
+fn tls_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
+    let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(key)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(
+        builder.with_no_client_auth().with_single_cert(chain, key)?,
+    ))
 }
 
 /// Responds with the request line and the headers of the request.

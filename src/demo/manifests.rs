@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::backends::Ports;
+use super::backends::{Ports, WEB};
 
 /// Permissions: the group `viewers` has `get` on the proxy of services, pods and nodes.
 pub(super) const RBAC: &str = r#"apiVersion: rbac.authorization.k8s.io/v1
@@ -21,7 +21,33 @@ subjects:
 - {apiGroup: rbac.authorization.k8s.io, kind: Group, name: viewers}
 "#;
 
-/// Returns two nodes, five pods, three services and an EndpointSlice per pod, because each backend
+/// Permissions of the page, which sends no credentials.
+pub(super) const PAGE_RBAC: &str = r#"# Requests of the page have no credentials: they are
+# those of system:anonymous. They may read three
+# services and, with POST requests to the page's own
+# service, switch endpoints. The rest is denied.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: page, namespace: demo}
+rules:
+- apiGroups: [""]
+  resources: [services/proxy]
+  resourceNames: [dashboard, web, whoami]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [services/proxy]
+  resourceNames: [dashboard]
+  verbs: [create]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: page, namespace: demo}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: page}
+subjects:
+- {apiGroup: rbac.authorization.k8s.io, kind: User, name: system:anonymous}
+"#;
+
+/// Returns two nodes, six pods, four services and an EndpointSlice per pod, because each backend
 /// has its own port.
 pub(super) fn cluster(ports: &Ports) -> String {
     let mut yaml = String::new();
@@ -29,13 +55,15 @@ pub(super) fn cluster(ports: &Ports) -> String {
         yaml += &node(name, port);
     }
     yaml += &service("web", 80, "http");
-    for (name, port) in ["web-1", "web-2", "web-3"].into_iter().zip(ports.web) {
+    for (name, port) in WEB.into_iter().zip(ports.web) {
         yaml += &pod(name, "web", port);
     }
     yaml += &service("secure", 443, "https");
     yaml += &pod("secure-1", "secure", ports.secure);
     yaml += &service("whoami", 80, "http");
     yaml += &pod("whoami-1", "whoami", ports.whoami);
+    yaml += &service("dashboard", 80, "http");
+    yaml += &pod("dashboard-1", "dashboard", ports.dashboard);
     yaml
 }
 

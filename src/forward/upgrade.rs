@@ -119,7 +119,7 @@ impl Upgrade {
             // HTTP/2 has no such header (RFC 8441 section 5), so it is validated here.
             Self::Connect { key } => {
                 let accept = headers.remove(header::SEC_WEBSOCKET_ACCEPT);
-                if accept.is_none_or(|accept| accept != accept_for(key)) {
+                if accept.is_none_or(|accept| accept != websocket_accept(key)) {
                     return Err(ForwardError::InvalidAccept);
                 }
                 *response.status_mut() = StatusCode::OK;
@@ -162,7 +162,7 @@ fn new_key() -> HeaderValue {
 }
 
 /// Computes the `Sec-WebSocket-Accept` for a key (RFC 6455 section 4.2.2).
-fn accept_for(key: &HeaderValue) -> String {
+pub fn websocket_accept(key: &HeaderValue) -> String {
     const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
     // The handshake relies on no security property of SHA-1 (RFC 6455 section 10.8).
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
