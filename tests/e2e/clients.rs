@@ -10,7 +10,9 @@ mod kubectl;
 mod site;
 mod websocket;
 
-pub use browser::{browser_shows_a_site, browser_shows_a_site_behind_kubectl_proxy};
+pub use browser::{
+    browser_shows_a_site, browser_shows_a_site_behind_kubectl_proxy, run_in_browser,
+};
 pub use curl::{curl_streams_responses, curl_uses_both_versions_of_http};
 pub use go::client_go_uses_proxy_get;
 pub use grpc::{

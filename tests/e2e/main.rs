@@ -14,6 +14,7 @@ mod balance;
 mod callers;
 mod clients;
 mod conformance;
+mod demo;
 mod deployed;
 mod differential;
 mod faults;
@@ -127,6 +128,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         clients::websockets_open_over_http2,
         clients::browser_shows_a_site,
         clients::browser_shows_a_site_behind_kubectl_proxy,
+        demo::page_shows_balancing_failover_and_rewritten_links,
         clients::h2spec_finds_a_conforming_server,
         clients::grpc_calls_and_streams_work,
         clients::grpc_errors_are_grpc_statuses,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::kubectl::KubectlProxy;
 use super::site::site;
@@ -68,32 +68,38 @@ async fn serve(fixture: &Fixture, name: &str, port: u16) -> Result<App> {
 }
 
 async fn visit(base: &str, token: Option<&str>) -> Result<()> {
+    run_in_browser("visit.mjs", json!({"base": base, "token": token})).await
+}
+
+/// Runs a script of `tests/clients/browser` with settings, and the path of Chromium, on its
+/// standard input.
+pub async fn run_in_browser(script: &str, mut settings: Value) -> Result<()> {
     let chromium = find_program(
         &["chromium", "chromium-browser", "google-chrome"],
         "on Debian, apt-get install chromium",
     )?;
-    let folder = installation()?;
-    let setting = json!({"chromium": chromium, "base": base, "token": token});
+    settings["chromium"] = json!(chromium);
+    let folder = installation(script)?;
     let node = find_program(
         &["node"],
         "install Node 18 or later; on Debian, apt-get install nodejs",
     )?;
     let mut command = Command::new(node);
-    let mut browser = Program::start(command.arg(folder.join("visit.mjs")))?;
-    browser.write(setting.to_string().as_bytes())?;
+    let mut browser = Program::start(command.arg(folder.join(script)))?;
+    browser.write(settings.to_string().as_bytes())?;
     browser.finish().await
 }
 
 /// Installs the packages of package-lock.json in a folder of target/, unless the lock file is
-/// unchanged. Returns the program.
-fn installation() -> Result<PathBuf> {
+/// unchanged. Returns the folder, with the script.
+fn installation(script: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (source, folder) = (
         root.join("tests/clients/browser"),
         root.join("target/clients/browser"),
     );
     std::fs::create_dir_all(&folder)?;
-    std::fs::copy(source.join("visit.mjs"), folder.join("visit.mjs"))?;
+    std::fs::copy(source.join(script), folder.join(script))?;
     let lock = std::fs::read(source.join("package-lock.json"))?;
     let installed_lock = folder.join("installed-lock.json");
     if std::fs::read(&installed_lock).is_ok_and(|installed| installed == lock) {
