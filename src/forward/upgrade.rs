@@ -62,7 +62,7 @@ impl Upgrade {
     }
 
     /// Returns true if the endpoint may ignore the offer. A client of WebSocket or SPDY cannot use
-    /// a plain response; other clients can (CONFORMANCE C88).
+    /// a plain response; other clients can (RFC 9110 section 7.8, CONFORMANCE C88).
     fn is_optional(&self) -> bool {
         let protocols = self.protocols();
         !protocols.contains_name(WEBSOCKET) && !protocols.contains_name(SPDY)
@@ -179,11 +179,11 @@ pub enum UpgradeOutcome {
         response: Response<()>,
         upstream: UpgradedConnection,
     },
-    /// The endpoint ignored an optional offer and responded to the plain request.
+    /// The endpoint ignored an optional offer and responded to the plain request, with any status.
     Ignored(UpstreamResponse),
-    /// The endpoint responded with an error, which is forwarded. Both connections are closed after
-    /// it, so that no byte that the client sends behind the request reaches the endpoint (C87,
-    /// CVE-2018-1002105).
+    /// The endpoint responded to WebSocket or SPDY with an error, which is forwarded. Both
+    /// connections are closed after it, so that no byte that the client sends behind the request
+    /// reaches the endpoint (C87, CVE-2018-1002105).
     Refused(UpstreamResponse),
 }
 
@@ -212,11 +212,12 @@ impl UpgradeOutcome {
             response: response.map(|body| UpstreamBody::closing(body, connection)),
             endpoint,
         };
-        if status.is_client_error() || status.is_server_error() {
-            Ok(Self::Refused(upstream))
-        } else if upgrade.is_optional() && !status.is_informational() {
-            // The client treats it as the response to a plain request, and so does the proxy (C88).
+        if upgrade.is_optional() && !status.is_informational() {
+            // The client treats it as the response to a plain request, and so does the proxy (C88):
+            // what the client sends next is read as a request, with its own credentials.
             Ok(Self::Ignored(upstream))
+        } else if status.is_client_error() || status.is_server_error() {
+            Ok(Self::Refused(upstream))
         } else {
             // A client of WebSocket or SPDY could take the bytes after a success for its tunnel,
             // and follow a redirect with its credentials (C88, CVE-2020-8559).

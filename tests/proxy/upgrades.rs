@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::SWITCH_TO_X;
 use crate::support::eventually;
@@ -67,6 +69,103 @@ async fn rejects_success_and_redirect_in_response_to_websocket() -> Result<()> {
         ensure!(
             head.starts_with("HTTP/1.1 500 ") && body.contains(&message) && !head.contains("evil"),
             "{head}{body}"
+        );
+    }
+    Ok(())
+}
+
+/// Sends a request with an offer, and the response of the endpoint. Returns the head that the
+/// endpoint receives and the response that the client receives.
+async fn offer(
+    bed: &TestBed,
+    client: &mut TlsStream<TcpStream>,
+    offer: &str,
+    response: &str,
+) -> Result<(String, String)> {
+    let head = format!(
+        "GET {PREFIX}/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\
+         Connection: Upgrade\r\nUpgrade: {offer}\r\n\r\n"
+    );
+    client.write_all(head.as_bytes()).await?;
+    let (mut backend, received) = bed.accept().await?;
+    let response =
+        format!("HTTP/1.1 {response}\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
+    backend.write_all(response.as_bytes()).await?;
+    backend.shutdown().await?;
+    let head = read_until(client, "\r\n\r\n").await?;
+    // A `Status` ends with a line feed.
+    let end = if head.contains("application/json") {
+        "\n"
+    } else {
+        "ok"
+    };
+    let body = read_until(client, end).await?;
+    Ok((received, head + &body))
+}
+
+/// CONFORMANCE C84, C88, RFC 9110 section 7.8.
+#[tokio::test]
+async fn response_to_optional_offer_passes_as_that_of_plain_request() -> Result<()> {
+    let bed = TestBed::new().await?;
+    // All offers on one connection, which stays open.
+    let mut client = bed.client().await?;
+    for (offers, forwarded) in [
+        ("TLS/1.2", None),
+        ("TLS/1.0, HTTP/1.1", None),
+        ("h2c", None),
+        ("HTTP/2.0, h2", None),
+        ("odd/9", Some("odd/9")),
+        ("TLS/1.2, odd/9", Some("odd/9")),
+        ("irc/6.9, RTA/x11", Some("irc/6.9, RTA/x11")),
+    ] {
+        for status in ["200 OK", "302 Found", "401 No", "404 None", "503 Busy"] {
+            let response = format!("{status}\r\nLocation: /login\r\nAlt-Svc: clear");
+            let (received, response) = offer(&bed, &mut client, offers, &response).await?;
+            let upgrade = received
+                .lines()
+                .find_map(|line| line.strip_prefix("Upgrade: "));
+            ensure!(upgrade == forwarded, "{offers}: {received}");
+            ensure!(
+                received.contains("Connection: Upgrade") == forwarded.is_some(),
+                "{offers}: {received}"
+            );
+            ensure!(
+                response.starts_with(&format!("HTTP/1.1 {status}\r\n"))
+                    && response.contains(&format!("Location: {PREFIX}/login\r\n"))
+                    && !response.contains("Alt-Svc")
+                    && response.ends_with("ok"),
+                "{offers}, {status}: {response}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// CONFORMANCE C88: another offer does not make that of a WebSocket or SPDY optional.
+#[tokio::test]
+async fn success_in_response_to_websocket_or_spdy_is_an_error() -> Result<()> {
+    let bed = TestBed::new().await?;
+    for offers in [
+        "websocket",
+        "TLS/1.2, websocket",
+        "odd/9, WebSocket",
+        "SPDY/3.1",
+        "odd/9, spdy/3.1",
+    ] {
+        for status in ["200 OK", "204 None", "302 Found"] {
+            let mut client = bed.client().await?;
+            let (_, response) = offer(&bed, &mut client, offers, status).await?;
+            let message = format!("invalid upgrade response: status code {}", &status[..3]);
+            ensure!(
+                response.starts_with("HTTP/1.1 500 ") && response.contains(&message),
+                "{offers}, {status}: {response}"
+            );
+        }
+        let mut client = bed.client().await?;
+        let (_, response) = offer(&bed, &mut client, offers, "404 None").await?;
+        ensure!(
+            response.starts_with("HTTP/1.1 404 ") && response.contains("Connection: close\r\n"),
+            "{offers}: {response}"
         );
     }
     Ok(())
