@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::Response;
+use http::{HeaderMap, Response, header};
 use http_body::Body;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -125,7 +125,10 @@ impl Connection {
                 // be sent elsewhere whatever its method.
                 let sent = Box::pin(sender.try_send_request(request.map(|()| body))).await;
                 match sent {
-                    Ok(response) => Ok((response.map(Incoming::Http2), 0)),
+                    Ok(mut response) => {
+                        keep_first_length(response.headers_mut());
+                        Ok((response.map(Incoming::Http2), 0))
+                    }
                     Err(mut error) => Err(SendError::Http2 {
                         sent: error.take_message().is_none(),
                         source: error.into_error(),
@@ -133,6 +136,16 @@ impl Connection {
                 }
             }
         }
+    }
+}
+
+/// Removes all lengths but the first, which h2 compares with the body. Two equal ones would be
+/// invalid for many clients.
+fn keep_first_length(headers: &mut HeaderMap) {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if let (Some(first), Some(_)) = (lengths.next(), lengths.next()) {
+        let first = first.clone();
+        headers.insert(header::CONTENT_LENGTH, first);
     }
 }
 

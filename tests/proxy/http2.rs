@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use crate::OK_RESPONSE;
+use crate::support::client::Client;
 use crate::support::frames::{
     DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FrameClient, GOAWAY, HEADERS, RST_STREAM,
     decode_status, frame, literal,
@@ -293,6 +294,120 @@ async fn closes_http2_connection_with_an_unfinished_head() -> Result<()> {
         if let Some((mut endpoint, _)) = endpoint {
             ensure!(endpoint.read(&mut [0]).await.unwrap_or(0) == 0);
         }
+    }
+    Ok(())
+}
+
+/// Serves the next request with the bytes of a response.
+async fn serve_bytes(bed: &TestBed, response: &str) -> Result<()> {
+    let (mut backend, _) = bed.accept().await?;
+    backend.write_all(response.as_bytes()).await?;
+    backend.shutdown().await?;
+    Ok(())
+}
+
+/// CONFORMANCE C98: what is tolerated of HTTP/1.1 endpoints has a valid form in HTTP/2.
+#[tokio::test]
+async fn http2_clients_receive_repaired_responses() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let mut client =
+        Client::connect_http2(bed.bastion.secure, &bed.ca.file, Some("t"), None).await?;
+    let length = "Content-Length: 2\r\n";
+    for (lines, name, value) in [
+        (
+            format!("X-Frame-Options : DENY\r\n{length}"),
+            "x-frame-options",
+            Some("DENY"),
+        ),
+        (
+            format!("X-Frame-Options\t \t:DENY\r\n{length}"),
+            "x-frame-options",
+            Some("DENY"),
+        ),
+        (format!("X-A: 1\r\n\t2\r\n{length}"), "x-a", Some("1 2")),
+        (format!("X-A: 1\n{length}"), "x-a", Some("1")),
+        (format!("X Feature Flag: on\r\n{length}"), "x", None),
+        (format!("X(1): on\r\n{length}X-A: 1\r\n"), "x-a", Some("1")),
+        (format!(": on\r\n{length}X-A: 1\r\n"), "x-a", Some("1")),
+        (format!("no colon\r\n{length}X-A: 1\r\n"), "x-a", Some("1")),
+        (
+            format!("Connection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\n{length}"),
+            "x-hop",
+            None,
+        ),
+        (length.repeat(2), "content-length", Some("2")),
+        (length.repeat(3), "content-length", Some("2")),
+        (
+            "Content-Length: 2, 2\r\n".into(),
+            "content-length",
+            Some("2"),
+        ),
+        (
+            format!("{length}Content-Length: 2,2 , 2\r\n"),
+            "content-length",
+            Some("2"),
+        ),
+    ] {
+        let response = format!("HTTP/1.1 200 OK\r\n{lines}\r\nok");
+        let path = format!("{PREFIX}/x");
+        let (response, ()) = tokio::try_join!(client.get(&path), serve_bytes(&bed, &response))
+            .with_context(|| lines.clone())?;
+        ensure!(response.status == 200 && response.body == "ok", "{lines}");
+        let values: Vec<_> = response.headers.get_all(name).iter().collect();
+        ensure!(
+            values == Vec::from_iter(value),
+            "{lines}: {:?}",
+            response.headers
+        );
+        ensure!(response.headers.get_all("content-length").iter().count() == 1);
+    }
+    for lines in [
+        "Content-Length: 2, 3\r\n",
+        "Content-Length: 2\r\nContent-Length: 3\r\n",
+        "Content-Length: 2\r\nContent-Length: 2, 3\r\n",
+    ] {
+        let response = format!("HTTP/1.1 200 OK\r\n{lines}\r\nok");
+        let path = format!("{PREFIX}/x");
+        let (response, ()) = tokio::try_join!(client.get(&path), serve_bytes(&bed, &response))?;
+        ensure!(
+            response.status == 503 && response.body.contains("Content-Length"),
+            "{lines}: {response:?}"
+        );
+    }
+    Ok(())
+}
+
+/// As [`http2_clients_receive_repaired_responses`], for an HTTP/2 endpoint.
+#[tokio::test]
+async fn repeated_length_of_http2_endpoint_is_sent_once() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let path = "/api/v1/namespaces/default/services/h2c/proxy/x";
+    for http2 in [true, false] {
+        let (address, ca) = (bed.bastion.secure, &bed.ca.file);
+        let mut client = if http2 {
+            Client::connect_http2(address, ca, Some("t"), None).await?
+        } else {
+            Client::connect(address, ca, Some("t"), None).await?
+        };
+        let serve = async {
+            let mut backend = h2::server::handshake(bed.backend.accept().await?.0).await?;
+            let (_, mut respond) = backend.accept().await.context("a request")??;
+            let mut response = http::Response::new(());
+            for _ in 0..2 {
+                response
+                    .headers_mut()
+                    .append("content-length", "2".parse()?);
+            }
+            let mut body = respond.send_response(response, false)?;
+            body.send_data(Bytes::from_static(b"ok"), true)?;
+            backend.graceful_shutdown();
+            while backend.accept().await.is_some() {}
+            anyhow::Ok(())
+        };
+        let (response, ()) = tokio::try_join!(client.get(path), serve)?;
+        ensure!(response.body == "ok", "{response:?}");
+        let lengths = response.headers.get_all("content-length");
+        ensure!(lengths.iter().eq(["2"].iter()), "{response:?}");
     }
     Ok(())
 }
