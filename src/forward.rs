@@ -11,6 +11,7 @@ mod pool;
 mod request;
 mod response;
 mod retry;
+mod tls_error;
 mod tunnel;
 mod upgrade;
 mod uri;

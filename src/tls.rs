@@ -10,7 +10,9 @@ use std::sync::Arc;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use rustls::{SupportedProtocolVersion, version};
 
+use crate::config::TlsVersion;
 pub use client::{AlpnConfigs, ClientTls, KubeletTls};
 pub use server::{ServerTls, sha256_hex};
 
@@ -58,6 +60,16 @@ pub enum TlsError {
 pub fn install_provider() {
     // Fails if a provider is installed already, as in a second test of one process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// Returns the TLS versions from `min` on.
+fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    static TLS12: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
+    static TLS13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
+    match min {
+        TlsVersion::Tls12 => &TLS12,
+        TlsVersion::Tls13 => &TLS13,
+    }
 }
 
 /// Reads a certificate chain and its private key, and checks that they match.

@@ -41,7 +41,7 @@ impl Files {
                      serving.tlsPrivateKeyFile)",
             )?,
         );
-        let client_tls = ClientTls::new(&config.targets).context(
+        let client_tls = ClientTls::new(&config.targets, config.upstream.tls_min_version).context(
             "cannot set up TLS to kubelets (targets.kubeletCertificateAuthority, \
              targets.kubeletClientCertificate, targets.kubeletClientKey)",
         )?;

@@ -56,6 +56,10 @@ fn rejects_invalid_values_with_line_field_value_and_accepted_form() {
             &["4:", "VersionTLS10", "VersionTLS12"],
         ),
         (
+            "upstream:\n  tlsMinVersion: VersionTLS11\n",
+            &["4:", "tlsMinVersion", "VersionTLS11", "VersionTLS12"],
+        ),
+        (
             "upstream:\n  dialTimeout: 30\n",
             &["4:", "dialTimeout", "\"30\"", "30s"],
         ),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::TlsVersion;
 use super::values::{
     MAX_ATTEMPTS, MAX_BUDGET_PER_SECOND, MAX_IDLE_CONNECTIONS, MAX_PERCENT, fields,
 };
@@ -27,6 +28,10 @@ pub struct Upstream {
     #[serde(with = "fields::duration")]
     #[schemars(with = "String", extend("x-type" = "duration"))]
     pub tls_handshake_timeout: Duration,
+    /// Minimum TLS version of connections to targets, kubelets included: `VersionTLS12` or
+    /// `VersionTLS13`. TLS 1.2 is limited to ECDHE with AES-GCM or ChaCha20-Poly1305; targets that
+    /// offer only TLS 1.1, CBC suites or RSA key exchange cannot be reached.
+    pub tls_min_version: TlsVersion,
     /// Time for which an idle connection is kept for reuse.
     #[serde(with = "fields::duration")]
     #[schemars(with = "String", extend("x-type" = "duration"))]
@@ -52,6 +57,7 @@ impl Default for Upstream {
             dial_timeout: Duration::from_secs(30),
             failover_dial_timeout: Duration::from_secs(2),
             tls_handshake_timeout: Duration::from_secs(10),
+            tls_min_version: TlsVersion::default(),
             idle_timeout: Duration::from_secs(90),
             max_idle_per_endpoint: 256,
             // Longer than a garbage collection or a few periods of CPU throttling; shorter than

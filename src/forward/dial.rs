@@ -6,12 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, InvalidMessage};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use super::tls_error::TlsFailure;
 use crate::client_connection;
 use crate::config;
 use crate::http::Stream;
@@ -53,10 +54,10 @@ pub enum DialError {
     Timeout { address: SocketAddr },
     /// The TLS handshake failed. The caller may have chosen a scheme that the endpoint does not
     /// serve, so this is not a sign of an unhealthy endpoint.
-    #[error("dial tcp {address}: tls: {}", TlsReason(.source))]
+    #[error("dial tcp {address}: tls: {source}")]
     Tls {
         address: SocketAddr,
-        source: io::Error,
+        source: TlsFailure,
     },
     /// The endpoint accepted the connection and did not finish the TLS handshake in time: it is
     /// frozen, or does not speak TLS, and so serves no caller of this transport.
@@ -138,7 +139,10 @@ impl Dialer {
         let stream = timeout(handshake_limit, handshake)
             .await
             .map_err(|_| DialError::TlsTimeout { address })?
-            .map_err(|source| DialError::Tls { address, source })?;
+            .map_err(|error| DialError::Tls {
+                address,
+                source: TlsFailure::new(error, self.tls.min_version),
+            })?;
         Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
     }
 
@@ -210,59 +214,9 @@ impl fmt::Display for Reason<'_> {
     }
 }
 
-/// Formats an error of a TLS handshake, with a remedy where the endpoint probably serves plain HTTP.
-struct TlsReason<'a>(&'a io::Error);
-
-impl fmt::Display for TlsReason<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const REMEDY: &str =
-            "use http: in the id of the URL, or correct appProtocol of the service port";
-        let source = self.0.get_ref();
-        let source = source.and_then(|source| source.downcast_ref::<rustls::Error>());
-        match source {
-            Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => write!(
-                f,
-                "first record does not look like a TLS handshake: this port serves plain HTTP; \
-                 {REMEDY}"
-            ),
-            None if self.0.kind() == io::ErrorKind::UnexpectedEof => write!(
-                f,
-                "the endpoint closed the connection during the handshake; if this port serves \
-                 plain HTTP, {REMEDY}"
-            ),
-            _ => self.0.fmt(f),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tls_errors_of_plain_endpoints_name_the_scheme() {
-        let error = |source: io::Error| {
-            let address = "10.0.0.1:80".parse().unwrap();
-            DialError::Tls { address, source }.to_string()
-        };
-        let plain = rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType);
-        let plain = error(io::Error::new(io::ErrorKind::InvalidData, plain));
-        assert!(
-            plain.contains("this port serves plain HTTP; use http: in the id"),
-            "{plain}"
-        );
-        let closed = error(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "tls handshake eof",
-        ));
-        assert!(
-            closed.contains("if this port serves plain HTTP, use http:"),
-            "{closed}"
-        );
-        let other = rustls::Error::General("other".into());
-        let other = error(io::Error::new(io::ErrorKind::InvalidData, other));
-        assert!(other.ends_with("tls: unexpected error: other"), "{other}");
-    }
 
     #[test]
     fn detects_own_listeners_by_any_host_address() {
@@ -308,13 +262,8 @@ mod tests {
             .is_unreachable()
         );
         assert!(DialError::Timeout { address }.is_unreachable());
-        assert!(
-            !DialError::Tls {
-                address,
-                source: source()
-            }
-            .is_unreachable()
-        );
+        let source = TlsFailure::new(source(), Default::default());
+        assert!(!DialError::Tls { address, source }.is_unreachable());
         assert!(DialError::TlsTimeout { address }.is_unreachable());
         assert!(!DialError::SelfCall { address }.is_unreachable());
     }

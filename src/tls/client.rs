@@ -9,8 +9,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::{TlsError, load_certificates, load_pair};
-use crate::config::Targets;
+use super::{TlsError, load_certificates, load_pair, versions};
+use crate::config::{Targets, TlsVersion};
 use crate::file_watch::FileWatch;
 use crate::model::error_chain;
 
@@ -20,6 +20,7 @@ pub struct ClientTls {
     /// For pods, services and the other ports of nodes.
     pub target: Arc<AlpnConfigs>,
     pub kubelet: Arc<KubeletTls>,
+    pub min_version: TlsVersion,
 }
 
 /// One configuration with two lists of ALPN protocols (RFC 7301).
@@ -63,6 +64,7 @@ struct KubeletFiles {
     authority: Option<PathBuf>,
     /// Client certificate and its key.
     pair: Option<(PathBuf, PathBuf)>,
+    min_version: TlsVersion,
 }
 
 impl ClientTls {
@@ -70,7 +72,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// [`TlsError`] if a file cannot be read, or key and certificate do not match.
-    pub fn new(targets: &Targets) -> Result<Self, TlsError> {
+    pub fn new(targets: &Targets, min_version: TlsVersion) -> Result<Self, TlsError> {
         let pair = targets
             .kubelet_client_certificate
             .clone()
@@ -78,6 +80,7 @@ impl ClientTls {
         let files = KubeletFiles {
             authority: targets.kubelet_certificate_authority.clone(),
             pair,
+            min_version,
         };
         let (verified, certificate) = (files.authority.is_some(), files.pair.is_some());
         if verified && !certificate && !targets.kubelet_service_account_token {
@@ -88,7 +91,9 @@ impl ClientTls {
             );
         }
         Ok(Self {
-            target: Arc::new(AlpnConfigs::new(&unverified()?.with_no_client_auth())),
+            target: Arc::new(AlpnConfigs::new(
+                &unverified(min_version)?.with_no_client_auth(),
+            )),
             kubelet: Arc::new(KubeletTls {
                 // An unverified kubelet could be an impostor that uses the token. A client
                 // certificate discloses nothing, so it takes precedence.
@@ -96,6 +101,7 @@ impl ClientTls {
                 configs: ArcSwap::from_pointee(files.load()?),
                 files,
             }),
+            min_version,
         })
     }
 }
@@ -109,7 +115,9 @@ impl KubeletTls {
     /// Reloads changed files for the next handshakes; never returns. Invalid files are logged, and
     /// the old configuration stays.
     pub async fn watch_files(self: Arc<Self>) {
-        let KubeletFiles { authority, pair } = self.files.clone();
+        let KubeletFiles {
+            authority, pair, ..
+        } = self.files.clone();
         let pair = pair.map(|(certificate, key)| [certificate, key]);
         let files: Vec<_> = authority
             .into_iter()
@@ -148,9 +156,9 @@ impl KubeletFiles {
                         .add(certificate)
                         .map_err(|_| TlsError::BadCa { path: path.clone() })?;
                 }
-                builder()?.with_root_certificates(roots)
+                builder(self.min_version)?.with_root_certificates(roots)
             }
-            None => unverified()?,
+            None => unverified(self.min_version)?,
         };
         Ok(AlpnConfigs::new(&match &self.pair {
             Some((certificate, key)) => {
@@ -166,14 +174,16 @@ impl KubeletFiles {
 
 type WantsClientCert = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
 
-fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, rustls::Error> {
+fn builder(
+    min_version: TlsVersion,
+) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, rustls::Error> {
     // Explicit, because rustls has no default provider if features enable two.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()
+    ClientConfig::builder_with_provider(provider).with_protocol_versions(versions(min_version))
 }
 
-fn unverified() -> Result<WantsClientCert, rustls::Error> {
-    Ok(builder()?
+fn unverified(min_version: TlsVersion) -> Result<WantsClientCert, rustls::Error> {
+    Ok(builder(min_version)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AcceptAny)))
 }
@@ -216,8 +226,16 @@ impl ServerCertVerifier for AcceptAny {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider()
+        let mut schemes = rustls::crypto::aws_lc_rs::default_provider()
             .signature_verification_algorithms
-            .supported_schemes()
+            .supported_schemes();
+        // No signature is verified, so those that cannot be verified are accepted, too: targets
+        // with an Ed448 key, and old ones that sign with SHA-1.
+        schemes.extend([
+            SignatureScheme::ED448,
+            SignatureScheme::RSA_PKCS1_SHA1,
+            SignatureScheme::ECDSA_SHA1_Legacy,
+        ]);
+        schemes
     }
 }

@@ -14,7 +14,7 @@ use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
-use super::{TlsError, load_pair};
+use super::{TlsError, load_pair, versions};
 use crate::config::{Serving, TlsVersion};
 use crate::trust::DynamicClientCas;
 
@@ -114,10 +114,6 @@ fn server_config(
     ticketer: &Arc<dyn ProducesTickets>,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let versions: &[_] = match min_version {
-        TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
-        TlsVersion::Tls13 => &[&rustls::version::TLS13],
-    };
     let verifier = DeferredClientVerifier {
         acceptable_issuers: client_cas
             .iter()
@@ -126,7 +122,7 @@ fn server_config(
         algorithms: provider.signature_verification_algorithms,
     };
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions)?
+        .with_protocol_versions(versions(min_version))?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::<CurrentCertificate>::clone(certificate));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

@@ -20,6 +20,7 @@ pub mod raw;
 pub mod relay;
 pub mod scripted_api;
 pub mod test_bed;
+pub mod tls_endpoint;
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 use super::bastion::Bastion;
-use super::client::{tls, tls_with_alpn};
+use super::client::{Client, Response, tls, tls_with_alpn};
 use super::pki::Ca;
 
 /// Bastion with one pod, whose port is a listener of the test.
@@ -36,6 +36,16 @@ impl TestBed {
 
     /// Starts a test bed with further settings of `serving`.
     pub async fn serving(settings: &str, flags: &[&str]) -> Result<Self> {
+        Self::configured(settings, "", flags).await
+    }
+
+    /// Starts a test bed with settings of `upstream`.
+    pub async fn upstream(settings: &str) -> Result<Self> {
+        Self::configured("", settings, &[]).await
+    }
+
+    /// Starts a test bed with further settings of `serving` and `upstream`.
+    pub async fn configured(settings: &str, upstream: &str, flags: &[&str]) -> Result<Self> {
         kube_bastion::tls::install_provider();
         let folder = tempfile::tempdir()?;
         let at = |name: &str| folder.path().join(name);
@@ -55,6 +65,7 @@ kind: BastionConfiguration
 serving: {{tlsCertFile: {}, tlsPrivateKeyFile: {}, {settings}}}
 source: {{type: manifests, manifests: {{directory: {}, tokenAuthFile: {}}}}}
 targets: {{allowLoopback: true}}
+upstream: {{{upstream}}}
 ",
             serving.certificate.display(),
             serving.key.display(),
@@ -85,6 +96,14 @@ targets: {{allowLoopback: true}}
             .context("the port is logged")?;
         let (address, _) = rest.split_once('"').context("a JSON string")?;
         Ok(address.parse()?)
+    }
+
+    /// Sends a GET on a connection of its own, and reads the complete response.
+    pub async fn get(&self, path: &str) -> Result<Response> {
+        Client::connect(self.bastion.secure, &self.ca.file, Some("t"), None)
+            .await?
+            .get(path)
+            .await
     }
 
     /// Opens a connection with HTTP/2.
