@@ -11,6 +11,7 @@ mod pool;
 mod request;
 mod response;
 mod retry;
+mod server_name;
 mod tls_error;
 mod tunnel;
 mod upgrade;
@@ -48,6 +49,7 @@ use dial::Protocol;
 use request::{Pending, ReplayBody};
 use response::Incoming;
 use retry::{Attempts, Decision, Failure};
+use server_name::ServerName;
 
 /// Pipeline stage that sends requests to endpoints. One per worker; state that workers share is
 /// behind `Arc`s.
@@ -114,6 +116,7 @@ struct Exchange {
 struct Attempt<'a> {
     key: EndpointKey,
     protocol: Protocol,
+    name: ServerName<'a>,
     /// A pooled connection may be used.
     reuse: bool,
     /// The route has several endpoints.
@@ -139,7 +142,7 @@ impl Forwarder {
     /// [`ForwardError`] if no endpoint responded, or the response must not be forwarded.
     pub async fn send(
         &self,
-        _: &Permit<'_>,
+        permit: &Permit<'_>,
         route: &Route,
         mut outgoing: UpstreamRequest<'_>,
         client: IpAddr,
@@ -150,7 +153,7 @@ impl Forwarder {
             connection,
             endpoint,
         } = self
-            .exchange(route, &mut outgoing, client, Protocol::Any, dialed)
+            .exchange(permit, route, &mut outgoing, client, Protocol::Any, dialed)
             .await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // The bytes after this head are not HTTP, and the caller is authorized for one request
@@ -173,7 +176,7 @@ impl Forwarder {
     /// [`ForwardError`] if no endpoint responded, or the response to the upgrade is invalid.
     pub async fn upgrade(
         &self,
-        _: &Permit<'_>,
+        permit: &Permit<'_>,
         route: &Route,
         mut outgoing: UpstreamRequest<'_>,
         client: IpAddr,
@@ -181,7 +184,14 @@ impl Forwarder {
         dialed: &mut Option<Endpoint>,
     ) -> Result<UpgradeOutcome, ForwardError> {
         let exchange = self
-            .exchange(route, &mut outgoing, client, Protocol::Http1, dialed)
+            .exchange(
+                permit,
+                route,
+                &mut outgoing,
+                client,
+                Protocol::Http1,
+                dialed,
+            )
             .await?;
         UpgradeOutcome::from_exchange(exchange, upgrade)
     }
@@ -190,6 +200,7 @@ impl Forwarder {
     /// connections are new and do not return to the pool.
     async fn exchange(
         &self,
+        permit: &Permit<'_>,
         route: &Route,
         outgoing: &mut UpstreamRequest<'_>,
         client: IpAddr,
@@ -222,6 +233,7 @@ impl Forwarder {
         let mut attempts =
             self.retry
                 .begin(route.candidates.retries(), choice, pending.is_safe(), now);
+        let name = ServerName::new(permit.target(), route);
         let mut failed_dials = Vec::new();
         let mut next = order.next();
         while let Some(endpoint) = next {
@@ -232,6 +244,7 @@ impl Forwarder {
                     transport: route.transport,
                 },
                 protocol,
+                name,
                 reuse,
                 choice,
                 others: order.len() > 0,
@@ -282,20 +295,23 @@ impl Forwarder {
         now: Instant,
     ) -> Result<(Response<Incoming>, Connection), FailedAttempt> {
         let key = attempt.key;
-        let (mut connection, reused) =
-            match attempt.reuse.then(|| self.pool.take(key, now)).flatten() {
-                Some(connection) => (connection, true),
-                // Boxed, because most requests find a connection, and a TLS handshake is large.
-                None => match Box::pin(self.dial(attempt, attempts)).await {
-                    Ok(connection) => (connection, false),
-                    Err(error) => {
-                        return Err(FailedAttempt {
-                            error: ForwardError::Dial(vec![error]),
-                            reused: false,
-                        });
-                    }
-                },
-            };
+        let (mut connection, reused) = match attempt
+            .reuse
+            .then(|| self.pool.take(key, attempt.name, now))
+            .flatten()
+        {
+            Some(connection) => (connection, true),
+            // Boxed, because most requests find a connection, and a TLS handshake is large.
+            None => match Box::pin(self.dial(attempt, attempts)).await {
+                Ok(connection) => (connection, false),
+                Err(error) => {
+                    return Err(FailedAttempt {
+                        error: ForwardError::Dial(vec![error]),
+                        reused: false,
+                    });
+                }
+            },
+        };
         let failed = |error| FailedAttempt { error, reused };
         self.insert_kubelet_token(pending.head, key.transport);
         let request = &*pending;
@@ -353,6 +369,7 @@ impl Forwarder {
         let Attempt {
             key,
             protocol,
+            name,
             choice,
             others,
             ..
@@ -360,7 +377,7 @@ impl Forwarder {
         let started = Instant::now();
         let dialed = self
             .pool
-            .dial(key, protocol, attempts.connect_timeout(others))
+            .dial(key, protocol, name, attempts.connect_timeout(others))
             .await;
         attempts.spent_connecting(started.elapsed());
         match &dialed {

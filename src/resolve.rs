@@ -37,6 +37,8 @@ pub struct Route {
     pub service_port: Option<u16>,
     /// Endpoints are asked for the whole path of the request, with its prefix up to `/proxy`.
     pub keeps_path: bool,
+    /// Host name of the node. `None` for pods and services.
+    pub node_host: Option<Box<str>>,
 }
 
 /// Endpoints that can serve a request. Never empty.
@@ -220,6 +222,7 @@ impl Resolver {
             transport,
             service_port: None,
             keeps_path: false,
+            node_host: Some(node_host(&node)),
         })
     }
 
@@ -300,6 +303,7 @@ impl Resolver {
             transport: scheme.into(),
             service_port: None,
             keeps_path: false,
+            node_host: None,
         })
     }
 
@@ -325,6 +329,7 @@ impl Resolver {
             transport: service_transport(id, port),
             service_port: Some(port.number),
             keeps_path: service.keeps_path,
+            node_host: None,
         })
     }
 }
@@ -389,6 +394,14 @@ fn service_id(service: &Service, target: &Target<'_>, id: Id<'_>) -> String {
     } else {
         id.name.to_owned()
     }
+}
+
+/// Returns the address of type `Hostname`, or the name of the node, which usually equals it.
+fn node_host(node: &Node) -> Box<str> {
+    node.addresses
+        .iter()
+        .find(|(kind, _)| **kind == *AddressType::Hostname.as_str())
+        .map_or_else(|| Box::from(&*node.name), |(_, host)| host.clone())
 }
 
 fn not_found(target: &Target<'_>, id: Id<'_>) -> ResolveError {

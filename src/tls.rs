@@ -13,7 +13,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{SupportedProtocolVersion, version};
 
 use crate::config::TlsVersion;
-pub use client::{AlpnConfigs, ClientTls, KubeletTls};
+pub use client::{ClientTls, EndpointTls, KubeletTls};
 pub use server::{ServerTls, sha256_hex};
 
 /// Reason why TLS cannot be set up. Names the file, if any; the cause is the error's source.

@@ -25,6 +25,8 @@ mod process;
 mod proxy_protocol;
 #[path = "proxy/rewriting.rs"]
 mod rewriting;
+#[path = "proxy/server_names.rs"]
+mod server_names;
 #[path = "support/mod.rs"]
 mod support;
 #[path = "proxy/transfer.rs"]

@@ -36,6 +36,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Connection {
     pub(super) key: EndpointKey,
+    /// Server name of the handshake of an HTTP/1.1 connection.
+    pub(super) name: Option<Box<str>>,
     pub(super) sender: Sender,
     pub(super) outstanding: Rc<Outstanding>,
 }
@@ -181,12 +183,18 @@ impl Drop for StreamGuard {
 #[derive(Debug)]
 pub(super) struct Shared {
     sender: http2::SendRequest<RequestBody>,
+    /// Server name of the handshake.
+    name: Option<Box<str>>,
     streams: Rc<Streams>,
 }
 
 impl Shared {
     pub(super) fn has_room(&self) -> bool {
         !self.is_closed() && self.streams.open.get() < self.streams.limit.get().min(MAX_STREAMS)
+    }
+
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -204,8 +212,8 @@ impl Shared {
     }
 }
 
-/// Starts HTTP/2 on a stream.
-pub(super) async fn start_http2(stream: Stream) -> hyper::Result<Shared> {
+/// Starts HTTP/2 on a stream with a server name.
+pub(super) async fn start_http2(stream: Stream, name: Option<Box<str>>) -> hyper::Result<Shared> {
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -235,5 +243,9 @@ pub(super) async fn start_http2(stream: Stream) -> hyper::Result<Shared> {
             tracing::debug!(%error, "connection to an endpoint failed");
         }
     });
-    Ok(Shared { sender, streams })
+    Ok(Shared {
+        sender,
+        name,
+        streams,
+    })
 }

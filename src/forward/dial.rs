@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::DnsName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::tls_error::TlsFailure;
+use super::server_name::to_dns_name;
+use super::tls_error::{TlsFailure, rejects_server_name};
+use crate::balance::EndpointKey;
 use crate::client_connection;
 use crate::config;
 use crate::http::Stream;
@@ -86,15 +87,27 @@ impl DialError {
 }
 
 impl Dialer {
-    /// Connects, with TLS if the transport uses it, within `limit`.
+    /// Connects, with TLS if the transport uses it, within `limit`. `name` is sent in the handshake
+    /// (SNI).
     pub(super) async fn dial(
         &self,
-        address: SocketAddr,
-        transport: Transport,
+        key: EndpointKey,
         protocol: Protocol,
+        name: Option<&str>,
         limit: Duration,
     ) -> Result<Stream, DialError> {
-        let dialed = self.connect(address, transport, protocol, limit).await;
+        let deadline = Instant::now() + limit;
+        let name = name.and_then(to_dns_name);
+        let named = name.is_some();
+        let mut dialed = self.connect(key, protocol, name, deadline).await;
+        if let Err(DialError::Tls { source, .. }) = &dialed
+            && named
+            && rejects_server_name(source)
+        {
+            // An endpoint with a list of names, which cannot contain those of the cluster, serves
+            // clients without a name.
+            dialed = self.connect(key, protocol, None, deadline).await;
+        }
         match &dialed {
             Ok(_) => {}
             Err(DialError::Timeout { .. } | DialError::TlsTimeout { .. }) => {
@@ -114,28 +127,29 @@ impl Dialer {
 
     async fn connect(
         &self,
-        address: SocketAddr,
-        transport: Transport,
+        EndpointKey { address, transport }: EndpointKey,
         protocol: Protocol,
-        limit: Duration,
+        name: Option<DnsName<'static>>,
+        deadline: Instant,
     ) -> Result<Stream, DialError> {
         if self.own_addresses.contains(address) {
             return Err(DialError::SelfCall { address });
         }
-        let deadline = Instant::now() + limit;
-        let stream = timeout(limit, TcpStream::connect(address))
+        let remaining = || deadline.saturating_duration_since(Instant::now());
+        let stream = timeout(remaining(), TcpStream::connect(address))
             .await
             .map_err(|_| DialError::Timeout { address })?
             .map_err(|source| DialError::Connect { address, source })?;
         client_connection::configure_socket(&stream)
             .map_err(|source| DialError::Connect { address, source })?;
-        let Some(config) = self.tls_config(transport, protocol) else {
-            return Ok(Stream::Plain(stream));
+        let tls = match transport {
+            Transport::Http | Transport::H2c => return Ok(Stream::Plain(stream)),
+            Transport::Https => Arc::clone(&self.tls.target),
+            Transport::Kubelet => self.tls.kubelet.current(),
         };
-        let name = ServerName::IpAddress(address.ip().into());
+        let (config, name) = tls.config(protocol == Protocol::Any, name, address.ip());
         let handshake = TlsConnector::from(config).connect(name, stream);
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let handshake_limit = self.settings.tls_handshake_timeout.min(remaining);
+        let handshake_limit = self.settings.tls_handshake_timeout.min(remaining());
         let stream = timeout(handshake_limit, handshake)
             .await
             .map_err(|_| DialError::TlsTimeout { address })?
@@ -144,18 +158,6 @@ impl Dialer {
                 source: TlsFailure::new(error, self.tls.min_version),
             })?;
         Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
-    }
-
-    fn tls_config(&self, transport: Transport, protocol: Protocol) -> Option<Arc<ClientConfig>> {
-        let offers = match transport {
-            Transport::Http | Transport::H2c => return None,
-            Transport::Https => Arc::clone(&self.tls.target),
-            Transport::Kubelet => self.tls.kubelet.configs(),
-        };
-        Some(Arc::clone(match protocol {
-            Protocol::Any => &offers.any,
-            Protocol::Http1 => &offers.http1,
-        }))
     }
 
     pub(super) fn sends_kubelet_token(&self) -> bool {

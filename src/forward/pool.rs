@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::connection::{Connection, Sender, Shared, start_http2};
 use super::dial::{DialError, Dialer, Protocol};
 use super::outstanding::Outstanding;
+use super::server_name::ServerName;
 use crate::balance::{EndpointKey, LoadBalancer};
 use crate::http::Stream;
 use crate::http::h1::ClientConnection;
@@ -24,6 +25,8 @@ pub const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 struct Idle {
     connection: Box<ClientConnection>,
+    /// Server name of its handshake.
+    name: Option<Box<str>>,
     since: Instant,
 }
 
@@ -66,28 +69,38 @@ impl Pool {
         }
     }
 
-    /// Takes a connection that is ready for a request: a shared one with room, else the idle one
-    /// used last. `None` if a new connection is needed.
-    pub(super) fn take(&self, key: EndpointKey, now: Instant) -> Option<Connection> {
+    /// Takes a connection with the server name that is ready for a request: a shared one with room,
+    /// else the idle one used last. `None` if a new connection is needed.
+    pub(super) fn take(
+        &self,
+        key: EndpointKey,
+        name: ServerName<'_>,
+        now: Instant,
+    ) -> Option<Connection> {
         let mut endpoints = self.endpoints.borrow_mut();
         let EndpointConnections {
             outstanding,
             idle,
             shared,
         } = endpoints.get_mut(&key)?;
-        let sender = if let Some(shared) = shared.iter().find(|shared| shared.has_room()) {
-            shared.open_stream()
+        let ready = |shared: &&Shared| shared.has_room() && name.is(shared.name());
+        let (sender, name) = if let Some(shared) = shared.iter().find(ready) {
+            (shared.open_stream(), None)
         } else {
             // Connections that the endpoint has closed are dropped on the way.
             loop {
-                let mut last = idle.pop()?;
+                let last = idle
+                    .iter()
+                    .rposition(|idle| name.is(idle.name.as_deref()))?;
+                let mut last = idle.remove(last);
                 if self.is_worth_keeping(&mut last, now) {
-                    break Sender::Http1(last.connection);
+                    break (Sender::Http1(last.connection), last.name);
                 }
             }
         };
         Some(Connection {
             key,
+            name,
             sender,
             outstanding: Rc::clone(outstanding),
         })
@@ -98,6 +111,7 @@ impl Pool {
     pub(super) fn keep(&self, connection: Connection) {
         let Connection {
             key,
+            name,
             sender: Sender::Http1(mut connection),
             outstanding,
         } = connection
@@ -117,6 +131,7 @@ impl Pool {
         if idle.len() < self.dialer.settings.max_idle_per_endpoint {
             idle.push(Idle {
                 connection,
+                name,
                 since: Instant::now(),
             });
         }
@@ -164,17 +179,19 @@ impl Pool {
         }
     }
 
-    /// Opens a connection: TCP, TLS if the transport uses it, and HTTP. An HTTP/2 connection is
-    /// added to the pool.
+    /// Opens a connection: TCP, TLS with the server name if the transport uses it, and HTTP. An
+    /// HTTP/2 connection is added to the pool.
     pub(super) async fn dial(
         &self,
         key: EndpointKey,
         protocol: Protocol,
+        name: ServerName<'_>,
         limit: Duration,
     ) -> Result<Connection, DialError> {
+        let mut name = name.to_text();
         let stream = self
             .dialer
-            .dial(key.address, key.transport, protocol, limit)
+            .dial(key, protocol, name.as_deref(), limit)
             .await?;
         let is_http2 = match stream.alpn_protocol() {
             Some(selected) => selected == b"h2",
@@ -184,7 +201,7 @@ impl Pool {
         let sender = if is_http2 {
             // The start does not wait for the endpoint, so it needs no timeout: it fails only if
             // the connection is already broken.
-            self.dial_http2(key, stream)
+            self.dial_http2(key, name.take(), stream)
                 .await
                 .map_err(|source| DialError::Closed {
                     address: key.address,
@@ -199,6 +216,7 @@ impl Pool {
             .clone();
         Ok(Connection {
             key,
+            name,
             sender,
             outstanding,
         })
@@ -213,8 +231,13 @@ impl Pool {
     /// Concurrent requests that find no connection each dial one: the endpoint's protocol is known
     /// only after its handshake, and waiting for another request's handshake would couple their
     /// latencies. Surplus connections expire.
-    async fn dial_http2(&self, key: EndpointKey, stream: Stream) -> hyper::Result<Sender> {
-        let shared = start_http2(stream).await?;
+    async fn dial_http2(
+        &self,
+        key: EndpointKey,
+        name: Option<Box<str>>,
+        stream: Stream,
+    ) -> hyper::Result<Sender> {
+        let shared = start_http2(stream, name).await?;
         // Opened before the connection is visible to others, so that the first stream is ours.
         let sender = shared.open_stream();
         self.entry(&mut self.endpoints.borrow_mut(), key)

@@ -121,6 +121,14 @@ impl Cause {
     }
 }
 
+/// Returns true if the endpoint rejected the server name of the handshake.
+pub(super) fn rejects_server_name(failure: &TlsFailure) -> bool {
+    matches!(
+        failure.tls_error(),
+        Some(Error::AlertReceived(AlertDescription::UnrecognisedName))
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,39 +1,53 @@
 //! TLS client configuration for targets, whose certificates are not verified (CONFORMANCE C51), and
 //! for kubelets (C52).
 
+mod address;
+
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier};
+use rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::{TlsError, load_certificates, load_pair, versions};
 use crate::config::{Targets, TlsVersion};
 use crate::file_watch::FileWatch;
 use crate::model::error_chain;
+use address::{AddressSessions, AddressVerifier};
+
+/// Maximum number of TLS 1.3 tickets that are kept to resume sessions, up to eight for an endpoint.
+/// The default of rustls.
+const MAX_TICKETS: usize = 256;
 
 /// TLS configuration for targets, shared by the workers.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     /// For pods, services and the other ports of nodes.
-    pub target: Arc<AlpnConfigs>,
+    pub target: Arc<EndpointTls>,
     pub kubelet: Arc<KubeletTls>,
     pub min_version: TlsVersion,
 }
 
 /// One configuration with two lists of ALPN protocols (RFC 7301).
-#[derive(Clone, Debug)]
-pub struct AlpnConfigs {
+#[derive(Debug)]
+pub struct EndpointTls {
     /// HTTP/2 and HTTP/1.1 (CONFORMANCE C53).
-    pub any: Arc<ClientConfig>,
-    /// HTTP/1.1 only, for upgrades (C84).
-    pub http1: Arc<ClientConfig>,
+    any: Arc<ClientConfig>,
+    /// HTTP/1.1 only, for upgrades (C84) and endpoints that require it.
+    http1: Arc<ClientConfig>,
+    sessions: Arc<ClientSessionMemoryCache>,
+    /// Verifier of the certificates. `None` if they are not verified.
+    verifier: Option<Arc<WebPkiServerVerifier>>,
 }
 
-impl AlpnConfigs {
-    fn new(config: &ClientConfig) -> Self {
+impl EndpointTls {
+    fn new(mut config: ClientConfig, verifier: Option<Arc<WebPkiServerVerifier>>) -> Self {
+        let sessions = Arc::new(ClientSessionMemoryCache::new(MAX_TICKETS));
+        config.resumption = Resumption::store(Arc::clone(&sessions) as _);
         let with_alpn = |protocols: &[&str]| {
             let mut config = config.clone();
             config.alpn_protocols = protocols
@@ -45,7 +59,42 @@ impl AlpnConfigs {
         Self {
             any: with_alpn(&["h2", "http/1.1"]),
             http1: with_alpn(&["http/1.1"]),
+            sessions,
+            verifier,
         }
+    }
+
+    /// Returns the configuration of a handshake with an address, and the name to connect to, which
+    /// is sent (SNI) unless it is an address. Certificates are verified for the address, whatever
+    /// name is sent.
+    pub fn config(
+        &self,
+        http2: bool,
+        name: Option<DnsName<'static>>,
+        address: IpAddr,
+    ) -> (Arc<ClientConfig>, ServerName<'static>) {
+        let config = if http2 { &self.any } else { &self.http1 };
+        let Some(name) = name else {
+            return (Arc::clone(config), ServerName::IpAddress(address.into()));
+        };
+        // rustls verifies a certificate for the name that it sends, and resumes a session with any
+        // endpoint of that name. Both must depend on the address.
+        let mut config = ClientConfig::clone(config);
+        match &self.verifier {
+            None => {
+                let sessions = AddressSessions::new(Arc::clone(&self.sessions), &name, address);
+                config.resumption = Resumption::store(Arc::new(sessions));
+            }
+            Some(verifier) => {
+                // Sessions are bound to a verifier, which is a new one for each connection.
+                config.resumption = Resumption::disabled();
+                let verifier = AddressVerifier::new(Arc::clone(verifier), address);
+                config
+                    .dangerous()
+                    .set_certificate_verifier(Arc::new(verifier));
+            }
+        }
+        (Arc::new(config), ServerName::DnsName(name))
     }
 }
 
@@ -56,7 +105,7 @@ pub struct KubeletTls {
     /// certificate is verified, and no client certificate is configured.
     pub sends_token: bool,
     files: KubeletFiles,
-    configs: ArcSwap<AlpnConfigs>,
+    current: ArcSwap<EndpointTls>,
 }
 
 #[derive(Clone, Debug)]
@@ -90,15 +139,14 @@ impl ClientTls {
                  targets.kubeletClientCertificate, or targets.kubeletServiceAccountToken if its risk is acceptable"
             );
         }
+        let target = unverified(min_version)?.with_no_client_auth();
         Ok(Self {
-            target: Arc::new(AlpnConfigs::new(
-                &unverified(min_version)?.with_no_client_auth(),
-            )),
+            target: Arc::new(EndpointTls::new(target, None)),
             kubelet: Arc::new(KubeletTls {
                 // An unverified kubelet could be an impostor that uses the token. A client
                 // certificate discloses nothing, so it takes precedence.
                 sends_token: verified && !certificate && targets.kubelet_service_account_token,
-                configs: ArcSwap::from_pointee(files.load()?),
+                current: ArcSwap::from_pointee(files.load()?),
                 files,
             }),
             min_version,
@@ -108,8 +156,8 @@ impl ClientTls {
 
 impl KubeletTls {
     /// Returns the configuration for the next handshake.
-    pub fn configs(&self) -> Arc<AlpnConfigs> {
-        self.configs.load_full()
+    pub fn current(&self) -> Arc<EndpointTls> {
+        self.current.load_full()
     }
 
     /// Reloads changed files for the next handshakes; never returns. Invalid files are logged, and
@@ -131,10 +179,10 @@ impl KubeletTls {
         loop {
             files.changed().await;
             match self.files.load() {
-                Ok(configs) => {
+                Ok(tls) => {
                     // The new configuration has an empty session cache, so sessions that were
                     // verified with the old CA are not resumed.
-                    self.configs.store(Arc::new(configs));
+                    self.current.store(Arc::new(tls));
                     tracing::info!("reloaded the CA and the client certificate for kubelets");
                 }
                 Err(error) => tracing::error!(
@@ -147,8 +195,8 @@ impl KubeletTls {
 }
 
 impl KubeletFiles {
-    fn load(&self) -> Result<AlpnConfigs, TlsError> {
-        let builder = match &self.authority {
+    fn load(&self) -> Result<EndpointTls, TlsError> {
+        let verifier = match &self.authority {
             Some(path) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in load_certificates(path)? {
@@ -156,11 +204,20 @@ impl KubeletFiles {
                         .add(certificate)
                         .map_err(|_| TlsError::BadCa { path: path.clone() })?;
                 }
-                builder(self.min_version)?.with_root_certificates(roots)
+                let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+                let verifier =
+                    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+                        .build()
+                        .map_err(|_| TlsError::BadCa { path: path.clone() })?;
+                Some(verifier)
             }
+            None => None,
+        };
+        let builder = match &verifier {
+            Some(verifier) => builder(self.min_version)?.with_webpki_verifier(Arc::clone(verifier)),
             None => unverified(self.min_version)?,
         };
-        Ok(AlpnConfigs::new(&match &self.pair {
+        let config = match &self.pair {
             Some((certificate, key)) => {
                 let pair = load_pair(certificate, key)?;
                 builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
@@ -168,7 +225,8 @@ impl KubeletFiles {
                 )))
             }
             None => builder.with_no_client_auth(),
-        }))
+        };
+        Ok(EndpointTls::new(config, verifier))
     }
 }
 

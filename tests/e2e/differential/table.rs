@@ -151,7 +151,7 @@ pub struct GeneralDifference {
 }
 
 /// General differences. `compare/general_differences.rs` has their checks.
-pub const GENERAL_DIFFERENCES: [GeneralDifference; 16] = [
+pub const GENERAL_DIFFERENCES: [GeneralDifference; 17] = [
     GeneralDifference {
         name: "forwarded",
         because: "C65",
@@ -161,6 +161,11 @@ pub const GENERAL_DIFFERENCES: [GeneralDifference; 16] = [
         name: "gzip",
         because: "C56",
         text: "The apiserver requests gzip from the backend if the client did not; the bastion requests the codings of the client.",
+    },
+    GeneralDifference {
+        name: "server-name",
+        because: "C51",
+        text: "The bastion sends the name of a service or node in TLS handshakes with the backend; the apiserver sends none, because it dials addresses.",
     },
     GeneralDifference {
         name: "order",
@@ -237,13 +242,12 @@ pub const GENERAL_DIFFERENCES: [GeneralDifference; 16] = [
 /// General differences without a row that compares them, because their values are unique or absent.
 const OWN_VALUES: [&str; 3] = ["audit-id", "date", "credentials"];
 
-/// Rules of the contract with a deliberate difference, except C48, which differs from 1.37 only,
-/// and C51, which does not differ yet.
-const DELIBERATE: [&str; 43] = [
+/// Rules of the contract with a deliberate difference, except C48, which differs from 1.37 only.
+const DELIBERATE: [&str; 44] = [
     "C11", "C13", "C19", "C26", "C27", "C32", "C34", "C36", "C38", "C39", "C43", "C45", "C46",
-    "C47", "C49", "C50", "C53", "C55", "C56", "C65", "C70", "C71", "C73", "C74", "C75", "C76",
-    "C77", "C78", "C80", "C81", "C82", "C83", "C85", "C86", "C89", "C90", "C91", "C94", "C95",
-    "C100", "C103", "C110", "C111",
+    "C47", "C49", "C50", "C51", "C53", "C55", "C56", "C65", "C70", "C71", "C73", "C74", "C75",
+    "C76", "C77", "C78", "C80", "C81", "C82", "C83", "C85", "C86", "C89", "C90", "C91", "C94",
+    "C95", "C100", "C103", "C110", "C111",
 ];
 
 /// Rules of the contract. Each needs a row.

@@ -14,9 +14,10 @@ use super::super::table::Row;
 pub type Check = fn(&Row, &mut Observation, &mut Observation) -> Result<(), String>;
 
 /// Checks of [`GENERAL_DIFFERENCES`](super::super::table::GENERAL_DIFFERENCES), by name.
-pub const CHECKS: [(&str, Check); 16] = [
+pub const CHECKS: [(&str, Check); 17] = [
     ("forwarded", forwarded),
     ("gzip", gzip),
+    ("server-name", server_name),
     ("order", order),
     ("audit-forwarded", audit_forwarded),
     ("switched", switched),
@@ -134,6 +135,44 @@ fn gzip(row: &Row, bastion: &mut Observation, apiserver: &mut Observation) -> Re
             return Err(format!(
                 "bastion requests {value}, which the client did not"
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the server name that the bastion sends to the target of a row.
+fn expected_server_name(row: &Row) -> String {
+    let (_, path) = row.request.split_once(' ').unwrap_or_default();
+    let mut segments = path
+        .split('/')
+        .skip_while(|segment| !["nodes", "pods", "services"].contains(segment));
+    let kind = segments.next().unwrap_or_default();
+    // `name`, `name:port` or `scheme:name:port`.
+    let id: Vec<_> = segments.next().unwrap_or_default().split(':').collect();
+    let name = if id.len() == 3 { id[1] } else { id[0] };
+    match kind {
+        "services" => format!("{name}.table.svc"),
+        "nodes" => name.to_owned(),
+        _ => "none".to_owned(),
+    }
+}
+
+fn server_name(
+    row: &Row,
+    bastion: &mut Observation,
+    apiserver: &mut Observation,
+) -> Result<(), String> {
+    for (side, observation, expected) in [
+        ("bastion", bastion, expected_server_name(row)),
+        ("apiserver", apiserver, "none".to_owned()),
+    ] {
+        for prefix in request_prefixes(observation) {
+            let found = observation.remove(&format!("{prefix} server name"));
+            if let Some(found) = found.filter(|found| *found != expected) {
+                return Err(format!(
+                    "{side} should send the server name {expected}, and sends {found}"
+                ));
+            }
         }
     }
     Ok(())
