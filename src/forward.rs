@@ -2,10 +2,13 @@
 //! load balancer, retries within the retry policy, streams bodies in both directions, and carries
 //! upgrades.
 
+mod classify;
 mod connection;
 mod dial;
 mod error;
 mod headers;
+mod http1_endpoints;
+mod http1_signal;
 mod outstanding;
 mod pool;
 mod request;
@@ -18,7 +21,7 @@ mod upgrade;
 mod uri;
 
 use std::cell::Cell;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +33,7 @@ use prometheus_client::metrics::counter::Counter;
 pub use dial::{DialError, Dialer, OwnAddresses};
 pub use error::{Blame, ConnectionError, ForwardError};
 pub use headers::{RequestHeaderRewriter, sanitize_request_trailers, sanitize_response_headers};
+pub use http1_endpoints::Http1Endpoints;
 pub use pool::{Pool, STALL_CHECK_INTERVAL};
 pub use request::{BodyError, TrailerFilter};
 pub use response::{UpstreamBody, UpstreamError};
@@ -40,11 +44,12 @@ pub use uri::InvalidRequestUri;
 
 use crate::authorize::Permit;
 use crate::balance::{EndpointKey, LoadBalancer};
-use crate::http::h1::{ExchangeError, ParsedResponse};
+use crate::http::h1::ParsedResponse;
 use crate::http::{Interim, RequestBody, RequestHead};
 use crate::model::Endpoint;
 use crate::resolve::{Route, Transport};
-use connection::{Connection, SendError};
+use classify::classify;
+use connection::Connection;
 use dial::Protocol;
 use request::{Pending, ReplayBody};
 use response::Incoming;
@@ -204,7 +209,7 @@ impl Forwarder {
         route: &Route,
         outgoing: &mut UpstreamRequest<'_>,
         client: IpAddr,
-        protocol: Protocol,
+        mut protocol: Protocol,
         dialed: &mut Option<Endpoint>,
     ) -> Result<Exchange, ForwardError> {
         let mut now = Instant::now();
@@ -216,7 +221,7 @@ impl Forwarder {
         let mut reuse = protocol == Protocol::Any;
         // Only HTTP/2 endpoints can reject a request unprocessed, so the body is buffered only if
         // the connection may turn out to be HTTP/2.
-        let can_refuse = reuse && route.transport.may_be_http2();
+        let can_refuse = reuse && self.pool.may_use_http2(route.transport);
         let body = body.take().map(|outgoing| {
             let OutgoingBody {
                 body,
@@ -263,6 +268,11 @@ impl Forwarder {
                 }
                 Err(failed) => failed,
             };
+            let requires_http1 = error.requires_http1();
+            if requires_http1 {
+                self.pool.require_http1(attempt.key);
+                protocol = Protocol::Http1;
+            }
             let mut safety = error.retry_safety();
             // The endpoint allows a retry, but it is possible only if the body was buffered from
             // its first byte.
@@ -270,7 +280,12 @@ impl Forwarder {
                 safety = RetrySafety::Never;
             }
             now = Instant::now();
-            match attempts.after(Failure { safety, reused }, order.len() > 0, now) {
+            let failure = Failure {
+                safety,
+                reused,
+                requires_http1,
+            };
+            match attempts.after(failure, order.len() > 0, now) {
                 // `next` stays the same endpoint.
                 Decision::Reconnect => {}
                 Decision::NextEndpoint => next = order.next(),
@@ -399,60 +414,4 @@ impl Forwarder {
             head.headers.insert(header::AUTHORIZATION, token);
         }
     }
-}
-
-/// Determines from the failure of a connection how much of the request may have been processed.
-fn classify(error: SendError, address: SocketAddr, pending: &Pending<'_>) -> ForwardError {
-    // A failed request body fails the connection too; without this check an aborting client would
-    // be counted against the endpoint.
-    let client_failed = pending.body().is_some_and(ReplayBody::is_broken);
-    let (source, safety) = match error {
-        SendError::InvalidRequestUri(error) => return error.into(),
-        SendError::Http1(error) => {
-            let safety = match &error {
-                ExchangeError::Io { sent: false, .. } | ExchangeError::Closed { sent: false } => {
-                    RetrySafety::Unsent
-                }
-                ExchangeError::Io { .. } | ExchangeError::Closed { .. } => RetrySafety::IfSafe,
-                // A malformed response means that the endpoint processed the request.
-                ExchangeError::Response(_) | ExchangeError::Body(_) => RetrySafety::Never,
-            };
-            (ConnectionError::Http1(error), safety)
-        }
-        SendError::Http2 { source, sent } => {
-            let safety = match sent {
-                // hyper returns the request only if it wrote none of it, for example because the
-                // connection was closed while it was idle.
-                false => RetrySafety::Unsent,
-                true if is_refused(&source) => RetrySafety::Unprocessed,
-                true if source.is_parse() => RetrySafety::Never,
-                true => RetrySafety::IfSafe,
-            };
-            (ConnectionError::Http2(source), safety)
-        }
-    };
-    if client_failed {
-        return ForwardError::Client(source);
-    }
-    ForwardError::Broken {
-        address,
-        source,
-        safety,
-    }
-}
-
-/// Returns true if the endpoint declared the request unprocessed (RFC 9113 section 8.7): it refused
-/// the stream, or its GOAWAY excluded it.
-fn is_refused(error: &hyper::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<h2::Error>() {
-            // Only the peer's word counts: a GOAWAY that this side sends, as after a protocol
-            // error, does not tell what the endpoint has done.
-            return error.is_remote()
-                && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM));
-        }
-        cause = error.source();
-    }
-    false
 }

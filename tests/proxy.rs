@@ -13,6 +13,8 @@ mod flooded;
 mod floods;
 #[path = "proxy/front_proxies.rs"]
 mod front_proxies;
+#[path = "proxy/http1_fallback.rs"]
+mod http1_fallback;
 #[path = "proxy/http2.rs"]
 mod http2;
 #[path = "proxy/kubelet.rs"]

@@ -22,7 +22,7 @@ use crate::client_connection::ClientShares;
 use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::Config;
 use crate::drain::Drain;
-use crate::forward::{Dialer, OwnAddresses};
+use crate::forward::{Dialer, Http1Endpoints, OwnAddresses};
 use crate::http::HeadMemory;
 use crate::http::h1::Timeouts;
 use crate::listen::Limits;
@@ -278,6 +278,7 @@ impl Setup<'_> {
             tls: self.files.client_tls.clone(),
             own_addresses: OwnAddresses::new(own.into_iter().flatten()),
             failures: self.metrics.dial_failures.clone(),
+            http1_endpoints: Http1Endpoints::default(),
         };
         let balance = Arc::new(LoadBalancer::new(self.metrics.ejections.clone()));
         let swept = Arc::clone(&balance);

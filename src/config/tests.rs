@@ -60,6 +60,10 @@ fn rejects_invalid_values_with_line_field_value_and_accepted_form() {
             &["4:", "tlsMinVersion", "VersionTLS11", "VersionTLS12"],
         ),
         (
+            "upstream:\n  http2: auto\n",
+            &["4:", "http2", "\"auto\"", "true or false"],
+        ),
+        (
             "upstream:\n  dialTimeout: 30\n",
             &["4:", "dialTimeout", "\"30\"", "30s"],
         ),

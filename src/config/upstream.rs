@@ -32,6 +32,11 @@ pub struct Upstream {
     /// `VersionTLS13`. TLS 1.2 is limited to ECDHE with AES-GCM or ChaCha20-Poly1305; targets that
     /// offer only TLS 1.1, CBC suites or RSA key exchange cannot be reached.
     pub tls_min_version: TlsVersion,
+    /// Uses HTTP/2 with targets that select it by ALPN, and with service ports whose `appProtocol`
+    /// is `kubernetes.io/h2c`. If false, all targets are asked over HTTP/1.1. Targets that declare
+    /// that they require HTTP/1.1 are asked over it in any case.
+    #[serde(deserialize_with = "fields::flag")]
+    pub http2: bool,
     /// Time for which an idle connection is kept for reuse.
     #[serde(with = "fields::duration")]
     #[schemars(with = "String", extend("x-type" = "duration"))]
@@ -58,6 +63,7 @@ impl Default for Upstream {
             failover_dial_timeout: Duration::from_secs(2),
             tls_handshake_timeout: Duration::from_secs(10),
             tls_min_version: TlsVersion::default(),
+            http2: true,
             idle_timeout: Duration::from_secs(90),
             max_idle_per_endpoint: 256,
             // Longer than a garbage collection or a few periods of CPU throttling; shorter than

@@ -11,6 +11,7 @@ use http_body::Body;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
+use super::http1_signal::{Http1Reason, Http1Signal, SignalingStream};
 use super::outstanding::Outstanding;
 use super::request::{BodyError, Pending, RequestBody};
 use super::response::Incoming;
@@ -47,10 +48,7 @@ pub(super) enum Sender {
     /// Exclusive to one request at a time.
     Http1(Box<ClientConnection>),
     /// Shared by many requests.
-    Http2(
-        http2::SendRequest<RequestBody>,
-        #[expect(dead_code, reason = "counts while it lives")] StreamGuard,
-    ),
+    Http2(http2::SendRequest<RequestBody>, StreamGuard),
 }
 
 /// Error of sending a request on a connection.
@@ -59,11 +57,15 @@ pub(super) enum SendError {
     /// The URI has no form in the protocol of the connection.
     InvalidRequestUri(InvalidRequestUri),
     Http1(ExchangeError<BodyError>),
-    /// `sent` tells if the connection took the request.
+    /// `sent` tells if the connection took the request, `http1` whether the endpoint requires
+    /// HTTP/1.1.
     Http2 {
         source: hyper::Error,
         sent: bool,
+        http1: Option<Http1Reason>,
     },
+    /// The endpoint requires HTTP/1.1, and has not answered a request that may be sent again.
+    Http1Required,
 }
 
 impl Connection {
@@ -120,21 +122,33 @@ impl Connection {
                 }
                 Ok((response, dropped))
             }
-            Sender::Http2(sender, _) => {
+            Sender::Http2(sender, StreamGuard(streams)) => {
                 let request =
                     to_http2(pending.head, self.key).map_err(SendError::InvalidRequestUri)?;
                 // `try_send_request` returns the request if none of it was written, so that it can
                 // be sent elsewhere whatever its method.
-                let sent = Box::pin(sender.try_send_request(request.map(|()| body))).await;
-                match sent {
-                    Ok(mut response) => {
+                let sent = sender.try_send_request(request.map(|()| body));
+                let sent = Box::pin(async {
+                    tokio::select! {
+                        biased;
+                        sent = sent => Some(sent),
+                        // A GOAWAY lets requests finish that the endpoint may have processed. One
+                        // that requires HTTP/1.1 may leave them without an answer, though, so that
+                        // safe ones do not wait for it.
+                        () = streams.http1.raised(), if pending.is_safe() => None,
+                    }
+                });
+                match sent.await {
+                    Some(Ok(mut response)) => {
                         keep_first_length(response.headers_mut());
                         Ok((response.map(Incoming::Http2), 0))
                     }
-                    Err(mut error) => Err(SendError::Http2 {
+                    Some(Err(mut error)) => Err(SendError::Http2 {
                         sent: error.take_message().is_none(),
                         source: error.into_error(),
+                        http1: streams.http1.reason(),
                     }),
+                    None => Err(SendError::Http1Required),
                 }
             }
         }
@@ -163,6 +177,8 @@ struct Streams {
     limit: Cell<usize>,
     /// Time when the last request ended.
     ended: Cell<Instant>,
+    /// Raised once the endpoint requires HTTP/1.1.
+    http1: Rc<Http1Signal>,
 }
 
 impl StreamGuard {
@@ -190,7 +206,9 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn has_room(&self) -> bool {
-        !self.is_closed() && self.streams.open.get() < self.streams.limit.get().min(MAX_STREAMS)
+        !self.is_closed()
+            && self.streams.http1.reason().is_none()
+            && self.streams.open.get() < self.streams.limit.get().min(MAX_STREAMS)
     }
 
     pub(super) fn name(&self) -> Option<&str> {
@@ -214,6 +232,8 @@ impl Shared {
 
 /// Starts HTTP/2 on a stream with a server name.
 pub(super) async fn start_http2(stream: Stream, name: Option<Box<str>>) -> hyper::Result<Shared> {
+    let http1 = Rc::<Http1Signal>::default();
+    let stream = SignalingStream::new(stream, Rc::clone(&http1));
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -227,6 +247,7 @@ pub(super) async fn start_http2(stream: Stream, name: Option<Box<str>>) -> hyper
         open: Cell::new(0),
         limit: Cell::new(MAX_STREAMS),
         ended: Cell::new(Instant::now()),
+        http1,
     });
     let observed = Rc::clone(&streams);
     tokio::task::spawn_local(async move {

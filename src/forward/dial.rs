@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use super::http1_endpoints::Http1Endpoints;
 use super::server_name::to_dns_name;
 use super::tls_error::{TlsFailure, rejects_server_name};
 use crate::balance::EndpointKey;
@@ -28,6 +29,8 @@ pub struct Dialer {
     pub tls: ClientTls,
     pub own_addresses: OwnAddresses,
     pub failures: DialFailures,
+    /// Endpoints that require HTTP/1.1.
+    pub http1_endpoints: Http1Endpoints,
 }
 
 /// Versions of HTTP that may be negotiated on a connection.
@@ -35,7 +38,7 @@ pub struct Dialer {
 pub(super) enum Protocol {
     /// HTTP/2 if the endpoint supports it, else HTTP/1.1.
     Any,
-    /// HTTP/1.1 only, as upgrades need it.
+    /// HTTP/1.1 only: for an upgrade, or because the endpoint requires it.
     Http1,
 }
 
@@ -158,6 +161,15 @@ impl Dialer {
                 source: TlsFailure::new(error, self.tls.min_version),
             })?;
         Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
+    }
+
+    /// Returns the versions of HTTP to negotiate with an endpoint.
+    pub(super) fn protocol(&self, key: EndpointKey) -> Protocol {
+        if self.settings.http2 && !self.http1_endpoints.contains(key, Instant::now()) {
+            Protocol::Any
+        } else {
+            Protocol::Http1
+        }
     }
 
     pub(super) fn sends_kubelet_token(&self) -> bool {

@@ -10,6 +10,7 @@ use super::retry::RetrySafety;
 use super::uri::InvalidRequestUri;
 use crate::http::MAX_HEADERS;
 use crate::http::h1::ExchangeError;
+use crate::model::error_chain;
 
 /// Party to blame for an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +31,14 @@ pub enum ForwardError {
     #[error("{}", join(.0))]
     Dial(Vec<DialError>),
     /// The connection failed before the head of the response, or the response was not valid HTTP.
-    /// `safety` tells how much of the request may have reached the endpoint.
+    /// `safety` tells how much of the request may have reached the endpoint, `requires_http1`
+    /// whether the endpoint requires HTTP/1.1.
     #[error("{address}: {source}")]
     Broken {
         address: SocketAddr,
         source: ConnectionError,
         safety: RetrySafety,
+        requires_http1: bool,
     },
     /// The request cannot be written in the protocol of its connection.
     #[error("the request URI has no form in the protocol of the endpoint: {0}")]
@@ -66,8 +69,11 @@ pub enum ForwardError {
 pub enum ConnectionError {
     #[error(transparent)]
     Http1(#[from] ExchangeError<BodyError>),
-    #[error(transparent)]
+    #[error("{}", error_chain(.0))]
     Http2(#[from] hyper::Error),
+    /// GOAWAY with `HTTP_1_1_REQUIRED`.
+    #[error("the endpoint requires HTTP/1.1")]
+    Http1Required,
 }
 
 impl ForwardError {
@@ -83,6 +89,17 @@ impl ForwardError {
             | Self::TooManyHeaders
             | Self::InvalidAccept => Blame::Upstream,
         }
+    }
+
+    /// Returns true if the endpoint requires HTTP/1.1.
+    pub(super) fn requires_http1(&self) -> bool {
+        matches!(
+            self,
+            Self::Broken {
+                requires_http1: true,
+                ..
+            }
+        )
     }
 
     pub fn retry_safety(&self) -> RetrySafety {

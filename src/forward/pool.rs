@@ -189,6 +189,10 @@ impl Pool {
         limit: Duration,
     ) -> Result<Connection, DialError> {
         let mut name = name.to_text();
+        let protocol = match protocol {
+            Protocol::Any => self.dialer.protocol(key),
+            Protocol::Http1 => Protocol::Http1,
+        };
         let stream = self
             .dialer
             .dial(key, protocol, name.as_deref(), limit)
@@ -220,6 +224,20 @@ impl Pool {
             sender,
             outstanding,
         })
+    }
+
+    /// Uses HTTP/1.1 for further requests to an endpoint, on new connections. Requests on its
+    /// HTTP/2 connections go on.
+    pub(super) fn require_http1(&self, key: EndpointKey) {
+        self.dialer.http1_endpoints.insert(key, Instant::now());
+        if let Some(connections) = self.endpoints.borrow_mut().get_mut(&key) {
+            connections.shared.clear();
+        }
+    }
+
+    /// Returns true if a connection of the transport may be HTTP/2.
+    pub(super) fn may_use_http2(&self, transport: Transport) -> bool {
+        self.dialer.settings.http2 && transport.may_be_http2()
     }
 
     pub(super) fn sends_kubelet_token(&self) -> bool {

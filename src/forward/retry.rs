@@ -39,6 +39,8 @@ pub(super) struct Failure {
     pub safety: RetrySafety,
     /// The connection had served a request before.
     pub reused: bool,
+    /// The endpoint requires HTTP/1.1, over which all further attempts are made.
+    pub requires_http1: bool,
 }
 
 /// Limits on retries.
@@ -152,6 +154,12 @@ impl Attempts<'_> {
         if !repeatable {
             return Decision::GiveUp;
         }
+        if failure.requires_http1 {
+            // The endpoint is healthy and expects the request again. It happens at most once per
+            // request, so it is free like a stale connection.
+            policy.counters.http1_required.inc();
+            return Decision::Reconnect;
+        }
         if failure.reused {
             // A reused connection that fails is assumed stale: the endpoint, or a middlebox, closed
             // it while it was idle, and the close crossed this request (RFC 9112 section 9.3.1).
@@ -216,6 +224,7 @@ mod tests {
         Failure {
             safety,
             reused: false,
+            requires_http1: false,
         }
     }
 
@@ -223,6 +232,7 @@ mod tests {
         Failure {
             safety,
             reused: true,
+            requires_http1: false,
         }
     }
 
@@ -284,6 +294,34 @@ mod tests {
             (1, 2)
         );
         assert_eq!(policy.counters.attempts_exhausted.get(), 1);
+    }
+
+    #[test]
+    fn asks_endpoint_that_requires_http1_again_within_any_limit() {
+        let change = |settings: &mut config::Upstream| {
+            settings.retry.max_attempts = 1;
+            settings.retry.budget_percent = 0;
+            settings.retry.budget_min_per_second = 0;
+        };
+        let (policy, now) = (policy(change), Instant::now());
+        let window = RetryWindow::default();
+        for (safety, safe, expected) in [
+            (Unsent, false, Decision::Reconnect),
+            (Unprocessed, false, Decision::Reconnect),
+            (IfSafe, true, Decision::Reconnect),
+            (IfSafe, false, Decision::GiveUp),
+            (Never, true, Decision::GiveUp),
+        ] {
+            for failure in [fresh(safety), stale(safety)] {
+                let failure = Failure {
+                    requires_http1: true,
+                    ..failure
+                };
+                let mut attempts = policy.begin(Some(&window), true, safe, now);
+                assert_eq!(attempts.after(failure, true, now), expected, "{failure:?}");
+            }
+        }
+        assert_eq!(policy.counters.http1_required.get(), 6);
     }
 
     #[test]

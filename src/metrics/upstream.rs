@@ -47,6 +47,8 @@ pub(super) fn register_dropped_lines(registry: &mut Registry) -> Counter {
 pub struct RetryCounters {
     /// Repeated on a new connection to the same endpoint, because a reused one was closed.
     pub stale: Counter,
+    /// Repeated over HTTP/1.1, because the endpoint requires it.
+    pub http1_required: Counter,
     pub granted: Counter,
     pub attempts_exhausted: Counter,
     pub deadline_exceeded: Counter,
@@ -63,6 +65,7 @@ impl RetryCounters {
         );
         Self {
             stale: retries("stale_connection"),
+            http1_required: retries("http1_required"),
             granted: retries("granted"),
             attempts_exhausted: retries("attempts_exhausted"),
             deadline_exceeded: retries("deadline_exceeded"),

@@ -52,13 +52,14 @@ const BASTIONS: [(&str, &str); 6] = [
 ];
 
 /// Listeners: pod or node, address, port, protocol.
-const LISTENERS: [(&str, &str, u16, Protocol); 26] = [
+const LISTENERS: [(&str, &str, u16, Protocol); 27] = [
     ("p", "10.254.240.41", 8080, Protocol::Plain),
     ("p", "10.254.240.41", 8081, Protocol::Plain),
     ("p", "10.254.240.41", 9090, Protocol::Plain),
     ("p", "10.254.240.41", 9500, Protocol::Plain),
     ("p", "10.254.240.41", 8443, Protocol::Tls),
     ("p", "10.254.240.41", 8444, Protocol::TlsH2),
+    ("p", "10.254.240.41", 8445, Protocol::TlsH2),
     ("bare", "10.254.240.42", 80, Protocol::Plain),
     ("bare", "10.254.240.42", 443, Protocol::Tls),
     ("bare", "10.254.240.42", 8080, Protocol::Plain),

@@ -1,6 +1,5 @@
 //! Scripted backends for HTTP/2: a page or an echo, and trailers.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 
 use anyhow::Result;
@@ -28,7 +27,7 @@ pub(super) async fn serve<S>(
 {
     let service = service_fn(|request: Request<Incoming>| {
         let (backends, at, tls) = (backends.clone(), at.clone(), tls.clone());
-        async move { Ok::<_, Infallible>(respond(&backends, at, tls, request).await) }
+        async move { respond(&backends, at, tls, request).await }
     });
     // Errors close the connection, which the other side notices.
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -41,7 +40,7 @@ async fn respond(
     at: String,
     tls: Option<Handshake>,
     request: Request<Incoming>,
-) -> Response<StreamBody<Frames>> {
+) -> Result<Response<StreamBody<Frames>>, h2::Error> {
     let path = request
         .uri()
         .path_and_query()
@@ -66,6 +65,10 @@ async fn respond(
         },
     );
     let steps = exchange.script.steps.clone();
+    if steps.contains(&Step::RequireHttp1) {
+        // hyper resets the stream with the reason of the error.
+        return Err(h2::Reason::HTTP_1_1_REQUIRED.into());
+    }
     let (mut head, mut frames) = (Head::default(), Vec::new());
     for step in &steps {
         match step {
@@ -101,7 +104,7 @@ async fn respond(
         drop(read);
         Box::pin(futures::stream::iter(frames))
     };
-    response.map(|()| StreamBody::new(sent))
+    Ok(response.map(|()| StreamBody::new(sent)))
 }
 
 /// Body of a request, recorded while it arrives.

@@ -47,6 +47,8 @@ pub enum Step {
     Chunk(String),
     /// Sends a number of bytes of body.
     Fill(usize),
+    /// Resets the stream of an HTTP/2 request with `HTTP_1_1_REQUIRED`. No effect on HTTP/1.1.
+    RequireHttp1,
     /// Sends trailers of an HTTP/2 response.
     Trailers(String),
     /// Waits until the client has received a text.
