@@ -80,6 +80,7 @@ mod tests {
             }),
             transport,
             service_port: None,
+            keeps_path: false,
             node_host: node_host.map(Box::from),
         }
     }
