@@ -1,7 +1,10 @@
 //! Rewriting of responses as clients see it: cookies, validators, early hints.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 
 use crate::support::test_bed::{PREFIX, TestBed, read_all, read_until};
 
@@ -110,7 +113,8 @@ async fn page_whose_parts_are_joined_is_sent_as_a_whole() -> Result<()> {
         backend
             .write_all(b"HTTP/1.1 206 Partial Content\r\nContent-Type: text/html\r\nETag: \"abc\"\r\nContent-Range: bytes 9-17/18\r\nContent-Length: 9\r\n\r\n/a\">1</a>")
             .await?;
-        let (mut backend, head) = bed.accept().await?;
+        let second = timeout(Duration::from_secs(30), bed.accept()).await;
+        let (mut backend, head) = second.context("only one request")??;
         ensure!(head.starts_with("GET /page HTTP/1.1\r\n"), "{head}");
         ensure!(!head.to_lowercase().contains("range"), "{head}");
         backend
