@@ -82,8 +82,8 @@ pub struct UpstreamRequest<'a> {
 /// Receiver of interim responses.
 pub struct InterimReceiver<'a> {
     pub client: Interim,
-    /// Rewrites the headers of a response, the last argument, to a request with the given headers, from
-    /// an address. Returns false if the response must not be forwarded.
+    /// Rewrites the headers of a response, the last argument, to a request with the given headers,
+    /// from an address. Returns false if the response must not be forwarded.
     pub rewrite: &'a dyn Fn(&HeaderMap, SocketAddr, &mut HeaderMap) -> bool,
 }
 

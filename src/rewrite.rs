@@ -27,8 +27,8 @@ pub use validators::{
     RequestTags, describe_head, describe_rewritten, is_part_to_join, request_whole,
 };
 
-/// Rewrites the headers of a request that its client has from rewritten responses: cookies and entity
-/// tags. Returns what its response depends on.
+/// Rewrites the headers of a request that its client has from rewritten responses: cookies and
+/// entity tags. Returns what its response depends on.
 pub fn restore_headers(target: &Target<'_>, headers: &mut HeaderMap) -> (CookieScope, RequestTags) {
     // One pass over the names is cheaper than a lookup for each.
     let (mut has_cookies, mut has_tags) = (false, false);
@@ -43,8 +43,8 @@ pub fn restore_headers(target: &Target<'_>, headers: &mut HeaderMap) -> (CookieS
             _ => {}
         }
     }
-    // Browsers send none over plain HTTP to other hosts than their own, nor for WebSockets. There, they
-    // differ from other programs with a name like theirs by the language of their user.
+    // Browsers send none over plain HTTP to other hosts than their own, nor for WebSockets. There,
+    // they differ from other programs with a name like theirs by the language of their user.
     is_browser |= has_language
         && headers
             .get(header::USER_AGENT)

@@ -62,7 +62,8 @@ pub fn is_hop_by_hop(name: &str) -> bool {
 }
 
 /// Returns true for headers that speak for the whole origin, or for its resources to other origins.
-/// All applications behind the bastion share it, so that one of them would speak for the others (C70).
+/// All applications behind the bastion share it, so that one of them would speak for the others
+/// (C70).
 pub fn speaks_for_origin(name: &str) -> bool {
     rules_origin(name)
         || matches!(

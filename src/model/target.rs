@@ -123,9 +123,9 @@ impl<'a> Target<'a> {
         Cow::Owned(utf8_percent_encode(&decoded, path::ESCAPED).to_string())
     }
 
-    /// Returns the prefix of links and cookies of the target: the spelling of the request, so that a
-    /// browser finds the cookies that it got under it (RFC 6265 section 5.1.4 compares bytes), or the
-    /// normal form if that spelling has characters that are rare in URLs.
+    /// Returns the prefix of links and cookies of the target: the spelling of the request, so that
+    /// a browser finds the cookies that it got under it (RFC 6265 section 5.1.4 compares bytes), or
+    /// the normal form if that spelling has characters that are rare in URLs.
     pub fn shown_prefix(&self) -> Cow<'a, str> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~:%".contains(&byte);
         if self.prefix.bytes().all(is_plain) {

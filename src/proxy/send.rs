@@ -17,8 +17,8 @@ use crate::rewrite::{self, CookieScope, LinkRewriter};
 use crate::telemetry::Record;
 
 impl Proxy {
-    /// Sends a plain request. If its client joins parts of a page, the whole page is requested instead
-    /// of a part: the other part may be of the rewritten page, which has other bytes.
+    /// Sends a plain request. If its client joins parts of a page, the whole page is requested
+    /// instead of a part: the other part may be of the rewritten page, which has other bytes.
     pub(super) async fn send(
         &self,
         permit: &Permit<'_>,

@@ -1,15 +1,15 @@
-//! Cookies of one target (CONFORMANCE C73). All targets share the origin of the bastion, and browsers
-//! select cookies by their paths only, which anything on the host can choose.
+//! Cookies of one target (CONFORMANCE C73). All targets share the origin of the bastion, and
+//! browsers select cookies by their paths only, which anything on the host can choose.
 //!
 //! Responses keep cookies below the path of their target. This does not concern cookies that have a
 //! shorter path already: set without the bastion, by scripts, or by something else on the host. A
-//! browser sends names and values only, but it sends longer paths first (RFC 6265 section 5.4). Each
-//! target therefore has a *boundary*: a cookie whose path is shorter than that of any cookie of the
-//! target and matches no other target. What a browser sends after the boundary, or without one, is not
-//! of the target, and is removed.
+//! browser sends names and values only, but it sends longer paths first (RFC 6265 section 5.4).
+//! Each target therefore has a *boundary*: a cookie whose path is shorter than that of any cookie
+//! of the target and matches no other target. What a browser sends after the boundary, or without
+//! one, is not of the target, and is removed.
 //!
-//! Names prefixed with `__Host-` require the path `/`. They get the tag of their target in their name,
-//! which is removed on the way to the target.
+//! Names prefixed with `__Host-` require the path `/`. They get the tag of their target in their
+//! name, which is removed on the way to the target.
 
 use aws_lc_rs::digest;
 use base64::Engine;
@@ -28,8 +28,8 @@ const BOUNDARY: &str = "kube-bastion-boundary";
 /// over a secure connection only, hence the two.
 const CROSS_SITE_BOUNDARY: &str = "kube-bastion-boundary-cross-site";
 
-/// 400 days in seconds, the maximum of browsers (RFC 6265bis). The boundary must not expire before the
-/// cookies of its target.
+/// 400 days in seconds, the maximum of browsers (RFC 6265bis). The boundary must not expire before
+/// the cookies of its target.
 const BOUNDARY_MAX_AGE: u32 = 400 * 24 * 60 * 60;
 
 /// Prefixes of the names of cookies that are bound to a host and to the path `/` (RFC 6265bis
@@ -93,7 +93,8 @@ impl CookieScope {
         self.lacks_boundary
     }
 
-    /// Keeps the cookies of a response at its target, and adds the boundary if the browser lacks it.
+    /// Keeps the cookies of a response at its target, and adds the boundary if the browser lacks
+    /// it.
     pub fn leave(
         self,
         target: &Target<'_>,
@@ -200,8 +201,8 @@ fn split_host_prefix(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// Moves the path of a cookie below the prefix, and removes its domain, so that browsers send it
-/// neither to other targets nor to other hosts. A cookie that is bound to the path `/` gets the tag of
-/// the target in its name instead.
+/// neither to other targets nor to other hosts. A cookie that is bound to the path `/` gets the tag
+/// of the target in its name instead.
 fn scope_cookie(target: &Target<'_>, links: &LinkRewriter, cookie: &[u8]) -> Vec<u8> {
     let mut parts = cookie.split(|byte| *byte == b';');
     let pair = parts.next().unwrap_or_default();
@@ -214,7 +215,8 @@ fn scope_cookie(target: &Target<'_>, links: &LinkRewriter, cookie: &[u8]) -> Vec
     let mut paths = attributes(cookie)
         .filter(|part| is_attribute(part, b"path"))
         .count();
-    // Without a path, browsers take the directory of the request. That of `…/proxy` is not below it.
+    // Without a path, browsers take the directory of the request. That of `…/proxy` is not below
+    // it.
     let mut needs_path = host_bound.is_none() && target.rest.is_empty();
     for attribute in parts {
         if is_attribute(attribute, b"domain") {
@@ -242,7 +244,8 @@ fn scope_cookie(target: &Target<'_>, links: &LinkRewriter, cookie: &[u8]) -> Vec
     out
 }
 
-/// Returns the path of a `Path` attribute, or `None` if clients ignore it. curl accepts one in quotes.
+/// Returns the path of a `Path` attribute, or `None` if clients ignore it. curl accepts one in
+/// quotes.
 fn path_of(attribute: &[u8]) -> Option<&[u8]> {
     let at = memchr::memchr(b'=', attribute)?;
     let path = attribute[at + 1..].trim_ascii();

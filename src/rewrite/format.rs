@@ -12,8 +12,8 @@ pub struct PageFormat {
 }
 
 impl PageFormat {
-    /// Returns the format of the response's page if its links are to be rewritten: HTML, complete, in
-    /// a supported coding and encoding, and not a redirect.
+    /// Returns the format of the response's page if its links are to be rewritten: HTML, complete,
+    /// in a supported coding and encoding, and not a redirect.
     pub fn detect<B>(method: &Method, response: &Response<B>) -> Option<Self> {
         // The links of a partial page may be cut anywhere, also within a tag.
         let is_incomplete = *method == Method::HEAD

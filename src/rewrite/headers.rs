@@ -15,8 +15,8 @@ const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
 
 const SERVICE_WORKER_ALLOWED: HeaderName = HeaderName::from_static("service-worker-allowed");
 
-/// Maximum number of URLs in lists of a response that are rewritten, because each grows by the prefix.
-/// Browsers use a few.
+/// Maximum number of URLs in lists of a response that are rewritten, because each grows by the
+/// prefix. Browsers use a few.
 const MAX_LINKS: usize = 1000;
 
 /// Content of a header.
@@ -35,8 +35,8 @@ enum Content {
     Policy,
 }
 
-/// Rewrites the headers of a response so that they lead through the bastion, and keeps its cookies and
-/// service workers at the target.
+/// Rewrites the headers of a response so that they lead through the bastion, and keeps its cookies
+/// and service workers at the target.
 ///
 /// # Errors
 /// [`InvalidUrl`] if `Location` is not a URL: passed on, it could lead a browser out of the prefix.
@@ -130,8 +130,8 @@ fn rewrite_value(
     value.map_err(|_| InvalidUrl(text.into_owned()))
 }
 
-/// Rewrites the URLs in angle brackets, outside of quoted parameters. Returns `None` if none of them
-/// changes.
+/// Rewrites the URLs in angle brackets, outside of quoted parameters. Returns `None` if none of
+/// them changes.
 fn rewrite_links(links: &LinkRewriter, value: &str, remaining: &mut usize) -> Option<String> {
     let (mut out, mut changed) = (String::with_capacity(value.len()), false);
     let mut rest = value;

@@ -222,8 +222,8 @@ fn bound(error: &RewritingError, attributes: usize) -> PageLimit {
     }
 }
 
-/// Returns true for the charset labels of encodings in which markup is ASCII, and for none. Browsers
-/// ignore an unknown label. In UTF-16 and ISO-2022-JP, bytes of text may look like markup.
+/// Returns true for the charset labels of encodings in which markup is ASCII, and for none.
+/// Browsers ignore an unknown label. In UTF-16 and ISO-2022-JP, bytes of text may look like markup.
 pub fn supports(charset: Option<&[u8]>) -> bool {
     charset
         .and_then(Encoding::for_label)

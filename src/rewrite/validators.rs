@@ -1,9 +1,9 @@
 //! Validators of rewritten pages (CONFORMANCE C82): entity tags, ranges and digests.
 //!
-//! A rewritten page is another sequence of bytes than that of the endpoint, so that a strong entity tag
-//! would be false (RFC 9110 section 8.8.1). It becomes weak, with a suffix that names the bastion.
-//! Requests get the tag of the endpoint back from it, so that also endpoints that compare tags as
-//! strings recognize their own. No state is kept.
+//! A rewritten page is another sequence of bytes than that of the endpoint, so that a strong entity
+//! tag would be false (RFC 9110 section 8.8.1). It becomes weak, with a suffix that names the
+//! bastion. Requests get the tag of the endpoint back from it, so that also endpoints that compare
+//! tags as strings recognize their own. No state is kept.
 
 use std::borrow::Cow;
 
@@ -32,7 +32,8 @@ const SUFFIX: &[u8] = b"-bastion\"";
 pub struct RequestTags(Option<Box<HeaderValue>>);
 
 impl RequestTags {
-    /// Replaces the tags of rewritten pages by those of the endpoint. Returns the tags of the client.
+    /// Replaces the tags of rewritten pages by those of the endpoint. Returns the tags of the
+    /// client.
     pub fn restore(headers: &mut HeaderMap) -> Self {
         let tags = headers
             .get(IF_NONE_MATCH)
@@ -50,8 +51,8 @@ impl RequestTags {
         Self(tags.map(Box::new))
     }
 
-    /// Gives a 304 the tag that its client has of the page, and removes what is not true of the page.
-    /// Other responses without content have no type either, so that the tags alone tell.
+    /// Gives a 304 the tag that its client has of the page, and removes what is not true of the
+    /// page. Other responses without content have no type either, so that the tags alone tell.
     pub fn describe_not_modified<B>(&self, response: &mut Response<B>) {
         let (Some(tags), StatusCode::NOT_MODIFIED) = (&self.0, response.status()) else {
             return;
@@ -76,15 +77,15 @@ impl RequestTags {
     }
 }
 
-/// Replaces the headers of a page that is rewritten by those that are true of it. Its length is unknown
-/// until its end.
+/// Replaces the headers of a page that is rewritten by those that are true of it. Its length is
+/// unknown until its end.
 pub fn describe_rewritten(headers: &mut HeaderMap) {
     headers.remove(CONTENT_LENGTH);
     describe_page(headers);
 }
 
-/// As [`describe_rewritten`], for a response to HEAD, if a GET would get a page. The length stays: it
-/// is known, and clients show it.
+/// As [`describe_rewritten`], for a response to HEAD, if a GET would get a page. The length stays:
+/// it is known, and clients show it.
 pub fn describe_head(headers: &mut HeaderMap) {
     if PageFormat::of_headers(headers).is_some() {
         describe_page(headers);
@@ -108,8 +109,8 @@ fn remove_of_bytes(headers: &mut HeaderMap) {
     }
 }
 
-/// Returns true if the response is a part of a page that would have been rewritten as a whole, and its
-/// client has another part, which may be of the rewritten page.
+/// Returns true if the response is a part of a page that would have been rewritten as a whole, and
+/// its client has another part, which may be of the rewritten page.
 pub fn is_part_to_join<B>(method: &Method, request: &HeaderMap, response: &Response<B>) -> bool {
     *method == Method::GET
         && response.status() == StatusCode::PARTIAL_CONTENT
@@ -123,7 +124,8 @@ pub fn request_whole(headers: &mut HeaderMap) {
     headers.remove(IF_RANGE);
 }
 
-/// Returns a list of tags with those of the endpoint, or `None` if it has no tag of a rewritten page.
+/// Returns a list of tags with those of the endpoint, or `None` if it has no tag of a rewritten
+/// page.
 fn restored_tags(tags: &[u8]) -> Option<Vec<u8>> {
     if !split_tags(tags).any(|tag| matches!(restored(tag), Cow::Owned(_))) {
         return None;

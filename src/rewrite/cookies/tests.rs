@@ -1,5 +1,5 @@
-//! Unit tests of the cookies of targets. `{P}` and `{T}` stand for the prefix and the tag of the target
-//! in values, `{OP}` and `{OT}` for those of another one.
+//! Unit tests of the cookies of targets. `{P}` and `{T}` stand for the prefix and the tag of the
+//! target in values, `{OP}` and `{OT}` for those of another one.
 
 use super::super::restore_headers;
 use super::*;

@@ -11,8 +11,9 @@ pub fn rewrite_url(links: &LinkRewriter, value: &str) -> Option<String> {
     links.rewrite(&as_read(value)).ok().flatten()
 }
 
-/// Returns a URL as browsers read it (WHATWG URL section 4.4): without spaces and control characters
-/// around it, without tabs and line breaks, and with slashes for backslashes before its query.
+/// Returns a URL as browsers read it (WHATWG URL section 4.4): without spaces and control
+/// characters around it, without tabs and line breaks, and with slashes for backslashes before its
+/// query.
 fn as_read(value: &str) -> Cow<'_, str> {
     let value = value.trim_matches(|c: char| c <= ' ');
     if !value.contains(['\t', '\n', '\r', '\\']) {

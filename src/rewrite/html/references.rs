@@ -1,12 +1,12 @@
 //! Character references in attribute values (WHATWG HTML section 13.2.5.72).
 //!
-//! Only references to ASCII characters are decoded, of which the syntax of URLs consists. The others
-//! keep their spelling, because the encoding of the page is not known here.
+//! Only references to ASCII characters are decoded, of which the syntax of URLs consists. The
+//! others keep their spelling, because the encoding of the page is not known here.
 
 use std::borrow::Cow;
 
-/// First of the characters that stand for references that keep their spelling. Values do not contain
-/// these: they are decoded from single bytes.
+/// First of the characters that stand for references that keep their spelling. Values do not
+/// contain these: they are decoded from single bytes.
 const FIRST_KEPT: u32 = 0xf_0000;
 
 /// Names of references to ASCII characters.
@@ -56,7 +56,8 @@ const WITHOUT_SEMICOLON: [&str; 8] = ["AMP", "GT", "LT", "QUOT", "amp", "gt", "l
 /// Attribute value whose references to ASCII characters are decoded.
 pub struct Decoded<'a> {
     pub text: Cow<'a, str>,
-    /// Spellings of the references that are kept, in the order of the characters that stand for them.
+    /// Spellings of the references that are kept, in the order of the characters that stand for
+    /// them.
     kept: Vec<&'a str>,
 }
 

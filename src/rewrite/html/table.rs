@@ -1,8 +1,8 @@
 //! Attributes that hold URLs (C77, C78): those of the HTML standard, obsolete ones included, and of
 //! the other languages that its pages embed.
 //!
-//! Not among them are identifiers, which nothing follows (`itemid`, `itemtype`), and attributes whose
-//! values are documents, styles or scripts (`srcdoc`, `style`).
+//! Not among them are identifiers, which nothing follows (`itemid`, `itemtype`), and attributes
+//! whose values are documents, styles or scripts (`srcdoc`, `style`).
 
 use super::super::budget::PageLimit;
 use super::super::link::LinkRewriter;
@@ -98,8 +98,8 @@ pub const FOREIGN: &[(&str, Content)] = &[("href", Url), ("xlink:href", Url)];
 const SVG_NAMESPACE: &str = "http://www.w3.org/2000/svg";
 const MATHML_NAMESPACE: &str = "http://www.w3.org/1998/Math/MathML";
 
-/// Returns the attributes of an element that hold URLs. Those of HTML count in every namespace, because
-/// the parser and browsers may disagree on it.
+/// Returns the attributes of an element that hold URLs. Those of HTML count in every namespace,
+/// because the parser and browsers may disagree on it.
 pub fn attributes_of(
     element: &str,
     namespace: &str,

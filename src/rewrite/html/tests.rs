@@ -84,8 +84,8 @@ fn rewrites_every_attribute_of_the_table() {
     }
 }
 
-/// The URL attributes of the HTML standard, from its index of attributes, and obsolete ones from its
-/// section 16.2, written down independently of the table.
+/// The URL attributes of the HTML standard, from its index of attributes, and obsolete ones from
+/// its section 16.2, written down independently of the table.
 #[test]
 fn table_has_the_url_attributes_of_the_standard() {
     let standard = "a.href a.ping area.href area.ping audio.src base.href blockquote.cite \
