@@ -10,6 +10,7 @@ pub mod identity;
 pub mod network;
 pub mod nulls;
 pub mod path;
+pub mod pem;
 pub mod proxy_header;
 pub mod quote;
 pub mod similar;

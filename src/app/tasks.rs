@@ -110,7 +110,7 @@ pub(super) async fn reload_server_tls(
             let _ = cas[0].changed().now_or_never();
             if let Err(error) = replaced {
                 tracing::error!(
-                    %error,
+                    error = error_chain(error.as_ref()),
                     path = %path.display(),
                     "cannot use the changed client CA file; keeping the old CAs"
                 );

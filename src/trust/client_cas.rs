@@ -5,33 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::{self, PemObject};
 use tokio::sync::Notify;
+
+use crate::model::pem::{self, PemError};
 
 /// Reason why a CA bundle is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    #[error("the CA bundle is not valid PEM: {0}")]
-    Pem(pem::Error),
-    #[error("the CA bundle is damaged or incomplete PEM")]
-    DamagedPem,
-    #[error("the CA bundle contains no certificate; expected PEM with BEGIN CERTIFICATE")]
-    None,
+    #[error("the CA bundle cannot be read")]
+    Pem(#[from] PemError),
     #[error("the certificates of the CA bundle are damaged or not X.509")]
     Unusable,
-}
-
-impl From<pem::Error> for CaError {
-    fn from(error: pem::Error) -> Self {
-        match error {
-            // Their messages print the lines of the bundle as lists of bytes.
-            pem::Error::MissingSectionEnd { .. } | pem::Error::IllegalSectionStart { .. } => {
-                Self::DamagedPem
-            }
-            error => Self::Pem(error),
-        }
-    }
 }
 
 /// Current CAs that client certificates are verified against. Clones share the state.
@@ -62,11 +46,8 @@ impl DynamicClientCas {
     /// # Errors
     /// If the text is not PEM or contains no CA: the CAs stay unchanged, as in kube-apiserver. A
     /// file that is being written may be empty for a moment.
-    pub fn replace(&self, pem: &[u8]) -> Result<usize, CaError> {
-        let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
-        if certificates.is_empty() {
-            return Err(CaError::None);
-        }
+    pub fn replace(&self, bundle: &[u8]) -> Result<usize, CaError> {
+        let certificates = pem::certificates(bundle)?;
         let mut roots = RootCertStore::empty();
         let (used, _) = roots.add_parsable_certificates(certificates);
         if used == 0 {
@@ -124,11 +105,14 @@ mod tests {
                 .is_err()
         );
         let truncated = &ca.cert.pem().as_bytes()[..100].to_owned();
-        assert!(matches!(cas.replace(truncated), Err(CaError::DamagedPem)));
+        assert!(matches!(
+            cas.replace(truncated),
+            Err(CaError::Pem(PemError::Incomplete))
+        ));
         let not_x509 = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(matches!(cas.replace(not_x509), Err(CaError::Unusable)));
         assert!(
-            matches!(cas.replace(b""), Err(CaError::None)),
+            matches!(cas.replace(b""), Err(CaError::Pem(PemError::Empty(_)))),
             "an empty file is rejected"
         );
         assert_eq!(cas.roots().len(), 1);
