@@ -58,14 +58,19 @@ Without a cluster source, the cluster is that of $KUBECONFIG, else of the pod's 
 else of ~/.kube/config. The bastion dials the addresses of pods and nodes itself: outside of the
 cluster, it needs a route to them.
 
+Without --tls-cert-file, a self-signed certificate is used. For clients that verify it:
+  kube-bastion serve --self-signed-dir DIRECTORY ...
+  curl --cacert DIRECTORY/ca.crt https://localhost:8443/...
+
 Precedence of settings: flag, environment variable, file of --config, default. The file has more
 settings than there are flags; docs/reference.md lists all of them.";
 
 const CHECK_HELP: &str = "\
 Without --load, only the file of --config is read, so that a configuration can be checked on a
 host without its certificates. With --load, certificates, keys, CAs, kubeconfig, manifests and
-tokens are loaded as serve loads them; no port is bound, nothing is dialed, and no credential
-plugin of the kubeconfig is run.";
+tokens are loaded as serve loads them; no port is bound, nothing is dialed or written, and no
+credential plugin of the kubeconfig is run. A certificate that is expired or not yet valid is an
+error here; serve logs a warning and uses it.";
 
 #[derive(Clone, Debug, Args)]
 struct CheckOptions {

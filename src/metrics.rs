@@ -3,6 +3,7 @@
 //! The request path updates atomics only; names, labels and text are produced when Prometheus
 //! scrapes.
 
+mod certificates;
 mod connections;
 mod pages;
 mod reviews;
@@ -20,6 +21,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use certificates::CertificateExpiry;
 pub use connections::{ConnectionLimits, OpenGauge, OpenGuard, TunnelsClosed};
 pub use pages::{PageMetrics, PagesPassed};
 pub use reviews::{CacheCounters, ReviewMetrics};
@@ -56,6 +58,7 @@ pub struct Metrics {
     pub tunnels_closed: TunnelsClosed,
     pub access_lines_lost: LostLines,
     pub pages: PageMetrics,
+    pub certificates: CertificateExpiry,
     watch: WatchMetrics,
     task_restarts: TaskRestarts,
 }
@@ -98,6 +101,7 @@ impl Metrics {
             tunnels_closed: TunnelsClosed::register(registry),
             access_lines_lost: LostLines::register(registry),
             pages: PageMetrics::register(registry),
+            certificates: CertificateExpiry::register(registry),
             watch: WatchMetrics::register(registry),
             task_restarts: TaskRestarts::register(registry),
         }

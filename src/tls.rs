@@ -2,55 +2,81 @@
 //! kubelets.
 
 mod client;
+mod pair;
+mod self_signed;
 mod server;
+mod x509;
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
 use rustls::{SupportedProtocolVersion, version};
 
 use crate::config::TlsVersion;
 pub use client::{ClientTls, EndpointTls, KubeletTls};
+pub use pair::{Concern, Inspection, Pair};
+pub use self_signed::SelfSignedError;
 pub use server::{ServerTls, sha256_hex};
+pub use x509::{
+    KeyError, PublicKey, SignatureError, parse_certificate, signature_algorithm,
+    value as der_value, verify_signature,
+};
+
+use crate::model::pem::PemError;
+
+/// Maximum size of a file with certificates or a key, far above that of all public CAs together.
+const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Reason why TLS cannot be set up. Names the file, if any; the cause is the error's source.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("cannot read {content} from {path:?}")]
+    Read {
+        /// Expected content of the file.
+        content: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("cannot read {content} from {path:?}")]
     Pem {
         /// Expected content of the file.
         content: &'static str,
         path: PathBuf,
-        source: pem::Error,
+        source: PemError,
     },
-    #[error("cannot read {content} from {path:?}: the PEM file is damaged or incomplete")]
-    Damaged {
-        /// Expected content of the file.
-        content: &'static str,
-        path: PathBuf,
-    },
-    #[error("{path:?} contains no certificate; expected a PEM file with BEGIN CERTIFICATE")]
-    NoCertificate { path: PathBuf },
     #[error(
         "the private key {key:?} does not match the certificate {certificate:?}; use the key that \
          the certificate was issued for"
     )]
     Mismatch { certificate: PathBuf, key: PathBuf },
-    #[error("{path:?} contains a certificate that is damaged or not X.509")]
-    BadCertificate { path: PathBuf },
-    #[error("the private key {key:?} or the certificate {certificate:?} cannot be used")]
-    BadPair {
+    #[error(
+        "the private key {key:?} matches certificate {position} of {certificate:?}, not the first; \
+         write the certificate of the key first and its intermediates behind it"
+    )]
+    LeafNotFirst {
         certificate: PathBuf,
         key: PathBuf,
-        source: rustls::Error,
+        /// Number of the certificate that matches, from 1.
+        position: usize,
     },
+    #[error("certificate {position} of {path:?} is damaged or not X.509")]
+    BadCertificate {
+        path: PathBuf,
+        /// Number in the file, from 1.
+        position: usize,
+    },
+    #[error(
+        "the certificate {path:?} is X.509 version {version}, which many peers reject; issue it as \
+         version 3, for example with openssl x509 -req -extfile FILE, and in that file \
+         subjectAltName = DNS:NAME for a server or extendedKeyUsage = clientAuth for a client"
+    )]
+    Version { path: PathBuf, version: u32 },
+    #[error("the private key {path:?} cannot be used")]
+    Key { path: PathBuf, source: KeyError },
     #[error("{path:?} contains a CA certificate that is damaged or not X.509")]
     BadCa { path: PathBuf },
     #[error("cannot create a self-signed certificate")]
-    SelfSigned(#[from] rcgen::Error),
+    SelfSigned(#[from] SelfSignedError),
     #[error("TLS cannot be set up")]
     Setup(#[from] rustls::Error),
 }
@@ -72,50 +98,23 @@ fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     }
 }
 
-/// Reads a certificate chain and its private key, and checks that they match.
-fn load_pair(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
-    let chain = load_certificates(certificate)?;
-    let pem = |source| pem_error("a private key", key, source);
-    let der = PrivateKeyDer::from_pem_file(key).map_err(pem)?;
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let (certificate, key) = (certificate.to_owned(), key.to_owned());
-    CertifiedKey::from_der(chain, der, &provider)
-        .map(Arc::new)
-        .map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => TlsError::Mismatch { certificate, key },
-            rustls::Error::InvalidCertificate(_) => TlsError::BadCertificate { path: certificate },
-            source => TlsError::BadPair {
-                certificate,
-                key,
-                source,
-            },
-        })
+/// Returns true if a TLS handshake failed because of the certificate of the peer.
+pub fn is_certificate_error(error: &io::Error) -> bool {
+    let source = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(source, Some(rustls::Error::InvalidCertificate(_)))
 }
 
-fn pem_error(content: &'static str, path: &Path, source: pem::Error) -> TlsError {
-    let path = path.to_owned();
-    match source {
-        // Their messages print the lines of the file as lists of bytes.
-        pem::Error::MissingSectionEnd { .. } | pem::Error::IllegalSectionStart { .. } => {
-            TlsError::Damaged { content, path }
-        }
-        source => TlsError::Pem {
-            content,
-            path,
-            source,
-        },
-    }
-}
-
-fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = |source| pem_error("certificates", path, source);
-    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
-        .map_err(pem)?
-        .collect::<Result<_, _>>()
-        .map_err(pem)?;
-    if chain.is_empty() {
-        Err(TlsError::NoCertificate { path: path.into() })
-    } else {
-        Ok(chain)
-    }
+/// Reads a file up to the maximum size.
+fn read(content: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    let read = || {
+        let mut file = Vec::new();
+        let opened = std::fs::File::open(path)?;
+        opened.take(MAX_FILE_BYTES).read_to_end(&mut file)?;
+        Ok(file)
+    };
+    read().map_err(|source| TlsError::Read {
+        content,
+        path: path.into(),
+        source,
+    })
 }

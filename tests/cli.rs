@@ -1,5 +1,7 @@
 //! The command line: invalid input and its messages, `check`, and the life of the process.
 
+#[path = "cli/certificates.rs"]
+mod certificates;
 #[path = "cli/log.rs"]
 mod log;
 #[path = "cli/messages.rs"]
@@ -598,7 +600,7 @@ fn prints_the_cause_of_a_failed_start_once() {
         (tls("/nonexistent", &key), "serving.tlsCertFile"),
         (tls(&certificate, "/nonexistent"), absent),
         (tls(&certificate, &key), "does not match the certificate"),
-        (tls(&certificate, &certificate), "no items found"),
+        (tls(&certificate, &certificate), "may be swapped"),
         (with("client-ca-file", "/nonexistent"), absent),
         (with("client-ca-file", &no_base64), "base64"),
         (

@@ -1,12 +1,14 @@
 //! Loads the files that a configuration names: certificates, CAs, kubeconfig, manifests.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Error, Result};
+use base64::Engine;
 
-use crate::config::{Config, ManifestsSource, SourceKind};
-use crate::tls::{ClientTls, ServerTls};
-use crate::trust::Trust;
+use crate::config::{Config, ManifestsSource, Serving, SourceKind};
+use crate::tls::{ClientTls, Concern, Inspection, ServerTls, TlsError};
+use crate::trust::{DynamicClientCas, Trust};
 use crate::watch::kubernetes::{self, Connections};
 use crate::watch::manifests::{ManifestError, Manifests, ObjectCounts};
 
@@ -24,7 +26,36 @@ pub(super) enum Source {
 }
 
 impl Files {
+    /// Loads the files, and stores a self-signed certificate if a directory is configured. Logs
+    /// properties of certificates for which peers may reject them.
     pub fn load(config: &Config) -> Result<Self> {
+        let files = Self::load_with(config, ServerTls::new)?;
+        warn(files.concerns());
+        Ok(files)
+    }
+
+    /// Loads the files without writing one.
+    ///
+    /// # Errors
+    /// Also a certificate that is expired or not yet valid.
+    fn check(config: &Config) -> Result<Self> {
+        let files = Self::load_with(config, ServerTls::check)?;
+        require_validity(files.concerns())?;
+        Ok(files)
+    }
+
+    fn concerns(&self) -> Vec<Concern> {
+        [
+            self.server_tls.concerns(),
+            self.client_tls.kubelet.concerns(),
+        ]
+        .concat()
+    }
+
+    fn load_with(
+        config: &Config,
+        server_tls: impl FnOnce(&Serving, [DynamicClientCas; 2]) -> Result<ServerTls, TlsError>,
+    ) -> Result<Self> {
         let trust = Trust::default();
         if let Some(path) = &config.serving.client_ca_file {
             let setting = "(serving.clientCAFile, --client-ca-file)";
@@ -35,12 +66,10 @@ impl Files {
                 .replace(&pem)
                 .with_context(|| format!("cannot use the client CA file {path:?} {setting}"))?;
         }
-        let server_tls = Arc::new(
-            ServerTls::new(&config.serving, trust.handshake_cas()).context(
-                "cannot set up TLS of the HTTPS port (serving.tlsCertFile, \
+        let server_tls = Arc::new(server_tls(&config.serving, trust.handshake_cas()).context(
+            "cannot set up TLS of the HTTPS port (serving.tlsCertFile, \
                      serving.tlsPrivateKeyFile)",
-            )?,
-        );
+        )?);
         let client_tls = ClientTls::new(&config.targets, config.upstream.tls_min_version).context(
             "cannot set up TLS to kubelets (targets.kubeletCertificateAuthority, \
              targets.kubeletClientCertificate, targets.kubeletClientKey)",
@@ -82,6 +111,38 @@ impl Source {
     }
 }
 
+/// Inspects the client certificate for the API server; `None` if the kubeconfig has none.
+pub(super) fn inspect_api_certificate(api: &kube::Config) -> Option<Inspection> {
+    let user = &api.auth_info;
+    // The precedence of kube.
+    if let Some(data) = &user.client_certificate_data {
+        let file = base64::engine::general_purpose::STANDARD
+            .decode(data)
+            .ok()?;
+        return Inspection::new(Path::new("client-certificate-data"), &file);
+    }
+    let path = Path::new(user.client_certificate.as_deref()?);
+    Inspection::new(path, &std::fs::read(path).ok()?)
+}
+
+/// Logs properties of certificates for which peers may reject them.
+fn warn(concerns: Vec<Concern>) {
+    for concern in concerns {
+        tracing::warn!("{concern}");
+    }
+}
+
+/// Logs as [`warn`] does.
+///
+/// # Errors
+/// A certificate that is expired or not yet valid.
+fn require_validity(concerns: Vec<Concern>) -> Result<(), Concern> {
+    let (outside, others): (Vec<_>, _) =
+        concerns.into_iter().partition(Concern::is_outside_validity);
+    warn(others);
+    outside.into_iter().next().map_or(Ok(()), Err)
+}
+
 /// Adds the setting that names the unusable file. Errors of files in the directory have none.
 fn name_setting(error: ManifestError, source: &ManifestsSource) -> Error {
     let path = match &error {
@@ -101,19 +162,22 @@ fn name_setting(error: ManifestError, source: &ManifestsSource) -> Error {
 }
 
 /// Loads the files that the configuration names as [`super::Bound::new`] does, without binding a
-/// port or dialing.
+/// port, dialing or writing a file.
 ///
 /// Returns the numbers of objects if the source is a directory of manifests.
 ///
 /// # Errors
 /// The first file that cannot be used, and how to correct it.
 pub async fn load_all(config: &Config) -> Result<Option<ObjectCounts>> {
-    let files = Files::load(config)?;
+    let files = Files::check(config)?;
     match Source::load(config, &files.trust).await? {
         Source::Kubernetes(api) => {
             // Credential plugins may prompt the user, so they only run at a real start.
             if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
                 kubernetes::review_client(&api, Connections::Pooled)?;
+            }
+            if let Some(certificate) = inspect_api_certificate(&api) {
+                require_validity(certificate.concerns)?;
             }
             Ok(None)
         }

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::Addresses;
-use super::load::{Files, Source};
+use super::load::{Files, Source, inspect_api_certificate};
 use super::tasks::{bearer, purge_caches, reload_own_token, reload_server_tls, sweep_balance};
 use super::worker::Shared;
 use crate::authenticate::{
@@ -35,7 +35,7 @@ use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
 use crate::rewrite::Budget;
 use crate::supervise::Supervisor;
 use crate::telemetry::{AccessLog, OPERATOR_TARGET};
-use crate::tls::sha256_hex;
+use crate::tls::{KubeletTls, sha256_hex};
 use crate::trust::Trust;
 use crate::watch::kubernetes::{self, AuthenticationConfigMap, Connections, KubernetesWatch};
 use crate::watch::manifests::Manifests;
@@ -145,6 +145,12 @@ impl Setup<'_> {
             (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
             (None, None) => {}
         }
+        if let Some(certificate) = inspect_api_certificate(api) {
+            metrics.certificates.api_client(certificate.expires);
+            for concern in certificate.concerns {
+                tracing::warn!("{concern}");
+            }
+        }
         let (tokens, reviews) = self.reviews(api)?;
         let caches = (Arc::clone(&tokens), Arc::clone(&reviews));
         self.supervisor
@@ -237,22 +243,36 @@ impl Setup<'_> {
         let client_cas = trust.handshake_cas();
         // A restarted run reloads first, because a change may have been lost with the previous run.
         let mut restarted = false;
+        let metrics = self.metrics.clone();
+        metrics.certificates.serving(tls.expires());
         self.supervisor.restart("serving-tls", move || {
             let again = std::mem::replace(&mut restarted, true);
-            reload_server_tls(Arc::clone(&tls), client_cas.clone(), file.clone(), again)
+            let (tls, cas, file) = (Arc::clone(&tls), client_cas.clone(), file.clone());
+            reload_server_tls(tls, cas, file, metrics.clone(), again)
         });
         let kubelet = Arc::clone(&client_tls.kubelet);
-        self.supervisor
-            .restart("kubelet-tls", move || Arc::clone(&kubelet).watch_files());
+        let certificates = self.metrics.certificates.clone();
+        let expose = move |kubelet: &KubeletTls| {
+            kubelet
+                .expires()
+                .into_iter()
+                .for_each(|expires| certificates.kubelet_client(expires));
+        };
+        expose(&kubelet);
+        self.supervisor.restart("kubelet-tls", move || {
+            Arc::clone(&kubelet).watch_files(expose.clone())
+        });
         if self.config.serving.tls_cert_file.is_none() {
             let leaf = server_tls
                 .chain()
                 .first()
                 .map(|leaf| sha256_hex(leaf, ":"))
                 .unwrap_or_default();
+            let ca = server_tls.self_signed_ca();
             tracing::warn!(
                 target: OPERATOR_TARGET,
                 sha256 = leaf,
+                ca = ca.map(|path| tracing::field::display(path.display())),
                 "serving a self-signed certificate; set serving.tlsCertFile for a permanent one"
             );
         }

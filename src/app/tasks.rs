@@ -15,6 +15,7 @@ use crate::authorize::Reviews;
 use crate::balance::LoadBalancer;
 use crate::drain::Drain;
 use crate::file_watch::FileWatch;
+use crate::metrics::Metrics;
 use crate::model::error_chain;
 use crate::ready::Ready;
 use crate::supervise::Supervisor;
@@ -87,6 +88,7 @@ pub(super) async fn reload_server_tls(
     tls: Arc<ServerTls>,
     cas: [DynamicClientCas; 2],
     client_ca_file: Option<std::path::PathBuf>,
+    metrics: Metrics,
     mut again: bool,
 ) {
     let mut files = FileWatch::new(
@@ -117,7 +119,13 @@ pub(super) async fn reload_server_tls(
             }
         }
         match tls.reload() {
-            Ok(()) => tracing::info!("reloaded certificates and client CAs"),
+            Ok(()) => {
+                tracing::info!("reloaded certificates and client CAs");
+                for concern in tls.concerns() {
+                    tracing::warn!("{concern}");
+                }
+                metrics.certificates.serving(tls.expires());
+            }
             Err(error) => {
                 let error = error_chain(&error);
                 tracing::error!(

@@ -87,6 +87,16 @@ pub(super) struct Settings {
     #[arg(value_parser = path_parser())]
     tls_private_key_file: Option<PathBuf>,
 
+    /// Directory for the self-signed certificate: ca.crt for clients (curl --cacert), tls.crt and
+    /// tls.key, used again at the next start [default: none]
+    #[arg(
+        long,
+        value_name = "DIRECTORY",
+        env = "KUBE_BASTION_SELF_SIGNED_DIR",
+        help_heading = "Serving"
+    )]
+    self_signed_dir: Option<PathBuf>,
+
     #[arg(
         long,
         value_name = "VERSION",
@@ -282,6 +292,7 @@ impl Settings {
             &mut serving.tls_private_key_file,
             self.tls_private_key_file.map(Some),
         );
+        set_if_some(&mut serving.self_signed_dir, self.self_signed_dir.map(Some));
         set_if_some(&mut serving.tls_min_version, self.tls_min_version);
         set_if_some(&mut serving.workers, self.workers);
         set_if_some(&mut drain.timeout, self.drain_timeout);

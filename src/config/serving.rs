@@ -29,7 +29,7 @@ pub struct Serving {
     pub insecure_listen_address: Option<SocketAddr>,
     /// PEM file with the serving certificate and its intermediates; reloaded when it changes. If
     /// unset, a self-signed certificate is generated at start and its SHA-256 fingerprint is
-    /// logged, regardless of `log.level`.
+    /// logged, regardless of `log.level`; see `selfSignedDir`.
     #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub tls_cert_file: Option<PathBuf>,
@@ -37,6 +37,13 @@ pub struct Serving {
     #[serde(deserialize_with = "fields::optional_path")]
     #[schemars(extend("x-type" = "file path"))]
     pub tls_private_key_file: Option<PathBuf>,
+    /// Directory for the self-signed certificate, for trials: `ca.crt` for clients, `tls.crt` and
+    /// `tls.key`. It is created if it is missing. The certificate is used again at the next start
+    /// unless it expires within 30 days, or lacks the host name or the listen address. If unset,
+    /// each start generates another certificate. Cannot be set beside `tlsCertFile`.
+    #[serde(deserialize_with = "fields::optional_path")]
+    #[schemars(extend("x-type" = "directory path"))]
+    pub self_signed_dir: Option<PathBuf>,
     /// Minimum TLS version: `VersionTLS12` or `VersionTLS13`.
     pub tls_min_version: TlsVersion,
     /// PEM file with the CAs that verify client certificates; reloaded when it changes. If unset,
@@ -121,6 +128,7 @@ impl Default for Serving {
             insecure_listen_address: None,
             tls_cert_file: None,
             tls_private_key_file: None,
+            self_signed_dir: None,
             tls_min_version: TlsVersion::default(),
             client_ca_file: None,
             workers: 0,

@@ -15,6 +15,11 @@ pub enum Conflict {
         given: &'static str,
         path: PathBuf,
     },
+    #[error(
+        "serving.selfSignedDir: {directory:?} has no effect, because serving.tlsCertFile is set; \
+         remove one of them (--self-signed-dir, --tls-cert-file)"
+    )]
+    UnusedSelfSignedDir { directory: PathBuf },
     /// The service account token would be sent to kubelets that are not verified.
     #[error(
         "targets.kubeletCertificateAuthority: not set, but targets.kubeletServiceAccountToken \
@@ -66,6 +71,10 @@ pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
             serving.tls_private_key_file.as_deref(),
         ),
     )?;
+    if let (Some(directory), Some(_)) = (&serving.self_signed_dir, &serving.tls_cert_file) {
+        let directory = directory.clone();
+        return Err(Conflict::UnusedSelfSignedDir { directory });
+    }
     require_both(
         (
             "targets.kubeletClientCertificate",
@@ -170,6 +179,19 @@ mod tests {
         let error = error(|config| config.targets.kubelet_client_key = Some("tls.key".into()));
         assert!(
             error.starts_with("targets.kubeletClientCertificate: not set"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn rejects_directory_for_self_signed_certificate_beside_certificate() {
+        let error = error(|config| {
+            config.serving.tls_cert_file = Some("tls.crt".into());
+            config.serving.tls_private_key_file = Some("tls.key".into());
+            config.serving.self_signed_dir = Some("tls".into());
+        });
+        assert!(
+            error.starts_with("serving.selfSignedDir: \"tls\" has no effect"),
             "{error}"
         );
     }

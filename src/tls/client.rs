@@ -13,7 +13,8 @@ use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier}
 use rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::{TlsError, load_certificates, load_pair, versions};
+use super::pair::{Concern, Pair, Role, load_certificates};
+use super::{TlsError, versions};
 use crate::config::{Targets, TlsVersion};
 use crate::file_watch::FileWatch;
 use crate::model::error_chain;
@@ -105,7 +106,14 @@ pub struct KubeletTls {
     /// certificate is verified, and no client certificate is configured.
     pub sends_token: bool,
     files: KubeletFiles,
-    current: ArcSwap<EndpointTls>,
+    current: ArcSwap<KubeletSetup>,
+}
+
+#[derive(Debug)]
+struct KubeletSetup {
+    tls: Arc<EndpointTls>,
+    /// Client certificate, if configured.
+    pair: Option<Pair>,
 }
 
 #[derive(Clone, Debug)]
@@ -157,12 +165,27 @@ impl ClientTls {
 impl KubeletTls {
     /// Returns the configuration for the next handshake.
     pub fn current(&self) -> Arc<EndpointTls> {
-        self.current.load_full()
+        Arc::clone(&self.current.load().tls)
     }
 
-    /// Reloads changed files for the next handshakes; never returns. Invalid files are logged, and
-    /// the old configuration stays.
-    pub async fn watch_files(self: Arc<Self>) {
+    /// Returns the end of the client certificate's validity in Unix seconds, if one is configured.
+    pub fn expires(&self) -> Option<i64> {
+        self.current.load().pair.as_ref().map(|pair| pair.expires)
+    }
+
+    /// Returns the properties for which kubelets may reject the client certificate.
+    pub fn concerns(&self) -> Vec<Concern> {
+        let current = self.current.load();
+        current
+            .pair
+            .as_ref()
+            .map(|pair| pair.concerns.clone())
+            .unwrap_or_default()
+    }
+
+    /// Reloads changed files for the next handshakes and calls `reloaded`; never returns. Invalid
+    /// files are logged, and the old configuration stays.
+    pub async fn watch_files(self: Arc<Self>, reloaded: impl Fn(&Self)) {
         let KubeletFiles {
             authority, pair, ..
         } = self.files.clone();
@@ -179,11 +202,12 @@ impl KubeletTls {
         loop {
             files.changed().await;
             match self.files.load() {
-                Ok(tls) => {
+                Ok(setup) => {
                     // The new configuration has an empty session cache, so sessions that were
                     // verified with the old CA are not resumed.
-                    self.current.store(Arc::new(tls));
+                    self.current.store(Arc::new(setup));
                     tracing::info!("reloaded the CA and the client certificate for kubelets");
+                    reloaded(&self);
                 }
                 Err(error) => tracing::error!(
                     error = error_chain(&error),
@@ -195,7 +219,7 @@ impl KubeletTls {
 }
 
 impl KubeletFiles {
-    fn load(&self) -> Result<EndpointTls, TlsError> {
+    fn load(&self) -> Result<KubeletSetup, TlsError> {
         let verifier = match &self.authority {
             Some(path) => {
                 let mut roots = RootCertStore::empty();
@@ -217,16 +241,22 @@ impl KubeletFiles {
             Some(verifier) => builder(self.min_version)?.with_webpki_verifier(Arc::clone(verifier)),
             None => unverified(self.min_version)?,
         };
-        let config = match &self.pair {
-            Some((certificate, key)) => {
-                let pair = load_pair(certificate, key)?;
-                builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
-                    (*pair).clone(),
-                )))
+        let pair = self
+            .pair
+            .as_ref()
+            .map(|(certificate, key)| Pair::load(certificate, key, Role::Client))
+            .transpose()?;
+        let config = match &pair {
+            Some(pair) => {
+                let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&pair.key));
+                builder.with_client_cert_resolver(Arc::new(resolver))
             }
             None => builder.with_no_client_auth(),
         };
-        Ok(EndpointTls::new(config, verifier))
+        Ok(KubeletSetup {
+            tls: Arc::new(EndpointTls::new(config, verifier)),
+            pair,
+        })
     }
 }
 

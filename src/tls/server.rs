@@ -1,7 +1,7 @@
 //! TLS server configuration: certificates from files or self-signed, and client certificates that
 //! are requested in the handshake and verified per request.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -14,13 +14,17 @@ use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
-use super::{TlsError, load_pair, versions};
+use super::pair::{Concern, Pair, Role};
+use super::{TlsError, self_signed, versions};
 use crate::config::{Serving, TlsVersion};
 use crate::trust::DynamicClientCas;
 
 /// Number of session tickets sent after a TLS 1.3 handshake: one to resume with and one spare, as
 /// rustls' default. Without tickets, a reconnect costs three times as much.
 const TICKETS: usize = 2;
+
+/// Name of the file with the CA of a self-signed certificate.
+pub(super) const CA_FILE: &str = "ca.crt";
 
 /// TLS configuration of the HTTPS port. Shared by the workers, so that a session can be resumed on
 /// any of them.
@@ -32,24 +36,47 @@ pub struct ServerTls {
     min_version: TlsVersion,
     ticketer: Arc<dyn ProducesTickets>,
     files: Option<(PathBuf, PathBuf)>,
+    /// File with the CA of a self-signed certificate, if it is stored.
+    self_signed_ca: Option<PathBuf>,
 }
 
 impl ServerTls {
-    /// Loads the configured certificate files, or creates a self-signed certificate. The handshake
-    /// names `client_cas` (of callers and of front proxies) as acceptable issuers.
+    /// Loads the configured certificate files, or creates a self-signed certificate and stores it if
+    /// a directory is configured. The handshake names `client_cas` (of callers and of front
+    /// proxies) as acceptable issuers.
     ///
     /// # Errors
-    /// [`TlsError`] if a file cannot be read, or key and certificate do not match.
+    /// [`TlsError`] if a file cannot be used, or key and certificate do not match.
     pub fn new(serving: &Serving, client_cas: [DynamicClientCas; 2]) -> Result<Self, TlsError> {
+        Self::load(serving, client_cas, true)
+    }
+
+    /// Loads as [`Self::new`] does, without writing a file.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn check(serving: &Serving, client_cas: [DynamicClientCas; 2]) -> Result<Self, TlsError> {
+        Self::load(serving, client_cas, false)
+    }
+
+    fn load(
+        serving: &Serving,
+        client_cas: [DynamicClientCas; 2],
+        write: bool,
+    ) -> Result<Self, TlsError> {
         let files = serving
             .tls_cert_file
             .clone()
             .zip(serving.tls_private_key_file.clone());
-        let key = match &files {
-            Some((certificate, key)) => load_pair(certificate, key)?,
-            None => self_signed()?,
+        let directory = serving.self_signed_dir.as_deref();
+        let pair = match (&files, directory) {
+            (Some((certificate, key)), _) => Pair::load(certificate, key, Role::Server)?,
+            (None, Some(directory)) => {
+                self_signed::load_or_create(directory, serving.secure_listen_address, write)?
+            }
+            (None, None) => self_signed::create(serving.secure_listen_address)?,
         };
-        let certificate = Arc::new(CurrentCertificate(ArcSwap::new(key)));
+        let certificate = Arc::new(CurrentCertificate(ArcSwap::from_pointee(pair)));
         let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         let config = server_config(
             &certificate,
@@ -64,6 +91,9 @@ impl ServerTls {
             client_cas,
             min_version: serving.tls_min_version,
             ticketer,
+            self_signed_ca: directory
+                .filter(|_| files.is_none())
+                .map(|directory| directory.join(CA_FILE)),
             files,
         })
     }
@@ -83,7 +113,22 @@ impl ServerTls {
 
     /// Returns the current certificate chain, leaf first.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
-        self.certificate.0.load().cert.clone()
+        self.certificate.0.load().key.cert.clone()
+    }
+
+    /// Returns the end of the certificate's validity in Unix seconds.
+    pub fn expires(&self) -> i64 {
+        self.certificate.0.load().expires
+    }
+
+    /// Returns the properties for which clients may reject the certificate.
+    pub fn concerns(&self) -> Vec<Concern> {
+        self.certificate.0.load().concerns.clone()
+    }
+
+    /// Returns the file with the CA of a self-signed certificate, if it is stored.
+    pub fn self_signed_ca(&self) -> Option<&Path> {
+        self.self_signed_ca.as_deref()
     }
 
     /// Reloads the certificate files and the client CAs for the next handshakes.
@@ -92,7 +137,8 @@ impl ServerTls {
     /// [`TlsError`] if the files are invalid; the old certificate stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         if let Some((certificate, key)) = &self.files {
-            self.certificate.0.store(load_pair(certificate, key)?);
+            let pair = Pair::load(certificate, key, Role::Server)?;
+            self.certificate.0.store(Arc::new(pair));
         }
         // Built anew even if only the CAs changed: the verifier holds their names. The ticketer is
         // kept, so that sessions of before can be resumed.
@@ -133,19 +179,6 @@ fn server_config(
     Ok(config)
 }
 
-/// Creates a self-signed certificate for trials. Clients can verify it by its fingerprint only.
-fn self_signed() -> Result<Arc<CertifiedKey>, TlsError> {
-    let names = ["localhost", "kube-bastion", "127.0.0.1", "::1"].map(str::to_owned);
-    let generated = rcgen::generate_simple_self_signed(names)?;
-    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(generated.signing_key.serialize_der().into());
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    Ok(Arc::new(CertifiedKey::from_der(
-        vec![generated.cert.der().clone()],
-        key,
-        &provider,
-    )?))
-}
-
 /// Returns the SHA-256 of a certificate in upper-case hex digits with `separator` between the
 /// bytes; with a colon, the format of `openssl x509 -fingerprint -sha256`.
 pub fn sha256_hex(certificate: &CertificateDer<'_>, separator: &str) -> String {
@@ -160,11 +193,11 @@ pub fn sha256_hex(certificate: &CertificateDer<'_>, separator: &str) -> String {
 
 /// Certificate for all server names, replaced by a reload.
 #[derive(Debug)]
-struct CurrentCertificate(ArcSwap<CertifiedKey>);
+struct CurrentCertificate(ArcSwap<Pair>);
 
 impl ResolvesServerCert for CurrentCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        Some(Arc::clone(&self.0.load().key))
     }
 }
 

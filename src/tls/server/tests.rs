@@ -247,10 +247,7 @@ fn reload_replaces_certificate_and_keeps_it_if_new_files_are_invalid() {
     assert!(matches!(server.reload(), Err(TlsError::Mismatch { .. })));
     assert_eq!(server.chain(), [old.cert.der().clone()]);
     std::fs::write(&certificate, "").unwrap();
-    assert!(matches!(
-        server.reload(),
-        Err(TlsError::NoCertificate { .. })
-    ));
+    assert!(matches!(server.reload(), Err(TlsError::Pem { .. })));
 
     write_pair(folder.path(), &new);
     server.reload().unwrap();
