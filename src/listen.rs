@@ -27,7 +27,7 @@ use crate::http::{Handler, HeadMemory, Interim, Reply, Request, Stream, h2};
 use crate::metrics::{ConnectionLimits, Metrics};
 use crate::model::{ClientAddress, Networks};
 use crate::proxy::{Body, Proxy};
-use crate::tls::ServerTls;
+use crate::tls::{ServerTls, is_certificate_error};
 use opening::{HeaderError, Opening};
 
 /// Pause after a failed accept. Without it a process without free file descriptors would loop,
@@ -243,6 +243,11 @@ impl Listener {
             OpenError::OtherProtocol => {
                 tracing::debug!(%address, "connection closed: it begins with neither TLS nor HTTP");
             }
+            OpenError::Tls(error) if is_certificate_error(&error) => tracing::info!(
+                %address,
+                %error,
+                "TLS handshake failed: the client does not hold the key of its certificate"
+            ),
             OpenError::Tls(error) => tracing::debug!(%address, %error, "TLS handshake failed"),
         }
     }

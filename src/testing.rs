@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::io::{DuplexStream, duplex};
 
 use crate::http::h1::{Framing, ServerConnection};
@@ -60,6 +62,19 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
+}
+
+/// Returns a PEM block of `tests/fixtures/client_certificates.pem`.
+pub fn certificate_pem(name: &str) -> &'static str {
+    const FILE: &str = include_str!("../tests/fixtures/client_certificates.pem");
+    let mut blocks = FILE.split("\n# ");
+    let found = blocks.find_map(|block| block.strip_prefix(name)?.strip_prefix('\n'));
+    found.unwrap_or_else(|| panic!("no fixture {name}"))
+}
+
+/// Returns a certificate of `tests/fixtures/client_certificates.pem`.
+pub fn certificate(name: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(certificate_pem(name).as_bytes()).unwrap()
 }
 
 /// Returns the head of a request. HTTP/2 has the authority of its URI.

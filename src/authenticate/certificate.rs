@@ -1,6 +1,10 @@
 //! Client certificates: user from the subject's CN, groups from its Os, as in kube-apiserver.
 
+mod direct;
+mod invalid;
+
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,11 +12,13 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use x509_parser::asn1_rs::{Oid, oid};
 use x509_parser::error::X509Error;
-use x509_parser::nom;
-use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
+use x509_parser::prelude::{X509Certificate, X509Name};
+
+pub use invalid::Invalid;
 
 use crate::model::Identity;
 use crate::model::identity::AUTHENTICATED;
+use crate::tls::{KeyError, PublicKey, parse_certificate};
 use crate::trust::DynamicClientCas;
 
 /// Attribute type of a user's uid in a subject (KEP-4601, OID under the CNCF's arc).
@@ -23,6 +29,8 @@ const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 /// Time to cache a failed verification. Short, so that a certificate that is not valid yet because
 /// of clock skew does not fail for the rest of its connection.
 const NEGATIVE_TTL_SECONDS: u64 = 10;
+/// Maximum length of a subject or issuer in an event, in characters.
+const MAX_NAME: usize = 256;
 
 /// Reason why a client certificate does not identify a caller.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -30,9 +38,12 @@ pub enum CertificateError {
     #[error("no client CA is configured or published by the cluster")]
     NoClientCa,
     #[error("the client certificate is not valid: {0}")]
-    Invalid(rustls::Error),
-    #[error("the client certificate cannot be parsed: {0}")]
-    Malformed(X509Error),
+    Invalid(#[from] Invalid),
+    #[error("the client certificate is malformed: {0}")]
+    Malformed(#[from] X509Error),
+    /// The handshake could not prove that the client holds the key.
+    #[error("the key of the client certificate cannot be used: {0}")]
+    Key(#[from] KeyError),
     #[error("the client certificate has no common name")]
     NoCommonName,
 }
@@ -45,6 +56,8 @@ pub struct ClientCertificate {
     intermediates: Vec<CertificateDer<'static>>,
     caller: Cached<Arc<Identity>>,
     front_proxy: Cached<Arc<str>>,
+    /// True once a rejection was logged, so that a connection has one event.
+    reported: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -70,6 +83,7 @@ impl ClientCertificate {
             intermediates: chain.collect(),
             caller: Cached(Mutex::new(None)),
             front_proxy: Cached(Mutex::new(None)),
+            reported: AtomicBool::new(false),
         })
     }
 
@@ -81,7 +95,22 @@ impl ClientCertificate {
         &self,
         cas: &DynamicClientCas,
     ) -> Result<Arc<Identity>, CertificateError> {
-        self.identity_at(unix_now(), cas)
+        let identity = self.identity_at(unix_now(), cas);
+        if let Err(error) = &identity
+            && !self.reported.swap(true, Ordering::Relaxed)
+        {
+            self.report(error);
+        }
+        identity
+    }
+
+    /// Logs a rejection. The client may have another credential, so its request may succeed.
+    fn report(&self, error: &CertificateError) {
+        let certificate = parse_certificate(&self.leaf).ok();
+        let name = |name: &X509Name<'_>| name.to_string().chars().take(MAX_NAME).collect();
+        let names = certificate.map(|it| (name(it.subject()), name(it.issuer())));
+        let (subject, issuer): (String, String) = names.unwrap_or_default();
+        tracing::info!(%error, subject, issuer, "client certificate rejected");
     }
 
     fn identity_at(
@@ -143,14 +172,25 @@ impl ClientCertificate {
         now: UnixTime,
         read: impl FnOnce(&X509Certificate<'_>, &CertificateDer<'_>) -> Result<T, CertificateError>,
     ) -> Result<(T, u64), CertificateError> {
-        // The builder fails only without a root; no CRLs are configured.
-        let verifier = WebPkiClientVerifier::builder(cas.roots())
-            .build()
-            .map_err(|_| CertificateError::NoClientCa)?;
-        verifier
-            .verify_client_cert(&self.leaf, &self.intermediates, now)
-            .map_err(CertificateError::Invalid)?;
-        let certificate = parse(&self.leaf)?;
+        let roots = cas.roots();
+        if roots.is_empty() {
+            return Err(CertificateError::NoClientCa);
+        }
+        let certificate = parse_certificate(&self.leaf)?;
+        // The handshake does not verify the possession of a key that cannot be used
+        // (`tls/server.rs`), so that such a certificate must not identify anybody.
+        PublicKey::from_certificate(&certificate)?;
+        if direct::applies_to(&certificate) {
+            direct::verify(&certificate, &roots, now)?;
+        } else {
+            // The builder fails only without a root; no CRLs are configured.
+            let verifier = WebPkiClientVerifier::builder(roots)
+                .build()
+                .map_err(|_| CertificateError::NoClientCa)?;
+            verifier
+                .verify_client_cert(&self.leaf, &self.intermediates, now)
+                .map_err(|error| Invalid::new(&error, &certificate))?;
+        }
         // Certificates that have expired already are ignored: rustls found a valid path without
         // them, so they must not end the verdict.
         let expires = std::iter::once(&self.leaf)
@@ -164,22 +204,10 @@ impl ClientCertificate {
     }
 }
 
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
-    match X509Certificate::from_der(certificate) {
-        Ok((_, certificate)) => Ok(certificate),
-        Err(nom::Err::Error(error) | nom::Err::Failure(error)) => {
-            Err(CertificateError::Malformed(error))
-        }
-        Err(nom::Err::Incomplete(_)) => {
-            Err(CertificateError::Malformed(X509Error::InvalidCertificate))
-        }
-    }
-}
-
 /// Returns the end of a certificate's validity in Unix seconds, or `None` if it cannot be parsed.
 /// Such an intermediate cannot be part of the verified path.
 fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
-    let certificate = parse(certificate).ok()?;
+    let certificate = parse_certificate(certificate).ok()?;
     certificate.validity().not_after.timestamp().try_into().ok()
 }
 

@@ -51,6 +51,8 @@ pub struct Cause {
 /// Kind of a cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum CauseReason {
+    /// A client certificate that does not identify the caller.
+    ClientCertificate,
     /// A review that was denied.
     AccessReview,
     /// A port that the service has.

@@ -4,7 +4,7 @@
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::{Body, ProxyError};
-use crate::authenticate::AuthenticationError;
+use crate::authenticate::{AuthenticationError, CredentialError};
 use crate::authorize::AuthorizationError;
 use crate::cluster::ExcludedEndpoint;
 use crate::forward::{DialError, ForwardError};
@@ -228,6 +228,13 @@ fn status(error: &ProxyError) -> Status {
         ProxyError::NotReady(_) => Status::service_unavailable(message()),
         ProxyError::TooManyHeaders => Status::header_fields_too_large(message()),
         ProxyError::Malformed(error) => Status::malformed_request(error.status(), message()),
+        // The reason describes the certificate, whose content the caller knows.
+        ProxyError::Authenticate(AuthenticationError::Unauthenticated(
+            CredentialError::Certificate(error),
+        )) => Status::unauthorized().with_causes(vec![Cause {
+            reason: CauseReason::ClientCertificate,
+            message: error.to_string(),
+        }]),
         ProxyError::Authenticate(AuthenticationError::Unauthenticated(_)) => Status::unauthorized(),
         ProxyError::Authenticate(AuthenticationError::Impersonation(_)) => {
             Status::bad_request(message())

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
@@ -15,6 +14,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
 use super::pair::{Concern, Pair, Role};
+use super::x509::{PublicKey, parse_certificate};
 use super::{TlsError, self_signed, versions};
 use crate::config::{Serving, TlsVersion};
 use crate::trust::DynamicClientCas;
@@ -165,7 +165,9 @@ fn server_config(
             .iter()
             .flat_map(|cas| cas.roots().subjects())
             .collect(),
-        algorithms: provider.signature_verification_algorithms,
+        schemes: provider
+            .signature_verification_algorithms
+            .supported_schemes(),
     };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions(min_version))?
@@ -213,7 +215,25 @@ impl ResolvesServerCert for CurrentCertificate {
 struct DeferredClientVerifier {
     /// Subjects of the client CAs, sent to clients that choose among several certificates.
     acceptable_issuers: Vec<DistinguishedName>,
-    algorithms: WebPkiSupportedAlgorithms,
+    schemes: Vec<SignatureScheme>,
+}
+
+impl DeferredClientVerifier {
+    /// Verifies the signature of the handshake with the key of the certificate.
+    ///
+    /// A certificate that is malformed, or whose key is not supported, passes without a
+    /// verification: the client may have a valid token beside it. `authenticate` reads the key with
+    /// the same functions and rejects such a certificate as a credential.
+    fn verify_possession(
+        certificate: &CertificateDer<'_>,
+        verify: impl FnOnce(PublicKey<'_>) -> Result<(), rustls::Error>,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let certificate = parse_certificate(certificate).ok();
+        if let Some(Ok(key)) = certificate.as_ref().map(PublicKey::from_certificate) {
+            verify(key)?;
+        }
+        Ok(HandshakeSignatureValid::assertion())
+    }
 }
 
 impl ClientCertVerifier for DeferredClientVerifier {
@@ -243,7 +263,7 @@ impl ClientCertVerifier for DeferredClientVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.algorithms)
+        Self::verify_possession(certificate, |key| key.verify_tls12(message, signed))
     }
 
     fn verify_tls13_signature(
@@ -252,11 +272,11 @@ impl ClientCertVerifier for DeferredClientVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+        Self::verify_possession(certificate, |key| key.verify_tls13(message, signed))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        self.schemes.clone()
     }
 }
 

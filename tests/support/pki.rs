@@ -51,6 +51,27 @@ impl Ca {
         self.issue(folder, user, &params)
     }
 
+    /// Issues a server certificate that is valid until the start of a year.
+    pub fn server_until(
+        &self,
+        folder: &Path,
+        name: &str,
+        hosts: &[&str],
+        year: i32,
+    ) -> Result<Pair> {
+        let mut params =
+            CertificateParams::new(hosts.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        self.issue(folder, name, &params)
+    }
+
+    /// Issues a client certificate that is valid until the start of a year.
+    pub fn client_until(&self, folder: &Path, user: &str, year: i32) -> Result<Pair> {
+        let mut params = CertificateParams::default();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        self.issue(folder, user, &params)
+    }
+
     fn issue(&self, folder: &Path, name: &str, params: &CertificateParams) -> Result<Pair> {
         let key = KeyPair::generate()?;
         let name = name.replace(':', "-");
@@ -65,4 +86,17 @@ impl Ca {
         std::fs::write(&pair.key, key.serialize_pem())?;
         Ok(pair)
     }
+}
+
+/// Certificates that tools other than rcgen issued, and their keys; a name before each.
+const FIXTURES: &str = include_str!("../fixtures/client_certificates.pem");
+
+/// Returns a PEM block of the fixtures.
+///
+/// # Panics
+/// Panics if there is none of this name.
+pub fn fixture(name: &str) -> &'static str {
+    let mut blocks = FIXTURES.split("\n# ");
+    let found = blocks.find_map(|block| block.strip_prefix(name)?.strip_prefix('\n'));
+    found.unwrap_or_else(|| panic!("no fixture {name}"))
 }

@@ -12,6 +12,7 @@ use rustls::{
 };
 
 use super::*;
+use crate::testing;
 
 const TLS12: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12];
 const TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
@@ -45,11 +46,14 @@ impl Client {
     }
 
     fn with(certificate: &Generated<KeyPair>, key: &KeyPair) -> Arc<Self> {
+        Self::presenting(certificate.cert.der().clone(), key)
+    }
+
+    fn presenting(certificate: CertificateDer<'static>, key: &KeyPair) -> Arc<Self> {
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
-        let chain = vec![certificate.cert.der().clone()];
         Arc::new(Self {
-            certificate: Some(Arc::new(CertifiedKey::new(chain, key))),
+            certificate: Some(Arc::new(CertifiedKey::new(vec![certificate], key))),
             issuers: Mutex::default(),
         })
     }
@@ -183,6 +187,85 @@ fn rejects_client_certificate_without_its_key() {
             connect(&server, &client).unwrap_err(),
             Error::InvalidCertificate(CertificateError::BadSignature)
         );
+    }
+}
+
+/// Certificates that webpki does not parse or accept: their signature is verified nevertheless.
+#[test]
+fn requires_key_of_certificates_of_every_version() {
+    crate::tls::install_provider();
+    let server = server(TlsVersion::Tls12, Default::default());
+    let own = KeyPair::from_pem(testing::certificate_pem("client.key")).unwrap();
+    let other = KeyPair::generate().unwrap();
+    for name in [
+        "version-1",
+        "version-1-other-ca",
+        "version-1-md5",
+        "ca-true",
+        "any-usage",
+    ] {
+        for versions in [TLS12, TLS13] {
+            let present = |key| {
+                let client = Client::presenting(testing::certificate(name), key);
+                connect(&server, &client.config(&server, versions, &[]))
+            };
+            let connection = present(&own).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(
+                connection.peer_certificates().unwrap(),
+                [testing::certificate(name)]
+            );
+            assert_eq!(
+                present(&other).unwrap_err(),
+                Error::InvalidCertificate(CertificateError::BadSignature),
+                "{name}"
+            );
+        }
+    }
+}
+
+/// `authenticate` rejects them as credentials.
+#[test]
+fn completes_handshake_with_certificates_that_cannot_be_verified() {
+    crate::tls::install_provider();
+    let server = server(TlsVersion::Tls12, Default::default());
+    let key = KeyPair::generate().unwrap();
+    let fixtures = ["rsa-1024", "dsa", "ed448", "secp256k1"].map(testing::certificate);
+    let garbage = [&b"garbage"[..], &[0x30, 0x80]].map(|der| der.to_vec().into());
+    for certificate in fixtures.into_iter().chain(garbage) {
+        for versions in [TLS12, TLS13] {
+            let client = Client::presenting(certificate.clone(), &key);
+            let connection = connect(&server, &client.config(&server, versions, &[])).unwrap();
+            assert_eq!(
+                connection.peer_certificates().unwrap(),
+                std::slice::from_ref(&certificate)
+            );
+        }
+    }
+}
+
+/// Each type of key that TLS 1.2 and 1.3 sign with.
+#[test]
+fn verifies_signatures_of_all_supported_keys() {
+    crate::tls::install_provider();
+    let server = server(TlsVersion::Tls12, Default::default());
+    for algorithm in [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ECDSA_P521_SHA512,
+        &rcgen::PKCS_ED25519,
+        &rcgen::PKCS_RSA_SHA256,
+    ] {
+        let generate = || KeyPair::generate_for(algorithm).unwrap();
+        let (own, other) = (generate(), generate());
+        let certificate = CertificateParams::default().self_signed(&own).unwrap();
+        for versions in [TLS12, TLS13] {
+            let present = |key| {
+                let client = Client::presenting(certificate.der().clone(), key);
+                connect(&server, &client.config(&server, versions, &[]))
+            };
+            assert!(present(&own).is_ok(), "{algorithm:?}");
+            assert!(present(&other).is_err(), "{algorithm:?}");
+        }
     }
 }
 

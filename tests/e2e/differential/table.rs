@@ -225,7 +225,7 @@ pub const GENERAL_DIFFERENCES: [GeneralDifference; 17] = [
     GeneralDifference {
         name: "causes",
         because: "C93",
-        text: "A 403 or 503 of the bastion lists remedies under details.causes, the former for callers that may read the target.",
+        text: "A 403 or 503 of the bastion lists remedies under details.causes, the former for callers that may read the target; a 401 has the fault of the client certificate there.",
     },
     GeneralDifference {
         name: "challenge",

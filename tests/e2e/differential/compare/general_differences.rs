@@ -462,7 +462,7 @@ fn transport_words(
 fn causes(_: &Row, bastion: &mut Observation, apiserver: &mut Observation) -> Result<(), String> {
     let refused = bastion
         .get("status")
-        .is_some_and(|status| ["403", "503"].contains(&&**status));
+        .is_some_and(|status| ["401", "403", "503"].contains(&&**status));
     if !refused || apiserver.contains_key("causes") || bastion.remove("causes").is_none() {
         return Ok(());
     }
