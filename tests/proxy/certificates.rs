@@ -16,8 +16,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::OK_RESPONSE;
 use crate::support::bastion::Bastion;
+use crate::support::client::Client;
 use crate::support::eventually;
-use crate::support::pki::fixture;
+use crate::support::pki::{Ca, fixture};
 use crate::support::test_bed::{PREFIX, TestBed, read_all, read_until};
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
@@ -90,6 +91,28 @@ async fn authenticates_certificates_of_x509_version_1() -> Result<()> {
                 "{name}: {response}"
             );
         }
+    }
+    Ok(())
+}
+
+/// The permissions of the user do not depend on the version of its certificate.
+#[tokio::test]
+async fn authorizes_users_of_both_versions_of_x509() -> Result<()> {
+    kube_bastion::tls::install_provider();
+    let (folder, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let ca = Ca::new(folder.path(), "client-ca")?;
+    let bed = TestBed::with(&[&format!("--client-ca-file={}", ca.file.display())]).await?;
+    for pair in [
+        ca.client(folder.path(), "reader", "g")?,
+        ca.client_of_version_1(other.path(), "reader", "g")?,
+    ] {
+        let secure = bed.bastion.secure;
+        let mut client = Client::connect(secure, &bed.ca.file, None, Some(&pair)).await?;
+        let path = |pod: &str| format!("/api/v1/namespaces/default/{pod}/proxy/");
+        let response = client.get(&path("pods/missing")).await?;
+        ensure!(response.status == 404, "{response:?}");
+        let response = client.get(&path("services/missing")).await?;
+        ensure!(response.status == 403, "{response:?}");
     }
     Ok(())
 }
@@ -217,7 +240,7 @@ fn end_of_validity(file: &std::path::Path) -> Result<i64> {
 async fn exposes_expiration_of_certificates_in_use() -> Result<()> {
     kube_bastion::tls::install_provider();
     let folder = tempfile::tempdir()?;
-    let ca = crate::support::pki::Ca::new(folder.path(), "kubelet-ca")?;
+    let ca = Ca::new(folder.path(), "kubelet-ca")?;
     let kubelet = ca.client(folder.path(), "kubelet-client", "g")?;
     let bed = TestBed::with(&[
         &format!(

@@ -12,6 +12,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
@@ -177,7 +178,12 @@ pub async fn tls_over(
         Some(Pair { certificate, key }) => {
             let chain =
                 CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(key)?)?
+            let key = PrivateKeyDer::from_pem_file(key)?;
+            let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
+            // Unlike `with_client_auth_cert`, this does not parse the certificate, which may be of
+            // X.509 version 1.
+            let key = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+            builder.with_client_cert_resolver(Arc::new(key))
         }
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();

@@ -2,10 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    SigningKey,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::asn1_rs::{Any, Class, FromDer};
 
 /// Certificate authority.
 pub struct Ca {
@@ -72,6 +78,28 @@ impl Ca {
         self.issue(folder, user, &params)
     }
 
+    /// Issues a client certificate of X.509 version 1, as `openssl x509 -req` of OpenSSL 3.0 does.
+    pub fn client_of_version_1(&self, folder: &Path, user: &str, group: &str) -> Result<Pair> {
+        let pair = self.client(folder, user, group)?;
+        let version_3 = CertificateDer::from_pem_file(&pair.certificate)?;
+        let parts = elements(Any::from_der(&version_3)?.1.data)?;
+        let [(_, signed), (_, algorithm), _] = parts[..] else {
+            bail!("a certificate has three parts");
+        };
+        let mut fields = elements(Any::from_der(signed)?.1.data)?;
+        // Without the version and the extensions, which have the tags 0 and 3.
+        fields.retain(|(class, _)| *class == Class::Universal);
+        let fields: Vec<_> = fields.iter().map(|(_, field)| *field).collect();
+        let signed = encode(0x30, &fields.concat());
+        // The signature is a BIT STRING without unused bits.
+        let signature = [&[0], &*self.issuer.key().sign(&signed)?].concat();
+        let version_1 = [&signed, algorithm, &encode(0x03, &signature)].concat();
+        let version_1 = STANDARD.encode(encode(0x30, &version_1));
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{version_1}\n-----END CERTIFICATE-----\n");
+        std::fs::write(&pair.certificate, pem)?;
+        Ok(pair)
+    }
+
     fn issue(&self, folder: &Path, name: &str, params: &CertificateParams) -> Result<Pair> {
         let key = KeyPair::generate()?;
         let name = name.replace(':', "-");
@@ -86,6 +114,30 @@ impl Ca {
         std::fs::write(&pair.key, key.serialize_pem())?;
         Ok(pair)
     }
+}
+
+/// Splits a sequence of DER elements. Returns them with their classes.
+fn elements(mut der: &[u8]) -> Result<Vec<(Class, &[u8])>> {
+    let mut elements = Vec::new();
+    while !der.is_empty() {
+        let (rest, any) = Any::from_der(der)?;
+        elements.push((any.class(), &der[..der.len() - rest.len()]));
+        der = rest;
+    }
+    Ok(elements)
+}
+
+/// Encodes an element of DER, of at most 65,535 bytes.
+fn encode(tag: u8, value: &[u8]) -> Vec<u8> {
+    let [high, low] = u16::try_from(value.len())
+        .expect("a short element")
+        .to_be_bytes();
+    let length = match (high, low) {
+        (0, ..0x80) => vec![low],
+        (0, _) => vec![0x81, low],
+        _ => vec![0x82, high, low],
+    };
+    [&[tag], &*length, value].concat()
 }
 
 /// Certificates that tools other than rcgen issued, and their keys; a name before each.

@@ -104,6 +104,30 @@ impl Callers {
             "untrusted-certificate",
             certificate(other.client(folder, "untrusted-certificate", "system:masters")?),
         );
+        callers.insert(
+            "untrusted-certificate-with-token",
+            Credentials {
+                token: Some(token_of_operator),
+                certificate: Some(other.client(
+                    folder,
+                    "untrusted-beside-token",
+                    "system:masters",
+                )?),
+                ..Credentials::default()
+            },
+        );
+        let ca = &fixture.cluster.ca;
+        callers.insert(
+            "expired",
+            certificate(ca.client_until(folder, "expired", 2001)?),
+        );
+        // Another folder, because the files have the name of the user.
+        let version_1 = folder.join("version-1");
+        std::fs::create_dir_all(&version_1)?;
+        callers.insert(
+            "version-1",
+            certificate(ca.client_of_version_1(&version_1, "table-jane", "table-devs")?),
+        );
         let front = &fixture.cluster.front_proxy;
         callers.insert(
             "front-proxy",
