@@ -14,7 +14,7 @@ use rustls::{SupportedProtocolVersion, version};
 
 use crate::config::TlsVersion;
 pub use client::{ClientTls, EndpointTls, KubeletTls};
-pub use pair::{Concern, Inspection, Pair};
+pub use pair::{Concern, Pair};
 pub use self_signed::SelfSignedError;
 pub use server::{ServerTls, sha256_hex};
 pub use x509::{

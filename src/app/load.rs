@@ -1,13 +1,15 @@
 //! Loads the files that a configuration names: certificates, CAs, kubeconfig, manifests.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Error, Result};
 use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::ExposeSecret;
 
 use crate::config::{Config, ManifestsSource, Serving, SourceKind};
-use crate::tls::{ClientTls, Concern, Inspection, ServerTls, TlsError};
+use crate::tls::{ClientTls, Concern, Pair, ServerTls, TlsError};
 use crate::trust::{DynamicClientCas, Trust};
 use crate::watch::kubernetes::{self, Connections};
 use crate::watch::manifests::{ManifestError, Manifests, ObjectCounts};
@@ -85,9 +87,14 @@ impl Files {
 impl Source {
     pub async fn load(config: &Config, trust: &Trust) -> Result<Self> {
         Ok(match config.source.kind {
-            SourceKind::Kubernetes => Self::Kubernetes(Box::new(
-                kubernetes::connect(&config.source.kubernetes).await?,
-            )),
+            SourceKind::Kubernetes => {
+                let api = kubernetes::connect(&config.source.kubernetes).await?;
+                api_certificate(&api).context(
+                    "cannot use the client certificate of the kubeconfig (client-certificate, \
+                     client-key)",
+                )?;
+                Self::Kubernetes(Box::new(api))
+            }
             SourceKind::Manifests => {
                 let source = &config.source.manifests;
                 let directory = source.directory.clone();
@@ -111,18 +118,33 @@ impl Source {
     }
 }
 
-/// Inspects the client certificate for the API server; `None` if the kubeconfig has none.
-pub(super) fn inspect_api_certificate(api: &kube::Config) -> Option<Inspection> {
+/// Parses the client certificate for the API server, whose faults the API client does not name.
+/// `None` if the kubeconfig has none, or it cannot be read, which the API client reports.
+pub(super) fn api_certificate(api: &kube::Config) -> Result<Option<Pair>, TlsError> {
+    // Data takes precedence over files, as in the API client.
+    let load = |data: Option<&str>, data_name: &str, file: Option<&str>| match (data, file) {
+        (Some(data), _) => Some((PathBuf::from(data_name), STANDARD.decode(data).ok()?)),
+        (None, Some(file)) => Some((PathBuf::from(file), std::fs::read(file).ok()?)),
+        (None, None) => None,
+    };
     let user = &api.auth_info;
-    // The precedence of kube.
-    if let Some(data) = &user.client_certificate_data {
-        let file = base64::engine::general_purpose::STANDARD
-            .decode(data)
-            .ok()?;
-        return Inspection::new(Path::new("client-certificate-data"), &file);
+    let certificate = load(
+        user.client_certificate_data.as_deref(),
+        "client-certificate-data",
+        user.client_certificate.as_deref(),
+    );
+    let key_data = user.client_key_data.as_ref();
+    let key = load(
+        key_data.map(ExposeSecret::expose_secret),
+        "client-key-data",
+        user.client_key.as_deref(),
+    );
+    match (certificate, key) {
+        (Some((path, certificate)), Some((key_path, key))) => {
+            Pair::parse_client(&path, &certificate, &key_path, &key).map(Some)
+        }
+        _ => Ok(None),
     }
-    let path = Path::new(user.client_certificate.as_deref()?);
-    Inspection::new(path, &std::fs::read(path).ok()?)
 }
 
 /// Logs properties of certificates for which peers may reject them.
@@ -176,7 +198,7 @@ pub async fn load_all(config: &Config) -> Result<Option<ObjectCounts>> {
             if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {
                 kubernetes::review_client(&api, Connections::Pooled)?;
             }
-            if let Some(certificate) = inspect_api_certificate(&api) {
+            if let Some(certificate) = api_certificate(&api)? {
                 require_validity(certificate.concerns)?;
             }
             Ok(None)

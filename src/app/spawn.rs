@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::Addresses;
-use super::load::{Files, Source, inspect_api_certificate};
+use super::load::{Files, Source, api_certificate};
 use super::tasks::{bearer, purge_caches, reload_own_token, reload_server_tls, sweep_balance};
 use super::worker::Shared;
 use crate::authenticate::{
@@ -145,7 +145,7 @@ impl Setup<'_> {
             (None, Some(token)) => kubelet_token.store(bearer(token.expose_secret()).map(Arc::new)),
             (None, None) => {}
         }
-        if let Some(certificate) = inspect_api_certificate(api) {
+        if let Some(certificate) = api_certificate(api)? {
             metrics.certificates.api_client(certificate.expires);
             for concern in certificate.concerns {
                 tracing::warn!("{concern}");

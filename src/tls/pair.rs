@@ -14,6 +14,10 @@ use super::x509::{parse_certificate, private_key_error, signature_algorithm};
 use super::{TlsError, read};
 use crate::model::pem;
 
+/// Contents of files, for messages.
+const CERTIFICATES: &str = "certificates";
+const PRIVATE_KEY: &str = "a private key";
+
 /// Usage of a certificate in TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -98,9 +102,39 @@ impl Pair {
     /// # Errors
     /// [`TlsError`] with the file, its fault, and a remedy.
     pub(super) fn load(certificate: &Path, key: &Path, role: Role) -> Result<Self, TlsError> {
-        let chain = load_certificates(certificate)?;
-        let private = load_key(key)?;
-        Self::new(certificate, chain, key, &private, role)
+        let chain = read(CERTIFICATES, certificate)?;
+        let private = read(PRIVATE_KEY, key)?;
+        Self::parse(certificate, &chain, key, &private, role)
+    }
+
+    /// Parses a client certificate and its key in PEM, for another library that loads them. The
+    /// paths are for messages.
+    ///
+    /// # Errors
+    /// As of a certificate of this process: [`TlsError`] with the fault and a remedy.
+    pub fn parse_client(
+        path: &Path,
+        certificate: &[u8],
+        key_path: &Path,
+        key: &[u8],
+    ) -> Result<Self, TlsError> {
+        Self::parse(path, certificate, key_path, key, Role::Client)
+    }
+
+    fn parse(
+        path: &Path,
+        certificate: &[u8],
+        key_path: &Path,
+        key: &[u8],
+        role: Role,
+    ) -> Result<Self, TlsError> {
+        let chain = parse_certificates(path, certificate)?;
+        let private = pem::private_key(key).map_err(|source| TlsError::Pem {
+            content: PRIVATE_KEY,
+            path: key_path.into(),
+            source,
+        })?;
+        Self::new(path, chain, key_path, &private, role)
     }
 
     /// Checks a chain and its key. The paths are for messages.
@@ -157,42 +191,14 @@ impl Pair {
     }
 }
 
-/// Validity of a client certificate that another library loads.
-#[derive(Clone, Debug)]
-pub struct Inspection {
-    /// End of the leaf's validity in Unix seconds.
-    pub expires: i64,
-    /// Properties for which peers may reject the certificate.
-    pub concerns: Vec<Concern>,
-}
-
-impl Inspection {
-    /// Inspects a PEM file; `path` is for messages. `None` if it has no valid certificate, which
-    /// the other library reports.
-    pub fn new(path: &Path, file: &[u8]) -> Option<Self> {
-        let chain = pem::certificates(file).ok()?;
-        let parsed = parse_chain(path, &chain).ok()?;
-        Some(Self {
-            expires: parsed.first()?.validity().not_after.timestamp(),
-            concerns: concerns(path, &parsed, Role::Client),
-        })
-    }
-}
-
 /// Reads the certificates of a PEM file, at least one.
 pub(super) fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let file = read("certificates", path)?;
-    pem::certificates(&file).map_err(|source| TlsError::Pem {
-        content: "certificates",
-        path: path.into(),
-        source,
-    })
+    parse_certificates(path, &read(CERTIFICATES, path)?)
 }
 
-fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let file = read("a private key", path)?;
-    pem::private_key(&file).map_err(|source| TlsError::Pem {
-        content: "a private key",
+fn parse_certificates(path: &Path, file: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    pem::certificates(file).map_err(|source| TlsError::Pem {
+        content: CERTIFICATES,
         path: path.into(),
         source,
     })

@@ -83,6 +83,20 @@ impl Files {
     }
 }
 
+impl Files {
+    /// Writes a kubeconfig whose user has the files as client certificate.
+    fn kubeconfig(&self) -> String {
+        let kubeconfig = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
+             users: [{{name: u, user: {{client-certificate: {}, client-key: {}}}}}]\n",
+            self.certificate, self.key
+        );
+        write(self.directory.path(), "kubeconfig", &kubeconfig)
+    }
+}
+
 const SERVING: [&str; 2] = ["tls-cert-file", "tls-private-key-file"];
 const KUBELETS: [&str; 2] = ["kubelet-client-certificate", "kubelet-client-key"];
 
@@ -290,21 +304,32 @@ fn reports_certificates_outside_their_validity() {
 
 /// The client certificate of the kubeconfig is for the API server.
 #[test]
-fn reports_expired_client_certificate_of_the_kubeconfig() {
-    let (certificate, key) = pair(|params| params.not_after = rcgen::date_time_ymd(2001, 2, 3));
-    let files = Files::new(certificate.as_bytes(), key.as_bytes());
-    let kubeconfig = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-         contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
-         clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
-         users: [{{name: u, user: {{client-certificate: {}, client-key: {}}}}}]\n",
-        files.certificate, files.key
-    );
-    let kubeconfig = write(files.directory.path(), "kubeconfig", &kubeconfig);
-    assert_contains(
-        &failure(&["check", "--load", "--kubeconfig", &kubeconfig]),
-        &["expired at 2001-02-03T00:00:00Z", &files.certificate],
-    );
+fn reports_faults_of_the_client_certificate_of_the_kubeconfig() {
+    let (certificate, key) = pair(|_| ());
+    for ((certificate, key), parts) in [
+        (
+            pair(|params| params.not_after = rcgen::date_time_ymd(2001, 2, 3)),
+            ["tls.crt", "expired at 2001-02-03T00:00:00Z"],
+        ),
+        (
+            (fixture("version-1").into(), fixture("client.key").into()),
+            ["tls.crt", "X.509 version 1"],
+        ),
+        (
+            (fixture("rsa-1024").into(), fixture("rsa-1024.key").into()),
+            ["tls.key", "an RSA key of 1024 bits"],
+        ),
+        (
+            (certificate.clone(), block("ENCRYPTED PRIVATE KEY")),
+            ["tls.key", "is encrypted"],
+        ),
+        ((key, certificate), ["tls.crt", "may be swapped"]),
+    ] {
+        let files = Files::new(certificate.as_bytes(), key.as_bytes());
+        let kubeconfig = files.kubeconfig();
+        let stderr = failure(&["check", "--load", "--kubeconfig", &kubeconfig]);
+        assert_contains(&stderr, &parts);
+    }
 }
 
 #[test]

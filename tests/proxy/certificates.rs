@@ -278,6 +278,28 @@ async fn exposes_expiration_of_certificates_in_use() -> Result<()> {
     .await
 }
 
+#[tokio::test]
+async fn exposes_expiration_of_client_certificate_for_the_api() -> Result<()> {
+    kube_bastion::tls::install_provider();
+    let folder = tempfile::tempdir()?;
+    let pair = Ca::new(folder.path(), "ca")?.client(folder.path(), "bastion", "g")?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    // No API server listens there.
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+         contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
+         users: [{{name: u, user: {{client-certificate: {}, client-key: {}}}}}]\n",
+        pair.certificate.display(),
+        pair.key.display()
+    );
+    std::fs::write(&kubeconfig, text)?;
+    let bastion = Bastion::start(&[&format!("--kubeconfig={}", kubeconfig.display())])?;
+    let expected = end_of_validity(&pair.certificate)?;
+    ensure!(expiration(&bastion, "api-client").await? == Some(expected));
+    Ok(())
+}
+
 /// A client that trusts the CA file accepts the self-signed certificate, also after a restart.
 #[tokio::test]
 async fn stores_self_signed_certificate_with_its_ca() -> Result<()> {
