@@ -1,8 +1,9 @@
-//! Common clients: kubectl, curl, client-go, gRPC, WebSocket, a browser; and h2spec. `targets` has
-//! `kubectl get --raw` and `kubectl --server`.
+//! Common clients: kubectl, curl, client-go, the generated clients of Kubernetes, gRPC, WebSocket, a
+//! browser; and h2spec. `targets` has `kubectl get --raw` and `kubectl --server`.
 
 mod browser;
 mod curl;
+mod generated;
 mod go;
 mod grpc;
 mod h2spec;
@@ -10,10 +11,9 @@ mod kubectl;
 mod site;
 mod websocket;
 
-pub use browser::{
-    browser_shows_a_site, browser_shows_a_site_behind_kubectl_proxy, run_in_browser,
-};
+pub use browser::{browser_shows_a_site, browser_shows_a_site_behind_kubectl_proxy, drive};
 pub use curl::{curl_streams_responses, curl_uses_both_versions_of_http};
+pub use generated::{javascript_client_reaches_sub_paths, python_client_reaches_sub_paths};
 pub use go::client_go_uses_proxy_get;
 pub use grpc::{
     grpc_calls_and_streams_work, grpc_cancellations_reach_the_server,

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::clients::run_in_browser;
+use crate::clients::drive;
 use crate::fixture::Fixture;
 use crate::support::program::Program;
 
@@ -30,7 +30,7 @@ pub async fn page_shows_balancing_failover_and_rewritten_links(_: &mut Fixture) 
     let link = demo.wait_for_line("/services/dashboard/proxy/").await?;
     demo.wait_for_line("Changes are reported below.").await?;
     let setting = json!({"page": link.trim(), "screenshots": screenshots});
-    run_in_browser("demo.mjs", setting)
+    drive("demo.mjs", setting)
         .await
         .with_context(|| format!("the output of the demo:\n{}", demo.output().join("\n")))
 }

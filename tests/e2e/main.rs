@@ -7,8 +7,8 @@
 //! contains `TEXT`.
 //!
 //! The scenarios need root for the namespace, Go for the control plane (unless `KUBEBUILDER_ASSETS`
-//! provides it) and for clients, and Node with npm, curl and Chromium for the other clients. All
-//! scenarios fail if the cluster cannot be set up.
+//! provides it) and for clients, and Node with npm, Python with pip, curl and Chromium for the
+//! other clients. All scenarios fail if the cluster cannot be set up.
 
 mod balance;
 mod callers;
@@ -21,6 +21,7 @@ mod faults;
 mod fixture;
 mod kubelet;
 mod outages;
+mod packages;
 #[path = "../support/mod.rs"]
 mod support;
 mod targets;
@@ -124,6 +125,8 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         clients::curl_uses_both_versions_of_http,
         clients::curl_streams_responses,
         clients::client_go_uses_proxy_get,
+        clients::python_client_reaches_sub_paths,
+        clients::javascript_client_reaches_sub_paths,
         clients::websockets_open_over_http1,
         clients::websockets_open_over_http2,
         clients::browser_shows_a_site,

@@ -1,14 +1,14 @@
 //! Headless Chromium with a site that assumes to be at the root of its host.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::kubectl::KubectlProxy;
 use super::site::site;
 use crate::fixture::{Fixture, path};
+use crate::packages;
 use crate::support::app::App;
 use crate::support::program::{Program, find_program};
 
@@ -68,59 +68,19 @@ async fn serve(fixture: &Fixture, name: &str, port: u16) -> Result<App> {
 }
 
 async fn visit(base: &str, token: Option<&str>) -> Result<()> {
-    run_in_browser("visit.mjs", json!({"base": base, "token": token})).await
+    drive("visit.mjs", json!({"base": base, "token": token})).await
 }
 
-/// Runs a script of `tests/clients/browser` with settings, and the path of Chromium, on its
-/// standard input.
-pub async fn run_in_browser(script: &str, mut settings: Value) -> Result<()> {
+/// Runs a program of `tests/clients/browser`, which reads `setting` and the path of Chromium.
+pub async fn drive(program: &str, mut setting: Value) -> Result<()> {
     let chromium = find_program(
         &["chromium", "chromium-browser", "google-chrome"],
         "on Debian, apt-get install chromium",
     )?;
-    settings["chromium"] = json!(chromium);
-    let folder = installation(script)?;
-    let node = find_program(
-        &["node"],
-        "install Node 18 or later; on Debian, apt-get install nodejs",
-    )?;
-    let mut command = Command::new(node);
-    let mut browser = Program::start(command.arg(folder.join(script)))?;
-    browser.write(settings.to_string().as_bytes())?;
+    setting["chromium"] = json!(chromium);
+    let folder = packages::npm("browser")?;
+    let mut command = Command::new(packages::node()?);
+    let mut browser = Program::start(command.arg(folder.join(program)))?;
+    browser.write(setting.to_string().as_bytes())?;
     browser.finish().await
-}
-
-/// Installs the packages of package-lock.json in a folder of target/, unless the lock file is
-/// unchanged. Returns the folder, with the script.
-fn installation(script: &str) -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (source, folder) = (
-        root.join("tests/clients/browser"),
-        root.join("target/clients/browser"),
-    );
-    std::fs::create_dir_all(&folder)?;
-    std::fs::copy(source.join(script), folder.join(script))?;
-    let lock = std::fs::read(source.join("package-lock.json"))?;
-    let installed_lock = folder.join("installed-lock.json");
-    if std::fs::read(&installed_lock).is_ok_and(|installed| installed == lock) {
-        return Ok(folder);
-    }
-    for name in ["package.json", "package-lock.json"] {
-        std::fs::copy(source.join(name), folder.join(name))?;
-    }
-    let npm = find_program(&["npm"], "on Debian, apt-get install npm")?;
-    let mut command = Command::new(npm);
-    command
-        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-        .current_dir(&folder);
-    let output = command.output().context("npm did not start")?;
-    let printed = [output.stdout, output.stderr].concat();
-    ensure!(
-        output.status.success(),
-        "`npm ci` failed in {}:\n{}",
-        folder.display(),
-        String::from_utf8_lossy(&printed)
-    );
-    std::fs::write(installed_lock, lock)?;
-    Ok(folder)
 }
