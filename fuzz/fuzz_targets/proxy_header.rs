@@ -1,5 +1,6 @@
-//! Headers of the PROXY protocol. A header has one result in whatever pieces it arrives and whatever follows it, ends
-//! within its limit, and has an address in the notation by which the bastion compares addresses.
+//! Headers of the PROXY protocol. A header has one result in whatever pieces it arrives and
+//! whatever follows it, ends within its limit, and has an address in the notation by which the
+//! bastion compares addresses.
 #![no_main]
 
 use kube_bastion::model::proxy_header::{MAX_HEADER_BYTES, SIGNATURE_V2, parse};

@@ -22,7 +22,7 @@ const MAX_HOPS: usize = 32;
 pub struct Forwarded {
     /// The rightmost address of `X-Forwarded-For` that is not a trusted proxy's.
     pub client: IpAddr,
-    /// Whether the client used TLS. `None` if it is not reported.
+    /// True if the client used TLS. `None` if it is not reported.
     pub secure: Option<bool>,
     /// Host that the client requested. `None` if no valid one is reported.
     pub host: Option<HeaderValue>,
@@ -31,9 +31,9 @@ pub struct Forwarded {
 impl Forwarded {
     /// Reads the headers of a request from `proxy`, which is one of the `trusted` ones.
     ///
-    /// Each proxy appends the address that it accepted the request from, so addresses count from the
-    /// right, and those left of the first one that is not trusted may be forged. If an element is
-    /// not an address, the proxy that appended it is the client.
+    /// Each proxy appends the address that it accepted the request from. So addresses count from
+    /// the right, and those left of the first one that is not trusted may be forged. If an element
+    /// is not an address, the proxy that appended it is the client.
     pub fn read(headers: &HeaderMap, proxy: IpAddr, trusted: &Networks) -> Self {
         let mut client = proxy;
         let mut hops = 0;

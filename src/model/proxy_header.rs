@@ -29,8 +29,8 @@ const IPV6_BYTES: usize = 36;
 pub struct ProxyHeader {
     /// Length of the header in bytes.
     pub length: usize,
-    /// Address of the client. `None` if the connection is the load balancer's own, or the client has
-    /// no address: the address of the connection applies.
+    /// Address of the client. `None` if the connection is the load balancer's own, or the client
+    /// has no address: the address of the connection applies.
     pub source: Option<IpAddr>,
 }
 
@@ -92,8 +92,8 @@ fn parse_v1(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyHeaderError> {
     }))
 }
 
-/// Returns the source of `FAMILY SOURCE DESTINATION SOURCE-PORT DESTINATION-PORT`, of which all must
-/// be valid.
+/// Returns the source of `FAMILY SOURCE DESTINATION SOURCE-PORT DESTINATION-PORT`, of which all
+/// must be valid.
 fn source_v1(text: &[u8]) -> Result<Option<IpAddr>, ProxyHeaderError> {
     // What follows is to be ignored.
     if text == b"UNKNOWN" || text.starts_with(b"UNKNOWN ") {
