@@ -8,8 +8,10 @@
 //!
 //! The scenarios need root for the namespace, Go for the control plane (unless `KUBEBUILDER_ASSETS`
 //! provides it) and for clients, and Node with npm, Python with pip, curl and Chromium for the
-//! other clients. All scenarios fail if the cluster cannot be set up.
+//! other clients. Those of `apps` need Debian's packages of Prometheus and `RabbitMQ`, too. All
+//! scenarios fail if the cluster cannot be set up.
 
+mod apps;
 mod balance;
 mod callers;
 mod clients;
@@ -138,6 +140,13 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         clients::grpc_cancellations_reach_the_server,
         clients::grpc_goaway_fails_no_call,
         clients::grpc_streams_continue_during_a_drain,
+        apps::jupyterlab_runs_a_notebook,
+        apps::tensorboard_shows_scalars,
+        apps::streamlit_reruns_its_page,
+        apps::verdaccio_publishes_and_shows_packages,
+        apps::node_red_deploys_a_flow,
+        apps::rabbitmq_management_creates_a_queue,
+        apps::prometheus_answers_a_query,
         deployed::api_accepts_the_manifests,
         deployed::pod_uses_its_service_account_and_reloads_its_token,
         deployed::sigterm_finishes_running_requests,

@@ -15,6 +15,9 @@ use super::{eventually, within};
 /// Maximum time for a program to exit, on a busy machine.
 const EXIT_TIMEOUT: Duration = Duration::from_mins(2);
 
+/// Maximum time of [`Program::wait_for_line`].
+const LINE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Running program. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Program {
@@ -57,9 +60,17 @@ impl Program {
     /// # Errors
     /// Returns an error with the output if there is none in time or the program exits.
     pub async fn wait_for_line(&mut self, text: &str) -> Result<String> {
+        self.wait_for_line_within(LINE_TIMEOUT, text).await
+    }
+
+    /// Waits as [`Self::wait_for_line`], for at most `timeout`.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_line`].
+    pub async fn wait_for_line_within(&mut self, timeout: Duration, text: &str) -> Result<String> {
         let mut found = None;
         let what = format!("{text:?} in the output of {}", self.name);
-        let waited = eventually(&what, async || {
+        let waited = within(timeout, &what, async || {
             let exited = self.child.try_wait()?;
             found = self.output().into_iter().find(|line| line.contains(text));
             // Its last lines may still be in the pipes when it has exited.

@@ -118,14 +118,24 @@ pub struct KubectlProxy {
 }
 
 impl KubectlProxy {
-    /// Starts it for `server` on a free loopback port.
+    /// Starts it for `server` on a free loopback port, with the token of the caller.
     pub async fn by_port(fixture: &Fixture, server: &str) -> Result<Self> {
-        Self::start(fixture, server, |_| "--port=0".into()).await
+        Self::by_port_as(fixture, server, &KubeconfigUser::Token(&fixture.token)).await
+    }
+
+    /// Starts it for `server` on a free loopback port, with the credentials of `user`.
+    pub async fn by_port_as(
+        fixture: &Fixture,
+        server: &str,
+        user: &KubeconfigUser<'_>,
+    ) -> Result<Self> {
+        Self::start(fixture, server, user, |_| "--port=0".into()).await
     }
 
     /// Starts it for `server` on a Unix socket in a temporary folder.
     pub async fn by_socket(fixture: &Fixture, server: &str) -> Result<Self> {
-        Self::start(fixture, server, |folder| {
+        let user = KubeconfigUser::Token(&fixture.token);
+        Self::start(fixture, server, &user, |folder| {
             format!("--unix-socket={}", folder.join("socket").display())
         })
         .await
@@ -134,14 +144,14 @@ impl KubectlProxy {
     async fn start(
         fixture: &Fixture,
         server: &str,
+        user: &KubeconfigUser<'_>,
         how: impl FnOnce(PathBuf) -> String,
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let by = KubeconfigUser::Token(&fixture.token);
         let kubeconfig =
             fixture
                 .cluster
-                .kubeconfig("kubectl-proxy", server, &fixture.cluster.ca.file, &by)?;
+                .kubeconfig("kubectl-proxy", server, &fixture.cluster.ca.file, user)?;
         let mut command = Command::new(&fixture.cluster.kubectl);
         command
             .arg("proxy")

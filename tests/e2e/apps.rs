@@ -1,0 +1,15 @@
+//! Web applications behind the bastion, each used in headless Chromium through `kubectl proxy`.
+//! `docs/apps.md` lists the settings that they need.
+//!
+//! Screenshots are written to `target/screenshots`.
+
+mod debian;
+mod node;
+mod python;
+mod site;
+
+pub use debian::{prometheus_answers_a_query, rabbitmq_management_creates_a_queue};
+pub use node::{node_red_deploys_a_flow, verdaccio_publishes_and_shows_packages};
+pub use python::{
+    jupyterlab_runs_a_notebook, streamlit_reruns_its_page, tensorboard_shows_scalars,
+};
