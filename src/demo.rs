@@ -44,7 +44,7 @@ that it prints, which defines kb USER PATH:
   # Three endpoints take turns
   kb jane /api/v1/namespaces/demo/services/web/proxy/
   # The request as the backend receives it
-  kb jane '/api/v1/namespaces/demo/services/whoami/proxy/a%2Fb?c=d'
+  kb jane '/api/v1/namespaces/demo/services/whoami/proxy/a/b%2Fc?d=e'
   # A service with TLS
   kb jane /api/v1/namespaces/demo/services/https:secure:443/proxy/
   # A pod, and a node (its kubelet)
