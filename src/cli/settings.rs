@@ -91,10 +91,11 @@ pub(super) struct Settings {
     /// tls.key, used again at the next start [default: none]
     #[arg(
         long,
-        value_name = "DIRECTORY",
+        value_name = "DIR",
         env = "KUBE_BASTION_SELF_SIGNED_DIR",
         help_heading = "Serving"
     )]
+    #[arg(value_parser = path_parser())]
     self_signed_dir: Option<PathBuf>,
 
     #[arg(

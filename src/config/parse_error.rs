@@ -5,6 +5,7 @@ use std::fmt;
 use serde_saphyr::Error;
 
 use super::{API_VERSION, KIND, suggest};
+use crate::model::similar::similar;
 
 /// Error of a YAML document that is not a valid configuration: `LINE:COLUMN: FIELD: REASON`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,7 +110,7 @@ const NOT_A_SCALAR: &str = "the value is a list or a mapping; write a single val
 /// Message for a value that is not one of a closed set.
 fn invalid_value(value: &str, expected: &[&str]) -> String {
     let accepted = alternatives(expected);
-    match suggest::similar(value, expected) {
+    match similar(value, expected) {
         Some(suggestion) => format!(
             "{value:?} is not a valid value; did you mean {suggestion}? Accepted: {accepted}"
         ),

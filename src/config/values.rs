@@ -12,8 +12,8 @@ use tracing_subscriber::EnvFilter;
 
 pub use path::parse_path;
 
-use super::suggest;
 use crate::model::network::NetworkError;
+use crate::model::similar::similar;
 use crate::model::{Network, dns};
 
 /// Maximum number of worker threads: more than any machine has cores.
@@ -288,7 +288,7 @@ pub fn parse_log_level(text: &str) -> Result<String, ValueError> {
             continue;
         }
         return Err(if *directive == text {
-            match suggest::similar(text, &LOG_LEVELS) {
+            match similar(text, &LOG_LEVELS) {
                 Some(suggestion) => ValueError::SimilarLogLevel {
                     value: text.to_owned(),
                     suggestion,

@@ -1,35 +1,38 @@
 //! Suggestions for misspelled names.
 
-/// Returns the candidate that is closest to `name`, if it is close enough to be a misspelling of
-/// it.
-pub fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (name.chars().count() / 3).max(1);
-    candidates
-        .into_iter()
-        .map(|candidate| (distance(name, candidate), candidate))
-        .filter(|(distance, _)| *distance <= limit)
-        .min_by_key(|(distance, _)| *distance)
+/// Minimum similarity (Jaro-Winkler, from 0 to 1) of a suggestion: `warning` and `warn` have 0.91,
+/// unrelated words less than 0.8.
+const MIN_SIMILARITY: f64 = 0.85;
+
+/// Minimum length of a name that is taken for the end of another one.
+const MIN_SUFFIX_LEN: usize = 6;
+
+/// Returns the candidate that `name` probably stands for.
+///
+/// Case, dashes and underscores do not count, so that the name of a flag finds its field.
+pub fn similar<'a>(name: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let wanted = normalized(name);
+    let similarity = |candidate: &str| {
+        let candidate = normalized(candidate);
+        // `listenAddress` is short for `secureListenAddress`.
+        if wanted.len() >= MIN_SUFFIX_LEN && candidate.ends_with(&wanted) {
+            1.0
+        } else {
+            strsim::jaro_winkler(&wanted, &candidate)
+        }
+    };
+    let scored = candidates.iter().map(|name| (similarity(name), *name));
+    scored
+        .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
+        // The first of several with the same similarity.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map(|(_, candidate)| candidate)
 }
 
-/// Number of characters to insert, delete, replace, or swap with their neighbor.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    // Rows of the matrix of distances between prefixes: the one before the last, the last.
-    let (mut before, mut last) = (Vec::new(), (0..=b.len()).collect::<Vec<_>>());
-    for (i, from) in a.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, to) in b.iter().enumerate() {
-            let replaced = last[j] + usize::from(from != to);
-            let mut cost = replaced.min(last[j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && *from == b[j - 1] && a[i - 1] == *to {
-                cost = cost.min(before[j - 1] + 1);
-            }
-            row.push(cost);
-        }
-        before = std::mem::replace(&mut last, row);
-    }
-    last[b.len()]
+/// Returns the letters and digits of a name in lower case.
+pub fn normalized(name: &str) -> String {
+    let characters = name.chars().filter(|character| character.is_alphanumeric());
+    characters.flat_map(char::to_lowercase).collect()
 }
 
 #[cfg(test)]
@@ -37,24 +40,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_misspelled_names_only() {
-        let names = ["prod", "prod-eu", "staging", "kind-dev", "größe", "a-12"];
+    fn finds_similar_names_only() {
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
         for (name, expected) in [
-            ("prd", Some("prod")),
-            ("prod", Some("prod")),
-            ("prod2", Some("prod")),
-            ("prod-us", Some("prod-eu")),
-            ("staging2", Some("staging")),
-            ("kind-def", Some("kind-dev")),
-            ("grösse", Some("größe")),
-            // Neighbors that are swapped.
-            ("a-21", Some("a-12")),
-            ("test", None),
-            ("x", None),
+            ("warning", Some("warn")),
+            ("information", Some("info")),
+            ("err", Some("error")),
+            ("dbug", Some("debug")),
+            ("INFO", Some("info")),
+            ("verbose", None),
+            ("fatal", None),
+            ("3", None),
             ("", None),
         ] {
-            assert_eq!(closest(name, names), expected, "{name}");
+            assert_eq!(similar(name, &levels), expected, "{name}");
         }
-        assert_eq!(closest("a", []), None);
+        for (name, expected) in [
+            ("manifest", Some("manifests")),
+            ("Kubernetes", Some("kubernetes")),
+            ("kubernets", Some("kubernetes")),
+            ("etcd", None),
+        ] {
+            assert_eq!(
+                similar(name, &["kubernetes", "manifests"]),
+                expected,
+                "{name}"
+            );
+        }
+        for (name, expected) in [
+            ("prd", Some("prod")),
+            ("prod2", Some("prod")),
+            ("prod-e", Some("prod-eu")),
+            ("staging2", Some("staging")),
+            ("test", None),
+            ("x", None),
+        ] {
+            let contexts = ["prod", "prod-eu", "staging"];
+            assert_eq!(similar(name, &contexts), expected, "{name}");
+        }
+        assert_eq!(similar("a", &[]), None);
     }
 }

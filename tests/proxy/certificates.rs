@@ -178,7 +178,7 @@ async fn answers_401_with_the_fault_of_a_client_certificate() -> Result<()> {
             let mut lines = log.lines();
             lines.any(|line| {
                 line.contains("client certificate rejected")
-                    && line.contains(r#""level":"INFO""#)
+                    && line.contains(r#""level":"info""#)
                     && line.contains(fault)
             })
         }))

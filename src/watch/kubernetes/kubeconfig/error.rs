@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::model::similar::closest;
+use crate::model::similar::similar;
 use crate::watch::objects::DecodeError;
 use crate::watch::redact::{Redacted, YamlError};
 
@@ -160,8 +160,8 @@ fn not_a_kubeconfig(found: Option<&(&'static str, String)>) -> String {
 }
 
 fn suggestion(name: &str, contexts: &[String]) -> String {
-    let closest = closest(name, contexts.iter().map(String::as_str));
-    closest.map_or_else(String::new, |name| format!("; did you mean {name:?}?"))
+    let contexts: Vec<_> = contexts.iter().map(String::as_str).collect();
+    similar(name, &contexts).map_or_else(String::new, |name| format!("; did you mean {name:?}?"))
 }
 
 fn list(contexts: &[String]) -> String {
