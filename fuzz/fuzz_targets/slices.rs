@@ -154,6 +154,7 @@ impl ServiceInput {
             primary_family: self
                 .v6_first
                 .map(|first| if first { Family::V6 } else { Family::V4 }),
+            keeps_path: false,
         };
         Object::Service(self.key.of(&SERVICES), spec)
     }

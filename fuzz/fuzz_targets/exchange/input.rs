@@ -476,7 +476,10 @@ fn expected(path: &[u8]) -> Option<String> {
     let sent = path.split(|byte| *byte == b'#').next()?;
     let path = std::str::from_utf8(sent.split(|byte| *byte == b'?').next()?).ok()?;
     let query = sent.get(path.len() + 1..).map(String::from_utf8_lossy);
-    let backend = Target::parse(path).ok()?.sub_path(SubPathDecoding::default()).into_owned();
+    let backend = Target::parse(path)
+        .ok()?
+        .sub_path(SubPathDecoding::default())
+        .into_owned();
     Some(query.map_or_else(|| backend.clone(), |query| format!("{backend}?{query}")))
 }
 
