@@ -6,18 +6,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use clap::builder::{OsStringValueParser, TypedValueParser};
 
-use super::source::{SourceFlags, set_if_some};
+use super::source::{SourceFlags, path_parser, set_if_some};
 use crate::config::{
     Config, LogFormat, TlsVersion, parse_address, parse_bool, parse_duration, parse_log_level,
-    parse_path, parse_workers,
+    parse_workers,
 };
-
-/// Returns the parser of flags that name a file or a directory.
-pub(super) fn path_parser() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().try_map(parse_path)
-}
 
 /// Flags of `serve` and `check`. They are named as in kube-apiserver and kube-rbac-proxy; the
 /// environment variables are named after the flags.

@@ -3,13 +3,18 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches};
 
 use super::Cli;
-use super::settings::path_parser;
-use crate::config::{KubernetesSource, ManifestsSource, Source, SourceKind};
+use crate::config::{KubernetesSource, ManifestsSource, Source, SourceKind, parse_path};
+
+/// Returns the parser of flags that name a file or a directory.
+pub(super) fn path_parser() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(parse_path)
+}
 
 /// Source selected by flags, otherwise the one selected by environment variables, otherwise none.
 /// Variables of the other source are discarded, so that a flag always has an effect.

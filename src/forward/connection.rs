@@ -11,14 +11,14 @@ use http_body::Body;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::http1_signal::{Http1Reason, Http1Signal, SignalingStream};
+use super::http1_signal::{Http1Detector, Http1Reason, Http1Signal};
 use super::outstanding::Outstanding;
 use super::request::{BodyError, Pending, RequestBody};
 use super::response::Incoming;
 use super::uri::{InvalidRequestUri, to_http2};
 use crate::balance::EndpointKey;
 use crate::http::h1::{BodyLength, ClientConnection, ExchangeError, ParsedResponse, Upload};
-use crate::http::{LocalExecutor, MAX_HEADER_BYTES, Stream};
+use crate::http::{LocalExecutor, MAX_HEADER_BYTES, ObservedStream, Stream};
 
 /// Maximum number of concurrent requests on one HTTP/2 connection, unless its endpoint sets a lower
 /// limit; more requests open another connection. It is the usual limit of servers.
@@ -233,7 +233,7 @@ impl Shared {
 /// Starts HTTP/2 on a stream with a server name.
 pub(super) async fn start_http2(stream: Stream, name: Option<Box<str>>) -> hyper::Result<Shared> {
     let http1 = Rc::<Http1Signal>::default();
-    let stream = SignalingStream::new(stream, Rc::clone(&http1));
+    let stream = ObservedStream::new(stream, Http1Detector::new(Rc::clone(&http1)));
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)

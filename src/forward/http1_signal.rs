@@ -5,15 +5,11 @@
 //! closes an idle connection.
 
 use std::cell::Cell;
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use crate::http::Stream;
+use crate::http::ReadObserver;
 
 /// Length of the head of a frame (RFC 9113 section 4.1), and of a GOAWAY up to its error code
 /// (section 6.8).
@@ -60,25 +56,29 @@ impl Http1Signal {
     }
 }
 
-/// Transport stream of an HTTP/2 connection that raises a signal.
+/// Observer of an HTTP/2 connection that raises a signal.
 #[derive(Debug)]
-pub(super) struct SignalingStream {
-    stream: Stream,
+pub(super) struct Http1Detector {
     frames: Frames,
     signal: Rc<Http1Signal>,
 }
 
-impl SignalingStream {
-    pub fn new(stream: Stream, signal: Rc<Http1Signal>) -> Self {
+impl Http1Detector {
+    pub fn new(signal: Rc<Http1Signal>) -> Self {
         Self {
-            stream,
             frames: Frames::default(),
             signal,
         }
     }
+}
 
-    fn stream(self: Pin<&mut Self>) -> Pin<&mut Stream> {
-        Pin::new(&mut self.get_mut().stream)
+impl ReadObserver for Http1Detector {
+    fn observe(&mut self, bytes: &[u8]) {
+        if self.signal.reason().is_none()
+            && let Some(reason) = self.frames.read(bytes)
+        {
+            self.signal.raise(reason);
+        }
     }
 }
 
@@ -135,54 +135,6 @@ impl Frames {
         self.skip = payload - (self.head_length - FRAME_HEAD);
         self.head_length = 0;
         (is_goaway && self.head.ends_with(&HTTP_1_1_REQUIRED)).then_some(Http1Reason::GoAway)
-    }
-}
-
-impl AsyncRead for SignalingStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let start = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-        if this.signal.reason().is_none()
-            && let Some(reason) = this.frames.read(&buffer.filled()[start..])
-        {
-            this.signal.raise(reason);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for SignalingStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_shutdown(context)
     }
 }
 

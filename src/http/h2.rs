@@ -25,7 +25,7 @@ use http::{HeaderMap, Response, StatusCode, Version, header};
 use super::h1::{RejectedLine, RequestError, Timeouts};
 use super::handler::{self, Handler, Reply};
 use super::head_memory::HeadMemory;
-use super::{MAX_HEADER_BYTES, Request, RequestBody, Stream, Upgraded};
+use super::{MAX_HEADER_BYTES, ObservedStream, Request, RequestBody, Stream, Upgraded};
 use crate::drain::{Drain, DrainWatch};
 
 pub use body::Incoming;
@@ -33,7 +33,7 @@ pub use upgraded::UpgradedStream;
 
 use heads::{Blocks, Heads, fields_length};
 use keepalive::Keepalive;
-use meter::{Meter, MeteredStream};
+use meter::Meter;
 use response::ResponseWriter;
 
 /// Maximum number of concurrent streams of a connection, as kube-apiserver (CONFORMANCE C102).
@@ -121,7 +121,7 @@ where
     I: Future<Output = ()>,
 {
     let meter = Rc::<RefCell<Meter>>::default();
-    let stream = MeteredStream::new(stream, Rc::clone(&meter));
+    let stream = ObservedStream::new(stream, Rc::clone(&meter));
     let handshake = h2::server::Builder::new()
         .max_concurrent_streams(MAX_STREAMS)
         .initial_window_size(STREAM_WINDOW)

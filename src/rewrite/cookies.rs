@@ -17,8 +17,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{COOKIE, HeaderMap, HeaderValue, SET_COOKIE};
 use memchr::memmem;
 
-use super::headers::text;
-use super::link::LinkRewriter;
+use super::link::{LinkRewriter, text};
 use crate::model::Target;
 
 /// Name of the boundary of a target. Its value is the tag of the target.

@@ -1,17 +1,11 @@
 //! Response headers that hold URLs, and the scope of service workers (CONFORMANCE C70, C74, C75).
 
-use std::borrow::Cow;
-
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use percent_encoding::{AsciiSet, percent_encode};
 
 use super::cookies::CookieScope;
 use super::html::rewrite_refresh;
-use super::link::{InvalidUrl, LinkRewriter};
+use super::link::{InvalidUrl, LinkRewriter, text};
 use crate::model::Target;
-
-/// Escapes only bytes beyond ASCII.
-const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
 
 const SERVICE_WORKER_ALLOWED: HeaderName = HeaderName::from_static("service-worker-allowed");
 
@@ -92,12 +86,6 @@ fn content(name: &str) -> Option<Content> {
         "content-security-policy" | "content-security-policy-report-only" => Content::Policy,
         _ => return None,
     })
-}
-
-/// Returns the text of a header. Bytes beyond ASCII are escaped, so that those of URLs reach the
-/// target unchanged.
-pub fn text(value: &[u8]) -> Cow<'_, str> {
-    percent_encode(value, BEYOND_ASCII).into()
 }
 
 /// Returns true if a scope of service workers is not below the prefix, also after it is rewritten.

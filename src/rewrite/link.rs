@@ -4,10 +4,13 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, percent_decode_str, percent_encode};
 
 use crate::model::path::without_dot_segments;
 use crate::model::{Scheme, ServiceAddress, Target};
+
+/// Escapes only bytes beyond ASCII.
+const BEYOND_ASCII: &AsciiSet = &AsciiSet::EMPTY;
 
 /// Rewriter of the links of one response: the names by which its links may refer to the target, and
 /// the path of the target on the bastion.
@@ -246,6 +249,12 @@ impl<'a> Parts<'a> {
             rest,
         })
     }
+}
+
+/// Returns the text of a header. Bytes beyond ASCII are escaped, so that those of URLs reach the
+/// target unchanged.
+pub fn text(value: &[u8]) -> Cow<'_, str> {
+    percent_encode(value, BEYOND_ASCII).into()
 }
 
 /// Splits off the scheme (RFC 3986 section 3.1), if any. Returns `None` if the URL starts with a

@@ -15,10 +15,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::X509Certificate;
 
+use super::TlsError;
 use super::pair::{Concern, Pair, Role, load_certificates, unix_now};
 use super::x509::{parse_certificate, verify_signature};
-use super::{TlsError, server};
 
+/// Name of the file with the CA of a self-signed certificate.
+pub(super) const CA_FILE: &str = "ca.crt";
 /// Organization of subject and issuer.
 const ORGANIZATION: &str = "kube-bastion";
 /// Common name of the CA, which tells certificates of this module from others.
@@ -224,7 +226,7 @@ impl Files {
     fn new(directory: &Path) -> Self {
         Self {
             directory: directory.into(),
-            ca: directory.join(server::CA_FILE),
+            ca: directory.join(CA_FILE),
             certificate: directory.join("tls.crt"),
             key: directory.join("tls.key"),
         }

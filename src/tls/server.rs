@@ -23,9 +23,6 @@ use crate::trust::DynamicClientCas;
 /// rustls' default. Without tickets, a reconnect costs three times as much.
 const TICKETS: usize = 2;
 
-/// Name of the file with the CA of a self-signed certificate.
-pub(super) const CA_FILE: &str = "ca.crt";
-
 /// TLS configuration of the HTTPS port. Shared by the workers, so that a session can be resumed on
 /// any of them.
 #[derive(Debug)]
@@ -93,7 +90,7 @@ impl ServerTls {
             ticketer,
             self_signed_ca: directory
                 .filter(|_| files.is_none())
-                .map(|directory| directory.join(CA_FILE)),
+                .map(|directory| directory.join(self_signed::CA_FILE)),
             files,
         })
     }

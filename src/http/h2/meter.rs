@@ -4,14 +4,9 @@
 //! requests that are not accepted yet, and of trailers that are not read yet.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use crate::http::Stream;
+use crate::http::ReadObserver;
 
 /// Number of bytes after which h2 must pause until the connection's task has accounted for the
 /// heads in them. Other tasks run meanwhile. A byte can be a field, so they take at most 7 MiB.
@@ -135,70 +130,16 @@ impl Meter {
     }
 }
 
-/// Transport stream that meters what h2 reads.
-#[derive(Debug)]
-pub(super) struct MeteredStream {
-    stream: Stream,
-    meter: Rc<RefCell<Meter>>,
-}
-
-impl MeteredStream {
-    pub fn new(stream: Stream, meter: Rc<RefCell<Meter>>) -> Self {
-        Self { stream, meter }
+impl ReadObserver for Rc<RefCell<Meter>> {
+    fn may_read(&mut self) -> bool {
+        let mut meter = self.borrow_mut();
+        // The connection's task polls h2 again.
+        meter.paused |= meter.allowance == 0;
+        meter.allowance > 0
     }
 
-    fn stream(self: Pin<&mut Self>) -> Pin<&mut Stream> {
-        Pin::new(&mut self.get_mut().stream)
-    }
-}
-
-impl AsyncRead for MeteredStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let mut meter = this.meter.borrow_mut();
-        if meter.allowance == 0 {
-            // The connection's task polls h2 again.
-            meter.paused = true;
-            return Poll::Pending;
-        }
-        let start = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-        meter.read(&buffer.filled()[start..]);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for MeteredStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_shutdown(context)
+    fn observe(&mut self, bytes: &[u8]) {
+        self.borrow_mut().read(bytes);
     }
 }
 
