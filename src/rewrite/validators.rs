@@ -81,18 +81,6 @@ impl RequestTags {
 /// unknown until its end.
 pub fn describe_rewritten(headers: &mut HeaderMap) {
     headers.remove(CONTENT_LENGTH);
-    describe_page(headers);
-}
-
-/// As [`describe_rewritten`], for a response to HEAD, if a GET would get a page. The length stays:
-/// it is known, and clients show it.
-pub fn describe_head(headers: &mut HeaderMap) {
-    if PageFormat::of_headers(headers).is_some() {
-        describe_page(headers);
-    }
-}
-
-fn describe_page(headers: &mut HeaderMap) {
     remove_of_bytes(headers);
     let weak = headers
         .get(ETAG)
@@ -100,6 +88,14 @@ fn describe_page(headers: &mut HeaderMap) {
         .and_then(|tag| HeaderValue::from_bytes(&[b"W/\"", tag, SUFFIX].concat()).ok());
     if let Some(weak) = weak {
         headers.insert(ETAG, weak);
+    }
+}
+
+/// As [`describe_rewritten`], for a response to HEAD, if a GET would get a page. A length must be
+/// that of the response to a GET (RFC 9110 section 8.6), so it is removed, too.
+pub fn describe_head(headers: &mut HeaderMap) {
+    if PageFormat::of_headers(headers).is_some() {
+        describe_rewritten(headers);
     }
 }
 
