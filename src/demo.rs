@@ -127,7 +127,7 @@ pub async fn run(options: Options, drain: Drain) -> Result<()> {
         .tempdir()
         .context("cannot create a temporary directory")?;
     let directory = directory.path();
-    let files = Files::write(directory)?;
+    let files = Files::write(directory, options.secure_listen_address)?;
     let (certificate, key) = (&files.certificate, &files.key);
     let ports = backends::start(certificate, key, &files.permissions, &drain).await?;
     files.write_manifests(&ports)?;

@@ -8,6 +8,7 @@ mod server;
 mod x509;
 
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use rustls::{SupportedProtocolVersion, version};
@@ -96,6 +97,15 @@ fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
         TlsVersion::Tls12 => &TLS12,
         TlsVersion::Tls13 => &TLS13,
     }
+}
+
+/// Stores a self-signed certificate for this host and a listen address in a directory, as
+/// `serving.selfSignedDir` does: `ca.crt`, `tls.crt` and `tls.key`.
+///
+/// # Errors
+/// A directory that cannot be written.
+pub fn store_self_signed(directory: &Path, listen: SocketAddr) -> Result<(), TlsError> {
+    self_signed::load_or_create(directory, listen, true).map(drop)
 }
 
 /// Returns true if a TLS handshake failed because of the certificate of the peer.

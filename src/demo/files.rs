@@ -2,14 +2,15 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use super::backends::Ports;
 use super::manifests;
+use crate::tls;
 
 /// Mode of files with keys and tokens.
 const SECRET_MODE: u32 = 0o600;
@@ -40,7 +41,7 @@ impl Files {
     ///
     /// # Errors
     /// The file that cannot be written.
-    pub fn write(directory: &Path) -> Result<Self> {
+    pub fn write(directory: &Path, listen: SocketAddr) -> Result<Self> {
         let manifests = directory.join("manifests");
         let files = Self {
             certificate: directory.join("tls.crt"),
@@ -50,18 +51,8 @@ impl Files {
             tokens: directory.join("tokens.csv"),
             environment: directory.join("env.sh"),
         };
-        let ca_key = KeyPair::generate()?;
-        let mut ca = CertificateParams::default();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca.distinguished_name
-            .push(DnType::CommonName, "kube-bastion demo CA");
-        let ca_pem = ca.self_signed(&ca_key)?.pem();
-        write(&directory.join("ca.crt"), &ca_pem, FILE_MODE)?;
-        let key = KeyPair::generate()?;
-        let leaf = CertificateParams::new(["localhost", "127.0.0.1", "::1"].map(str::to_owned))?;
-        let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key))?;
-        write(&files.certificate, &leaf.pem(), FILE_MODE)?;
-        write(&files.key, &key.serialize_pem(), SECRET_MODE)?;
+        // As `serving.selfSignedDir` does.
+        tls::store_self_signed(directory, listen)?;
         let mut csv = String::new();
         for (number, (user, token, group)) in TOKENS.into_iter().enumerate() {
             csv += &format!("{token},{user},{number},\"{group}\"\n");
