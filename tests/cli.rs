@@ -133,7 +133,7 @@ fn check_uses_variable_and_default_path_of_kubectl() {
         &stderr,
         &[
             &format!("the current context \"prd\" is not in the kubeconfig {default:?}"),
-            "did you mean \"prod\"?; its contexts are: prod, old",
+            "; its contexts are: prod, old; did you mean \"prod\"?",
         ],
     );
     let (success, stderr) = check(&["--context=old"], None, false);

@@ -3,6 +3,7 @@
 use clap::{Command, CommandFactory};
 
 use super::Cli;
+use crate::model::similar::similar;
 
 /// Prefix of the variables of all settings.
 pub(super) const PREFIX: &str = "KUBE_BASTION_";
@@ -12,9 +13,13 @@ pub(super) fn warn_of_unknown_variables() {
     let root = Cli::command();
     let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for variable in variables.filter(|name| is_unknown(&root, name)) {
+        let hint = suggestion(&root, &variable).map_or_else(
+            || "see kube-bastion serve --help".to_owned(),
+            |setting| format!("did you mean {setting}?"),
+        );
         tracing::warn!(
             variable,
-            "unknown environment variable has no effect; see kube-bastion serve --help"
+            "unknown environment variable has no effect; {hint}"
         );
     }
 }
@@ -23,9 +28,28 @@ fn is_unknown(root: &Command, variable: &str) -> bool {
     let Some(name) = variable.strip_prefix(PREFIX) else {
         return false;
     };
-    let mut arguments = root.get_subcommands().flat_map(Command::get_arguments);
-    let is_setting = arguments.any(|argument| argument.get_env().is_some_and(|of| of == variable));
-    !is_setting && !is_service_link(name)
+    !variables_of(root).contains(&variable) && !is_service_link(name)
+}
+
+/// Returns the variable of a flag that `variable` probably stands for.
+fn suggestion<'a>(root: &'a Command, variable: &str) -> Option<&'a str> {
+    let known = variables_of(root);
+    // The prefix, which all have, would make all similar.
+    let names: Vec<_> = known
+        .iter()
+        .filter_map(|name| name.strip_prefix(PREFIX))
+        .collect();
+    let similar = similar(variable.strip_prefix(PREFIX)?, &names)?;
+    let is_similar = |name: &&&str| name.strip_prefix(PREFIX) == Some(similar);
+    known.iter().find(is_similar).copied()
+}
+
+/// Returns the variables of all flags.
+fn variables_of(root: &Command) -> Vec<&str> {
+    let arguments = root.get_subcommands().flat_map(Command::get_arguments);
+    arguments
+        .filter_map(|argument| argument.get_env()?.to_str())
+        .collect()
 }
 
 /// Returns true for the variables that Kubernetes sets in pods for the Services `kube-bastion` and
@@ -62,6 +86,14 @@ mod tests {
             ("HOME", false),
         ] {
             assert_eq!(is_unknown(&root, variable), unknown, "{variable}");
+        }
+        for (variable, setting) in [
+            ("KUBE_BASTION_LOGLEVEL", Some("KUBE_BASTION_LOG_LEVEL")),
+            ("KUBE_BASTION_WORKER", Some("KUBE_BASTION_WORKERS")),
+            ("KUBE_BASTION_TLS_CERT", Some("KUBE_BASTION_TLS_CERT_FILE")),
+            ("KUBE_BASTION_IMAGE", None),
+        ] {
+            assert_eq!(suggestion(&root, variable), setting, "{variable}");
         }
     }
 }

@@ -91,7 +91,7 @@ pub(super) async fn load(
     let sections = Sections::read(paths, origin)?;
     let selected = sections.context(context)?;
     let (files, context) = (sections.files.clone(), selected.name.clone());
-    tracing::info!(kubeconfig = %files, context, "using kubeconfig");
+    tracing::info!(kubeconfig = %files.joined(), context, "using kubeconfig");
     let kubeconfig = sections.only(selected)?;
     let options = KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;

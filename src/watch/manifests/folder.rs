@@ -19,6 +19,8 @@ pub(super) struct Folder {
     files: BTreeMap<PathBuf, Vec<Document>>,
     /// Number of objects of kinds that are not used.
     skipped: usize,
+    /// The directory was read, so that a lack of files is not the consequence of an error.
+    is_read: bool,
 }
 
 /// Numbers of objects that were read.
@@ -65,6 +67,7 @@ impl Folder {
             Ok(paths) => paths,
             Err(error) => return (std::mem::take(previous), vec![error]),
         };
+        folder.is_read = true;
         let mut errors = Vec::new();
         for path in paths {
             let objects = match read_file(&path) {
@@ -153,6 +156,9 @@ impl Folder {
     }
 
     fn warn_if_empty(&self, counts: &ObjectCounts) {
+        if !self.is_read {
+            return;
+        }
         if self.files.is_empty() {
             tracing::warn!("the directory of manifests has no *.yaml, *.yml or *.json files");
         } else if counts.objects.iter().sum::<usize>() == 0 {

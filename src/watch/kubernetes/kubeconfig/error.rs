@@ -44,8 +44,8 @@ pub enum KubeconfigError {
         "the {} {context:?}{} is not in the kubeconfig {files}{}{}",
         if *requested { "context" } else { "current context" },
         if *requested { " (--context, source.kubernetes.context)" } else { "" },
-        suggestion(context, contexts),
-        list(contexts)
+        list(contexts),
+        suggestion(context, contexts)
     )]
     NoContext {
         context: String,
@@ -100,6 +100,14 @@ impl fmt::Display for Files {
             write!(f, "{separator}{path:?}")?;
         }
         Ok(())
+    }
+}
+
+impl Files {
+    /// Returns the paths as `$KUBECONFIG` has them.
+    pub(super) fn joined(&self) -> String {
+        let paths: Vec<_> = self.0.iter().map(|path| path.to_string_lossy()).collect();
+        paths.join(":")
     }
 }
 

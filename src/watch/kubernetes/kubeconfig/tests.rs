@@ -332,7 +332,7 @@ async fn names_the_fault_of_the_context_in_use() {
         "the context \"prof\" (--context, source.kubernetes.context) is not in the kubeconfig";
     assert!(
         error.starts_with(expected)
-            && error.ends_with("; did you mean \"prod\"?; its contexts are: prod"),
+            && error.ends_with("; its contexts are: prod; did you mean \"prod\"?"),
         "{error}"
     );
     let error = load_text(&working, Some("staging")).await.unwrap_err();
