@@ -114,9 +114,15 @@ impl LinkRewriter {
         let Some((name, port)) = split_port(host) else {
             return Host::Other;
         };
-        // With any port and scheme: many targets do not know those of the bastion.
+        // With any port and scheme of the web: many targets do not know those of the bastion.
+        let is_web = |scheme: &str| {
+            let schemes = ["http", "https", "ws", "wss"];
+            schemes.iter().any(|web| web.eq_ignore_ascii_case(scheme))
+        };
         let client_name = self.client_host.as_deref().and_then(split_port);
-        if client_name.is_some_and(|(client, _)| client.eq_ignore_ascii_case(name)) {
+        if parts.scheme.is_none_or(is_web)
+            && client_name.is_some_and(|(client, _)| client.eq_ignore_ascii_case(name))
+        {
             return Host::Own;
         }
         // Links with other schemes match only with an explicit port.
