@@ -35,7 +35,7 @@ pub struct Route {
     pub transport: Transport,
     /// Number of the requested service port. `None` for nodes and pods.
     pub service_port: Option<u16>,
-    /// Endpoints are asked for the whole path of the request, with its prefix up to `/proxy`.
+    /// Endpoints get the whole path of the request, with its prefix up to `/proxy`.
     pub keeps_path: bool,
     /// Host name of the node. `None` for pods and services.
     pub node_host: Option<Box<str>>,

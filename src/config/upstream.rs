@@ -33,8 +33,8 @@ pub struct Upstream {
     /// offer only TLS 1.1, CBC suites or RSA key exchange cannot be reached.
     pub tls_min_version: TlsVersion,
     /// Uses HTTP/2 with targets that select it by ALPN, and with service ports whose `appProtocol`
-    /// is `kubernetes.io/h2c`. If false, all targets are asked over HTTP/1.1. Targets that declare
-    /// that they require HTTP/1.1 are asked over it in any case.
+    /// is `kubernetes.io/h2c`. If false, all requests use HTTP/1.1. Requests to
+    /// targets that declare that they require HTTP/1.1 use it in any case.
     #[serde(deserialize_with = "fields::flag")]
     pub http2: bool,
     /// Time for which an idle connection is kept for reuse.

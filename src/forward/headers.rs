@@ -43,7 +43,7 @@ const FORWARDED_URI_ESCAPES: &AsciiSet = &CONTROLS
 pub struct RequestHeaderRewriter<'a> {
     pub target: &'a Target<'a>,
     pub decoding: SubPathDecoding,
-    /// The endpoint is asked for the whole path, with the prefix.
+    /// The endpoint gets the whole path, with the prefix.
     pub keeps_path: bool,
     /// Address that is appended to `X-Forwarded-For`.
     pub address: IpAddr,

@@ -12,6 +12,6 @@ pub trait PacedBody: Body<Data = Bytes, Error: std::fmt::Display> + Unpin {
     fn is_own(&self) -> bool;
 
     /// The client does not take the last part yet. A body that comes from an endpoint keeps the
-    /// request body moving and reads less at once.
+    /// request body moving and reads less in one step.
     fn poll_blocked(self: Pin<&mut Self>, context: &mut Context<'_>);
 }

@@ -74,7 +74,7 @@ impl SubPathDecoding {
     }
 }
 
-/// Returns the path that an endpoint is asked for, from a sub-path that begins with a slash.
+/// Returns the path for an endpoint, from a sub-path that begins with a slash.
 pub fn endpoint_path(sub_path: &str, decoding: SubPathDecoding) -> Cow<'_, str> {
     if decoding.applies_to(sub_path) {
         let canonical = canonical(sub_path);
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn decodes_single_segments_with_an_encoded_slash_by_default() {
-        for (sub_path, asked) in [
+        for (sub_path, expected) in [
             ("/metrics%2Fcadvisor", "/metrics/cadvisor"),
             ("/metrics%2fcadvisor%2f", "/metrics/cadvisor/"),
             ("/%2Fmetrics", "/metrics"),
@@ -244,7 +244,7 @@ mod tests {
         ] {
             assert_eq!(
                 endpoint_path(sub_path, SubPathDecoding::default()),
-                asked,
+                expected,
                 "{sub_path}"
             );
         }

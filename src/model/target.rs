@@ -145,7 +145,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Returns the path after `/proxy` that the endpoint is asked for: the bytes as received,
+    /// Returns the path after `/proxy` for the endpoint: the bytes as received,
     /// unless `decoding` applies to them, with dot segments, including those spelled `%2e`,
     /// resolved below the root (C25 to C27).
     pub fn sub_path(&self, decoding: SubPathDecoding) -> Cow<'a, str> {

@@ -124,7 +124,7 @@ async fn passes_interim_responses_to_http2_clients() -> Result<()> {
     Ok(())
 }
 
-/// An own response that nobody reads must not keep an unauthenticated connection open.
+/// An own response that the client does not read must not keep an unauthenticated connection open.
 #[tokio::test]
 async fn closes_http2_connection_that_reads_no_response() -> Result<()> {
     let bed = TestBed::serving("idleTimeout: 200ms", &[]).await?;

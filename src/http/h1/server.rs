@@ -1,7 +1,7 @@
 //! Connections of HTTP/1.1 and HTTP/1.0 clients.
 //!
 //! One task serves a connection. While it runs the handler of a request, it flushes interim
-//! responses and watches for the client's end; the body of the request is read by whoever forwards
+//! responses and watches for the client's end; the body of the request is read by the code that forwards
 //! it, on the same worker.
 
 mod read;
@@ -407,7 +407,7 @@ impl Interim {
             return;
         }
         if status == StatusCode::CONTINUE {
-            // Only a client that asked for it can receive it.
+            // Only a client that requested it can receive it.
             if !std::mem::take(&mut connection.expects_continue) {
                 return;
             }
