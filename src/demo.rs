@@ -73,12 +73,12 @@ pub struct Options {
         value_parser = parse_loopback_address
     )]
     insecure_listen_address: SocketAddr,
-    /// Address of the HTTPS port, IP:port; port 0 selects a free port
+    /// Address of the HTTPS port on loopback, IP:port; port 0 selects a free port
     #[arg(
         long,
         value_name = "ADDRESS",
         default_value = "127.0.0.1:8443",
-        value_parser = parse_address
+        value_parser = parse_loopback_address
     )]
     secure_listen_address: SocketAddr,
     /// Address of /livez, /readyz and /metrics, IP:port; port 0 selects a free port
@@ -94,21 +94,24 @@ pub struct Options {
     access_log: bool,
 }
 
-/// Error of an address of the page.
+/// Error of an address of the demo.
 #[derive(Clone, Debug, thiserror::Error)]
-enum PageAddressError {
+enum AddressError {
     #[error(transparent)]
     Invalid(#[from] ValueError),
-    #[error("{0} is not a loopback address, and the page needs no credentials; use 127.0.0.1:PORT")]
+    #[error(
+        "{0} is not a loopback address, and the demo gives access to the loopback ports of this \
+         machine; use 127.0.0.1:PORT"
+    )]
     NotLoopback(SocketAddr),
 }
 
-fn parse_loopback_address(text: &str) -> Result<SocketAddr, PageAddressError> {
+fn parse_loopback_address(text: &str) -> Result<SocketAddr, AddressError> {
     let address = parse_address(text)?;
     if address.ip().is_loopback() {
         Ok(address)
     } else {
-        Err(PageAddressError::NotLoopback(address))
+        Err(AddressError::NotLoopback(address))
     }
 }
 

@@ -3,7 +3,6 @@
 
 mod opening;
 
-use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -15,7 +14,6 @@ use http::{Response, Version};
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_util::task::TaskTracker;
 
@@ -27,6 +25,7 @@ use crate::http::{Handler, HeadMemory, Interim, Reply, Request, Stream, h2};
 use crate::metrics::{ConnectionLimits, Metrics};
 use crate::model::{ClientAddress, Networks};
 use crate::proxy::{Body, Proxy};
+use crate::telemetry::LogLimit;
 use crate::tls::{ServerTls, is_certificate_error};
 use opening::{HeaderError, Opening};
 
@@ -34,9 +33,8 @@ use opening::{HeaderError, Opening};
 /// because the pending connection stays in the queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Minimum time between two warnings of a listener about the PROXY protocol. Each connection may
-/// cause one, and clients that have not authenticated must not fill the log.
-const WARNING_INTERVAL: Duration = Duration::from_mins(1);
+/// Events about handshakes without the key of the certificate.
+static NO_KEY: LogLimit = LogLimit::new(10);
 
 /// Timeouts and limits of connections. One per worker.
 #[derive(Clone, Debug)]
@@ -65,12 +63,9 @@ pub struct Listener {
     pub drain: Drain,
     /// Tasks of the worker.
     pub tasks: TaskTracker,
-    pub warned: LastWarning,
+    /// Warnings about the PROXY protocol, of which each connection may cause one.
+    pub warned: LogLimit,
 }
-
-/// Time of the last warning of a listener.
-#[derive(Debug, Default)]
-pub struct LastWarning(Cell<Option<Instant>>);
 
 /// Connection that is ready for its first request.
 struct Opened {
@@ -243,11 +238,13 @@ impl Listener {
             OpenError::OtherProtocol => {
                 tracing::debug!(%address, "connection closed: it begins with neither TLS nor HTTP");
             }
-            OpenError::Tls(error) if is_certificate_error(&error) => tracing::info!(
-                %address,
-                %error,
-                "TLS handshake failed: the client does not hold the key of its certificate"
-            ),
+            OpenError::Tls(error) if is_certificate_error(&error) && NO_KEY.permits() => {
+                tracing::info!(
+                    %address,
+                    %error,
+                    "TLS handshake failed: the client does not hold the key of its certificate"
+                );
+            }
             OpenError::Tls(error) => tracing::debug!(%address, %error, "TLS handshake failed"),
         }
     }
@@ -255,7 +252,7 @@ impl Listener {
     /// Warns of a connection that was closed because of its header of the PROXY protocol. Most such
     /// connections follow from the configuration of either side, so one of them is enough.
     fn warn(&self, address: SocketAddr, error: &str) {
-        if self.warned.is_due() {
+        if self.warned.permits() {
             tracing::warn!(%address, error, "connection closed; further ones are counted only");
         } else {
             tracing::debug!(%address, error, "connection closed");
@@ -293,21 +290,6 @@ impl Listener {
                 }
             }
         }
-    }
-}
-
-impl LastWarning {
-    /// Returns true, and counts as a warning, if the last one is long enough ago.
-    fn is_due(&self) -> bool {
-        let now = Instant::now();
-        let is_due = self
-            .0
-            .get()
-            .is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL);
-        if is_due {
-            self.0.set(Some(now));
-        }
-        is_due
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod event;
+mod interval;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
@@ -9,6 +10,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 pub use access::{AccessLog, Record, Recorder};
+pub use interval::LogLimit;
 
 use crate::config::{Log, LogFormat};
 use event::EventFormat;
@@ -17,8 +19,10 @@ use event::EventFormat;
 pub const OPERATOR_TARGET: &str = "kube_bastion::always";
 /// Directives that suppress events of libraries: of the Kubernetes client those about failed
 /// requests, which their senders log, and about complete responses that it cannot decode, which may
-/// contain secrets; and those of notify about directories that no longer exist.
-const SUPPRESSED: &str = "kube_client::client=off,kube_runtime::watcher=error,notify=error";
+/// contain secrets; those of notify about directories that no longer exist; and those of the
+/// protocols, because peers can cause thousands in a second.
+const SUPPRESSED: &str = "kube_client::client=off,kube_runtime::watcher=error,notify=error,\
+                          rustls=off,h2=off,hyper=off";
 
 /// Starts writing events to standard error. Further calls, as in tests, have no effect.
 pub fn init(log: &Log) {

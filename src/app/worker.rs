@@ -17,10 +17,10 @@ use tokio_util::task::TaskTracker;
 use crate::balance::LoadBalancer;
 use crate::drain::Drain;
 use crate::forward::{Dialer, Forwarder, Pool, RetryPolicy, STALL_CHECK_INTERVAL};
-use crate::listen::{LastWarning, Limits, Listener};
+use crate::listen::{Limits, Listener};
 use crate::model::Networks;
 use crate::proxy::{Proxy, Stages};
-use crate::telemetry::{AccessLog, Recorder};
+use crate::telemetry::{AccessLog, LogLimit, Recorder};
 use crate::tls::ServerTls;
 
 /// Maximum time that an access-log line is buffered.
@@ -131,7 +131,7 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
             metrics: stages.metrics.clone(),
             drain: drain.clone(),
             tasks: tasks.clone(),
-            warned: LastWarning::default(),
+            warned: LogLimit::new(1),
         };
         background.spawn_local(tasks.track_future(listener.run(socket)));
     }

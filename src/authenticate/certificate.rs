@@ -18,6 +18,7 @@ pub use invalid::Invalid;
 
 use crate::model::Identity;
 use crate::model::identity::AUTHENTICATED;
+use crate::telemetry::LogLimit;
 use crate::tls::{KeyError, PublicKey, parse_certificate};
 use crate::trust::DynamicClientCas;
 
@@ -29,6 +30,8 @@ const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 /// Time to cache a failed verification. Short, so that a certificate that is not valid yet because
 /// of clock skew does not fail for the rest of its connection.
 const NEGATIVE_TTL_SECONDS: u64 = 10;
+/// Events about rejected certificates, of which each connection may cause one.
+static REJECTED: LogLimit = LogLimit::new(60);
 /// Maximum length of a subject or issuer in an event, in characters.
 const MAX_NAME: usize = 256;
 
@@ -110,7 +113,11 @@ impl ClientCertificate {
         let name = |name: &X509Name<'_>| name.to_string().chars().take(MAX_NAME).collect();
         let names = certificate.map(|it| (name(it.subject()), name(it.issuer())));
         let (subject, issuer): (String, String) = names.unwrap_or_default();
-        tracing::info!(%error, subject, issuer, "client certificate rejected");
+        if REJECTED.permits() {
+            tracing::info!(%error, subject, issuer, "client certificate rejected");
+        } else {
+            tracing::debug!(%error, subject, issuer, "client certificate rejected");
+        }
     }
 
     fn identity_at(

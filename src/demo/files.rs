@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use aws_lc_rs::rand;
 
 use super::backends::Ports;
 use super::manifests;
@@ -19,11 +20,8 @@ const FILE_MODE: u32 = 0o644;
 /// Mode of directories.
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// Users of the demo, their tokens and their groups.
-const TOKENS: [(&str, &str, &str); 2] = [
-    ("jane", "demo-token-of-jane", "viewers"),
-    ("guest", "demo-token-of-guest", ""),
-];
+/// Users of the demo and their groups.
+const USERS: [(&str, &str); 2] = [("jane", "viewers"), ("guest", "")];
 
 /// Paths of the files in the directory of the demo.
 #[derive(Debug)]
@@ -54,7 +52,10 @@ impl Files {
         // As `serving.selfSignedDir` does.
         tls::store_self_signed(directory, listen)?;
         let mut csv = String::new();
-        for (number, (user, token, group)) in TOKENS.into_iter().enumerate() {
+        for (number, (user, group)) in USERS.into_iter().enumerate() {
+            let mut random = [0; 16];
+            rand::fill(&mut random)?;
+            let token = format!("demo-token-of-{user}-{:x}", u128::from_ne_bytes(random));
             csv += &format!("{token},{user},{number},\"{group}\"\n");
             // A header in a file does not appear in the list of processes.
             let header = format!("Authorization: Bearer {token}\n");

@@ -87,14 +87,6 @@ async fn share_passes_from_load_balancer_to_its_client() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn warns_once_in_an_interval() {
-    let warned = LastWarning::default();
-    assert!(warned.is_due() && !warned.is_due());
-    tokio::time::advance(WARNING_INTERVAL).await;
-    assert!(warned.is_due() && !warned.is_due());
-}
-
-#[tokio::test(start_paused = true)]
 async fn unused_connection_is_idle_after_timeout() {
     let start = Instant::now();
     wait_until_idle(&guard(), TIMEOUT).await;

@@ -1,21 +1,17 @@
 //! Reachability of the API, as observed by reviews.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 use super::ReviewFailure;
 use crate::metrics::Metrics;
 use crate::ready::Ready;
+use crate::telemetry::LogLimit;
 
 /// Name of the check in `/readyz`.
 const NAME: &str = "reviews";
 /// Name of the check of reviews that the API server answers with an error.
 const ANSWERS: &str = "review-answers";
-/// Minimum time between two events about such errors: each request may cause one.
-const MIN_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Tracks if the last review reached the API; logs and reports changes. Clones share the state.
 #[derive(Clone, Debug)]
@@ -26,7 +22,8 @@ struct Shared {
     unreachable: AtomicBool,
     /// The last review was answered with an error.
     failing: AtomicBool,
-    logged_at: Mutex<Option<Instant>>,
+    /// Events about such errors, of which each request may cause one.
+    logged: LogLimit,
     ready: Ready,
     metrics: Metrics,
 }
@@ -36,7 +33,7 @@ impl ApiHealth {
         Self(Arc::new(Shared {
             unreachable: AtomicBool::new(false),
             failing: AtomicBool::new(false),
-            logged_at: Mutex::new(None),
+            logged: LogLimit::new(1),
             ready,
             metrics,
         }))
@@ -61,8 +58,8 @@ impl ApiHealth {
         }
     }
 
-    /// Records that the API server answered a review with an error. Logged at most once per
-    /// [`MIN_INTERVAL`].
+    /// Records that the API server answered a review with an error. Logged at most once a
+    /// minute.
     pub(super) fn set_failing(&self, kind: &str, failure: &ReviewFailure) {
         let remedy = match failure {
             ReviewFailure::Refused(response) => response.remedy(),
@@ -72,14 +69,7 @@ impl ApiHealth {
         self.0
             .ready
             .set_degraded(ANSWERS, format!("{kind}: {failure}{remedy}"));
-        let now = Instant::now();
-        let mut logged_at = self
-            .0
-            .logged_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if logged_at.is_none_or(|logged_at| now >= logged_at + MIN_INTERVAL) {
-            *logged_at = Some(now);
+        if self.0.logged.permits() {
             tracing::error!(kind, error = %failure, "review failed{remedy}");
         }
     }

@@ -404,6 +404,8 @@ mod tests {
             "?q",
             "#f",
             "mailto:a@b",
+            "ftp://bastion.example/x",
+            "ssh://bastion.example:8443/x",
             "javascript:go('/x')",
             "data:text/html,/x",
             "http://other.example/x",

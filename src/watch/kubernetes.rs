@@ -30,6 +30,7 @@ use super::{Change, Feed};
 use crate::cluster::{Kind, Object, ObjectKey};
 use crate::config::KubernetesSource;
 use crate::metrics::Metrics;
+use crate::model::causes::plugin_failure;
 use crate::ready::{BlockReady, Ready};
 use crate::supervise::Supervisor;
 
@@ -54,6 +55,12 @@ pub enum KubernetesError {
     NoCluster,
     #[error("the service account of the pod cannot be used")]
     InCluster(#[source] InClusterError),
+    /// Without the URL, which may contain a password.
+    #[error(
+        "proxies are not supported: remove proxy-url of the kubeconfig, or HTTPS_PROXY of the \
+         environment, and connect to the API server directly"
+    )]
+    Proxy,
     #[error("cannot create the client of the Kubernetes API")]
     Client(#[from] kube::Error),
 }
@@ -296,6 +303,9 @@ fn read<K: Watched>(item: Item<K>, metrics: &Metrics) -> Result<Option<Object>, 
 
 /// Joins the causes of an error, without those that only name the layers of the client.
 fn innermost_causes(error: &dyn std::error::Error) -> String {
+    if let Some(failure) = plugin_failure(error) {
+        return failure;
+    }
     let mut causes: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {

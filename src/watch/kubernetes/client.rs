@@ -112,16 +112,9 @@ fn http_client(
     user_timeout: Duration,
     connections: Connections,
 ) -> Result<HttpClient, KubernetesError> {
-    if let Some(proxy) = &config.proxy_url {
-        // This connector would silently bypass the proxy, and kube is built without its proxy
-        // features.
-        let (proxy_url, protocol_feature) =
-            (Box::new(proxy.clone()), "kube/http-proxy or kube/socks5");
-        return Err(kube::Error::ProxyProtocolDisabled {
-            proxy_url,
-            protocol_feature,
-        }
-        .into());
+    // This connector would silently bypass the proxy.
+    if config.proxy_url.is_some() {
+        return Err(KubernetesError::Proxy);
     }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);

@@ -377,7 +377,9 @@ fn check_server(server: Option<&str>) -> Result<(), Fault> {
     let is_valid = url.is_some_and(|url| {
         matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some()
     });
-    if is_valid {
+    if server.contains('@') {
+        Err(Fault::ServerWithUser)
+    } else if is_valid {
         Ok(())
     } else {
         Err(Fault::InvalidServer(server.to_owned()))

@@ -14,6 +14,7 @@ use super::super::redact::Redacted;
 use super::ManifestError;
 use super::changes::digest;
 use crate::cluster::{Kind, Object};
+use crate::model::nulls::RULE_LISTS;
 
 /// Kinds that are used, with their API, and true if they are namespaced.
 const USED_KINDS: [(&str, &str, bool); 8] = [
@@ -279,8 +280,8 @@ fn content(kind: &str, document: Value) -> Result<Option<Content>, DocumentError
         "Pod" => return object::<SlimPod>(document),
         "Service" => return object::<SlimService>(document),
         "EndpointSlice" => return object::<SlimSlice>(document),
-        "Role" => Content::Role(parse(&document)?),
-        "ClusterRole" => Content::ClusterRole(parse(&document)?),
+        "Role" => Content::Role(role(&document)?),
+        "ClusterRole" => Content::ClusterRole(role(&document)?),
         "RoleBinding" => Content::RoleBinding(parse(&document)?),
         "ClusterRoleBinding" => Content::ClusterRoleBinding(parse(&document)?),
         _ => return Ok(None),
@@ -290,6 +291,22 @@ fn content(kind: &str, document: Value) -> Result<Option<Content>, DocumentError
 fn object<K: Watched>(document: Value) -> Result<Option<Content>, DocumentError> {
     let object = Item::<K>::from_value(document).object()?;
     Ok(object.map(|object| Content::Object(K::KIND, object)))
+}
+
+/// Parses a role. Unknown fields of its rules are errors, as with kubectl: a misspelled restriction
+/// would grant more than it says.
+fn role<T: DeserializeOwned>(document: &Value) -> Result<T, DocumentError> {
+    let rules = document["rules"].as_array().into_iter().flatten();
+    for (index, rule) in rules.enumerate() {
+        let mut fields = rule.as_object().into_iter().flatten();
+        if let Some((field, _)) = fields.find(|(field, _)| !RULE_LISTS.contains(&&***field)) {
+            return Err(DocumentError::Field {
+                field: format!("rules[{index}].{field}"),
+                reason: Redacted::new("unknown field"),
+            });
+        }
+    }
+    parse(document)
 }
 
 fn parse<T: DeserializeOwned>(document: &Value) -> Result<T, DocumentError> {

@@ -69,16 +69,16 @@ impl Folder {
         };
         folder.is_read = true;
         let mut errors = Vec::new();
+        let mut malformed = Vec::new();
         for path in paths {
             let objects = match read_file(&path) {
                 Ok(documents) => {
                     folder.skipped += documents.skipped;
-                    let mut objects = documents.objects;
                     for (id, error) in documents.malformed {
-                        objects.extend(previous.find(&path, &id).cloned());
+                        malformed.push((path.clone(), id));
                         errors.push(error);
                     }
-                    objects
+                    documents.objects
                 }
                 Err(error) => {
                     errors.push(error);
@@ -86,6 +86,16 @@ impl Folder {
                 }
             };
             folder.files.insert(path, objects);
+        }
+        for (path, id) in malformed {
+            let Some((before_path, before)) = previous.effective(&id) else {
+                continue;
+            };
+            // A valid definition in the file that counted before is newer.
+            if before_path == path || folder.effective(&id).is_none() {
+                let before = before.clone();
+                folder.files.entry(path).or_default().push(before);
+            }
         }
         (folder, errors)
     }
@@ -105,11 +115,10 @@ impl Folder {
             .collect()
     }
 
-    /// Finds an object, first in the file at `path`.
-    fn find(&self, path: &Path, id: &ObjectId) -> Option<&Document> {
-        let file = self.files.get(path).into_iter();
-        let documents = file.chain(self.files.values()).flatten();
-        documents.into_iter().find(|document| document.id == *id)
+    /// Returns the definition of an object that counts, which is the last one, and its file.
+    fn effective(&self, id: &ObjectId) -> Option<(&Path, &Document)> {
+        let documents = self.documents();
+        documents.filter(|(_, document)| document.id == *id).last()
     }
 
     /// Returns the objects. If one is defined more than once, its last definition counts, as with

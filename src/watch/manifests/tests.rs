@@ -573,3 +573,56 @@ fn run(manifests: Manifests, writer: Writer, ready: &Ready, metrics: &Metrics) {
     tokio::spawn(index.run());
     tokio::spawn(manifests.follow(feed, ready.clone(), metrics.clone())());
 }
+
+#[test]
+fn malformed_object_falls_back_to_the_definition_in_use() {
+    let pod = |ip: &str| {
+        format!("---\nkind: Pod\nmetadata: {{name: p}}\nstatus: {{podIPs: [{{ip: {ip}}}]}}\n")
+    };
+    let used = |before: &[(&str, &[&str])], after: &[(&str, &[&str])]| {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |files: &[(&str, &[&str])]| {
+            for (name, ips) in files {
+                let text: String = ips.iter().map(|ip| pod(ip)).collect();
+                std::fs::write(folder.path().join(name), text).unwrap();
+            }
+        };
+        write(before);
+        let (mut previous, errors) = Folder::read(folder.path(), &mut Folder::default());
+        assert!(errors.is_empty(), "{errors:?}");
+        write(after);
+        let (read, errors) = Folder::read(folder.path(), &mut previous);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        let Contents { objects, .. } = read.contents();
+        let [(_, Object::Pod(_, pod))] = &*objects else {
+            panic!("{objects:?}")
+        };
+        pod.ips[0].to_string()
+    };
+    let (one, two, three) = ("10.0.0.1", "10.0.0.2", "10.0.0.3");
+    // The last of two definitions counted, in one file and in two.
+    assert_eq!(used(&[("a.yaml", &[one, two])], &[("a.yaml", &[one, "x"])]), two);
+    let files: [(&str, &[&str]); 2] = [("a.yaml", &[one]), ("b.yaml", &[two])];
+    assert_eq!(used(&files, &[("b.yaml", &["x"])]), two);
+    // A malformed copy in another file does not replace a valid definition.
+    let copied: [(&str, &[&str]); 2] = [("a.yaml", &[three]), ("b.yaml", &["x"])];
+    assert_eq!(used(&[("a.yaml", &[one])], &copied), three);
+}
+
+#[test]
+fn rules_with_unknown_fields_or_null_names_grant_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |rule: &str| {
+        let text = format!("{{kind: Role, metadata: {{name: r}}, rules: [{rule}]}}\n");
+        std::fs::write(folder.path().join("role.yaml"), text).unwrap();
+        Folder::read(folder.path(), &mut Folder::default())
+    };
+    let (_, errors) = load("{resources: [services], verbs: [get], resourceName: [web]}");
+    let error = error_chain(&errors[0]);
+    assert!(error.contains("rules[0].resourceName: unknown field"), "{error}");
+    let (folder, errors) = load("{resources: [services], verbs: [get], resourceNames: [~]}");
+    assert!(errors.is_empty(), "{errors:?}");
+    let role = &folder.contents().rules.roles[0];
+    let names = role.rules.as_ref().unwrap()[0].resource_names.as_ref();
+    assert_eq!(names.unwrap(), &[""]);
+}

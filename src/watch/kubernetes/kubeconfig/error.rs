@@ -140,6 +140,11 @@ pub enum Fault {
     NoCluster,
     #[error("has no server")]
     NoServer,
+    /// Without the URL, which may contain a password.
+    #[error(
+        "has a server with user information; use https://HOST:PORT, and a user with credentials"
+    )]
+    ServerWithUser,
     #[error("has the server {0:?}, which is not a URL; use https://HOST:PORT")]
     InvalidServer(String),
     #[error("is malformed: {field}{reason}")]
