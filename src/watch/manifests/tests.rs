@@ -601,7 +601,10 @@ fn malformed_object_falls_back_to_the_definition_in_use() {
     };
     let (one, two, three) = ("10.0.0.1", "10.0.0.2", "10.0.0.3");
     // The last of two definitions counted, in one file and in two.
-    assert_eq!(used(&[("a.yaml", &[one, two])], &[("a.yaml", &[one, "x"])]), two);
+    assert_eq!(
+        used(&[("a.yaml", &[one, two])], &[("a.yaml", &[one, "x"])]),
+        two
+    );
     let files: [(&str, &[&str]); 2] = [("a.yaml", &[one]), ("b.yaml", &[two])];
     assert_eq!(used(&files, &[("b.yaml", &["x"])]), two);
     // A malformed copy in another file does not replace a valid definition.
@@ -619,7 +622,10 @@ fn rules_with_unknown_fields_or_null_names_grant_nothing() {
     };
     let (_, errors) = load("{resources: [services], verbs: [get], resourceName: [web]}");
     let error = error_chain(&errors[0]);
-    assert!(error.contains("rules[0].resourceName: unknown field"), "{error}");
+    assert!(
+        error.contains("rules[0].resourceName: unknown field"),
+        "{error}"
+    );
     let (folder, errors) = load("{resources: [services], verbs: [get], resourceNames: [~]}");
     assert!(errors.is_empty(), "{errors:?}");
     let role = &folder.contents().rules.roles[0];

@@ -262,6 +262,13 @@ async fn names_the_fault_of_the_context_in_use() {
             "which is not a URL",
         ),
         (
+            replace(
+                "'https://192.0.2.1:6443'",
+                "'https://user:secret@192.0.2.1:6443'",
+            ),
+            "has a server with user information; use https://HOST:PORT",
+        ),
+        (
             replace("'https://192.0.2.1:6443'", "[a]"),
             "its cluster \"prod\" is malformed: server: invalid type",
         ),
