@@ -10,6 +10,7 @@ mod headers;
 mod html;
 mod link;
 mod rewriter;
+mod sniff;
 mod validators;
 
 use http::{HeaderMap, HeaderValue, Method, header};

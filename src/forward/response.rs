@@ -1,6 +1,7 @@
 //! Response bodies, streamed with backpressure: a frame is read from the endpoint only when the
 //! client's connection asks for it.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -32,6 +33,8 @@ pub struct UpstreamBody {
     connection: Option<Connection>,
     /// `None` if the connection must not be reused.
     pool: Option<Rc<Pool>>,
+    /// First frame or error, if it was read before the head of the response is sent.
+    peeked: Option<Box<Result<Frame<Bytes>, UpstreamError>>>,
 }
 
 /// Error of a response body.
@@ -51,6 +54,7 @@ impl UpstreamBody {
             incoming,
             connection: Some(connection),
             pool: Some(Rc::clone(pool)),
+            peeked: None,
         }
     }
 
@@ -59,7 +63,22 @@ impl UpstreamBody {
             incoming,
             connection: Some(connection),
             pool: None,
+            peeked: None,
         }
+    }
+
+    /// Waits for the first bytes of the body, and returns them. They stay part of the body, as does
+    /// an error. Empty if there are none.
+    pub async fn peek(&mut self) -> &[u8] {
+        if self.peeked.is_none() {
+            let frame = poll_fn(|context| Pin::new(&mut *self).poll_frame(context)).await;
+            self.peeked = frame.map(Box::new);
+        }
+        self.peeked_data().map_or(&[], |data| data)
+    }
+
+    fn peeked_data(&self) -> Option<&Bytes> {
+        self.peeked.as_ref()?.as_ref().as_ref().ok()?.data_ref()
     }
 
     /// The client does not take the last part yet.
@@ -69,6 +88,21 @@ impl UpstreamBody {
         {
             connection.shrink_reads();
             connection.advance_upload(context, upload);
+        }
+    }
+
+    /// Returns true if the endpoint has sent all of the body.
+    fn has_ended(&self) -> bool {
+        match &self.incoming {
+            Incoming::Http1(_) => match self
+                .connection
+                .as_ref()
+                .map(|connection| &connection.sender)
+            {
+                Some(Sender::Http1(connection)) => connection.decoder().is_done(),
+                _ => true,
+            },
+            Incoming::Http2(incoming) => incoming.is_end_stream(),
         }
     }
 
@@ -98,6 +132,9 @@ impl Body for UpstreamBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
         let this = &mut *self;
+        if let Some(frame) = this.peeked.take() {
+            return Poll::Ready(Some(*frame));
+        }
         let frame = match &mut this.incoming {
             Incoming::Http1(upload) => match http1(&mut this.connection) {
                 Some(connection) => ready!(connection.poll_body(context, upload))
@@ -123,21 +160,11 @@ impl Body for UpstreamBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.incoming {
-            Incoming::Http1(_) => match self
-                .connection
-                .as_ref()
-                .map(|connection| &connection.sender)
-            {
-                Some(Sender::Http1(connection)) => connection.decoder().is_done(),
-                _ => true,
-            },
-            Incoming::Http2(incoming) => incoming.is_end_stream(),
-        }
+        self.peeked.is_none() && self.has_ended()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.incoming {
+        let rest = match &self.incoming {
             Incoming::Http1(_) => match self
                 .connection
                 .as_ref()
@@ -150,6 +177,10 @@ impl Body for UpstreamBody {
                 _ => SizeHint::with_exact(0),
             },
             Incoming::Http2(incoming) => incoming.size_hint(),
+        };
+        match (rest.exact(), self.peeked_data()) {
+            (Some(length), Some(peeked)) => SizeHint::with_exact(length + peeked.len() as u64),
+            _ => rest,
         }
     }
 }
@@ -157,7 +188,7 @@ impl Body for UpstreamBody {
 impl Drop for UpstreamBody {
     /// A body that has ended may be dropped without a poll for its end.
     fn drop(&mut self) {
-        if self.is_end_stream() {
+        if self.has_ended() {
             self.return_connection();
         }
     }

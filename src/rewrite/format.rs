@@ -3,7 +3,7 @@
 use http::{HeaderMap, Method, Response, StatusCode, header};
 
 use super::coding::Coding;
-use super::html;
+use super::{html, sniff};
 
 /// Content coding of an HTML page.
 #[derive(Clone, Copy, Debug)]
@@ -15,16 +15,28 @@ impl PageFormat {
     /// Returns the format of the response's page if its links are to be rewritten: HTML, complete,
     /// in a supported coding and encoding, and not a redirect.
     pub fn detect<B>(method: &Method, response: &Response<B>) -> Option<Self> {
-        // The links of a partial page may be cut anywhere, also within a tag.
-        let is_incomplete = *method == Method::HEAD
-            || matches!(
-                response.status(),
-                StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED
-            );
-        if is_incomplete {
+        if is_incomplete(method, response) {
             return None;
         }
         Self::of_headers(response.headers())
+    }
+
+    /// Returns true if browsers decide by the first bytes of the response: it has no type, and does
+    /// not forbid it.
+    pub fn is_untyped<B>(method: &Method, response: &Response<B>) -> bool {
+        let headers = response.headers();
+        !headers.contains_key(header::CONTENT_TYPE)
+            && !is_incomplete(method, response)
+            && !headers.contains_key(header::LOCATION)
+            && !headers.contains_key(header::CONTENT_ENCODING)
+            && !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS)
+    }
+
+    /// Returns the format of a response without a type, whose body starts with `bytes`.
+    pub fn sniff(bytes: &[u8]) -> Option<Self> {
+        sniff::is_html(bytes).then_some(Self {
+            coding: Coding::Identity,
+        })
     }
 
     /// As [`Self::detect`], for responses with the headers of a page and another content.
@@ -47,6 +59,16 @@ impl PageFormat {
     pub fn held_bytes(&self) -> usize {
         html::PARSER_BYTES + html::BLOCK_BYTES + self.coding.held_bytes()
     }
+}
+
+/// Returns true if the response has no page, or a part of one: its links may be cut anywhere, also
+/// within a tag.
+fn is_incomplete<B>(method: &Method, response: &Response<B>) -> bool {
+    *method == Method::HEAD
+        || matches!(
+            response.status(),
+            StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED
+        )
 }
 
 /// Type of a response that browsers take for HTML.

@@ -188,3 +188,64 @@ async fn cached_page_is_revalidated_with_the_tag_of_its_endpoint() -> Result<()>
     ensure!(lines(&head, "content-md5").is_empty(), "{head}");
     Ok(())
 }
+
+#[tokio::test]
+async fn body_without_a_type_stays_whole_whatever_its_start_is() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let page = format!("<a href=\"{PREFIX}/r\">t</a>");
+    for (head, parts, expected) in [
+        ("Content-Length: 6", &["abc", "def"][..], "abcdef"),
+        ("Content-Length: 0", &[], ""),
+        ("Content-Length: 18", &["<a href=\"/r\">", "t</a>"], &*page),
+        (
+            "Transfer-Encoding: chunked",
+            &["3\r\nabc\r\n", "3\r\ndef\r\n", "0\r\n\r\n"],
+            "abcdef",
+        ),
+        (
+            "Transfer-Encoding: chunked",
+            &["d\r\n<a href=\"/r\">\r\n", "5\r\nt</a>\r\n0\r\n\r\n"],
+            &*page,
+        ),
+    ] {
+        let mut client = bed.request("GET /", "Connection: close\r\n\r\n").await?;
+        let (mut backend, _) = bed.accept().await?;
+        let head = format!("HTTP/1.1 200 OK\r\n{head}\r\nConnection: close\r\n\r\n");
+        backend.write_all(head.as_bytes()).await?;
+        for part in parts {
+            backend.write_all(part.as_bytes()).await?;
+            tokio::task::yield_now().await;
+        }
+        let response = read_all(&mut client).await;
+        let (head, body) = response.split_once("\r\n\r\n").context("a head")?;
+        let length = lines(head, "content-length");
+        if !length.is_empty() {
+            ensure!(
+                length == [format!("Content-Length: {}", expected.len())],
+                "{response}"
+            );
+            ensure!(body == expected, "{response}");
+            continue;
+        }
+        // Every second line is the size of a chunk.
+        ensure!(body.ends_with("0\r\n\r\n"), "{response}");
+        let data: String = body.split("\r\n").skip(1).step_by(2).collect();
+        ensure!(data == expected, "{response}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn cut_body_without_a_type_does_not_end_cleanly() -> Result<()> {
+    let bed = TestBed::new().await?;
+    for sent in ["", "3\r\nabc\r\n", "3\r\nabc\r\n3\r\nde"] {
+        let mut client = bed.request("GET /", "\r\n").await?;
+        let (mut backend, _) = bed.accept().await?;
+        let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{sent}");
+        backend.write_all(head.as_bytes()).await?;
+        drop(backend);
+        let response = read_all(&mut client).await;
+        ensure!(!response.contains("0\r\n\r\n"), "{sent:?}: {response}");
+    }
+    Ok(())
+}
