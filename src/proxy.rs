@@ -392,11 +392,8 @@ impl Proxy {
         if method == Method::HEAD && rewriting.is_enabled() {
             rewrite::describe_head(response.headers_mut());
         }
-        let mut format = PageFormat::detect(&method, &response);
-        if rewriting.is_enabled() && PageFormat::is_untyped(&method, &response) {
-            format = PageFormat::sniff(Box::pin(response.body_mut().peek()).await);
-        }
-        let page = format.and_then(|format| {
+        let start = response.body().peeked();
+        let page = PageFormat::detect(&method, &response, start).and_then(|format| {
             let share = rewriting.reserve(format.held_bytes(), record.client.into())?;
             Some((format, share))
         });

@@ -82,7 +82,7 @@ fn rewrite<'a>(
         .header("content-encoding", coding.header())
         .body(())
         .expect("a response");
-    let reading = PageFormat::detect(&Method::GET, &response).expect("a page");
+    let reading = PageFormat::detect(&Method::GET, &response, None).expect("a page");
     let links = LinkRewriter {
         prefix: "/p".into(),
         client_host: Some("bastion.example".into()),

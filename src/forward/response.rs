@@ -67,17 +67,16 @@ impl UpstreamBody {
         }
     }
 
-    /// Waits for the first bytes of the body, and returns them. They stay part of the body, as does
-    /// an error. Empty if there are none.
-    pub async fn peek(&mut self) -> &[u8] {
+    /// Waits for the first bytes of the body, which stay part of it, as does an error.
+    pub async fn peek(&mut self) {
         if self.peeked.is_none() {
             let frame = poll_fn(|context| Pin::new(&mut *self).poll_frame(context)).await;
             self.peeked = frame.map(Box::new);
         }
-        self.peeked_data().map_or(&[], |data| data)
     }
 
-    fn peeked_data(&self) -> Option<&Bytes> {
+    /// Returns the bytes that [`Self::peek`] has read.
+    pub fn peeked(&self) -> Option<&Bytes> {
         self.peeked.as_ref()?.as_ref().as_ref().ok()?.data_ref()
     }
 
@@ -178,7 +177,7 @@ impl Body for UpstreamBody {
             },
             Incoming::Http2(incoming) => incoming.size_hint(),
         };
-        match (rest.exact(), self.peeked_data()) {
+        match (rest.exact(), self.peeked()) {
             (Some(length), Some(peeked)) => SizeHint::with_exact(length + peeked.len() as u64),
             _ => rest,
         }

@@ -13,7 +13,7 @@ use crate::forward::{
 use crate::http::Interim;
 use crate::model::{ServiceAddress, Target};
 use crate::resolve::Route;
-use crate::rewrite::{self, CookieScope, LinkRewriter};
+use crate::rewrite::{self, CookieScope, LinkRewriter, PageFormat};
 use crate::telemetry::Record;
 
 impl Proxy {
@@ -39,7 +39,12 @@ impl Proxy {
             }),
         };
         let (forwarder, client, dialed) = (&self.forwarder, record.client, &mut record.endpoint);
-        let sent = forwarder.send(permit, route, first, client, dialed).await?;
+        let mut sent = forwarder.send(permit, route, first, client, dialed).await?;
+        if self.stages.rewriting.is_enabled()
+            && PageFormat::is_untyped(&head.method, &sent.response)
+        {
+            sent.response.body_mut().peek().await;
+        }
         let is_part = rewrite::is_part_to_join(&head.method, &head.headers, &sent.response);
         if !(can_repeat && is_part) {
             return Ok(sent);

@@ -1,5 +1,6 @@
 //! Detection of the responses whose links are rewritten.
 
+use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header};
 
 use super::coding::Coding;
@@ -13,12 +14,22 @@ pub struct PageFormat {
 
 impl PageFormat {
     /// Returns the format of the response's page if its links are to be rewritten: HTML, complete,
-    /// in a supported coding and encoding, and not a redirect.
-    pub fn detect<B>(method: &Method, response: &Response<B>) -> Option<Self> {
+    /// in a supported coding and encoding, and not a redirect. `start` has the first bytes of a
+    /// response for which [`Self::is_untyped`] is true.
+    pub fn detect<B>(
+        method: &Method,
+        response: &Response<B>,
+        start: Option<&Bytes>,
+    ) -> Option<Self> {
         if is_incomplete(method, response) {
             return None;
         }
-        Self::of_headers(response.headers())
+        match start {
+            Some(start) => sniff::is_html(start).then_some(Self {
+                coding: Coding::Identity,
+            }),
+            None => Self::of_headers(response.headers()),
+        }
     }
 
     /// Returns true if browsers decide by the first bytes of the response: it has no type, and does
@@ -30,13 +41,6 @@ impl PageFormat {
             && !headers.contains_key(header::LOCATION)
             && !headers.contains_key(header::CONTENT_ENCODING)
             && !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS)
-    }
-
-    /// Returns the format of a response without a type, whose body starts with `bytes`.
-    pub fn sniff(bytes: &[u8]) -> Option<Self> {
-        sniff::is_html(bytes).then_some(Self {
-            coding: Coding::Identity,
-        })
     }
 
     /// As [`Self::detect`], for responses with the headers of a page and another content.
@@ -205,7 +209,7 @@ mod tests {
             (Method::GET, 200, "content-encoding", "br", false),
             (Method::GET, 200, "content-type", "text/plain", false),
         ] {
-            let found = PageFormat::detect(&method, &page(code, name, value));
+            let found = PageFormat::detect(&method, &page(code, name, value), None);
             assert_eq!(found.is_some(), expected, "{method} {code} {name}: {value}");
         }
     }

@@ -35,7 +35,7 @@ fn format_of(coding: &str) -> PageFormat {
     let response = Response::builder()
         .header("content-type", "text/html")
         .header("content-encoding", coding);
-    PageFormat::detect(&Method::GET, &response.body(()).unwrap()).unwrap()
+    PageFormat::detect(&Method::GET, &response.body(()).unwrap(), None).unwrap()
 }
 
 fn gunzip(bytes: &[u8]) -> Vec<u8> {
