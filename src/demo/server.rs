@@ -17,6 +17,10 @@ const BACKLOG: u32 = 128;
 /// Wait after a failed accept, so that a lack of file descriptors does not cause a busy loop.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 
+/// Attempts to bind a port again, and the pause between them.
+const MAX_BINDS: u32 = 100;
+const BIND_PAUSE: Duration = Duration::from_millis(10);
+
 /// Starts a server on a free loopback port and returns the port. While `on` is false, the port
 /// refuses connections and those that were open are closed, as if the process had ended.
 pub(super) async fn start(routes: Router, on: watch::Receiver<bool>) -> io::Result<u16> {
@@ -43,15 +47,30 @@ async fn run(
 ) -> io::Result<()> {
     loop {
         accept(listener, &routes, &mut on).await;
-        // A bound socket that does not listen refuses connections, and the kernel does not select
-        // its port for outgoing connections of other processes.
-        let reserved = TcpSocket::new_v4()?;
-        reserved.set_reuseaddr(true)?;
-        reserved.bind(address)?;
+        let reserved = reserve(address).await?;
         if on.wait_for(|on| *on).await.is_err() {
             return Ok(());
         }
         listener = reserved.listen(BACKLOG)?;
+    }
+}
+
+/// Returns a socket that is bound and does not listen: it refuses connections, and the kernel does
+/// not select its port for outgoing connections of other processes.
+async fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
+    let mut attempt = 1;
+    loop {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address) {
+            Ok(()) => return Ok(socket),
+            // A child process has a copy of the previous listener until it executes its program.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempt < MAX_BINDS => {
+                attempt += 1;
+                tokio::time::sleep(BIND_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 
