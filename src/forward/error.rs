@@ -31,8 +31,8 @@ pub enum ForwardError {
     #[error("{}", join(.0))]
     Dial(Vec<DialError>),
     /// The connection failed before the head of the response, or the response was not valid HTTP.
-    /// `safety` tells how much of the request may have reached the endpoint, `requires_http1`
-    /// whether the endpoint requires HTTP/1.1.
+    /// `safety` tells how much of the request may have reached the endpoint. `requires_http1` is
+    /// true if the endpoint requires HTTP/1.1.
     #[error("{address}: {source}")]
     Broken {
         address: SocketAddr,

@@ -57,8 +57,8 @@ pub struct RequestHeaderRewriter<'a> {
 
 impl RequestHeaderRewriter<'_> {
     /// Converts the client's request head: target to the path of the backend, `Host` kept or set to
-    /// what a trusted front proxy reports, hop-by-hop headers and underscore variants of protected
-    /// names removed, forwarded headers and those of the upgrade added.
+    /// the host that a trusted front proxy reports, hop-by-hop headers and underscore variants of
+    /// protected names removed, forwarded headers and those of the upgrade added.
     pub fn rewrite(&self, head: &mut RequestHead) {
         let prefix = self.target.plain_prefix();
         let sub_path = self.target.sub_path(self.decoding);

@@ -6,8 +6,8 @@ use dashmap::DashMap;
 
 use crate::balance::EndpointKey;
 
-/// Time for which an endpoint gets requests over HTTP/1.1 only. Short, because the address may belong to
-/// another pod later; each expiry costs one request over HTTP/2.
+/// Time for which an endpoint gets requests over HTTP/1.1 only. Short, because the address may
+/// belong to another pod later; each expiry costs one request over HTTP/2.
 const TTL: Duration = Duration::from_mins(5);
 /// Maximum number of endpoints. Requests to further ones are sent over HTTP/2 first.
 const MAX_ENDPOINTS: usize = 4096;

@@ -1,8 +1,8 @@
 //! Connections of HTTP/1.1 and HTTP/1.0 clients.
 //!
 //! One task serves a connection. While it runs the handler of a request, it flushes interim
-//! responses and watches for the client's end; the body of the request is read by the code that forwards
-//! it, on the same worker.
+//! responses and watches for the client's end; the body of the request is read by the code that
+//! forwards it, on the same worker.
 
 mod read;
 mod write;
