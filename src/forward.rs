@@ -24,7 +24,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -60,6 +60,7 @@ use server_name::ServerName;
 /// behind `Arc`s.
 #[derive(Debug)]
 pub struct Forwarder {
+    pub dialer: Arc<Dialer>,
     pub pool: Rc<Pool>,
     pub balance: Arc<LoadBalancer>,
     pub retry: RetryPolicy,
@@ -221,7 +222,7 @@ impl Forwarder {
         let mut reuse = protocol == Protocol::Any;
         // Only HTTP/2 endpoints can reject a request unprocessed, so the body is buffered only if
         // the connection may turn out to be HTTP/2.
-        let can_refuse = reuse && self.pool.may_use_http2(route.transport);
+        let can_refuse = reuse && self.dialer.may_use_http2(route.transport);
         let body = body.take().map(|outgoing| {
             let OutgoingBody {
                 body,
@@ -270,7 +271,8 @@ impl Forwarder {
             };
             let requires_http1 = error.requires_http1();
             if requires_http1 {
-                self.pool.require_http1(attempt.key);
+                self.dialer.require_http1(attempt.key);
+                self.pool.forget_http2(attempt.key);
                 protocol = Protocol::Http1;
             }
             let mut safety = error.retry_safety();
@@ -390,10 +392,8 @@ impl Forwarder {
             ..
         } = *attempt;
         let started = Instant::now();
-        let dialed = self
-            .pool
-            .dial(key, protocol, name, attempts.connect_timeout(others))
-            .await;
+        let limit = attempts.connect_timeout(others);
+        let dialed = self.connect(key, protocol, name, limit).await;
         attempts.spent_connecting(started.elapsed());
         match &dialed {
             Ok(_) if choice => self.balance.record_connect(key),
@@ -405,9 +405,38 @@ impl Forwarder {
         dialed
     }
 
+    /// Opens a connection: TCP, TLS with the server name if the transport uses it, and HTTP.
+    async fn connect(
+        &self,
+        key: EndpointKey,
+        protocol: Protocol,
+        name: ServerName<'_>,
+        limit: Duration,
+    ) -> Result<Connection, DialError> {
+        let name = name.to_text();
+        let protocol = match protocol {
+            Protocol::Any => self.dialer.protocol(key),
+            Protocol::Http1 => Protocol::Http1,
+        };
+        let stream = self
+            .dialer
+            .dial(key, protocol, name.as_deref(), limit)
+            .await?;
+        let http2 = match stream.alpn_protocol() {
+            Some(selected) => selected == b"h2",
+            // Without TLS there is no ALPN: cleartext HTTP/2 is used with prior knowledge.
+            None => key.transport == Transport::H2c && protocol == Protocol::Any,
+        };
+        let started = self.pool.start(key, name, stream, http2).await;
+        started.map_err(|source| DialError::Closed {
+            address: key.address,
+            source,
+        })
+    }
+
     fn insert_kubelet_token(&self, head: &mut RequestHead, transport: Transport) {
         if transport == Transport::Kubelet
-            && self.pool.sends_kubelet_token()
+            && self.dialer.sends_kubelet_token()
             && let Some(token) = &*self.kubelet_token.load()
         {
             let token = HeaderValue::clone(token);

@@ -107,10 +107,11 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
     let tasks = TaskTracker::new();
     let mut background = JoinSet::new();
     let recorder = Recorder::new(stages.metrics.clone(), access.as_deref());
-    let pool = Rc::new(Pool::new(Arc::clone(dialer), Arc::clone(balance)));
+    let pool = Rc::new(Pool::new(dialer.settings.clone(), Arc::clone(balance)));
     let proxy = Rc::new(Proxy {
         stages: Arc::clone(stages),
         forwarder: Forwarder {
+            dialer: Arc::clone(dialer),
             pool: Rc::clone(&pool),
             balance: Arc::clone(balance),
             retry: RetryPolicy::new(&dialer.settings, stages.metrics.retries.clone()),

@@ -172,6 +172,16 @@ impl Dialer {
         }
     }
 
+    /// Uses HTTP/1.1 for further connections to an endpoint.
+    pub(super) fn require_http1(&self, key: EndpointKey) {
+        self.http1_endpoints.insert(key, Instant::now());
+    }
+
+    /// Returns true if a connection of the transport may be HTTP/2.
+    pub(super) fn may_use_http2(&self, transport: Transport) -> bool {
+        self.settings.http2 && transport.may_be_http2()
+    }
+
     pub(super) fn sends_kubelet_token(&self) -> bool {
         self.tls.kubelet.sends_token
     }

@@ -8,14 +8,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Sender, Shared, start_http2};
-use super::dial::{DialError, Dialer, Protocol};
+use super::connection::{self, Connection, Sender, Shared};
 use super::outstanding::Outstanding;
 use super::server_name::ServerName;
 use crate::balance::{EndpointKey, LoadBalancer};
+use crate::config;
 use crate::http::Stream;
 use crate::http::h1::ClientConnection;
-use crate::resolve::Transport;
 
 /// Interval between calls of [`Pool::detect_stalls`]. A fraction of the shortest useful limit; a
 /// call visits each endpoint to which the worker has connections.
@@ -52,7 +51,7 @@ impl EndpointConnections {
 /// no other thread.
 #[derive(Debug)]
 pub struct Pool {
-    dialer: Arc<Dialer>,
+    settings: config::Upstream,
     balance: Arc<LoadBalancer>,
     endpoints: RefCell<HashMap<EndpointKey, EndpointConnections>>,
     /// Time of the last stall check.
@@ -60,9 +59,9 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub fn new(dialer: Arc<Dialer>, balance: Arc<LoadBalancer>) -> Self {
+    pub fn new(settings: config::Upstream, balance: Arc<LoadBalancer>) -> Self {
         Self {
-            dialer,
+            settings,
             balance,
             endpoints: RefCell::default(),
             checked: Cell::new(Instant::now()),
@@ -128,7 +127,7 @@ impl Pool {
             .or_insert_with(|| EndpointConnections::new(outstanding))
             .idle;
         // Beyond the limit the connection is dropped, which closes it.
-        if idle.len() < self.dialer.settings.max_idle_per_endpoint {
+        if idle.len() < self.settings.max_idle_per_endpoint {
             idle.push(Idle {
                 connection,
                 name,
@@ -172,45 +171,27 @@ impl Pool {
         for (key, connections) in &*self.endpoints.borrow() {
             let stalled = connections
                 .outstanding
-                .check(self.dialer.settings.slow_endpoint_timeout, now);
+                .check(self.settings.slow_endpoint_timeout, now);
             if stalled && !late {
                 self.balance.record_stall(*key, now);
             }
         }
     }
 
-    /// Opens a connection: TCP, TLS with the server name if the transport uses it, and HTTP. An
-    /// HTTP/2 connection is added to the pool.
-    pub(super) async fn dial(
+    /// Starts HTTP on a new connection with a server name. One over HTTP/2 is added to the pool.
+    ///
+    /// # Errors
+    /// The connection is already broken. The start does not wait for the endpoint, so it needs no
+    /// timeout.
+    pub(super) async fn start(
         &self,
         key: EndpointKey,
-        protocol: Protocol,
-        name: ServerName<'_>,
-        limit: Duration,
-    ) -> Result<Connection, DialError> {
-        let mut name = name.to_text();
-        let protocol = match protocol {
-            Protocol::Any => self.dialer.protocol(key),
-            Protocol::Http1 => Protocol::Http1,
-        };
-        let stream = self
-            .dialer
-            .dial(key, protocol, name.as_deref(), limit)
-            .await?;
-        let is_http2 = match stream.alpn_protocol() {
-            Some(selected) => selected == b"h2",
-            // Without TLS there is no ALPN: cleartext HTTP/2 is used with prior knowledge.
-            None => key.transport == Transport::H2c && protocol == Protocol::Any,
-        };
-        let sender = if is_http2 {
-            // The start does not wait for the endpoint, so it needs no timeout: it fails only if
-            // the connection is already broken.
-            self.dial_http2(key, name.take(), stream)
-                .await
-                .map_err(|source| DialError::Closed {
-                    address: key.address,
-                    source,
-                })?
+        mut name: Option<Box<str>>,
+        stream: Stream,
+        http2: bool,
+    ) -> hyper::Result<Connection> {
+        let sender = if http2 {
+            self.start_http2(key, name.take(), stream).await?
         } else {
             Sender::Http1(Box::new(ClientConnection::new(stream)))
         };
@@ -226,22 +207,11 @@ impl Pool {
         })
     }
 
-    /// Uses HTTP/1.1 for further requests to an endpoint, on new connections. Requests on its
-    /// HTTP/2 connections go on.
-    pub(super) fn require_http1(&self, key: EndpointKey) {
-        self.dialer.http1_endpoints.insert(key, Instant::now());
+    /// Drops the HTTP/2 connections to an endpoint. Their requests go on.
+    pub(super) fn forget_http2(&self, key: EndpointKey) {
         if let Some(connections) = self.endpoints.borrow_mut().get_mut(&key) {
             connections.shared.clear();
         }
-    }
-
-    /// Returns true if a connection of the transport may be HTTP/2.
-    pub(super) fn may_use_http2(&self, transport: Transport) -> bool {
-        self.dialer.settings.http2 && transport.may_be_http2()
-    }
-
-    pub(super) fn sends_kubelet_token(&self) -> bool {
-        self.dialer.sends_kubelet_token()
     }
 
     /// Starts HTTP/2, adds the connection to the pool, and opens its first stream.
@@ -249,13 +219,13 @@ impl Pool {
     /// Concurrent requests that find no connection each dial one: the endpoint's protocol is known
     /// only after its handshake, and waiting for another request's handshake would couple their
     /// latencies. Surplus connections expire.
-    async fn dial_http2(
+    async fn start_http2(
         &self,
         key: EndpointKey,
         name: Option<Box<str>>,
         stream: Stream,
     ) -> hyper::Result<Sender> {
-        let shared = start_http2(stream, name).await?;
+        let shared = connection::start_http2(stream, name).await?;
         // Opened before the connection is visible to others, so that the first stream is ours.
         let sender = shared.open_stream();
         self.entry(&mut self.endpoints.borrow_mut(), key)
@@ -280,6 +250,6 @@ impl Pool {
     }
 
     fn is_expired(&self, since: Instant, now: Instant) -> bool {
-        now.saturating_duration_since(since) >= self.dialer.settings.idle_timeout
+        now.saturating_duration_since(since) >= self.settings.idle_timeout
     }
 }
