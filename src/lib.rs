@@ -50,6 +50,7 @@ pub mod watch;
 
 // Shared infrastructure.
 pub mod admin;
+pub mod apiservers;
 pub mod client_connection;
 pub mod config;
 pub mod drain;

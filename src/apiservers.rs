@@ -1,0 +1,354 @@
+//! API servers as targets: their set, their health, and the selection of one per request by least
+//! outstanding requests.
+
+mod health;
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use futures::future::BoxFuture;
+use http::HeaderValue;
+use tokio::sync::Notify;
+
+use crate::http::Stream;
+pub use health::{Probe, keep_probing};
+
+/// Opens connections to one API server: TCP and TLS to an address, or through the proxies of a
+/// desk.
+pub trait Connect: fmt::Debug + Send + Sync {
+    /// Opens a connection for requests with the credential. HTTP/2 is offered by ALPN if `http2`,
+    /// besides HTTP/1.1.
+    fn connect(&self, credential: Credential, http2: bool) -> BoxFuture<'_, io::Result<Stream>>;
+}
+
+/// Kind of credential that the requests of a connection have. Connections never serve two kinds: an
+/// API server closes an HTTP/2 connection after a response to an unauthenticated request, and trusts
+/// the headers of all requests on one that presents the certificate of a front proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Credential {
+    /// The connection presents the certificate of a front proxy; the bastion sets the headers that
+    /// name the caller.
+    FrontProxy,
+    /// Token that has been accepted by an API server before, or the bastion's own.
+    Proven,
+    /// Token that may be invalid, or none. HTTP/1.1 only, on which such requests do not end the
+    /// connection.
+    Unproven,
+    /// Watch with such a token. HTTP/2, whose keepalive detects a frozen server.
+    UnprovenWatch,
+    /// The credentials of the user on the desk. A new client certificate is a new generation.
+    Own { generation: u32 },
+}
+
+impl Credential {
+    /// Returns true if connections may use HTTP/2.
+    pub fn may_use_http2(self) -> bool {
+        self != Self::Unproven
+    }
+}
+
+/// Settings of one API server.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// `host:port`, for logs and errors. Servers of one set have different names.
+    pub name: String,
+    /// `Host` of requests. `None` keeps that of the client.
+    pub host: Option<HeaderValue>,
+    /// Path of the server's URL without its trailing slash, which precedes the paths of requests.
+    /// Usually empty.
+    pub path: String,
+    pub connector: Arc<dyn Connect>,
+}
+
+/// Number of a server, unique in the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServerId(u32);
+
+/// Health of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Health {
+    /// Ready, or not known yet.
+    Ready = 0,
+    /// Answers, and reports that it is not ready, as during its shutdown. Used if no other is.
+    NotReady = 1,
+    /// Cannot be reached or does not answer. Not used until a probe succeeds.
+    Unreachable = 2,
+}
+
+/// One API server and its state, shared by all threads.
+#[derive(Debug)]
+pub struct ApiServer {
+    pub id: ServerId,
+    pub config: ServerConfig,
+    /// Requests and tunnels in progress.
+    outstanding: AtomicUsize,
+    health: AtomicU8,
+    /// Reason why the server is not ready.
+    reason: Mutex<String>,
+    /// Wakes the health check.
+    suspected: Notify,
+}
+
+impl ApiServer {
+    fn new(id: ServerId, config: ServerConfig) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            config,
+            outstanding: AtomicUsize::new(0),
+            health: AtomicU8::new(Health::Ready as u8),
+            reason: Mutex::default(),
+            suspected: Notify::new(),
+        })
+    }
+
+    pub fn health(&self) -> Health {
+        match self.health.load(Ordering::Relaxed) {
+            0 => Health::Ready,
+            1 => Health::NotReady,
+            _ => Health::Unreachable,
+        }
+    }
+
+    /// Sets the server aside after a failed request, until a health check succeeds. `NotReady` if it
+    /// has announced its shutdown.
+    pub fn set_aside(&self, health: Health, reason: &str) {
+        self.set_health(health, reason);
+        self.suspected.notify_one();
+    }
+
+    /// Requests a health check, for a connection that broke: its server may have been replaced.
+    pub fn suspect(&self) {
+        self.suspected.notify_one();
+    }
+
+    fn set_health(&self, health: Health, reason: &str) {
+        reason.clone_into(&mut self.reason.lock().unwrap_or_else(PoisonError::into_inner));
+        let before = self.health.swap(health as u8, Ordering::Relaxed);
+        let server = &*self.config.name;
+        if before == health as u8 {
+            return;
+        }
+        match health {
+            Health::Ready => tracing::info!(server, "API server is ready"),
+            Health::NotReady => tracing::warn!(server, reason, "API server is not ready"),
+            Health::Unreachable => tracing::warn!(server, reason, "API server is unreachable"),
+        }
+    }
+
+    /// Returns the reason why the server is not ready.
+    pub fn reason(&self) -> String {
+        let reason = self.reason.lock();
+        reason.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Set of API servers that serve the same cluster. Clones share it.
+#[derive(Clone, Debug)]
+pub struct ApiServers(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    servers: ArcSwap<Vec<Arc<ApiServer>>>,
+    /// Breaks ties in turn.
+    turn: AtomicUsize,
+    changed: Notify,
+}
+
+/// One request on a server, counted as outstanding until it is dropped.
+#[derive(Debug)]
+pub struct RequestGuard(Arc<ApiServer>);
+
+impl RequestGuard {
+    fn new(server: &Arc<ApiServer>) -> Self {
+        server.outstanding.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(server))
+    }
+
+    pub fn server(&self) -> &Arc<ApiServer> {
+        &self.0
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        self.0.outstanding.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl ApiServers {
+    pub fn new(servers: Vec<ServerConfig>) -> Self {
+        let set = Self(Arc::new(Shared {
+            servers: ArcSwap::default(),
+            turn: AtomicUsize::new(0),
+            changed: Notify::new(),
+        }));
+        set.replace(servers);
+        set
+    }
+
+    /// Replaces the set. A server whose name remains keeps its state. Requests on a server that is
+    /// removed go on.
+    pub fn replace(&self, servers: Vec<ServerConfig>) {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let current = self.0.servers.load();
+        let servers = servers.into_iter().map(|config| {
+            let known = current
+                .iter()
+                .find(|server| server.config.name == config.name);
+            known.cloned().unwrap_or_else(|| {
+                let id = ServerId(NEXT.fetch_add(1, Ordering::Relaxed));
+                ApiServer::new(id, config)
+            })
+        });
+        self.0.servers.store(Arc::new(servers.collect()));
+        self.0.changed.notify_waiters();
+    }
+
+    /// Selects the server for the next attempt of a request: of the healthiest ones that were not
+    /// tried yet, the one with the fewest outstanding requests, in turn between equals. `None` if
+    /// none is left that can be reached.
+    pub fn select(&self, tried: &[ServerId]) -> Option<RequestGuard> {
+        let servers = self.0.servers.load();
+        let turn = match servers.len() {
+            0 => return None,
+            1 => 0,
+            count => self.0.turn.fetch_add(1, Ordering::Relaxed) % count,
+        };
+        let (behind, first) = servers.split_at(turn);
+        let best = first
+            .iter()
+            .chain(behind)
+            .filter(|server| !tried.contains(&server.id))
+            .map(|server| {
+                let outstanding = server.outstanding.load(Ordering::Relaxed);
+                ((server.health(), outstanding), server)
+            })
+            .filter(|((health, _), _)| *health != Health::Unreachable)
+            // The first of several minima.
+            .min_by_key(|(load, _)| *load)?;
+        Some(RequestGuard::new(best.1))
+    }
+
+    /// Returns the number of servers.
+    pub fn len(&self) -> usize {
+        self.0.servers.load().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the servers with their state.
+    pub fn snapshot(&self) -> Arc<Vec<Arc<ApiServer>>> {
+        self.0.servers.load_full()
+    }
+
+    /// Describes the servers that cannot be used.
+    pub fn failures(&self) -> String {
+        let servers = self.snapshot();
+        if servers.is_empty() {
+            return "no API server is known".to_owned();
+        }
+        let failures: Vec<_> = servers
+            .iter()
+            .map(|server| {
+                let reason = server.reason();
+                let reason = match &*reason {
+                    "" => "no answer",
+                    reason => reason,
+                };
+                format!("{}: {reason}", server.config.name)
+            })
+            .collect();
+        failures.join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Connector of servers that are only selected.
+    #[derive(Debug)]
+    struct Never;
+
+    impl Connect for Never {
+        fn connect(&self, _: Credential, _: bool) -> BoxFuture<'_, io::Result<Stream>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn config(name: &str) -> ServerConfig {
+        ServerConfig {
+            name: name.into(),
+            host: None,
+            path: String::new(),
+            connector: Arc::new(Never),
+        }
+    }
+
+    fn servers(names: &[&str]) -> ApiServers {
+        ApiServers::new(names.iter().map(|name| config(name)).collect())
+    }
+
+    fn name(guard: &RequestGuard) -> &str {
+        &guard.server().config.name
+    }
+
+    #[test]
+    fn idle_servers_take_turns() {
+        let servers = servers(&["a", "b", "c"]);
+        let selected: Vec<_> = (0..6)
+            .map(|_| name(&servers.select(&[]).unwrap()).to_owned())
+            .collect();
+        assert_eq!(selected, ["a", "b", "c", "a", "b", "c"]);
+    }
+
+    #[test]
+    fn server_with_fewest_outstanding_requests_is_selected() {
+        let servers = servers(&["a", "b"]);
+        let first = servers.select(&[]).unwrap();
+        let second = servers.select(&[]).unwrap();
+        assert_ne!(name(&first), name(&second));
+        let idle = name(&first).to_owned();
+        drop(first);
+        for _ in 0..4 {
+            assert_eq!(name(&servers.select(&[]).unwrap()), idle);
+        }
+    }
+
+    #[test]
+    fn unhealthy_servers_are_last_and_unreachable_ones_are_never_selected() {
+        let servers = servers(&["a", "b", "c"]);
+        let all = servers.snapshot();
+        all[0].set_aside(Health::NotReady, "shutting down");
+        all[1].set_aside(Health::Unreachable, "connection refused");
+        for _ in 0..3 {
+            assert_eq!(name(&servers.select(&[]).unwrap()), "c");
+        }
+        let last_resort = servers.select(&[all[2].id]).unwrap();
+        assert_eq!(name(&last_resort), "a");
+        assert!(servers.select(&[all[0].id, all[2].id]).is_none());
+        assert_eq!(
+            servers.failures(),
+            "a: shutting down; b: connection refused; c: no answer"
+        );
+    }
+
+    #[test]
+    fn replaced_set_keeps_the_state_of_servers_that_remain() {
+        let servers = servers(&["a", "b"]);
+        let kept = Arc::clone(&servers.snapshot()[1]);
+        let guard = servers.select(&[servers.snapshot()[0].id]).unwrap();
+        servers.replace(vec![config("b"), config("c")]);
+        let now = servers.snapshot();
+        assert!(Arc::ptr_eq(&now[0], &kept) && now[1].id != kept.id);
+        assert_eq!(kept.outstanding.load(Ordering::Relaxed), 1);
+        drop(guard);
+        assert_eq!(kept.outstanding.load(Ordering::Relaxed), 0);
+    }
+}
