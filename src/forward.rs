@@ -2,6 +2,7 @@
 //! load balancer, retries within the retry policy, streams bodies in both directions, and carries
 //! upgrades.
 
+mod api;
 mod classify;
 mod connection;
 mod dial;
@@ -30,6 +31,7 @@ use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use prometheus_client::metrics::counter::Counter;
 
+pub use api::{ApiError, ApiForwarder, ApiRequest, ApiResponse};
 pub use dial::{DialError, Dialer, OwnAddresses};
 pub use error::{Blame, ConnectionError, ForwardError};
 pub use headers::{RequestHeaderRewriter, sanitize_request_trailers, sanitize_response_headers};
@@ -51,7 +53,8 @@ use crate::resolve::{Route, Transport};
 use classify::classify;
 use connection::Connection;
 use dial::Protocol;
-use request::{Pending, ReplayBody};
+use pool::Destination;
+use request::{MAX_REPLAY_BYTES, Pending, ReplayBody};
 use response::Incoming;
 use retry::{Attempts, Decision, Failure};
 use server_name::ServerName;
@@ -110,13 +113,6 @@ pub struct UpstreamResponse {
     pub endpoint: Endpoint,
 }
 
-/// Response together with the connection that carries its body.
-struct Exchange {
-    response: Response<Incoming>,
-    connection: Connection,
-    endpoint: Endpoint,
-}
-
 /// Parameters of one attempt to send a request.
 #[derive(Clone, Copy, Debug)]
 struct Attempt<'a> {
@@ -139,6 +135,18 @@ struct FailedAttempt {
     reused: bool,
 }
 
+/// Returns the error for a 101 to a request without an upgrade. The bytes after it are not HTTP, and
+/// the caller is authorized for one request only: dropping the connection keeps them from being read
+/// as the next response (CVE-2018-1002105).
+fn unrequested_upgrade(response: &Response<Incoming>) -> ForwardError {
+    let protocol = response
+        .headers()
+        .get(header::UPGRADE)
+        .and_then(|protocol| protocol.to_str().ok())
+        .unwrap_or_default();
+    ForwardError::UnrequestedUpgrade(protocol.to_owned())
+}
+
 impl Forwarder {
     /// Sends the request to the endpoints in turn until one responds. The permit proves that the
     /// caller is authorized. `dialed` is set to each endpoint before it is tried, so that the
@@ -154,23 +162,11 @@ impl Forwarder {
         client: IpAddr,
         dialed: &mut Option<Endpoint>,
     ) -> Result<UpstreamResponse, ForwardError> {
-        let Exchange {
-            response,
-            connection,
-            endpoint,
-        } = self
+        let (response, connection, endpoint) = self
             .exchange(permit, route, &mut outgoing, client, Protocol::Any, dialed)
             .await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            // The bytes after this head are not HTTP, and the caller is authorized for one request
-            // only. Dropping the connection keeps them from being read as the next response
-            // (CVE-2018-1002105).
-            let protocol = response
-                .headers()
-                .get(header::UPGRADE)
-                .and_then(|protocol| protocol.to_str().ok())
-                .unwrap_or_default();
-            return Err(ForwardError::UnrequestedUpgrade(protocol.to_owned()));
+            return Err(unrequested_upgrade(&response));
         }
         let response = response.map(|body| UpstreamBody::pooled(body, connection, &self.pool));
         Ok(UpstreamResponse { response, endpoint })
@@ -189,7 +185,7 @@ impl Forwarder {
         upgrade: &Upgrade,
         dialed: &mut Option<Endpoint>,
     ) -> Result<UpgradeOutcome, ForwardError> {
-        let exchange = self
+        let (response, connection, endpoint) = self
             .exchange(
                 permit,
                 route,
@@ -199,7 +195,8 @@ impl Forwarder {
                 dialed,
             )
             .await?;
-        UpgradeOutcome::from_exchange(exchange, upgrade)
+        let outcome = UpgradeOutcome::new(response, connection, upgrade)?;
+        Ok(outcome.map(|response| UpstreamResponse { response, endpoint }))
     }
 
     /// Tries the endpoints in turn, as often as the retry policy allows. With `Protocol::Http1` all
@@ -212,7 +209,7 @@ impl Forwarder {
         client: IpAddr,
         mut protocol: Protocol,
         dialed: &mut Option<Endpoint>,
-    ) -> Result<Exchange, ForwardError> {
+    ) -> Result<(Response<Incoming>, Connection, Endpoint), ForwardError> {
         let mut now = Instant::now();
         let UpstreamRequest {
             head,
@@ -229,7 +226,8 @@ impl Forwarder {
                 received,
                 trailers,
             } = outgoing;
-            ReplayBody::new(body, received, trailers, can_refuse)
+            let limit = if can_refuse { MAX_REPLAY_BYTES } else { 0 };
+            ReplayBody::new(body, received, trailers, limit)
         });
         let mut pending = Pending::new(head, body);
         let mut order = self
@@ -261,11 +259,7 @@ impl Forwarder {
                 .await
             {
                 Ok((response, connection)) => {
-                    return Ok(Exchange {
-                        response,
-                        connection,
-                        endpoint: endpoint.clone(),
-                    });
+                    return Ok((response, connection, endpoint.clone()));
                 }
                 Err(failed) => failed,
             };
@@ -314,7 +308,10 @@ impl Forwarder {
         let key = attempt.key;
         let (mut connection, reused) = match attempt
             .reuse
-            .then(|| self.pool.take(key, attempt.name, now))
+            .then(|| {
+                self.pool
+                    .take(Destination::Endpoint(key), attempt.name, now)
+            })
             .flatten()
         {
             Some(connection) => (connection, true),
@@ -372,7 +369,7 @@ impl Forwarder {
                 }
                 Ok((response, connection))
             }
-            Err(error) => Err(failed(classify(error, key.address, pending))),
+            Err(error) => Err(failed(classify(error, pending).at(key.address))),
         }
     }
 
@@ -427,7 +424,8 @@ impl Forwarder {
             // Without TLS there is no ALPN: cleartext HTTP/2 is used with prior knowledge.
             None => key.transport == Transport::H2c && protocol == Protocol::Any,
         };
-        let started = self.pool.start(key, name, stream, http2).await;
+        let destination = Destination::Endpoint(key);
+        let started = self.pool.start(destination, name, stream, http2).await;
         started.map_err(|source| DialError::Closed {
             address: key.address,
             source,

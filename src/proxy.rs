@@ -352,6 +352,7 @@ impl Proxy {
                 UpgradeOutcome::Switched {
                     mut response,
                     upstream,
+                    guard,
                 } => {
                     if let Some(endpoint) = &record.endpoint {
                         let links = || self.links(&target, &route, endpoint.address, &head.headers);
@@ -360,7 +361,11 @@ impl Proxy {
                     let credentials = credentials.unwrap_or_default();
                     let grant = Grant::new(peer, *credentials, websocket, verb, &target);
                     let (sender, client) = oneshot::channel();
-                    let tunnel = Tunnel { client, upstream };
+                    let tunnel = Tunnel {
+                        client,
+                        upstream,
+                        guard,
+                    };
                     return Ok(Reply::Upgrade(response, tunnel, sender, Box::new(grant)));
                 }
                 UpgradeOutcome::Ignored(upstream) => (upstream, false),

@@ -14,7 +14,7 @@ pub struct LastResponse {
 }
 
 impl LastResponse {
-    pub(super) fn new(base: Instant) -> Self {
+    pub fn new(base: Instant) -> Self {
         Self {
             base,
             responded: AtomicU64::new(0),

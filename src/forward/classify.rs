@@ -8,20 +8,50 @@ use super::error::{ConnectionError, ForwardError};
 use super::http1_signal::Http1Reason;
 use super::request::{Pending, ReplayBody};
 use super::retry::RetrySafety;
+use super::uri::InvalidRequestUri;
 use crate::http::h1::ExchangeError;
 
+/// Failure of a connection, classified.
+#[derive(Debug)]
+pub(super) enum Classified {
+    InvalidRequestUri(InvalidRequestUri),
+    /// The client aborted the request body.
+    Client(ConnectionError),
+    Broken {
+        source: ConnectionError,
+        safety: RetrySafety,
+        requires_http1: bool,
+    },
+}
+
+impl Classified {
+    /// Returns the error of a request to an endpoint.
+    pub fn at(self, address: SocketAddr) -> ForwardError {
+        match self {
+            Self::InvalidRequestUri(error) => error.into(),
+            Self::Client(source) => ForwardError::Client(source),
+            Self::Broken {
+                source,
+                safety,
+                requires_http1,
+            } => ForwardError::Broken {
+                address,
+                source,
+                safety,
+                requires_http1,
+            },
+        }
+    }
+}
+
 /// Determines from the failure of a connection how much of the request may have been processed.
-pub(super) fn classify(
-    error: SendError,
-    address: SocketAddr,
-    pending: &Pending<'_>,
-) -> ForwardError {
+pub(super) fn classify(error: SendError, pending: &Pending<'_>) -> Classified {
     // A failed request body fails the connection too; without this check an aborting client would
     // be counted against the endpoint.
     let client_failed = pending.body().is_some_and(ReplayBody::is_broken);
     let mut requires_http1 = false;
     let (source, safety) = match error {
-        SendError::InvalidRequestUri(error) => return error.into(),
+        SendError::InvalidRequestUri(error) => return Classified::InvalidRequestUri(error),
         SendError::Http1(error) => {
             let safety = match &error {
                 ExchangeError::Io { sent: false, .. } | ExchangeError::Closed { sent: false } => {
@@ -59,10 +89,9 @@ pub(super) fn classify(
         }
     };
     if client_failed {
-        return ForwardError::Client(source);
+        return Classified::Client(source);
     }
-    ForwardError::Broken {
-        address,
+    Classified::Broken {
         source,
         safety,
         requires_http1,

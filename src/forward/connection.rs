@@ -13,10 +13,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::http1_signal::{Http1Detector, Http1Reason, Http1Signal};
 use super::outstanding::Outstanding;
+use super::pool::Destination;
 use super::request::{BodyError, Pending, RequestBody};
 use super::response::Incoming;
 use super::uri::{InvalidRequestUri, to_http2};
-use crate::balance::EndpointKey;
+use crate::apiservers::RequestGuard;
 use crate::http::h1::{BodyLength, ClientConnection, ExchangeError, ParsedResponse, Upload};
 use crate::http::{LocalExecutor, MAX_HEADER_BYTES, ObservedStream, Stream};
 
@@ -27,20 +28,39 @@ const MAX_STREAMS: usize = 100;
 /// clients of some streams do not block the others.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 100;
-/// HTTP/2 keepalive: PING interval on a silent connection and timeout of its acknowledgement
-/// (CONFORMANCE C53).
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// HTTP/2 keepalive: interval of PINGs on a silent connection with requests, and timeout of their
+/// acknowledgement.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keepalive {
+    interval: Duration,
+    timeout: Duration,
+}
+
+impl Keepalive {
+    /// CONFORMANCE C53.
+    pub const ENDPOINT: Self = Self {
+        interval: Duration::from_secs(30),
+        timeout: Duration::from_secs(15),
+    };
+    /// A frozen API server has to be noticed earlier: nothing else ends its watches.
+    pub const API_SERVER: Self = Self {
+        interval: Duration::from_secs(10),
+        timeout: Duration::from_secs(10),
+    };
+}
 
 /// Connection to an endpoint, ready for one request. A separate task runs the I/O of HTTP/2 and ends
 /// when the connection is closed or all its senders are dropped.
 #[derive(Debug)]
 pub struct Connection {
-    pub(super) key: EndpointKey,
+    pub(super) destination: Destination,
     /// Server name of the handshake of an HTTP/1.1 connection.
     pub(super) name: Option<Box<str>>,
     pub(super) sender: Sender,
     pub(super) outstanding: Rc<Outstanding>,
+    /// Request on an API server, which lasts until the connection has no more use for it.
+    pub(super) guard: Option<RequestGuard>,
 }
 
 #[derive(Debug)]
@@ -97,7 +117,7 @@ impl Connection {
                     };
                     Box::new(Upload::new(body, length, pending.expects_continue()))
                 });
-                let address = self.key.address;
+                let address = self.destination.default_host();
                 let parsed = connection
                     .exchange(pending.head, address, &mut upload, on_interim)
                     .await
@@ -123,8 +143,8 @@ impl Connection {
                 Ok((response, dropped))
             }
             Sender::Http2(sender, StreamGuard(streams)) => {
-                let request =
-                    to_http2(pending.head, self.key).map_err(SendError::InvalidRequestUri)?;
+                let request = to_http2(pending.head, self.destination)
+                    .map_err(SendError::InvalidRequestUri)?;
                 // `try_send_request` returns the request if none of it was written, so that it can
                 // be sent elsewhere whatever its method.
                 let sent = sender.try_send_request(request.map(|()| body));
@@ -231,7 +251,11 @@ impl Shared {
 }
 
 /// Starts HTTP/2 on a stream with a server name.
-pub(super) async fn start_http2(stream: Stream, name: Option<Box<str>>) -> hyper::Result<Shared> {
+pub(super) async fn start_http2(
+    stream: Stream,
+    name: Option<Box<str>>,
+    keepalive: Keepalive,
+) -> hyper::Result<Shared> {
     let http1 = Rc::<Http1Signal>::default();
     let stream = ObservedStream::new(stream, Http1Detector::new(Rc::clone(&http1)));
     let (sender, connection) = http2::Builder::new(LocalExecutor)
@@ -239,8 +263,8 @@ pub(super) async fn start_http2(stream: Stream, name: Option<Box<str>>) -> hyper
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_HEADER_BYTES)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_interval(keepalive.interval)
+        .keep_alive_timeout(keepalive.timeout)
         .handshake(TokioIo::new(stream))
         .await?;
     let streams = Rc::new(Streams {

@@ -4,21 +4,65 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::connection::{self, Connection, Sender, Shared};
+use super::connection::{self, Connection, Keepalive, Sender, Shared};
 use super::outstanding::Outstanding;
 use super::server_name::ServerName;
-use crate::balance::{EndpointKey, LoadBalancer};
+use crate::apiservers::{Credential, ServerId};
+use crate::balance::{EndpointKey, LastResponse, LoadBalancer};
 use crate::config;
 use crate::http::Stream;
 use crate::http::h1::ClientConnection;
+use crate::model::Scheme;
 
 /// Interval between calls of [`Pool::detect_stalls`]. A fraction of the shortest useful limit; a
 /// call visits each endpoint to which the worker has connections.
 pub const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Destination of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Destination {
+    Endpoint(EndpointKey),
+    ApiServer(ServerId, Credential),
+}
+
+impl Destination {
+    /// Returns the address for requests without a `Host`, which those to API servers always have.
+    pub fn default_host(self) -> SocketAddr {
+        match self {
+            Self::Endpoint(key) => key.address,
+            Self::ApiServer(..) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 443)),
+        }
+    }
+
+    pub fn scheme(self) -> Scheme {
+        match self {
+            Self::Endpoint(key) => key.transport.scheme(),
+            // HTTP/2, for which the scheme is needed, is negotiated by ALPN.
+            Self::ApiServer(..) => Scheme::Https,
+        }
+    }
+
+    /// Limits the time for which an idle connection is kept: API servers close theirs after 90 s,
+    /// which must not cross a request.
+    fn max_idle_time(self) -> Duration {
+        match self {
+            Self::Endpoint(_) => Duration::MAX,
+            Self::ApiServer(..) => Duration::from_mins(1),
+        }
+    }
+
+    fn keepalive(self) -> Keepalive {
+        match self {
+            Self::Endpoint(_) => Keepalive::ENDPOINT,
+            Self::ApiServer(..) => Keepalive::API_SERVER,
+        }
+    }
+}
 
 /// Idle HTTP/1.1 connection.
 #[derive(Debug)]
@@ -53,7 +97,7 @@ impl EndpointConnections {
 pub struct Pool {
     settings: config::Upstream,
     balance: Arc<LoadBalancer>,
-    endpoints: RefCell<HashMap<EndpointKey, EndpointConnections>>,
+    endpoints: RefCell<HashMap<Destination, EndpointConnections>>,
     /// Time of the last stall check.
     checked: Cell<Instant>,
 }
@@ -72,7 +116,7 @@ impl Pool {
     /// else the idle one used last. `None` if a new connection is needed.
     pub(super) fn take(
         &self,
-        key: EndpointKey,
+        destination: Destination,
         name: ServerName<'_>,
         now: Instant,
     ) -> Option<Connection> {
@@ -81,7 +125,7 @@ impl Pool {
             outstanding,
             idle,
             shared,
-        } = endpoints.get_mut(&key)?;
+        } = endpoints.get_mut(&destination)?;
         let ready = |shared: &&Shared| shared.has_room() && name.is(shared.name());
         let (sender, name) = if let Some(shared) = shared.iter().find(ready) {
             (shared.open_stream(), None)
@@ -92,16 +136,17 @@ impl Pool {
                     .iter()
                     .rposition(|idle| name.is(idle.name.as_deref()))?;
                 let mut last = idle.remove(last);
-                if self.is_worth_keeping(&mut last, now) {
+                if self.is_worth_keeping(destination, &mut last, now) {
                     break (Sender::Http1(last.connection), last.name);
                 }
             }
         };
         Some(Connection {
-            key,
+            destination,
             name,
             sender,
             outstanding: Rc::clone(outstanding),
+            guard: None,
         })
     }
 
@@ -109,10 +154,11 @@ impl Pool {
     /// never left it.
     pub(super) fn keep(&self, connection: Connection) {
         let Connection {
-            key,
+            destination,
             name,
             sender: Sender::Http1(mut connection),
             outstanding,
+            ..
         } = connection
         else {
             return;
@@ -123,7 +169,7 @@ impl Pool {
         connection.release_buffers();
         let mut endpoints = self.endpoints.borrow_mut();
         let idle = &mut endpoints
-            .entry(key)
+            .entry(destination)
             .or_insert_with(|| EndpointConnections::new(outstanding))
             .idle;
         // Beyond the limit the connection is dropped, which closes it.
@@ -140,24 +186,26 @@ impl Pool {
     /// seconds.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.endpoints.borrow_mut().retain(|_, connections| {
-            let EndpointConnections {
-                outstanding,
-                idle,
-                shared,
-            } = connections;
-            idle.retain_mut(|idle| self.is_worth_keeping(idle, now));
-            shared.retain(|shared| {
-                let expired = shared
-                    .idle_since()
-                    .is_some_and(|since| self.is_expired(since, now));
-                !shared.is_closed() && !expired
+        self.endpoints
+            .borrow_mut()
+            .retain(|destination, connections| {
+                let EndpointConnections {
+                    outstanding,
+                    idle,
+                    shared,
+                } = connections;
+                idle.retain_mut(|idle| self.is_worth_keeping(*destination, idle, now));
+                shared.retain(|shared| {
+                    let expired = shared
+                        .idle_since()
+                        .is_some_and(|since| self.is_expired(*destination, since, now));
+                    !shared.is_closed() && !expired
+                });
+                // Connections in use hold clones of `outstanding`. Dropping the entry would give the
+                // endpoint a second one, and split its response times between the two.
+                let in_use = Rc::strong_count(outstanding) > 1 || outstanding.is_in_use();
+                in_use || !(idle.is_empty() && shared.is_empty())
             });
-            // Connections in use hold clones of `outstanding`. Dropping the entry would give the
-            // endpoint a second one, and split its response times between the two.
-            let in_use = Rc::strong_count(outstanding) > 1 || outstanding.is_in_use();
-            in_use || !(idle.is_empty() && shared.is_empty())
-        });
     }
 
     /// Ejects endpoints that stopped responding while requests wait. Each worker calls it every
@@ -168,7 +216,10 @@ impl Pool {
         // its own, and must not eject endpoints.
         let late =
             now.saturating_duration_since(self.checked.replace(now)) >= 2 * STALL_CHECK_INTERVAL;
-        for (key, connections) in &*self.endpoints.borrow() {
+        for (destination, connections) in &*self.endpoints.borrow() {
+            let Destination::Endpoint(key) = destination else {
+                continue;
+            };
             let stalled = connections
                 .outstanding
                 .check(self.settings.slow_endpoint_timeout, now);
@@ -185,31 +236,44 @@ impl Pool {
     /// timeout.
     pub(super) async fn start(
         &self,
-        key: EndpointKey,
+        destination: Destination,
         mut name: Option<Box<str>>,
         stream: Stream,
         http2: bool,
     ) -> hyper::Result<Connection> {
         let sender = if http2 {
-            self.start_http2(key, name.take(), stream).await?
+            self.start_http2(destination, name.take(), stream).await?
         } else {
             Sender::Http1(Box::new(ClientConnection::new(stream)))
         };
         let outstanding = self
-            .entry(&mut self.endpoints.borrow_mut(), key)
+            .entry(&mut self.endpoints.borrow_mut(), destination)
             .outstanding
             .clone();
         Ok(Connection {
-            key,
+            destination,
             name,
             sender,
             outstanding,
+            guard: None,
         })
+    }
+
+    /// Drops the connections to API servers with credentials of `Own` generations other than the
+    /// current one. Their requests go on.
+    pub(super) fn retire_other_generations(&self, current: u32) {
+        self.endpoints
+            .borrow_mut()
+            .retain(|destination, _| match destination {
+                Destination::ApiServer(_, Credential::Own { generation }) => *generation == current,
+                _ => true,
+            });
     }
 
     /// Drops the HTTP/2 connections to an endpoint. Their requests go on.
     pub(super) fn forget_http2(&self, key: EndpointKey) {
-        if let Some(connections) = self.endpoints.borrow_mut().get_mut(&key) {
+        let destination = Destination::Endpoint(key);
+        if let Some(connections) = self.endpoints.borrow_mut().get_mut(&destination) {
             connections.shared.clear();
         }
     }
@@ -221,14 +285,15 @@ impl Pool {
     /// latencies. Surplus connections expire.
     async fn start_http2(
         &self,
-        key: EndpointKey,
+        destination: Destination,
         name: Option<Box<str>>,
         stream: Stream,
     ) -> hyper::Result<Sender> {
-        let shared = connection::start_http2(stream, name).await?;
+        let keepalive = destination.keepalive();
+        let shared = connection::start_http2(stream, name, keepalive).await?;
         // Opened before the connection is visible to others, so that the first stream is ours.
         let sender = shared.open_stream();
-        self.entry(&mut self.endpoints.borrow_mut(), key)
+        self.entry(&mut self.endpoints.borrow_mut(), destination)
             .shared
             .push(shared);
         Ok(sender)
@@ -236,20 +301,24 @@ impl Pool {
 
     fn entry<'e>(
         &self,
-        endpoints: &'e mut HashMap<EndpointKey, EndpointConnections>,
-        key: EndpointKey,
+        endpoints: &'e mut HashMap<Destination, EndpointConnections>,
+        destination: Destination,
     ) -> &'e mut EndpointConnections {
-        endpoints.entry(key).or_insert_with(|| {
-            let last_response = self.balance.last_response(key);
+        endpoints.entry(destination).or_insert_with(|| {
+            let last_response = match destination {
+                Destination::Endpoint(key) => self.balance.last_response(key),
+                Destination::ApiServer(..) => Arc::new(LastResponse::new(Instant::now())),
+            };
             EndpointConnections::new(Rc::new(Outstanding::new(last_response, Instant::now())))
         })
     }
 
-    fn is_worth_keeping(&self, idle: &mut Idle, now: Instant) -> bool {
-        !self.is_expired(idle.since, now) && idle.connection.is_open()
+    fn is_worth_keeping(&self, destination: Destination, idle: &mut Idle, now: Instant) -> bool {
+        !self.is_expired(destination, idle.since, now) && idle.connection.is_open()
     }
 
-    fn is_expired(&self, since: Instant, now: Instant) -> bool {
-        now.saturating_duration_since(since) >= self.settings.idle_timeout
+    fn is_expired(&self, destination: Destination, since: Instant, now: Instant) -> bool {
+        let limit = self.settings.idle_timeout.min(destination.max_idle_time());
+        now.saturating_duration_since(since) >= limit
     }
 }

@@ -3,7 +3,7 @@
 mod replay;
 
 pub use replay::{BodyError, TrailerFilter};
-pub(super) use replay::{ReplayBody, RequestBody};
+pub(super) use replay::{MAX_REPLAY_BYTES, ReplayBody, RequestBody};
 
 use http::header;
 
@@ -15,16 +15,32 @@ pub(super) struct Pending<'a> {
     pub head: &'a mut RequestHead,
     body: Option<ReplayBody>,
     safe: bool,
+    idempotent: bool,
 }
 
 impl<'a> Pending<'a> {
     pub fn new(head: &'a mut RequestHead, body: Option<ReplayBody>) -> Self {
         let safe = head.method.is_safe() && body.is_none();
-        Self { head, body, safe }
+        Self {
+            head,
+            body,
+            safe,
+            idempotent: false,
+        }
     }
 
-    /// Returns true if the request has a safe method and no body, so that a repetition has no
-    /// effect.
+    /// Declares that a repetition of the request has the effect of one, whatever its method, so that
+    /// its body is buffered on all connections.
+    pub fn idempotent(self) -> Self {
+        Self {
+            safe: true,
+            idempotent: true,
+            ..self
+        }
+    }
+
+    /// Returns true if a repetition has no effect: the request has a safe method and no body, or is
+    /// declared idempotent.
     pub fn is_safe(&self) -> bool {
         self.safe
     }
@@ -36,7 +52,9 @@ impl<'a> Pending<'a> {
     /// Returns the body for an attempt. `can_refuse` tells whether the endpoint can refuse the
     /// request on this connection.
     pub fn attempt_body(&self, can_refuse: bool) -> RequestBody {
-        if !can_refuse && let Some(body) = &self.body {
+        if !(can_refuse || self.idempotent)
+            && let Some(body) = &self.body
+        {
             // HTTP/1.1 cannot declare a request unprocessed, so once this connection has read part
             // of the body, no retry is possible. Buffering ends before the first byte is read.
             body.stop_buffering();

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::sync::oneshot;
 
+use crate::apiservers::RequestGuard;
 use crate::http::{Upgraded, UpgradedConnection};
 
 /// Connections of a client and an endpoint about to be joined.
@@ -15,6 +16,8 @@ pub struct Tunnel {
     /// Arrives after the response to the upgrade is sent.
     pub client: oneshot::Receiver<Upgraded>,
     pub upstream: UpgradedConnection,
+    /// Request on an API server, which lasts as long as the tunnel.
+    pub guard: Option<RequestGuard>,
 }
 
 impl Tunnel {

@@ -9,9 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use h2::ext::Protocol;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 
-use super::connection::Sender;
-use super::response::UpstreamBody;
-use super::{Exchange, ForwardError, UpstreamResponse};
+use super::connection::{Connection, Sender};
+use super::response::{Incoming, UpstreamBody};
+use super::{ForwardError, UpstreamResponse};
+use crate::apiservers::RequestGuard;
 use crate::http::{
     MAX_HEADERS, RequestHead, UpgradedConnection, remove_hop_by_hop, rules_origin, tokens,
 };
@@ -173,45 +174,61 @@ pub fn websocket_accept(key: &HeaderValue) -> String {
 
 /// Response of an endpoint to an upgrade.
 #[derive(Debug)]
-pub enum UpgradeOutcome {
+pub enum UpgradeOutcome<T = UpstreamResponse> {
     /// The response head for the client, and the endpoint's side of the tunnel that follows it.
     Switched {
         response: Response<()>,
         upstream: UpgradedConnection,
+        /// Request on an API server, which lasts as long as the tunnel.
+        guard: Option<RequestGuard>,
     },
     /// The endpoint ignored an optional offer and responded to the plain request, with any status.
-    Ignored(UpstreamResponse),
+    Ignored(T),
     /// The endpoint responded to WebSocket or SPDY with an error, which is forwarded. Both
     /// connections are closed after it, so that no byte that the client sends behind the request
     /// reaches the endpoint (C87, CVE-2018-1002105).
-    Refused(UpstreamResponse),
+    Refused(T),
 }
 
-impl UpgradeOutcome {
-    pub(super) fn from_exchange(
-        exchange: Exchange,
+impl<T> UpgradeOutcome<T> {
+    pub(super) fn map<U>(self, convert: impl FnOnce(T) -> U) -> UpgradeOutcome<U> {
+        match self {
+            Self::Switched {
+                response,
+                upstream,
+                guard,
+            } => UpgradeOutcome::Switched {
+                response,
+                upstream,
+                guard,
+            },
+            Self::Ignored(response) => UpgradeOutcome::Ignored(convert(response)),
+            Self::Refused(response) => UpgradeOutcome::Refused(convert(response)),
+        }
+    }
+}
+
+impl UpgradeOutcome<Response<UpstreamBody>> {
+    pub(super) fn new(
+        response: Response<Incoming>,
+        mut connection: Connection,
         upgrade: &Upgrade,
     ) -> Result<Self, ForwardError> {
-        let Exchange {
-            response,
-            connection,
-            endpoint,
-        } = exchange;
         let status = response.status();
         if status == StatusCode::SWITCHING_PROTOCOLS {
             let mut response = response.map(|_| ());
             upgrade.accept(&mut response)?;
-            let Sender::Http1(connection) = connection.sender else {
+            let Sender::Http1(http1) = connection.sender else {
                 // HTTP/2 has no 101, and upgrades are only sent over HTTP/1.1.
                 return Err(ForwardError::InvalidUpgrade(status));
             };
-            let upstream = connection.into_upgraded();
-            return Ok(Self::Switched { response, upstream });
+            return Ok(Self::Switched {
+                response,
+                upstream: http1.into_upgraded(),
+                guard: connection.guard.take(),
+            });
         }
-        let upstream = UpstreamResponse {
-            response: response.map(|body| UpstreamBody::closing(body, connection)),
-            endpoint,
-        };
+        let upstream = response.map(|body| UpstreamBody::closing(body, connection));
         if upgrade.is_optional() && !status.is_informational() {
             // The client treats it as the response to a plain request, and so does the proxy (C88):
             // what the client sends next is read as a request, with its own credentials.

@@ -4,7 +4,7 @@ use http::uri::{Authority, InvalidUri, InvalidUriParts, PathAndQuery, Scheme, Ur
 use http::{Request, Version, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::balance::EndpointKey;
+use super::pool::Destination;
 use crate::http::RequestHead;
 use crate::model::Scheme as ModelScheme;
 
@@ -35,7 +35,7 @@ pub enum InvalidRequestUri {
 /// 9113 section 8.3.1).
 pub(super) fn to_http2(
     head: &RequestHead,
-    key: EndpointKey,
+    destination: Destination,
 ) -> Result<Request<()>, InvalidRequestUri> {
     let text = head.target.path_and_query();
     let path = PathAndQuery::try_from(text)
@@ -47,11 +47,11 @@ pub(super) fn to_http2(
         .remove(header::HOST)
         .and_then(|host| Authority::try_from(host.as_bytes()).ok());
     let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(match key.transport.scheme() {
+    parts.scheme = Some(match destination.scheme() {
         ModelScheme::Http => Scheme::HTTP,
         ModelScheme::Https => Scheme::HTTPS,
     });
-    parts.authority = authority.or_else(|| key.address.to_string().parse().ok());
+    parts.authority = authority.or_else(|| destination.default_host().to_string().parse().ok());
     parts.path_and_query = Some(path);
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
@@ -65,14 +65,15 @@ pub(super) fn to_http2(
 mod tests {
     use super::*;
 
+    use crate::balance::EndpointKey;
     use crate::resolve::Transport;
     use crate::testing::head;
 
-    fn key(transport: Transport) -> EndpointKey {
-        EndpointKey {
+    fn key(transport: Transport) -> Destination {
+        Destination::Endpoint(EndpointKey {
             address: "10.0.0.1:80".parse().unwrap(),
             transport,
-        }
+        })
     }
 
     #[test]

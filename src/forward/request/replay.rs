@@ -16,7 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::http::{MAX_HEADERS, ReceiveError, RequestBody as Incoming};
 
 /// Maximum number of body bytes that are buffered for a retry until the response begins.
-const MAX_REPLAY_BYTES: usize = 64 * 1024;
+pub(in crate::forward) const MAX_REPLAY_BYTES: usize = 64 * 1024;
 
 /// Body of a client's request, with a buffer of the frames read so far. The frames pass through
 /// without delay, and buffering copies no data: [`Bytes`] is reference-counted. Clones share one
@@ -41,6 +41,8 @@ struct State {
     last_attempt: bool,
     /// Bytes read from the client.
     length: usize,
+    /// Maximum number of bytes that are buffered.
+    limit: usize,
     /// The client aborted the body.
     broken: bool,
     /// Time when the client sent the last frame.
@@ -94,21 +96,23 @@ impl BufferedFrame {
 }
 
 impl ReplayBody {
-    /// `received` counts the bytes as they come from the client. `buffer` enables retries.
+    /// `received` counts the bytes as they come from the client. `limit` is the number of bytes to
+    /// buffer for retries, 0 for none.
     pub fn new(
         incoming: Incoming,
         received: Rc<Cell<u64>>,
         filter: TrailerFilter,
-        buffer: bool,
+        limit: usize,
     ) -> Self {
         Self(Rc::new(RefCell::new(State {
             incoming,
             received,
             filter,
             attempt: 0,
-            buffered: buffer.then(Vec::new),
+            buffered: (limit > 0).then(Vec::new),
             last_attempt: false,
             length: 0,
+            limit,
             broken: false,
             ended: None,
         })))
@@ -189,7 +193,7 @@ impl State {
             self.length += length;
             // An attempt gets here only after it has read the whole buffer, so dropping the buffer
             // loses no frame of the current attempt.
-            if self.last_attempt || self.length > MAX_REPLAY_BYTES {
+            if self.last_attempt || self.length > self.limit {
                 self.buffered = None;
             }
             if let Some(buffered) = &mut self.buffered {
@@ -311,7 +315,7 @@ pub(super) mod tests {
                 incoming,
                 Rc::clone(&received),
                 TrailerFilter(Rc::new(|_| ())),
-                true,
+                MAX_REPLAY_BYTES,
             ),
             received,
         )

@@ -1,0 +1,452 @@
+//! Requests to API servers: the server with the fewest outstanding requests gets a request, and
+//! another one gets it again if that has no effect but its response.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Method, Response, StatusCode, header};
+use tokio::time::timeout;
+
+use super::classify::{Classified, classify};
+use super::connection::Connection;
+use super::dial::Protocol;
+use super::pool::{Destination, Pool};
+use super::request::{MAX_REPLAY_BYTES, Pending, ReplayBody};
+use super::response::{Incoming, UpstreamBody};
+use super::retry::RetrySafety;
+use super::server_name::ServerName;
+use super::uri::InvalidRequestUri;
+use super::{
+    ConnectionError, ForwardError, OutgoingBody, Upgrade, UpgradeOutcome, UpstreamRequest,
+    unrequested_upgrade,
+};
+use crate::apiservers::{ApiServer, ApiServers, Credential, Health, RequestGuard};
+use crate::http::h1::ParsedResponse;
+use crate::http::{Interim, RequestTarget};
+use crate::model::error_chain;
+
+/// Maximum time of a dial, with and without another server that can be tried next.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+const FAILOVER_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum number of attempts of one request.
+const MAX_ATTEMPTS: usize = 10;
+/// Maximum number of bytes of a server-side apply that are kept for a retry, if its caller is known:
+/// somewhat less than etcd's limit for an object.
+const MAX_APPLY_BYTES: usize = 1024 * 1024;
+/// Media types of server-side apply, without parameters.
+const APPLY_TYPES: [&str; 2] = [
+    "application/apply-patch+yaml",
+    "application/apply-patch+cbor",
+];
+/// Begin of the response of an API server that shuts down (`--shutdown-send-retry-after`).
+const SHUTTING_DOWN: &[u8] = b"The apiserver is shutting down";
+
+/// Maximum wait for the start of a response that may be that of a shutdown.
+const PEEK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Sends requests to API servers. One per thread.
+#[derive(Clone, Debug)]
+pub struct ApiForwarder {
+    pub servers: ApiServers,
+    pub pool: Rc<Pool>,
+}
+
+/// Request to an API server.
+#[derive(Debug)]
+pub struct ApiRequest<'a> {
+    /// Its `Host` and path are those for a server whose [`ServerConfig`] sets none.
+    ///
+    /// [`ServerConfig`]: crate::apiservers::ServerConfig
+    pub request: UpstreamRequest<'a>,
+    pub credential: Credential,
+}
+
+/// Response of an API server.
+#[derive(Debug)]
+pub struct ApiResponse<T = Response<UpstreamBody>> {
+    pub response: T,
+    pub server: Arc<ApiServer>,
+}
+
+/// Failure of a request to the API servers.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No server could be reached; nothing was carried out.
+    #[error("no API server can be reached ({0})")]
+    Unreachable(String),
+    /// The last server that was tried failed; the request has no effect.
+    #[error("the API server {server} failed: {source}")]
+    Failed {
+        server: String,
+        source: ConnectionError,
+    },
+    /// The connection broke after the request was sent, and a repetition could have another effect.
+    #[error(
+        "the connection to API server {server} broke, and the request may have been carried out: {source}"
+    )]
+    Interrupted {
+        server: String,
+        source: ConnectionError,
+    },
+    /// The client aborted the request body.
+    #[error("the client aborted the request body: {0}")]
+    Client(ConnectionError),
+    #[error("the request URI has no form in the protocol of the API server: {0}")]
+    InvalidRequestUri(#[from] InvalidRequestUri),
+    /// The response to an upgrade, or a 101 without one, cannot be forwarded.
+    #[error(transparent)]
+    Response(#[from] ForwardError),
+}
+
+/// Parameters of one attempt.
+struct Attempt<'a> {
+    destination: Destination,
+    protocol: Protocol,
+    interim: Option<&'a Interim>,
+    dial_timeout: Duration,
+}
+
+/// Response to one attempt.
+enum Answer {
+    Response(Response<UpstreamBody>),
+    Switched(Response<Incoming>, Connection),
+}
+
+/// Failure of one attempt.
+enum Failed {
+    /// Nothing was sent.
+    Dial(io::Error),
+    Connection(Classified),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Dial(error)
+    }
+}
+
+impl From<Classified> for Failed {
+    fn from(error: Classified) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl ApiForwarder {
+    /// Sends a request and streams the response.
+    ///
+    /// # Errors
+    /// [`ApiError`] if no server responded.
+    pub async fn send(&self, request: ApiRequest<'_>) -> Result<ApiResponse, ApiError> {
+        let (answer, server) = self.exchange(request, Protocol::Any).await?;
+        let response = match answer {
+            Answer::Response(response) => response,
+            Answer::Switched(response, _) => {
+                return Err(ApiError::Response(unrequested_upgrade(&response)));
+            }
+        };
+        Ok(ApiResponse { response, server })
+    }
+
+    /// Sends an upgrade on a connection of its own. All responses but 101 are refusals, which are
+    /// forwarded.
+    ///
+    /// # Errors
+    /// [`ApiError`] if no server responded, or switched to a protocol that was not offered.
+    pub async fn upgrade(
+        &self,
+        request: ApiRequest<'_>,
+        upgrade: &Upgrade,
+    ) -> Result<ApiResponse<UpgradeOutcome<Response<UpstreamBody>>>, ApiError> {
+        upgrade.write_request(request.request.head);
+        let (answer, server) = self.exchange(request, Protocol::Http1).await?;
+        let response = match answer {
+            Answer::Response(response) => UpgradeOutcome::Refused(response),
+            Answer::Switched(response, connection) => {
+                UpgradeOutcome::new(response, connection, upgrade)?
+            }
+        };
+        Ok(ApiResponse { response, server })
+    }
+
+    /// Closes idle connections with another client certificate than that of the generation.
+    pub fn retire_other_generations(&self, current: u32) {
+        self.pool.retire_other_generations(current);
+    }
+
+    /// Tries the servers in turn until one responds. With `Protocol::Http1` all connections are new
+    /// and serve one request.
+    async fn exchange(
+        &self,
+        request: ApiRequest<'_>,
+        protocol: Protocol,
+    ) -> Result<(Answer, Arc<ApiServer>), ApiError> {
+        let ApiRequest {
+            request:
+                UpstreamRequest {
+                    head,
+                    body,
+                    interim,
+                },
+            credential,
+        } = request;
+        let target = head.target.clone();
+        let is_apply = is_apply(&head.method, &head.headers);
+        let mut pending = Pending::new(
+            head,
+            body.map(|body| replayable(body, credential, is_apply)),
+        );
+        if is_apply {
+            pending = pending.idempotent();
+        }
+        let interim = interim.map(|interim| interim.client);
+        let mut tried = Vec::new();
+        let mut failure = None;
+        for _ in 0..MAX_ATTEMPTS {
+            let Some(guard) = self.servers.select(&tried) else {
+                break;
+            };
+            let server = Arc::clone(guard.server());
+            readdress(&mut pending, &server, &target);
+            let others = self.servers.len() > tried.len() + 1;
+            let attempt = Attempt {
+                destination: Destination::ApiServer(server.id, credential),
+                protocol,
+                interim: interim.as_ref(),
+                dial_timeout: if others {
+                    FAILOVER_DIAL_TIMEOUT
+                } else {
+                    DIAL_TIMEOUT
+                },
+            };
+            match self.attempt(&attempt, guard, &mut pending).await {
+                Ok(answer) => {
+                    let answer = match announces_shutdown(answer).await {
+                        (answer, false) => answer,
+                        (answer, true) => {
+                            server.set_aside(Health::NotReady, "it is shutting down");
+                            tried.push(server.id);
+                            if others && pending.rewind() {
+                                continue;
+                            }
+                            answer
+                        }
+                    };
+                    if let Some(body) = pending.body() {
+                        body.stop_buffering();
+                    }
+                    return Ok((answer, server));
+                }
+                Err(Failed::Dial(error)) => {
+                    if !is_local(&error) {
+                        server.set_aside(Health::Unreachable, &error_chain(&error));
+                    }
+                    tried.push(server.id);
+                }
+                Err(Failed::Connection(Classified::Client(source))) => {
+                    return Err(ApiError::Client(source));
+                }
+                Err(Failed::Connection(Classified::InvalidRequestUri(error))) => {
+                    return Err(error.into());
+                }
+                Err(Failed::Connection(Classified::Broken { source, safety, .. })) => {
+                    server.suspect();
+                    let name = server.config.name.clone();
+                    if !is_repeatable(safety, &mut pending) {
+                        return Err(ApiError::Interrupted {
+                            server: name,
+                            source,
+                        });
+                    }
+                    // A server that refuses a request on a new connection is alive, and may be the
+                    // only one.
+                    if safety != RetrySafety::Unprocessed {
+                        tried.push(server.id);
+                    }
+                    failure = Some(ApiError::Failed {
+                        server: name,
+                        source,
+                    });
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| ApiError::Unreachable(self.servers.failures())))
+    }
+
+    /// Sends the request to one server: on a pooled connection, and if that turns out to be closed,
+    /// on a new one.
+    async fn attempt(
+        &self,
+        attempt: &Attempt<'_>,
+        guard: RequestGuard,
+        pending: &mut Pending<'_>,
+    ) -> Result<Answer, Failed> {
+        let Attempt {
+            destination,
+            protocol,
+            ..
+        } = *attempt;
+        if protocol == Protocol::Any
+            && let Some(connection) = self
+                .pool
+                .take(destination, ServerName::None, Instant::now())
+        {
+            match send(connection, pending, attempt.interim).await {
+                Ok((response, connection)) => {
+                    return Ok(self.answer(attempt, guard, response, connection));
+                }
+                Err(Classified::Broken { safety, .. }) if is_repeatable(safety, pending) => {}
+                Err(failed) => return Err(Failed::Connection(failed)),
+            }
+        }
+        // Boxed, because most requests find a connection.
+        let connection = Box::pin(self.dial(attempt, guard.server())).await?;
+        let (response, connection) = send(connection, pending, attempt.interim).await?;
+        Ok(self.answer(attempt, guard, response, connection))
+    }
+
+    async fn dial(&self, attempt: &Attempt<'_>, server: &ApiServer) -> io::Result<Connection> {
+        let Attempt {
+            destination,
+            protocol,
+            dial_timeout,
+            ..
+        } = *attempt;
+        let Destination::ApiServer(_, credential) = destination else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let http2 = protocol == Protocol::Any && credential.may_use_http2();
+        let connecting = server.config.connector.connect(credential, http2);
+        let stream = timeout(dial_timeout, connecting)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))??;
+        let http2 = stream.alpn_protocol() == Some(b"h2");
+        let started = self.pool.start(destination, None, stream, http2).await;
+        started.map_err(io::Error::other)
+    }
+
+    fn answer(
+        &self,
+        attempt: &Attempt<'_>,
+        guard: RequestGuard,
+        response: Response<Incoming>,
+        mut connection: Connection,
+    ) -> Answer {
+        connection.guard = Some(guard);
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Answer::Switched(response, connection);
+        }
+        Answer::Response(response.map(|body| match attempt.protocol {
+            Protocol::Any => UpstreamBody::pooled(body, connection, &self.pool),
+            Protocol::Http1 => UpstreamBody::closing(body, connection),
+        }))
+    }
+}
+
+/// Limits the replay of a body.
+fn replayable(outgoing: OutgoingBody, credential: Credential, is_apply: bool) -> ReplayBody {
+    let OutgoingBody {
+        body,
+        received,
+        trailers,
+    } = outgoing;
+    let limit = match credential {
+        // Anyone can send it.
+        Credential::Unproven | Credential::UnprovenWatch => MAX_REPLAY_BYTES,
+        _ if is_apply => MAX_APPLY_BYTES,
+        _ => MAX_REPLAY_BYTES,
+    };
+    ReplayBody::new(body, received, trailers, limit)
+}
+
+/// Sets the `Host` and the path that the URL of a server requires.
+fn readdress(pending: &mut Pending<'_>, server: &ApiServer, target: &RequestTarget) {
+    let config = &server.config;
+    if let Some(host) = &config.host {
+        pending.head.headers.insert(header::HOST, host.clone());
+    }
+    if !config.path.is_empty() {
+        pending.head.target = target.with_path(&[&*config.path, target.path()].concat());
+    }
+}
+
+/// Returns true for server-side apply: a repetition changes nothing.
+fn is_apply(method: &Method, headers: &HeaderMap) -> bool {
+    let media_type = headers.get(header::CONTENT_TYPE);
+    let media_type = media_type.and_then(|value| value.to_str().ok());
+    let media_type = media_type.and_then(|value| value.split(';').next());
+    *method == Method::PATCH
+        && media_type.is_some_and(|media_type| {
+            let media_type = media_type.trim();
+            APPLY_TYPES
+                .iter()
+                .any(|apply| media_type.eq_ignore_ascii_case(apply))
+        })
+}
+
+/// Returns true if a request that failed may be sent again, after preparing its body for that.
+fn is_repeatable(safety: RetrySafety, pending: &mut Pending<'_>) -> bool {
+    match safety {
+        // The body was not touched.
+        RetrySafety::Unsent => true,
+        RetrySafety::Unprocessed => pending.rewind(),
+        RetrySafety::IfSafe => pending.is_safe() && pending.rewind(),
+        RetrySafety::Never => false,
+    }
+}
+
+/// Returns true for failures of this process, which say nothing about the server.
+fn is_local(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(nix::errno::Errno::from_raw);
+    use nix::errno::Errno::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(
+        errno,
+        Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM)
+    )
+}
+
+/// Recognizes the response of a server that shuts down, which has not carried the request out. The
+/// start of its body distinguishes it from other limits: HTTP/2 does not show `Connection: close`.
+async fn announces_shutdown(answer: Answer) -> (Answer, bool) {
+    let Answer::Response(mut response) = answer else {
+        return (answer, false);
+    };
+    let is_text = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|media_type| media_type.as_bytes().starts_with(b"text/plain"));
+    if !(response.status() == StatusCode::TOO_MANY_REQUESTS && is_text) {
+        return (Answer::Response(response), false);
+    }
+    let peeked = timeout(PEEK_TIMEOUT, response.body_mut().peek()).await;
+    let start = response.body().peeked();
+    let announced = peeked.is_ok() && start.is_some_and(|start| start.starts_with(SHUTTING_DOWN));
+    (Answer::Response(response), announced)
+}
+
+/// Sends the request on a connection.
+async fn send(
+    mut connection: Connection,
+    pending: &Pending<'_>,
+    interim: Option<&Interim>,
+) -> Result<(Response<Incoming>, Connection), Classified> {
+    let on_interim = |response: ParsedResponse| {
+        let ParsedResponse {
+            status,
+            mut headers,
+            names,
+            ..
+        } = response;
+        super::headers::sanitize_interim_headers(&mut headers);
+        if let Some(interim) = interim
+            && interim.has_room(&headers)
+        {
+            interim.send(status, headers, names.as_ref());
+        }
+    };
+    match connection.send(pending, on_interim).await {
+        Ok((response, _)) => Ok((response, connection)),
+        Err(error) => Err(classify(error, pending)),
+    }
+}
