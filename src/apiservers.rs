@@ -1,6 +1,7 @@
 //! API servers as targets: their set, their health, and the selection of one per request by least
 //! outstanding requests.
 
+mod direct;
 mod health;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use http::HeaderValue;
 use tokio::sync::Notify;
 
 use crate::http::Stream;
+pub use direct::{DirectConnector, InvalidServerName};
 pub use health::{Probe, keep_probing};
 
 /// Opens connections to one API server: TCP and TLS to an address, or through the proxies of a
@@ -83,6 +85,8 @@ pub enum Health {
 #[derive(Debug)]
 pub struct ApiServer {
     pub id: ServerId,
+    /// Name of the settings.
+    pub name: Arc<str>,
     pub config: ServerConfig,
     /// Requests and tunnels in progress.
     outstanding: AtomicUsize,
@@ -97,6 +101,7 @@ impl ApiServer {
     fn new(id: ServerId, config: ServerConfig) -> Arc<Self> {
         Arc::new(Self {
             id,
+            name: config.name.as_str().into(),
             config,
             outstanding: AtomicUsize::new(0),
             health: AtomicU8::new(Health::Ready as u8),
@@ -128,7 +133,7 @@ impl ApiServer {
     fn set_health(&self, health: Health, reason: &str) {
         reason.clone_into(&mut self.reason.lock().unwrap_or_else(PoisonError::into_inner));
         let before = self.health.swap(health as u8, Ordering::Relaxed);
-        let server = &*self.config.name;
+        let server = &*self.name;
         if before == health as u8 {
             return;
         }

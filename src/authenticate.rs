@@ -2,6 +2,7 @@
 //! the request, so that no later stage can forward them.
 
 mod certificate;
+mod delegate;
 mod front_proxy;
 mod impersonate;
 mod subprotocol;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 pub use certificate::{CertificateError, ClientCertificate};
+pub use delegate::DelegatedCaller;
 pub use front_proxy::{FrontProxyError, RequestHeaderAuthenticator};
 pub use impersonate::{Impersonation, ImpersonationError};
 pub use subprotocol::SubprotocolError;

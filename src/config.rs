@@ -4,6 +4,7 @@
 //! Scalars are parsed into their types while the file is read. Doc comments of fields are the
 //! descriptions in `config/bastionconfiguration.schema.json` and in `docs/reference.md`.
 
+mod api_servers;
 mod auth;
 mod log;
 mod parse_error;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use api_servers::{ApiServers, CertificateCallers, ListedServer};
 pub use auth::{Authentication, Authorization, Reviews, TokenReview};
 pub use log::{Log, LogFormat};
 pub use parse_error::ParseError;
@@ -68,6 +70,8 @@ pub struct Config {
     pub targets: Targets,
     #[serde(default, deserialize_with = "fields::or_default")]
     pub upstream: Upstream,
+    #[serde(default, deserialize_with = "fields::or_default")]
+    pub api_servers: ApiServers,
     #[serde(default, deserialize_with = "fields::or_default")]
     pub rewriting: Rewriting,
     #[serde(default, deserialize_with = "fields::or_default")]

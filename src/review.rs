@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use admission::{Admission, Rejection, Slot};
-pub use cached::{CachedReviews, ReviewHandler, Verdict};
+pub use cached::{CachedReviews, KeyHash, KeyHasher, ReviewHandler, Verdict};
 pub use health::ApiHealth;
 
 use crate::model::nulls::remove_nulls;

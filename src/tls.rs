@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rustls::{SupportedProtocolVersion, version};
 
 use crate::config::TlsVersion;
-pub use client::{ClientTls, EndpointTls, KubeletTls};
+pub use client::{ApiServerTls, ClientTls, EndpointTls, KubeletTls};
 pub use pair::{Concern, Pair};
 pub use self_signed::SelfSignedError;
 pub use server::{ServerTls, sha256_hex};
@@ -76,6 +76,11 @@ pub enum TlsError {
     Key { path: PathBuf, source: KeyError },
     #[error("{path:?} contains a CA certificate that is damaged or not X.509")]
     BadCa { path: PathBuf },
+    /// The source of the cluster has no CA, as one with certificates of a public CA.
+    #[error(
+        "no CA for API servers: the cluster source has none; set apiServers.certificateAuthority"
+    )]
+    NoApiServerCa,
     #[error("cannot create a self-signed certificate")]
     SelfSigned(#[from] SelfSignedError),
     #[error("TLS cannot be set up")]

@@ -23,6 +23,15 @@ pub enum SubprotocolError {
     NotUtf8,
 }
 
+/// Returns true if a subprotocol contains a token.
+pub(super) fn has_token(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|entry| entry.trim_ascii().starts_with(PREFIX.as_bytes()))
+}
+
 /// Removes the token from the offered subprotocols; the others stay.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Config, KubernetesSource, ManifestsSource, SourceKind};
+use super::{CertificateCallers, Config, KubernetesSource, ManifestsSource, SourceKind};
 
 /// Error of a configuration whose fields are valid one by one and contradict each other.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +27,13 @@ pub enum Conflict {
          (--kubelet-certificate-authority), because the token is only sent to verified kubelets"
     )]
     UnverifiedKubelets,
+    /// The certificate and its mode belong together.
+    #[error(
+        "apiServers.frontProxyClientCertificate: {}; set it (and frontProxyClientKey) if, and only \
+         if, apiServers.clientCertificates is \"frontProxy\"",
+        if *.is_set { "set without effect" } else { "not set" }
+    )]
+    FrontProxyCertificate { is_set: bool },
     /// No node could be reached.
     #[error(
         "targets.kubeletPreferredAddressTypes: empty, so that no node can be reached; leave the \
@@ -85,6 +92,21 @@ pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
             targets.kubelet_client_key.as_deref(),
         ),
     )?;
+    let api_servers = &config.api_servers;
+    require_both(
+        (
+            "apiServers.frontProxyClientCertificate",
+            api_servers.front_proxy_client_certificate.as_deref(),
+        ),
+        (
+            "apiServers.frontProxyClientKey",
+            api_servers.front_proxy_client_key.as_deref(),
+        ),
+    )?;
+    let is_set = api_servers.front_proxy_client_certificate.is_some();
+    if is_set != (api_servers.client_certificates == CertificateCallers::FrontProxy) {
+        return Err(Conflict::FrontProxyCertificate { is_set });
+    }
     if targets.kubelet_service_account_token && targets.kubelet_certificate_authority.is_none() {
         return Err(Conflict::UnverifiedKubelets);
     }

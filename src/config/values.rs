@@ -109,6 +109,7 @@ pub enum Expected {
     DnsDomain,
     Duration,
     DurationOrZero,
+    HostPort,
     LogLevel,
     Network,
 }
@@ -135,6 +136,7 @@ impl Expected {
             Self::DurationOrZero => {
                 "whole numbers with the units h, m, s or ms, for example 5m, or 0s to turn it off"
             }
+            Self::HostPort => "HOST:PORT, for example 10.0.0.1:6443",
             Self::LogLevel => {
                 "off, error, warn, info, debug or trace, or directives, for example \
                  info,kube_bastion::watch=debug"
@@ -164,6 +166,7 @@ impl fmt::Display for Expected {
             Self::Count { .. } => "a valid count",
             Self::DnsDomain => "a DNS domain",
             Self::Duration | Self::DurationOrZero => "a duration",
+            Self::HostPort => "a host and a port",
             Self::LogLevel => "a log level",
             Self::Network => "a network",
         })
@@ -312,6 +315,21 @@ fn parse_dns_domain(text: &str) -> Result<String, ValueError> {
         Ok(domain)
     } else {
         Err(Expected::DnsDomain.error(text))
+    }
+}
+
+/// Parses a host, which may be an address, and a port from 1 to 65535.
+fn parse_host_port(text: &str) -> Result<String, ValueError> {
+    let authority = text.parse::<http::uri::Authority>().ok();
+    let is_valid = authority.is_some_and(|authority| {
+        !authority.host().is_empty()
+            && !text.contains('@')
+            && authority.port_u16().is_some_and(|port| port > 0)
+    });
+    if is_valid {
+        Ok(text.to_owned())
+    } else {
+        Err(Expected::HostPort.error(text))
     }
 }
 

@@ -22,18 +22,27 @@ pub enum TargetKind {
     Node,
     Pod,
     Service,
+    /// An API server, which gets all other paths.
+    ApiServer,
     /// The path does not name a target, or the request was rejected before it was parsed.
     None,
 }
 
 impl TargetKind {
-    const ALL: [Self; 4] = [Self::Node, Self::Pod, Self::Service, Self::None];
+    const ALL: [Self; 5] = [
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::ApiServer,
+        Self::None,
+    ];
 
     fn label(self) -> &'static str {
         match self {
             Self::Node => "node",
             Self::Pod => "pod",
             Self::Service => "service",
+            Self::ApiServer => "apiserver",
             Self::None => "none",
         }
     }
@@ -130,7 +139,7 @@ struct PerKind {
 
 impl Default for RequestTable {
     fn default() -> Self {
-        // 16,000 counters take 125 KiB, once per process. A map with the codes in use would need a
+        // 20,000 counters take 156 KiB, once per process. A map with the codes in use would need a
         // lock or an allocation on the request path.
         let cells = TargetKind::ALL.len() * MethodLabel::ALL.len() * CODE_COUNT;
         Self {

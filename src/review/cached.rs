@@ -147,21 +147,21 @@ impl<H: ReviewHandler> CachedReviews<H> {
 }
 
 /// Hash of a cache key: keys of any length use the same memory, and no token is stored.
-type KeyHash = u128;
+pub type KeyHash = u128;
 
 /// Hashes cache keys by SipHash-2-4 with 128 bits of output, under a random key of this process.
 /// Colliding keys would share a verdict; a caller cannot search for a collision, because the key is
 /// random and no hash leaves the process. SHA-256 needs no key, but costs more for every request.
-struct KeyHasher(SipHasher24);
+pub struct KeyHasher(SipHasher24);
 
 impl KeyHasher {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut key = [0; 16];
         rand::fill(&mut key).expect("the system provides random bytes");
         Self(SipHasher24::new_with_key(&key))
     }
 
-    fn hash(&self, key: impl Hash) -> KeyHash {
+    pub fn hash(&self, key: impl Hash) -> KeyHash {
         // A copy of the state after the key was mixed in, which saves that work per hash.
         let mut hasher = self.0;
         // `Hash` of strings adds a terminator, so that neighboring fields cannot be shifted into

@@ -2,6 +2,7 @@
 //! for kubelets (C52).
 
 mod address;
+mod api_server;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use crate::config::{Targets, TlsVersion};
 use crate::file_watch::FileWatch;
 use crate::model::error_chain;
 use address::{AddressSessions, AddressVerifier};
+pub use api_server::ApiServerTls;
 
 /// Maximum number of TLS 1.3 tickets that are kept to resume sessions, up to eight for an endpoint.
 /// The default of rustls.

@@ -1,6 +1,7 @@
 //! Cluster state from a Kubernetes API: lists and watches nodes, pods, services and EndpointSlices,
 //! and follows the authentication configuration that the cluster publishes.
 
+mod api_servers;
 mod authentication_config;
 mod client;
 mod failures;
@@ -9,6 +10,7 @@ mod kubeconfig;
 use std::pin::pin;
 use std::time::Duration;
 
+pub use api_servers::follow_api_servers;
 pub use authentication_config::AuthenticationConfigMap;
 pub use client::{Connections, review_client};
 use client::{Health, watch_client};

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serializer};
 
 use super::{
     Duration, Expected, ValueError, format_bytes, format_duration, parse_address, parse_bool,
-    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_log_level, parse_network,
-    parse_path,
+    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_host_port, parse_log_level,
+    parse_network, parse_path,
 };
 use crate::config::{API_VERSION, KIND};
 use crate::model::Networks;
@@ -142,6 +142,12 @@ pub(in crate::config) fn flag<'de, D: Deserializer<'de>>(
 ) -> Result<bool, D::Error> {
     // Through a string, because serde's errors for booleans have neither value nor accepted form.
     scalar(deserializer, Expected::Bool, parse_bool)
+}
+
+pub(in crate::config) fn host_port<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<String, D::Error> {
+    scalar(deserializer, Expected::HostPort, parse_host_port)
 }
 
 pub(in crate::config) fn log_level<'de, D: Deserializer<'de>>(

@@ -49,6 +49,7 @@ impl Line<'_> {
             client,
             audit_id,
             endpoint,
+            api_server,
             code,
             error,
             namespace,
@@ -85,6 +86,9 @@ impl Line<'_> {
             line.push(b'"');
             put_string(line, "endpointName", &endpoint.name);
         }
+        if let Some(api_server) = api_server {
+            put_string(line, "apiServer", api_server);
+        }
         put_key(line, "code");
         push_decimal(line, code.as_u16());
         put_key(line, "received");
@@ -113,6 +117,7 @@ impl Line<'_> {
             client,
             audit_id,
             endpoint,
+            api_server,
             code,
             error,
             namespace,
@@ -151,6 +156,10 @@ impl Line<'_> {
             push_socket_addr(line, *address);
             push(line, " endpointName=");
             push_quoted(line, name);
+        }
+        if let Some(api_server) = api_server {
+            push(line, " apiServer=");
+            push_quoted(line, api_server);
         }
         push(line, " received=");
         push_decimal(line, self.record.received());

@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, StatusCode, Version};
 use super::format::{Line, MAX_AUDIT_ID_BYTES, MAX_PATH_BYTES};
 use super::writer::{AccessLog, Buffers};
 use crate::http::RequestTarget;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, TargetKind};
 use crate::model::identity::ANONYMOUS_USER;
 use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 
@@ -41,7 +41,11 @@ impl Recorder {
         let duration = record.started.elapsed();
         let (received, sent) = (record.received(), record.sent);
         self.metrics.requests.record(
-            record.resource.into(),
+            if record.is_for_api_server {
+                TargetKind::ApiServer
+            } else {
+                record.resource.into()
+            },
             (&record.method).into(),
             record.code,
             duration,
@@ -83,6 +87,10 @@ pub struct Record {
     /// The endpoint that was tried last. Set before the dial, so that failed and abandoned requests
     /// have it as well.
     pub endpoint: Option<Endpoint>,
+    /// The request is for an API server.
+    pub is_for_api_server: bool,
+    /// Name of the API server that responded.
+    pub api_server: Option<Arc<str>>,
     pub code: StatusCode,
     /// Reason why the bastion rejected or failed the request.
     pub error: Option<String>,
@@ -119,6 +127,8 @@ impl Record {
             namespace: String::new(),
             id: String::new(),
             endpoint: None,
+            is_for_api_server: false,
+            api_server: None,
             // The code of a client that leaves before the response, as in nginx.
             code: StatusCode::from_u16(499).expect("499 is a valid status code"),
             error: None,
