@@ -200,6 +200,14 @@ impl ApiServers {
     pub fn replace(&self, servers: Vec<ServerConfig>) {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let current = self.0.servers.load();
+        let names = |server: &Arc<ApiServer>| server.config.name.clone();
+        if servers
+            .iter()
+            .map(|config| config.name.clone())
+            .eq(current.iter().map(names))
+        {
+            return;
+        }
         let servers = servers.into_iter().map(|config| {
             let known = current
                 .iter()

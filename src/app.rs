@@ -1,6 +1,7 @@
 //! Wiring: a [`Config`] becomes [`Bound`] once its files are loaded and its ports are bound, and
 //! runs until it is drained.
 
+mod api_servers;
 mod load;
 mod sockets;
 mod spawn;
@@ -22,6 +23,7 @@ use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::ready::Ready;
 use crate::supervise::Supervisor;
+use crate::tls::ApiServerTls;
 use load::{Files, Source};
 use spawn::Setup;
 use tasks::{enforce_drain_deadline, supervise};
@@ -48,6 +50,8 @@ pub struct Bound {
     sockets: Sockets,
     files: Files,
     source: Source,
+    /// `None` if requests are not passed to API servers.
+    api_server_tls: Option<Arc<ApiServerTls>>,
 }
 
 struct Sockets {
@@ -68,6 +72,7 @@ impl Bound {
         // that accepts and then closes.
         let files = Files::load(&config)?;
         let source = Source::load(&config, &files.trust).await?;
+        let api_server_tls = load::api_server_tls(&config, &source)?;
         let secure = bind(
             config.serving.secure_listen_address,
             "serving.secureListenAddress, --secure-listen-address",
@@ -100,6 +105,7 @@ impl Bound {
             },
             files,
             source,
+            api_server_tls,
         })
     }
 
@@ -115,6 +121,7 @@ impl Bound {
             sockets,
             files,
             source,
+            api_server_tls,
         } = self;
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
@@ -128,7 +135,7 @@ impl Bound {
             supervisor: &mut supervisor,
         };
         let kubelet_token = Arc::new(ArcSwapOption::empty());
-        let stages = setup.stages(source, &kubelet_token)?;
+        let stages = setup.stages(source, api_server_tls, &kubelet_token)?;
         setup.follow_files();
         let shared = setup.shared(stages, kubelet_token, addresses, &drain)?;
         supervisor.fatal(

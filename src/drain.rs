@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Context;
 
-use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+use tokio_util::sync::{
+    CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned,
+};
 
 /// State of the shutdown, which every task can await. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +39,11 @@ impl Drain {
     /// Waits for the begin of the drain.
     pub fn begun(&self) -> WaitForCancellationFuture<'_> {
         self.begun.cancelled()
+    }
+
+    /// As [`Self::begun`], for values that outlive a borrow.
+    pub fn begun_owned(&self) -> WaitForCancellationFutureOwned {
+        self.begun.clone().cancelled_owned()
     }
 
     /// Waits for the abort of remaining work.

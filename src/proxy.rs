@@ -2,6 +2,7 @@
 
 mod audit_id;
 mod body;
+mod pass_through;
 mod respond;
 mod send;
 mod tunnel;
@@ -17,9 +18,11 @@ use tokio_util::task::TaskTracker;
 
 pub use audit_id::AUDIT_ID;
 pub use body::Body;
+pub use pass_through::{PassThrough, ProvenTokens, UnprovenRequests};
 pub use tunnel::TunnelPolicy;
 
 use audit_id::{audit_id, new_audit_id};
+use pass_through::PassThroughError;
 use respond::AcceptPreference;
 use tunnel::Grant;
 
@@ -28,8 +31,8 @@ use crate::authorize::{AuthorizationError, Authorizer};
 use crate::client_connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::{
-    ForwardError, Forwarder, OutgoingBody, RequestHeaderRewriter, TrailerFilter, Tunnel, Upgrade,
-    UpgradeOutcome, UpstreamRequest, UpstreamResponse, sanitize_request_trailers,
+    ApiError, ForwardError, Forwarder, OutgoingBody, RequestHeaderRewriter, TrailerFilter, Tunnel,
+    Upgrade, UpgradeOutcome, UpstreamRequest, UpstreamResponse, sanitize_request_trailers,
     sanitize_response_headers,
 };
 use crate::http::h1::{RejectedLine, RequestError};
@@ -57,6 +60,8 @@ pub struct Stages {
     /// Front proxies that report the clients of their requests.
     pub trusted_proxies: Networks,
     pub tunnels: TunnelPolicy,
+    /// `None` if requests are not passed to API servers.
+    pub pass_through: Option<PassThrough>,
     /// Memory budget for pages that are being rewritten.
     pub rewriting: rewrite::Budget,
 }
@@ -65,8 +70,14 @@ pub struct Stages {
 enum Reply {
     Response(Response<Body>),
     /// Head of the response, the tunnel that opens after it, the receiver of the client's connection,
-    /// and the grant that keeps the tunnel open.
-    Upgrade(Response<()>, Tunnel, oneshot::Sender<Upgraded>, Box<Grant>),
+    /// and the grant that keeps the tunnel open. A tunnel to an API server has none: that server
+    /// authorized it.
+    Upgrade(
+        Response<()>,
+        Tunnel,
+        oneshot::Sender<Upgraded>,
+        Option<Box<Grant>>,
+    ),
 }
 
 /// Request handler of one worker.
@@ -110,6 +121,11 @@ enum ProxyError {
     Forward(#[from] ForwardError),
     #[error("error trying to parse Location header: {0}")]
     Location(#[from] InvalidUrl),
+    /// The request is for an API server and is not passed on.
+    #[error(transparent)]
+    PassThrough(#[from] PassThroughError),
+    #[error(transparent)]
+    ApiServer(#[from] ApiError),
 }
 
 impl Proxy {
@@ -249,10 +265,17 @@ impl Proxy {
             ready,
             sub_path_decoding,
             rewriting,
+            pass_through,
             ..
         } = &*self.stages;
         if !ready.is_synced() {
             return Err(ProxyError::NotReady(ready.obstacle()));
+        }
+        if let Some(pass_through) = pass_through
+            && !Target::is_named_by(request.head.target.path())
+        {
+            let passed = self.pass_through(pass_through, request, peer, interim, record);
+            return Box::pin(passed).await;
         }
         // Borrowed on all levels: each that owned it would keep a copy in its future.
         let Request {
@@ -366,7 +389,8 @@ impl Proxy {
                         upstream,
                         guard,
                     };
-                    return Ok(Reply::Upgrade(response, tunnel, sender, Box::new(grant)));
+                    let grant = Some(Box::new(grant));
+                    return Ok(Reply::Upgrade(response, tunnel, sender, grant));
                 }
                 UpgradeOutcome::Ignored(upstream) => (upstream, false),
                 UpgradeOutcome::Refused(upstream) => (upstream, true),

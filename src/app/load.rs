@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::ExposeSecret;
 
 use crate::config::{Config, ManifestsSource, Serving, SourceKind};
-use crate::tls::{ClientTls, Concern, Pair, ServerTls, TlsError};
+use crate::tls::{ApiServerTls, ClientTls, Concern, Pair, ServerTls, TlsError};
 use crate::trust::{DynamicClientCas, Trust};
 use crate::watch::kubernetes::{self, Connections};
 use crate::watch::manifests::{ManifestError, Manifests, ObjectCounts};
@@ -118,6 +118,36 @@ impl Source {
     }
 }
 
+/// Sets up TLS to the API servers. `None` if requests are not passed to them.
+pub(super) fn api_server_tls(
+    config: &Config,
+    source: &Source,
+) -> Result<Option<Arc<ApiServerTls>>> {
+    if !config.api_servers.enabled {
+        return Ok(None);
+    }
+    let (file, cas) = match source {
+        Source::Kubernetes(api) => (api.root_cert_file.clone(), api.root_cert.clone()),
+        Source::Manifests(_) => (None, None),
+    };
+    let cas = cas
+        .unwrap_or_default()
+        .into_iter()
+        .map(Into::into)
+        .collect();
+    let tls = ApiServerTls::new(
+        &config.api_servers,
+        file,
+        cas,
+        config.upstream.tls_min_version,
+    );
+    let tls = tls.context(
+        "cannot set up TLS to the API servers (apiServers.certificateAuthority, \
+         apiServers.frontProxyClientCertificate, apiServers.frontProxyClientKey)",
+    )?;
+    Ok(Some(Arc::new(tls)))
+}
+
 /// Parses the client certificate for the API server, whose faults the API client does not name.
 /// `None` if the kubeconfig has none, or it cannot be read, which the API client reports.
 pub(super) fn api_certificate(api: &kube::Config) -> Result<Option<Pair>, TlsError> {
@@ -192,7 +222,9 @@ fn name_setting(error: ManifestError, source: &ManifestsSource) -> Error {
 /// The first file that cannot be used, and how to correct it.
 pub async fn load_all(config: &Config) -> Result<Option<ObjectCounts>> {
     let files = Files::check(config)?;
-    match Source::load(config, &files.trust).await? {
+    let source = Source::load(config, &files.trust).await?;
+    api_server_tls(config, &source)?;
+    match source {
         Source::Kubernetes(api) => {
             // Credential plugins may prompt the user, so they only run at a real start.
             if api.auth_info.exec.is_none() && api.auth_info.auth_provider.is_none() {

@@ -35,9 +35,11 @@ use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
 use crate::rewrite::Budget;
 use crate::supervise::Supervisor;
 use crate::telemetry::{AccessLog, OPERATOR_TARGET};
-use crate::tls::{KubeletTls, sha256_hex};
+use crate::tls::{ApiServerTls, KubeletTls, sha256_hex};
 use crate::trust::Trust;
-use crate::watch::kubernetes::{self, AuthenticationConfigMap, Connections, KubernetesWatch};
+use crate::watch::kubernetes::{
+    self, AuthenticationConfigMap, Connections, FailureLog, KubernetesWatch,
+};
 use crate::watch::manifests::Manifests;
 use crate::watch::{self, Feed};
 
@@ -55,17 +57,28 @@ impl Setup<'_> {
     pub fn stages(
         &mut self,
         source: Source,
-        kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
+        api_server_tls: Option<Arc<ApiServerTls>>,
+        own_authorization: &Arc<ArcSwapOption<HeaderValue>>,
     ) -> Result<Arc<Stages>> {
         let config = self.config;
         let addresses_allowed = AddressPolicy {
             allow_loopback: config.targets.allow_loopback,
         };
         let (cluster, writer) = Cluster::new(addresses_allowed, config.targets.pod_less_endpoints);
-        let (tokens, authorizer) = match source {
-            Source::Kubernetes(api) => self.kubernetes(&api, writer, kubelet_token)?,
-            Source::Manifests(manifests) => self.manifests(*manifests, writer),
+        let (tokens, authorizer, api) = match source {
+            Source::Kubernetes(api) => {
+                let (tokens, authorizer, failures) =
+                    self.kubernetes(&api, writer, own_authorization)?;
+                (tokens, authorizer, Some((api, failures)))
+            }
+            Source::Manifests(manifests) => {
+                let (tokens, authorizer) = self.manifests(*manifests, writer);
+                (tokens, authorizer, None)
+            }
         };
+        let pass_through = api_server_tls
+            .map(|tls| self.pass_through(&tls, api, own_authorization))
+            .transpose()?;
         let trust = &self.files.trust;
         Ok(Arc::new(Stages {
             authenticator: Authenticator {
@@ -90,6 +103,7 @@ impl Setup<'_> {
             sub_path_decoding: config.targets.sub_path_decoding,
             trusted_proxies: config.serving.trusted_proxies.clone(),
             rewriting: Budget::new(config.rewriting.max_memory, self.metrics.pages.clone()),
+            pass_through,
             tunnels: TunnelPolicy::new(
                 config
                     .authentication
@@ -107,7 +121,7 @@ impl Setup<'_> {
         api: &kube::Config,
         writer: Writer,
         kubelet_token: &Arc<ArcSwapOption<HeaderValue>>,
-    ) -> Result<(Tokens, PolicySource)> {
+    ) -> Result<(Tokens, PolicySource, FailureLog)> {
         let Self {
             config,
             files,
@@ -132,7 +146,7 @@ impl Setup<'_> {
         };
         self.supervisor.restart(
             "watch-authentication",
-            config_map.follow(api, ready, metrics, failures)?,
+            config_map.follow(api, ready, metrics, failures.clone())?,
         );
         // Tokens of service accounts rotate in their file; a token inside a kubeconfig is constant.
         match (&api.auth_info.token_file, &api.auth_info.token) {
@@ -155,7 +169,8 @@ impl Setup<'_> {
         let caches = (Arc::clone(&tokens), Arc::clone(&reviews));
         self.supervisor
             .restart("purge-caches", move || purge_caches(caches.clone()));
-        Ok((Tokens::Review(tokens), PolicySource::Review(reviews)))
+        let policy = PolicySource::Review(reviews);
+        Ok((Tokens::Review(tokens), policy, failures))
     }
 
     fn reviews(&self, api: &kube::Config) -> Result<(Arc<TokenReviewAuthenticator>, Arc<Reviews>)> {

@@ -27,6 +27,11 @@ pub enum Conflict {
          (--kubelet-certificate-authority), because the token is only sent to verified kubelets"
     )]
     UnverifiedKubelets,
+    #[error(
+        "apiServers.servers: empty, but source.type is \"manifests\", which publishes no API \
+         servers; list them, with apiServers.certificateAuthority"
+    )]
+    NoApiServers,
     /// The certificate and its mode belong together.
     #[error(
         "apiServers.frontProxyClientCertificate: {}; set it (and frontProxyClientKey) if, and only \
@@ -103,6 +108,12 @@ pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
             api_servers.front_proxy_client_key.as_deref(),
         ),
     )?;
+    if api_servers.enabled
+        && api_servers.servers.is_empty()
+        && config.source.kind == SourceKind::Manifests
+    {
+        return Err(Conflict::NoApiServers);
+    }
     let is_set = api_servers.front_proxy_client_certificate.is_some();
     if is_set != (api_servers.client_certificates == CertificateCallers::FrontProxy) {
         return Err(Conflict::FrontProxyCertificate { is_set });

@@ -61,6 +61,8 @@ pub struct ApiRequest<'a> {
     /// [`ServerConfig`]: crate::apiservers::ServerConfig
     pub request: UpstreamRequest<'a>,
     pub credential: Credential,
+    /// Receives interim responses. `None` if the client cannot receive them.
+    pub client: Option<Interim>,
 }
 
 /// Response of an API server.
@@ -183,13 +185,9 @@ impl ApiForwarder {
         protocol: Protocol,
     ) -> Result<(Answer, Arc<ApiServer>), ApiError> {
         let ApiRequest {
-            request:
-                UpstreamRequest {
-                    head,
-                    body,
-                    interim,
-                },
+            request: UpstreamRequest { head, body, .. },
             credential,
+            client: interim,
         } = request;
         let target = head.target.clone();
         let is_apply = is_apply(&head.method, &head.headers);
@@ -200,7 +198,6 @@ impl ApiForwarder {
         if is_apply {
             pending = pending.idempotent();
         }
-        let interim = interim.map(|interim| interim.client);
         let mut tried = Vec::new();
         let mut failure = None;
         for _ in 0..MAX_ATTEMPTS {

@@ -46,6 +46,8 @@ pub enum UpstreamError {
     Http2(#[from] hyper::Error),
     #[error("the response has more than {} trailer fields", MAX_HEADERS)]
     TooManyTrailers,
+    #[error("the bastion is shutting down")]
+    ShuttingDown,
 }
 
 impl UpstreamBody {

@@ -97,6 +97,18 @@ impl<'a> Target<'a> {
         })
     }
 
+    /// Returns true if a path names a target, or is an attempt to do so that [`Self::parse`] rejects.
+    pub fn is_named_by(path: &str) -> bool {
+        match Target::parse(path) {
+            Ok(_) => true,
+            Err(TargetError::NoRoute) => false,
+            // They are found before the segment that tells these paths from others.
+            Err(TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8) => {
+                path.split('/').any(|segment| segment == "proxy")
+            }
+        }
+    }
+
     /// Splits the id into scheme, name and port (C4 to C7).
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use super::pass_through::{UnprovenPermit, Watch};
 use crate::client_connection::ConnectionGuard;
 use crate::forward::{UpstreamBody, UpstreamError};
 use crate::http::PacedBody;
@@ -19,46 +20,56 @@ pub struct Body {
     record: Option<Box<Record>>,
     /// Keeps the client's connection from counting as idle until the last byte.
     _connection: Option<ConnectionGuard>,
+    /// Permit of the request, held until the last byte.
+    _permit: Option<Box<UnprovenPermit>>,
 }
 
 enum Content {
     /// Body of the bastion's own response; none once it is sent.
     Full(Option<Bytes>),
     Upstream(UpstreamBody),
+    Watch(Box<Watch>),
     Page(Box<RewrittenBody<UpstreamBody>>),
 }
 
 impl Body {
-    pub fn empty() -> Self {
+    fn new(content: Content) -> Self {
         Self {
-            content: Content::Full(None),
+            content,
             record: None,
             _connection: None,
+            _permit: None,
         }
+    }
+
+    pub fn empty() -> Self {
+        Self::new(Content::Full(None))
     }
 
     pub fn full(bytes: Bytes) -> Self {
-        Self {
-            content: Content::Full(Some(bytes)),
-            record: None,
-            _connection: None,
-        }
+        Self::new(Content::Full(Some(bytes)))
     }
 
     pub fn upstream(body: UpstreamBody) -> Self {
-        Self {
-            content: Content::Upstream(body),
-            record: None,
-            _connection: None,
-        }
+        Self::new(Content::Upstream(body))
+    }
+
+    /// A watch, which ends with the drain.
+    pub fn watch(watch: Watch) -> Self {
+        Self::new(Content::Watch(Box::new(watch)))
     }
 
     /// An HTML page whose links are rewritten while it streams.
     pub fn page(body: UpstreamBody, format: PageFormat, links: LinkRewriter, share: Share) -> Self {
+        let page = RewrittenBody::new(body, format, links, share);
+        Self::new(Content::Page(Box::new(page)))
+    }
+
+    /// Holds a permit until the body ends.
+    pub fn holding(self, permit: Option<Box<UnprovenPermit>>) -> Self {
         Self {
-            content: Content::Page(Box::new(RewrittenBody::new(body, format, links, share))),
-            record: None,
-            _connection: None,
+            _permit: permit,
+            ..self
         }
     }
 
@@ -81,6 +92,7 @@ impl PacedBody for Body {
         match &mut self.content {
             Content::Full(_) => {}
             Content::Upstream(body) => body.poll_blocked(context),
+            Content::Watch(watch) => watch.poll_blocked(context),
             Content::Page(page) => page.incoming_mut().poll_blocked(context),
         }
     }
@@ -98,6 +110,8 @@ impl HttpBody for Body {
         let frame = match &mut this.content {
             Content::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Content::Upstream(body) => ready!(Pin::new(body).poll_frame(context))
+                .map(|frame| frame.map_err(PageError::Incoming)),
+            Content::Watch(watch) => ready!(Pin::new(watch).poll_frame(context))
                 .map(|frame| frame.map_err(PageError::Incoming)),
             Content::Page(page) => ready!(Pin::new(page).poll_frame(context)),
         };
@@ -122,6 +136,7 @@ impl HttpBody for Body {
         match &self.content {
             Content::Full(bytes) => bytes.is_none(),
             Content::Upstream(body) => body.is_end_stream(),
+            Content::Watch(watch) => watch.is_end_stream(),
             Content::Page(page) => page.is_end_stream(),
         }
     }
@@ -132,6 +147,7 @@ impl HttpBody for Body {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Content::Upstream(body) => body.size_hint(),
+            Content::Watch(watch) => watch.size_hint(),
             // Unknown until the end: a wrong hint becomes a wrong `Content-Length`.
             Content::Page(page) => page.size_hint(),
         }

@@ -3,11 +3,12 @@
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::{Body, ProxyError};
+use super::pass_through::UnprovenLimit;
+use super::{Body, PassThroughError, ProxyError};
 use crate::authenticate::{AuthenticationError, CredentialError};
 use crate::authorize::AuthorizationError;
 use crate::cluster::ExcludedEndpoint;
-use crate::forward::{DialError, ForwardError};
+use crate::forward::{ApiError, DialError, ForwardError};
 use crate::http::DEFAULT_CACHE_CONTROL;
 use crate::model::Status;
 use crate::model::status::{Cause, CauseReason, OutputFormat};
@@ -17,6 +18,8 @@ use crate::review::{Rejection, ReviewFailure};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const YAML: HeaderValue = HeaderValue::from_static("application/yaml");
+/// `Retry-After` while no API server can be reached, about the interval of their health checks.
+const API_SERVER_RETRY_AFTER_SECONDS: u32 = 1;
 /// `Retry-After` of rejected reviews; kube-apiserver sends the same when it is overloaded.
 const REVIEW_RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -295,6 +298,31 @@ fn status(error: &ProxyError) -> Status {
             | ForwardError::UnofferedUpgrade { .. }
             | ForwardError::InvalidAccept,
         ) => Status::internal(message()).without_reason(),
+        ProxyError::PassThrough(error) => match error {
+            PassThroughError::Certificate => Status::unauthorized().with_causes(vec![Cause {
+                reason: CauseReason::ClientCertificate,
+                message: message(),
+            }]),
+            PassThroughError::Anonymous => Status::unauthorized(),
+            PassThroughError::Identity(_) => Status::bad_request(message()),
+            PassThroughError::Unproven(limit) => match limit {
+                UnprovenLimit::Client => Status::too_many_requests(message()),
+                UnprovenLimit::All => Status::service_unavailable(message()),
+            }
+            .with_retry_after(API_SERVER_RETRY_AFTER_SECONDS),
+            PassThroughError::NoToken => Status::internal(message()).without_reason(),
+        },
+        ProxyError::ApiServer(error) => match error {
+            ApiError::Unreachable(_) | ApiError::Failed { .. } => {
+                Status::service_unavailable(message())
+                    .with_retry_after(API_SERVER_RETRY_AFTER_SECONDS)
+            }
+            // Without Retry-After, on which clients repeat any request.
+            ApiError::Interrupted { .. } => Status::service_unavailable(message()),
+            ApiError::Client(_) => Status::bad_request("the client aborted the request body"),
+            ApiError::InvalidRequestUri(_) => Status::internal(message()),
+            ApiError::Response(_) => Status::internal(message()).without_reason(),
+        },
         ProxyError::Location(_) => Status::internal(format!("Internal error occurred: {error}")),
     }
 }

@@ -161,7 +161,7 @@ impl GrantError {
 /// the drain deadline passes. Then writes the access-log record.
 pub(super) async fn run(
     tunnel: Tunnel,
-    grant: Box<Grant>,
+    grant: Option<Box<Grant>>,
     mut record: Box<Record>,
     _connection: ConnectionGuard,
     drain: Drain,
@@ -173,7 +173,7 @@ pub(super) async fn run(
     let ended = tokio::select! {
         ended = tunnel.run(&received, &sent) => ended.map_err(|error| error.to_string()),
         // Dropping `tunnel.run` closes both connections.
-        reason = grant_ended(&grant, &stages) => Err(reason),
+        reason = grant_ended(grant.as_deref(), &stages) => Err(reason),
         () = drain.forced() => Err("the bastion is shutting down".to_owned()),
     };
     record.error = ended.err();
@@ -182,7 +182,10 @@ pub(super) async fn run(
 }
 
 /// Returns the reason once the tunnel must be closed.
-async fn grant_ended(grant: &Grant, stages: &Stages) -> String {
+async fn grant_ended(grant: Option<&Grant>, stages: &Stages) -> String {
+    let Some(grant) = grant else {
+        return std::future::pending().await;
+    };
     let TunnelPolicy {
         check_interval,
         max_age,

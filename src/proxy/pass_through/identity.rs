@@ -1,0 +1,183 @@
+//! Headers that name a caller to an API server: those of a front proxy, and those of impersonation.
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::model::Identity;
+use crate::model::identity::{AUTHENTICATED, UNAUTHENTICATED};
+use crate::trust::RequestHeaderConfig;
+
+const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
+const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
+const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
+const IMPERSONATE_EXTRA: &str = "impersonate-extra-";
+
+/// Defaults of kube-apiserver, for a cluster that publishes no names.
+const REMOTE_USER: HeaderName = HeaderName::from_static("x-remote-user");
+const REMOTE_GROUP: HeaderName = HeaderName::from_static("x-remote-group");
+const REMOTE_EXTRA: &str = "x-remote-extra-";
+
+/// Characters of keys that are escaped: all but those of a header name without `%`.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'!')
+    .remove(b'#')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'\'')
+    .remove(b'*')
+    .remove(b'+')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'^')
+    .remove(b'_')
+    .remove(b'`')
+    .remove(b'|')
+    .remove(b'~');
+
+/// A value of an identity has no form as a header.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the {0} of the caller contains characters that a header cannot have")]
+pub struct IdentityHeaderError(&'static str);
+
+/// Adds the headers of a front proxy. Those of the request have been removed before.
+pub(super) fn name_caller(
+    names: &RequestHeaderConfig,
+    identity: &Identity,
+    headers: &mut HeaderMap,
+) -> Result<(), IdentityHeaderError> {
+    let user = names.user.first().cloned().unwrap_or(REMOTE_USER);
+    let group = names.group.first().cloned().unwrap_or(REMOTE_GROUP);
+    let extra = names.extra.first().map_or(REMOTE_EXTRA, String::as_str);
+    headers.insert(user, value(&identity.user, "user name")?);
+    // API servers before 1.33 know no header for it.
+    if let (Some(uid), false) = (names.uid.first(), identity.uid.is_empty()) {
+        headers.insert(uid, value(&identity.uid, "uid")?);
+    }
+    append_groups(identity, &group, headers)?;
+    append_extra(identity, extra, headers)
+}
+
+/// Adds the headers of impersonation. Those of the request have been removed before.
+pub(super) fn impersonate(
+    identity: &Identity,
+    headers: &mut HeaderMap,
+) -> Result<(), IdentityHeaderError> {
+    headers.insert(IMPERSONATE_USER, value(&identity.user, "user name")?);
+    if !identity.uid.is_empty() {
+        headers.insert(IMPERSONATE_UID, value(&identity.uid, "uid")?);
+    }
+    append_groups(identity, &IMPERSONATE_GROUP, headers)?;
+    append_extra(identity, IMPERSONATE_EXTRA, headers)
+}
+
+fn append_groups(
+    identity: &Identity,
+    name: &HeaderName,
+    headers: &mut HeaderMap,
+) -> Result<(), IdentityHeaderError> {
+    for group in &identity.groups {
+        // Added by the API server.
+        if group != AUTHENTICATED && group != UNAUTHENTICATED {
+            headers.append(name, value(group, "group")?);
+        }
+    }
+    Ok(())
+}
+
+fn append_extra(
+    identity: &Identity,
+    prefix: &str,
+    headers: &mut HeaderMap,
+) -> Result<(), IdentityHeaderError> {
+    const EXTRA: &str = "extra attribute";
+    for (key, values) in &identity.extra {
+        let key = utf8_percent_encode(&key.to_lowercase(), ESCAPED).to_string();
+        let name = HeaderName::try_from([prefix, &key].concat());
+        let name = name.map_err(|_| IdentityHeaderError(EXTRA))?;
+        for text in values {
+            headers.append(&name, value(text, EXTRA)?);
+        }
+    }
+    Ok(())
+}
+
+fn value(text: &str, of: &'static str) -> Result<HeaderValue, IdentityHeaderError> {
+    // Leading and trailing spaces would be lost.
+    if text.trim() != text {
+        return Err(IdentityHeaderError(of));
+    }
+    HeaderValue::from_bytes(text.as_bytes()).map_err(|_| IdentityHeaderError(of))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(user: &str) -> Identity {
+        let extra = [(
+            "acme.com/Project".to_owned(),
+            vec!["a".to_owned(), "b".to_owned()],
+        )];
+        let groups = vec!["devs".into(), "ops".into(), AUTHENTICATED.into()];
+        Identity::new(user, "7", groups, extra.into())
+    }
+
+    fn text(headers: &HeaderMap) -> Vec<String> {
+        let pair = |(name, value): (&HeaderName, &HeaderValue)| {
+            format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))
+        };
+        let mut lines: Vec<_> = headers.iter().map(pair).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn names_caller_with_the_headers_of_a_front_proxy() {
+        let mut headers = HeaderMap::new();
+        let names = RequestHeaderConfig {
+            user: vec![HeaderName::from_static("x-user")],
+            uid: vec![HeaderName::from_static("x-remote-uid")],
+            ..RequestHeaderConfig::default()
+        };
+        name_caller(&names, &identity("jäne"), &mut headers).unwrap();
+        assert_eq!(
+            text(&headers),
+            [
+                "x-remote-extra-acme.com%2fproject: a",
+                "x-remote-extra-acme.com%2fproject: b",
+                "x-remote-group: devs",
+                "x-remote-group: ops",
+                "x-remote-uid: 7",
+                "x-user: jäne",
+            ]
+        );
+    }
+
+    #[test]
+    fn names_caller_with_the_headers_of_impersonation() {
+        let mut headers = HeaderMap::new();
+        impersonate(&identity("jane"), &mut headers).unwrap();
+        assert_eq!(
+            text(&headers),
+            [
+                "impersonate-extra-acme.com%2fproject: a",
+                "impersonate-extra-acme.com%2fproject: b",
+                "impersonate-group: devs",
+                "impersonate-group: ops",
+                "impersonate-uid: 7",
+                "impersonate-user: jane",
+            ]
+        );
+    }
+
+    #[test]
+    fn rejects_names_that_a_header_would_change() {
+        for user in ["a\nb", " a", "a\r\nimpersonate-group: system:masters", "a "] {
+            let mut headers = HeaderMap::new();
+            assert!(
+                impersonate(&identity(user), &mut headers).is_err(),
+                "{user:?}"
+            );
+        }
+    }
+}
