@@ -56,6 +56,7 @@ pub mod config;
 pub mod drain;
 pub mod file_watch;
 pub mod http;
+pub mod kubeconfig;
 pub mod metrics;
 pub mod model;
 pub mod ready;

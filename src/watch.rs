@@ -7,8 +7,6 @@
 pub mod kubernetes;
 pub mod manifests;
 mod objects;
-mod redact;
-mod yaml;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

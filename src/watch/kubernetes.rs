@@ -5,7 +5,6 @@ mod api_servers;
 mod authentication_config;
 mod client;
 mod failures;
-mod kubeconfig;
 
 use std::pin::pin;
 use std::time::Duration;
@@ -24,13 +23,12 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, DefaultBackoff, Event};
 use kube::{Client, Resource};
-pub use kubeconfig::KubeconfigError;
-use kubeconfig::{Environment, Selection};
 
 use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
 use super::{Change, Feed};
 use crate::cluster::{Kind, Object, ObjectKey};
 use crate::config::KubernetesSource;
+use crate::kubeconfig::{self, Environment, KubeconfigError, Selection};
 use crate::metrics::Metrics;
 use crate::model::causes::plugin_failure;
 use crate::ready::{BlockReady, Ready};

@@ -7,12 +7,12 @@ mod folder;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::redact::YamlError;
 use super::{Change, Feed};
 use crate::cluster::{Kind, Object};
 use crate::file_watch::FileWatch;
 use crate::metrics::Metrics;
 use crate::model::error_chain;
+use crate::model::redact::YamlError;
 use crate::ready::{BlockReady, Ready};
 use crate::trust::{TokenFileError, Trust};
 use changes::Difference;

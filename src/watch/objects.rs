@@ -19,6 +19,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::cluster::{Kind, Object, ObjectKey};
+pub(super) use crate::model::decode::{DecodeError, decode};
 use crate::model::nulls::remove_nulls;
 pub(super) use slim::{SlimNode, SlimPod, SlimService, SlimSlice};
 
@@ -48,38 +49,6 @@ pub(super) enum ObjectError {
     Missing(&'static str),
     #[error(transparent)]
     Decode(#[from] DecodeError),
-}
-
-/// Error of a field of an object.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{}{source}", prefix(.field))]
-pub(super) struct DecodeError {
-    /// Path of the field, such as `spec.ports[0].port`. Empty for the object as a whole.
-    pub field: String,
-    /// `Arc` because kube's watcher clones objects.
-    pub source: Arc<serde_json::Error>,
-}
-
-fn prefix(field: &str) -> String {
-    if field.is_empty() {
-        String::new()
-    } else {
-        format!("{field}: ")
-    }
-}
-
-/// Deserializes a document.
-///
-/// # Errors
-/// Names the path of the malformed field, which errors of a [`Value`] do not.
-pub(super) fn decode<T: DeserializeOwned>(document: &Value) -> Result<T, DecodeError> {
-    serde_path_to_error::deserialize(document).map_err(|error| {
-        let path = error.path().to_string();
-        DecodeError {
-            field: if path == "." { String::new() } else { path },
-            source: Arc::new(error.into_inner()),
-        }
-    })
 }
 
 /// An object of a list or watch. Decoding it never fails, because serde would then fail the list or

@@ -10,11 +10,11 @@ use serde_json::Value;
 use super::super::objects::{
     DecodeError, Item, ObjectError, SlimNode, SlimPod, SlimService, SlimSlice, Watched, decode,
 };
-use super::super::redact::Redacted;
 use super::ManifestError;
 use super::changes::digest;
 use crate::cluster::{Kind, Object};
 use crate::model::nulls::RULE_LISTS;
+use crate::model::redact::Redacted;
 
 /// Kinds that are used, with their API, and true if they are namespaced.
 const USED_KINDS: [(&str, &str, bool); 8] = [

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_saphyr::DuplicateKeyPolicy;
 
-use super::super::yaml;
 use super::ManifestError;
 use super::changes::ObjectDigests;
 use super::documents::{Content, Document, Documents, ObjectId, Position};
 use crate::cluster::{Kind, Object};
+use crate::model::yaml;
 use crate::trust::RbacRulesBuilder;
 
 /// Objects of a folder by file, in the order of the names of the files.

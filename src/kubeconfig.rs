@@ -17,8 +17,8 @@ use serde_json::Value;
 use serde_saphyr::DuplicateKeyPolicy;
 
 use crate::config::KubernetesSource;
-use crate::watch::objects::{DecodeError, decode};
-use crate::watch::yaml;
+use crate::model::decode::{DecodeError, decode};
+use crate::model::yaml;
 pub use error::{Entry, Fault, Files, KubeconfigError, Origin};
 
 /// Fields of a cluster and of a user with a path that is relative to the file.
@@ -27,7 +27,7 @@ const USER_PATHS: &[&str] = &["client-certificate", "client-key", "tokenFile"];
 
 /// Environment in which a kubeconfig is looked for.
 #[derive(Debug, Default)]
-pub(super) struct Environment {
+pub struct Environment {
     /// `$KUBECONFIG`
     pub kubeconfig: Option<OsString>,
     /// The process runs in a pod, which has a service account.
@@ -48,7 +48,7 @@ impl Environment {
 
 /// Selected credentials for the API.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Selection {
+pub enum Selection {
     Kubeconfig(Vec<PathBuf>, Origin),
     ServiceAccount,
     /// Neither a kubeconfig nor a service account.
@@ -57,7 +57,7 @@ pub(super) enum Selection {
 
 /// Selects the configured kubeconfig, else those of `$KUBECONFIG`, else the service account of the
 /// pod, else `~/.kube/config`. A context is in a kubeconfig, so it rules the service account out.
-pub(super) fn select(source: &KubernetesSource, environment: &Environment) -> Selection {
+pub fn select(source: &KubernetesSource, environment: &Environment) -> Selection {
     if let Some(path) = &source.kubeconfig {
         return Selection::Kubeconfig(vec![path.clone()], Origin::Setting);
     }
@@ -83,7 +83,7 @@ pub(super) fn select(source: &KubernetesSource, environment: &Environment) -> Se
 }
 
 /// Reads the files and returns the configuration of the requested context, else of the current one.
-pub(super) async fn load(
+pub async fn load(
     paths: Vec<PathBuf>,
     origin: Origin,
     context: Option<&str>,

@@ -19,7 +19,7 @@ impl fmt::Display for Redacted {
 
 impl Redacted {
     /// Redacts the message of serde, such as `invalid type: string "x", expected u16`.
-    pub(super) fn new(message: &str) -> Self {
+    pub fn new(message: &str) -> Self {
         for kind in ["invalid type: ", "invalid value: "] {
             // The last occurrence, because the value itself may contain the separator.
             if let Some((rest, expected)) = message
@@ -83,7 +83,7 @@ pub enum YamlError {
 }
 
 impl YamlError {
-    pub(super) fn new(error: &serde_saphyr::Error) -> Self {
+    pub fn new(error: &serde_saphyr::Error) -> Self {
         use serde_saphyr::Error;
         match error.without_snippet() {
             // The message of the scanner, which may quote the file.

@@ -4,8 +4,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use serde_saphyr::{Budget, DuplicateKeyPolicy, Options, Spanned};
 
+use super::nulls::remove_nulls;
 use super::redact::YamlError;
-use crate::model::nulls::remove_nulls;
 
 /// Maximum number of events and of nodes of a file: those of some ten thousand pods, which is more
 /// than the default of the parser. The limits on aliases are its own.
@@ -13,7 +13,7 @@ const MAX_NODES: usize = 50_000_000;
 
 /// A document that is not null.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Document {
+pub struct Document {
     /// First line, from 1.
     pub line: u64,
     /// Contains no nulls, which Helm often renders for keys without a value: they are the same as
@@ -23,7 +23,7 @@ pub(super) struct Document {
 
 /// Reason why a text is not YAML, and the line. Contains no values of the text.
 #[derive(Debug)]
-pub(super) struct InvalidYaml {
+pub struct InvalidYaml {
     /// From 1; 0 if it is not known.
     pub line: u64,
     pub source: YamlError,
@@ -33,10 +33,7 @@ pub(super) struct InvalidYaml {
 ///
 /// # Errors
 /// The text is neither YAML nor JSON.
-pub(super) fn parse(
-    text: &str,
-    duplicate_keys: DuplicateKeyPolicy,
-) -> Result<Vec<Document>, InvalidYaml> {
+pub fn parse(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Vec<Document>, InvalidYaml> {
     let mut documents = match parse_yaml(text, duplicate_keys) {
         Ok(documents) => documents,
         // Documents without separators are valid in JSON only.

@@ -4,9 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::model::decode::DecodeError;
+use crate::model::redact::{Redacted, YamlError};
 use crate::model::similar::similar;
-use crate::watch::objects::DecodeError;
-use crate::watch::redact::{Redacted, YamlError};
 
 /// Reason why a kubeconfig cannot be used. Contains no values of the file except names, kinds and
 /// addresses of API servers.
