@@ -14,7 +14,10 @@ use std::path::{Path, PathBuf};
 use rustls::{SupportedProtocolVersion, version};
 
 use crate::config::TlsVersion;
-pub use client::{ApiServerTls, ClientTls, EndpointTls, KubeletTls};
+pub use client::{
+    ApiServerTls, ClientTls, EndpointTls, KubeletTls, WantsClientCert, builder as client_builder,
+    unverified as unverified_client_builder,
+};
 pub use pair::{Concern, Pair};
 pub use self_signed::SelfSignedError;
 pub use server::{ServerTls, sha256_hex};

@@ -1,6 +1,7 @@
-//! Transport streams of both sides: TCP, with or without TLS.
+//! Transport streams of both sides: TCP, with or without TLS, or another transport.
 
 use std::cell::RefCell;
+use std::fmt::Debug;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -9,7 +10,7 @@ use bytes::BytesMut;
 use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
+use tokio_rustls::{TlsStream, client};
 
 /// Size in bytes of the read buffer that all connections of a worker share. A connection keeps only
 /// the bytes that it received.
@@ -27,10 +28,36 @@ thread_local! {
 pub enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// Anything else, such as TLS inside of the TLS of a proxy.
+    Boxed(Box<dyn Transport>),
     /// The stream was closed, or taken for a tunnel.
     Closed,
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
+}
+
+/// Stream that is neither TCP nor TLS on TCP.
+pub trait Transport: AsyncRead + AsyncWrite + Debug + Send + Unpin {
+    /// Returns the protocol that ALPN selected. `None` without TLS or selection.
+    fn alpn_protocol(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// Returns the TCP connection below. `None` if there is none.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+/// TLS through an HTTPS proxy.
+impl Transport for client::TlsStream<client::TlsStream<TcpStream>> {
+    fn alpn_protocol(&self) -> Option<&[u8]> {
+        self.get_ref().1.alpn_protocol()
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0.get_ref().0)
+    }
 }
 
 /// Number of bytes to read at once. It grows while reads fill it, and shrinks when either end is
@@ -106,6 +133,7 @@ impl Stream {
     pub fn alpn_protocol(&self) -> Option<&[u8]> {
         match self {
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Boxed(stream) => stream.alpn_protocol(),
             Self::Plain(_) | Self::Closed => None,
             #[cfg(test)]
             Self::Memory(_) => None,
@@ -154,6 +182,7 @@ impl Stream {
         match self {
             Self::Plain(stream) => Some(stream),
             Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Boxed(stream) => stream.tcp(),
             Self::Closed => None,
             #[cfg(test)]
             Self::Memory(_) => None,
@@ -166,6 +195,7 @@ macro_rules! each {
         match $stream.get_mut() {
             Stream::Plain($inner) => $call,
             Stream::Tls($inner) => $call,
+            Stream::Boxed($inner) => $call,
             Stream::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             #[cfg(test)]
             Stream::Memory($inner) => $call,

@@ -262,9 +262,14 @@ impl KubeletFiles {
     }
 }
 
-type WantsClientCert = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
+/// Builder of a client configuration that lacks only the client certificate.
+pub type WantsClientCert = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
 
-fn builder(
+/// Returns a builder of client configurations.
+///
+/// # Errors
+/// The provider does not support the versions.
+pub fn builder(
     min_version: TlsVersion,
 ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, rustls::Error> {
     // Explicit, because rustls has no default provider if features enable two.
@@ -272,7 +277,11 @@ fn builder(
     ClientConfig::builder_with_provider(provider).with_protocol_versions(versions(min_version))
 }
 
-fn unverified(min_version: TlsVersion) -> Result<WantsClientCert, rustls::Error> {
+/// Returns a builder of client configurations that accept any certificate.
+///
+/// # Errors
+/// As [`builder`].
+pub fn unverified(min_version: TlsVersion) -> Result<WantsClientCert, rustls::Error> {
     Ok(builder(min_version)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AcceptAny)))
