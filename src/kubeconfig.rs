@@ -3,9 +3,12 @@
 //! Only the context in use, its cluster and its user are decoded: the other entries of a kubeconfig
 //! may be empty or malformed, as tools for clusters that are long gone leave them.
 
+mod entries;
 mod error;
+mod write;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +22,12 @@ use serde_saphyr::DuplicateKeyPolicy;
 use crate::config::KubernetesSource;
 use crate::model::decode::{DecodeError, decode};
 use crate::model::yaml;
+pub use entries::{
+    AuthProvider, ClusterEntry, ContextEntry, EnvironmentVariable, ExecPlugin, InteractiveMode,
+    Secret, UserEntry,
+};
 pub use error::{Entry, Fault, Files, KubeconfigError, Origin};
+pub use write::{Lock, WriteError, replace};
 
 /// Fields of a cluster and of a user with a path that is relative to the file.
 const CLUSTER_PATHS: &[&str] = &["certificate-authority"];
@@ -44,6 +52,17 @@ impl Environment {
             home: std::env::home_dir(),
         }
     }
+
+    /// Returns the files of `$KUBECONFIG`, else `~/.kube/config`, whether they exist or not.
+    pub fn default_files(&self) -> (Vec<PathBuf>, Origin) {
+        let listed = self.kubeconfig.iter().flat_map(std::env::split_paths);
+        let listed: Vec<_> = listed.filter(|path| !path.as_os_str().is_empty()).collect();
+        if !listed.is_empty() {
+            return (listed, Origin::Variable);
+        }
+        let default = self.home.as_ref().map(|home| home.join(".kube/config"));
+        (default.into_iter().collect(), Origin::Default)
+    }
 }
 
 /// Selected credentials for the API.
@@ -61,24 +80,17 @@ pub fn select(source: &KubernetesSource, environment: &Environment) -> Selection
     if let Some(path) = &source.kubeconfig {
         return Selection::Kubeconfig(vec![path.clone()], Origin::Setting);
     }
-    let listed = environment
-        .kubeconfig
-        .iter()
-        .flat_map(std::env::split_paths);
-    let listed: Vec<_> = listed.filter(|path| !path.as_os_str().is_empty()).collect();
-    if !listed.is_empty() {
-        return Selection::Kubeconfig(listed, Origin::Variable);
+    let (files, origin) = environment.default_files();
+    if origin == Origin::Variable {
+        return Selection::Kubeconfig(files, origin);
     }
     if environment.in_pod && source.context.is_none() {
         return Selection::ServiceAccount;
     }
-    let default = environment
-        .home
-        .as_ref()
-        .map(|home| home.join(".kube/config"));
-    match default.filter(|path| path.exists()) {
-        Some(path) => Selection::Kubeconfig(vec![path], Origin::Default),
-        None => Selection::None,
+    if files.iter().any(|path| path.exists()) {
+        Selection::Kubeconfig(files, origin)
+    } else {
+        Selection::None
     }
 }
 
@@ -104,38 +116,59 @@ pub async fn load(
 
 /// Entries of all files, not decoded.
 #[derive(Debug)]
-struct Sections {
-    files: Files,
-    contexts: Section,
-    clusters: Section,
-    users: Section,
-    current_context: Option<String>,
+pub struct Sections {
+    pub files: Files,
+    pub contexts: Section,
+    pub clusters: Section,
+    pub users: Section,
+    pub current_context: Option<String>,
 }
 
 /// Named entries. As with kubectl, the first file that defines a name counts.
 #[derive(Debug, Default)]
-struct Section(Vec<NamedEntry>);
+pub struct Section(Vec<NamedEntry>);
 
-#[derive(Debug)]
-struct NamedEntry {
-    name: String,
+/// An entry of a kubeconfig.
+pub struct NamedEntry {
+    pub name: String,
     /// Null if it is missing.
-    value: Value,
-    /// Directory of the file, to which paths are relative.
-    directory: PathBuf,
+    pub value: Value,
+    /// File that defines the entry. Paths are relative to its directory.
+    pub file: PathBuf,
     /// The file has another entry of this name.
     is_ambiguous: bool,
 }
 
-impl Sections {
-    fn read(paths: Vec<PathBuf>, origin: Origin) -> Result<Self, KubeconfigError> {
-        let mut sections = Self {
+// Without the value, which may be a credential.
+impl fmt::Debug for NamedEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NamedEntry")
+            .field("name", &self.name)
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Sections {
+    /// Returns the entries of no file.
+    fn default() -> Self {
+        Self {
             files: Files(Vec::new()),
             contexts: Section::default(),
             clusters: Section::default(),
             users: Section::default(),
             current_context: None,
-        };
+        }
+    }
+}
+
+impl Sections {
+    /// Reads and merges the files.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not a kubeconfig, or none that exists.
+    pub fn read(paths: Vec<PathBuf>, origin: Origin) -> Result<Self, KubeconfigError> {
+        let mut sections = Self::default();
         for path in &paths {
             match std::fs::read_to_string(path) {
                 Ok(text) => sections.add(path, &text)?,
@@ -164,7 +197,6 @@ impl Sections {
             line: error.line,
             source: error.source,
         })?;
-        let directory = path.parent().unwrap_or(Path::new(""));
         for document in documents {
             let document = document.value;
             check_type(path, &document)?;
@@ -173,7 +205,7 @@ impl Sections {
                 (&mut self.clusters, "clusters", "cluster"),
                 (&mut self.users, "users", "user"),
             ] {
-                section.add(&document[key], field, directory);
+                section.add(&document[key], field, path);
             }
             let current = non_empty(&document["current-context"]);
             self.current_context = self.current_context.take().or(current);
@@ -183,15 +215,12 @@ impl Sections {
     }
 
     /// Finds the requested context, else the current one.
-    fn context(&self, requested: Option<&str>) -> Result<&NamedEntry, KubeconfigError> {
+    ///
+    /// # Errors
+    /// It does not exist, or none is requested and the files have no current one.
+    pub fn context(&self, requested: Option<&str>) -> Result<&NamedEntry, KubeconfigError> {
         let requested = requested.filter(|name| !name.is_empty());
-        let contexts = || {
-            self.contexts
-                .0
-                .iter()
-                .map(|entry| entry.name.clone())
-                .collect()
-        };
+        let contexts = || self.contexts.names();
         let Some(name) = requested.or(self.current_context.as_deref()) else {
             return Err(KubeconfigError::NoCurrentContext {
                 files: self.files.clone(),
@@ -282,7 +311,7 @@ impl Sections {
 
 impl Section {
     /// Adds the entries of a file that have a name. `field` has the value of an entry.
-    fn add(&mut self, entries: &Value, field: &str, directory: &Path) {
+    fn add(&mut self, entries: &Value, field: &str, file: &Path) {
         // Those of previous files.
         let known = self.0.len();
         for entry in entries.as_array().into_iter().flatten() {
@@ -293,7 +322,7 @@ impl Section {
                 None => self.0.push(NamedEntry {
                     name,
                     value: value.clone(),
-                    directory: directory.into(),
+                    file: file.into(),
                     is_ambiguous: false,
                 }),
                 Some(first) if first >= known && self.0[first].value != *value => {
@@ -304,12 +333,25 @@ impl Section {
         }
     }
 
-    fn find(&self, name: &str) -> Option<&NamedEntry> {
+    /// Returns the names of the entries.
+    pub fn names(&self) -> Vec<String> {
+        self.0.iter().map(|entry| entry.name.clone()).collect()
+    }
+
+    /// Returns the entry of a name.
+    pub fn find(&self, name: &str) -> Option<&NamedEntry> {
         self.0.iter().find(|entry| entry.name == name)
     }
 }
 
 impl NamedEntry {
+    /// Returns the contents of an extension.
+    pub fn extension(&self, name: &str) -> Option<&Value> {
+        let extensions = self.value["extensions"].as_array()?;
+        let named = extensions.iter().find(|entry| entry["name"] == name)?;
+        named.get("extension")
+    }
+
     fn unambiguous(&self) -> Result<(), Fault> {
         if self.is_ambiguous {
             Err(Fault::Ambiguous)
@@ -318,7 +360,10 @@ impl NamedEntry {
         }
     }
 
-    /// Decodes the entry, with absolute paths in the fields `paths`.
+    /// Decodes the entry, with paths in the fields `paths` joined to the directory of the file.
+    ///
+    /// # Errors
+    /// The entry is malformed, or the file has another entry of this name.
     fn decode<T: DeserializeOwned + Default>(&self, paths: &[&str]) -> Result<T, Fault> {
         self.unambiguous()?;
         let mut value = self.value.clone();
@@ -330,11 +375,12 @@ impl NamedEntry {
             fields.remove("extensions");
             fields.retain(|_, field| field.as_str() != Some(""));
         }
+        let directory = self.file.parent().unwrap_or(Path::new(""));
         let make_absolute = |field: Option<&mut Value>| {
             if let Some(field) = field
                 && let Some(path) = field.as_str()
             {
-                *field = self.directory.join(path).to_string_lossy().into();
+                *field = directory.join(path).to_string_lossy().into();
             }
         };
         for path in paths {

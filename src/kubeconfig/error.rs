@@ -73,6 +73,8 @@ pub enum KubeconfigError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Setting,
+    /// The flag of a command that has no such setting.
+    Flag,
     /// The environment variable of kubectl, a list of paths.
     Variable,
     /// `~/.kube/config`
@@ -83,6 +85,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Setting => "--kubeconfig, source.kubernetes.kubeconfig",
+            Self::Flag => "--kubeconfig",
             Self::Variable => "$KUBECONFIG",
             Self::Default => "the default path",
         })
@@ -104,6 +107,11 @@ impl fmt::Display for Files {
 }
 
 impl Files {
+    /// Returns true if no file was read.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Returns the paths as `$KUBECONFIG` has them.
     pub(super) fn joined(&self) -> String {
         let paths: Vec<_> = self.0.iter().map(|path| path.to_string_lossy()).collect();
