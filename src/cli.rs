@@ -1,5 +1,6 @@
 //! Command line: `serve`, `demo` and `check`.
 
+pub mod connection;
 mod environment;
 mod explain;
 mod settings;

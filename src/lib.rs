@@ -30,6 +30,7 @@
 pub mod app;
 pub mod cli;
 pub mod demo;
+pub mod desk;
 
 // Request path.
 pub mod listen;

@@ -1,0 +1,19 @@
+//! The commands of the desk: what they share to reach a cluster from a user's machine.
+
+pub mod connect;
+pub mod context;
+pub mod credentials;
+mod flags;
+mod request;
+
+use std::fmt::Display;
+use std::io::Write;
+
+pub use context::{Context, ContextError};
+pub use flags::ConnectionFlags;
+
+/// Prints a warning to standard error.
+pub fn warn(message: impl Display) {
+    // Fails if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "warning: {message}");
+}
