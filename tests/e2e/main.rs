@@ -18,6 +18,7 @@ mod clients;
 mod conformance;
 mod demo;
 mod deployed;
+mod desk;
 mod differential;
 mod faults;
 mod fixture;
@@ -147,6 +148,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         apps::node_red_deploys_a_flow,
         apps::rabbitmq_management_creates_a_queue,
         apps::prometheus_answers_a_query,
+        desk::kubectl_reaches_containers_through_the_kubelet,
         deployed::api_accepts_the_manifests,
         deployed::pod_uses_its_service_account_and_reloads_its_token,
         deployed::sigterm_finishes_running_requests,

@@ -50,6 +50,7 @@ gofmt_finds_nothing() {
 }
 check "Go, gofmt" gofmt_finds_nothing
 check "Go, vet" go -C tests/clients/go vet -mod=readonly ./...
+check "Go, vet of the kubelet" go -C tests/clients/kubelet vet -mod=readonly ./...
 
 check "Dockerfile, BuildKit's checks" "$bin/dockerfile" -context "$out/context" Dockerfile
 check "Dockerfile, hadolint" "$out/python/bin/hadolint" --config tests/lint/hadolint.yaml Dockerfile

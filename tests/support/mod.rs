@@ -19,6 +19,7 @@ pub mod program;
 pub mod raw;
 pub mod relay;
 pub mod scripted_api;
+pub mod streaming_kubelet;
 pub mod test_bed;
 pub mod tls_endpoint;
 
