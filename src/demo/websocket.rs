@@ -18,19 +18,11 @@ use tokio::sync::watch;
 use super::server::switched_off;
 use crate::drain::Drain;
 use crate::forward::websocket_accept;
+use crate::http::websocket::{FrameHead, GOING_AWAY, Opcode, apply_mask};
 
 /// Maximum length of a message in bytes. Longer ones end the connection.
-const MAX_MESSAGE_BYTES: u16 = 4096;
+const MAX_MESSAGE_BYTES: u64 = 4096;
 const TICK: Duration = Duration::from_secs(1);
-
-const TEXT: u8 = 0x1;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xA;
-/// Last frame of a message, with an opcode.
-const FIN: u8 = 0x80;
-/// Status 1001: the endpoint goes away (RFC 6455 section 7.4.1).
-const GOING_AWAY: [u8; 2] = 1001_u16.to_be_bytes();
 
 /// Responds to the handshake of a WebSocket and serves it. The connection breaks when the endpoint
 /// is switched off, and is closed when the demo ends.
@@ -66,7 +58,7 @@ pub(super) fn open(
 /// Frame of a client, unmasked.
 #[derive(Debug, PartialEq)]
 struct Frame {
-    opcode: u8,
+    opcode: Opcode,
     payload: Vec<u8>,
 }
 
@@ -86,14 +78,14 @@ async fn converse(
     loop {
         let frame = tokio::select! {
             frame = frames.next() => match frame {
-                Some(Frame { opcode: TEXT, payload }) => {
+                Some(Frame { opcode: Opcode::Text, payload }) => {
                     let text = String::from_utf8_lossy(&payload);
                     message(&json!({"endpoint": endpoint, "echo": text}))
                 }
-                Some(Frame { opcode: PING, payload }) => encode(PONG, &payload),
-                Some(Frame { opcode: PONG, .. }) => continue,
-                Some(Frame { opcode: CLOSE, payload }) => {
-                    return writer.write_all(&encode(CLOSE, &payload)).await;
+                Some(Frame { opcode: Opcode::Ping, payload }) => encode(Opcode::Pong, &payload),
+                Some(Frame { opcode: Opcode::Pong, .. }) => continue,
+                Some(Frame { opcode: Opcode::Close, payload }) => {
+                    return writer.write_all(&encode(Opcode::Close, &payload)).await;
                 }
                 // Binary and fragmented messages are not used.
                 Some(_) | None => return Ok(()),
@@ -103,7 +95,7 @@ async fn converse(
                 message(&json!({"endpoint": endpoint, "tick": number}))
             }
             () = drain.begun() => {
-                return writer.write_all(&encode(CLOSE, &GOING_AWAY)).await;
+                return writer.write_all(&encode(Opcode::Close, &GOING_AWAY.to_be_bytes())).await;
             }
         };
         writer.write_all(&frame).await?;
@@ -111,20 +103,20 @@ async fn converse(
 }
 
 fn message(value: &serde_json::Value) -> Vec<u8> {
-    encode(TEXT, value.to_string().as_bytes())
+    encode(Opcode::Text, value.to_string().as_bytes())
 }
 
-/// Encodes an unmasked frame of a server. The payloads of this module are shorter than 64 KiB.
-fn encode(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![FIN | opcode];
-    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
-        (Ok(length @ ..126), _) => frame.push(length),
-        (_, length) => {
-            frame.push(126);
-            frame.extend(length.unwrap_or(u16::MAX).to_be_bytes());
-        }
+/// Encodes an unmasked frame of a server.
+fn encode(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    FrameHead {
+        fin: true,
+        opcode,
+        mask: None,
+        length: payload.len() as u64,
     }
-    frame.extend(&payload[..payload.len().min(u16::MAX.into())]);
+    .encode(&mut frame);
+    frame.extend(payload);
     frame
 }
 
@@ -133,25 +125,25 @@ fn encode(opcode: u8, payload: &[u8]) -> Vec<u8> {
 /// # Errors
 /// The connection has ended, or the frame is fragmented, unmasked or too long.
 async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Frame> {
-    let mut head = [0; 2];
-    reader.read_exact(&mut head).await?;
-    let [first, second] = head;
-    let length = match second & 0x7F {
-        126 => reader.read_u16().await?,
-        127 => u16::MAX,
-        length => length.into(),
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let mut bytes = Vec::new();
+    let head = loop {
+        bytes.push(reader.read_u8().await?);
+        if let Some((head, _)) = FrameHead::parse(&bytes).map_err(io::Error::other)? {
+            break head;
+        }
     };
-    if first & 0xF0 != FIN || second & 0x80 == 0 || length > MAX_MESSAGE_BYTES {
-        return Err(io::ErrorKind::InvalidData.into());
+    let mask = head.mask.ok_or_else(invalid)?;
+    if !head.fin || head.length > MAX_MESSAGE_BYTES {
+        return Err(invalid());
     }
-    let mut mask = [0; 4];
-    reader.read_exact(&mut mask).await?;
-    let mut payload = vec![0; length.into()];
-    reader.read_exact(&mut payload).await?;
-    for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= mask;
+    let mut payload = Vec::new();
+    let read = reader.take(head.length).read_to_end(&mut payload).await?;
+    if read as u64 != head.length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let opcode = first & 0x0F;
+    apply_mask(&mut payload, mask);
+    let opcode = head.opcode;
     Ok(Frame { opcode, payload })
 }
 
@@ -159,16 +151,24 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Frame> 
 mod tests {
     use super::*;
 
+    const TEXT: Opcode = Opcode::Text;
+    const PING: Opcode = Opcode::Ping;
+    const CLOSE: Opcode = Opcode::Close;
+
     /// Encodes a masked frame of a client.
-    fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
-        let mut frame = encode(opcode, payload);
-        frame[1] |= 0x80;
-        let body = frame.len() - payload.len();
+    fn masked(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
         let mask = [1, 2, 3, 4];
-        for (byte, mask) in frame[body..].iter_mut().zip(mask.iter().cycle()) {
-            *byte ^= mask;
+        let mut frame = Vec::new();
+        FrameHead {
+            fin: true,
+            opcode,
+            mask: Some(mask),
+            length: payload.len() as u64,
         }
-        frame.splice(body..body, mask);
+        .encode(&mut frame);
+        let body = frame.len();
+        frame.extend(payload);
+        apply_mask(&mut frame[body..], mask);
         frame
     }
 
@@ -181,11 +181,11 @@ mod tests {
             assert_eq!(frame, Frame { opcode, payload });
         }
         let mut fragment = masked(TEXT, b"x");
-        fragment[0] &= !FIN;
+        fragment[0] &= 0x7F;
         for rejected in [
             encode(TEXT, b"not masked"),
             masked(TEXT, &[7; 4097]),
-            vec![FIN | TEXT, 0xFF],
+            vec![0x81, 0xFF],
             masked(TEXT, b"cut short")[..9].to_vec(),
             fragment,
         ] {
@@ -200,7 +200,7 @@ mod tests {
     async fn read_text(client: &mut (impl AsyncRead + Unpin)) -> String {
         let mut head = [0; 2];
         client.read_exact(&mut head).await.unwrap();
-        assert_eq!(head[0], FIN | TEXT);
+        assert_eq!(head[0], 0x81);
         let mut payload = vec![0; head[1].into()];
         client.read_exact(&mut payload).await.unwrap();
         String::from_utf8(payload).unwrap()
@@ -229,7 +229,7 @@ mod tests {
         client.read_to_end(&mut rest).await.unwrap();
         assert_eq!(
             rest,
-            [encode(PONG, b"p"), encode(CLOSE, &[3, 232])].concat()
+            [encode(Opcode::Pong, b"p"), encode(CLOSE, &[3, 232])].concat()
         );
         task.await.unwrap().unwrap();
     }
@@ -243,7 +243,7 @@ mod tests {
         drain.begin();
         let mut rest = Vec::new();
         client.read_to_end(&mut rest).await.unwrap();
-        assert_eq!(rest, encode(CLOSE, &GOING_AWAY));
+        assert_eq!(rest, encode(CLOSE, &GOING_AWAY.to_be_bytes()));
         task.await.unwrap().unwrap();
     }
 }
