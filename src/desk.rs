@@ -4,6 +4,7 @@ pub mod connect;
 pub mod context;
 pub mod credentials;
 mod flags;
+pub mod portforward;
 mod request;
 
 use std::fmt::Display;
