@@ -1,0 +1,538 @@
+//! State of a session without I/O: what frames of the server change, and which frames are sent.
+
+use std::collections::{HashMap, VecDeque};
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::time::Instant;
+
+use super::super::spdy::{Encoder, Frame, MAX_DATA, MAX_STREAM_ID, ResetStatus};
+use super::{SessionError, StreamError};
+
+/// Size in bytes of the buffer of a stream towards the pod.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Number of received bytes of a stream from which on the session is held up. A read of the
+/// connection can exceed it once.
+const RECEIVE_BUFFER: usize = 128 * 1024;
+/// Maximum number of bytes of control frames that wait for the connection.
+const MAX_CONTROL: usize = 64 * 1024;
+/// Number of bytes of frames that are written together.
+const BATCH: usize = 32 * 1024;
+/// Maximum length in bytes of the text of an error. The rest is dropped.
+const MAX_ERROR_TEXT: usize = 4096;
+/// Time after which a local client that does not read is disconnected. Checked with each ping, so
+/// that connections that wait for it are accepted within their own 30 s.
+const STALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Number of data frames without an answer on their stream from which on the kubelet may be blocked
+/// by a backend. It queues 50 per stream.
+const UPLOAD_FRAMES: u32 = 32;
+
+/// State of a session.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    encoder: Encoder,
+    /// Control frames that wait for the connection.
+    control: Vec<u8>,
+    /// Streams by the id of their data stream.
+    pairs: HashMap<u32, Pair>,
+    /// Streams with data or an end to send, in the order of their turns.
+    ready: VecDeque<u32>,
+    /// Number of pairs created.
+    created: u32,
+    last_ping: u32,
+    /// Number of streams whose receive buffer is full.
+    full: usize,
+    is_draining: bool,
+    is_closing: bool,
+    end: Option<SessionError>,
+    driver: Option<Waker>,
+}
+
+/// Data stream and error stream of a connection to a port.
+#[derive(Debug)]
+struct Pair {
+    port: u16,
+    has_data_reply: bool,
+    has_error_reply: bool,
+    receive: BytesMut,
+    receive_end: Option<ReceiveEnd>,
+    /// Time at which the buffer became full, or was read since.
+    full: Option<Instant>,
+    send: BytesMut,
+    send_end: SendEnd,
+    is_queued: bool,
+    /// Data frames sent since data was received.
+    unanswered: u32,
+    error_text: Vec<u8>,
+    has_error_ended: bool,
+    /// Nothing is sent or received any more.
+    is_done: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReceiveEnd {
+    Fin,
+    Reset,
+    Stalled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SendEnd {
+    Open,
+    Requested,
+    Sent,
+}
+
+/// Result of an attempt to read or write.
+#[derive(Debug)]
+pub(super) enum Attempt<T> {
+    Done(T),
+    /// The waker was registered.
+    Wait,
+    Failed(StreamError),
+}
+
+impl Pair {
+    fn new(port: u16) -> Self {
+        Self {
+            port,
+            has_data_reply: false,
+            has_error_reply: false,
+            receive: BytesMut::new(),
+            receive_end: None,
+            full: None,
+            send: BytesMut::new(),
+            send_end: SendEnd::Open,
+            is_queued: false,
+            unanswered: 0,
+            error_text: Vec::new(),
+            has_error_ended: false,
+            is_done: false,
+            reader: None,
+            writer: None,
+        }
+    }
+
+    fn wake(&mut self) {
+        for waker in [self.reader.take(), self.writer.take()]
+            .into_iter()
+            .flatten()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Returns the reason why the connection has failed.
+    fn failure(&self) -> Option<StreamError> {
+        let port = self.port;
+        if self.has_error_ended && !self.error_text.is_empty() {
+            let text = String::from_utf8_lossy(&self.error_text).into_owned();
+            return Some(StreamError::Remote { text });
+        }
+        match self.receive_end? {
+            ReceiveEnd::Fin => None,
+            ReceiveEnd::Reset => Some(StreamError::Reset { port }),
+            ReceiveEnd::Stalled => Some(StreamError::Stalled { port }),
+        }
+    }
+
+    /// Appends to the text of the error.
+    fn explain(&mut self, text: &[u8]) {
+        let room = MAX_ERROR_TEXT - self.error_text.len();
+        self.error_text.extend(&text[..text.len().min(room)]);
+    }
+}
+
+/// Ids of the streams of the pair with a number: the error stream is opened first.
+fn ids(number: u32) -> (u32, u32) {
+    (4 * number + 1, 4 * number + 3)
+}
+
+/// Returns the id of the data stream of a pair, and whether `id` is that of its error stream.
+fn pair_of(id: u32) -> (u32, bool) {
+    match id % 4 {
+        1 => (id + 2, true),
+        _ => (id, false),
+    }
+}
+
+impl State {
+    pub(super) fn is_open(&self) -> bool {
+        self.end.is_none() && !self.is_draining
+    }
+
+    pub(super) fn is_held_up(&self) -> bool {
+        self.full > 0
+    }
+
+    /// Opens the streams of a connection to a port. Returns the id of its data stream.
+    pub(super) fn open(&mut self, port: u16) -> Result<u32, StreamError> {
+        if let Some(end) = &self.end {
+            return Err(end.clone().into());
+        }
+        if self.is_draining {
+            return Err(SessionError::Closed.into());
+        }
+        if self.created >= MAX_STREAM_ID / 4 {
+            return Err(SessionError::Exhausted.into());
+        }
+        if self.control.len() > MAX_CONTROL {
+            return Err(StreamError::Congested);
+        }
+        let (error, data) = ids(self.created);
+        let (port_text, request) = (port.to_string(), self.created.to_string());
+        for (id, kind) in [(error, "error"), (data, "data")] {
+            let headers = [
+                ("streamType", kind),
+                ("port", &port_text),
+                ("requestID", &request),
+            ];
+            self.encoder.syn_stream(id, &headers, &mut self.control);
+        }
+        self.created += 1;
+        self.pairs.insert(data, Pair::new(port));
+        self.wake_driver();
+        Ok(data)
+    }
+
+    /// Forgets a connection, and resets it unless both sides have ended.
+    pub(super) fn remove(&mut self, id: u32) {
+        let Some(pair) = self.pairs.remove(&id) else {
+            return;
+        };
+        self.full -= usize::from(pair.full.is_some());
+        let has_ended = pair.send_end == SendEnd::Sent && pair.receive_end.is_some();
+        if !pair.is_done && !has_ended && self.end.is_none() {
+            Encoder::rst_stream(id, ResetStatus::CANCEL, &mut self.control);
+        }
+        self.wake_driver();
+    }
+
+    /// Ends the session once it has no streams.
+    pub(super) fn close(&mut self) {
+        self.is_closing = true;
+        self.wake_driver();
+    }
+
+    /// Returns true if nobody uses the session any more.
+    pub(super) fn is_unused(&self) -> bool {
+        self.is_closing && self.pairs.is_empty()
+    }
+
+    pub(super) fn end(&mut self, end: SessionError) {
+        self.end = Some(end);
+        self.pairs.values_mut().for_each(Pair::wake);
+    }
+
+    /// Returns true once the kubelet has accepted both streams of a connection.
+    pub(super) fn opened(&mut self, id: u32, waker: &Waker) -> Attempt<()> {
+        let (Some(pair), end) = (self.pairs.get_mut(&id), &self.end) else {
+            return Attempt::Failed(SessionError::Closed.into());
+        };
+        if let Some(failure) = pair.failure() {
+            Attempt::Failed(failure)
+        } else if pair.has_data_reply && pair.has_error_reply {
+            Attempt::Done(())
+        } else if let Some(end) = end {
+            Attempt::Failed(end.clone().into())
+        } else {
+            pair.reader = Some(waker.clone());
+            Attempt::Wait
+        }
+    }
+
+    /// Reads received bytes of a connection with `take`, which gets the buffer and removes what it
+    /// takes. It is not called at the end.
+    pub(super) fn read(
+        &mut self,
+        id: u32,
+        waker: &Waker,
+        take: impl FnOnce(&mut BytesMut),
+    ) -> Attempt<()> {
+        let (Some(pair), end) = (self.pairs.get_mut(&id), &self.end) else {
+            return Attempt::Failed(SessionError::Closed.into());
+        };
+        if !pair.receive.is_empty() {
+            take(&mut pair.receive);
+            if pair.receive.is_empty() {
+                // The connection may be silent for hours.
+                pair.receive = BytesMut::new();
+            }
+            if pair.full.is_some() {
+                let is_full = pair.receive.len() > RECEIVE_BUFFER / 2;
+                pair.full = is_full.then(Instant::now);
+                if !is_full {
+                    self.full -= 1;
+                    self.wake_driver();
+                }
+            }
+            return Attempt::Done(());
+        }
+        if let Some(failure) = pair.failure() {
+            Attempt::Failed(failure)
+        } else if pair.receive_end == Some(ReceiveEnd::Fin) {
+            Attempt::Done(())
+        } else if let Some(end) = end {
+            Attempt::Failed(end.clone().into())
+        } else {
+            pair.reader = Some(waker.clone());
+            Attempt::Wait
+        }
+    }
+
+    /// Takes bytes that a connection sends. Returns their number.
+    pub(super) fn write(&mut self, id: u32, waker: &Waker, bytes: &[u8]) -> Attempt<Option<usize>> {
+        let (Some(pair), end) = (self.pairs.get_mut(&id), &self.end) else {
+            return Attempt::Failed(SessionError::Closed.into());
+        };
+        if let Some(end) = end {
+            return Attempt::Failed(end.clone().into());
+        }
+        if pair.is_done || pair.send_end != SendEnd::Open {
+            return match pair.failure() {
+                Some(failure) => Attempt::Failed(failure),
+                None => Attempt::Done(None),
+            };
+        }
+        let length = bytes.len().min(SEND_BUFFER - pair.send.len());
+        if length == 0 && !bytes.is_empty() {
+            pair.writer = Some(waker.clone());
+            return Attempt::Wait;
+        }
+        pair.send.extend_from_slice(&bytes[..length]);
+        self.queue(id);
+        Attempt::Done(Some(length))
+    }
+
+    /// Ends the sending side of a connection. Done once the end has been passed on.
+    pub(super) fn finish(&mut self, id: u32, waker: &Waker) -> Attempt<()> {
+        let (Some(pair), end) = (self.pairs.get_mut(&id), &self.end) else {
+            return Attempt::Done(());
+        };
+        if pair.is_done || end.is_some() || pair.send_end == SendEnd::Sent {
+            return Attempt::Done(());
+        }
+        pair.send_end = SendEnd::Requested;
+        pair.writer = Some(waker.clone());
+        self.queue(id);
+        Attempt::Wait
+    }
+
+    fn queue(&mut self, id: u32) {
+        if let Some(pair) = self.pairs.get_mut(&id)
+            && !pair.is_queued
+        {
+            pair.is_queued = true;
+            self.ready.push_back(id);
+            self.wake_driver();
+        }
+    }
+
+    pub(super) fn register(&mut self, driver: &Waker) {
+        if !self
+            .driver
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(driver))
+        {
+            self.driver = Some(driver.clone());
+        }
+    }
+
+    fn wake_driver(&self) {
+        if let Some(driver) = &self.driver {
+            driver.wake_by_ref();
+        }
+    }
+
+    /// Appends the next frames to `output`. Connections take turns.
+    pub(super) fn fill(&mut self, output: &mut Vec<u8>) {
+        output.append(&mut self.control);
+        while output.len() < BATCH {
+            let Some(id) = self.ready.pop_front() else {
+                break;
+            };
+            let Some(pair) = self.pairs.get_mut(&id) else {
+                continue;
+            };
+            pair.is_queued = false;
+            let length = pair.send.len().min(MAX_DATA);
+            let is_last = length == pair.send.len() && pair.send_end == SendEnd::Requested;
+            if pair.is_done || (length == 0 && !is_last) {
+                continue;
+            }
+            Encoder::data(id, &pair.send[..length], is_last, output);
+            pair.send.advance(length);
+            pair.unanswered += 1;
+            if is_last {
+                pair.send_end = SendEnd::Sent;
+            }
+            if pair.send.is_empty() {
+                pair.send = BytesMut::new();
+            } else {
+                pair.is_queued = true;
+                self.ready.push_back(id);
+            }
+            if let Some(writer) = pair.writer.take() {
+                writer.wake();
+            }
+        }
+    }
+
+    /// Appends the end of the session to `output`.
+    pub(super) fn fill_last(&mut self, output: &mut Vec<u8>) {
+        output.append(&mut self.control);
+        Encoder::go_away(output);
+    }
+
+    /// Handles a frame of the server. Frames of unknown streams are ignored: they may have been
+    /// sent before a reset arrived.
+    pub(super) fn receive(&mut self, frame: Frame) -> Result<(), SessionError> {
+        match frame {
+            Frame::SynReply { id, fin } => self.reply(id, fin),
+            Frame::Data { id, fin, payload } => self.data(id, fin, &payload),
+            Frame::RstStream { id, .. } => self.reset(id),
+            Frame::Ping { id } if id % 2 == 1 => {}
+            Frame::Ping { id } => {
+                self.check_control()?;
+                Encoder::ping(id, &mut self.control);
+            }
+            Frame::SynStream { id, .. } => {
+                self.check_control()?;
+                Encoder::rst_stream(id, ResetStatus::REFUSED_STREAM, &mut self.control);
+            }
+            Frame::GoAway => self.is_draining = true,
+            Frame::Headers { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn check_control(&self) -> Result<(), SessionError> {
+        if self.control.len() > MAX_CONTROL {
+            return Err(SessionError::Flooded);
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, id: u32, fin: bool) {
+        let (data, is_error) = pair_of(id);
+        let Some(pair) = self.pairs.get_mut(&data) else {
+            return;
+        };
+        if is_error && !pair.has_error_reply {
+            pair.has_error_reply = true;
+            // Nothing is sent on the error stream. The kubelet ignores data before its reply.
+            Encoder::data(id, b"", true, &mut self.control);
+        } else if !is_error {
+            pair.has_data_reply = true;
+        }
+        if let Some(reader) = pair.reader.take() {
+            reader.wake();
+        }
+        if fin {
+            self.data(id, true, b"");
+        }
+    }
+
+    fn data(&mut self, id: u32, fin: bool, payload: &[u8]) {
+        let (data, is_error) = pair_of(id);
+        let Some(pair) = self.pairs.get_mut(&data) else {
+            return;
+        };
+        if is_error {
+            pair.explain(payload);
+            pair.has_error_ended |= fin;
+        } else if pair.receive_end.is_none() && !pair.is_done {
+            pair.unanswered = 0;
+            pair.receive.extend_from_slice(payload);
+            if pair.receive.len() >= RECEIVE_BUFFER && pair.full.is_none() {
+                pair.full = Some(Instant::now());
+                self.full += 1;
+            }
+            if fin {
+                pair.receive_end = Some(ReceiveEnd::Fin);
+            }
+        }
+        if let Some(reader) = pair.reader.take() {
+            reader.wake();
+        }
+        if fin {
+            self.settle(data);
+        }
+    }
+
+    fn reset(&mut self, id: u32) {
+        let (data, is_error) = pair_of(id);
+        let Some(pair) = self.pairs.get_mut(&data) else {
+            return;
+        };
+        if is_error {
+            pair.has_error_ended = true;
+        } else {
+            pair.receive_end = pair.receive_end.or(Some(ReceiveEnd::Reset));
+            // No further data is read by the kubelet, which needs no reset in return.
+            pair.is_done = true;
+            pair.has_error_ended |= !pair.error_text.is_empty();
+            pair.wake();
+        }
+        self.settle(data);
+    }
+
+    /// Ends a connection whose end the kubelet has announced on both streams, or explained. The
+    /// reset frees the kubelet of data that it does not read any more, which would block its other
+    /// streams.
+    fn settle(&mut self, id: u32) {
+        let Some(pair) = self.pairs.get_mut(&id) else {
+            return;
+        };
+        let has_failed = !pair.error_text.is_empty();
+        if pair.is_done || !pair.has_error_ended || (pair.receive_end.is_none() && !has_failed) {
+            return;
+        }
+        pair.is_done = true;
+        pair.send = BytesMut::new();
+        pair.wake();
+        if pair.send_end != SendEnd::Sent {
+            Encoder::rst_stream(id, ResetStatus::CANCEL, &mut self.control);
+        }
+    }
+
+    /// Disconnects local clients that hold up other streams for too long. Returns true if one holds
+    /// up the session.
+    pub(super) fn check_stalls(&mut self, now: Instant) -> bool {
+        let has_others = self.pairs.len() > 1;
+        for (&id, pair) in &mut self.pairs {
+            let is_stalled = pair
+                .full
+                .is_some_and(|since| now.duration_since(since) >= STALL_TIMEOUT);
+            if is_stalled && has_others {
+                if !pair.is_done {
+                    Encoder::rst_stream(id, ResetStatus::CANCEL, &mut self.control);
+                }
+                pair.is_done = true;
+                pair.receive_end = Some(ReceiveEnd::Stalled);
+                pair.full = None;
+                self.full -= 1;
+                pair.wake();
+            }
+        }
+        self.is_held_up()
+    }
+
+    /// Returns true if a backend that does not read may keep the kubelet from answering.
+    pub(super) fn may_block_kubelet(&self) -> bool {
+        let mut pairs = self.pairs.values();
+        pairs.any(|pair| !pair.is_done && pair.unanswered >= UPLOAD_FRAMES)
+    }
+
+    /// Sends a ping unless frames wait for the connection, which shows more.
+    pub(super) fn ping(&mut self) {
+        if self.control.is_empty() {
+            // Ids of clients are odd.
+            self.last_ping = (self.last_ping + 2) % MAX_STREAM_ID | 1;
+            Encoder::ping(self.last_ping, &mut self.control);
+        }
+    }
+}
