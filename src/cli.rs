@@ -1,8 +1,10 @@
-//! Command line: `serve`, `demo` and `check`.
+//! Command line: one module per command, which has the command's flags, help and `run`.
 
+mod check;
 pub mod connection;
 mod environment;
 mod explain;
+mod serve;
 mod settings;
 mod source;
 
@@ -10,16 +12,11 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::app::{self, Bound};
-use crate::config::{Log, LogFormat};
 use crate::demo;
 use crate::drain::Drain;
-use crate::model::error_chain;
-use crate::telemetry::{self, OPERATOR_TARGET};
-use settings::Settings;
 
 /// Authenticating, authorizing and load-balancing proxy to the nodes, pods and services of a
 /// Kubernetes cluster, with the URLs and the RBAC of the API server's /proxy/
@@ -44,42 +41,12 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Proxy requests to a cluster
-    #[command(after_help = SERVE_HELP)]
-    Serve(Box<Settings>),
+    Serve(Box<serve::Options>),
     /// Run a built-in cluster with backends on loopback, and print a link and commands to try
     #[command(after_help = demo::HELP)]
     Demo(demo::Options),
     /// Validate a configuration and print the effective one, without secrets
-    #[command(after_help = CHECK_HELP)]
-    Check(Box<CheckOptions>),
-}
-
-const SERVE_HELP: &str = "\
-Without a cluster source, the cluster is that of $KUBECONFIG, else of the pod's service account,
-else of ~/.kube/config. The bastion dials the addresses of pods and nodes itself: outside of the
-cluster, it needs a route to them.
-
-Without --tls-cert-file, a self-signed certificate is used. For clients that verify it:
-  kube-bastion serve --self-signed-dir DIR ...
-  curl --cacert DIR/ca.crt https://localhost:8443/...
-
-Precedence of settings: flag, environment variable, file of --config, default. The file has more
-settings than there are flags; docs/reference.md lists all of them.";
-
-const CHECK_HELP: &str = "\
-Without --load, only the file of --config is read, so that a configuration can be checked on a
-host without its certificates. With --load, certificates, keys, CAs, kubeconfig, manifests and
-tokens are loaded as serve loads them; no port is bound, nothing is dialed or written, and no
-credential plugin of the kubeconfig is run. A certificate that is expired or not yet valid is an
-error here; serve logs a warning and uses it.";
-
-#[derive(Clone, Debug, Args)]
-struct CheckOptions {
-    /// Load the files that the configuration names
-    #[arg(long)]
-    load: bool,
-    #[command(flatten)]
-    settings: Settings,
+    Check(Box<check::Options>),
 }
 
 impl Cli {
@@ -105,63 +72,12 @@ impl Cli {
     /// The invalid setting, the file that cannot be loaded, or the failure that ended the process.
     pub fn run(self) -> Result<ExitCode> {
         match self.command {
-            Command::Check(options) => {
-                let config = options.settings.into_config()?;
-                if options.load {
-                    // Warnings about manifests, whatever the level of a real start.
-                    telemetry::init(&Log {
-                        level: "warn".into(),
-                        ..Log::default()
-                    });
-                    let counts = control_runtime()?.block_on(app::load_all(&config))?;
-                    eprintln!(
-                        "kube-bastion: configuration is valid; the files that it names were loaded"
-                    );
-                    if let Some(counts) = counts {
-                        eprintln!("kube-bastion: manifests: {counts}");
-                    }
-                } else {
-                    eprintln!(
-                        "kube-bastion: configuration is valid; referenced files were not checked \
-                         (use --load)"
-                    );
-                }
-                print!("{}", config.to_yaml()?);
+            Command::Serve(options) => serve::run(*options),
+            Command::Demo(options) => control_runtime()?.block_on(async {
+                demo::run(options, drain_on_signals()?).await?;
                 Ok(ExitCode::SUCCESS)
-            }
-            Command::Serve(settings) => {
-                let config = settings.into_config()?;
-                // Before the runtime starts, so that no event of its tasks is lost.
-                telemetry::init(&config.log);
-                environment::warn_of_unknown_variables();
-                let format = config.log.format;
-                let served = control_runtime()?.block_on(async {
-                    let drain = drain_on_signals()?;
-                    Bound::new(config).await?.run(drain).await
-                });
-                exit_code(served, format)
-            }
-            Command::Demo(options) => {
-                control_runtime()?.block_on(async {
-                    let drain = drain_on_signals()?;
-                    demo::run(options, drain).await
-                })?;
-                Ok(ExitCode::SUCCESS)
-            }
-        }
-    }
-}
-
-/// Returns the exit code of `serve`. A failure is logged as an event where the log is JSON, so that
-/// the log has no other lines, and left to the caller otherwise.
-fn exit_code(served: Result<()>, format: LogFormat) -> Result<ExitCode> {
-    match (served, format) {
-        (Ok(()), _) => Ok(ExitCode::SUCCESS),
-        (Err(error), LogFormat::Text) => Err(error),
-        (Err(error), LogFormat::Json) => {
-            let error = error_chain(&*error);
-            tracing::error!(target: OPERATOR_TARGET, error, "the process exits");
-            Ok(ExitCode::FAILURE)
+            }),
+            Command::Check(options) => check::run(*options),
         }
     }
 }
@@ -207,8 +123,8 @@ mod tests {
 
     fn config(arguments: &[&str]) -> Result<Config> {
         match Cli::try_from([&["kube-bastion"], arguments].concat())?.command {
-            Command::Serve(settings) => settings.into_config(),
-            Command::Check(_) | Command::Demo(_) => unreachable!("tests use serve only"),
+            Command::Serve(options) => options.settings.into_config(),
+            _ => unreachable!("tests use serve only"),
         }
     }
 
