@@ -40,6 +40,9 @@ ARG TARGETARCH
 RUN rustup target add "$CARGO_BUILD_TARGET"
 # All of the context: .dockerignore lists what belongs to it.
 COPY . /src/
+# The commit that `kube-bastion version` prints; the repository is not in the context.
+ARG REVISION=unknown
+ENV KUBE_BASTION_COMMIT=${REVISION}
 # The caches outlive a build, so a change in src/ compiles only that; a target folder per platform, as cargo locks it.
 #
 # The line tables are four fifths of the binary. They move to a file of their own, which backtraces find by the name

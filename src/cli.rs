@@ -1,22 +1,28 @@
 //! Command line: one module per command, which has the command's flags, help and `run`.
 
 mod check;
+mod completion;
 pub mod connection;
 mod environment;
 mod explain;
+mod invocation;
+mod man;
+mod plugin_completion;
 mod serve;
 mod settings;
 mod source;
+mod version;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::demo;
 use crate::drain::Drain;
+use invocation::Invocation;
 
 /// Authenticating, authorizing and load-balancing proxy to the nodes, pods and services of a
 /// Kubernetes cluster, with the URLs and the RBAC of the API server's /proxy/
@@ -47,21 +53,37 @@ enum Command {
     Demo(demo::Options),
     /// Validate a configuration and print the effective one, without secrets
     Check(Box<check::Options>),
+    /// Print the completion script of a shell
+    Completion(completion::Options),
+    /// Write the manual pages
+    Man(man::Options),
+    /// Print the version, the commit and the platform of this binary
+    Version(version::Options),
 }
 
 impl Cli {
-    /// Parses the command line; prints help or an error and ends the process if there is nothing to
-    /// run.
+    /// Parses the command line. Prints help, candidates for a completion or an error, and ends the
+    /// process, if there is nothing to run.
     pub fn from_command_line() -> Self {
-        Self::try_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+        let invocation = Invocation::of_process();
+        if invocation == Invocation::PluginCompletion {
+            let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+            print!("{}", plugin_completion::complete(&arguments));
+            std::process::exit(0);
+        }
+        Self::try_from(invocation, std::env::args_os()).unwrap_or_else(|error| error.exit())
     }
 
-    fn try_from<I>(arguments: I) -> Result<Self, clap::Error>
+    fn try_from<I>(invocation: Invocation, arguments: I) -> Result<Self, clap::Error>
     where
         I: IntoIterator<Item: Into<OsString> + Clone>,
     {
         let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-        Self::try_parse_from(&arguments)
+        let mut command = invocation.command();
+        let matches = command.try_get_matches_from_mut(&arguments);
+        matches
+            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches))
+            .map_err(|error| error.format(&mut command))
             .map_err(|error| explain::explain(error, &arguments, std::env::vars_os()))
     }
 
@@ -78,6 +100,9 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }),
             Command::Check(options) => check::run(*options),
+            Command::Completion(options) => completion::run(&options),
+            Command::Man(options) => man::run(&options),
+            Command::Version(options) => version::run(&options),
         }
     }
 }
@@ -122,7 +147,7 @@ mod tests {
     use clap::CommandFactory;
 
     fn config(arguments: &[&str]) -> Result<Config> {
-        match Cli::try_from([&["kube-bastion"], arguments].concat())?.command {
+        match Cli::try_from(Invocation::Command, [&["kube-bastion"], arguments].concat())?.command {
             Command::Serve(options) => options.settings.into_config(),
             _ => unreachable!("tests use serve only"),
         }
@@ -227,7 +252,7 @@ mod tests {
                     let split = [format!("--{flag}"), (*value).to_owned()];
                     for given in [&split[..], &[format!("--{flag}={value}")]] {
                         let line = ["kube-bastion", subcommand].map(str::to_owned);
-                        let error = Cli::try_from([&line[..], given].concat())
+                        let error = Cli::try_from(Invocation::Command, [&line[..], given].concat())
                             .unwrap_err()
                             .to_string();
                         assert!(

@@ -5,6 +5,7 @@
 
 mod entries;
 mod error;
+mod raw;
 mod write;
 
 use std::ffi::OsString;
@@ -27,6 +28,7 @@ pub use entries::{
     Secret, UserEntry,
 };
 pub use error::{Entry, Fault, Files, KubeconfigError, Origin};
+pub use raw::{ContextEntries, Names, context_entries, names};
 pub use write::{Lock, WriteError, replace};
 
 /// Fields of a cluster and of a user with a path that is relative to the file.
@@ -375,6 +377,12 @@ impl NamedEntry {
             fields.remove("extensions");
             fields.retain(|_, field| field.as_str() != Some(""));
         }
+        self.make_absolute(&mut value, paths);
+        Ok(decode(&value)?)
+    }
+
+    /// Makes the paths in the fields `paths` and in the command of a plugin absolute.
+    fn make_absolute(&self, value: &mut Value, paths: &[&str]) {
         let directory = self.file.parent().unwrap_or(Path::new(""));
         let make_absolute = |field: Option<&mut Value>| {
             if let Some(field) = field
@@ -392,7 +400,6 @@ impl NamedEntry {
             let command = command.as_str();
             command.is_some_and(|command| command.contains(std::path::MAIN_SEPARATOR))
         }));
-        Ok(decode(&value)?)
     }
 }
 

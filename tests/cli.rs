@@ -6,6 +6,8 @@ mod certificates;
 mod log;
 #[path = "cli/messages.rs"]
 mod messages;
+#[path = "cli/tools.rs"]
+mod tools;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

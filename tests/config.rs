@@ -300,8 +300,10 @@ fn write_flags<'a>(page: &mut String, command: &Command, flags: impl Iterator<It
     )
     .expect("writing to a String does not fail");
     for flag in flags {
-        let Some(long) = flag.get_long().filter(|long| *long != "help") else {
-            continue;
+        let name = match flag.get_long() {
+            Some("help") => continue,
+            Some(long) => format!("--{long}"),
+            None => String::new(),
         };
         let value = flag
             .get_value_names()
@@ -309,6 +311,8 @@ fn write_flags<'a>(page: &mut String, command: &Command, flags: impl Iterator<It
             .map(|names| {
                 if flag.is_require_equals_set() {
                     format!("[={}]", names[0])
+                } else if flag.is_positional() {
+                    names[0].to_string()
                 } else {
                     format!(" {}", names[0])
                 }
@@ -322,7 +326,7 @@ fn write_flags<'a>(page: &mut String, command: &Command, flags: impl Iterator<It
         }
         writeln!(
             page,
-            "| `--{long}{value}` | {} | {} |",
+            "| `{name}{value}` | {} | {} |",
             variable.map_or_else(|| "–".to_owned(), |name| format!("`{name}`")),
             help.replace('|', "\\|"),
         )

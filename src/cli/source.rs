@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches};
+use clap::{ArgMatches, Args, FromArgMatches};
 
-use super::Cli;
+use super::invocation::Invocation;
 use crate::config::{KubernetesSource, ManifestsSource, Source, SourceKind, parse_path};
 
 /// Returns the parser of flags that name a file or a directory.
@@ -160,7 +160,7 @@ fn selected(matches: &ArgMatches, by: ValueSource) -> Result<Option<SourceKind>,
     } else {
         "serve"
     };
-    let mut program = Cli::command();
+    let mut program = Invocation::of_process().command();
     program.build();
     let subcommand = program.find_subcommand_mut(name);
     let subcommand = subcommand.expect("serve and check are subcommands");

@@ -1,5 +1,7 @@
 //! The commands for the desk, and the API server as they use it.
 
 mod kubelet;
+mod plugin;
 
-pub use kubelet::kubectl_reaches_containers_through_the_kubelet;
+pub use kubelet::*;
+pub use plugin::*;

@@ -152,6 +152,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         deployed::api_accepts_the_manifests,
         deployed::pod_uses_its_service_account_and_reloads_its_token,
         deployed::sigterm_finishes_running_requests,
+        desk::kubectl_runs_and_completes_the_plugin,
         faults::processes_killed_in_turn_fail_no_request,
         faults::black_holed_addresses_fail_no_request,
         faults::stopped_process_gets_no_new_requests,
