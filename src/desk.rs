@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod context;
 pub mod credentials;
+pub mod cross_site;
 mod flags;
 pub mod portforward;
 mod request;
