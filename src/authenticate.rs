@@ -5,6 +5,7 @@ mod certificate;
 mod delegate;
 mod front_proxy;
 mod impersonate;
+mod proxy_authorization;
 mod subprotocol;
 mod token;
 
@@ -228,8 +229,8 @@ impl Authenticator {
         }
     }
 
-    /// Returns the headers that [`Self::authenticate`] reads, so that the caller of an open tunnel
-    /// can be authenticated again.
+    /// Returns the headers that [`Self::authenticate`] and [`Self::authenticate_proxy`] read, so that
+    /// the caller of an open tunnel can be authenticated again.
     pub fn credentials(&self, headers: &HeaderMap) -> HeaderMap {
         let names = headers.iter().filter(|(name, _)| self.is_credential(name));
         names
@@ -245,7 +246,7 @@ impl Authenticator {
     pub fn is_credential(&self, name: &HeaderName) -> bool {
         matches!(
             *name,
-            header::AUTHORIZATION | header::SEC_WEBSOCKET_PROTOCOL
+            header::AUTHORIZATION | header::PROXY_AUTHORIZATION | header::SEC_WEBSOCKET_PROTOCOL
         ) || self.front_proxy.identifies(name)
             || Impersonation::is_header(name)
     }

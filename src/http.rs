@@ -25,6 +25,7 @@ pub mod websocket;
 
 use http::HeaderValue;
 
+pub use authority::is_authority;
 pub use byte_check::all_bytes;
 pub use cgi::cgi_starts_with;
 pub use executor::LocalExecutor;

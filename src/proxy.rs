@@ -2,6 +2,7 @@
 
 mod audit_id;
 mod body;
+mod forward_proxy;
 mod pass_through;
 mod respond;
 mod send;
@@ -22,11 +23,12 @@ pub use pass_through::{PassThrough, ProvenTokens, UnprovenRequests};
 pub use tunnel::TunnelPolicy;
 
 use audit_id::{audit_id, new_audit_id};
+use forward_proxy::Unrewritten;
 use pass_through::PassThroughError;
 use respond::AcceptPreference;
 use tunnel::Grant;
 
-use crate::authenticate::{AuthenticationError, Authenticator, Caller, Peer};
+use crate::authenticate::{AuthenticationError, Authenticator, Caller, CredentialError, Peer};
 use crate::authorize::{AuthorizationError, Authorizer};
 use crate::client_connection::ConnectionGuard;
 use crate::drain::Drain;
@@ -109,6 +111,15 @@ enum ProxyError {
     Malformed(#[from] RequestError),
     #[error(transparent)]
     Authenticate(#[from] AuthenticationError),
+    /// The credentials of a client that uses the bastion as its proxy.
+    #[error("unauthenticated: {0}")]
+    ProxyUnauthenticated(CredentialError),
+    /// The bastion has no certificate for the host of the URL.
+    #[error(
+        "https:// URLs of services and pods are not forwarded; request http:// and the port of the \
+         service"
+    )]
+    HttpsUrl,
     #[error(transparent)]
     Target(#[from] TargetError),
     #[error(transparent)]
@@ -271,7 +282,10 @@ impl Proxy {
         if !ready.is_synced() {
             return Err(ProxyError::NotReady(ready.obstacle()));
         }
+        let forward_proxy =
+            forward_proxy::is_forward_proxy(&request.head.target, &self.stages.cluster_domain)?;
         if let Some(pass_through) = pass_through
+            && !forward_proxy
             && !Target::is_named_by(request.head.target.path())
         {
             let passed = self.pass_through(pass_through, request, peer, interim, record);
@@ -296,9 +310,15 @@ impl Proxy {
         let Caller {
             identity,
             impersonates,
-        } = authenticator
-            .authenticate(&mut head.headers, peer, websocket)
-            .await?;
+        } = if forward_proxy {
+            Box::pin(authenticator.authenticate_proxy(&mut head.headers, peer))
+                .await
+                .map_err(forward_proxy::unauthenticated)?
+        } else {
+            authenticator
+                .authenticate(&mut head.headers, peer, websocket)
+                .await?
+        };
         record.identity = Some(Arc::clone(&identity));
         let identity = match impersonates {
             None => identity,
@@ -312,7 +332,7 @@ impl Proxy {
         };
 
         let client_target = head.target.clone();
-        let target = Target::parse(client_target.path())?;
+        let target = forward_proxy::parse_target(&client_target, &self.stages.cluster_domain)?;
         // Extended CONNECT (RFC 8441) is authorized and forwarded as the GET of RFC 6455 (C21).
         // Other methods are forwarded unchanged, so that the authorized verb is the one that acts.
         let method = match upgrade.as_deref() {
@@ -335,6 +355,26 @@ impl Proxy {
         }
 
         let route = resolver.resolve(&permit).await?;
+        if target.is_host() {
+            // In a block, so that the future has no room for the parts while it waits.
+            let forwarded = {
+                let unrewritten = Unrewritten {
+                    permit: &permit,
+                    route: &route,
+                    head,
+                    body,
+                    upgrade,
+                    peer,
+                    interim,
+                };
+                let grant = || {
+                    let credentials = *credentials.unwrap_or_default();
+                    Grant::new(peer, credentials, websocket, verb, &target, &client_target)
+                };
+                Box::pin(self.forward_unrewritten(unrewritten, grant, record))
+            };
+            return forwarded.await;
+        }
         let lacks_slash = target.rest.is_empty() && upgrade.is_none();
         if lacks_slash && matches!(method, Method::GET | Method::HEAD) {
             // After the lookup, as in kube-apiserver: a missing target is a 404 and no redirect.
@@ -359,14 +399,9 @@ impl Proxy {
         if rewriting.is_enabled() {
             rewrite::narrow_accept_encoding(&method, &mut head.headers);
         }
-        record.received = has_body.then(Rc::<Cell<u64>>::default);
         let outgoing = UpstreamRequest {
             head: &mut *head,
-            body: record.received.clone().map(|received| OutgoingBody {
-                body,
-                received,
-                trailers: self.trailer_filter(),
-            }),
+            body: self.outgoing_body(body, record),
             interim: None,
         };
         let (upstream, refuses_upgrade) = if let Some(upgrade) = &upgrade {
@@ -381,8 +416,9 @@ impl Proxy {
                         let links = || self.links(&target, &route, endpoint.address, &head.headers);
                         cookies.leave(&target, response.headers_mut(), links);
                     }
-                    let credentials = credentials.unwrap_or_default();
-                    let grant = Grant::new(peer, *credentials, websocket, verb, &target);
+                    let credentials = *credentials.unwrap_or_default();
+                    let grant =
+                        Grant::new(peer, credentials, websocket, verb, &target, &client_target);
                     let (sender, client) = oneshot::channel();
                     let tunnel = Tunnel {
                         client,
@@ -435,6 +471,18 @@ impl Proxy {
         }))
     }
 
+    /// Returns the body of a request for the endpoint, whose bytes the record counts.
+    fn outgoing_body(&self, body: RequestBody, record: &mut Record) -> Option<OutgoingBody> {
+        let has_body = !matches!(body, RequestBody::Empty);
+        record.received = has_body.then(Rc::<Cell<u64>>::default);
+        let received = record.received.clone()?;
+        Some(OutgoingBody {
+            body,
+            received,
+            trailers: self.trailer_filter(),
+        })
+    }
+
     /// Returns the filter for trailers of a request: those that identify a caller are removed, as
     /// from its headers.
     fn trailer_filter(&self) -> TrailerFilter {
@@ -457,7 +505,8 @@ impl Proxy {
             .impersonated_user
             .as_ref()
             .or(record.identity.as_ref());
-        match (identity, Target::parse(record.target.path())) {
+        let target = forward_proxy::parse_target(&record.target, &self.stages.cluster_domain);
+        match (identity, target) {
             (Some(identity), Ok(target))
                 if !causes.is_empty()
                     && self

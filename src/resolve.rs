@@ -334,8 +334,8 @@ impl Resolver {
     }
 }
 
-/// Finds the service port of the id by number or name; without one, the only port (C42, C43). Only
-/// TCP ports count.
+/// Finds the service port of the id by number or name; without one, the only port (C42, C43), or
+/// port 80 for a URL with the host of the service. Only TCP ports count.
 fn service_port<'s>(
     service: &'s Service,
     target: &Target<'_>,
@@ -372,6 +372,13 @@ fn service_port<'s>(
             service: id.name.to_owned(),
             offered: offered(),
         });
+    }
+    if target.is_host() && id.port.is_empty() {
+        // The default port of the URL.
+        let default = Scheme::Http.default_port();
+        if let Some(port) = service.ports.iter().find(|port| port.number == default) {
+            return Ok(port);
+        }
     }
     match (
         service.ports.iter().find(|port| *port.name == *id.port),

@@ -13,6 +13,8 @@ mod failures;
 mod flooded;
 #[path = "proxy/floods.rs"]
 mod floods;
+#[path = "proxy/forward_proxy.rs"]
+mod forward_proxy;
 #[path = "proxy/front_proxies.rs"]
 mod front_proxies;
 #[path = "proxy/http1_fallback.rs"]

@@ -77,7 +77,7 @@ impl RequestHeaderRewriter<'_> {
         set(
             headers,
             FORWARDED_PREFIX,
-            (!self.keeps_path).then(|| uri.slice(..prefix.len())),
+            (!self.keeps_path && !prefix.is_empty()).then(|| uri.slice(..prefix.len())),
         );
         // kube-apiserver sets it on plain requests only (kubernetes#67878).
         if self.upgrade.is_none() {

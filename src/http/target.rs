@@ -6,6 +6,7 @@ use http::{Method, Uri};
 
 use super::authority::{has_valid_escapes, is_authority};
 use super::byte_check::all_bytes;
+use crate::model::Scheme;
 
 /// Target of a request: path and query, and the authority that a client of HTTP/2 or the absolute
 /// form names.
@@ -14,10 +15,13 @@ use super::byte_check::all_bytes;
 /// and `<` in queries. Clones share the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestTarget {
+    /// Scheme of the absolute form; `None` for the other forms.
+    absolute: Option<Scheme>,
     authority: Option<Rc<str>>,
     /// Path, and `?` with the query if there is one.
     text: Rc<str>,
-    path_len: usize,
+    /// Length of the path. Targets are limited to the size of a head.
+    path_len: u32,
 }
 
 /// Reason why a request target is invalid.
@@ -58,6 +62,7 @@ impl RequestTarget {
                 return Err(InvalidTarget::Authority);
             }
             return Ok(Self {
+                absolute: None,
                 authority: Some(authority),
                 text: Rc::from(""),
                 path_len: 0,
@@ -74,20 +79,30 @@ impl RequestTarget {
             return Err(InvalidTarget::Form);
         };
         let (scheme, rest) = (&target[..colon], &target[colon + 3..]);
-        if !scheme.eq_ignore_ascii_case(b"http") && !scheme.eq_ignore_ascii_case(b"https") {
+        let scheme = if scheme.eq_ignore_ascii_case(b"http") {
+            Scheme::Http
+        } else if scheme.eq_ignore_ascii_case(b"https") {
+            Scheme::Https
+        } else {
             return Err(InvalidTarget::Scheme);
-        }
+        };
         let end = memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
         let authority = Self::valid_authority(authority)?;
-        if path.first() == Some(&b'/') {
-            return Self::origin_form(Some(authority), path);
-        }
-        // An empty path is `/` (RFC 9110 section 4.2.3).
-        Self::origin_form(Some(authority), &[b"/", path].concat())
+        let parsed = if path.first() == Some(&b'/') {
+            Self::origin_form(Some(authority), path)?
+        } else {
+            // An empty path is `/` (RFC 9110 section 4.2.3).
+            Self::origin_form(Some(authority), &[b"/", path].concat())?
+        };
+        Ok(Self {
+            absolute: Some(scheme),
+            ..parsed
+        })
     }
 
-    /// Converts the URI of an HTTP/2 request.
+    /// Converts the URI of an HTTP/2 request. Its form is absolute if the scheme is `http`: clients
+    /// that use a proxy send it over TLS, where other requests have the scheme `https`.
     ///
     /// # Errors
     /// As [`Self::parse`], for the pseudo-headers.
@@ -100,6 +115,7 @@ impl RequestTarget {
             // CONNECT without `:path` (RFC 9113 section 8.5).
             return if *method == Method::CONNECT {
                 Ok(Self {
+                    absolute: None,
                     authority,
                     text: Rc::from(""),
                     path_len: 0,
@@ -108,12 +124,17 @@ impl RequestTarget {
                 Err(InvalidTarget::Form)
             };
         };
-        if !matches!(uri.scheme_str(), None | Some("http" | "https")) {
-            return Err(InvalidTarget::Scheme);
-        }
+        let absolute = match uri.scheme_str() {
+            None | Some("https") => None,
+            Some("http") => authority.is_some().then_some(Scheme::Http),
+            Some(_) => return Err(InvalidTarget::Scheme),
+        };
         match path.as_str() {
             "*" if *method == Method::OPTIONS => Ok(Self::from_valid_path("*")),
-            text if text.starts_with('/') => Self::origin_form(authority, text.as_bytes()),
+            text if text.starts_with('/') => Ok(Self {
+                absolute,
+                ..Self::origin_form(authority, text.as_bytes())?
+            }),
             _ => Err(InvalidTarget::Form),
         }
     }
@@ -121,35 +142,47 @@ impl RequestTarget {
     /// Creates a target from a path that is known to be valid and has no query.
     pub fn from_valid_path(path: &str) -> Self {
         Self {
+            absolute: None,
             authority: None,
             text: Rc::from(path),
-            path_len: path.len(),
+            path_len: length(path),
         }
     }
 
     /// Returns the target with another path and the same query, in origin form.
     pub fn with_path(&self, path: &str) -> Self {
-        let query = &self.text[self.path_len..];
+        let query = &self.text[self.path_len as usize..];
         let text = if query.is_empty() {
             Rc::from(path)
         } else {
             Rc::from([path, query].concat())
         };
         Self {
+            absolute: None,
             authority: None,
             text,
-            path_len: path.len(),
+            path_len: length(path),
+        }
+    }
+
+    /// Returns the target without path and query, so that a tunnel does not keep them.
+    pub fn without_path(&self) -> Self {
+        Self {
+            absolute: self.absolute,
+            authority: self.authority.as_deref().map(Rc::from),
+            text: Rc::from("/"),
+            path_len: 1,
         }
     }
 
     /// Returns the path. It is empty for the authority form.
     pub fn path(&self) -> &str {
-        &self.text[..self.path_len]
+        &self.text[..self.path_len as usize]
     }
 
     /// Returns the query without its `?`. `Some("")` if only the `?` is present.
     pub fn query(&self) -> Option<&str> {
-        self.text.get(self.path_len + 1..)
+        self.text.get(self.path_len as usize + 1..)
     }
 
     /// Returns path and query, as a request line in origin form has them.
@@ -159,6 +192,11 @@ impl RequestTarget {
 
     pub fn authority(&self) -> Option<&str> {
         self.authority.as_deref()
+    }
+
+    /// Returns scheme and authority of the absolute form, which clients send to a proxy.
+    pub fn absolute(&self) -> Option<(Scheme, &str)> {
+        Some((self.absolute?, self.authority()?))
     }
 
     fn origin_form(authority: Option<Rc<str>>, text: &[u8]) -> Result<Self, InvalidTarget> {
@@ -174,9 +212,10 @@ impl RequestTarget {
         }
         let text = str::from_utf8(text).map_err(|_| InvalidTarget::NotUtf8)?;
         Ok(Self {
+            absolute: None,
             authority,
+            path_len: length(&text[..path_len]),
             text: Rc::from(text),
-            path_len,
         })
     }
 
@@ -190,12 +229,53 @@ impl RequestTarget {
     }
 }
 
+fn length(path: &str) -> u32 {
+    u32::try_from(path.len()).expect("a head has at most MAX_HEADER_BYTES")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn parse(method: &Method, target: &str) -> Result<RequestTarget, InvalidTarget> {
         RequestTarget::parse(method, target.as_bytes())
+    }
+
+    #[test]
+    fn absolute_form_has_scheme_and_authority() {
+        for (text, absolute, path) in [
+            ("http://a/b?c", Some((Scheme::Http, "a")), "/b"),
+            ("HTTP://a:80", Some((Scheme::Http, "a:80")), "/"),
+            ("https://a?c", Some((Scheme::Https, "a")), "/"),
+            ("/b", None, "/b"),
+        ] {
+            let target = parse(&Method::GET, text).unwrap();
+            assert_eq!((target.absolute(), target.path()), (absolute, path));
+        }
+        let connect = parse(&Method::CONNECT, "a:80").unwrap();
+        assert_eq!(
+            (connect.absolute(), connect.authority()),
+            (None, Some("a:80"))
+        );
+        for (uri, absolute) in [
+            ("http://a/b", Some((Scheme::Http, "a"))),
+            ("https://a/b", None),
+            ("/b", None),
+        ] {
+            let target = RequestTarget::from_http2(&Method::GET, &uri.parse().unwrap()).unwrap();
+            assert_eq!(
+                (target.absolute(), target.path()),
+                (absolute, "/b"),
+                "{uri}"
+            );
+        }
+        let target = parse(&Method::GET, "http://a/b?c").unwrap();
+        let without = target.without_path();
+        assert_eq!(
+            (without.absolute(), without.path_and_query()),
+            (target.absolute(), "/")
+        );
+        assert_eq!(target.with_path("/d").absolute(), None);
     }
 
     #[test]

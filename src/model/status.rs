@@ -91,6 +91,19 @@ impl Status {
         )
     }
 
+    /// 407 for a client that uses the bastion as its proxy. kube-apiserver has no reason for it.
+    pub fn proxy_authentication_required() -> Self {
+        Self {
+            code: StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            reason: None,
+            message:
+                "Proxy Authentication Required: send a token in Proxy-Authorization, as Bearer \
+                      or as the password of Basic, or use a client certificate"
+                    .to_owned(),
+            details: None,
+        }
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, Reason::BadRequest, message)
     }

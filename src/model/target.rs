@@ -1,5 +1,7 @@
 //! URL grammar of kube-apiserver's `/proxy/` (CONFORMANCE chapters 1 and 3).
 
+mod host;
+
 use std::borrow::Cow;
 
 use percent_encoding::{percent_decode_str, utf8_percent_encode};
@@ -25,14 +27,15 @@ pub struct Target<'a> {
     /// `name`, `name:port` or `scheme:name:port`, percent-decoded. RBAC compares `resourceNames`
     /// with the whole id (C18).
     pub id: Cow<'a, str>,
-    /// The path up to and including `/proxy`, as received.
+    /// The path up to and including `/proxy`, as received. Empty for a URL with the host of a
+    /// service or pod.
     pub prefix: &'a str,
-    /// The path after `/proxy`, as received: empty, or beginning with a slash.
+    /// The path after the prefix, as received: empty, or beginning with a slash.
     pub rest: &'a str,
 }
 
-/// Reason why a path does not name a target. The client must change the path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// Reason why a path or host does not name a target. The client must change it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// Not one of the three routes of core v1 (C1, C2).
     #[error("the server could not find the requested resource")]
@@ -52,6 +55,12 @@ pub enum TargetError {
     /// Escapes before `/proxy` that do not decode to UTF-8.
     #[error("the path before /proxy is not percent-encoded UTF-8")]
     NotUtf8,
+    /// Host of a URL below `svc` or `pod` that does not name a service or pod.
+    #[error(
+        "invalid host {}; use NAME.NAMESPACE.svc or NAME.NAMESPACE.pod, with a port from 1 to 65535",
+        GoQuoted(.0)
+    )]
+    Host(String),
 }
 
 impl<'a> Target<'a> {
@@ -101,7 +110,7 @@ impl<'a> Target<'a> {
     pub fn is_named_by(path: &str) -> bool {
         match Target::parse(path) {
             Ok(_) => true,
-            Err(TargetError::NoRoute) => false,
+            Err(TargetError::NoRoute | TargetError::Host(_)) => false,
             // They are found before the segment that tells these paths from others.
             Err(TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8) => {
                 path.split('/').any(|segment| segment == "proxy")
@@ -157,12 +166,20 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Returns true if the target has a host of its own, below which the whole path is its own.
+    pub fn is_host(&self) -> bool {
+        self.prefix.is_empty()
+    }
+
     /// Returns the path after `/proxy` for the endpoint: the bytes as received,
     /// unless `decoding` applies to them, with dot segments, including those spelled `%2e`,
-    /// resolved below the root (C25 to C27).
+    /// resolved below the root (C25 to C27). The path of a target with a host of its own is not
+    /// changed.
     pub fn sub_path(&self, decoding: SubPathDecoding) -> Cow<'a, str> {
         if self.rest.is_empty() {
             Cow::Borrowed("/")
+        } else if self.is_host() {
+            Cow::Borrowed(self.rest)
         } else {
             path::endpoint_path(self.rest, decoding)
         }

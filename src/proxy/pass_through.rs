@@ -5,7 +5,6 @@ mod identity;
 mod proven;
 mod watch;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +19,8 @@ use crate::apiservers::{ApiServers, Credential};
 use crate::authenticate::{Authenticator, DelegatedCaller, Peer};
 use crate::config::CertificateCallers;
 use crate::forward::{
-    ApiForwarder, ApiRequest, ApiResponse, OutgoingBody, Tunnel, Upgrade, UpgradeOutcome,
-    UpstreamBody, UpstreamRequest,
+    ApiForwarder, ApiRequest, ApiResponse, Tunnel, Upgrade, UpgradeOutcome, UpstreamBody,
+    UpstreamRequest,
 };
 use crate::http::{FORWARDED_FOR, Interim, MAX_HEADERS, Request, RequestBody, remove_hop_by_hop};
 use crate::model::Identity;
@@ -128,16 +127,11 @@ impl Proxy {
         head.headers.insert(AUDIT_ID, record.audit_id.clone());
 
         let body = std::mem::replace(body, RequestBody::Empty);
-        let has_body = !matches!(body, RequestBody::Empty);
-        record.received = has_body.then(Rc::<Cell<u64>>::default);
+        let body = self.outgoing_body(body, record);
         let request = ApiRequest {
             request: UpstreamRequest {
                 head,
-                body: record.received.clone().map(|received| OutgoingBody {
-                    body,
-                    received,
-                    trailers: self.trailer_filter(),
-                }),
+                body,
                 interim: None,
             },
             credential: presented.credential,

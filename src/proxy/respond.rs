@@ -55,6 +55,19 @@ pub(super) fn error_response(
         StatusCode::UNAUTHORIZED => {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            headers.insert(
+                header::PROXY_AUTHENTICATE,
+                HeaderValue::from_static("Bearer"),
+            );
+            // Clients that know no tokens take it as the password.
+            headers.append(
+                header::PROXY_AUTHENTICATE,
+                HeaderValue::from_static("Basic realm=\"kube-bastion\""),
+            );
+            // What follows a request without credentials is not read.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         StatusCode::FORBIDDEN => {
             headers.insert(
                 header::X_CONTENT_TYPE_OPTIONS,
@@ -239,6 +252,17 @@ fn status(error: &ProxyError) -> Status {
             message: error.to_string(),
         }]),
         ProxyError::Authenticate(AuthenticationError::Unauthenticated(_)) => Status::unauthorized(),
+        ProxyError::ProxyUnauthenticated(error) => {
+            let status = Status::proxy_authentication_required();
+            match error {
+                CredentialError::Certificate(error) => status.with_causes(vec![Cause {
+                    reason: CauseReason::ClientCertificate,
+                    message: error.to_string(),
+                }]),
+                _ => status,
+            }
+        }
+        ProxyError::HttpsUrl => Status::bad_request(message()),
         ProxyError::Authenticate(AuthenticationError::Impersonation(_)) => {
             Status::bad_request(message())
         }
@@ -252,7 +276,10 @@ fn status(error: &ProxyError) -> Status {
         }
         ProxyError::Target(TargetError::NoRoute) => Status::route_not_found(),
         ProxyError::Target(
-            TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8,
+            TargetError::EncodedSlash
+            | TargetError::TooLong(_)
+            | TargetError::NotUtf8
+            | TargetError::Host(_),
         ) => Status::bad_request(message()),
         ProxyError::Authorize(AuthorizationError::Forbidden(denial)) => Status::forbidden(
             denial.group,

@@ -8,12 +8,13 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::Stages;
+use super::{Stages, forward_proxy};
 use crate::authenticate::{AuthenticationError, Peer};
 use crate::authorize::AuthorizationError;
 use crate::client_connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::Tunnel;
+use crate::http::RequestTarget;
 use crate::model::target::TargetError;
 use crate::model::{ClientAddress, Target, Verb};
 use crate::telemetry::Record;
@@ -41,8 +42,8 @@ pub(super) struct Grant {
     credentials: HeaderMap,
     websocket: bool,
     verb: Verb,
-    /// Path up to and including `/proxy`.
-    path: String,
+    /// Target without the path that the endpoint sees.
+    target: RequestTarget,
 }
 
 /// Result of a check that did not confirm the grant.
@@ -79,13 +80,18 @@ impl Grant {
         websocket: bool,
         verb: Verb,
         target: &Target<'_>,
+        request: &RequestTarget,
     ) -> Self {
         Self {
             peer: peer.clone(),
             credentials,
             websocket,
             verb,
-            path: target.prefix.to_owned(),
+            target: if target.is_host() {
+                request.without_path()
+            } else {
+                RequestTarget::from_valid_path(target.prefix)
+            },
         }
     }
 
@@ -94,12 +100,20 @@ impl Grant {
         let Stages {
             authenticator,
             authorizer,
+            cluster_domain,
             ..
         } = stages;
+        let target = forward_proxy::parse_target(&self.target, cluster_domain)?;
         // A copy, because authentication strips the credentials from the headers.
-        let caller = authenticator
-            .authenticate(&mut self.credentials.clone(), &self.peer, self.websocket)
-            .await?;
+        let mut credentials = self.credentials.clone();
+        let (headers, peer) = (&mut credentials, &self.peer);
+        let caller = if target.is_host() {
+            authenticator.authenticate_proxy(headers, peer).await?
+        } else {
+            authenticator
+                .authenticate(headers, peer, self.websocket)
+                .await?
+        };
         let client = ClientAddress::from(self.peer.client);
         let identity = match caller.impersonates {
             None => caller.identity,
@@ -109,7 +123,6 @@ impl Grant {
                     .await?
             }
         };
-        let target = Target::parse(&self.path)?;
         authorizer
             .authorize(&identity, self.verb, &target, client)
             .await?;

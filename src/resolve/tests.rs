@@ -27,7 +27,10 @@ fn resolver_with(pod_less: bool, objects: Vec<Object>) -> (Resolver, Writer) {
 /// Resolves a path as a cluster administrator. Returns transport and addresses, or the error.
 async fn resolve_path(resolver: &Resolver, path: &str) -> Result<String, String> {
     let path = format!("/api/v1/{path}/proxy/");
-    let target = Target::parse(&path).unwrap();
+    resolve_target(resolver, &Target::parse(&path).unwrap()).await
+}
+
+async fn resolve_target(resolver: &Resolver, target: &Target<'_>) -> Result<String, String> {
     let admin = Arc::new(Identity::new(
         "m",
         "",
@@ -43,7 +46,7 @@ async fn resolve_path(resolver: &Resolver, path: &str) -> Result<String, String>
     };
     let client = IpAddr::from([192, 0, 2, 1]).into();
     let permit = authorize
-        .authorize(&admin, Verb::Get, &target, client)
+        .authorize(&admin, Verb::Get, target, client)
         .await
         .unwrap();
     let route = resolver
@@ -111,6 +114,44 @@ async fn finds_service_port_by_number_name_or_if_it_is_the_only_one() {
     ] {
         let path = format!("namespaces/ns/services/{id}");
         check(&resolver, &[(&path, Ok(route))]).await;
+    }
+}
+
+#[tokio::test]
+async fn host_of_a_service_without_a_port_has_port_80_or_the_only_one() {
+    use AppProtocol::Unspecified;
+    let ports = &[("metrics", 9090, Unspecified), ("web", 80, Unspecified)];
+    let objects = vec![
+        service("two", ports),
+        slice(
+            "two",
+            "two",
+            &[("metrics", 9090), ("web", 8080)],
+            vec![endpoint("10.0.0.1", "p")],
+        ),
+    ];
+    let (resolver, _writer) = resolver_with(false, [services(), objects].concat());
+    for (host, expected) in [
+        ("two.ns.svc", Ok("Http 10.0.0.1:8080")),
+        ("two.ns.svc:80", Ok("Http 10.0.0.1:8080")),
+        ("two.ns.svc:9090", Ok("Http 10.0.0.1:9090")),
+        ("unnamed.ns.svc", Ok("Http 10.0.0.1:80")),
+        ("single.ns.svc.cluster.local", Ok("Https 10.0.0.1:8443")),
+        (
+            "unnamed.ns.svc:80",
+            Err(r#"no service port 80 found for service "unnamed""#),
+        ),
+        // Neither of its ports is 80.
+        (
+            "named.ns.svc",
+            Err(r#"no endpoints available for service "named""#),
+        ),
+        ("p.ns.pod:81", Ok("Http 10.0.0.1:81")),
+    ] {
+        let target = Target::from_authority(host, "/", "cluster.local");
+        let found = resolve_target(&resolver, &target.unwrap().unwrap()).await;
+        let found = found.as_deref().map_err(|error| &**error);
+        assert_eq!(found, expected, "{host}");
     }
 }
 

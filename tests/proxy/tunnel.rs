@@ -18,11 +18,20 @@ struct OpenTunnel {
 
 impl OpenTunnel {
     async fn new(bed: &TestBed, token: &str) -> Result<Self> {
+        let target = format!("{PREFIX}/");
+        Self::open(bed, &target, &format!("Authorization: Bearer {token}")).await
+    }
+
+    /// Opens a tunnel to the pod through the bastion as an HTTP proxy.
+    async fn through_proxy(bed: &TestBed, token: &str) -> Result<Self> {
+        let credentials = format!("Proxy-Authorization: Bearer {token}");
+        Self::open(bed, "http://p.default.pod/", &credentials).await
+    }
+
+    async fn open(bed: &TestBed, target: &str, credentials: &str) -> Result<Self> {
         let mut client = bed.client().await?;
         let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
-        let head = format!(
-            "GET {PREFIX}/ HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{upgrade}\r\n"
-        );
+        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n{credentials}\r\n{upgrade}\r\n");
         client.write_all(head.as_bytes()).await?;
         let (mut backend, _) = bed.accept().await?;
         backend
@@ -78,6 +87,20 @@ async fn closes_tunnel_when_permission_is_revoked_and_keeps_others() -> Result<(
     std::fs::write(
         &file,
         manifests.replace("{kind: User, name: reader}", "{kind: User, name: other}"),
+    )?;
+    of_reader.wait_until_closed().await?;
+    of_admin.ensure_open().await?;
+    counts_closed(&bed, "permit_revoked").await
+}
+
+#[tokio::test]
+async fn checks_tunnels_of_proxy_clients_too() -> Result<()> {
+    let bed = TestBed::with(&SHORT_TTLS).await?;
+    let of_reader = OpenTunnel::through_proxy(&bed, "r").await?;
+    let mut of_admin = OpenTunnel::through_proxy(&bed, "t").await?;
+    std::fs::write(
+        bed.folder.path().join("tokens"),
+        "t,jane,1,\"system:masters\"\n",
     )?;
     of_reader.wait_until_closed().await?;
     of_admin.ensure_open().await?;
