@@ -199,7 +199,7 @@ mod tests {
     }
 
     /// Values that each kind of flag rejects, and a part of the message.
-    const INVALID: [(&str, &[&str], &str); 8] = [
+    const INVALID: [(&str, &[&str], &str); 9] = [
         (
             "ADDRESS",
             &[
@@ -227,6 +227,7 @@ mod tests {
         ),
         ("BOOL", &["yes", "on", "1", "True"], "use true or false"),
         ("FORMAT", &["yaml", "JSON", ""], "json"),
+        ("MODE", &["impersonate", "Reject", ""], "front-proxy"),
     ];
 
     #[test]

@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::source::{SourceFlags, path_parser, set_if_some};
 use crate::config::{
-    Config, LogFormat, TlsVersion, parse_address, parse_bool, parse_duration, parse_log_level,
-    parse_workers,
+    CertificateCallers, Config, LogFormat, TlsVersion, parse_address, parse_bool, parse_duration,
+    parse_log_level, parse_workers,
 };
 
 /// Flags of `serve` and `check`. They are named as in kube-apiserver and kube-rbac-proxy; the
@@ -213,6 +213,26 @@ pub(super) struct Settings {
     #[arg(num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     kubelet_service_account_token: Option<bool>,
 
+    /// Pass all other paths to the API servers, so that kubectl works with the bastion as its server
+    /// [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "KUBE_BASTION_API_SERVERS",
+        help_heading = "API servers"
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    api_servers: Option<bool>,
+
+    /// Means by which API servers get to know callers with client certificates [default: reject]
+    #[arg(
+        long,
+        value_name = "MODE",
+        env = "KUBE_BASTION_API_SERVER_CLIENT_CERTIFICATES",
+        help_heading = "API servers"
+    )]
+    api_server_client_certificates: Option<CertificateCallers>,
+
     /// Level of events: off, error, warn, info, debug, trace, or directives [default: info]
     #[arg(
         long,
@@ -267,6 +287,7 @@ impl Settings {
             authentication,
             authorization,
             targets,
+            api_servers,
             log,
             drain,
             ..
@@ -322,6 +343,12 @@ impl Settings {
         set_if_some(
             &mut targets.kubelet_service_account_token,
             self.kubelet_service_account_token,
+        );
+
+        set_if_some(&mut api_servers.enabled, self.api_servers);
+        set_if_some(
+            &mut api_servers.client_certificates,
+            self.api_server_client_certificates,
         );
 
         set_if_some(&mut log.level, self.log_level);

@@ -3,5 +3,5 @@
 mod kubelet;
 mod plugin;
 
-pub use kubelet::*;
+pub use kubelet::{kubectl, kubectl_reaches_containers_through_the_kubelet, reach_containers};
 pub use plugin::*;

@@ -25,6 +25,7 @@ mod fixture;
 mod kubelet;
 mod outages;
 mod packages;
+mod pass_through;
 #[path = "../support/mod.rs"]
 mod support;
 mod targets;
@@ -149,6 +150,8 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         apps::rabbitmq_management_creates_a_queue,
         apps::prometheus_answers_a_query,
         desk::kubectl_reaches_containers_through_the_kubelet,
+        pass_through::kubectl_uses_the_bastion_as_its_server,
+        pass_through::api_server_decides_on_the_credentials,
         deployed::api_accepts_the_manifests,
         deployed::pod_uses_its_service_account_and_reloads_its_token,
         deployed::sigterm_finishes_running_requests,

@@ -15,12 +15,8 @@ use crate::support::streaming_kubelet::StreamingKubelet;
 pub async fn kubectl_reaches_containers_through_the_kubelet(fixture: &mut Fixture) -> Result<()> {
     let kubelet =
         StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;
-    kubelet.set_address(SHOP, "web-1", fixture.namespace.address(11))?;
-    exec(fixture)?;
-    copy(fixture, &kubelet)?;
-    attach(fixture).await?;
-    logs(fixture, &kubelet).await?;
-    port_forward(fixture).await?;
+    let kubeconfig = fixture.cluster.admin_kubeconfig();
+    reach_containers(fixture, &kubelet, &|| kubectl(fixture, &kubeconfig)).await?;
     // The API server translates WebSockets: a kubelet without the feature gets SPDY.
     for path in ["POST /exec/", "POST /attach/", "POST /portForward/"] {
         ensure!(kubelet.count(path) > 0, "{path}: {:?}", kubelet.output());
@@ -28,21 +24,36 @@ pub async fn kubectl_reaches_containers_through_the_kubelet(fixture: &mut Fixtur
     Ok(())
 }
 
-fn kubectl(fixture: &Fixture) -> Command {
+/// Returns kubectl with a kubeconfig, in the namespace of the pods.
+pub fn kubectl(fixture: &Fixture, kubeconfig: &Path) -> Command {
     let mut command = Command::new(&fixture.cluster.kubectl);
     command
         .arg("--kubeconfig")
-        .arg(fixture.cluster.admin_kubeconfig())
+        .arg(kubeconfig)
         .args(["--namespace", SHOP]);
     command
 }
 
-fn exec(fixture: &Fixture) -> Result<()> {
+/// Uses a container of `web-1` with all commands of kubectl that need its kubelet.
+pub async fn reach_containers(
+    fixture: &Fixture,
+    kubelet: &StreamingKubelet,
+    kubectl: &impl Fn() -> Command,
+) -> Result<()> {
+    kubelet.set_address(SHOP, "web-1", fixture.namespace.address(11))?;
+    exec(kubectl)?;
+    copy(fixture, kubelet, kubectl)?;
+    attach(kubectl).await?;
+    logs(kubelet, kubectl).await?;
+    port_forward(kubectl).await
+}
+
+fn exec(kubectl: &impl Fn() -> Command) -> Result<()> {
     let script = "cat; echo failed >&2; exit 3";
     let input = tempfile::tempfile()?;
     std::io::Write::write_all(&mut &input, b"typed")?;
     std::io::Seek::rewind(&mut &input)?;
-    let output = kubectl(fixture)
+    let output = kubectl()
         .args(["exec", "-i", "web-1", "--", "sh", "-c", script])
         .stdin(Stdio::from(input))
         .output()?;
@@ -53,13 +64,17 @@ fn exec(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn copy(fixture: &Fixture, kubelet: &StreamingKubelet) -> Result<()> {
+fn copy(
+    fixture: &Fixture,
+    kubelet: &StreamingKubelet,
+    kubectl: &impl Fn() -> Command,
+) -> Result<()> {
     let folder = fixture.cluster.folder.path();
     let (sent, received) = (folder.join("sent.bin"), folder.join("received.bin"));
     let content: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[1]).collect();
     std::fs::write(&sent, &content)?;
     let run = |from: &Path, to: &Path| -> Result<()> {
-        let output = kubectl(fixture).arg("cp").arg(from).arg(to).output()?;
+        let output = kubectl().arg("cp").arg(from).arg(to).output()?;
         ensure!(output.status.success(), "{output:?}");
         Ok(())
     };
@@ -71,29 +86,27 @@ fn copy(fixture: &Fixture, kubelet: &StreamingKubelet) -> Result<()> {
     Ok(())
 }
 
-async fn attach(fixture: &Fixture) -> Result<()> {
-    let mut program = Program::start(kubectl(fixture).args(["attach", "-i", "web-1"]))?;
+async fn attach(kubectl: &impl Fn() -> Command) -> Result<()> {
+    let mut program = Program::start(kubectl().args(["attach", "-i", "web-1"]))?;
     program.write(b"attached\n")?;
     program.wait_for_line("attached").await?;
     program.finish().await
 }
 
-async fn logs(fixture: &Fixture, kubelet: &StreamingKubelet) -> Result<()> {
+async fn logs(kubelet: &StreamingKubelet, kubectl: &impl Fn() -> Command) -> Result<()> {
     kubelet.append_log(SHOP, "web-1", "c", "one\ntwo\n")?;
-    let output = kubectl(fixture)
-        .args(["logs", "--tail=1", "web-1"])
-        .output()?;
+    let output = kubectl().args(["logs", "--tail=1", "web-1"]).output()?;
     ensure!(output.stdout == b"two\n", "{output:?}");
-    let mut program = Program::start(kubectl(fixture).args(["logs", "-f", "web-1"]))?;
+    let mut program = Program::start(kubectl().args(["logs", "-f", "web-1"]))?;
     program.wait_for_line("two").await?;
     kubelet.append_log(SHOP, "web-1", "c", "three\n")?;
     program.wait_for_line("three").await?;
     Ok(())
 }
 
-async fn port_forward(fixture: &Fixture) -> Result<()> {
+async fn port_forward(kubectl: &impl Fn() -> Command) -> Result<()> {
     const PREFIX: &str = "Forwarding from ";
-    let mut command = kubectl(fixture);
+    let mut command = kubectl();
     command.args(["port-forward", "--address=127.0.0.1", "web-1", ":8080"]);
     let mut program = Program::start(&mut command)?;
     let line = program.wait_for_line(PREFIX).await?;
