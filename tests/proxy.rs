@@ -1,6 +1,8 @@
 //! Behavior on the wire: a bastion with the manifests source before an endpoint that a test plays
 //! byte by byte.
 
+#[path = "proxy/api_servers.rs"]
+mod api_servers;
 #[path = "proxy/certificates.rs"]
 mod certificates;
 #[path = "proxy/endpoint_tls.rs"]

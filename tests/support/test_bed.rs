@@ -44,8 +44,17 @@ impl TestBed {
         Self::configured("", settings, &[]).await
     }
 
+    /// Starts a test bed with further sections of the configuration.
+    pub async fn with_sections(sections: &str) -> Result<Self> {
+        Self::start("", "", sections, &[]).await
+    }
+
     /// Starts a test bed with further settings of `serving` and `upstream`.
     pub async fn configured(settings: &str, upstream: &str, flags: &[&str]) -> Result<Self> {
+        Self::start(settings, upstream, "", flags).await
+    }
+
+    async fn start(settings: &str, upstream: &str, sections: &str, flags: &[&str]) -> Result<Self> {
         kube_bastion::tls::install_provider();
         let folder = tempfile::tempdir()?;
         let at = |name: &str| folder.path().join(name);
@@ -66,7 +75,7 @@ serving: {{tlsCertFile: {}, tlsPrivateKeyFile: {}, {settings}}}
 source: {{type: manifests, manifests: {{directory: {}, tokenAuthFile: {}}}}}
 targets: {{allowLoopback: true}}
 upstream: {{{upstream}}}
-",
+{sections}",
             serving.certificate.display(),
             serving.key.display(),
             at("manifests").display(),

@@ -1,0 +1,560 @@
+//! Requests that pass to several API servers, which a test plays: failover, retries, credentials.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use nix::sys::signal::Signal;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::Value;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::client::{tls, tls_with_alpn};
+use crate::support::eventually;
+use crate::support::pki::{Ca, Pair};
+use crate::support::test_bed::TestBed;
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Request that a server received.
+#[derive(Clone, Debug)]
+struct Received {
+    method: Method,
+    path: String,
+    version: Version,
+    headers: HeaderMap,
+    body: Bytes,
+    connection: usize,
+}
+
+/// Reaction to a request.
+enum Act {
+    Respond(u16, &'static [(&'static str, &'static str)], Bytes),
+    /// Sends a part of a body, and leaves it open.
+    Stream(&'static str),
+    /// Closes the connection.
+    Break,
+}
+
+fn ok(text: &'static str) -> Act {
+    Act::Respond(200, &[], text.into())
+}
+
+/// Headers of the response of a server that shuts down.
+const SHUTTING_DOWN: &[(&str, &str)] = &[
+    ("content-type", "text/plain; charset=utf-8"),
+    ("retry-after", "5"),
+];
+
+type Script = dyn Fn(&Received) -> Act + Send + Sync;
+
+/// API server of a test. Dropping it closes its listener and its connections.
+struct Server {
+    address: SocketAddr,
+    received: Arc<Mutex<Vec<Received>>>,
+    script: Arc<Mutex<Arc<Script>>>,
+    task: AbortHandle,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Server {
+    async fn start(
+        pair: &Pair,
+        script: impl Fn(&Received) -> Act + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let received = Arc::<Mutex<Vec<Received>>>::default();
+        let script: Arc<Script> = Arc::new(script);
+        let script = Arc::new(Mutex::new(script));
+        let accept = accept(
+            listener,
+            acceptor(pair)?,
+            Arc::clone(&received),
+            Arc::clone(&script),
+        );
+        Ok(Self {
+            address,
+            received,
+            script,
+            task: tokio::spawn(accept).abort_handle(),
+        })
+    }
+
+    fn play(&self, script: impl Fn(&Received) -> Act + Send + Sync + 'static) {
+        *self.script.lock().unwrap() = Arc::new(script);
+    }
+
+    /// Requests so far, without health checks.
+    fn received(&self) -> Vec<Received> {
+        let received = self.received.lock().unwrap();
+        let is_probe = |received: &&Received| received.path == "/readyz";
+        received
+            .iter()
+            .filter(|received| !is_probe(received))
+            .cloned()
+            .collect()
+    }
+}
+
+fn acceptor(pair: &Pair) -> Result<TlsAcceptor> {
+    let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(&pair.key)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_no_client_auth().with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    received: Arc<Mutex<Vec<Received>>>,
+    script: Arc<Mutex<Arc<Script>>>,
+) {
+    let mut connections = JoinSet::new();
+    let mut number = 0;
+    while let Ok((stream, _)) = listener.accept().await {
+        number += 1;
+        let (tls, received, script) = (tls.clone(), Arc::clone(&received), Arc::clone(&script));
+        connections.spawn(async move {
+            let Ok(stream) = tls.accept(stream).await else {
+                return;
+            };
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let (broken, mut breaks) = tokio::sync::mpsc::channel::<()>(1);
+            let service = service_fn(move |request| {
+                respond(
+                    request,
+                    number,
+                    Arc::clone(&received),
+                    Arc::clone(&script),
+                    broken.clone(),
+                )
+            });
+            let stream = TokioIo::new(stream);
+            let served = async {
+                if is_http2 {
+                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(stream, service).await;
+                } else {
+                    let builder = hyper::server::conn::http1::Builder::new();
+                    let _ = builder.serve_connection(stream, service).await;
+                }
+            };
+            tokio::select! {
+                () = served => {}
+                _ = breaks.recv() => {}
+            }
+        });
+    }
+}
+
+async fn respond(
+    request: Request<Incoming>,
+    connection: usize,
+    received: Arc<Mutex<Vec<Received>>>,
+    script: Arc<Mutex<Arc<Script>>>,
+    broken: tokio::sync::mpsc::Sender<()>,
+) -> Result<Response<Body>, Infallible> {
+    let (head, body) = request.into_parts();
+    let body = body
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes);
+    let request = Received {
+        method: head.method,
+        path: head.uri.path().into(),
+        version: head.version,
+        headers: head.headers,
+        body: body.unwrap_or_default(),
+        connection,
+    };
+    received.lock().unwrap().push(request.clone());
+    let script = Arc::clone(&script.lock().unwrap());
+    let act = match script(&request) {
+        Act::Respond(429, headers, _) if request.path == "/readyz" && headers == SHUTTING_DOWN => {
+            Act::Respond(500, &[], "[-]shutdown failed".into())
+        }
+        _ if request.path == "/readyz" => ok("ok"),
+        act => act,
+    };
+    let full = |bytes| {
+        Full::new(bytes)
+            .map_err(|never: Infallible| match never {})
+            .boxed_unsync()
+    };
+    Ok(match act {
+        Act::Respond(status, headers, body) => {
+            let mut response = Response::builder().status(status);
+            for (name, value) in headers {
+                response = response.header(*name, *value);
+            }
+            response.body(full(body)).unwrap()
+        }
+        Act::Stream(part) => {
+            let first =
+                futures::stream::iter([Ok(Frame::data(Bytes::from_static(part.as_bytes())))]);
+            let rest = futures::stream::pending();
+            let body = StreamBody::new(futures::StreamExt::chain(first, rest));
+            Response::builder()
+                .header("content-type", "application/json")
+                .body(body.boxed_unsync())
+                .unwrap()
+        }
+        Act::Break => {
+            let _ = broken.send(()).await;
+            std::future::pending().await
+        }
+    })
+}
+
+/// Bastion in front of two servers.
+struct Setting {
+    bed: TestBed,
+    servers: [Server; 2],
+}
+
+impl Setting {
+    async fn new(
+        first: impl Fn(&Received) -> Act + Send + Sync + 'static,
+        second: impl Fn(&Received) -> Act + Send + Sync + 'static,
+    ) -> Result<Self> {
+        kube_bastion::tls::install_provider();
+        let folder = tempfile::tempdir()?;
+        let ca = Ca::new(folder.path(), "api-ca")?;
+        let pair = ca.server(folder.path(), "api", &["kubernetes.default.svc"])?;
+        let servers = [
+            Server::start(&pair, first).await?,
+            Server::start(&pair, second).await?,
+        ];
+        let addresses = servers.iter().map(|server| server.address);
+        let bed = TestBed::with_api_servers(addresses, &ca.file).await?;
+        Ok(Self { bed, servers })
+    }
+
+    async fn send(&self, request: Request<&'static str>) -> Result<Response<Bytes>> {
+        self.send_with("t", request).await
+    }
+
+    /// Sends a request over HTTP/2 on a connection of its own.
+    async fn send_with(
+        &self,
+        token: &str,
+        request: Request<&'static str>,
+    ) -> Result<Response<Bytes>> {
+        let stream =
+            tls_with_alpn(self.bed.bastion.secure, &self.bed.ca.file, None, &[b"h2"]).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await?;
+        tokio::spawn(connection);
+        let (mut head, body) = request.into_parts();
+        head.uri = format!("https://bastion.test{}", head.uri).parse()?;
+        head.headers
+            .insert("authorization", format!("Bearer {token}").parse()?);
+        let request = Request::from_parts(head, Full::new(Bytes::from_static(body.as_bytes())));
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
+    }
+
+    /// Sends requests until the token has connections that are shared.
+    async fn prove_token(&self) -> Result<()> {
+        for server in &self.servers {
+            eventually("a request over HTTP/2", async || {
+                self.send(get("/version")).await?;
+                Ok(server
+                    .received()
+                    .iter()
+                    .any(|received| received.version == Version::HTTP_2))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    fn counts(&self) -> [usize; 2] {
+        [0, 1].map(|index: usize| self.servers[index].received().len())
+    }
+}
+
+fn get(path: &str) -> Request<&'static str> {
+    Request::get(path).body("").unwrap()
+}
+
+const APPLY: &str = "application/apply-patch+yaml";
+
+#[tokio::test]
+async fn requests_alternate_between_servers_as_their_caller() -> Result<()> {
+    let setting = Setting::new(|_| ok("a"), |_| ok("b")).await?;
+    for _ in 0..10 {
+        let request = Request::get("/api/v1/nodes?limit=5")
+            .header("x-forwarded-for", "192.0.2.9")
+            .header("x-real-ip", "192.0.2.9")
+            .header("x-remote-user", "admin")
+            .header("impersonate-user", "jane")
+            .header("accept", "application/vnd.kubernetes.protobuf")
+            .body("")?;
+        setting.send(request).await?;
+    }
+    ensure!(setting.counts() == [5, 5], "{:?}", setting.counts());
+    for received in setting.servers.iter().flat_map(Server::received) {
+        let header = |name: &str| {
+            received
+                .headers
+                .get(name)
+                .map(|value| value.to_str().unwrap())
+        };
+        ensure!(header("authorization") == Some("Bearer t"));
+        ensure!(header("x-forwarded-for") == Some("127.0.0.1"));
+        ensure!(header("x-real-ip").is_none() && header("x-remote-user").is_none());
+        ensure!(header("impersonate-user") == Some("jane"));
+        ensure!(header("accept") == Some("application/vnd.kubernetes.protobuf"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rejected_tokens_never_share_a_connection_with_valid_ones() -> Result<()> {
+    let script = |received: &Received| match received.headers.get("authorization") {
+        Some(token) if token == "Bearer t" => ok(""),
+        _ => Act::Respond(401, &[], Bytes::new()),
+    };
+    let setting = Setting::new(script, script).await?;
+    setting.prove_token().await?;
+    for _ in 0..5 {
+        let rejected = setting.send_with("bad", get("/version")).await?;
+        ensure!(rejected.status() == 401);
+        ensure!(setting.send(get("/version")).await?.status() == 200);
+    }
+    for server in &setting.servers {
+        let received = server.received();
+        for rejected in received
+            .iter()
+            .filter(|received| received.headers["authorization"] == "Bearer bad")
+        {
+            ensure!(rejected.version == Version::HTTP_11);
+            let shares = received.iter().any(|other| {
+                other.connection == rejected.connection && other.version == Version::HTTP_2
+            });
+            ensure!(!shares, "{rejected:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_of_a_server_that_shuts_down_go_to_another() -> Result<()> {
+    let setting = Setting::new(|_| ok("a"), |_| ok("b")).await?;
+    setting.prove_token().await?;
+    setting.servers[0].play(|_| {
+        Act::Respond(
+            429,
+            SHUTTING_DOWN,
+            "The apiserver is shutting down, please try again later.\n".into(),
+        )
+    });
+    let before = setting.counts()[0];
+    for method in [Method::POST, Method::GET, Method::DELETE, Method::POST] {
+        let request = Request::builder()
+            .method(method)
+            .uri("/api/v1/pods")
+            .body("{}")?;
+        let response = setting.send(request).await?;
+        ensure!(
+            response.status() == 200 && response.body() == "b",
+            "{response:?}"
+        );
+    }
+    let after = setting.counts()[0] - before;
+    ensure!(after <= 1, "{after} requests of a server that shuts down");
+    let last = setting.servers[1].received().pop().context("no request")?;
+    ensure!(last.body == "{}", "{last:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn other_429s_pass_and_set_no_server_aside() -> Result<()> {
+    let script = |_: &Received| {
+        Act::Respond(
+            429,
+            &[("content-type", "application/json"), ("retry-after", "10")],
+            r#"{"kind":"Status","code":429,"reason":"TooManyRequests"}"#.into(),
+        )
+    };
+    let setting = Setting::new(script, script).await?;
+    for _ in 0..50 {
+        let eviction = Request::post("/api/v1/namespaces/default/pods/p/eviction").body("{}")?;
+        let response = setting.send(eviction).await?;
+        ensure!(response.status() == 429 && response.headers()["retry-after"] == "10");
+    }
+    ensure!(setting.counts() == [25, 25], "{:?}", setting.counts());
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_of_a_broken_server_are_repeated_if_that_has_no_effect() -> Result<()> {
+    let setting = Setting::new(|_| ok("a"), |_| ok("b")).await?;
+    setting.prove_token().await?;
+    setting.servers[0].play(|_| Act::Break);
+    let apply = || {
+        Request::patch("/api/v1/namespaces/default/configmaps/c?fieldManager=m")
+            .header("content-type", APPLY)
+            .body("data: {a: b}")
+    };
+    for _ in 0..4 {
+        for request in [get("/api/v1/pods"), apply()?] {
+            let response = setting.send(request).await?;
+            ensure!(
+                response.status() == 200 && response.body() == "b",
+                "{response:?}"
+            );
+        }
+    }
+    let applied = setting.servers[1].received();
+    let applied = applied
+        .iter()
+        .filter(|received| received.method == Method::PATCH);
+    let bodies: Vec<_> = applied.map(|received| received.body.clone()).collect();
+    ensure!(
+        bodies == vec![Bytes::from_static(b"data: {a: b}"); 4],
+        "{bodies:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn other_writes_in_flight_on_a_broken_server_are_not_repeated() -> Result<()> {
+    let setting = Setting::new(|_| ok("a"), |_| ok("b")).await?;
+    setting.prove_token().await?;
+    setting.servers[0].play(|_| Act::Break);
+    let (before, mut interrupted) = (setting.counts()[1], 0);
+    for _ in 0..6 {
+        let created = Request::post("/api/v1/namespaces/default/pods").body("{}")?;
+        let response = setting.send(created).await?;
+        if response.status() == 503 {
+            let status: Value = serde_json::from_slice(response.body())?;
+            let message = status["message"].as_str().unwrap_or_default();
+            ensure!(message.contains("may have been carried out"), "{status}");
+            ensure!(!response.headers().contains_key("retry-after"));
+            interrupted += 1;
+        }
+    }
+    ensure!(interrupted > 0);
+    ensure!(setting.counts()[1] - before == 6 - interrupted);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_server_requests_get_503_immediately() -> Result<()> {
+    let setting = Setting::new(|_| ok("a"), |_| ok("b")).await?;
+    setting
+        .servers
+        .iter()
+        .for_each(|server| server.task.abort());
+    for _ in 0..20 {
+        let response = setting.send(get("/version")).await?;
+        let status: Value = serde_json::from_slice(response.body())?;
+        ensure!(
+            response.status() == StatusCode::SERVICE_UNAVAILABLE,
+            "{status}"
+        );
+        ensure!(response.headers()["retry-after"] == "1", "{response:?}");
+        ensure!(status["kind"] == "Status" && status["reason"] == "ServiceUnavailable");
+        for server in &setting.servers {
+            let message = status["message"].as_str().unwrap_or_default();
+            ensure!(message.contains(&server.address.to_string()), "{status}");
+        }
+    }
+    Ok(())
+}
+
+/// Reads a watch over HTTP/1.1 until it ends. Returns what was received, and true for a clean end.
+async fn watch(
+    setting: &Setting,
+    part: &str,
+    end: impl FnOnce(&Setting) -> Result<()>,
+) -> Result<bool> {
+    let mut stream = tls(setting.bed.bastion.secure, &setting.bed.ca.file, None).await?;
+    let head = "GET /api/v1/pods?watch=true HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer t\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await?;
+    let mut received = Vec::new();
+    while !String::from_utf8_lossy(&received).contains(part) {
+        let read = stream.read_buf(&mut received).await?;
+        ensure!(read > 0, "{}", String::from_utf8_lossy(&received));
+    }
+    end(setting)?;
+    // A cut may be a reset.
+    while stream
+        .read_buf(&mut received)
+        .await
+        .is_ok_and(|read| read > 0)
+    {}
+    Ok(received.ends_with(b"0\r\n\r\n"))
+}
+
+#[tokio::test]
+async fn watch_of_a_dead_server_is_cut() -> Result<()> {
+    let setting = Setting::new(|_| Act::Stream("{}\n"), |_| Act::Stream("{}\n")).await?;
+    let is_clean = watch(&setting, "{}\n", |setting| {
+        setting
+            .servers
+            .iter()
+            .for_each(|server| server.task.abort());
+        Ok(())
+    });
+    ensure!(!is_clean.await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn watches_end_with_the_drain_cleanly_behind_a_whole_event() -> Result<()> {
+    for (part, expected) in [("{\"a\": 1}\n", true), ("{\"a\": ", false)] {
+        let setting = Setting::new(move |_| Act::Stream(part), move |_| Act::Stream(part)).await?;
+        let is_clean = watch(&setting, part, |setting| {
+            setting.bed.bastion.signal(Signal::SIGTERM)
+        });
+        ensure!(is_clean.await? == expected, "{part}");
+    }
+    Ok(())
+}
+
+impl TestBed {
+    /// Starts a test bed that passes requests to API servers, whose certificates are of a CA.
+    async fn with_api_servers(
+        addresses: impl Iterator<Item = SocketAddr>,
+        ca: &Path,
+    ) -> Result<Self> {
+        let servers: Vec<_> = addresses
+            .map(|address| format!("{{address: '{address}'}}"))
+            .collect();
+        let more = format!(
+            "apiServers: {{enabled: true, servers: [{}], certificateAuthority: {}}}\n\
+             drain: {{timeout: 2s}}\n",
+            servers.join(", "),
+            ca.display()
+        );
+        Self::with_sections(&more).await
+    }
+}
