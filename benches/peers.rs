@@ -139,6 +139,7 @@ async fn bench(settings: &Settings) -> Result<Vec<Outcome>> {
 struct Peers {
     proxies: Vec<Peer>,
     apiserver: Peer,
+    to_api_server: Vec<Peer>,
     services: Vec<Peer>,
     endpoints: Vec<Peer>,
 }
@@ -158,6 +159,7 @@ impl Peers {
         Ok(Self {
             proxies: peer::start_all(stage, settings).await?,
             apiserver: peer::apiserver(stage).await?,
+            to_api_server: peer::to_api_server(stage).await?,
             services: grown(Growth::Services).await?,
             endpoints: grown(Growth::Endpoints).await?,
         })
@@ -165,6 +167,7 @@ impl Peers {
 
     fn of(&self, measure: Measure, with_apiserver: bool) -> impl Iterator<Item = &Peer> {
         let peers = match measure {
+            Measure::PassThrough { .. } => &self.to_api_server,
             Measure::Index(Growth::Services) => &self.services,
             Measure::Index(Growth::Endpoints) => &self.endpoints,
             _ => &self.proxies,

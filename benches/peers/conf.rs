@@ -90,6 +90,48 @@ http {{
     write(folder, &format!("nginx-{port}.conf"), &text)
 }
 
+/// Writes the configuration of HAProxy in front of the API server: with TLS on both sides, or with
+/// the bytes of a connection as they are.
+pub fn haproxy_to_api_server(
+    folder: &Path,
+    port: u16,
+    serving: &Pair,
+    api_server: &str,
+    ca: &Path,
+    tcp: bool,
+) -> Result<PathBuf> {
+    let both = fs::read_to_string(&serving.certificate)? + &fs::read_to_string(&serving.key)?;
+    let pem = write(folder, "haproxy.pem", &both)?;
+    let (mode, bind, server) = if tcp {
+        ("tcp", String::new(), String::new())
+    } else {
+        (
+            "http",
+            format!(" ssl crt {} alpn h2,http/1.1", pem.display()),
+            format!(
+                " ssl verify required ca-file {} alpn h2,http/1.1",
+                ca.display()
+            ),
+        )
+    };
+    let text = format!(
+        "global
+  nbthread 2
+defaults
+  mode {mode}
+  timeout connect 5s
+  timeout client 5m
+  timeout server 5m
+frontend f
+  bind 127.0.0.1:{port}{bind}
+  default_backend b
+backend b
+  server s {api_server}{server}
+"
+    );
+    write(folder, &format!("haproxy-{port}.cfg"), &text)
+}
+
 /// Writes the configuration of HAProxy.
 pub fn haproxy(
     folder: &Path,

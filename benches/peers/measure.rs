@@ -28,6 +28,11 @@ pub fn measure(stage: &Stage, peer: &Peer, what: Measure, seconds: u64) -> Resul
             version,
             connections,
             streams,
+        }
+        | Measure::PassThrough {
+            version,
+            connections,
+            streams,
         } => {
             let load = ClosedLoop {
                 version,

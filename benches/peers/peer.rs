@@ -13,7 +13,7 @@ use crate::stage::{SMALL, Stage};
 use crate::support::bastion::Bastion;
 use crate::support::client::Client;
 use crate::support::eventually;
-use crate::workloads::{APISERVER, BASELINE, BASTION, HAPROXY, NGINX};
+use crate::workloads::{APISERVER, BASELINE, BASTION, HAPROXY, HAPROXY_TCP, NGINX};
 
 /// One proxy.
 pub struct Peer {
@@ -41,9 +41,9 @@ impl Peer {
 /// Returns an error if one of them does not.
 pub async fn start_all(stage: &Stage, settings: &Settings) -> Result<Vec<Peer>> {
     let own = Path::new(env!("CARGO_BIN_EXE_kube-bastion"));
-    let mut peers = vec![bastion(stage, BASTION, own)?];
+    let mut peers = vec![bastion(stage, BASTION, own, &[])?];
     if let Some(baseline) = &settings.baseline {
-        peers.push(bastion(stage, BASELINE, baseline)?);
+        peers.push(bastion(stage, BASELINE, baseline, &[])?);
     }
     peers.push(haproxy(stage)?);
     peers.push(nginx(stage)?);
@@ -69,10 +69,36 @@ pub async fn apiserver(stage: &Stage) -> Result<Peer> {
     Ok(peer)
 }
 
-fn bastion(stage: &Stage, name: &'static str, binary: &Path) -> Result<Peer> {
+/// Starts the proxies in front of the API server.
+///
+/// # Errors
+/// Returns an error if one of them does not reach it.
+pub async fn to_api_server(stage: &Stage) -> Result<Vec<Peer>> {
+    // The suffix of paths becomes a query, which the API server ignores.
+    let prefix = "/version?";
+    let own = Path::new(env!("CARGO_BIN_EXE_kube-bastion"));
+    let mut peers = vec![bastion(stage, BASTION, own, &["--api-servers"])?];
+    for (name, tcp) in [(HAPROXY, false), (HAPROXY_TCP, true)] {
+        let port = free_port()?;
+        let server = stage.cluster.server.trim_start_matches("https://");
+        let ca = &stage.cluster.ca.file;
+        let file =
+            conf::haproxy_to_api_server(stage.folder(), port, &stage.serving, server, ca, tcp)?;
+        let server = Server::start(Command::new("haproxy").arg("-f").arg(file))?;
+        peers.push(plain_peer(name, port, server));
+    }
+    for peer in &mut peers {
+        peer.prefix = prefix.into();
+        reach(stage, peer).await?;
+    }
+    Ok(peers)
+}
+
+fn bastion(stage: &Stage, name: &'static str, binary: &Path, more: &[&str]) -> Result<Peer> {
     let mut command = Command::new(binary);
     command
         .arg("serve")
+        .args(more)
         .arg(format!("--kubeconfig={}", stage.kubeconfig.display()))
         .arg(format!(
             "--tls-cert-file={}",

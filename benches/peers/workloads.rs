@@ -26,6 +26,12 @@ pub enum Measure {
     Latency(Version),
     /// Resident memory per open connection.
     Memory(Held),
+    /// CPU time per small request that passes to the API server, in a closed loop.
+    PassThrough {
+        version: Version,
+        connections: u32,
+        streams: u32,
+    },
     /// CPU time per small request of bastions with indexes of different sizes.
     Index(Growth),
 }
@@ -38,7 +44,9 @@ impl Measure {
     /// Name and unit of the figure.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::Small { .. } | Self::Body(_) | Self::Index(_) => "CPU µs/request",
+            Self::Small { .. } | Self::PassThrough { .. } | Self::Body(_) | Self::Index(_) => {
+                "CPU µs/request"
+            }
             Self::Handshake { .. } => "CPU µs/connection",
             Self::Latency(_) => "p99 µs",
             Self::Memory(_) => "KiB/connection",
@@ -102,6 +110,7 @@ pub enum Goal {
 pub const BASTION: &str = "kube-bastion";
 pub const BASELINE: &str = "baseline";
 pub const HAPROXY: &str = "HAProxy";
+pub const HAPROXY_TCP: &str = "HAProxy (TCP)";
 pub const NGINX: &str = "nginx";
 pub const APISERVER: &str = "kube-apiserver";
 pub const SMALL_INDEX: &str = "10 services x 3";
@@ -112,7 +121,7 @@ pub const MANY_ENDPOINTS: &str = "10 services, 5,000";
 /// with both.
 pub const APISERVER_GOAL: f64 = 25.0;
 
-pub const WORKLOADS: [Workload; 13] = [
+pub const WORKLOADS: [Workload; 15] = [
     Workload {
         title: "HTTP/1.1 small, 64 connections",
         measure: Measure::Small {
@@ -189,6 +198,26 @@ pub const WORKLOADS: [Workload; 13] = [
         title: "memory of a stalled download",
         measure: Measure::Memory(Held::Stalled),
         goal: Goal::Figure(256.0),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "pass-through to the API server, HTTP/1.1",
+        measure: Measure::PassThrough {
+            version: Version::Http1,
+            connections: 16,
+            streams: 1,
+        },
+        goal: Goal::Ratio(1.0),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "pass-through to the API server, HTTP/2",
+        measure: Measure::PassThrough {
+            version: Version::Http2,
+            connections: 4,
+            streams: 8,
+        },
+        goal: Goal::Ratio(1.0),
         with_apiserver: false,
     },
     Workload {
