@@ -146,4 +146,5 @@ fn host_port(host: &str, port: u16) -> String {
     }
 }
 
-//TESTS
+#[cfg(test)]
+mod tests;

@@ -234,4 +234,5 @@ impl Selected {
     }
 }
 
-//TESTS
+#[cfg(test)]
+mod tests;

@@ -206,4 +206,5 @@ fn header(text: &str) -> Result<HeaderValue, CredentialsError> {
     Ok(value)
 }
 
-//TESTS
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ pub enum ConnectError {
     Timeout { server: String },
     #[error("cannot connect to the server {server}")]
     Connect { server: String, source: io::Error },
-    #[error("cannot connect to the server {server} through the proxy {proxy}: {source}")]
+    #[error("cannot connect to the server {server} through the proxy {proxy}")]
     Proxy {
         server: String,
         /// Without its credentials.
@@ -83,9 +83,11 @@ impl ConnectError {
             return Self::Handshake { server, source };
         };
         match error {
-            Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-                Self::UnknownAuthority { server }
-            }
+            // A bad signature is that of another CA of the same name; those of kubeadm are all named
+            // kubernetes.
+            Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            ) => Self::UnknownAuthority { server },
             Error::InvalidCertificate(CertificateError::NotValidForNameContext {
                 expected,
                 presented,

@@ -33,8 +33,8 @@ pub struct ProxyUrlError {
 pub enum ProxyError {
     #[error("cannot connect to the proxy: {0}")]
     Connect(io::Error),
-    #[error("the TLS handshake with the proxy failed: {0}")]
-    Tls(Box<ConnectError>),
+    #[error("the TLS handshake with the proxy failed")]
+    Tls(#[source] Box<ConnectError>),
     #[error("the proxy requires a user and a password; write them into its URL")]
     NoCredentials,
     #[error("the proxy rejects the user or the password in its URL")]

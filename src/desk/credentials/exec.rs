@@ -312,4 +312,5 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
-//TESTS
+#[cfg(test)]
+mod tests;

@@ -391,4 +391,5 @@ fn expiry(token: &str) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(since_epoch)
 }
 
-//TESTS
+#[cfg(test)]
+mod tests;
