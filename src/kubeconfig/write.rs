@@ -51,6 +51,7 @@ impl Lock {
                         lock,
                     });
                 }
+                #[expect(clippy::disallowed_methods, reason = "not on a thread with requests")]
                 Err(_) => thread::sleep(LOCK_INTERVAL),
             }
         }

@@ -229,12 +229,11 @@ impl Proxies {
         proxy: &ProxyUrl,
     ) -> Result<client::TlsStream<TcpStream>, ProxyError> {
         let of_setup = |error: super::TlsSetupError| ProxyError::Tls(Box::new(error.into()));
-        let tls = match self.tls.get() {
-            Some(tls) => tls,
-            None => {
-                let tls = ServerTls::new(&self.verification, None, None).map_err(of_setup)?;
-                self.tls.get_or_init(|| Arc::new(tls))
-            }
+        let tls = if let Some(tls) = self.tls.get() {
+            tls
+        } else {
+            let tls = ServerTls::new(&self.verification, None, None).map_err(of_setup)?;
+            self.tls.get_or_init(|| Arc::new(tls))
         };
         // A tunnel needs HTTP/1.1.
         let config = tls.config(false).await;

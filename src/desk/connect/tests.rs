@@ -450,7 +450,7 @@ fn selects_the_proxy_of_the_environment() {
     let name = |is_https, host| {
         proxies
             .proxy_for(is_https, host, 443)
-            .map(|proxy| proxy.name())
+            .map(proxy::ProxyUrl::name)
     };
     assert_eq!(
         name(true, "api.example"),
@@ -474,7 +474,7 @@ fn selects_the_proxy_of_the_environment() {
     assert_eq!(
         always
             .proxy_for(true, "localhost", 1)
-            .map(|proxy| proxy.name()),
+            .map(proxy::ProxyUrl::name),
         Some("https://[::1]:443")
     );
     assert!(!format!("{always:?}").contains("s3cr3t"));

@@ -41,26 +41,20 @@ pub(super) fn discover(mut loaded: Loaded) -> Result<Context, ContextError> {
         Some(tls) if !tls.has_name() => Some(Arc::new(tls.with_name(SERVER_NAME)?)),
         tls => tls.clone(),
     };
-    let path = loaded.context.servers[0].path.clone();
     loaded.context.servers = addresses
         .into_iter()
-        .map(|(host, port)| server(&host, port, &path, tls.as_ref(), &loaded))
+        .map(|(host, port)| server(&host, port, tls.as_ref(), &loaded))
         .collect();
     Ok(loaded.context)
 }
 
-fn server(
-    host: &str,
-    port: u16,
-    path: &str,
-    tls: Option<&Arc<ServerTls>>,
-    loaded: &Loaded,
-) -> ServerConfig {
+fn server(host: &str, port: u16, tls: Option<&Arc<ServerTls>>, loaded: &Loaded) -> ServerConfig {
     let connector = Connector::new(host, port, tls.cloned(), Arc::clone(&loaded.proxies));
     ServerConfig {
         name: connector.name().to_owned(),
         host: HeaderValue::from_str(connector.name()).ok(),
-        path: path.to_owned(),
+        // Without that of the URL, which leads to the API behind another server.
+        path: String::new(),
         connector: Arc::new(connector),
     }
 }
@@ -68,8 +62,8 @@ fn server(
 /// Asks the servers of the context, one after the other.
 async fn published(loaded: &Loaded) -> Result<Vec<(String, u16)>, String> {
     let mut failure = String::new();
-    for connector in &loaded.connectors {
-        match request_slice(connector, loaded).await {
+    for (connector, server) in loaded.connectors.iter().zip(&loaded.context.servers) {
+        match request_slice(connector, &server.path, loaded).await {
             Ok((StatusCode::OK, body)) => return addresses(&body),
             Ok((status, _)) => {
                 failure = format!(
@@ -86,13 +80,13 @@ async fn published(loaded: &Loaded) -> Result<Vec<(String, u16)>, String> {
 
 async fn request_slice(
     connector: &Connector,
+    path: &str,
     loaded: &Loaded,
 ) -> Result<(StatusCode, Bytes), String> {
     let credentials = &loaded.context.credentials;
     let authorization = credentials.authorization().await;
     let authorization = authorization.map_err(|error| error_chain(&ConnectError::from(error)))?;
-    let server = &loaded.context.servers[0];
-    let mut request = Request::get(format!("{}{SLICE}", server.path))
+    let mut request = Request::get(format!("{path}{SLICE}"))
         .header(ACCEPT, "application/json")
         .header(HOST, connector.name());
     if let Some(headers) = request.headers_mut() {

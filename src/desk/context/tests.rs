@@ -1,6 +1,8 @@
 //! Precedence of flags, kubeconfig, environment and service account, and their errors.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
@@ -90,6 +92,7 @@ fn names(loaded: &Loaded) -> Vec<&str> {
     servers.map(|server| &*server.name).collect()
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "flags are options")]
 fn some(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
@@ -358,4 +361,64 @@ fn names_the_fault_and_the_remedy() {
     );
     let error = Fixture::new(&both).load(&base()).unwrap_err();
     assert!(error.contains("exclude each other"), "{error}");
+}
+
+/// Starts an API server that answers each request with a status and an EndpointSlice. Returns its
+/// URL and a thread with the head of the first request.
+fn api_server(status: u16) -> (String, std::thread::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.extend(byte);
+        }
+        let body = "{\"addressType\": \"IPv6\", \"endpoints\": [{\"addresses\": [\"2001:db8::2\"]}, \
+                    {\"addresses\": [\"2001:db8::1\"]}], \"ports\": [{\"name\": \"https\", \"port\": 6443}]}";
+        let length = body.len();
+        let response = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(response.as_bytes()).unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    (url, thread)
+}
+
+// In a runtime, as commands may be.
+#[tokio::test]
+async fn discovers_the_servers_that_the_cluster_publishes() {
+    let fixture = Fixture::new(CONFIG);
+    let (forbidden, _) = api_server(403);
+    let (url, request) = api_server(200);
+    let flags = ConnectionFlags {
+        servers: vec![forbidden, url.clone() + "/base"],
+        ..ConnectionFlags::default()
+    };
+    let context = discover::discover(fixture.load(&flags).unwrap()).unwrap();
+    let servers = context.servers.iter();
+    let servers: Vec<_> = servers.map(|server| &*server.name).collect();
+    assert_eq!(servers, ["[2001:db8::1]:6443", "[2001:db8::2]:6443"]);
+    let host = context.servers[0].host.as_ref().unwrap();
+    assert_eq!(host.as_bytes(), b"[2001:db8::1]:6443");
+    let head = request.join().unwrap();
+    let path =
+        "GET /base/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes HTTP/1.1";
+    assert!(
+        head.starts_with(path) && head.contains("impersonate-user: admin"),
+        "{head}"
+    );
+
+    let (forbidden, _) = api_server(403);
+    let flags = ConnectionFlags {
+        servers: vec![forbidden],
+        ..ConnectionFlags::default()
+    };
+    let error = discover::discover(fixture.load(&flags).unwrap()).unwrap_err();
+    let error = error_chain(&error);
+    assert!(
+        error.contains("403 Forbidden") && error.contains("--server"),
+        "{error}"
+    );
 }

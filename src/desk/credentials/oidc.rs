@@ -261,7 +261,7 @@ impl Oidc {
         )))
     }
 
-    /// Looks the token endpoint up (OpenID Connect Discovery).
+    /// Looks the token endpoint up (discovery of OIDC).
     async fn token_endpoint(&self) -> Result<String, CredentialsError> {
         let issuer = self.issuer.trim_end_matches('/');
         let url = format!("{issuer}/.well-known/openid-configuration");

@@ -221,7 +221,8 @@ async fn uses_standard_input_by_mode() {
 
 #[test]
 fn checks_fields_as_client_go_does() {
-    let with = |change: fn(&mut ExecPlugin)| {
+    type Change = fn(&mut ExecPlugin);
+    let with = |change: Change| {
         let mut exec = shell("");
         change(&mut exec);
         let plugin = Plugin::new(&login(), &exec);
@@ -229,7 +230,7 @@ fn checks_fields_as_client_go_does() {
             .map(|plugin| plugin.mode)
             .map_err(|error| error.to_string())
     };
-    let cases: [(fn(&mut ExecPlugin), &str); 5] = [
+    let cases: [(Change, &str); 5] = [
         (|exec| exec.command.clear(), "has no command"),
         (|exec| exec.api_version.clear(), "has no apiVersion"),
         (

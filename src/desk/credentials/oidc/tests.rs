@@ -132,7 +132,7 @@ async fn refreshes_an_expired_token_and_stores_the_rotated_ones() {
     let fixture = Fixture::new(&issuer, &jwt(NOW + 5), "r1");
     let oidc = fixture.oidc();
     let obtained = oidc.token(now(), None).await.unwrap();
-    assert_eq!(obtained.expires, Some(now() + Duration::from_secs(600)));
+    assert_eq!(obtained.expires, Some(now() + Duration::from_mins(10)));
     assert_eq!(
         authorization(obtained),
         format!("Bearer {}", jwt(NOW + 600))
