@@ -38,6 +38,8 @@ pub struct RequestHead {
 #[derive(Debug)]
 pub enum RequestBody {
     Empty,
+    /// Rest of a body that was read before the request is forwarded.
+    Full(Bytes),
     Http1(h1::Incoming),
     Http2(h2::Incoming),
 }
@@ -142,6 +144,8 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::Http1(body) => body
                 .poll_frame(context)
                 .map(|frame| frame.map(|frame| frame.map_err(ReceiveError::Http1))),
@@ -154,6 +158,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
             Self::Http1(body) => body.is_done(),
             Self::Http2(body) => body.is_end_stream(),
         }
@@ -162,6 +167,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Http1(body) => body
                 .remaining()
                 .map_or_else(SizeHint::default, SizeHint::with_exact),

@@ -1,4 +1,4 @@
-//! Transport streams of both sides: TCP, with or without TLS, or another transport.
+//! Transport streams of both sides: TCP, with or without TLS, Unix sockets, or another transport.
 
 use std::cell::RefCell;
 use std::fmt::Debug;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::BytesMut;
 use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsStream, client};
 
 /// Size in bytes of the read buffer that all connections of a worker share. A connection keeps only
@@ -28,6 +28,8 @@ thread_local! {
 pub enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// Client on the same machine.
+    Unix(UnixStream),
     /// Anything else, such as TLS inside of the TLS of a proxy.
     Boxed(Box<dyn Transport>),
     /// The stream was closed, or taken for a tunnel.
@@ -134,7 +136,7 @@ impl Stream {
         match self {
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
             Self::Boxed(stream) => stream.alpn_protocol(),
-            Self::Plain(_) | Self::Closed => None,
+            Self::Plain(_) | Self::Unix(_) | Self::Closed => None,
             #[cfg(test)]
             Self::Memory(_) => None,
         }
@@ -166,7 +168,10 @@ impl Stream {
 
     fn readiness(&self) -> Option<Ready> {
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::ERROR;
-        self.tcp()?.ready(interest).now_or_never()?.ok()
+        match self {
+            Self::Unix(stream) => stream.ready(interest).now_or_never()?.ok(),
+            _ => self.tcp()?.ready(interest).now_or_never()?.ok(),
+        }
     }
 
     /// Makes the close of the stream a reset, so that the peer does not take it for the end of the
@@ -178,12 +183,27 @@ impl Stream {
         }
     }
 
+    /// Sets the time after which the system sends keep-alive probes on a connection without
+    /// traffic, and their interval.
+    ///
+    /// # Errors
+    /// An I/O error if the system does not support it.
+    pub fn set_keepalive(&self, time: std::time::Duration) -> io::Result<()> {
+        let Some(stream) = self.tcp() else {
+            return Ok(());
+        };
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(time)
+            .with_interval(time);
+        socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    }
+
     fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(stream) => Some(stream),
             Self::Tls(stream) => Some(stream.get_ref().0),
             Self::Boxed(stream) => stream.tcp(),
-            Self::Closed => None,
+            Self::Unix(_) | Self::Closed => None,
             #[cfg(test)]
             Self::Memory(_) => None,
         }
@@ -195,6 +215,7 @@ macro_rules! each {
         match $stream.get_mut() {
             Stream::Plain($inner) => $call,
             Stream::Tls($inner) => $call,
+            Stream::Unix($inner) => $call,
             Stream::Boxed($inner) => $call,
             Stream::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             #[cfg(test)]
