@@ -8,6 +8,7 @@ mod explain;
 mod invocation;
 mod man;
 mod plugin_completion;
+mod proxy;
 mod serve;
 mod settings;
 mod source;
@@ -51,6 +52,8 @@ enum Command {
     /// Run a built-in cluster with backends on loopback, and print a link and commands to try
     #[command(after_help = demo::HELP)]
     Demo(demo::Options),
+    /// Forward a local port to the API servers, with the credentials of the kubeconfig
+    Proxy(Box<proxy::Options>),
     /// Validate a configuration and print the effective one, without secrets
     Check(Box<check::Options>),
     /// Print the completion script of a shell
@@ -99,6 +102,7 @@ impl Cli {
                 demo::run(options, drain_on_signals()?).await?;
                 Ok(ExitCode::SUCCESS)
             }),
+            Command::Proxy(options) => proxy::run(&options),
             Command::Check(options) => check::run(*options),
             Command::Completion(options) => completion::run(&options),
             Command::Man(options) => man::run(&options),

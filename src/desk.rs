@@ -1,11 +1,13 @@
 //! The commands of the desk: what they share to reach a cluster from a user's machine.
 
+pub mod browser;
 pub mod connect;
 pub mod context;
 pub mod credentials;
 pub mod cross_site;
-mod flags;
+pub mod flags;
 pub mod portforward;
+pub mod proxy;
 mod request;
 
 use std::fmt::Display;

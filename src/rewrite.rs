@@ -24,6 +24,7 @@ pub use format::PageFormat;
 pub use headers::rewrite_headers;
 pub use link::{InvalidUrl, LinkRewriter};
 pub use rewriter::{BadPage, MAX_WORK_PER_SLICE, Rewriter};
+pub use sniff::is_html;
 pub use validators::{
     RequestTags, describe_head, describe_rewritten, is_part_to_join, request_whole,
 };

@@ -130,7 +130,7 @@ pub enum FlagError {
 }
 
 /// Parses a path. As with kubectl, an empty one counts as a missing flag.
-fn path(text: &str) -> Result<PathBuf, crate::config::ValueError> {
+pub fn path(text: &str) -> Result<PathBuf, crate::config::ValueError> {
     if text.is_empty() {
         return Ok(PathBuf::new());
     }
@@ -148,7 +148,7 @@ fn extra(text: &str) -> Result<(String, String), FlagError> {
 }
 
 /// Parses the forms of Go's `strconv.ParseBool`.
-fn go_bool(text: &str) -> Result<bool, FlagError> {
+pub fn go_bool(text: &str) -> Result<bool, FlagError> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -169,7 +169,7 @@ fn parse_timeout(text: &str) -> Result<Timeout, FlagError> {
 }
 
 /// Parses a duration of Go in seconds, such as `1h30m` or `-1.5s`.
-fn go_duration(text: &str) -> Option<f64> {
+pub fn go_duration(text: &str) -> Option<f64> {
     let (sign, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (-1.0, rest),
         None => (1.0, text.strip_prefix('+').unwrap_or(text)),

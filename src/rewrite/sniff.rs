@@ -23,7 +23,7 @@ const STARTS: [&[u8]; 17] = [
 ];
 
 /// Returns true if a body that starts with `bytes` is HTML for browsers.
-pub(super) fn is_html(bytes: &[u8]) -> bool {
+pub fn is_html(bytes: &[u8]) -> bool {
     let bytes = bytes.trim_ascii_start();
     STARTS.iter().any(|start| {
         let Some((found, rest)) = bytes.split_at_checked(start.len()) else {
