@@ -1,0 +1,8 @@
+//! Commands of the desk, with the binary on loopback.
+
+#[path = "desk/api.rs"]
+mod api;
+#[path = "desk/proxy.rs"]
+mod proxy;
+#[path = "support/mod.rs"]
+mod support;
