@@ -22,6 +22,7 @@ use compare::{Verdict, compare};
 use observe::{Observation, observe};
 use report::Counts;
 use send::Side;
+pub use send::{RecordedResponse, parse_response, response_status};
 use setting::Setting;
 use table::{Row, Table};
 
@@ -100,9 +101,9 @@ async fn observe_side(setting: &Setting<'_>, side: &Side, row: &Row) -> Result<O
         _ => send::send(side, row, by, &setting.backends).await,
     };
     let seen = setting.backends.finish().await;
-    let response = response.unwrap_or_else(|error| send::RecordedResponse {
+    let response = response.unwrap_or_else(|error| RecordedResponse {
         end: format!("{error:#}"),
-        ..send::RecordedResponse::default()
+        ..RecordedResponse::default()
     });
     let mut observation = observe(&response, &seen);
     observation

@@ -16,7 +16,7 @@ use crate::support::eventually;
 use crate::support::streaming_kubelet::StreamingKubelet;
 
 /// Starts a bastion that passes requests to the API server.
-async fn passing(fixture: &Fixture, more: &[&str]) -> Result<Bastion> {
+pub async fn passing(fixture: &Fixture, more: &[&str]) -> Result<Bastion> {
     let own = fixture
         .cluster
         .bastion_kubeconfig("passing-bastion", &fixture.cluster.server)
@@ -28,7 +28,7 @@ async fn passing(fixture: &Fixture, more: &[&str]) -> Result<Bastion> {
 }
 
 /// Writes a kubeconfig for a bastion.
-fn kubeconfig_for(
+pub fn kubeconfig_for(
     fixture: &Fixture,
     bastion: &Bastion,
     name: &str,
@@ -40,7 +40,7 @@ fn kubeconfig_for(
 }
 
 /// Creates a service account with the role `cluster-admin`. Returns its token.
-async fn administrator(fixture: &Fixture, name: &str) -> Result<String> {
+pub async fn administrator(fixture: &Fixture, name: &str) -> Result<String> {
     let account = json!({"metadata": {"name": name}});
     fixture.objects.create::<ServiceAccount>(account).await?;
     fixture.cluster.kubectl(&[
@@ -98,7 +98,7 @@ pub async fn kubectl_uses_the_bastion_as_its_server(fixture: &mut Fixture) -> Re
 }
 
 /// Commands that read and write objects.
-fn objects(fixture: &Fixture, kubeconfig: &Path) -> Result<()> {
+pub fn objects(fixture: &Fixture, kubeconfig: &Path) -> Result<()> {
     let kubectl = |arguments: &[&str]| run(kubectl(fixture, kubeconfig), arguments);
     let manifest = fixture.cluster.folder.path().join("passed.yaml");
     let manifest = manifest.to_str().context("the path is UTF-8")?;

@@ -361,7 +361,7 @@ pub fn contains(bytes: &[u8], text: &str) -> bool {
 }
 
 /// Returns the `Sec-WebSocket-Accept` for a key (RFC 6455 section 4.2.2).
-fn websocket_accept(key: &str) -> String {
+pub fn websocket_accept(key: &str) -> String {
     let text = [key, "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
     let sum = aws_lc_rs::digest::digest(
         &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY,

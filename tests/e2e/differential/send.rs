@@ -17,6 +17,7 @@ use crate::support::client::tls_with_alpn;
 use crate::support::raw::{Field, Head, IMMEDIATE, STEP_TIMEOUT, ScriptedBackends, contains};
 
 pub use h2::send as send_h2;
+pub use parse::{response as parse_response, status as response_status};
 
 /// `Host` of the requests.
 pub const HOST: &str = "bastion.test";
