@@ -41,7 +41,7 @@ pub use request::{BodyError, TrailerFilter};
 pub use response::{UpstreamBody, UpstreamError};
 pub use retry::{RetryPolicy, RetrySafety};
 pub use tunnel::{Tunnel, TunnelError};
-pub use upgrade::{Upgrade, UpgradeOutcome, websocket_accept};
+pub use upgrade::{Upgrade, UpgradeOutcome, new_websocket_key, websocket_accept};
 pub use uri::InvalidRequestUri;
 
 use crate::authorize::Permit;

@@ -53,7 +53,9 @@ impl Upgrade {
             let protocol = protocol?;
             // RFC 8441 section 5 maps the handshake of WebSocket only.
             let websocket = head.method == Method::CONNECT && protocol.as_str() == WEBSOCKET;
-            websocket.then(|| Self::Connect { key: new_key() })
+            websocket.then(|| Self::Connect {
+                key: new_websocket_key(),
+            })
         }
     }
 
@@ -157,7 +159,7 @@ impl Upgrade {
 
 /// Generates a `Sec-WebSocket-Key` (RFC 6455 section 4.1). It is not a secret: it only has to
 /// differ from the keys of responses that a cache may hold, so a fast generator is enough.
-fn new_key() -> HeaderValue {
+pub fn new_websocket_key() -> HeaderValue {
     let key = STANDARD.encode(fastrand::u128(..).to_le_bytes());
     HeaderValue::try_from(key).expect("base64 is a valid header value")
 }

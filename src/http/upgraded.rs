@@ -45,6 +45,24 @@ impl AsyncRead for UpgradedConnection {
     }
 }
 
+impl AsyncWrite for UpgradedConnection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 impl AsyncRead for Upgraded {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -65,21 +83,21 @@ impl AsyncWrite for Upgraded {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Http1(connection) => Pin::new(&mut connection.stream).poll_write(context, bytes),
+            Self::Http1(connection) => Pin::new(connection).poll_write(context, bytes),
             Self::Http2(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Http1(connection) => Pin::new(&mut connection.stream).poll_flush(context),
+            Self::Http1(connection) => Pin::new(connection).poll_flush(context),
             Self::Http2(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Http1(connection) => Pin::new(&mut connection.stream).poll_shutdown(context),
+            Self::Http1(connection) => Pin::new(connection).poll_shutdown(context),
             Self::Http2(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }

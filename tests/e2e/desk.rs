@@ -2,10 +2,12 @@
 
 mod kubelet;
 mod plugin;
+mod portforward;
 mod side_by_side;
 mod through_proxy;
 
 pub use kubelet::{kubectl, kubectl_reaches_containers_through_the_kubelet, reach_containers};
 pub use plugin::*;
+pub use portforward::*;
 pub use side_by_side::proxy_behaves_as_kubectl_proxy;
 pub use through_proxy::kubectl_works_through_the_proxy_and_the_bastion;

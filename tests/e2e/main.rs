@@ -154,6 +154,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         pass_through::api_server_decides_on_the_credentials,
         desk::proxy_behaves_as_kubectl_proxy,
         desk::kubectl_works_through_the_proxy_and_the_bastion,
+        desk::portforward_sessions_carry_connections,
         deployed::api_accepts_the_manifests,
         deployed::pod_uses_its_service_account_and_reloads_its_token,
         deployed::sigterm_finishes_running_requests,
