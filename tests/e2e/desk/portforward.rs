@@ -57,24 +57,38 @@ pub async fn portforward_sessions_carry_connections(fixture: &mut Fixture) -> Re
         within("failures", failures(&session)).await?;
         within("canceled connections", canceled(&session)).await?;
         within("two connections", two_connections(&session)).await?;
-        ensure!(session.is_open(), "{:?}", session.ended().await);
+        eventually("the end of all connections at the kubelet", async || {
+            ensure!(session.is_open(), "{}", session.ended().await);
+            Ok(kubelet.count("dial") == kubelet.count("close"))
+        })
+        .await?;
         let ends = kubelet.count("end of port-forward");
         drop(session);
         eventually("the end of the session at the kubelet", async || {
             Ok(kubelet.count("end of port-forward") > ends)
         })
         .await?;
-        ensure!(
-            kubelet.count("dial") == kubelet.count("close"),
-            "connections are left at the kubelet: {:?}",
-            kubelet.output()
-        );
     }
     refused(fixture).await
 }
 
-/// Both fallbacks have the same effect, so the API server is asked which of them it permits.
+/// Users and pods that the API server refuses.
 async fn refused(fixture: &Fixture) -> Result<()> {
+    // The session of this user shows SPDY only if the WebSocket is forbidden.
+    let user = format!("--as=system:serviceaccount:{SHOP}:creator");
+    let get = [
+        "auth",
+        "can-i",
+        "get",
+        "pods/portforward",
+        "-n",
+        SHOP,
+        &user,
+    ];
+    ensure!(
+        fixture.cluster.kubectl(&get).is_err(),
+        "creator may use the WebSocket"
+    );
     let reader = Client::new(&account(fixture, "reader", &["get"]).await?)?;
     let Err(OpenError::Refused { status, message }) = reader.open().await.map(drop) else {
         anyhow::bail!("port-forward without the verb create");
@@ -191,8 +205,9 @@ async fn half_close(session: &Session) -> Result<()> {
 /// 64 MiB in each direction, beside a connection that stays usable.
 async fn large(session: &Session) -> Result<()> {
     let mut upload = session.connect(SINK).await?;
-    let mut download = session.connect(SOURCE).await?;
     let mut interactive = session.connect(ECHO).await?;
+    // The last one: until it is read, it holds up the session.
+    let mut download = session.connect(SOURCE).await?;
     let send = async {
         let chunk = vec![1; 64 * 1024];
         for _ in 0..LARGE / chunk.len() {

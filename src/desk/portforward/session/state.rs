@@ -232,10 +232,11 @@ impl State {
         let (Some(pair), end) = (self.pairs.get_mut(&id), &self.end) else {
             return Attempt::Failed(SessionError::Closed.into());
         };
-        if let Some(failure) = pair.failure() {
-            Attempt::Failed(failure)
-        } else if pair.has_data_reply && pair.has_error_reply {
+        // A connection that has failed since is the same as one that fails later.
+        if pair.has_data_reply && pair.has_error_reply {
             Attempt::Done(())
+        } else if let Some(failure) = pair.failure() {
+            Attempt::Failed(failure)
         } else if let Some(end) = end {
             Attempt::Failed(end.clone().into())
         } else {

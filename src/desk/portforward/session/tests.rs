@@ -183,6 +183,23 @@ async fn error_ends_only_its_stream_with_the_text_of_the_kubelet() {
 }
 
 #[tokio::test]
+async fn failure_that_arrives_with_the_replies_is_one_of_the_first_read() {
+    let (session, mut kubelet) = open();
+    let refuse = async {
+        let pair = kubelet.request(9).await;
+        let answer = |encoder: &mut Encoder, bytes: &mut Vec<u8>| {
+            encoder.syn_reply(pair.error, bytes);
+            encoder.syn_reply(pair.data, bytes);
+            Encoder::data(pair.error, b"refused", false, bytes);
+            Encoder::rst_stream(pair.data, ResetStatus::CANCEL, bytes);
+        };
+        kubelet.write(answer).await;
+    };
+    let (stream, ()) = tokio::join!(session.connect(9), refuse);
+    assert_eq!(failure(&mut stream.unwrap()).await, "refused");
+}
+
+#[tokio::test]
 async fn received_data_precedes_a_failure_and_its_text_is_bounded() {
     let (session, mut kubelet) = open();
     let (mut stream, pair) = connect(&session, &mut kubelet, 80).await;
