@@ -256,16 +256,15 @@ impl Refusal {
         };
         // A terminal shows it.
         let message: String = message
-            .trim()
             .chars()
             .map(|char| if char.is_control() { ' ' } else { char })
             .take(1000)
             .collect();
         Self {
             status: head.status,
-            message: match &*message {
+            message: match message.trim() {
                 "" => "no reason given".to_owned(),
-                _ => message,
+                message => message.to_owned(),
             },
         }
     }

@@ -155,7 +155,7 @@ impl Session {
         }
     }
 
-    /// Returns true if a local client that does not read holds up all streams.
+    /// Returns true if a local client that does not read, or slowly, holds up all streams.
     pub fn is_held_up(&self) -> bool {
         self.shared.lock().is_held_up()
     }

@@ -149,7 +149,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
 
     /// Reads once and handles the frames. Returns false if nothing can be read.
     fn receive(&mut self, context: &mut Context<'_>) -> Result<bool, SessionError> {
-        if self.shared.lock().is_held_up() {
+        if self.shared.lock().is_full() {
             return Ok(false);
         }
         self.input.reserve(READ_SIZE);

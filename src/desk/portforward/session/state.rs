@@ -24,6 +24,8 @@ const MAX_ERROR_TEXT: usize = 4096;
 /// Time after which a local client that does not read is disconnected. Checked with each ping, so
 /// that connections that wait for it are accepted within their own 30 s.
 const STALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time after which a full buffer holds up the session. Fast clients drain theirs much sooner.
+const HOLD_UP: Duration = Duration::from_millis(100);
 /// Number of data frames without an answer on their stream from which on the kubelet may be blocked
 /// by a backend. It queues 50 per stream.
 const UPLOAD_FRAMES: u32 = 32;
@@ -43,6 +45,8 @@ pub(super) struct State {
     last_ping: u32,
     /// Number of streams whose receive buffer is full.
     full: usize,
+    /// Time since when there is such a stream.
+    held_up: Option<Instant>,
     is_draining: bool,
     is_closing: bool,
     end: Option<SessionError>,
@@ -164,8 +168,27 @@ impl State {
         self.end.is_none() && !self.is_draining
     }
 
-    pub(super) fn is_held_up(&self) -> bool {
+    /// Returns true if nothing may be read from the connection.
+    pub(super) fn is_full(&self) -> bool {
         self.full > 0
+    }
+
+    pub(super) fn is_held_up(&self) -> bool {
+        let held_up = self.held_up.map(|since| since.elapsed());
+        held_up.is_some_and(|time| time >= HOLD_UP)
+    }
+
+    fn add_full(&mut self) {
+        self.full += 1;
+        self.held_up.get_or_insert_with(Instant::now);
+    }
+
+    fn remove_full(&mut self) {
+        self.full -= 1;
+        if self.full == 0 {
+            self.held_up = None;
+            self.wake_driver();
+        }
     }
 
     /// Opens the streams of a connection to a port. Returns the id of its data stream.
@@ -203,7 +226,9 @@ impl State {
         let Some(pair) = self.pairs.remove(&id) else {
             return;
         };
-        self.full -= usize::from(pair.full.is_some());
+        if pair.full.is_some() {
+            self.remove_full();
+        }
         let has_ended = pair.send_end == SendEnd::Sent && pair.receive_end.is_some();
         if !pair.is_done && !has_ended && self.end.is_none() {
             Encoder::rst_stream(id, ResetStatus::CANCEL, &mut self.control);
@@ -266,8 +291,7 @@ impl State {
                 let is_full = pair.receive.len() > RECEIVE_BUFFER / 2;
                 pair.full = is_full.then(Instant::now);
                 if !is_full {
-                    self.full -= 1;
-                    self.wake_driver();
+                    self.remove_full();
                 }
             }
             return Attempt::Done(());
@@ -448,16 +472,16 @@ impl State {
         } else if pair.receive_end.is_none() && !pair.is_done {
             pair.unanswered = 0;
             pair.receive.extend_from_slice(payload);
-            if pair.receive.len() >= RECEIVE_BUFFER && pair.full.is_none() {
-                pair.full = Some(Instant::now());
-                self.full += 1;
-            }
             if fin {
                 pair.receive_end = Some(ReceiveEnd::Fin);
             }
         }
         if let Some(reader) = pair.reader.take() {
             reader.wake();
+        }
+        if pair.receive.len() >= RECEIVE_BUFFER && pair.full.is_none() && !pair.is_done {
+            pair.full = Some(Instant::now());
+            self.add_full();
         }
         if fin {
             self.settle(data);
@@ -500,26 +524,34 @@ impl State {
         }
     }
 
-    /// Disconnects local clients that hold up other streams for too long. Returns true if one holds
-    /// up the session.
+    /// Disconnects local clients that hold up other streams for too long. Returns true if nothing is
+    /// read from the connection.
     pub(super) fn check_stalls(&mut self, now: Instant) -> bool {
-        let has_others = self.pairs.len() > 1;
-        for (&id, pair) in &mut self.pairs {
-            let is_stalled = pair
-                .full
-                .is_some_and(|since| now.duration_since(since) >= STALL_TIMEOUT);
-            if is_stalled && has_others {
-                if !pair.is_done {
-                    Encoder::rst_stream(id, ResetStatus::CANCEL, &mut self.control);
-                }
-                pair.is_done = true;
-                pair.receive_end = Some(ReceiveEnd::Stalled);
-                pair.full = None;
-                self.full -= 1;
-                pair.wake();
+        let is_stalled = |pair: &Pair| {
+            let full = pair.full.map(|since| now.duration_since(since));
+            full.is_some_and(|time| time >= STALL_TIMEOUT)
+        };
+        if self.pairs.len() > 1 {
+            let stalled = self.pairs.iter().filter(|(_, pair)| is_stalled(pair));
+            for id in stalled.map(|(id, _)| *id).collect::<Vec<_>>() {
+                self.disconnect(id);
             }
         }
-        self.is_held_up()
+        self.is_full()
+    }
+
+    fn disconnect(&mut self, id: u32) {
+        let Some(pair) = self.pairs.get_mut(&id) else {
+            return;
+        };
+        if !pair.is_done {
+            Encoder::rst_stream(id, ResetStatus::CANCEL, &mut self.control);
+        }
+        pair.is_done = true;
+        pair.receive_end = Some(ReceiveEnd::Stalled);
+        pair.full = None;
+        pair.wake();
+        self.remove_full();
     }
 
     /// Returns true if a backend that does not read may keep the kubelet from answering.
