@@ -14,7 +14,7 @@ run: ## The demo: a built-in cluster with backends on loopback, a page for the b
 test: unit gate e2e ## All tests
 
 unit: ## Tests that need neither root nor Go
-	$(CARGO) test --locked --lib --bins --test config --test compatibility --test contract --test cli --test demo --test proxy --test retry --test edge --test codec --test bounds
+	$(CARGO) test --locked --lib --bins --test config --test compatibility --test contract --test cli --test demo --test proxy --test retry --test edge --test codec --test bounds --test desk
 
 gate: ## Instructions and allocations per request against their limits (valgrind); UPDATE_GATE=1 records them
 	$(CARGO) test --locked --test gate -- --nocapture

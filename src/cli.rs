@@ -6,6 +6,7 @@ pub mod connection;
 mod environment;
 mod explain;
 mod invocation;
+mod kubeconfig;
 mod man;
 mod plugin_completion;
 mod proxy;
@@ -56,6 +57,8 @@ enum Command {
     Proxy(Box<proxy::Options>),
     /// Validate a configuration and print the effective one, without secrets
     Check(Box<check::Options>),
+    /// Print a kubeconfig for a bastion with your way to log in, or merge it into yours
+    Kubeconfig(Box<kubeconfig::Options>),
     /// Print the completion script of a shell
     Completion(completion::Options),
     /// Write the manual pages
@@ -104,6 +107,7 @@ impl Cli {
             }),
             Command::Proxy(options) => proxy::run(&options),
             Command::Check(options) => check::run(*options),
+            Command::Kubeconfig(options) => kubeconfig::run(*options),
             Command::Completion(options) => completion::run(&options),
             Command::Man(options) => man::run(&options),
             Command::Version(options) => version::run(&options),

@@ -6,6 +6,7 @@ pub mod context;
 pub mod credentials;
 pub mod cross_site;
 pub mod flags;
+pub mod kubeconfig;
 pub mod portforward;
 pub mod proxy;
 mod request;

@@ -5,7 +5,6 @@
 
 mod entries;
 mod error;
-mod raw;
 mod write;
 
 use std::ffi::OsString;
@@ -28,7 +27,6 @@ pub use entries::{
     Secret, UserEntry,
 };
 pub use error::{Entry, Fault, Files, KubeconfigError, Origin};
-pub use raw::{ContextEntries, Names, context_entries, names};
 pub use write::{Lock, WriteError, replace};
 
 /// Fields of a cluster and of a user with a path that is relative to the file.
@@ -165,6 +163,22 @@ impl Default for Sections {
 }
 
 impl Sections {
+    /// Reads a file, else the files that kubectl uses. `None` if none of these exists.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of_user(file: Option<&Path>) -> Result<Option<Self>, KubeconfigError> {
+        if let Some(file) = file {
+            return Self::read(vec![file.into()], Origin::Flag).map(Some);
+        }
+        let (files, origin) = Environment::of_process().default_files();
+        if files.iter().any(|file| file.exists()) {
+            Self::read(files, origin).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     /// Reads and merges the files.
     ///
     /// # Errors
@@ -404,7 +418,10 @@ impl NamedEntry {
 }
 
 /// Rejects files of another type, such as a manifest.
-fn check_type(path: &Path, document: &Value) -> Result<(), KubeconfigError> {
+///
+/// # Errors
+/// A field or value of another type.
+pub fn check_type(path: &Path, document: &Value) -> Result<(), KubeconfigError> {
     let other = |found| KubeconfigError::OtherFile {
         path: path.into(),
         found,

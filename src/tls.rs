@@ -2,6 +2,7 @@
 //! kubelets.
 
 mod client;
+mod fingerprint;
 mod pair;
 mod self_signed;
 mod server;
@@ -18,11 +19,12 @@ pub use client::{
     ApiServerTls, ClientTls, EndpointTls, KubeletTls, WantsClientCert, builder as client_builder,
     unverified as unverified_client_builder,
 };
+pub use fingerprint::{Fingerprint, InvalidFingerprint};
 pub use pair::{Concern, Pair};
 pub use self_signed::SelfSignedError;
 pub use server::{ServerTls, sha256_hex};
 pub use x509::{
-    KeyError, PublicKey, SignatureError, parse_certificate, signature_algorithm,
+    KeyError, PublicKey, SignatureError, alternative_names, parse_certificate, signature_algorithm,
     value as der_value, verify_signature,
 };
 

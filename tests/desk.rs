@@ -2,6 +2,8 @@
 
 #[path = "desk/api.rs"]
 mod api;
+#[path = "desk/kubeconfig.rs"]
+mod kubeconfig;
 #[path = "desk/proxy.rs"]
 mod proxy;
 #[path = "support/mod.rs"]

@@ -35,7 +35,7 @@ use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
 use crate::rewrite::Budget;
 use crate::supervise::Supervisor;
 use crate::telemetry::{AccessLog, OPERATOR_TARGET};
-use crate::tls::{ApiServerTls, KubeletTls, sha256_hex};
+use crate::tls::{ApiServerTls, Fingerprint, KubeletTls, sha256_hex};
 use crate::trust::Trust;
 use crate::watch::kubernetes::{
     self, AuthenticationConfigMap, Connections, FailureLog, KubernetesWatch,
@@ -278,15 +278,13 @@ impl Setup<'_> {
             Arc::clone(&kubelet).watch_files(expose.clone())
         });
         if self.config.serving.tls_cert_file.is_none() {
-            let leaf = server_tls
-                .chain()
-                .first()
-                .map(|leaf| sha256_hex(leaf, ":"))
-                .unwrap_or_default();
+            let chain = server_tls.chain();
+            let leaf = chain.first().map(|leaf| sha256_hex(leaf, ":"));
             let ca = server_tls.self_signed_ca();
             tracing::warn!(
                 target: OPERATOR_TARGET,
-                sha256 = leaf,
+                sha256 = leaf.unwrap_or_default(),
+                ca_key = Fingerprint::of_ca(&chain).map(tracing::field::display),
                 ca = ca.map(|path| tracing::field::display(path.display())),
                 "serving a self-signed certificate; set serving.tlsCertFile for a permanent one"
             );

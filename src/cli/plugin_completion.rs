@@ -13,7 +13,7 @@ use clap::builder::ValueHint;
 use clap::{Arg, Command};
 
 use super::invocation::Invocation;
-use crate::kubeconfig::{self, Names};
+use crate::kubeconfig::Sections;
 
 /// What the shell does with the candidates: bits of cobra's `ShellCompDirective`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,9 +160,9 @@ impl<'a> Line<'a> {
     /// Completes a value of a flag or a positional argument, with `prefix` before it.
     fn values(&self, argument: &Arg, prefix: &str, incomplete: &str) -> Completion {
         let names = match argument.get_long() {
-            Some("context") => self.names().contexts,
-            Some("cluster") => self.names().clusters,
-            Some("user") => self.names().users,
+            Some("context") => self.names(|sections| sections.contexts.names()),
+            Some("cluster") => self.names(|sections| sections.clusters.names()),
+            Some("user") => self.names(|sections| sections.users.names()),
             _ => Vec::new(),
         };
         let names = names.into_iter().map(|name| (name, String::new()));
@@ -185,9 +185,10 @@ impl<'a> Line<'a> {
         completion
     }
 
-    /// Returns the names in the kubeconfig; none if it cannot be read.
-    fn names(&self) -> Names {
-        kubeconfig::names(self.kubeconfig.as_deref()).unwrap_or_default()
+    /// Returns names in the kubeconfig; none if it cannot be read.
+    fn names(&self, names: impl FnOnce(&Sections) -> Vec<String>) -> Vec<String> {
+        let sections = Sections::of_user(self.kubeconfig.as_deref()).ok().flatten();
+        sections.as_ref().map(names).unwrap_or_default()
     }
 }
 

@@ -51,6 +51,15 @@ enum Tunnel {
     Tls(Box<client::TlsStream<TcpStream>>),
 }
 
+impl From<Tunnel> for Stream {
+    fn from(tunnel: Tunnel) -> Self {
+        match tunnel {
+            Tunnel::Tcp(stream) => Self::Plain(stream),
+            Tunnel::Tls(stream) => Self::Tls(Box::new(TlsStream::Client(*stream))),
+        }
+    }
+}
+
 impl Connector {
     /// Creates the connector of a server. An IPv6 address has no brackets.
     pub fn new(host: &str, port: u16, tls: Option<Arc<ServerTls>>, proxies: Arc<Proxies>) -> Self {
@@ -78,12 +87,9 @@ impl Connector {
             Some(tls) => Some((tls, tls.config(http2).await?)),
             None => None,
         };
-        let tunnel = self.tunnel().await?;
+        let tunnel = self.tunnel(self.tls.is_some()).await?;
         let Some((tls, config)) = config else {
-            return Ok(match tunnel {
-                Tunnel::Tcp(stream) => Stream::Plain(stream),
-                Tunnel::Tls(stream) => Stream::Tls(Box::new(TlsStream::Client(*stream))),
-            });
+            return Ok(tunnel.into());
         };
         let connector = TlsConnector::from(config);
         let name = tls.server_name(&self.host)?;
@@ -108,11 +114,17 @@ impl Connector {
         }
     }
 
+    /// Opens a connection for a TLS handshake by the caller.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_for_tls(&self) -> Result<Stream, ConnectError> {
+        self.tunnel(true).await.map(Stream::from)
+    }
+
     /// Connects directly or through the proxy of the server.
-    async fn tunnel(&self) -> Result<Tunnel, ConnectError> {
-        let proxy = self
-            .proxies
-            .proxy_for(self.tls.is_some(), &self.host, self.port);
+    async fn tunnel(&self, is_https: bool) -> Result<Tunnel, ConnectError> {
+        let proxy = self.proxies.proxy_for(is_https, &self.host, self.port);
         let Some(proxy) = proxy else {
             return tcp::connect(&self.host, self.port)
                 .await

@@ -94,7 +94,7 @@ impl fmt::Display for Origin {
 
 /// Paths of kubeconfigs that were merged.
 #[derive(Clone, Debug)]
-pub struct Files(pub(super) Vec<PathBuf>);
+pub struct Files(pub Vec<PathBuf>);
 
 impl fmt::Display for Files {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

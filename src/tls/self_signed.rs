@@ -12,12 +12,11 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::X509Certificate;
 
 use super::TlsError;
 use super::pair::{Concern, Pair, Role, load_certificates, unix_now};
-use super::x509::{parse_certificate, verify_signature};
+use super::x509::{alternative_names, parse_certificate, verify_signature};
 
 /// Name of the file with the CA of a self-signed certificate.
 pub(super) const CA_FILE: &str = "ca.crt";
@@ -113,24 +112,9 @@ impl Names {
 
     /// Returns true if a certificate is valid for all names.
     fn are_in(&self, certificate: &X509Certificate<'_>) -> bool {
-        let names = certificate.subject_alternative_name().ok().flatten();
-        let names: Vec<_> = names
-            .iter()
-            .flat_map(|names| &names.value.general_names)
-            .filter_map(|name| match name {
-                GeneralName::DNSName(name) => Some((*name).to_owned()),
-                GeneralName::IPAddress(bytes) => Some(ip_address(bytes)?.to_string()),
-                _ => None,
-            })
-            .collect();
+        let names = alternative_names(certificate);
         self.alternative.iter().all(|name| names.contains(name))
     }
-}
-
-fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
-        .ok()
 }
 
 /// Returns the address that clients use: the one listened on, or instead of all addresses those of

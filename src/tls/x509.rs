@@ -1,6 +1,7 @@
 //! Keys and signatures of certificates that webpki does not parse, such as those of X.509 version
 //! 1. The signature algorithms are those of rustls.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
 
@@ -9,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, 
 use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved};
 use x509_parser::asn1_rs::{Any, Oid, oid};
 use x509_parser::error::X509Error;
+use x509_parser::extensions::GeneralName;
 use x509_parser::nom;
 use x509_parser::objects::{oid_registry, oid2sn};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -61,6 +63,25 @@ pub fn parse_certificate<'a>(
         Ok(_) | Err(nom::Err::Incomplete(_)) => Err(X509Error::InvalidCertificate),
         Err(nom::Err::Error(error) | nom::Err::Failure(error)) => Err(error),
     }
+}
+
+/// Returns the DNS names and IP addresses that a certificate is valid for.
+pub fn alternative_names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    names
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress(bytes) => Some(ip_address(bytes)?.to_string()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
 }
 
 /// Public key of a certificate, of a type and size that can verify signatures.
