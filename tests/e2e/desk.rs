@@ -1,11 +1,13 @@
 //! The commands for the desk, and the API server as they use it.
 
+mod failover;
 mod kubelet;
 mod plugin;
 mod portforward;
 mod side_by_side;
 mod through_proxy;
 
+pub use failover::proxy_fails_no_read_when_an_api_server_is_killed;
 pub use kubelet::{kubectl, kubectl_reaches_containers_through_the_kubelet, reach_containers};
 pub use plugin::*;
 pub use portforward::*;

@@ -1,0 +1,74 @@
+//! `kube-bastion proxy` with two API servers, one of which is killed.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use tokio::task::JoinSet;
+
+use super::side_by_side::start;
+use crate::fixture::{Fixture, path};
+use crate::support::client::{Client, get_plain};
+use crate::support::eventually;
+
+/// Number of clients that send requests without a pause.
+const CLIENTS: usize = 8;
+/// Number of requests before and after the kill.
+const REQUESTS: usize = 500;
+
+pub async fn proxy_fails_no_read_when_an_api_server_is_killed(fixture: &mut Fixture) -> Result<()> {
+    let cluster = &fixture.cluster;
+    let (address, other) = cluster.another_apiserver(|binary| Command::new(binary))?;
+    let (ca, token) = (&cluster.ca.file, Some(&*fixture.token));
+    eventually("the second API server to be ready", async || {
+        let Ok(mut client) = Client::connect(address, ca, token, None).await else {
+            return Ok(false);
+        };
+        Ok(client
+            .get("/readyz")
+            .await
+            .is_ok_and(|response| response.status == 200))
+    })
+    .await?;
+    let flags = [
+        format!("--kubeconfig={}", cluster.admin_kubeconfig().display()),
+        format!("--server={}", cluster.server),
+        format!("--server=https://{address}"),
+        "--port=0".to_owned(),
+    ];
+    let ours = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
+    let (_proxy, proxy) = start(ours, &flags).await?;
+    let (served, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let (served, stop) = (Arc::clone(&served), Arc::clone(&stop));
+        clients.spawn(async move {
+            let path = path("services/web");
+            while !stop.load(Ordering::Relaxed) {
+                let (status, body) = get_plain(proxy, &path).await?;
+                ensure!(status == 200, "{status} {body}");
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+    }
+    let more = async |clients: &mut JoinSet<Result<()>>| {
+        let goal = served.load(Ordering::Relaxed) + REQUESTS;
+        eventually("the requests", async || {
+            if let Some(ended) = clients.try_join_next() {
+                ended??;
+            }
+            Ok(served.load(Ordering::Relaxed) >= goal)
+        })
+        .await
+    };
+    more(&mut clients).await.context("with two servers")?;
+    drop(other);
+    more(&mut clients).await.context("after the kill")?;
+    stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = clients.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
