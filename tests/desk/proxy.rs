@@ -373,10 +373,12 @@ async fn connections_beyond_the_limit_wait() -> Result<()> {
     }
     let mut waiting = TcpStream::connect(proxy.address).await?;
     waiting.write_all(REQUEST).await?;
-    // The proxy serves the others meanwhile.
-    open[0].write_all(REQUEST).await?;
-    read_until(&mut open[0], "complete").await?;
-    assert_eq!(api.requests().len(), LIMIT + 1);
+    // The proxy serves the others meanwhile, for long enough to accept it.
+    for _ in 0..LIMIT {
+        open[0].write_all(REQUEST).await?;
+        read_until(&mut open[0], "complete").await?;
+    }
+    assert_eq!(api.requests().len(), 2 * LIMIT);
     open.pop();
     read_until(&mut waiting, "complete").await?;
     Ok(())
