@@ -319,6 +319,15 @@ impl Renewal {
         }
     }
 
+    /// Waits for the end of a renewal in the background.
+    #[cfg(test)]
+    pub async fn settled(&self) {
+        let flight = self.state().flight().cloned();
+        if let Some(flight) = flight {
+            flight.await;
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
