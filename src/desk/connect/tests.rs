@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::desk::credentials::{Credentials, Login};
-use crate::kubeconfig::{Secret, UserEntry};
+use crate::kubeconfig::{ExecPlugin, InteractiveMode, Secret, UserEntry};
 use crate::model::error_chain;
 
 /// A certificate authority.
@@ -85,8 +85,11 @@ impl Ca {
     }
 }
 
-/// Starts a server that sends each client a line with its certificate, if it has one, and then what
-/// the client sends.
+/// Number of the last bytes of a certificate, which are of its signature.
+const TAIL: usize = 16;
+
+/// Starts a server that sends each client the end of its certificate, or zeros, and then what the
+/// client sends.
 async fn server(acceptor: TlsAcceptor) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -98,8 +101,8 @@ async fn server(acceptor: TlsAcceptor) -> SocketAddr {
                     return;
                 };
                 let certificates = stream.get_ref().1.peer_certificates();
-                let line = format!("{}\n", certificates.map_or(0, <[_]>::len));
-                stream.write_all(line.as_bytes()).await.unwrap();
+                let tail = certificates.map_or([0; TAIL], |chain| *chain[0].last_chunk().unwrap());
+                stream.write_all(&tail).await.unwrap();
                 let mut byte = [0];
                 while stream.read_exact(&mut byte).await.is_ok() {
                     stream.write_all(&byte).await.unwrap();
@@ -241,15 +244,15 @@ fn tls(verification: &Verification, name: Option<&str>) -> Arc<ServerTls> {
     Arc::new(ServerTls::new(verification, name, None).unwrap())
 }
 
-/// Sends a byte and returns the number of client certificates that the server has seen.
-async fn exchange(connector: &Connector, http2: bool) -> (u8, Stream) {
+/// Sends a byte and returns the end of the client certificate that the server has seen.
+async fn exchange(connector: &Connector, http2: bool) -> ([u8; TAIL], Stream) {
     let mut stream = connector.open(http2).await.unwrap();
-    let mut line = [0; 2];
-    stream.read_exact(&mut line).await.unwrap();
+    let mut tail = [0; TAIL];
+    stream.read_exact(&mut tail).await.unwrap();
     stream.write_all(b"x").await.unwrap();
     stream.flush().await.unwrap();
     assert_eq!(stream.read_u8().await.unwrap(), b'x');
-    (line[0] - b'0', stream)
+    (tail, stream)
 }
 
 async fn failure(connector: &Connector) -> String {
@@ -276,14 +279,69 @@ async fn connects_directly_with_alpn_and_client_certificate() {
         Arc::new(ServerTls::new(&ca.verification(), None, Some(credentials)).unwrap());
     let without = tls(&ca.verification(), None);
     let insecure = tls(&Verification::None, Some("any.example"));
-    for (tls, certificates) in [(with_certificate, 1), (without, 0), (insecure, 0)] {
+    let tail = *certificate.der().last_chunk().unwrap();
+    for (tls, expected) in [
+        (with_certificate, tail),
+        (without, [0; TAIL]),
+        (insecure, [0; TAIL]),
+    ] {
         let connector = Connector::new("localhost", address.port(), Some(tls), direct());
         for (http2, protocol) in [(true, "h2"), (false, "http/1.1")] {
             let (seen, stream) = exchange(&connector, http2).await;
-            assert_eq!(seen, certificates);
+            assert_eq!(seen, expected);
             assert_eq!(stream.alpn_protocol(), Some(protocol.as_bytes()));
         }
     }
+}
+
+#[tokio::test]
+async fn presents_a_rotated_certificate_of_a_plugin() {
+    let ca = Ca::new();
+    let address = server(ca.acceptor("localhost", 2100)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("output");
+    let exec = ExecPlugin {
+        command: "cat".into(),
+        args: vec![output.display().to_string()],
+        api_version: "client.authentication.k8s.io/v1".into(),
+        interactive_mode: Some(InteractiveMode::Never),
+        ..ExecPlugin::default()
+    };
+    let user = UserEntry {
+        exec: Some(exec),
+        ..UserEntry::default()
+    };
+    let login = Login {
+        user,
+        ..Login::default()
+    };
+    let credentials = Arc::new(Credentials::new(login).unwrap());
+    let tls = ServerTls::new(&ca.verification(), None, Some(Arc::clone(&credentials))).unwrap();
+    let connector = Connector::new("localhost", address.port(), Some(Arc::new(tls)), direct());
+    let mut generations = Vec::new();
+    for token in ["a", "b"] {
+        let (certificate, key) = ca.issue("jane", 2100);
+        let (chain, key) = (certificate.pem(), key.serialize_pem());
+        let status = serde_json::json!({
+            "token": token, "clientCertificateData": chain, "clientKeyData": key
+        });
+        let credential = serde_json::json!({
+            "kind": "ExecCredential",
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "status": status,
+        });
+        std::fs::write(&output, credential.to_string()).unwrap();
+        if token == "b" {
+            let rejected = credentials.authorization().await.unwrap().unwrap();
+            credentials.renew(&rejected).await.unwrap().unwrap();
+        }
+        for _ in 0..2 {
+            let (seen, _) = exchange(&connector, true).await;
+            assert_eq!(seen, *certificate.der().last_chunk().unwrap(), "{token}");
+        }
+        generations.push(credentials.generation());
+    }
+    assert!(generations[0] != generations[1]);
 }
 
 #[tokio::test]
