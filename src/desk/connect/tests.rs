@@ -295,6 +295,27 @@ async fn connects_directly_with_alpn_and_client_certificate() {
 }
 
 #[tokio::test]
+async fn skips_certificates_of_the_ca_file_that_cannot_be_parsed() {
+    let ca = Ca::new();
+    let address = server(ca.acceptor("localhost", 2100)).await;
+    let damaged = "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n";
+    let bundle = |pem: String| CaBundle {
+        pem: pem.into_bytes(),
+        origin: "ca.crt".into(),
+    };
+    let verification = Verification::Authority(bundle(damaged.to_owned() + &ca.pem));
+    let tls = tls(&verification, None);
+    let connector = Connector::new("localhost", address.port(), Some(tls), direct());
+    exchange(&connector, true).await;
+    let error = ServerTls::new(&Verification::Authority(bundle(damaged.into())), None, None);
+    let error = error.map(drop).unwrap_err().to_string();
+    assert!(
+        error.starts_with("the CA ca.crt has no certificate that can be used"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn presents_a_rotated_certificate_of_a_plugin() {
     let ca = Ca::new();
     let address = server(ca.acceptor("localhost", 2100)).await;

@@ -39,7 +39,7 @@ pub enum Verification {
 pub enum TlsSetupError {
     #[error("the CA {origin} cannot be used")]
     Authority { origin: String, source: PemError },
-    #[error("the CA {origin} has a certificate that is damaged or not X.509")]
+    #[error("the CA {origin} has no certificate that can be used: all are damaged or not X.509")]
     Certificate { origin: String },
     #[error(
         "the CA certificates of the system cannot be used; set --certificate-authority=FILE to the \
@@ -184,11 +184,21 @@ impl Verification {
 }
 
 impl CaBundle {
+    /// Returns the certificates. As in Go, those that cannot be parsed are skipped.
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
-        pem::certificates(&self.pem).map_err(|source| TlsSetupError::Authority {
+        let parsed = pem::certificates(&self.pem);
+        let mut certificates = parsed.map_err(|source| TlsSetupError::Authority {
             origin: self.origin.clone(),
             source,
-        })
+        })?;
+        let is_usable = |certificate: &CertificateDer<'static>| {
+            RootCertStore::empty().add(certificate.clone()).is_ok()
+        };
+        certificates.retain(is_usable);
+        if certificates.is_empty() {
+            return Err(self.malformed());
+        }
+        Ok(certificates)
     }
 
     fn malformed(&self) -> TlsSetupError {
