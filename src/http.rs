@@ -1,6 +1,6 @@
 //! HTTP code shared by both sides of the proxy: the HTTP/1.1 codec, request types, streams, header
-//! lists, hop-by-hop rules, headers of front proxies, limits, frames of WebSockets, and the executor
-//! of hyper's HTTP/2 tasks.
+//! lists, hop-by-hop rules, headers of front proxies, limits, frames of the WebSocket protocol, and
+//! the executor of hyper's HTTP/2 tasks.
 
 mod authority;
 mod byte_check;

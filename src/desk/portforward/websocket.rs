@@ -304,7 +304,7 @@ mod tests {
             frame(true, Opcode::Ping, b"p"),
             frame(false, Opcode::Continuation, b""),
             frame(true, Opcode::Pong, b""),
-            frame(true, Opcode::Continuation, &[b'x'; 70_000]),
+            frame(true, Opcode::Continuation, &vec![b'x'; 70_000]),
             frame(true, Opcode::Binary, b""),
             frame(true, Opcode::Close, &NORMAL_CLOSURE.to_be_bytes()),
         ]

@@ -564,7 +564,7 @@ impl State {
     pub(super) fn ping(&mut self) {
         if self.control.is_empty() {
             // Ids of clients are odd.
-            self.last_ping = (self.last_ping + 2) % MAX_STREAM_ID | 1;
+            self.last_ping = ((self.last_ping + 2) % MAX_STREAM_ID) | 1;
             Encoder::ping(self.last_ping, &mut self.control);
         }
     }

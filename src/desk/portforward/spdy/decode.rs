@@ -120,12 +120,12 @@ impl Decoder {
     }
 
     fn head(&mut self, input: &mut BytesMut) -> Result<Step, SpdyError> {
-        let Some(&[a, b, c, d, flags, e, f, g]) = input.first_chunk::<FRAME_HEAD>() else {
+        let Some(mut head) = input.get(..FRAME_HEAD) else {
             return Ok(Step::Incomplete);
         };
-        let word = u32::from_be_bytes([a, b, c, d]);
-        let rest = usize::try_from(u32::from_be_bytes([0, e, f, g])).unwrap_or(usize::MAX);
-        let fin = flags & FLAG_FIN != 0;
+        let (word, flags_and_length) = (head.get_u32(), head.get_u32());
+        let fin = (flags_and_length >> 24) & u32::from(FLAG_FIN) != 0;
+        let rest = usize::try_from(flags_and_length & 0xFF_FFFF).unwrap_or(usize::MAX);
         if word & CONTROL == 0 {
             input.advance(FRAME_HEAD);
             self.state = State::Data {
@@ -135,7 +135,9 @@ impl Decoder {
             };
             return Ok(Step::Next);
         }
-        let [version, kind] = [[a & 0x7F, b], [c, d]].map(u16::from_be_bytes);
+        // The 15 bits behind the control bit, and the second half.
+        let [version, kind] =
+            [word << 1 >> 17, word & 0xFFFF].map(|bits| u16::try_from(bits).unwrap_or(u16::MAX));
         if version != VERSION {
             return Err(SpdyError::UnsupportedVersion { version });
         }
@@ -315,6 +317,32 @@ mod tests {
                 assert_eq!(decode(bytes, size), Err(error.clone()), "{bytes:?}");
             }
         }
+    }
+
+    #[test]
+    fn arbitrary_bytes_have_one_result_in_any_pieces() {
+        let mut random = fastrand::Rng::with_seed(31);
+        let mut found = 0;
+        for _ in 0..5000 {
+            let mut bytes = Vec::new();
+            for _ in 0..random.usize(1..6) {
+                let length = random.u8(0..20);
+                match random.u8(0..4) {
+                    0 => Encoder::data(random.u32(..), &[1; 9], random.bool(), &mut bytes),
+                    1 => Encoder::default().syn_reply(random.u32(..), &mut bytes),
+                    _ => {
+                        bytes.extend([0x80, 3, 0, random.u8(0..10), 0, 0, 0, length]);
+                        bytes.extend((0..length).map(|_| random.u8(..)));
+                    }
+                }
+            }
+            let whole = decode(&bytes, bytes.len());
+            found += usize::from(whole.is_ok());
+            for size in [1, 3, 8] {
+                assert_eq!(decode(&bytes, size), whole, "{bytes:?}");
+            }
+        }
+        assert!((100..4900).contains(&found), "{found} inputs are valid");
     }
 
     #[test]

@@ -209,12 +209,14 @@ mod tests {
         let (mut encoder, mut decoder) = (HeaderEncoder::new(), HeaderDecoder::new());
         for request in 0..50_u32 {
             let (mut block, request) = (Vec::new(), request.to_string());
-            let headers = [("streamType", "data"), ("requestID", &request)];
-            encoder.encode(&headers, &mut block);
-            let decoded = decoder.decode(&block).unwrap();
-            assert_eq!(decoded.get("streamtype"), Some(&b"data"[..]));
-            assert_eq!(decoded.get("requestid"), Some(request.as_bytes()));
-            assert_eq!(decoded.0.len(), 2);
+            encoder.encode(
+                &[("streamType", "data"), ("requestID", &request)],
+                &mut block,
+            );
+            let headers = decoder.decode(&block).unwrap();
+            assert_eq!(headers.get("streamtype"), Some(&b"data"[..]));
+            assert_eq!(headers.get("requestid"), Some(request.as_bytes()));
+            assert_eq!(headers.0.len(), 2);
         }
         let mut empty = Vec::new();
         encoder.encode(&[], &mut empty);
@@ -224,14 +226,14 @@ mod tests {
     #[test]
     fn decodes_blocks_that_fill_whole_steps() {
         let value: String = (0..MAX_BLOCK / 2)
-            .map(|n| char::from(b'a' + (n % 26) as u8))
+            .map(|n| char::from(b"abcdefghijklmnopqrstuvwxyz"[n % 26]))
             .collect();
         let (mut encoder, mut decoder) = (HeaderEncoder::new(), HeaderDecoder::new());
         for length in [STEP - 13, STEP - 12, STEP, 2 * STEP - 12, value.len()] {
             let mut block = Vec::new();
             encoder.encode(&[("a", &value[..length])], &mut block);
-            let decoded = decoder.decode(&block).unwrap();
-            assert_eq!(decoded.get("a").map(<[u8]>::len), Some(length));
+            let headers = decoder.decode(&block).unwrap();
+            assert_eq!(headers.get("a").map(<[u8]>::len), Some(length));
         }
     }
 
