@@ -1,5 +1,8 @@
 //! State of a session without I/O: what frames of the server change, and which frames are sent.
 
+mod pair;
+mod receive;
+
 use std::collections::{HashMap, VecDeque};
 use std::task::Waker;
 use std::time::Duration;
@@ -7,8 +10,9 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::time::Instant;
 
-use super::super::spdy::{Encoder, Frame, MAX_DATA, MAX_STREAM_ID, ResetStatus};
+use super::super::spdy::{Encoder, MAX_DATA, MAX_STREAM_ID, ResetStatus};
 use super::{SessionError, StreamError};
+use pair::{Pair, ReceiveEnd, SendEnd, ids};
 
 /// Size in bytes of the buffer of a stream towards the pod.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -19,8 +23,6 @@ const RECEIVE_BUFFER: usize = 128 * 1024;
 const MAX_CONTROL: usize = 64 * 1024;
 /// Number of bytes of frames that are written together.
 const BATCH: usize = 32 * 1024;
-/// Maximum length in bytes of the text of an error. The rest is dropped.
-const MAX_ERROR_TEXT: usize = 4096;
 /// Time after which a local client that does not read is disconnected. Checked with each ping, so
 /// that connections that wait for it are accepted within their own 30 s.
 const STALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -53,43 +55,6 @@ pub(super) struct State {
     driver: Option<Waker>,
 }
 
-/// Data stream and error stream of a connection to a port.
-#[derive(Debug)]
-struct Pair {
-    port: u16,
-    has_data_reply: bool,
-    has_error_reply: bool,
-    receive: BytesMut,
-    receive_end: Option<ReceiveEnd>,
-    /// Time at which the buffer became full, or was read since.
-    full: Option<Instant>,
-    send: BytesMut,
-    send_end: SendEnd,
-    is_queued: bool,
-    /// Data frames sent since data was received.
-    unanswered: u32,
-    error_text: Vec<u8>,
-    has_error_ended: bool,
-    /// Nothing is sent or received any more.
-    is_done: bool,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ReceiveEnd {
-    Fin,
-    Reset,
-    Stalled,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SendEnd {
-    Open,
-    Requested,
-    Sent,
-}
-
 /// Result of an attempt to read or write.
 #[derive(Debug)]
 pub(super) enum Attempt<T> {
@@ -97,70 +62,6 @@ pub(super) enum Attempt<T> {
     /// The waker was registered.
     Wait,
     Failed(StreamError),
-}
-
-impl Pair {
-    fn new(port: u16) -> Self {
-        Self {
-            port,
-            has_data_reply: false,
-            has_error_reply: false,
-            receive: BytesMut::new(),
-            receive_end: None,
-            full: None,
-            send: BytesMut::new(),
-            send_end: SendEnd::Open,
-            is_queued: false,
-            unanswered: 0,
-            error_text: Vec::new(),
-            has_error_ended: false,
-            is_done: false,
-            reader: None,
-            writer: None,
-        }
-    }
-
-    fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()]
-            .into_iter()
-            .flatten()
-        {
-            waker.wake();
-        }
-    }
-
-    /// Returns the reason why the connection has failed.
-    fn failure(&self) -> Option<StreamError> {
-        let port = self.port;
-        if self.has_error_ended && !self.error_text.is_empty() {
-            let text = String::from_utf8_lossy(&self.error_text).into_owned();
-            return Some(StreamError::Remote { text });
-        }
-        match self.receive_end? {
-            ReceiveEnd::Fin => None,
-            ReceiveEnd::Reset => Some(StreamError::Reset { port }),
-            ReceiveEnd::Stalled => Some(StreamError::Stalled { port }),
-        }
-    }
-
-    /// Appends to the text of the error.
-    fn explain(&mut self, text: &[u8]) {
-        let room = MAX_ERROR_TEXT - self.error_text.len();
-        self.error_text.extend(&text[..text.len().min(room)]);
-    }
-}
-
-/// Ids of the streams of the pair with a number: the error stream is opened first.
-fn ids(number: u32) -> (u32, u32) {
-    (4 * number + 1, 4 * number + 3)
-}
-
-/// Returns the id of the data stream of a pair, and whether `id` is that of its error stream.
-fn pair_of(id: u32) -> (u32, bool) {
-    match id % 4 {
-        1 => (id + 2, true),
-        _ => (id, false),
-    }
 }
 
 impl State {
@@ -410,118 +311,6 @@ impl State {
     pub(super) fn fill_last(&mut self, output: &mut Vec<u8>) {
         output.append(&mut self.control);
         Encoder::go_away(output);
-    }
-
-    /// Handles a frame of the server. Frames of unknown streams are ignored: they may have been
-    /// sent before a reset arrived.
-    pub(super) fn receive(&mut self, frame: Frame) -> Result<(), SessionError> {
-        match frame {
-            Frame::SynReply { id, fin } => self.reply(id, fin),
-            Frame::Data { id, fin, payload } => self.data(id, fin, &payload),
-            Frame::RstStream { id, .. } => self.reset(id),
-            Frame::Ping { id } if id % 2 == 1 => {}
-            Frame::Ping { id } => {
-                self.check_control()?;
-                Encoder::ping(id, &mut self.control);
-            }
-            Frame::SynStream { id, .. } => {
-                self.check_control()?;
-                Encoder::rst_stream(id, ResetStatus::REFUSED_STREAM, &mut self.control);
-            }
-            Frame::GoAway => self.is_draining = true,
-            Frame::Headers { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn check_control(&self) -> Result<(), SessionError> {
-        if self.control.len() > MAX_CONTROL {
-            return Err(SessionError::Flooded);
-        }
-        Ok(())
-    }
-
-    fn reply(&mut self, id: u32, fin: bool) {
-        let (data, is_error) = pair_of(id);
-        let Some(pair) = self.pairs.get_mut(&data) else {
-            return;
-        };
-        if is_error && !pair.has_error_reply {
-            pair.has_error_reply = true;
-            // Nothing is sent on the error stream. The kubelet ignores data before its reply.
-            Encoder::data(id, b"", true, &mut self.control);
-        } else if !is_error {
-            pair.has_data_reply = true;
-        }
-        if let Some(reader) = pair.reader.take() {
-            reader.wake();
-        }
-        if fin {
-            self.data(id, true, b"");
-        }
-    }
-
-    fn data(&mut self, id: u32, fin: bool, payload: &[u8]) {
-        let (data, is_error) = pair_of(id);
-        let Some(pair) = self.pairs.get_mut(&data) else {
-            return;
-        };
-        if is_error {
-            pair.explain(payload);
-            pair.has_error_ended |= fin;
-        } else if pair.receive_end.is_none() && !pair.is_done {
-            pair.unanswered = 0;
-            pair.receive.extend_from_slice(payload);
-            if fin {
-                pair.receive_end = Some(ReceiveEnd::Fin);
-            }
-        }
-        if let Some(reader) = pair.reader.take() {
-            reader.wake();
-        }
-        if pair.receive.len() >= RECEIVE_BUFFER && pair.full.is_none() && !pair.is_done {
-            pair.full = Some(Instant::now());
-            self.add_full();
-        }
-        if fin {
-            self.settle(data);
-        }
-    }
-
-    fn reset(&mut self, id: u32) {
-        let (data, is_error) = pair_of(id);
-        let Some(pair) = self.pairs.get_mut(&data) else {
-            return;
-        };
-        if is_error {
-            pair.has_error_ended = true;
-        } else {
-            pair.receive_end = pair.receive_end.or(Some(ReceiveEnd::Reset));
-            // No further data is read by the kubelet, which needs no reset in return.
-            pair.is_done = true;
-            pair.has_error_ended |= !pair.error_text.is_empty();
-            pair.wake();
-        }
-        self.settle(data);
-    }
-
-    /// Ends a connection whose end the kubelet has announced on both streams, or explained. The
-    /// reset frees the kubelet of data that it does not read any more, which would block its other
-    /// streams.
-    fn settle(&mut self, id: u32) {
-        let Some(pair) = self.pairs.get_mut(&id) else {
-            return;
-        };
-        let has_failed = !pair.error_text.is_empty();
-        if pair.is_done || !pair.has_error_ended || (pair.receive_end.is_none() && !has_failed) {
-            return;
-        }
-        pair.is_done = true;
-        pair.send = BytesMut::new();
-        pair.wake();
-        if pair.send_end != SendEnd::Sent {
-            Encoder::rst_stream(id, ResetStatus::CANCEL, &mut self.control);
-        }
     }
 
     /// Disconnects local clients that hold up other streams for too long. Returns true if nothing is
