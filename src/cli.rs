@@ -8,6 +8,7 @@ mod explain;
 mod invocation;
 mod kubeconfig;
 mod man;
+mod open;
 mod plugin_completion;
 mod proxy;
 mod serve;
@@ -55,6 +56,8 @@ enum Command {
     Demo(demo::Options),
     /// Forward a local port to the API servers, with the credentials of the kubeconfig
     Proxy(Box<proxy::Options>),
+    /// Open services, pods and workloads in the browser, each at the root of a host of its own
+    Open(Box<open::Options>),
     /// Validate a configuration and print the effective one, without secrets
     Check(Box<check::Options>),
     /// Print a kubeconfig for a bastion with your way to log in, or merge it into yours
@@ -106,6 +109,7 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }),
             Command::Proxy(options) => proxy::run(&options),
+            Command::Open(options) => open::run(*options),
             Command::Check(options) => check::run(*options),
             Command::Kubeconfig(options) => kubeconfig::run(*options),
             Command::Completion(options) => completion::run(&options),

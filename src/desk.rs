@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod cross_site;
 pub mod flags;
 pub mod kubeconfig;
+pub mod open;
 pub mod portforward;
 pub mod proxy;
 mod request;

@@ -6,5 +6,8 @@ mod api;
 mod kubeconfig;
 #[path = "desk/proxy.rs"]
 mod proxy;
+
+#[path = "desk/open.rs"]
+mod open;
 #[path = "support/mod.rs"]
 mod support;

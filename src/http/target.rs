@@ -165,6 +165,25 @@ impl RequestTarget {
         }
     }
 
+    /// Returns the URL with this path and query on the host `authority`, as a request line to an
+    /// HTTP proxy has it.
+    pub fn to_absolute_form(&self, authority: &str) -> Self {
+        let start = ["http://", authority].concat();
+        // `*` of OPTIONS is the URL without a path (RFC 9112 section 3.2.4).
+        let text = if self.text.starts_with('/') {
+            &self.text
+        } else {
+            ""
+        };
+        let path = &text[..text.len().min(self.path_len as usize)];
+        Self {
+            absolute: None,
+            authority: None,
+            path_len: length(&start) + length(path),
+            text: Rc::from([&start, text].concat()),
+        }
+    }
+
     /// Returns the target without path and query, so that a tunnel does not keep them.
     pub fn without_path(&self) -> Self {
         Self {
@@ -276,6 +295,25 @@ mod tests {
             (target.absolute(), "/")
         );
         assert_eq!(target.with_path("/d").absolute(), None);
+    }
+
+    #[test]
+    fn converts_to_the_request_line_for_a_proxy() {
+        for (method, text, expected, query) in [
+            (
+                Method::GET,
+                "/a%2Fb?c=%zz",
+                "http://web.shop.svc:80/a%2Fb?c=%zz",
+                Some("c=%zz"),
+            ),
+            (Method::GET, "http://a/b", "http://web.shop.svc:80/b", None),
+            (Method::OPTIONS, "*", "http://web.shop.svc:80", None),
+        ] {
+            let target = parse(&method, text)
+                .unwrap()
+                .to_absolute_form("web.shop.svc:80");
+            assert_eq!((target.path_and_query(), target.query()), (expected, query));
+        }
     }
 
     #[test]

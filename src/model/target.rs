@@ -15,6 +15,9 @@ use super::{Resource, Scheme};
 /// room for ids that are rejected with an error that quotes them.
 const MAX_ID_BYTES: usize = 512;
 
+/// Hosts of targets in URLs. Part of an error by which clients recognize a bastion.
+pub const HOST_FORMS: &str = "NAME.NAMESPACE.svc or NAME.NAMESPACE.pod";
+
 /// Target of a request, as its path spells it.
 ///
 /// Nothing is looked up here, and the id is validated only after authorization, so that a caller
@@ -57,7 +60,7 @@ pub enum TargetError {
     NotUtf8,
     /// Host of a URL below `svc` or `pod` that does not name a service or pod.
     #[error(
-        "invalid host {}; use NAME.NAMESPACE.svc or NAME.NAMESPACE.pod, with a port from 1 to 65535",
+        "invalid host {}; use {HOST_FORMS}, with a port from 1 to 65535",
         GoQuoted(.0)
     )]
     Host(String),

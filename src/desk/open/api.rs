@@ -1,0 +1,263 @@
+//! Look-ups of objects through the API.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use http_body_util::{BodyExt, Limited};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::client::{Client, ResponseBody, SendError};
+use super::dial::ServerDial;
+use crate::desk::credentials::{Credentials, CredentialsError};
+use crate::http::h1::FieldNames;
+use crate::http::{RequestBody, RequestHead, RequestTarget};
+use crate::model::Status;
+
+/// Maximum time of a request, if the user sets none.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum size of a response in bytes.
+const MAX_RESPONSE: usize = 32 * 1024 * 1024;
+/// Maximum number of objects of a list.
+pub const MAX_OBJECTS: u32 = 500;
+
+const USER_AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("kube-bastion/", env!("CARGO_PKG_VERSION")));
+
+/// Client of the API servers, with the credentials of the user.
+#[derive(Debug)]
+pub struct Api {
+    pub servers: Rc<ServerDial>,
+    pub client: Rc<Client>,
+    pub credentials: Arc<Credentials>,
+    timeout: Duration,
+}
+
+/// Failure of a look-up.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error(transparent)]
+    Login(#[from] CredentialsError),
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error("the API server did not respond within {} s (--request-timeout)", .0.as_secs())]
+    Timeout(Duration),
+    #[error("{message} (status {})", code.as_u16())]
+    Status { code: StatusCode, message: String },
+    #[error("the response of the API server to GET {path} is malformed: {source}")]
+    Malformed {
+        path: String,
+        source: serde_json::Error,
+    },
+    #[error("the response of the API server to GET {path} broke off: {source}")]
+    Body {
+        path: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl ApiError {
+    /// Returns true if the object or the path does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status { code, .. } if *code == StatusCode::NOT_FOUND)
+    }
+
+    /// Returns true if the server does not serve the path at all, as a bastion that passes nothing
+    /// to API servers.
+    pub fn is_no_route(&self) -> bool {
+        match self {
+            Self::Status { code, message } => {
+                let no_route = Status::route_not_found();
+                *code == no_route.code && *message == no_route.message
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The part of a `metav1.Status` that people read.
+#[derive(Debug, Deserialize)]
+pub struct StatusMessage {
+    kind: String,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    details: Option<StatusDetails>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct StatusDetails {
+    #[serde(default)]
+    causes: Option<Vec<StatusCause>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct StatusCause {
+    #[serde(default)]
+    message: String,
+}
+
+impl StatusMessage {
+    /// Returns the message of a `Status` with its causes. `None` for other bodies.
+    pub fn parse(body: &[u8]) -> Option<String> {
+        let status: Self = serde_json::from_slice(body).ok()?;
+        if status.kind != "Status" || status.message.is_empty() {
+            return None;
+        }
+        let causes = status.details.and_then(|details| details.causes);
+        let causes: Vec<_> = causes.into_iter().flatten().map(|it| it.message).collect();
+        Some(if causes.is_empty() {
+            status.message
+        } else {
+            format!("{}: {}", status.message, causes.join(", "))
+        })
+    }
+}
+
+impl Api {
+    pub fn new(
+        servers: Rc<ServerDial>,
+        credentials: Arc<Credentials>,
+        timeout: Option<Duration>,
+    ) -> Self {
+        Self {
+            client: Client::new(Rc::clone(&servers)),
+            servers,
+            credentials,
+            timeout: timeout.unwrap_or(TIMEOUT),
+        }
+    }
+
+    /// Reads an object or a list. `path` includes the query.
+    ///
+    /// # Errors
+    /// [`ApiError`], with the message of the API server if it responded.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        let (code, body) = self.request(path).await?;
+        if !code.is_success() {
+            let message = StatusMessage::parse(&body);
+            let message = message.unwrap_or_else(|| "the API server rejects the request".into());
+            return Err(ApiError::Status { code, message });
+        }
+        serde_json::from_slice(&body).map_err(|source| ApiError::Malformed {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Sends a request, again with other credentials if the server rejects the first ones.
+    async fn request(&self, path: &str) -> Result<(StatusCode, Vec<u8>), ApiError> {
+        let mut authorization = self.credentials.authorization().await?;
+        loop {
+            let mut head = self.head(path);
+            self.authorize(&mut head.headers, authorization.as_ref());
+            let (code, body) = self.fetch(&head).await?;
+            if code == StatusCode::UNAUTHORIZED
+                && let Some(rejected) = &authorization
+                && let Some(renewed) = self.credentials.renew(rejected).await?
+            {
+                authorization = Some(renewed);
+                continue;
+            }
+            return Ok((code, body));
+        }
+    }
+
+    /// Sends a request as it is, and reads the complete response.
+    ///
+    /// # Errors
+    /// [`ApiError`] without a complete response in time.
+    pub async fn fetch(&self, head: &RequestHead) -> Result<(StatusCode, Vec<u8>), ApiError> {
+        let fetched = async {
+            let mut body = RequestBody::Empty;
+            let response = self.client.send(head, &mut body, None).await?;
+            let code = response.status();
+            let body = read(response.into_body()).await;
+            let body = body.map_err(|source| ApiError::Body {
+                path: head.target.path_and_query().to_owned(),
+                source,
+            })?;
+            Ok((code, body))
+        };
+        tokio::time::timeout(self.timeout, fetched)
+            .await
+            .map_err(|_| ApiError::Timeout(self.timeout))?
+    }
+
+    /// Adds the credentials of the user, and those of the user to impersonate.
+    pub fn authorize(&self, headers: &mut HeaderMap, authorization: Option<&HeaderValue>) {
+        if let Some(authorization) = authorization {
+            headers.insert(header::AUTHORIZATION, authorization.clone());
+        }
+        for (name, value) in self.credentials.impersonation() {
+            headers.append(name, value.clone());
+        }
+    }
+
+    /// Returns the head of a GET.
+    pub fn head(&self, path: &str) -> RequestHead {
+        let mut head = RequestHead {
+            method: Method::GET,
+            target: RequestTarget::from_valid_path("/"),
+            version: Version::HTTP_11,
+            headers: HeaderMap::new(),
+            names: FieldNames::default(),
+        };
+        let json = HeaderValue::from_static("application/json");
+        head.headers.insert(header::ACCEPT, json);
+        head.headers.insert(header::USER_AGENT, USER_AGENT);
+        self.servers.address(&mut head, path);
+        head
+    }
+}
+
+pub async fn read(body: ResponseBody) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+    let collected = Limited::new(body, MAX_RESPONSE).collect().await?;
+    Ok(collected.to_bytes().to_vec())
+}
+
+/// Escapes a path segment or the value of a query.
+pub fn escape(text: &str) -> String {
+    /// All but the unreserved characters (RFC 3986 section 2.3).
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'_')
+        .remove(b'~');
+    utf8_percent_encode(text, RESERVED).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_a_status_has_its_causes() {
+        for (body, expected) in [
+            (r#"{"kind":"Status","message":"m"}"#, Some("m")),
+            (
+                r#"{"kind":"Status","message":"m","details":{"causes":[{"message":"a"},{"message":"b"}]}}"#,
+                Some("m: a, b"),
+            ),
+            (
+                r#"{"kind":"Status","message":"m","details":{"causes":null}}"#,
+                Some("m"),
+            ),
+            (
+                r#"{"kind":"Status","message":"m","details":null}"#,
+                Some("m"),
+            ),
+            (r#"{"kind":"Pod","message":"m"}"#, None),
+            ("not found", None),
+        ] {
+            assert_eq!(
+                StatusMessage::parse(body.as_bytes()).as_deref(),
+                expected,
+                "{body}"
+            );
+        }
+    }
+}

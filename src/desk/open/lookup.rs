@@ -1,0 +1,484 @@
+//! Look-up of the objects that the arguments name.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodTemplateSpec, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde::Deserialize;
+
+use super::api::{Api, ApiError, MAX_OBJECTS, escape};
+use super::dial::DialError;
+use super::pods;
+use super::ports::{self, Port, PortError};
+use super::reference::{Kind, Reference};
+use crate::model::similar::similar;
+
+/// Time for which a list of pods is used.
+const PODS_TTL: Duration = Duration::from_secs(2);
+
+/// Object that was found, and its port.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub kind: Kind,
+    pub name: String,
+    /// Empty for nodes.
+    pub namespace: String,
+    /// `None` for the kubelet's own port of a node.
+    pub port: Option<Port>,
+    pub pods: Pods,
+}
+
+/// Pods that serve a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pods {
+    Named(String),
+    /// Value of the query parameter `labelSelector`.
+    Selected(String),
+    /// A node, or a service whose endpoints are not selected by labels.
+    None,
+}
+
+/// Reason why an object cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    #[error("{kind} {name:?} not found in namespace {namespace:?}{hint}")]
+    NotFound {
+        kind: &'static str,
+        name: String,
+        namespace: String,
+        hint: String,
+    },
+    #[error("node {name:?} not found{hint}")]
+    NodeNotFound { name: String, hint: String },
+    #[error("{object} {source}")]
+    Port {
+        object: Reference,
+        source: PortError,
+    },
+    #[error("{0} is of type ExternalName, which has no endpoints in the cluster")]
+    ExternalName(Reference),
+    #[error("port {port:?} of {object} is a name, and the user may not read it; use its number")]
+    PortName { object: Reference, port: String },
+    #[error("cannot read {object}: {source}")]
+    Api { object: Reference, source: ApiError },
+}
+
+impl LookupError {
+    /// Returns true if the server serves no look-ups to this user. The user may have the right to
+    /// the subresource `proxy` alone, and a bastion may serve nothing else.
+    pub fn is_unavailable(&self) -> bool {
+        let Self::Api { source, .. } = self else {
+            return false;
+        };
+        source.is_no_route()
+            || matches!(source, ApiError::Status { code, .. } if *code == StatusCode::FORBIDDEN)
+    }
+}
+
+/// Names of a list of objects.
+#[derive(Debug, Deserialize)]
+struct Names {
+    items: Vec<Named>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Named {
+    metadata: NamedMetadata,
+}
+
+#[derive(Debug, Deserialize)]
+struct NamedMetadata {
+    name: String,
+}
+
+/// Selector and ports of a workload.
+struct Workload {
+    selector: LabelSelector,
+    template: PodTemplateSpec,
+}
+
+impl Found {
+    /// Looks up an object in a namespace. `port` is used if the argument has none.
+    ///
+    /// # Errors
+    /// [`LookupError`], with near names for an object that does not exist, and the ports to choose
+    /// from.
+    pub async fn look_up(
+        api: &Api,
+        namespace: &str,
+        reference: &Reference,
+        port: Option<&str>,
+    ) -> Result<Self, LookupError> {
+        let kind = reference.kind;
+        let path = object_path(kind, namespace, &reference.name);
+        let requested = reference.port.as_deref().or(port);
+        let looked_up = match kind {
+            Kind::Service => Self::service(api, &path, reference, requested).await,
+            Kind::Pod => {
+                let pod: Result<Pod, _> = api.get(&path).await;
+                let pods = Pods::Named(reference.name.clone());
+                pod.map(|pod| of_pod(pod.spec.as_ref(), pods, requested, reference))
+            }
+            Kind::Node => {
+                let node: Result<Node, _> = api.get(&path).await;
+                node.map(|_| {
+                    let port = requested.map(|port| ports::choose(&[], Some(port), true));
+                    let port = port
+                        .transpose()
+                        .map_err(|source| port_error(reference, source))?;
+                    Ok((port, Pods::None))
+                })
+            }
+            Kind::Deployment
+            | Kind::StatefulSet
+            | Kind::DaemonSet
+            | Kind::ReplicaSet
+            | Kind::Job => workload(api, kind, &path).await.map(|workload| {
+                let pods = Pods::Selected(pods::label_selector(&workload.selector));
+                of_pod(workload.template.spec.as_ref(), pods, requested, reference)
+            }),
+        };
+        let (port, pods) = match looked_up {
+            Ok(found) => found?,
+            Err(error) if error.is_not_found() && !error.is_no_route() => {
+                return Err(not_found(api, namespace, reference).await);
+            }
+            Err(source) => {
+                let object = reference.clone();
+                return Err(LookupError::Api { object, source });
+            }
+        };
+        Ok(Self {
+            kind,
+            name: reference.name.clone(),
+            namespace: if kind == Kind::Node {
+                String::new()
+            } else {
+                namespace.to_owned()
+            },
+            port,
+            pods,
+        })
+    }
+
+    /// Returns the target that an argument names, if its port needs no look-up.
+    ///
+    /// # Errors
+    /// [`LookupError::PortName`]
+    pub fn unverified(
+        namespace: &str,
+        reference: &Reference,
+        port: Option<&str>,
+    ) -> Result<Self, LookupError> {
+        let requested = reference.port.as_deref().or(port);
+        let port = requested.map(|port| {
+            let number = port.parse().ok().filter(|number| *number > 0);
+            number.map(Port::new).ok_or_else(|| LookupError::PortName {
+                object: reference.clone(),
+                port: port.to_owned(),
+            })
+        });
+        Ok(Self {
+            kind: reference.kind,
+            name: reference.name.clone(),
+            namespace: namespace.to_owned(),
+            port: port.transpose()?,
+            pods: Pods::None,
+        })
+    }
+
+    async fn service(
+        api: &Api,
+        path: &str,
+        reference: &Reference,
+        requested: Option<&str>,
+    ) -> Result<Result<(Option<Port>, Pods), LookupError>, ApiError> {
+        let service: Service = api.get(path).await?;
+        let spec = service.spec.unwrap_or_default();
+        if spec.type_.as_deref() == Some("ExternalName") {
+            return Ok(Err(LookupError::ExternalName(reference.clone())));
+        }
+        let port = ports::choose(&ports::of_service(&spec), requested, false);
+        let selector = spec.selector.filter(|selector| !selector.is_empty());
+        let pods = selector.map_or(Pods::None, |labels| {
+            Pods::Selected(pods::label_selector(&LabelSelector {
+                match_labels: Some(labels),
+                match_expressions: None,
+            }))
+        });
+        Ok(match port {
+            Ok(port) => Ok((Some(port), pods)),
+            Err(source) => Err(port_error(reference, source)),
+        })
+    }
+}
+
+fn of_pod(
+    spec: Option<&PodSpec>,
+    pods: Pods,
+    requested: Option<&str>,
+    reference: &Reference,
+) -> Result<(Option<Port>, Pods), LookupError> {
+    let declared = spec.map(ports::of_pod).unwrap_or_default();
+    match ports::choose(&declared, requested, true) {
+        Ok(port) => Ok((Some(port), pods)),
+        Err(source) => Err(port_error(reference, source)),
+    }
+}
+
+fn port_error(reference: &Reference, source: PortError) -> LookupError {
+    LookupError::Port {
+        object: reference.clone(),
+        source,
+    }
+}
+
+async fn workload(api: &Api, kind: Kind, path: &str) -> Result<Workload, ApiError> {
+    let (selector, template) = match kind {
+        Kind::StatefulSet => {
+            let set: StatefulSet = api.get(path).await?;
+            let spec = set.spec;
+            (spec.selector, Some(spec.template))
+        }
+        Kind::DaemonSet => {
+            let set: DaemonSet = api.get(path).await?;
+            let spec = set.spec;
+            (spec.selector, Some(spec.template))
+        }
+        Kind::ReplicaSet => {
+            let set: ReplicaSet = api.get(path).await?;
+            let spec = set.spec;
+            (spec.selector, spec.template)
+        }
+        Kind::Job => {
+            let job: Job = api.get(path).await?;
+            let spec = job.spec.unwrap_or_default();
+            (spec.selector.unwrap_or_default(), Some(spec.template))
+        }
+        Kind::Deployment | Kind::Service | Kind::Pod | Kind::Node => {
+            let deployment: Deployment = api.get(path).await?;
+            let spec = deployment.spec;
+            (spec.selector, Some(spec.template))
+        }
+    };
+    Ok(Workload {
+        selector,
+        template: template.unwrap_or_default(),
+    })
+}
+
+/// Returns the path of the objects of a kind.
+fn list_path(kind: Kind, namespace: &str) -> String {
+    match kind {
+        Kind::Node => format!("{}/{}", kind.api(), kind.plural()),
+        _ => format!(
+            "{}/namespaces/{}/{}",
+            kind.api(),
+            escape(namespace),
+            kind.plural()
+        ),
+    }
+}
+
+fn object_path(kind: Kind, namespace: &str, name: &str) -> String {
+    format!("{}/{}", list_path(kind, namespace), escape(name))
+}
+
+/// Returns the error for an object that does not exist, with those that do if the user may list
+/// them.
+async fn not_found(api: &Api, namespace: &str, reference: &Reference) -> LookupError {
+    let kind = reference.kind;
+    let path = format!("{}?limit={MAX_OBJECTS}", list_path(kind, namespace));
+    let names: Result<Names, _> = api.get(&path).await;
+    let names: Vec<_> = names
+        .map(|names| names.items.into_iter().map(|item| item.metadata.name))
+        .into_iter()
+        .flatten()
+        .collect();
+    let hint = hint(&reference.name, &names, kind);
+    let name = reference.name.clone();
+    if kind == Kind::Node {
+        return LookupError::NodeNotFound { name, hint };
+    }
+    LookupError::NotFound {
+        kind: kind.singular(),
+        name,
+        namespace: namespace.to_owned(),
+        hint,
+    }
+}
+
+/// Maximum number of names that an error lists.
+const MAX_LISTED: usize = 8;
+
+fn hint(name: &str, names: &[String], kind: Kind) -> String {
+    let candidates: Vec<_> = names.iter().map(String::as_str).collect();
+    if let Some(near) = similar(name, &candidates) {
+        return format!("; did you mean {near:?}?");
+    }
+    match names.len() {
+        0 => String::new(),
+        1..=MAX_LISTED => format!("; its {}: {}", kind.plural(), names.join(", ")),
+        count => format!(
+            "; its {}: {} and {} more",
+            kind.plural(),
+            names[..MAX_LISTED].join(", "),
+            count - MAX_LISTED
+        ),
+    }
+}
+
+/// The ready pods of a target, which are listed again when they may have changed.
+#[derive(Debug)]
+pub struct ReadyPods {
+    api: Rc<Api>,
+    namespace: String,
+    pods: Pods,
+    listed: RefCell<Option<(Vec<Pod>, Instant)>>,
+    turn: Cell<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PodItems {
+    items: Vec<Pod>,
+}
+
+impl ReadyPods {
+    pub fn new(api: Rc<Api>, namespace: &str, pods: Pods) -> Self {
+        Self {
+            api,
+            namespace: namespace.to_owned(),
+            pods,
+            listed: RefCell::default(),
+            turn: Cell::new(0),
+        }
+    }
+
+    /// Returns the ready pods in turn.
+    ///
+    /// # Errors
+    /// [`NoPod`](pods::NoPod) with the reason if none is ready, or a failed look-up.
+    pub async fn next(&self) -> Result<Pod, DialError> {
+        let turn = self.turn.get();
+        self.turn.set(turn.wrapping_add(1));
+        self.pick(turn).await
+    }
+
+    /// Returns the same pod as long as it is ready.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn current(&self) -> Result<Pod, DialError> {
+        self.pick(self.turn.get()).await
+    }
+
+    /// Lists the pods again before the next use, and takes the next one.
+    pub fn forget(&self) {
+        self.turn.set(self.turn.get().wrapping_add(1));
+        self.listed.borrow_mut().take();
+    }
+
+    async fn pick(&self, turn: usize) -> Result<Pod, DialError> {
+        let fresh = match &*self.listed.borrow() {
+            Some((ready, listed)) if listed.elapsed() < PODS_TTL && !ready.is_empty() => {
+                Some(ready[turn % ready.len()].clone())
+            }
+            _ => None,
+        };
+        if let Some(pod) = fresh {
+            return Ok(pod);
+        }
+        let listed = self.list().await;
+        let all = listed?;
+        let mut ready: Vec<_> = all
+            .iter()
+            .filter(|pod| pods::is_ready(pod))
+            .cloned()
+            .collect();
+        ready.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        if ready.is_empty() {
+            let what = match &self.pods {
+                Pods::Selected(selector) => selector,
+                Pods::Named(name) => name,
+                Pods::None => "",
+            };
+            return Err(pods::explain(&all, what).into());
+        }
+        let pod = ready[turn % ready.len()].clone();
+        *self.listed.borrow_mut() = Some((ready, Instant::now()));
+        Ok(pod)
+    }
+
+    async fn list(&self) -> Result<Vec<Pod>, ApiError> {
+        match &self.pods {
+            Pods::None => Ok(Vec::new()),
+            Pods::Named(name) => {
+                let path = object_path(Kind::Pod, &self.namespace, name);
+                match self.api.get(&path).await {
+                    Ok(pod) => Ok(vec![pod]),
+                    Err(error) if error.is_not_found() => Ok(Vec::new()),
+                    Err(error) => Err(error),
+                }
+            }
+            Pods::Selected(selector) => {
+                let path = format!(
+                    "{}?labelSelector={}&limit={MAX_OBJECTS}",
+                    list_path(Kind::Pod, &self.namespace),
+                    escape(selector)
+                );
+                let list: PodItems = self.api.get(&path).await?;
+                Ok(list.items)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hint_has_the_near_name_or_the_first_ones() {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        for (name, existing, expected) in [
+            (
+                "webb",
+                names(&["web", "api"]),
+                "; did you mean \"web\"?".to_owned(),
+            ),
+            (
+                "x",
+                names(&["web", "api"]),
+                "; its services: web, api".to_owned(),
+            ),
+            ("x", names(&[]), String::new()),
+            (
+                "x",
+                names(&["a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "a9"]),
+                "; its services: a1, a2, a3, a4, a5, a6, a7, a8 and 1 more".to_owned(),
+            ),
+        ] {
+            assert_eq!(hint(name, &existing, Kind::Service), expected);
+        }
+    }
+
+    #[test]
+    fn paths_have_the_group_and_the_namespace_of_the_kind() {
+        for (kind, expected) in [
+            (Kind::Service, "/api/v1/namespaces/a%2Fb/services/w"),
+            (Kind::Node, "/api/v1/nodes/w"),
+            (
+                Kind::Deployment,
+                "/apis/apps/v1/namespaces/a%2Fb/deployments/w",
+            ),
+            (Kind::Job, "/apis/batch/v1/namespaces/a%2Fb/jobs/w"),
+        ] {
+            assert_eq!(object_path(kind, "a/b", "w"), expected);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Recognition of a bastion that forwards requests in absolute form.
+
+use http::{Method, StatusCode, header};
+
+use super::api::{Api, ApiError, StatusMessage};
+use crate::http::RequestTarget;
+use crate::model::target::HOST_FORMS;
+
+/// Host below `svc` that names no service, so that no request reaches an application.
+const PROBE: &str = "probe.svc";
+
+/// Returns true if the server is a bastion: it requires the credentials of a proxy (407), or rejects
+/// a host that names no service. Any other server responds as to a request for its own root.
+///
+/// # Errors
+/// [`ApiError`] if there is no response.
+pub async fn is_bastion(api: &Api) -> Result<bool, ApiError> {
+    // A server below a path is not a bastion, and such a path has no absolute form.
+    if !api.servers.are_roots() {
+        return Ok(false);
+    }
+    let mut head = api.head("/");
+    head.method = Method::OPTIONS;
+    head.target = RequestTarget::from_valid_path("/").to_absolute_form(PROBE);
+    if let Ok(host) = PROBE.parse() {
+        head.headers.insert(header::HOST, host);
+    }
+    let (code, body) = api.fetch(&head).await?;
+    let names_forms = || StatusMessage::parse(&body).is_some_and(|it| it.contains(HOST_FORMS));
+    Ok(code == StatusCode::PROXY_AUTHENTICATION_REQUIRED
+        || (code == StatusCode::BAD_REQUEST && names_forms()))
+}
