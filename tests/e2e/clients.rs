@@ -21,4 +21,5 @@ pub use grpc::{
 };
 pub use h2spec::h2spec_finds_a_conforming_server;
 pub use kubectl::{KubectlProxy, kubectl_works_with_a_kubeconfig_for_the_bastion};
+pub use site::site;
 pub use websocket::{websockets_open_over_http1, websockets_open_over_http2};

@@ -2,6 +2,7 @@
 
 mod failover;
 mod kubelet;
+mod open;
 mod plugin;
 mod portforward;
 mod side_by_side;
@@ -9,6 +10,7 @@ mod through_proxy;
 
 pub use failover::proxy_fails_no_read_when_an_api_server_is_killed;
 pub use kubelet::{kubectl, kubectl_reaches_containers_through_the_kubelet, reach_containers};
+pub use open::open_shows_sites_through_the_bastion_and_the_api_server;
 pub use plugin::*;
 pub use portforward::*;
 pub use side_by_side::proxy_behaves_as_kubectl_proxy;
