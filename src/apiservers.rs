@@ -3,6 +3,7 @@
 
 mod direct;
 mod health;
+mod lifetime;
 
 use std::fmt;
 use std::io;
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 use crate::http::Stream;
 pub use direct::{DirectConnector, InvalidServerName};
 pub use health::{Probe, keep_probing};
+pub use lifetime::{Lifetime, is_watch};
 
 /// Opens connections to one API server: TCP and TLS to an address, or through the proxies of a
 /// desk.
@@ -88,8 +90,10 @@ pub struct ApiServer {
     /// Name of the settings.
     pub name: Arc<str>,
     pub config: ServerConfig,
-    /// Requests and tunnels in progress.
-    outstanding: AtomicUsize,
+    /// Requests in progress, except for those of [`Lifetime::Long`].
+    short: AtomicUsize,
+    /// Watches and tunnels in progress.
+    long: AtomicUsize,
     health: AtomicU8,
     /// Reason why the server is not ready.
     reason: Mutex<String>,
@@ -103,11 +107,20 @@ impl ApiServer {
             id,
             name: config.name.as_str().into(),
             config,
-            outstanding: AtomicUsize::new(0),
+            short: AtomicUsize::new(0),
+            long: AtomicUsize::new(0),
             health: AtomicU8::new(Health::Ready as u8),
             reason: Mutex::default(),
             suspected: Notify::new(),
         })
+    }
+
+    /// Number of requests of a lifetime in progress.
+    fn outstanding(&self, lifetime: Lifetime) -> &AtomicUsize {
+        match lifetime {
+            Lifetime::Short => &self.short,
+            Lifetime::Long => &self.long,
+        }
     }
 
     pub fn health(&self) -> Health {
@@ -165,22 +178,29 @@ struct Shared {
 
 /// One request on a server, counted as outstanding until it is dropped.
 #[derive(Debug)]
-pub struct RequestGuard(Arc<ApiServer>);
+pub struct RequestGuard {
+    server: Arc<ApiServer>,
+    lifetime: Lifetime,
+}
 
 impl RequestGuard {
-    fn new(server: &Arc<ApiServer>) -> Self {
-        server.outstanding.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(server))
+    fn new(server: &Arc<ApiServer>, lifetime: Lifetime) -> Self {
+        server.outstanding(lifetime).fetch_add(1, Ordering::Relaxed);
+        Self {
+            server: Arc::clone(server),
+            lifetime,
+        }
     }
 
     pub fn server(&self) -> &Arc<ApiServer> {
-        &self.0
+        &self.server
     }
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.0.outstanding.fetch_sub(1, Ordering::Relaxed);
+        let outstanding = self.server.outstanding(self.lifetime);
+        outstanding.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -222,9 +242,9 @@ impl ApiServers {
     }
 
     /// Selects the server for the next attempt of a request: of the healthiest ones that were not
-    /// tried yet, the one with the fewest outstanding requests, in turn between equals. `None` if
-    /// none is left that can be reached.
-    pub fn select(&self, tried: &[ServerId]) -> Option<RequestGuard> {
+    /// tried yet, the one with the fewest outstanding requests of this lifetime, in turn between
+    /// equals. `None` if none is left that can be reached.
+    pub fn select(&self, tried: &[ServerId], lifetime: Lifetime) -> Option<RequestGuard> {
         let servers = self.0.servers.load();
         let turn = match servers.len() {
             0 => return None,
@@ -237,13 +257,13 @@ impl ApiServers {
             .chain(behind)
             .filter(|server| !tried.contains(&server.id))
             .map(|server| {
-                let outstanding = server.outstanding.load(Ordering::Relaxed);
+                let outstanding = server.outstanding(lifetime).load(Ordering::Relaxed);
                 ((server.health(), outstanding), server)
             })
             .filter(|((health, _), _)| *health != Health::Unreachable)
             // The first of several minima.
             .min_by_key(|(load, _)| *load)?;
-        Some(RequestGuard::new(best.1))
+        Some(RequestGuard::new(best.1, lifetime))
     }
 
     /// Returns the number of servers.
@@ -316,21 +336,36 @@ mod tests {
     fn idle_servers_take_turns() {
         let servers = servers(&["a", "b", "c"]);
         let selected: Vec<_> = (0..6)
-            .map(|_| name(&servers.select(&[]).unwrap()).to_owned())
+            .map(|_| name(&servers.select(&[], Lifetime::Short).unwrap()).to_owned())
             .collect();
         assert_eq!(selected, ["a", "b", "c", "a", "b", "c"]);
     }
 
     #[test]
+    fn long_requests_do_not_count_against_short_ones() {
+        let servers = servers(&["a", "b", "c"]);
+        let long: Vec<_> = (0..4)
+            .map(|_| servers.select(&[], Lifetime::Long))
+            .collect();
+        let mut counts = std::collections::BTreeMap::new();
+        for _ in 0..9 {
+            let guard = servers.select(&[], Lifetime::Short).unwrap();
+            *counts.entry(name(&guard).to_owned()).or_insert(0) += 1;
+        }
+        assert!(counts.values().all(|count| *count == 3), "{counts:?}");
+        drop(long);
+    }
+
+    #[test]
     fn server_with_fewest_outstanding_requests_is_selected() {
         let servers = servers(&["a", "b"]);
-        let first = servers.select(&[]).unwrap();
-        let second = servers.select(&[]).unwrap();
+        let first = servers.select(&[], Lifetime::Short).unwrap();
+        let second = servers.select(&[], Lifetime::Short).unwrap();
         assert_ne!(name(&first), name(&second));
         let idle = name(&first).to_owned();
         drop(first);
         for _ in 0..4 {
-            assert_eq!(name(&servers.select(&[]).unwrap()), idle);
+            assert_eq!(name(&servers.select(&[], Lifetime::Short).unwrap()), idle);
         }
     }
 
@@ -341,11 +376,15 @@ mod tests {
         all[0].set_aside(Health::NotReady, "shutting down");
         all[1].set_aside(Health::Unreachable, "connection refused");
         for _ in 0..3 {
-            assert_eq!(name(&servers.select(&[]).unwrap()), "c");
+            assert_eq!(name(&servers.select(&[], Lifetime::Short).unwrap()), "c");
         }
-        let last_resort = servers.select(&[all[2].id]).unwrap();
+        let last_resort = servers.select(&[all[2].id], Lifetime::Short).unwrap();
         assert_eq!(name(&last_resort), "a");
-        assert!(servers.select(&[all[0].id, all[2].id]).is_none());
+        assert!(
+            servers
+                .select(&[all[0].id, all[2].id], Lifetime::Short)
+                .is_none()
+        );
         assert_eq!(
             servers.failures(),
             "a: shutting down; b: connection refused; c: no answer"
@@ -356,12 +395,14 @@ mod tests {
     fn replaced_set_keeps_the_state_of_servers_that_remain() {
         let servers = servers(&["a", "b"]);
         let kept = Arc::clone(&servers.snapshot()[1]);
-        let guard = servers.select(&[servers.snapshot()[0].id]).unwrap();
+        let guard = servers
+            .select(&[servers.snapshot()[0].id], Lifetime::Short)
+            .unwrap();
         servers.replace(vec![config("b"), config("c")]);
         let now = servers.snapshot();
         assert!(Arc::ptr_eq(&now[0], &kept) && now[1].id != kept.id);
-        assert_eq!(kept.outstanding.load(Ordering::Relaxed), 1);
+        assert_eq!(kept.short.load(Ordering::Relaxed), 1);
         drop(guard);
-        assert_eq!(kept.outstanding.load(Ordering::Relaxed), 0);
+        assert_eq!(kept.short.load(Ordering::Relaxed), 0);
     }
 }

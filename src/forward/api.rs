@@ -22,7 +22,9 @@ use super::{
     ConnectionError, ForwardError, OutgoingBody, Upgrade, UpgradeOutcome, UpstreamRequest,
     unrequested_upgrade,
 };
-use crate::apiservers::{ApiServer, ApiServers, Credential, Health, RequestGuard};
+use crate::apiservers::{
+    ApiServer, ApiServers, Credential, Health, Lifetime, RequestGuard, is_watch,
+};
 use crate::http::h1::ParsedResponse;
 use crate::http::{Interim, RequestTarget};
 use crate::model::error_chain;
@@ -190,6 +192,13 @@ impl ApiForwarder {
             client: interim,
         } = request;
         let target = head.target.clone();
+        let is_long =
+            protocol == Protocol::Http1 || is_watch(&head.method, target.path(), target.query());
+        let lifetime = if is_long {
+            Lifetime::Long
+        } else {
+            Lifetime::Short
+        };
         let is_apply = is_apply(&head.method, &head.headers);
         let mut pending = Pending::new(
             head,
@@ -201,7 +210,7 @@ impl ApiForwarder {
         let mut tried = Vec::new();
         let mut failure = None;
         for _ in 0..MAX_ATTEMPTS {
-            let Some(guard) = self.servers.select(&tried) else {
+            let Some(guard) = self.servers.select(&tried, lifetime) else {
                 break;
             };
             let server = Arc::clone(guard.server());

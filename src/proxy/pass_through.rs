@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use tokio::sync::oneshot;
 
 use super::{AUDIT_ID, Body, Proxy, ProxyError, Reply};
-use crate::apiservers::{ApiServers, Credential};
+use crate::apiservers::{ApiServers, Credential, is_watch};
 use crate::authenticate::{Authenticator, DelegatedCaller, Peer};
 use crate::config::CertificateCallers;
 use crate::forward::{
@@ -300,47 +300,4 @@ fn sanitize(
         return Err(crate::forward::ForwardError::TooManyHeaders);
     }
     Ok(response)
-}
-
-/// Returns true for a watch, of the query or of the deprecated paths.
-fn is_watch(method: &Method, path: &str, query: Option<&str>) -> bool {
-    let pairs = query.unwrap_or_default().split('&');
-    let mut values = pairs.filter_map(|pair| match pair.split_once('=') {
-        None if pair == "watch" => Some(""),
-        Some(("watch", value)) => Some(value),
-        _ => None,
-    });
-    let by_query = values
-        .next()
-        .is_some_and(|value| !matches!(value, "0" | "false"));
-    let mut segments = path.split('/').skip(1);
-    let by_path = match segments.next() {
-        Some("api") => segments.nth(1) == Some("watch"),
-        Some("apis") => segments.nth(2) == Some("watch"),
-        _ => false,
-    };
-    *method == Method::GET && (by_query || by_path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn recognizes_watches() {
-        for (method, path, query, expected) in [
-            (Method::GET, "/api/v1/pods", Some("watch=true"), true),
-            (Method::GET, "/api/v1/pods", Some("limit=1&watch=1"), true),
-            (Method::GET, "/api/v1/pods", Some("watch"), true),
-            (Method::GET, "/api/v1/pods", Some("watch=0"), false),
-            (Method::GET, "/api/v1/pods", Some("watch=false"), false),
-            (Method::GET, "/api/v1/pods", None, false),
-            (Method::DELETE, "/api/v1/pods", Some("watch=true"), false),
-            (Method::GET, "/api/v1/watch/pods", None, true),
-            (Method::GET, "/apis/apps/v1/watch/deployments", None, true),
-            (Method::GET, "/apis/watch/v1/x", None, false),
-        ] {
-            assert_eq!(is_watch(&method, path, query), expected, "{path} {query:?}");
-        }
-    }
 }
