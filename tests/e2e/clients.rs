@@ -14,7 +14,7 @@ mod websocket;
 pub use browser::{browser_shows_a_site, browser_shows_a_site_behind_kubectl_proxy, drive};
 pub use curl::{curl_streams_responses, curl_uses_both_versions_of_http};
 pub use generated::{javascript_client_reaches_sub_paths, python_client_reaches_sub_paths};
-pub use go::client_go_uses_proxy_get;
+pub use go::{client_go_uses_proxy_get, program as go_program};
 pub use grpc::{
     grpc_calls_and_streams_work, grpc_cancellations_reach_the_server,
     grpc_errors_are_grpc_statuses, grpc_goaway_fails_no_call, grpc_streams_continue_during_a_drain,

@@ -11,6 +11,7 @@
 //! other clients. Those of `apps` need Debian's packages of Prometheus and `RabbitMQ`, too. All
 //! scenarios fail if the cluster cannot be set up.
 
+mod apiservers;
 mod apps;
 mod balance;
 mod callers;
@@ -162,6 +163,11 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         deployed::pod_uses_its_service_account_and_reloads_its_token,
         deployed::sigterm_finishes_running_requests,
         desk::kubectl_runs_and_completes_the_plugin,
+        apiservers::requests_spread_evenly_over_api_servers,
+        apiservers::killed_api_servers_fail_no_repeatable_request,
+        apiservers::frozen_api_servers_fail_no_repeatable_request,
+        apiservers::drained_api_servers_fail_no_request,
+        apiservers::answers_without_api_servers_and_credentials,
         faults::processes_killed_in_turn_fail_no_request,
         faults::black_holed_addresses_fail_no_request,
         faults::stopped_process_gets_no_new_requests,

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
@@ -105,18 +106,49 @@ impl Client {
     /// # Errors
     /// Returns an error if the connection fails.
     pub async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Response> {
-        let mut request = match self.sender {
-            Sender::Http1(_) => Request::builder()
-                .uri(path)
-                .header(header::HOST, "bastion.test"),
-            Sender::Http2(_) => Request::builder().uri(format!("https://bastion.test{path}")),
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        self.complete(path, request).await
+    }
+
+    /// Sends a request with its headers and reads the complete response. The URI of the request is
+    /// replaced.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn complete(&mut self, path: &str, request: Request<Bytes>) -> Result<Response> {
+        let response = self.open(path, request).await?;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Ok(Response {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+        })
+    }
+
+    /// Sends a request with its headers and returns the response, whose body streams.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn open(
+        &mut self,
+        path: &str,
+        mut request: Request<Bytes>,
+    ) -> Result<http::Response<Incoming>> {
+        let is_http2 = matches!(self.sender, Sender::Http2(_));
+        let origin = if is_http2 { "https://bastion.test" } else { "" };
+        *request.uri_mut() = format!("{origin}{path}").parse()?;
+        let headers = request.headers_mut();
+        if !is_http2 {
+            headers.insert(header::HOST, HeaderValue::from_static("bastion.test"));
         }
-        .method(method);
         if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            headers.insert(header::AUTHORIZATION, format!("Bearer {token}").parse()?);
         }
-        let request = request.body(Full::new(body))?;
-        let response = match &mut self.sender {
+        let request = request.map(Full::new);
+        Ok(match &mut self.sender {
             Sender::Http1(sender) => {
                 sender.ready().await?;
                 sender.send_request(request).await?
@@ -125,14 +157,6 @@ impl Client {
                 sender.ready().await?;
                 sender.send_request(request).await?
             }
-        };
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await?.to_bytes();
-        let body = String::from_utf8_lossy(&body).into_owned();
-        Ok(Response {
-            status: parts.status,
-            headers: parts.headers,
-            body,
         })
     }
 }

@@ -11,6 +11,8 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Client;
 use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use tempfile::TempDir;
 
@@ -43,6 +45,24 @@ pub struct Cluster {
 /// Child process. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Process(Child);
+
+impl Process {
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// Returns an error if the process has exited.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.0.id().try_into()?), signal)?)
+    }
+
+    /// Returns true if the process has exited.
+    ///
+    /// # Errors
+    /// Returns the error of the system.
+    pub fn has_exited(&mut self) -> Result<bool> {
+        Ok(self.0.try_wait()?.is_some())
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -258,6 +278,26 @@ impl Cluster {
         let command = wrap(&self.binaries.join("kube-apiserver"));
         let process = start(self.folder.path(), "another-apiserver", command, &arguments)?;
         Ok((SocketAddr::from(([127, 0, 0, 1], port)), process))
+    }
+
+    /// Starts an apiserver of several on the same data, which publishes its address in the service
+    /// `kubernetes` and shuts down gracefully. Does not wait until it is ready.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be started.
+    pub fn replica(&self, name: &str, address: SocketAddr) -> Result<Process> {
+        let mut arguments = self.apiserver_arguments.clone();
+        // The last value of a flag counts.
+        arguments.extend([
+            format!("--bind-address={}", address.ip()),
+            format!("--advertise-address={}", address.ip()),
+            format!("--secure-port={}", address.port()),
+            "--endpoint-reconciler-type=lease".into(),
+            "--shutdown-delay-duration=5s".into(),
+            "--shutdown-send-retry-after=true".into(),
+        ]);
+        let command = Command::new(self.binaries.join("kube-apiserver"));
+        start(self.folder.path(), name, command, &arguments)
     }
 
     /// Kills the apiserver.

@@ -2,11 +2,13 @@
 //! backends, the bastion as a process, and small clients.
 #![allow(dead_code, reason = "each test binary uses a part of them")]
 
+pub mod api_load;
 pub mod app;
 pub mod backend;
 pub mod bastion;
 pub mod client;
 pub mod cluster;
+pub mod control_plane;
 pub mod fault_proxy;
 pub mod frames;
 pub mod kubelet;

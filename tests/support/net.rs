@@ -116,6 +116,17 @@ impl Namespace {
         Ipv4Addr::new(a, b, c, last)
     }
 
+    /// Adds an address to the host's end of the network, and returns it.
+    ///
+    /// # Errors
+    /// Returns an error if `ip` fails.
+    pub fn host_address(&self, last: u8) -> Result<Ipv4Addr> {
+        let address = self.address(last);
+        let device = format!("{}-h", self.name);
+        ip(&["addr", "replace", &format!("{address}/24"), "dev", &device])?;
+        Ok(address)
+    }
+
     /// Drops all packets to an address until [`Self::heal`], without RST or ICMP. The address need
     /// not exist.
     ///
