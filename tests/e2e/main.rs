@@ -151,7 +151,6 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         apps::rabbitmq_management_creates_a_queue,
         apps::prometheus_answers_a_query,
         desk::kubectl_reaches_containers_through_the_kubelet,
-        desk::portforward_sessions_carry_connections,
         desk::open_shows_sites_through_the_bastion_and_the_api_server,
         pass_through::kubectl_uses_the_bastion_as_its_server,
         pass_through::api_server_decides_on_the_credentials,
