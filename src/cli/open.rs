@@ -40,7 +40,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "WAY")]
     via: Option<Via>,
 
-    /// Port to listen on, on 127.0.0.1 and ::1; 0 for a free one
+    /// Port to listen on, on both loopback addresses; 0 for a free one
     #[arg(
         long,
         visible_alias = "listen-port",

@@ -12,6 +12,7 @@ mod body;
 mod client;
 mod dial;
 mod handler;
+mod headers;
 mod hosts;
 mod listener;
 mod lookup;
@@ -19,6 +20,7 @@ mod pods;
 mod portforward;
 mod ports;
 mod probe;
+mod ready;
 mod reference;
 mod site;
 
@@ -36,8 +38,9 @@ use dial::{DialError, ServerDial};
 use handler::SiteHandler;
 use hosts::{HostParts, Hosts, url};
 use listener::{ListenError, Listener};
-use lookup::{Found, LookupError, Pods, ReadyPods};
+use lookup::{Found, LookupError, Pods};
 use portforward::PodDial;
+use ready::ReadyPods;
 pub use reference::{Kind, Reference, ReferenceError};
 pub use site::Via;
 use site::{Host, Route, Site};
@@ -75,6 +78,8 @@ pub enum OpenError {
         "{target} cannot be opened through {via}; use --via=proxy, or open one of its pods instead"
     )]
     Unsupported { target: String, via: &'static str },
+    #[error("a bastion forwards requests as the user itself; omit --as, or use --via=proxy")]
+    Impersonation,
     #[error("cannot forward a port of {target}: {source}")]
     PortForward { target: String, source: DialError },
 }
@@ -93,7 +98,13 @@ pub async fn run(context: Context, options: Options, drain: Drain) -> Result<(),
     } = context;
     let servers = Rc::new(ServerDial::new(servers, credentials.clone()));
     let api = Rc::new(Api::new(servers, credentials, request_timeout));
+    // The absolute form has no headers for it: they are those of the application.
+    let impersonates = !api.credentials.impersonation().is_empty();
+    if impersonates && options.via == Some(Via::Bastion) {
+        return Err(OpenError::Impersonation);
+    }
     let is_bastion = match options.via {
+        None if impersonates => false,
         None | Some(Via::Bastion) => {
             let probed = probe::is_bastion(&api).await;
             let server = || api.servers.name().to_owned();
@@ -213,7 +224,8 @@ async fn port_forward(
     Some(match dial.check().await {
         Ok(()) => Ok(client::Client::new(dial)),
         Err(error @ DialError::NoPod(_)) => {
-            eprintln!("{}/{}: {error}", found.kind.singular(), found.name);
+            let problem = printable(&error.to_string());
+            eprintln!("{}/{}: {problem}", found.kind.singular(), found.name);
             Ok(client::Client::new(dial))
         }
         Err(error) => Err(error),
@@ -255,6 +267,11 @@ async fn serve(listener: Listener, sites: Vec<Rc<Site>>, options: &Options, drai
         () = tokio::time::sleep(DRAIN_TIMEOUT) => {}
         () = drain.forced() => {}
     }
+}
+
+/// Replaces control characters of a text from the cluster, which a terminal would interpret.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 fn host_parts(found: &Found) -> HostParts<'_> {

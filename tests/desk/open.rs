@@ -642,6 +642,10 @@ async fn errors_are_one_line_with_the_remedy() -> Result<()> {
             format!("127.0.0.1:{taken} is not a bastion that forwards requests in absolute form; omit --via=bastion"),
         ),
         (
+            &["svc/web", "--via", "bastion", "--as", "jane"],
+            "omit --as, or use --via=proxy".to_owned(),
+        ),
+        (
             &["svc/web", "--via", "port-forward"],
             "cannot forward a port of service/web: the API server refuses port-forward to the pod: pods \"web-0\" is forbidden".to_owned(),
         ),

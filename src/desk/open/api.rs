@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::client::{Client, ResponseBody, SendError};
 use super::dial::ServerDial;
+use super::printable;
 use crate::desk::credentials::{Credentials, CredentialsError};
 use crate::http::h1::FieldNames;
 use crate::http::{RequestBody, RequestHead, RequestTarget};
@@ -109,11 +110,12 @@ impl StatusMessage {
         }
         let causes = status.details.and_then(|details| details.causes);
         let causes: Vec<_> = causes.into_iter().flatten().map(|it| it.message).collect();
-        Some(if causes.is_empty() {
+        let message = if causes.is_empty() {
             status.message
         } else {
             format!("{}: {}", status.message, causes.join(", "))
-        })
+        };
+        Some(printable(&message))
     }
 }
 
@@ -249,6 +251,10 @@ mod tests {
             (
                 r#"{"kind":"Status","message":"m","details":null}"#,
                 Some("m"),
+            ),
+            (
+                r#"{"kind":"Status","message":"a\u001b[2Jb\nc"}"#,
+                Some("a [2Jb c"),
             ),
             (r#"{"kind":"Pod","message":"m"}"#, None),
             ("not found", None),

@@ -16,7 +16,7 @@ use crate::http::h1::{ServerConnection, Timeouts};
 use crate::http::{HeadMemory, Stream};
 
 /// Maximum number of connections; further ones wait. A browser opens six to a host, and one for each
-/// of up to 255 WebSockets.
+/// WebSocket, of which it has up to 255.
 const MAX_CONNECTIONS: usize = 1024;
 /// Memory for heads beyond 16 KiB each.
 const HEAD_MEMORY: usize = 16 * 1024 * 1024;

@@ -1,9 +1,5 @@
 //! Look-up of the objects that the arguments name.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
-use std::time::{Duration, Instant};
-
 use http::StatusCode;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
@@ -12,14 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
 
 use super::api::{Api, ApiError, MAX_OBJECTS, escape};
-use super::dial::DialError;
 use super::pods;
 use super::ports::{self, Port, PortError};
 use super::reference::{Kind, Reference};
 use crate::model::similar::similar;
-
-/// Time for which a list of pods is used.
-const PODS_TTL: Duration = Duration::from_secs(2);
 
 /// Object that was found, and its port.
 #[derive(Clone, Debug)]
@@ -65,7 +57,10 @@ pub enum LookupError {
     #[error("port {port:?} of {object} is a name, and the user may not read it; use its number")]
     PortName { object: Reference, port: String },
     #[error("cannot read {object}: {source}")]
-    Api { object: Reference, source: ApiError },
+    Api {
+        object: Reference,
+        source: Box<ApiError>,
+    },
 }
 
 impl LookupError {
@@ -76,7 +71,7 @@ impl LookupError {
             return false;
         };
         source.is_no_route()
-            || matches!(source, ApiError::Status { code, .. } if *code == StatusCode::FORBIDDEN)
+            || matches!(&**source, ApiError::Status { code, .. } if *code == StatusCode::FORBIDDEN)
     }
 }
 
@@ -149,8 +144,10 @@ impl Found {
                 return Err(not_found(api, namespace, reference).await);
             }
             Err(source) => {
-                let object = reference.clone();
-                return Err(LookupError::Api { object, source });
+                return Err(LookupError::Api {
+                    object: reference.clone(),
+                    source: Box::new(source),
+                });
             }
         };
         Ok(Self {
@@ -273,7 +270,7 @@ async fn workload(api: &Api, kind: Kind, path: &str) -> Result<Workload, ApiErro
 }
 
 /// Returns the path of the objects of a kind.
-fn list_path(kind: Kind, namespace: &str) -> String {
+pub(super) fn list_path(kind: Kind, namespace: &str) -> String {
     match kind {
         Kind::Node => format!("{}/{}", kind.api(), kind.plural()),
         _ => format!(
@@ -285,7 +282,7 @@ fn list_path(kind: Kind, namespace: &str) -> String {
     }
 }
 
-fn object_path(kind: Kind, namespace: &str, name: &str) -> String {
+pub(super) fn object_path(kind: Kind, namespace: &str, name: &str) -> String {
     format!("{}/{}", list_path(kind, namespace), escape(name))
 }
 
@@ -330,111 +327,6 @@ fn hint(name: &str, names: &[String], kind: Kind) -> String {
             names[..MAX_LISTED].join(", "),
             count - MAX_LISTED
         ),
-    }
-}
-
-/// The ready pods of a target, which are listed again when they may have changed.
-#[derive(Debug)]
-pub struct ReadyPods {
-    api: Rc<Api>,
-    namespace: String,
-    pods: Pods,
-    listed: RefCell<Option<(Vec<Pod>, Instant)>>,
-    turn: Cell<usize>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PodItems {
-    items: Vec<Pod>,
-}
-
-impl ReadyPods {
-    pub fn new(api: Rc<Api>, namespace: &str, pods: Pods) -> Self {
-        Self {
-            api,
-            namespace: namespace.to_owned(),
-            pods,
-            listed: RefCell::default(),
-            turn: Cell::new(0),
-        }
-    }
-
-    /// Returns the ready pods in turn.
-    ///
-    /// # Errors
-    /// [`NoPod`](pods::NoPod) with the reason if none is ready, or a failed look-up.
-    pub async fn next(&self) -> Result<Pod, DialError> {
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
-        self.pick(turn).await
-    }
-
-    /// Returns the same pod as long as it is ready.
-    ///
-    /// # Errors
-    /// As [`Self::next`].
-    pub async fn current(&self) -> Result<Pod, DialError> {
-        self.pick(self.turn.get()).await
-    }
-
-    /// Lists the pods again before the next use, and takes the next one.
-    pub fn forget(&self) {
-        self.turn.set(self.turn.get().wrapping_add(1));
-        self.listed.borrow_mut().take();
-    }
-
-    async fn pick(&self, turn: usize) -> Result<Pod, DialError> {
-        let fresh = match &*self.listed.borrow() {
-            Some((ready, listed)) if listed.elapsed() < PODS_TTL && !ready.is_empty() => {
-                Some(ready[turn % ready.len()].clone())
-            }
-            _ => None,
-        };
-        if let Some(pod) = fresh {
-            return Ok(pod);
-        }
-        let listed = self.list().await;
-        let all = listed?;
-        let mut ready: Vec<_> = all
-            .iter()
-            .filter(|pod| pods::is_ready(pod))
-            .cloned()
-            .collect();
-        ready.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-        if ready.is_empty() {
-            let what = match &self.pods {
-                Pods::Selected(selector) => selector,
-                Pods::Named(name) => name,
-                Pods::None => "",
-            };
-            return Err(pods::explain(&all, what).into());
-        }
-        let pod = ready[turn % ready.len()].clone();
-        *self.listed.borrow_mut() = Some((ready, Instant::now()));
-        Ok(pod)
-    }
-
-    async fn list(&self) -> Result<Vec<Pod>, ApiError> {
-        match &self.pods {
-            Pods::None => Ok(Vec::new()),
-            Pods::Named(name) => {
-                let path = object_path(Kind::Pod, &self.namespace, name);
-                match self.api.get(&path).await {
-                    Ok(pod) => Ok(vec![pod]),
-                    Err(error) if error.is_not_found() => Ok(Vec::new()),
-                    Err(error) => Err(error),
-                }
-            }
-            Pods::Selected(selector) => {
-                let path = format!(
-                    "{}?labelSelector={}&limit={MAX_OBJECTS}",
-                    list_path(Kind::Pod, &self.namespace),
-                    escape(selector)
-                );
-                let list: PodItems = self.api.get(&path).await?;
-                Ok(list.items)
-            }
-        }
     }
 }
 

@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    fn pod(name: &str, status: serde_json::Value) -> Pod {
+    fn pod(name: &str, status: &serde_json::Value) -> Pod {
         let pod = json!({
             "metadata": {"name": name},
             "spec": {"containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]},
@@ -158,11 +158,11 @@ mod tests {
             (json!({"phase": "Running"}), false),
             (json!({}), false),
         ] {
-            assert_eq!(is_ready(&pod("p", status.clone())), ready, "{status}");
+            assert_eq!(is_ready(&pod("p", &status)), ready, "{status}");
         }
         let mut deleted = pod(
             "p",
-            json!({"phase": "Running", "conditions": condition("True")}),
+            &json!({"phase": "Running", "conditions": condition("True")}),
         );
         deleted.metadata.deletion_timestamp =
             serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
@@ -179,10 +179,10 @@ mod tests {
             {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"},
         ]});
         let pods = [
-            pod("a", waiting),
-            pod("b", unscheduled),
-            pod("c", json!({"phase": "Running"})),
-            pod("d", json!({"phase": "Failed"})),
+            pod("a", &waiting),
+            pod("b", &unscheduled),
+            pod("c", &json!({"phase": "Running"})),
+            pod("d", &json!({"phase": "Failed"})),
         ];
         assert_eq!(
             explain(&pods, "app=web").to_string(),
@@ -194,14 +194,14 @@ mod tests {
             "no pod matches app=web"
         );
         let many: Vec<_> = (0..8)
-            .map(|n| pod(&n.to_string(), json!({"phase": "Failed"})))
+            .map(|n| pod(&n.to_string(), &json!({"phase": "Failed"})))
             .collect();
         assert!(explain(&many, "").to_string().ends_with("and 3 more"));
     }
 
     #[test]
     fn finds_the_port_of_a_container() {
-        let pod = pod("p", json!({}));
+        let pod = pod("p", &json!({}));
         assert_eq!(container_port(&pod, &IntOrString::Int(81)), Ok(81));
         assert_eq!(
             container_port(&pod, &IntOrString::String("web".into())),

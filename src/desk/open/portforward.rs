@@ -12,8 +12,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Dial;
 use super::dial::DialError;
-use super::lookup::ReadyPods;
 use super::pods;
+use super::ready::ReadyPods;
 use crate::apiservers::{ApiServers, Credential, Probe, ServerConfig, keep_probing};
 use crate::balance::LoadBalancer;
 use crate::config;

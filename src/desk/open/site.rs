@@ -4,23 +4,22 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt;
 
 use super::api::{Api, StatusMessage};
 use super::body::Body;
 use super::client::{Client, ResponseBody, SendError, Upgraded};
 use super::dial::DialError;
-use super::lookup::{Found, ReadyPods};
+use super::headers::{KUBE_BASTION_HOST, is_below, set, strip_prefix, take_upgrade};
+use super::lookup::Found;
+use super::printable;
+use super::ready::ReadyPods;
 use super::reference::Kind;
 use crate::desk::credentials::CredentialsError;
-use crate::http::{
-    Interim, RequestBody, RequestHead, RequestTarget, UpgradedConnection, remove_hop_by_hop, tokens,
-};
+use crate::http::{Interim, RequestBody, RequestHead, RequestTarget, UpgradedConnection};
 use crate::model::Scheme;
 
-/// Header in which a bastion takes the host that the browser used.
-const KUBE_BASTION_HOST: HeaderName = HeaderName::from_static("kube-bastion-host");
 /// Maximum size of a response that may be a `Status`, in bytes.
 const MAX_STATUS: u64 = 64 * 1024;
 
@@ -147,7 +146,12 @@ impl Site {
                     Upgraded::Switched(response, connection) => {
                         return Ok(Answer::Switched(response, connection));
                     }
-                    Upgraded::Refused(response) => response,
+                    Upgraded::Refused(mut response) => {
+                        // Bytes behind the request are of the protocol that was refused.
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(header::CONNECTION, close);
+                        response
+                    }
                 }
             } else {
                 self.client.send(head, body, interim).await?
@@ -316,9 +320,10 @@ impl Site {
         if *last == problem {
             return;
         }
+        let name = self.name();
         match &problem {
-            Some(problem) => eprintln!("{}: {problem}", self.name()),
-            None => eprintln!("{}: responds again", self.name()),
+            Some(problem) => eprintln!("{name}: {}", printable(problem)),
+            None => eprintln!("{name}: responds again"),
         }
         *last = problem;
     }
@@ -351,72 +356,6 @@ impl Browser {
     }
 }
 
-/// Removes the hop-by-hop fields, and returns true for an upgrade, whose fields stay.
-fn take_upgrade(headers: &mut HeaderMap) -> bool {
-    let requested = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(tokens)
-        .any(|token| token.eq_ignore_ascii_case(b"upgrade"));
-    let protocol = headers.get(header::UPGRADE).cloned();
-    remove_hop_by_hop(headers, |name| name == KUBE_BASTION_HOST.as_str());
-    match protocol {
-        Some(protocol) if requested => {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-            headers.insert(header::UPGRADE, protocol);
-            true
-        }
-        _ => false,
-    }
-}
-
-fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<&HeaderValue>) {
-    match value {
-        Some(value) => {
-            headers.insert(name, value.clone());
-        }
-        None => {
-            headers.remove(name);
-        }
-    }
-}
-
-fn is_below(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(prefix)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Removes the prefix of a subresource from the paths of redirects and cookies.
-fn strip_prefix(headers: &mut HeaderMap, prefix: &str) {
-    if let Some(location) = headers.get(header::LOCATION)
-        && let Some(rest) = location
-            .to_str()
-            .ok()
-            .and_then(|text| text.strip_prefix(prefix))
-        && rest.starts_with('/')
-        && let Ok(location) = HeaderValue::from_str(rest)
-    {
-        headers.insert(header::LOCATION, location);
-    }
-    let cookies: Vec<_> = headers
-        .get_all(header::SET_COOKIE)
-        .iter()
-        .cloned()
-        .collect();
-    if cookies.is_empty() {
-        return;
-    }
-    headers.remove(header::SET_COOKIE);
-    for cookie in cookies {
-        let stripped = cookie
-            .to_str()
-            .ok()
-            .map(|text| text.replace(&format!("={prefix}/"), "=/"));
-        let stripped = stripped.and_then(|text| HeaderValue::from_str(&text).ok());
-        headers.append(header::SET_COOKIE, stripped.unwrap_or(cookie));
-    }
-}
-
 /// Returns true for an error that may be the server's own.
 fn may_be_status(response: &Response<ResponseBody>) -> bool {
     use http_body::Body as _;
@@ -428,60 +367,4 @@ fn may_be_status(response: &Response<ResponseBody>) -> bool {
     (response.status().is_client_error() || response.status().is_server_error())
         && is_json
         && length.is_some_and(|length| length <= MAX_STATUS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        let lines = lines.iter().map(|(name, value)| {
-            (
-                HeaderName::from_static(name),
-                HeaderValue::from_static(value),
-            )
-        });
-        let mut headers = HeaderMap::new();
-        headers.extend(lines);
-        headers
-    }
-
-    #[test]
-    fn hop_by_hop_fields_stay_only_for_an_upgrade() {
-        let mut websocket = headers(&[
-            ("connection", "keep-alive, Upgrade"),
-            ("upgrade", "websocket"),
-            ("sec-websocket-key", "k"),
-            ("kube-bastion-host", "forged"),
-            ("proxy-authorization", "forged"),
-        ]);
-        assert!(take_upgrade(&mut websocket));
-        let expected = [
-            ("connection", "Upgrade"),
-            ("upgrade", "websocket"),
-            ("sec-websocket-key", "k"),
-        ];
-        assert_eq!(websocket, headers(&expected));
-        let mut plain = headers(&[("connection", "keep-alive"), ("upgrade", "h2c")]);
-        assert!(!take_upgrade(&mut plain));
-        assert!(plain.is_empty());
-    }
-
-    #[test]
-    fn prefix_is_removed_from_redirects_and_cookies() {
-        let mut rewritten = headers(&[
-            ("location", "/api/v1/nodes/n/proxy/login?a"),
-            ("set-cookie", "a=1; Path=/api/v1/nodes/n/proxy/; HttpOnly"),
-        ]);
-        strip_prefix(&mut rewritten, "/api/v1/nodes/n/proxy");
-        let expected = [
-            ("location", "/login?a"),
-            ("set-cookie", "a=1; Path=/; HttpOnly"),
-        ];
-        assert_eq!(rewritten, headers(&expected));
-        let other = [("location", "https://a.example/"), ("set-cookie", "a=1")];
-        let mut kept = headers(&other);
-        strip_prefix(&mut kept, "/api/v1/nodes/n/proxy");
-        assert_eq!(kept, headers(&other));
-    }
 }
