@@ -49,7 +49,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Corrects a script of clap_complete 4.6 for a program whose name has a hyphen. It writes the
+/// Corrects a script of `clap_complete` 4.6 for a program whose name has a hyphen. It writes the
 /// hyphen in two ways, so that no subcommand has candidates.
 fn with_one_label_per_command(script: &str, name: &str) -> String {
     let defined = format!("{}__subcmd__", name.replace('-', "__"));

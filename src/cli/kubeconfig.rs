@@ -1,12 +1,15 @@
 //! `kubeconfig`: prints a kubeconfig for a bastion, or merges it into a file.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::source::path_parser;
+use crate::config::{ValueError, parse_path};
 use crate::desk::context::ServerUrl;
 use crate::desk::kubeconfig::{self, Entries, Login, Server, Trust};
 use crate::desk::warn;
@@ -76,8 +79,9 @@ pub(super) struct Options {
 
     /// Merge into a kubeconfig instead of printing one [default FILE: the first of $KUBECONFIG that
     /// exists, else ~/.kube/config]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, value_parser = path_parser())]
-    merge: Option<Option<PathBuf>>,
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
+    #[arg(value_parser = OsStringValueParser::new().try_map(MergeFile::parse))]
+    merge: Option<MergeFile>,
 
     /// Make the merged context the current one
     #[arg(long, requires = "merge")]
@@ -86,6 +90,36 @@ pub(super) struct Options {
     /// Replace entries of the same names in the file to merge into
     #[arg(long, requires = "merge")]
     overwrite: bool,
+}
+
+/// File to merge into.
+#[derive(Clone, Debug)]
+enum MergeFile {
+    /// The one that kubectl would change.
+    Default,
+    Path(PathBuf),
+}
+
+impl MergeFile {
+    fn parse(text: OsString) -> Result<Self, ValueError> {
+        if text.is_empty() {
+            Ok(Self::Default)
+        } else {
+            parse_path(text).map(Self::Path)
+        }
+    }
+
+    /// Returns its path.
+    fn path(self) -> Result<PathBuf> {
+        let Self::Path(path) = self else {
+            let (files, _) = Environment::of_process().default_files();
+            let existing = files.iter().find(|file| file.exists());
+            let path = existing.or(files.last()).cloned();
+            return path
+                .context("there is no home directory; set the file of --merge or $KUBECONFIG");
+        };
+        Ok(path)
+    }
 }
 
 pub(super) fn run(options: Options) -> Result<ExitCode> {
@@ -98,7 +132,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode> {
     );
     let login = Login::load(options.kubeconfig.as_deref(), options.context.as_deref())?;
     warn_without_user(login.as_ref());
-    let target = options.merge.clone().map(merge_target).transpose()?;
+    let target = options.merge.clone().map(MergeFile::path).transpose()?;
     let (trust, authority) = trust(&options)?;
     let pinned = verify(&url, options.tls_server_name.as_deref(), &trust)?;
     let server = Server {
@@ -191,17 +225,6 @@ fn verify(url: &ServerUrl, name: Option<&str>, trust: &Trust) -> Result<Option<S
     // A name lookup may still be running.
     runtime.shutdown_background();
     Ok(verified?)
-}
-
-/// Returns the file that kubectl would change.
-fn merge_target(file: Option<PathBuf>) -> Result<PathBuf> {
-    if let Some(file) = file {
-        return Ok(file);
-    }
-    let (files, _) = Environment::of_process().default_files();
-    let existing = files.iter().find(|file| file.exists());
-    let target = existing.or(files.last()).cloned();
-    target.context("there is no home directory; set the file of --merge or $KUBECONFIG")
 }
 
 fn is_same(file: &Path, other: &Path) -> bool {

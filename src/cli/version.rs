@@ -28,7 +28,7 @@ enum Output {
 }
 
 #[derive(Debug, Serialize)]
-struct Version {
+struct Build {
     version: &'static str,
     /// `unknown` if the binary was built without the repository.
     commit: &'static str,
@@ -36,7 +36,7 @@ struct Version {
     rustc: &'static str,
 }
 
-impl Version {
+impl Build {
     fn of_binary() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -57,7 +57,7 @@ fn architecture() -> &'static str {
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode> {
-    let version = Version::of_binary();
+    let version = Build::of_binary();
     match options.output {
         Output::Text => {
             println!("kube-bastion {}", version.version);

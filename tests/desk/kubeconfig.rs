@@ -144,7 +144,7 @@ async fn prints_a_kubeconfig_with_the_ca_of_a_file() -> Result<()> {
 
 #[tokio::test]
 async fn pins_the_ca_with_the_fingerprint() -> Result<()> {
-    let (bastion, _folder) = self_signed().await?;
+    let (bastion, folder) = self_signed().await?;
     let desk = Desk::new()?;
     let server = format!("https://127.0.0.1:{}", bastion.secure.port());
 
@@ -168,8 +168,8 @@ async fn pins_the_ca_with_the_fingerprint() -> Result<()> {
 
     // The certificate of the server itself is not a CA, and the fingerprint of the whole
     // certificate is another one.
-    let ca = std::fs::read(_folder.path().join("tls/ca.crt"))?;
-    let leaf = std::fs::read(_folder.path().join("tls/tls.crt"))?;
+    let ca = std::fs::read(folder.path().join("tls/ca.crt"))?;
+    let leaf = std::fs::read(folder.path().join("tls/tls.crt"))?;
     let leaf = kube_bastion::model::pem::certificates(&leaf)?;
     ensure!(kube_bastion::model::pem::certificates(&ca)?[0] == leaf[1]);
     let key = kube_bastion::tls::Fingerprint::new(&leaf[0]).context("a key")?;

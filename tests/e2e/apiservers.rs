@@ -347,12 +347,12 @@ async fn publish_cluster_info(fixture: &Fixture) -> Result<()> {
     objects
         .create::<ConfigMap>(json!({"metadata": metadata, "data": {"kubeconfig": "{}"}}))
         .await?;
-    let rule = json!({
+    let permission = json!({
         "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["cluster-info"],
         "verbs": ["get"],
     });
     objects
-        .create::<Role>(json!({"metadata": metadata, "rules": [rule]}))
+        .create::<Role>(json!({"metadata": metadata, "rules": [permission]}))
         .await?;
     let subject = json!({
         "kind": "User", "name": "system:anonymous", "apiGroup": "rbac.authorization.k8s.io",

@@ -162,6 +162,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         deployed::pod_uses_its_service_account_and_reloads_its_token,
         deployed::sigterm_finishes_running_requests,
         desk::kubectl_runs_and_completes_the_plugin,
+        desk::kubectl_uses_the_kubeconfig_of_the_plugin,
         apiservers::requests_spread_evenly_over_api_servers,
         apiservers::killed_api_servers_fail_no_repeatable_request,
         apiservers::frozen_api_servers_fail_no_repeatable_request,

@@ -105,3 +105,39 @@ fn with_absolute_paths(user: &NamedEntry) -> Value {
     }));
     fields
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn paths_are_absolute_and_only_the_extension_of_plugins_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config");
+        let extensions =
+            json!([{"name": EXEC_EXTENSION, "extension": {"a": 1}}, {"name": "other"}]);
+        let user = json!({
+            "client-certificate": "pki/jane.crt", "client-key": "/pki/jane.key", "tokenFile": "",
+            "exec": {"command": "./login", "apiVersion": "client.authentication.k8s.io/v1",
+                     "interactiveMode": "Never"},
+        });
+        let kubeconfig = json!({
+            "contexts": [{"name": "a", "context": {"cluster": "c", "user": "u", "namespace": "n"}}],
+            "clusters": [{"name": "c", "cluster": {"server": "s", "extensions": extensions}}],
+            "users": [{"name": "u", "user": user}],
+        });
+        std::fs::write(&file, kubeconfig.to_string()).unwrap();
+        let login = Login::load(Some(&file), Some("a")).unwrap().unwrap();
+        let (name, fields) = login.user.unwrap();
+        let at = |path: &str| directory.path().join(path).display().to_string();
+        assert_eq!((&*name, login.namespace.as_deref()), ("u", Some("n")));
+        assert_eq!(fields["client-certificate"], at("pki/jane.crt"));
+        assert_eq!(fields["client-key"], "/pki/jane.key");
+        assert_eq!(fields["tokenFile"], "");
+        assert_eq!(fields["exec"]["command"], at("./login"));
+        assert_eq!(login.extensions, [extensions[0].clone()]);
+        assert_eq!(login.files, [file]);
+    }
+}

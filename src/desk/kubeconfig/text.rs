@@ -39,16 +39,14 @@ impl Text {
     /// Replaces the entry of this name, or adds it. `None` if the list is not in block style.
     pub fn put(&mut self, section: Section, name: &str, fields: &Value) -> Option<()> {
         let key = section.key();
-        let list = match self.find(key) {
-            Some(line) => self.list(line, key)?,
-            None => {
-                self.lines.push(format!("{key}:\n"));
-                let end = self.lines.len();
-                List {
-                    items: Vec::new(),
-                    indent: 0,
-                    end,
-                }
+        let list = if let Some(line) = self.find(key) {
+            self.list(line, key)?
+        } else {
+            self.lines.push(format!("{key}:\n"));
+            List {
+                items: Vec::new(),
+                indent: 0,
+                end: self.lines.len(),
             }
         };
         let entry = json!({"name": name, section.field(): fields});

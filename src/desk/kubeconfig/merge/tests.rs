@@ -224,11 +224,11 @@ fn file_is_private_and_complete() {
     for path in [&link, &new] {
         merge(path, &entries("bastion", None), Options::default()).unwrap();
         let mode = fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, FILE_MODE, "{path:?}");
+        assert_eq!(mode & 0o777, 0o600, "{path:?}");
     }
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     let directory = fs::metadata(new.parent().unwrap()).unwrap();
-    assert_eq!(directory.permissions().mode() & 0o777, DIRECTORY_MODE);
+    assert_eq!(directory.permissions().mode() & 0o777, 0o700);
     // Neither the lock nor a temporary file is left.
     let mut names: Vec<_> = fs::read_dir(file.directory.path())
         .unwrap()
