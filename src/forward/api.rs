@@ -339,7 +339,7 @@ impl ApiForwarder {
         response: Response<Incoming>,
         mut connection: Connection,
     ) -> Answer {
-        connection.guard = Some(guard);
+        connection.guard = Some(Box::new(guard));
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Answer::Switched(response, connection);
         }

@@ -60,7 +60,7 @@ pub struct Connection {
     pub(super) sender: Sender,
     pub(super) outstanding: Rc<Outstanding>,
     /// Request on an API server, which lasts until the connection has no more use for it.
-    pub(super) guard: Option<RequestGuard>,
+    pub(super) guard: Option<Box<RequestGuard>>,
 }
 
 #[derive(Debug)]

@@ -17,7 +17,7 @@ pub struct Tunnel {
     pub client: oneshot::Receiver<Upgraded>,
     pub upstream: UpgradedConnection,
     /// Request on an API server, which lasts as long as the tunnel.
-    pub guard: Option<RequestGuard>,
+    pub guard: Option<Box<RequestGuard>>,
 }
 
 impl Tunnel {

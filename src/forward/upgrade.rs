@@ -182,7 +182,7 @@ pub enum UpgradeOutcome<T = UpstreamResponse> {
         response: Response<()>,
         upstream: UpgradedConnection,
         /// Request on an API server, which lasts as long as the tunnel.
-        guard: Option<RequestGuard>,
+        guard: Option<Box<RequestGuard>>,
     },
     /// The endpoint ignored an optional offer and responded to the plain request, with any status.
     Ignored(T),

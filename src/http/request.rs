@@ -39,7 +39,7 @@ pub struct RequestHead {
 pub enum RequestBody {
     Empty,
     /// Rest of a body that was read before the request is forwarded.
-    Full(Bytes),
+    Full(Box<Bytes>),
     Http1(h1::Incoming),
     Http2(h2::Incoming),
 }
@@ -145,7 +145,7 @@ impl Body for RequestBody {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut **bytes))))),
             Self::Http1(body) => body
                 .poll_frame(context)
                 .map(|frame| frame.map(|frame| frame.map_err(ReceiveError::Http1))),

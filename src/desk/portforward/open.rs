@@ -274,7 +274,7 @@ impl Refusal {
 #[derive(Debug)]
 struct Connection {
     io: UpgradedConnection,
-    _guard: Option<RequestGuard>,
+    _guard: Option<Box<RequestGuard>>,
 }
 
 impl AsyncRead for Connection {

@@ -322,7 +322,7 @@ impl Content {
     fn outgoing(self) -> Option<OutgoingBody> {
         let body = match self {
             Self::None => return None,
-            Self::Kept(bytes) => RequestBody::Full(bytes),
+            Self::Kept(bytes) => RequestBody::Full(Box::new(bytes)),
             Self::Streamed(body) => body,
         };
         Some(OutgoingBody {
