@@ -245,20 +245,6 @@ async fn bodies_and_streams_pass() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn connection_that_was_closed_while_idle_is_replaced() -> Result<()> {
-    let bed = TestBed::new().await?;
-    let open = Open::start(&of_bed(&bed, "t")?, &["svc/s"])?;
-    for _ in 0..3 {
-        let mut client = open.send("GET /", "127.0.0.1:PORT", "").await?;
-        let (mut backend, _) = bed.accept().await?;
-        backend.write_all(OK).await?;
-        let response = read_until(&mut client, "ok").await?;
-        ensure!(response.starts_with("HTTP/1.1 200 "), "{response}");
-    }
-    Ok(())
-}
-
 /// One page opens 30 WebSockets (cloudnative-pg/cnpg-playground#49).
 #[tokio::test]
 async fn thirty_websockets_are_open_at_once() -> Result<()> {
