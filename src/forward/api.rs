@@ -404,8 +404,9 @@ fn is_repeatable(safety: RetrySafety, pending: &mut Pending<'_>) -> bool {
 
 /// Returns true for failures of this process, which say nothing about the server.
 fn is_local(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(nix::errno::Errno::from_raw);
-    use nix::errno::Errno::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    use nix::errno::Errno::{self, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+
+    let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(
         errno,
         Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM)

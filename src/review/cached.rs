@@ -56,7 +56,7 @@ impl<H: ReviewHandler> CachedReviews<H> {
             handler,
             reviewer,
             verdicts,
-            hasher: KeyHasher::new(),
+            hasher: KeyHasher::default(),
         }
     }
 
@@ -154,13 +154,15 @@ pub type KeyHash = u128;
 /// random and no hash leaves the process. SHA-256 needs no key, but costs more for every request.
 pub struct KeyHasher(SipHasher24);
 
-impl KeyHasher {
-    pub fn new() -> Self {
+impl Default for KeyHasher {
+    fn default() -> Self {
         let mut key = [0; 16];
         rand::fill(&mut key).expect("the system provides random bytes");
         Self(SipHasher24::new_with_key(&key))
     }
+}
 
+impl KeyHasher {
     pub fn hash(&self, key: impl Hash) -> KeyHash {
         // A copy of the state after the key was mixed in, which saves that work per hash.
         let mut hasher = self.0;
@@ -219,7 +221,7 @@ mod tests {
             ),
             (&joe, get),
         ];
-        let hasher = KeyHasher::new();
+        let hasher = KeyHasher::default();
         let hash = |(identity, attributes): (&Identity, _)| {
             hasher.hash((identity.fingerprint(), attributes))
         };
@@ -230,7 +232,7 @@ mod tests {
         );
         assert_eq!(HashSet::from(keys.map(hash)).len(), keys.len());
         assert_ne!(
-            KeyHasher::new().hash("token"),
+            KeyHasher::default().hash("token"),
             hasher.hash("token"),
             "each process has its own key"
         );

@@ -52,7 +52,10 @@ impl Open {
         std::thread::spawn(move || {
             let mut line = String::new();
             while errors.read_line(&mut line).is_ok_and(|length| length > 0) {
-                written.lock().unwrap().push_str(&std::mem::take(&mut line));
+                written
+                    .lock()
+                    .expect("no thread panics with it")
+                    .push_str(&std::mem::take(&mut line));
             }
         });
         let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
@@ -63,7 +66,10 @@ impl Open {
             .count();
         for _ in 0..targets {
             let Some(line) = lines.next().transpose()? else {
-                bail!("it ended: {}", stderr.lock().unwrap());
+                bail!(
+                    "it ended: {}",
+                    stderr.lock().expect("no thread panics with it")
+                );
             };
             stdout += &format!("{line}\n");
         }
@@ -84,7 +90,10 @@ impl Open {
     }
 
     fn stderr(&self) -> String {
-        self.stderr.lock().unwrap().clone()
+        self.stderr
+            .lock()
+            .expect("no thread panics with it")
+            .clone()
     }
 
     async fn prints(&self, text: &str) -> Result<()> {
@@ -245,7 +254,7 @@ async fn bodies_and_streams_pass() -> Result<()> {
     Ok(())
 }
 
-/// One page opens 30 WebSockets (cloudnative-pg/cnpg-playground#49).
+/// One page opens 30 web sockets (cnpg-playground issue 49).
 #[tokio::test]
 async fn thirty_websockets_are_open_at_once() -> Result<()> {
     let bed = TestBed::new().await?;

@@ -184,7 +184,8 @@ pub async fn api_server_decides_on_the_credentials(fixture: &mut Fixture) -> Res
         let output = run(kubectl(fixture, &kubeconfig), &arguments)?;
         Ok(serde_json::from_str::<Value>(&output)?["status"]["userInfo"].take())
     };
-    let rejected = whoami(&bastion, "rejected", &[]).unwrap_err().to_string();
+    let rejected = whoami(&bastion, "rejected", &[]).err();
+    let rejected = rejected.context("the certificate is rejected")?.to_string();
     ensure!(rejected.contains("Unauthorized"), "{rejected}");
 
     let file = cluster.folder.path().join("front-proxy.yaml");
@@ -207,8 +208,8 @@ pub async fn api_server_decides_on_the_credentials(fixture: &mut Fixture) -> Res
         "-f",
         "deploy/components/apiservers-impersonation/rbac.yaml",
     ])?;
-    let mode = "--api-server-client-certificates=impersonation";
-    let by_impersonation = passing(fixture, &[mode]).await?;
+    let flag = "--api-server-client-certificates=impersonation";
+    let by_impersonation = passing(fixture, &[flag]).await?;
     for (bastion, name) in [
         (&by_front_proxy, "front-proxy"),
         (&by_impersonation, "impersonation"),
@@ -219,15 +220,14 @@ pub async fn api_server_decides_on_the_credentials(fixture: &mut Fixture) -> Res
             user["groups"] == json!(["devs", "system:authenticated"]),
             "{name}: {user}"
         );
-        let denied = whoami(bastion, name, &["--as=jane"])
-            .unwrap_err()
-            .to_string();
+        let denied = whoami(bastion, name, &["--as=jane"]).err();
+        let denied = denied.context("the impersonation is denied")?.to_string();
         // kubectl replaces the message of the 403.
         ensure!(
             denied.contains("do not have permission"),
             "{name}: {denied}"
         );
-        forgeries_have_no_effect(fixture, bastion).await?;
+        forgeries_have_no_effect(fixture, bastion)?;
     }
     let role = cluster.folder.path().join("impersonator.yaml");
     let rules = json!([
@@ -274,7 +274,7 @@ pub async fn api_server_decides_on_the_credentials(fixture: &mut Fixture) -> Res
 }
 
 /// Headers of front proxies have no effect, whoever sends them.
-async fn forgeries_have_no_effect(fixture: &Fixture, bastion: &Bastion) -> Result<()> {
+fn forgeries_have_no_effect(fixture: &Fixture, bastion: &Bastion) -> Result<()> {
     for user in ["X-Remote-User: admin", "X_Remote_User: admin"] {
         let output = Command::new("curl")
             .args(["--silent", "--show-error", "--cacert"])

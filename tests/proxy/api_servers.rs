@@ -101,12 +101,12 @@ impl Server {
     }
 
     fn play(&self, script: impl Fn(&Received) -> Act + Send + Sync + 'static) {
-        *self.script.lock().unwrap() = Arc::new(script);
+        *self.script.lock().expect("no thread panics with it") = Arc::new(script);
     }
 
     /// Requests so far, without health checks.
     fn received(&self) -> Vec<Received> {
-        let received = self.received.lock().unwrap();
+        let received = self.received.lock().expect("no thread panics with it");
         let is_probe = |received: &&Received| received.path == "/readyz";
         received
             .iter()
@@ -191,8 +191,11 @@ async fn respond(
         body: body.unwrap_or_default(),
         connection,
     };
-    received.lock().unwrap().push(request.clone());
-    let script = Arc::clone(&script.lock().unwrap());
+    received
+        .lock()
+        .expect("no thread panics with it")
+        .push(request.clone());
+    let script = Arc::clone(&script.lock().expect("no thread panics with it"));
     let act = match script(&request) {
         Act::Respond(429, headers, _) if request.path == "/readyz" && headers == SHUTTING_DOWN => {
             Act::Respond(500, &[], "[-]shutdown failed".into())
@@ -211,7 +214,7 @@ async fn respond(
             for (name, value) in headers {
                 response = response.header(*name, *value);
             }
-            response.body(full(body)).unwrap()
+            response.body(full(body)).expect("the headers are valid")
         }
         Act::Stream(part) => {
             let first =
@@ -221,7 +224,7 @@ async fn respond(
             Response::builder()
                 .header("content-type", "application/json")
                 .body(body.boxed_unsync())
-                .unwrap()
+                .expect("the header is valid")
         }
         Act::Break => {
             let _ = broken.send(()).await;
@@ -300,7 +303,7 @@ impl Setting {
 }
 
 fn get(path: &str) -> Request<&'static str> {
-    Request::get(path).body("").unwrap()
+    Request::get(path).body("").expect("the path is valid")
 }
 
 const APPLY: &str = "application/apply-patch+yaml";

@@ -40,7 +40,7 @@ impl std::fmt::Debug for ProvenTokens {
 impl Default for ProvenTokens {
     fn default() -> Self {
         Self {
-            hasher: KeyHasher::new(),
+            hasher: KeyHasher::default(),
             tokens: Cache::new(MAX_TOKENS),
         }
     }

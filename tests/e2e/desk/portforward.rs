@@ -185,7 +185,7 @@ async fn parallel(session: &Session) -> Result<()> {
 /// Closes the sending side, and expects the end of the other one.
 async fn finish(mut stream: PortStream) -> Result<()> {
     stream.shutdown().await?;
-    let mut rest = Vec::new();
+    let mut read = Vec::new();
     stream.read_to_end(&mut rest).await?;
     ensure!(rest.is_empty(), "{rest:?}");
     Ok(())
@@ -244,8 +244,8 @@ async fn large(session: &Session) -> Result<()> {
         }
         Ok(())
     };
-    let (sent, received, talked) = tokio::join!(send, receive, talk);
-    sent.and(received).and(talked)
+    let (uploaded, downloaded, talked) = tokio::join!(send, receive, talk);
+    uploaded.and(downloaded).and(talked)
 }
 
 /// Failures end only their own connection.
@@ -261,8 +261,8 @@ async fn failures(session: &Session) -> Result<()> {
     // The kubelet ends a connection that its backend resets with an error or at its end.
     let mut reset = session.connect(RESETTING).await?;
     reset.write_all(b"x").await?;
-    let mut rest = Vec::new();
-    let ended = reset.read_to_end(&mut rest).await;
+    let mut read = Vec::new();
+    let ended = reset.read_to_end(&mut read).await;
     let error = ended.err().context("the backend resets")?.to_string();
     ensure!(error.contains("connection reset by peer"), "{error}");
     open.write_all(b"still open").await?;
