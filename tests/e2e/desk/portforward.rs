@@ -185,7 +185,7 @@ async fn parallel(session: &Session) -> Result<()> {
 /// Closes the sending side, and expects the end of the other one.
 async fn finish(mut stream: PortStream) -> Result<()> {
     stream.shutdown().await?;
-    let mut read = Vec::new();
+    let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await?;
     ensure!(rest.is_empty(), "{rest:?}");
     Ok(())
