@@ -111,14 +111,33 @@ impl<'a> Target<'a> {
 
     /// Returns true if a path names a target, or is an attempt to do so that [`Self::parse`] rejects.
     pub fn is_named_by(path: &str) -> bool {
-        match Target::parse(path) {
-            Ok(_) => true,
-            Err(TargetError::NoRoute | TargetError::Host(_)) => false,
-            // They are found before the segment that tells these paths from others.
-            Err(TargetError::EncodedSlash | TargetError::TooLong(_) | TargetError::NotUtf8) => {
-                path.split('/').any(|segment| segment == "proxy")
+        if Target::parse(path).is_ok() {
+            return true;
+        }
+        // The common case: neither the segment that all of these paths have, nor an escape of it.
+        if memchr::memmem::find(path.as_bytes(), b"proxy").is_none() && !path.contains('%') {
+            return false;
+        }
+        // An API server decodes a path before it routes it, and may drop empty and dot segments.
+        let decoded = percent_decode_str(path).decode_utf8_lossy();
+        let mut segments = Vec::new();
+        for segment in decoded.split('/') {
+            match segment {
+                "" | "." => {}
+                ".." => {
+                    segments.pop();
+                }
+                segment => segments.push(segment),
             }
         }
+        let proxy = segments.iter().position(|segment| *segment == "proxy");
+        proxy.is_some_and(|proxy| {
+            let plain = ["", &segments[..=proxy].join("/")].join("/");
+            !matches!(
+                Target::parse(&plain),
+                Err(TargetError::NoRoute | TargetError::Host(_))
+            )
+        })
     }
 
     /// Splits the id into scheme, name and port (C4 to C7).

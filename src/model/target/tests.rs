@@ -240,3 +240,25 @@ fn redirect_keeps_the_query() {
         format!("{prefix}?a=%20b")
     );
 }
+
+#[test]
+fn paths_that_an_api_server_could_read_as_targets_are_named() {
+    for (path, expected) in [
+        ("/api/v1/namespaces/a/services/b/proxy/x", true),
+        ("/api/v1/nodes/b/proxy", true),
+        ("/api/v1/namespaces/a/pods/b%2Fproxy/x", true),
+        ("/api/v1/namespaces/a%2Fpods/b/%70roxy/x", true),
+        ("/api%2Fv1/namespaces/a/pods/b/proxy/", true),
+        ("//api/v1/namespaces/a/pods/b/proxy/", true),
+        ("/x/../api/v1/namespaces/a/pods/b/proxy/", true),
+        ("/api/v1/namespaces/a/pods/b/%2E/proxy/", true),
+        ("/api/v1/namespaces/a/pods/b", false),
+        ("/api/v1/namespaces/a/configmaps/proxy", false),
+        ("/api/v1/namespaces/proxy/pods/b", false),
+        ("/api/v1/namespaces/a%2Fb/configmaps/c", false),
+        ("/apis/apps/v1/namespaces/a/deployments/proxy", false),
+        ("/version", false),
+    ] {
+        assert_eq!(Target::is_named_by(path), expected, "{path}");
+    }
+}
