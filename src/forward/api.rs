@@ -207,6 +207,10 @@ impl ApiForwarder {
         if is_apply {
             pending = pending.idempotent();
         }
+        if protocol == Protocol::Http1 {
+            // An upgrade may run a command.
+            pending = pending.with_effect();
+        }
         let mut tried = Vec::new();
         let mut failure = None;
         for _ in 0..MAX_ATTEMPTS {

@@ -39,6 +39,14 @@ impl<'a> Pending<'a> {
         }
     }
 
+    /// Declares that a repetition may have an effect, whatever the method.
+    pub fn with_effect(self) -> Self {
+        Self {
+            safe: false,
+            ..self
+        }
+    }
+
     /// Returns true if a repetition has no effect: the request has a safe method and no body, or is
     /// declared idempotent.
     pub fn is_safe(&self) -> bool {

@@ -18,6 +18,14 @@ use crate::http::{MAX_HEADERS, ReceiveError, RequestBody as Incoming};
 /// Maximum number of body bytes that are buffered for a retry until the response begins.
 pub(in crate::forward) const MAX_REPLAY_BYTES: usize = 64 * 1024;
 
+/// Maximum memory of the buffered frames of all bodies of a worker. Beyond it, bodies are not
+/// buffered, so that their requests cannot be sent again.
+const MAX_HELD_BYTES: usize = 16 * 1024 * 1024;
+
+thread_local! {
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
 /// Body of a client's request, with a buffer of the frames read so far. The frames pass through
 /// without delay, and buffering copies no data: [`Bytes`] is reference-counted. Clones share one
 /// state.
@@ -43,6 +51,8 @@ struct State {
     length: usize,
     /// Maximum number of bytes that are buffered.
     limit: usize,
+    /// Memory of the buffered frames, at most twice the limit: small ones cost more than their bytes.
+    held: usize,
     /// The client aborted the body.
     broken: bool,
     /// Time when the client sent the last frame.
@@ -113,6 +123,7 @@ impl ReplayBody {
             last_attempt: false,
             length: 0,
             limit,
+            held: 0,
             broken: false,
             ended: None,
         })))
@@ -151,12 +162,18 @@ impl ReplayBody {
         state.last_attempt = true;
         // The first attempt reads from the client directly and never from the buffer.
         if state.attempt == 0 {
-            state.buffered = None;
+            state.release();
         }
     }
 }
 
 impl State {
+    /// Ends the buffering.
+    fn release(&mut self) {
+        self.buffered = None;
+        HELD.set(HELD.get() - std::mem::take(&mut self.held));
+    }
+
     /// Reads the next frame from the client.
     fn poll_client(
         &mut self,
@@ -193,14 +210,24 @@ impl State {
             self.length += length;
             // An attempt gets here only after it has read the whole buffer, so dropping the buffer
             // loses no frame of the current attempt.
-            if self.last_attempt || self.length > self.limit {
-                self.buffered = None;
+            let cost = length + size_of::<BufferedFrame>();
+            let exceeds = self.held + cost > 2 * self.limit || HELD.get() + cost > MAX_HELD_BYTES;
+            if self.last_attempt || self.length > self.limit || exceeds {
+                self.release();
             }
             if let Some(buffered) = &mut self.buffered {
+                self.held += cost;
+                HELD.set(HELD.get() + cost);
                 buffered.extend(BufferedFrame::from_frame(frame));
             }
         }
         Poll::Ready(frame)
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -381,6 +408,33 @@ pub(super) mod tests {
         client.write_all(b"c").await.unwrap();
         assert_eq!(second.collect().await.unwrap().to_bytes(), "abc");
         assert!(!replay.is_buffering() && !replay.rewind());
+    }
+
+    #[tokio::test]
+    async fn small_frames_count_with_their_overhead() {
+        let (incoming, mut client) = receive(CHUNKED).await;
+        let (replay, received) = replay(incoming);
+        let sent = body(&replay);
+        let reader = tokio::spawn(async move {
+            for _ in 0..3000 {
+                client.write_all(b"1\r\na\r\n").await.unwrap();
+                client.flush().await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            client
+        });
+        let mut sent = std::pin::pin!(sent);
+        let mut frames = 0;
+        while received.get() < 3000 {
+            sent.frame().await.unwrap().unwrap();
+            frames += 1;
+        }
+        let held = HELD.get();
+        assert!(
+            held <= 2 * MAX_REPLAY_BYTES,
+            "{held} bytes of {frames} frames"
+        );
+        drop(reader.await.unwrap());
     }
 
     #[tokio::test]
