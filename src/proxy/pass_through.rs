@@ -102,6 +102,9 @@ impl Proxy {
         }
         let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
         let is_watch = is_watch(&head.method, head.target.path(), head.target.query());
+        // Before the credentials of the caller are read and those of the bastion are set: `Connection`
+        // of a client must remove neither.
+        remove_hop_by_hop(&mut head.headers, |_| false);
         let authenticator = &self.stages.authenticator;
         let caller = authenticator.delegate(&mut head.headers, peer, websocket)?;
         let presented = self
@@ -114,7 +117,6 @@ impl Proxy {
             head.headers.insert(header::HOST, host);
             head.target = head.target.with_path(head.target.path());
         }
-        remove_hop_by_hop(&mut head.headers, |_| false);
         // The addresses that API servers audit.
         head.headers.remove(REAL_IP);
         let address = HeaderValue::try_from(peer.client.to_string());
@@ -144,7 +146,7 @@ impl Proxy {
         let Some(upgrade) = upgrade else {
             let ApiResponse { response, server } = forwarder.send(request).await?;
             record.api_server = Some(Arc::clone(&server.name));
-            pass_through.learn(&presented, response.status());
+            let presented = pass_through.learn(presented, &record.method, response.status());
             let response = sanitize(response)?;
             return Ok(Reply::Response(
                 if is_watch && response.status() == StatusCode::OK {
@@ -274,18 +276,27 @@ impl Proxy {
 }
 
 impl PassThrough {
-    /// Remembers from a response that a token is valid, or is no longer.
-    fn learn(&self, presented: &Presented, status: StatusCode) {
+    /// Remembers from a response that a token is valid, or is no longer. A permit is released if it
+    /// is.
+    fn learn(&self, presented: Presented, method: &Method, status: StatusCode) -> Presented {
         let Some(token) = presented.token else {
-            return;
+            return presented;
         };
         match (presented.credential, status) {
+            // An API server answers preflight requests before it authenticates.
+            _ if *method == Method::OPTIONS => {}
             (Credential::Proven, StatusCode::UNAUTHORIZED) => self.proven.remove(token),
             (Credential::Proven, _) => {}
             // Only after authentication: other responses may be those of an overloaded server.
             (_, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => self.proven.insert(token),
             (_, status) if status.is_success() => self.proven.insert(token),
             _ => {}
+        }
+        let is_proven = self.proven.contains(token);
+        Presented {
+            // Whatever is left of the response no longer counts as one with an unknown token.
+            permit: presented.permit.filter(|_| !is_proven),
+            ..presented
         }
     }
 }

@@ -340,12 +340,16 @@ fn status(error: &ProxyError) -> Status {
             PassThroughError::NoToken => Status::internal(message()).without_reason(),
         },
         ProxyError::ApiServer(error) => match error {
-            ApiError::Unreachable(_) | ApiError::Failed { .. } => {
-                Status::service_unavailable(message())
-                    .with_retry_after(API_SERVER_RETRY_AFTER_SECONDS)
-            }
+            // The log has the addresses and errors, which are not for callers whom only an API
+            // server could identify.
+            ApiError::Unreachable(_) | ApiError::Failed { .. } => Status::service_unavailable(
+                "no API server can be reached; the request was not carried out, so retry it",
+            )
+            .with_retry_after(API_SERVER_RETRY_AFTER_SECONDS),
             // Without Retry-After, on which clients repeat any request.
-            ApiError::Interrupted { .. } => Status::service_unavailable(message()),
+            ApiError::Interrupted { .. } => Status::service_unavailable(
+                "the connection to the API server broke, and the request may have been carried out",
+            ),
             ApiError::Client(_) => Status::bad_request("the client aborted the request body"),
             ApiError::InvalidRequestUri(_) => Status::internal(message()),
             ApiError::Response(_) => Status::internal(message()).without_reason(),

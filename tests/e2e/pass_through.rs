@@ -13,6 +13,7 @@ use crate::support::bastion::Bastion;
 use crate::support::client::{Client, Response};
 use crate::support::cluster::KubeconfigUser;
 use crate::support::eventually;
+use crate::support::pki::Pair;
 use crate::support::streaming_kubelet::StreamingKubelet;
 
 /// Starts a bastion that passes requests to the API server.
@@ -228,6 +229,7 @@ pub async fn api_server_decides_on_the_credentials(fixture: &mut Fixture) -> Res
             "{name}: {denied}"
         );
         forgeries_have_no_effect(fixture, bastion)?;
+        connection_removes_no_identity(fixture, bastion, &caller)?;
     }
     let role = cluster.folder.path().join("impersonator.yaml");
     let rules = json!([
@@ -269,6 +271,41 @@ pub async fn api_server_decides_on_the_credentials(fixture: &mut Fixture) -> Res
             user["extra"]["acme.com/team"] == json!(["red"]),
             "{name}: {user}"
         );
+    }
+    Ok(())
+}
+
+/// A client cannot remove the headers that name it by listing them in `Connection`.
+fn connection_removes_no_identity(
+    fixture: &Fixture,
+    bastion: &Bastion,
+    caller: &Pair,
+) -> Result<()> {
+    for listed in [
+        "impersonate-user, impersonate-group, authorization",
+        "x-remote-user, x-remote-group",
+        "keep-alive, Impersonate-User",
+    ] {
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--http1.1", "--cacert"])
+            .arg(&fixture.cluster.ca.file)
+            .arg("--cert")
+            .arg(&caller.certificate)
+            .arg("--key")
+            .arg(&caller.key)
+            .args(["--header", &format!("Connection: {listed}")])
+            .args(["--header", "Content-Type: application/json", "--data"])
+            .arg(r#"{"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}"#)
+            .arg(format!(
+                "https://{}/apis/authentication.k8s.io/v1/selfsubjectreviews",
+                bastion.secure
+            ))
+            .output()?;
+        let review: Value =
+            serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))?;
+        let user = &review["status"]["userInfo"];
+        ensure!(user["username"] == "jill", "{listed}: {review}");
+        ensure!(user["groups"][0] == "devs", "{listed}: {review}");
     }
     Ok(())
 }
