@@ -3,6 +3,7 @@
 mod store;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -302,6 +303,15 @@ impl Oidc {
         body: String,
     ) -> Result<(StatusCode, Bytes), CredentialsError> {
         let server = ServerUrl::parse(url).map_err(|error| self.error(error_chain(&error)))?;
+        // Tokens and the client secret must not cross a network in clear text.
+        let is_loopback = server.host == "localhost"
+            || server
+                .host
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.is_loopback());
+        if !server.is_https && !is_loopback {
+            return Err(self.error(format!("its URL {url:?} is not an https URL")));
+        }
         let tls = if server.is_https {
             let tls = ServerTls::new(&self.verification, None, None);
             Some(Arc::new(

@@ -96,12 +96,15 @@ pub fn merge(path: &Path, entries: &Entries, options: Options) -> Result<Merged,
             text.contains('#'),
         ),
     };
+    if path.exists() {
+        // Before the credentials are in it.
+        let mode = fs::set_permissions(path, fs::Permissions::from_mode(FILE_MODE));
+        mode.map_err(|source| WriteError::Write {
+            path: path.into(),
+            source,
+        })?;
+    }
     replace(path, &new)?;
-    let mode = fs::set_permissions(path, fs::Permissions::from_mode(FILE_MODE));
-    mode.map_err(|source| WriteError::Write {
-        path: path.into(),
-        source,
-    })?;
     drop(lock);
     Ok(Merged {
         is_current,
