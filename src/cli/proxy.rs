@@ -234,7 +234,7 @@ impl Options {
             warn("--address has no effect with --unix-socket");
         } else if !is_socket && !is_loopback(&self.address) {
             warn(format_args!(
-                "--address {:?} is not a loopback address: whoever reaches the port acts with your \
+                "--address {:?} is not a loopback address: everyone who reaches the port acts with your \
                  credentials",
                 self.address
             ));

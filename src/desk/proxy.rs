@@ -42,7 +42,7 @@ use keepalive::with_keepalive;
 use path::Prefix;
 use upstream::Upstream;
 
-/// Maximum number of connections that are open at once, tunnels included. Further ones wait.
+/// Maximum number of connections that are open at a time, tunnels included. Further ones wait.
 const MAX_CONNECTIONS: usize = 256;
 /// Maximum memory of all request heads beyond 16 KiB each.
 const MAX_HEAD_MEMORY: usize = 16 * 1024 * 1024;

@@ -16,7 +16,7 @@ use crate::http::websocket::{
     FrameError, FrameHead, MAX_CONTROL_PAYLOAD, NORMAL_CLOSURE, Opcode, apply_mask,
 };
 
-/// Number of bytes to read at once.
+/// Number of bytes of one read.
 const READ_SIZE: usize = 16 * 1024;
 /// Maximum number of bytes in one frame of this side.
 const MAX_FRAME: usize = 16 * 1024;

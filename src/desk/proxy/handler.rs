@@ -33,7 +33,7 @@ pub(super) struct ClientConnection {
     pub proxy: Rc<Proxy>,
     /// `None` for a Unix socket.
     pub address: Option<IpAddr>,
-    /// Place among the connections that are open at once. A tunnel keeps it.
+    /// Place among the connections that are open at a time. A tunnel keeps it.
     pub permit: Rc<OwnedSemaphorePermit>,
 }
 

@@ -169,7 +169,7 @@ impl Upstream {
         Credential::Own { generation }
     }
 
-    /// Adds the impersonation headers of the user, unless the client impersonates somebody itself.
+    /// Adds the impersonation headers of the user, unless the client impersonates a user itself.
     fn impersonate(&self, headers: &mut HeaderMap) {
         let own = self.credentials.impersonation();
         let is_set = |name: &str| headers.get(name).is_some_and(|value| !value.is_empty());

@@ -38,7 +38,7 @@ async fn guarded_site(request: Request<Incoming>) -> Response<Body> {
 }
 
 /// Two applications with a cookie of the same name keep their logins apart; everything of a site
-/// that assumes to be at the root of its host works. D16.
+/// that assumes to be at the root of its host works.
 pub async fn open_shows_sites_through_the_bastion_and_the_api_server(
     fixture: &mut Fixture,
 ) -> Result<()> {

@@ -39,7 +39,7 @@ const LARGE: usize = 64 * 1024 * 1024;
 /// Limit of a whole step, so that a stall fails instead of hanging.
 const STEP_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// D-rows T1, T2, T3, T5, T7.
+/// Cases of public reports: fallback to SPDY, two connections in it, ends, cancellation, errors.
 pub async fn portforward_sessions_carry_connections(fixture: &mut Fixture) -> Result<()> {
     let kubelet =
         StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;

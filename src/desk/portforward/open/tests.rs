@@ -125,7 +125,7 @@ async fn opens_websocket_with_subprotocol() {
     }
 }
 
-/// D-row T1.
+/// A Role with only `create` (derailed/k9s issue 4144).
 #[tokio::test]
 async fn falls_back_to_spdy_after_any_other_answer() {
     let other_subprotocol = WEBSOCKET.replace("SPDY/3.1+port", "v2.port");

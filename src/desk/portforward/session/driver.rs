@@ -14,7 +14,7 @@ use tokio_util::io::poll_read_buf;
 use super::super::spdy::Decoder;
 use super::{SessionError, Shared};
 
-/// Number of bytes to read at once.
+/// Number of bytes of one read.
 const READ_SIZE: usize = 16 * 1024;
 /// Time between two pings, as in client-go.
 const PING_INTERVAL: Duration = Duration::from_secs(10);

@@ -143,7 +143,7 @@ impl State {
         self.wake_driver();
     }
 
-    /// Returns true if nobody uses the session any more.
+    /// Returns true if no handle of the session is left.
     pub(super) fn is_unused(&self) -> bool {
         self.is_closing && self.pairs.is_empty()
     }
