@@ -1,8 +1,8 @@
 // Uses an application through the bastion, as a person would in a browser.
 //
-//   echo '{"chromium": PATH, "base": URL ending in /proxy, "app": NAME, "screenshot": PATH}' | node apps.mjs
+//   echo '{"chromium": PATH, "base": URL without a slash at its end, "app": NAME, "screenshot": PATH}' | node apps.mjs
 //
-// A proxy such as kubectl proxy adds the credentials of the caller.
+// kubectl proxy or kube-bastion open adds the credentials of the caller.
 
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
@@ -18,7 +18,7 @@ const browser = await chromium.launch({
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-proxy-server",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
     // Nothing outside of this machine.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE *.localhost",
   ],
 });
 const context = await browser.newContext({ viewport: { width: 1280, height: 800 } });
@@ -30,11 +30,11 @@ const astray = [];
 // Failures that the application has without a proxy too, or that do not concern its function.
 const tolerated = {
   // Answers of an unused language server, and of a workspace that was never saved.
-  jupyterlab: /\/proxy\/(lsp\/status|lab\/api\/workspaces\/)/,
+  jupyterlab: /\/(lsp\/status|lab\/api\/workspaces\/)/,
   // Fonts, which its style sheet requests from the root of the host whatever --path_prefix is.
   tensorboard: /\/font-roboto\//,
   // The page asks before the login whether another form of login is configured.
-  rabbitmq: /\/proxy\/api\/(auth|whoami)$/,
+  rabbitmq: /\/api\/(auth|whoami)$/,
   // Debian's package loads an ECMAScript module as a classic script.
   prometheus: /Unexpected token 'export'/,
 }[app];

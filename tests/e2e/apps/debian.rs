@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use tokio::net::TcpStream;
 
-use super::site::{Caller, Paths, Site, file};
+use super::site::{Caller, Opened, Paths, Site, file};
 use crate::fixture::Fixture;
 use crate::packages;
 use crate::support::eventually;
@@ -46,12 +46,47 @@ scrape_configs:
 /// password in `Authorization`, which never passes the bastion: the caller has a client certificate
 /// instead of a token in that header, and a proxy in the pod adds the password.
 pub async fn rabbitmq_management_creates_a_queue(fixture: &mut Fixture) -> Result<()> {
+    let caller = Caller::Certificate;
+    let mut site = Site::new(fixture, "rabbitmq", 8672, Paths::Kept, caller).await?;
+    let settings = format!(
+        "management.tcp.ip = 127.0.0.1
+management.tcp.port = {MANAGEMENT_PORT}
+management.path_prefix = {}
+",
+        site.prefix
+    );
+    start_rabbitmq(&mut site, &settings).await?;
+    let mut command = site.command(&packages::node()?);
+    command
+        .arg(file("authorize.mjs"))
+        .arg(site.address.ip().to_string())
+        .arg(site.address.port().to_string())
+        .arg(MANAGEMENT_PORT.to_string())
+        .arg("guest:guest");
+    site.start(&mut command, "listening").await?;
+    site.visit().await.context("through the proxy in the pod")
+}
+
+/// Behind `kube-bastion open`, `Authorization` belongs to the application.
+pub async fn rabbitmq_management_creates_a_queue_opened(fixture: &mut Fixture) -> Result<()> {
+    let mut site = Site::opened(fixture, "rabbitmq", MANAGEMENT_PORT, Opened::Bastion).await?;
+    let settings = format!(
+        "loopback_users = none
+management.tcp.ip = {}
+management.tcp.port = {MANAGEMENT_PORT}
+",
+        site.address.ip()
+    );
+    start_rabbitmq(&mut site, &settings).await?;
+    site.visit().await
+}
+
+/// Starts the server with its name server, and further settings.
+async fn start_rabbitmq(site: &mut Site<'_>, settings: &str) -> Result<()> {
     ensure!(
         Path::new(RABBITMQ_SERVER).is_file(),
         "RabbitMQ is missing: on Debian, apt-get install rabbitmq-server"
     );
-    let caller = Caller::Certificate;
-    let mut site = Site::new(fixture, "rabbitmq", 8672, Paths::Kept, caller).await?;
     // A server that finds none starts a name server that outlives it.
     let epmd = find_program(&["epmd"], "on Debian, apt-get install rabbitmq-server")?;
     let mut command = site.command(&epmd);
@@ -63,14 +98,7 @@ pub async fn rabbitmq_management_creates_a_queue(fixture: &mut Fixture) -> Resul
     .await?;
 
     let folder = site.folder.path();
-    let settings = format!(
-        "listeners.tcp = none
-management.tcp.ip = 127.0.0.1
-management.tcp.port = {MANAGEMENT_PORT}
-management.path_prefix = {}
-",
-        site.prefix
-    );
+    let settings = format!("listeners.tcp = none\n{settings}");
     std::fs::write(folder.join("rabbitmq.conf"), settings)?;
     std::fs::write(folder.join("enabled_plugins"), "[rabbitmq_management].\n")?;
     let mut command = site.command(Path::new(RABBITMQ_SERVER));
@@ -87,15 +115,5 @@ management.path_prefix = {}
         .env("RABBITMQ_MNESIA_BASE", folder.join("data"))
         .env("RABBITMQ_LOG_BASE", folder.join("log"))
         .env("RABBITMQ_LOGS", "-");
-    site.start(&mut command, "Server startup complete").await?;
-
-    let mut command = site.command(&packages::node()?);
-    command
-        .arg(file("authorize.mjs"))
-        .arg(site.address.ip().to_string())
-        .arg(site.address.port().to_string())
-        .arg(MANAGEMENT_PORT.to_string())
-        .arg("guest:guest");
-    site.start(&mut command, "listening").await?;
-    site.visit().await.context("through the proxy in the pod")
+    site.start(&mut command, "Server startup complete").await
 }

@@ -4,14 +4,42 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::site::{Caller, Paths, Site, file};
-use crate::fixture::Fixture;
+use super::site::{Caller, LAST, Opened, Paths, Site, file};
+use crate::fixture::{Fixture, SHOP};
 use crate::packages;
+use crate::support::streaming_kubelet::StreamingKubelet;
 
 /// `JupyterLab` needs its prefix in requests and in links (`base_url`), and compares `Origin` with
 /// `Host`, which `kubectl proxy` changes (`allow_origin`).
 pub async fn jupyterlab_runs_a_notebook(fixture: &mut Fixture) -> Result<()> {
-    let mut site = Site::new(fixture, "jupyterlab", 8888, Paths::Kept, Caller::Token).await?;
+    let site = Site::new(fixture, "jupyterlab", 8888, Paths::Kept, Caller::Token).await?;
+    let settings = [
+        format!("--ServerApp.base_url={}/", site.prefix),
+        format!("--ServerApp.allow_origin={}", site.origin()?),
+    ];
+    run_jupyterlab(site, &settings).await
+}
+
+/// Behind `kube-bastion open`, neither is needed.
+pub async fn jupyterlab_runs_a_notebook_opened(fixture: &mut Fixture) -> Result<()> {
+    let site = Site::opened(fixture, "jupyterlab", 8889, Opened::Bastion).await?;
+    run_jupyterlab(site, &[]).await?;
+    let kubelet = kubelet(fixture, "jupyterlab-by-port-forward").await?;
+    let site = Site::opened(fixture, "jupyterlab", 8890, Opened::ApiServer).await?;
+    run_jupyterlab(site, &[]).await?;
+    ensure!(kubelet.count("dial") > 0, "{:?}", kubelet.output());
+    Ok(())
+}
+
+/// Starts the kubelet of the applications' node for port-forward to a pod.
+async fn kubelet(fixture: &Fixture, pod: &str) -> Result<StreamingKubelet> {
+    let kubelet =
+        StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;
+    kubelet.set_address(SHOP, pod, fixture.namespace.address(LAST))?;
+    Ok(kubelet)
+}
+
+async fn run_jupyterlab(mut site: Site<'_>, settings: &[String]) -> Result<()> {
     let mut command = python(&site)?;
     command
         .args(["-m", "jupyterlab", "--no-browser", "--allow-root"])
@@ -22,8 +50,7 @@ pub async fn jupyterlab_runs_a_notebook(fixture: &mut Fixture) -> Result<()> {
             "--ServerApp.root_dir={}",
             site.folder.path().display()
         ))
-        .arg(format!("--ServerApp.base_url={}/", site.prefix))
-        .arg(format!("--ServerApp.allow_origin={}", site.origin()?));
+        .args(settings);
     site.start(&mut command, "is running at").await?;
     site.visit().await
 }
@@ -53,7 +80,19 @@ pub async fn tensorboard_shows_scalars(fixture: &mut Fixture) -> Result<()> {
 
 /// Streamlit needs no setting where the browser's host is a loopback address.
 pub async fn streamlit_reruns_its_page(fixture: &mut Fixture) -> Result<()> {
-    let mut site = Site::new(fixture, "streamlit", 8501, Paths::Stripped, Caller::Token).await?;
+    let site = Site::new(fixture, "streamlit", 8501, Paths::Stripped, Caller::Token).await?;
+    run_streamlit(site).await
+}
+
+pub async fn streamlit_reruns_its_page_opened(fixture: &mut Fixture) -> Result<()> {
+    let site = Site::opened(fixture, "streamlit", 8502, Opened::Bastion).await?;
+    run_streamlit(site).await?;
+    let _kubelet = kubelet(fixture, "streamlit-by-port-forward").await?;
+    let site = Site::opened(fixture, "streamlit", 8503, Opened::ApiServer).await?;
+    run_streamlit(site).await
+}
+
+async fn run_streamlit(mut site: Site<'_>) -> Result<()> {
     let mut command = python(&site)?;
     command
         .args(["-m", "streamlit", "run"])
