@@ -25,7 +25,7 @@ use super::{
 use crate::apiservers::{
     ApiServer, ApiServers, Credential, Health, Lifetime, RequestGuard, is_watch,
 };
-use crate::http::h1::ParsedResponse;
+use crate::http::h1::{ExchangeError, ParsedResponse};
 use crate::http::{Interim, RequestTarget};
 use crate::model::error_chain;
 
@@ -45,6 +45,9 @@ const APPLY_TYPES: [&str; 2] = [
 /// Begin of the response of an API server that shuts down (`--shutdown-send-retry-after`).
 const SHUTTING_DOWN: &[u8] = b"The apiserver is shutting down";
 
+/// Maximum wait for a response over HTTP/1.1, which has no PING that finds a frozen server. API
+/// servers end requests after 60 s, except for those whose response begins immediately.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Maximum wait for the start of a response that may be that of a shutdown.
 const PEEK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -110,6 +113,25 @@ struct Attempt<'a> {
     protocol: Protocol,
     interim: Option<&'a Interim>,
     dial_timeout: Duration,
+    /// The response must begin within [`RESPONSE_TIMEOUT`].
+    limits_response: bool,
+}
+
+impl Attempt<'_> {
+    /// Sends the request on a connection.
+    async fn send(
+        &self,
+        connection: Connection,
+        pending: &Pending<'_>,
+    ) -> Result<(Response<Incoming>, Connection), Classified> {
+        let sent = send(connection, pending, self.interim);
+        if self.limits_response {
+            let limited = timeout(RESPONSE_TIMEOUT, sent).await;
+            limited.unwrap_or_else(|_| Err(no_response()))
+        } else {
+            sent.await
+        }
+    }
 }
 
 /// Response to one attempt.
@@ -229,6 +251,8 @@ impl ApiForwarder {
                 } else {
                     DIAL_TIMEOUT
                 },
+                // A client may take its time to send a body.
+                limits_response: !credential.may_use_http2() && pending.body().is_none(),
             };
             match self.attempt(&attempt, guard, &mut pending).await {
                 Ok(answer) => {
@@ -302,7 +326,7 @@ impl ApiForwarder {
                 .pool
                 .take(destination, ServerName::None, Instant::now())
         {
-            match send(connection, pending, attempt.interim).await {
+            match attempt.send(connection, pending).await {
                 Ok((response, connection)) => {
                     return Ok(self.answer(attempt, guard, response, connection));
                 }
@@ -312,7 +336,7 @@ impl ApiForwarder {
         }
         // Boxed, because most requests find a connection.
         let connection = Box::pin(self.dial(attempt, guard.server())).await?;
-        let (response, connection) = send(connection, pending, attempt.interim).await?;
+        let (response, connection) = attempt.send(connection, pending).await?;
         Ok(self.answer(attempt, guard, response, connection))
     }
 
@@ -351,6 +375,16 @@ impl ApiForwarder {
             Protocol::Any => UpstreamBody::pooled(body, connection, &self.pool),
             Protocol::Http1 => UpstreamBody::closing(body, connection),
         }))
+    }
+}
+
+/// Returns the failure of a server that does not respond.
+fn no_response() -> Classified {
+    let source = io::Error::new(io::ErrorKind::TimedOut, "no response in time");
+    Classified::Broken {
+        source: ConnectionError::Http1(ExchangeError::Io { source, sent: true }),
+        safety: RetrySafety::IfSafe,
+        requires_http1: false,
     }
 }
 
@@ -459,5 +493,71 @@ async fn send(
     match connection.send(pending, on_interim).await {
         Ok((response, _)) => Ok((response, connection)),
         Err(error) => Err(classify(error, pending)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use http::Request;
+
+    use crate::apiservers::{Connect, ServerConfig};
+    use crate::balance::LoadBalancer;
+    use crate::config;
+    use crate::http::Stream;
+    use crate::metrics::EjectionMetrics;
+    use crate::testing::head;
+
+    /// Server that accepts connections and never responds.
+    #[derive(Debug, Default)]
+    struct Frozen(std::sync::Mutex<Vec<tokio::io::DuplexStream>>);
+
+    impl Connect for Frozen {
+        fn connect(&self, _: Credential, _: bool) -> BoxFuture<'_, io::Result<Stream>> {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            self.0.lock().unwrap().push(theirs);
+            async { Ok(Stream::Memory(ours)) }.boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frozen_server_fails_a_request_over_http1() {
+        let servers = ["a", "b"].map(|name| ServerConfig {
+            name: name.into(),
+            host: None,
+            path: String::new(),
+            connector: Arc::new(Frozen::default()),
+        });
+        let balance = Arc::new(LoadBalancer::new(EjectionMetrics::default()));
+        let forwarder = ApiForwarder {
+            servers: ApiServers::new(servers.into()),
+            pool: Rc::new(Pool::new(config::Upstream::default(), balance)),
+        };
+        for (method, repeated) in [("GET", true), ("DELETE", false)] {
+            let mut head = head(
+                Request::builder()
+                    .method(method)
+                    .uri("/")
+                    .header("host", "a"),
+            );
+            let request = ApiRequest {
+                request: UpstreamRequest {
+                    head: &mut head,
+                    body: None,
+                    interim: None,
+                },
+                credential: Credential::Unproven,
+                client: None,
+            };
+            let error = forwarder.send(request).await.unwrap_err();
+            match error {
+                ApiError::Failed { .. } => assert!(repeated, "{error}"),
+                ApiError::Interrupted { .. } => assert!(!repeated, "{error}"),
+                error => panic!("{error}"),
+            }
+        }
     }
 }
