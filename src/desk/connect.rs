@@ -4,6 +4,7 @@
 mod environment;
 mod error;
 mod http_proxy;
+mod own_root;
 mod proxy;
 mod socks;
 mod tcp;

@@ -10,6 +10,7 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 
 use super::ConnectError;
+use super::own_root::OwnRootVerifier;
 use crate::config::TlsVersion;
 use crate::desk::credentials::Credentials;
 use crate::model::pem::{self, PemError};
@@ -172,12 +173,15 @@ impl Verification {
             }
             Self::Authority(bundle) => {
                 let mut roots = RootCertStore::empty();
-                for certificate in bundle.certificates()? {
-                    roots.add(certificate).map_err(|_| bundle.malformed())?;
+                let trusted = bundle.certificates()?;
+                for certificate in &trusted {
+                    let added = roots.add(certificate.clone());
+                    added.map_err(|_| bundle.malformed())?;
                 }
                 let builder =
                     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
-                builder.build().map_err(|_| bundle.malformed())?
+                let chains = builder.build().map_err(|_| bundle.malformed())?;
+                Arc::new(OwnRootVerifier { trusted, chains })
             }
         }))
     }
