@@ -33,13 +33,23 @@ pub trait Dial {
 
     /// Returns the time for which a connection may be idle before its server closes it.
     fn idle_timeout(&self) -> Duration;
+
+    /// Returns a number that changes with the client certificate. Connections of an older one are
+    /// not used again.
+    fn generation(&self) -> u32;
+}
+
+struct Idle {
+    connection: ClientConnection,
+    since: Instant,
+    generation: u32,
 }
 
 /// Client of one server. Used on one thread.
 pub struct Client {
     dial: Box<dyn Dial>,
     /// The one used last is taken first.
-    idle: RefCell<Vec<(ClientConnection, Instant)>>,
+    idle: RefCell<Vec<Idle>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -88,6 +98,8 @@ impl Client {
         loop {
             let pooled = (stale < MAX_STALE).then(|| self.take()).flatten();
             let reused = pooled.is_some();
+            // Of the connection: an older one would not have been taken.
+            let generation = self.dial.generation();
             let mut connection = match pooled {
                 Some(connection) => connection,
                 None => ClientConnection::new(self.dial.dial().await?),
@@ -103,6 +115,7 @@ impl Client {
                         connection: Some(connection),
                         upload,
                         client: Some(Rc::clone(self)),
+                        generation,
                     };
                     return Ok(response(parsed, body));
                 }
@@ -135,25 +148,38 @@ impl Client {
             connection: Some(connection),
             upload,
             client: None,
+            generation: 0,
         };
         Ok(Upgraded::Refused(response(parsed, body)))
     }
 
     fn take(&self) -> Option<ClientConnection> {
         let mut idle = self.idle.borrow_mut();
-        while let Some((mut connection, since)) = idle.pop() {
-            if since.elapsed() < self.dial.idle_timeout() && connection.is_open() {
+        while let Some(Idle {
+            mut connection,
+            since,
+            generation,
+        }) = idle.pop()
+        {
+            if generation == self.dial.generation()
+                && since.elapsed() < self.dial.idle_timeout()
+                && connection.is_open()
+            {
                 return Some(connection);
             }
         }
         None
     }
 
-    fn keep(&self, mut connection: ClientConnection) {
+    fn keep(&self, mut connection: ClientConnection, generation: u32) {
         let mut idle = self.idle.borrow_mut();
         if connection.is_reusable() && idle.len() < MAX_IDLE {
             connection.release_buffers();
-            idle.push((connection, Instant::now()));
+            idle.push(Idle {
+                connection,
+                since: Instant::now(),
+                generation,
+            });
         }
     }
 }
@@ -230,6 +256,8 @@ pub struct ResponseBody {
     upload: Option<Box<Upload<RequestBody>>>,
     /// `None` if the connection must not be reused.
     client: Option<Rc<Client>>,
+    /// Generation of the connection.
+    generation: u32,
 }
 
 impl ResponseBody {
@@ -251,7 +279,7 @@ impl ResponseBody {
             && let Some(client) = &self.client
             && self.upload.is_none()
         {
-            client.keep(connection);
+            client.keep(connection, self.generation);
         }
     }
 }

@@ -138,4 +138,8 @@ impl Dial for Rc<ServerDial> {
     fn idle_timeout(&self) -> Duration {
         SERVER_IDLE_TIMEOUT
     }
+
+    fn generation(&self) -> u32 {
+        self.credentials.generation()
+    }
 }

@@ -133,4 +133,9 @@ impl Dial for PodDial {
     fn idle_timeout(&self) -> Duration {
         POD_IDLE_TIMEOUT
     }
+
+    fn generation(&self) -> u32 {
+        // Connections to a pod have no certificate.
+        0
+    }
 }
