@@ -157,6 +157,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         desk::open_shows_sites_through_the_bastion_and_the_api_server,
         pass_through::kubectl_uses_the_bastion_as_its_server,
         pass_through::api_server_decides_on_the_credentials,
+        pass_through::kubectl_uses_the_bastion_behind_an_https_proxy,
         desk::proxy_behaves_as_kubectl_proxy,
         desk::kubectl_works_through_the_proxy_and_the_bastion,
         desk::portforward_sessions_carry_connections,
