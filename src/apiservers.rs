@@ -7,7 +7,7 @@ mod lifetime;
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -174,6 +174,8 @@ struct Shared {
     /// Breaks ties in turn.
     turn: AtomicUsize,
     changed: Notify,
+    /// A server has answered a health check with success, so that the checks have the permission.
+    may_probe: AtomicBool,
 }
 
 /// One request on a server, counted as outstanding until it is dropped.
@@ -210,6 +212,7 @@ impl ApiServers {
             servers: ArcSwap::default(),
             turn: AtomicUsize::new(0),
             changed: Notify::new(),
+            may_probe: AtomicBool::new(false),
         }));
         set.replace(servers);
         set

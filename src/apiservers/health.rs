@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -45,7 +46,7 @@ pub async fn keep_probing(servers: ApiServers, probe: Probe) {
         let is_only = snapshot.len() == 1 && !probe.always;
         let checks = snapshot
             .iter()
-            .map(|server| check_repeatedly(server, &probe, is_only));
+            .map(|server| check_repeatedly(server, &probe, is_only, &servers.0.may_probe));
         let checks = async {
             join_all(checks).await;
             // Only those of an empty set end.
@@ -67,14 +68,20 @@ enum Checked {
 }
 
 /// Checks one server. Never returns.
-async fn check_repeatedly(server: &ApiServer, probe: &Probe, is_only: bool) {
+async fn check_repeatedly(
+    server: &ApiServer,
+    probe: &Probe,
+    is_only: bool,
+    may_probe: &AtomicBool,
+) {
     let mut connection = None;
     let mut timeouts = 0;
     loop {
         if is_only && server.health() == Health::Ready {
             server.suspected.notified().await;
         }
-        let checked = match timeout(TIMEOUT, check(server, probe, &mut connection)).await {
+        let checked = match timeout(TIMEOUT, check(server, probe, &mut connection, may_probe)).await
+        {
             Ok(Ok(checked)) => checked,
             Ok(Err(error)) => Checked::Failed(error),
             Err(_) => Checked::Timeout,
@@ -116,6 +123,7 @@ async fn check(
     server: &ApiServer,
     probe: &Probe,
     connection: &mut Option<SendRequest<Empty<Bytes>>>,
+    may_probe: &AtomicBool,
 ) -> io::Result<Checked> {
     if connection.as_ref().is_none_or(SendRequest::is_closed) {
         *connection = Some(connect(server, probe).await?);
@@ -145,13 +153,20 @@ async fn check(
     // Read to its end, so that the connection can be used again.
     let body = http_body_util::Limited::new(response.into_body(), MAX_BODY_BYTES);
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-    // Any other status is an answer, as a server gives it that requires credentials, or a gateway
-    // that does not know the path.
-    Ok(if status.is_server_error() {
-        Checked::NotReady(reason(status, &body))
-    } else {
-        Checked::Ready
-    })
+    if status.is_success() {
+        may_probe.store(true, Ordering::Relaxed);
+    }
+    // A server that starts denies what it allows once it knows the roles of the cluster.
+    let denies = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    // Any other status is an answer, as a server gives it that always requires credentials, or a
+    // gateway that does not know the path.
+    Ok(
+        if status.is_server_error() || denies && may_probe.load(Ordering::Relaxed) {
+            Checked::NotReady(reason(status, &body))
+        } else {
+            Checked::Ready
+        },
+    )
 }
 
 /// Returns the failed checks that a response of `/readyz` lists.
@@ -193,7 +208,7 @@ fn connect<'a>(
 mod tests {
     use super::*;
 
-    use std::sync::atomic::{AtomicU16, Ordering};
+    use std::sync::atomic::AtomicU16;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
@@ -261,6 +276,9 @@ mod tests {
             (200, Health::Ready),
             (1, Health::Unreachable),
             (404, Health::Ready),
+            // It has answered with 200 before.
+            (403, Health::NotReady),
+            (200, Health::Ready),
         ] {
             status.store(code, Ordering::SeqCst);
             let reached = async {
