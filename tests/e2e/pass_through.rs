@@ -104,7 +104,7 @@ pub async fn kubectl_uses_the_bastion_as_its_server(fixture: &mut Fixture) -> Re
     Ok(())
 }
 
-/// kubectl behind a proxy with TLS, by which its WebSockets cannot pass: exec and port-forward fall
+/// kubectl behind a proxy with TLS, by which its `WebSockets` cannot pass: exec and port-forward fall
 /// back to SPDY (`kubernetes/kubernetes` issue 126134).
 pub async fn kubectl_uses_the_bastion_behind_an_https_proxy(fixture: &mut Fixture) -> Result<()> {
     let bastion = passing(fixture, &[]).await?;
