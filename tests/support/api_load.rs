@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use bytes::Bytes;
 use http::{Method, Request, header};
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Response};
 
@@ -60,7 +60,7 @@ impl Kind {
     pub const REPEATABLE: [Self; 4] = [Self::Get, Self::List, Self::Watch, Self::Apply];
 }
 
-/// Where the load is sent, and its objects.
+/// Destination of the load, and its objects.
 #[derive(Clone, Debug)]
 pub struct ApiTarget {
     pub address: SocketAddr,
@@ -91,7 +91,7 @@ impl ApiTarget {
 
 #[derive(Debug, Default)]
 struct Counts {
-    stop: AtomicBool,
+    stop: CancellationToken,
     results: Mutex<BTreeMap<Kind, Results>>,
 }
 
@@ -108,7 +108,7 @@ struct Results {
 
 impl Counts {
     fn is_running(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed)
+        !self.stop.is_cancelled()
     }
 
     fn with(&self, kind: Kind, change: impl FnOnce(&mut Results)) {
@@ -243,7 +243,7 @@ impl ApiLoad {
 
     /// Stops the load after the requests in progress, and returns its results.
     pub async fn stop(mut self) -> ApiReport {
-        self.counts.stop.store(true, Ordering::Relaxed);
+        self.counts.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
         self.report()
     }

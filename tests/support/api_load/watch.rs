@@ -13,8 +13,7 @@ use tokio::time::timeout;
 use super::{ApiTarget, Counts, Kind, RECONNECT_PAUSE};
 use crate::support::client::Client;
 
-/// Time without an event after which a watch is reopened, so that the end of the load is noticed.
-/// The load changes objects all the time.
+/// Time without an event after which a watch has failed: the load changes objects all the time.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(40);
 
 /// Lists once, and then watches from the last version that it knows.
@@ -77,7 +76,12 @@ async fn open(client: &mut Client, target: &ApiTarget, version: &str) -> Result<
 async fn follow(mut body: Incoming, version: &mut Option<String>, counts: &Counts) -> Result<()> {
     let mut buffer = Vec::new();
     while counts.is_running() {
-        let frame = match timeout(SILENCE, body.frame()).await {
+        let frame = tokio::select! {
+            // Without the load, no object changes.
+            () = counts.stop.cancelled() => return Ok(()),
+            frame = timeout(SILENCE, body.frame()) => frame,
+        };
+        let frame = match frame {
             // As client-go, which resumes after either.
             Ok(None) => {
                 counts.with(Kind::Watch, |results| results.ended += 1);
