@@ -27,14 +27,11 @@ pub use body::{Body, BodyError};
 pub use listener::{BindError, Socket, browser_address};
 
 use crate::apiservers::{ApiServers, Credential, Probe, keep_probing};
-use crate::balance::LoadBalancer;
-use crate::config;
 use crate::desk::Context;
 use crate::drain::Drain;
-use crate::forward::{ApiForwarder, Pool};
+use crate::forward::ApiForwarder;
 use crate::http::h1::{ServerConnection, Timeouts};
 use crate::http::{HeadMemory, Stream};
-use crate::metrics::EjectionMetrics;
 use files::Files;
 use filter::Filter;
 use handler::{ClientConnection, Proxy};
@@ -104,9 +101,8 @@ pub async fn run(socket: Socket, settings: Settings, context: Context, drain: Dr
             always: false,
         },
     ));
-    let balance = Arc::new(LoadBalancer::new(EjectionMetrics::default()));
-    let pool = Rc::new(Pool::new(config::Upstream::default(), balance));
-    let swept = Rc::clone(&pool);
+    let forwarder = ApiForwarder::new(servers);
+    let swept = Rc::clone(&forwarder.pool);
     background.spawn_local(async move {
         loop {
             tokio::time::sleep(POOL_SWEEP_INTERVAL).await;
@@ -118,10 +114,7 @@ pub async fn run(socket: Socket, settings: Settings, context: Context, drain: Dr
         files: settings.files,
         filter: settings.filter,
         upstream: Upstream {
-            forwarder: ApiForwarder {
-                servers,
-                pool: Rc::clone(&pool),
-            },
+            forwarder,
             generation: Cell::new(context.credentials.generation()),
             credentials: context.credentials,
             probe_authorization: authorization,

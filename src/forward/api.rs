@@ -1,32 +1,37 @@
 //! Requests to API servers: the server with the fewest outstanding requests gets a request, and
 //! another one gets it again if that has no effect but its response.
 
+mod error;
+mod repeat;
+
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, Response, StatusCode, header};
+use http::{Response, StatusCode, header};
 use tokio::time::timeout;
 
 use super::classify::{Classified, classify};
 use super::connection::Connection;
 use super::dial::Protocol;
 use super::pool::{Destination, Pool};
-use super::request::{MAX_REPLAY_BYTES, Pending, ReplayBody};
+use super::request::Pending;
 use super::response::{Incoming, UpstreamBody};
 use super::retry::RetrySafety;
 use super::server_name::ServerName;
-use super::uri::InvalidRequestUri;
-use super::{
-    ConnectionError, ForwardError, OutgoingBody, Upgrade, UpgradeOutcome, UpstreamRequest,
-    unrequested_upgrade,
-};
+use super::{ConnectionError, OutgoingBody, Upgrade, UpgradeOutcome, unrequested_upgrade};
+pub use error::ApiError;
+use repeat::{is_apply, is_repeatable, replayable};
+
 use crate::apiservers::{
     ApiServer, ApiServers, Credential, Health, Lifetime, RequestGuard, is_watch,
 };
+use crate::balance::LoadBalancer;
+use crate::config;
 use crate::http::h1::{ExchangeError, ParsedResponse};
-use crate::http::{Interim, RequestTarget};
+use crate::http::{Interim, RequestHead, RequestTarget};
+use crate::metrics::EjectionMetrics;
 use crate::model::error_chain;
 
 /// Maximum time of a dial, with and without another server that can be tried next.
@@ -34,15 +39,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const FAILOVER_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum number of attempts of one request.
 const MAX_ATTEMPTS: usize = 10;
-/// Maximum number of bytes of a server-side apply that are kept for a retry, if its caller is known:
-/// somewhat less than etcd's limit for an object.
-const MAX_APPLY_BYTES: usize = 1024 * 1024;
-/// Media types of server-side apply, without parameters.
-const APPLY_TYPES: [&str; 2] = [
-    "application/apply-patch+yaml",
-    "application/apply-patch+cbor",
-];
-/// Begin of the response of an API server that shuts down (`--shutdown-send-retry-after`).
+/// Start of the response of an API server that shuts down (`--shutdown-send-retry-after`).
 const SHUTTING_DOWN: &[u8] = b"The apiserver is shutting down";
 
 /// Maximum wait for a response over HTTP/1.1, which has no PING that finds a frozen server. API
@@ -64,10 +61,11 @@ pub struct ApiRequest<'a> {
     /// Its `Host` and path are those for a server whose [`ServerConfig`] sets none.
     ///
     /// [`ServerConfig`]: crate::apiservers::ServerConfig
-    pub request: UpstreamRequest<'a>,
+    pub head: &'a mut RequestHead,
+    pub body: Option<OutgoingBody>,
     pub credential: Credential,
     /// Receives interim responses. `None` if the client cannot receive them.
-    pub client: Option<Interim>,
+    pub interim: Option<Interim>,
 }
 
 /// Response of an API server.
@@ -77,39 +75,9 @@ pub struct ApiResponse<T = Response<UpstreamBody>> {
     pub server: Arc<ApiServer>,
 }
 
-/// Failure of a request to the API servers.
-#[derive(Debug, thiserror::Error)]
-pub enum ApiError {
-    /// No server could be reached; nothing was carried out.
-    #[error("no API server can be reached ({0})")]
-    Unreachable(String),
-    /// The last server that was tried failed; the request has no effect.
-    #[error("the API server {server} failed: {source}")]
-    Failed {
-        server: String,
-        source: ConnectionError,
-    },
-    /// The connection broke after the request was sent, and a repetition could have another effect.
-    #[error(
-        "the connection to API server {server} broke, and the request may have been carried out: {source}"
-    )]
-    Interrupted {
-        server: String,
-        source: ConnectionError,
-    },
-    /// The client aborted the request body.
-    #[error("the client aborted the request body: {0}")]
-    Client(ConnectionError),
-    #[error("the request URI has no form in the protocol of the API server: {0}")]
-    InvalidRequestUri(#[from] InvalidRequestUri),
-    /// The response to an upgrade, or a 101 without one, cannot be forwarded.
-    #[error(transparent)]
-    Response(#[from] ForwardError),
-}
-
 /// Parameters of one attempt.
 struct Attempt<'a> {
-    destination: Destination,
+    credential: Credential,
     protocol: Protocol,
     interim: Option<&'a Interim>,
     dial_timeout: Duration,
@@ -118,6 +86,10 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
+    fn destination(&self, server: &ApiServer) -> Destination {
+        Destination::ApiServer(server.id, self.credential)
+    }
+
     /// Sends the request on a connection.
     async fn send(
         &self,
@@ -160,6 +132,15 @@ impl From<Classified> for Failed {
 }
 
 impl ApiForwarder {
+    /// Creates a forwarder with connections of its own, for a process without endpoints.
+    pub fn new(servers: ApiServers) -> Self {
+        let balance = Arc::new(LoadBalancer::new(EjectionMetrics::default()));
+        Self {
+            servers,
+            pool: Rc::new(Pool::new(config::Upstream::default(), balance)),
+        }
+    }
+
     /// Sends a request and streams the response.
     ///
     /// # Errors
@@ -185,7 +166,7 @@ impl ApiForwarder {
         request: ApiRequest<'_>,
         upgrade: &Upgrade,
     ) -> Result<ApiResponse<UpgradeOutcome<Response<UpstreamBody>>>, ApiError> {
-        upgrade.write_request(request.request.head);
+        upgrade.write_request(request.head);
         let (answer, server) = self.exchange(request, Protocol::Http1).await?;
         let response = match answer {
             Answer::Response(response) => UpgradeOutcome::Refused(response),
@@ -209,9 +190,10 @@ impl ApiForwarder {
         protocol: Protocol,
     ) -> Result<(Answer, Arc<ApiServer>), ApiError> {
         let ApiRequest {
-            request: UpstreamRequest { head, body, .. },
+            head,
+            body,
             credential,
-            client: interim,
+            interim,
         } = request;
         let target = head.target.clone();
         let is_long =
@@ -243,7 +225,7 @@ impl ApiForwarder {
             readdress(&mut pending, &server, &target);
             let others = self.servers.len() > tried.len() + 1;
             let attempt = Attempt {
-                destination: Destination::ApiServer(server.id, credential),
+                credential,
                 protocol,
                 interim: interim.as_ref(),
                 dial_timeout: if others {
@@ -316,12 +298,8 @@ impl ApiForwarder {
         guard: RequestGuard,
         pending: &mut Pending<'_>,
     ) -> Result<Answer, Failed> {
-        let Attempt {
-            destination,
-            protocol,
-            ..
-        } = *attempt;
-        if protocol == Protocol::Any
+        let destination = attempt.destination(guard.server());
+        if attempt.protocol == Protocol::Any
             && let Some(connection) = self
                 .pool
                 .take(destination, ServerName::None, Instant::now())
@@ -342,20 +320,18 @@ impl ApiForwarder {
 
     async fn dial(&self, attempt: &Attempt<'_>, server: &ApiServer) -> io::Result<Connection> {
         let Attempt {
-            destination,
+            credential,
             protocol,
             dial_timeout,
             ..
         } = *attempt;
-        let Destination::ApiServer(_, credential) = destination else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
         let http2 = protocol == Protocol::Any && credential.may_use_http2();
         let connecting = server.config.connector.connect(credential, http2);
         let stream = timeout(dial_timeout, connecting)
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))??;
         let http2 = stream.alpn_protocol() == Some(b"h2");
+        let destination = attempt.destination(server);
         let started = self.pool.start(destination, None, stream, http2).await;
         started.map_err(io::Error::other)
     }
@@ -388,22 +364,6 @@ fn no_response() -> Classified {
     }
 }
 
-/// Limits the replay of a body.
-fn replayable(outgoing: OutgoingBody, credential: Credential, is_apply: bool) -> ReplayBody {
-    let OutgoingBody {
-        body,
-        received,
-        trailers,
-    } = outgoing;
-    let limit = match credential {
-        // Anyone can send it.
-        Credential::Unproven | Credential::UnprovenWatch => MAX_REPLAY_BYTES,
-        _ if is_apply => MAX_APPLY_BYTES,
-        _ => MAX_REPLAY_BYTES,
-    };
-    ReplayBody::new(body, received, trailers, limit)
-}
-
 /// Sets the `Host` and the path that the URL of a server requires.
 fn readdress(pending: &mut Pending<'_>, server: &ApiServer, target: &RequestTarget) {
     let config = &server.config;
@@ -412,31 +372,6 @@ fn readdress(pending: &mut Pending<'_>, server: &ApiServer, target: &RequestTarg
     }
     if !config.path.is_empty() {
         pending.head.target = target.with_path(&[&*config.path, target.path()].concat());
-    }
-}
-
-/// Returns true for server-side apply: a repetition changes nothing.
-fn is_apply(method: &Method, headers: &HeaderMap) -> bool {
-    let media_type = headers.get(header::CONTENT_TYPE);
-    let media_type = media_type.and_then(|value| value.to_str().ok());
-    let media_type = media_type.and_then(|value| value.split(';').next());
-    *method == Method::PATCH
-        && media_type.is_some_and(|media_type| {
-            let media_type = media_type.trim();
-            APPLY_TYPES
-                .iter()
-                .any(|apply| media_type.eq_ignore_ascii_case(apply))
-        })
-}
-
-/// Returns true if a request that failed may be sent again, after preparing its body for that.
-fn is_repeatable(safety: RetrySafety, pending: &mut Pending<'_>) -> bool {
-    match safety {
-        // The body was not touched.
-        RetrySafety::Unsent => true,
-        RetrySafety::Unprocessed => pending.rewind(),
-        RetrySafety::IfSafe => pending.is_safe() && pending.rewind(),
-        RetrySafety::Never => false,
     }
 }
 
@@ -505,10 +440,7 @@ mod tests {
     use http::Request;
 
     use crate::apiservers::{Connect, ServerConfig};
-    use crate::balance::LoadBalancer;
-    use crate::config;
     use crate::http::Stream;
-    use crate::metrics::EjectionMetrics;
     use crate::testing::head;
 
     /// Server that accepts connections and never responds.
@@ -531,11 +463,7 @@ mod tests {
             path: String::new(),
             connector: Arc::new(Frozen::default()),
         });
-        let balance = Arc::new(LoadBalancer::new(EjectionMetrics::default()));
-        let forwarder = ApiForwarder {
-            servers: ApiServers::new(servers.into()),
-            pool: Rc::new(Pool::new(config::Upstream::default(), balance)),
-        };
+        let forwarder = ApiForwarder::new(ApiServers::new(servers.into()));
         for (method, repeated) in [("GET", true), ("DELETE", false)] {
             let mut head = head(
                 Request::builder()
@@ -544,13 +472,10 @@ mod tests {
                     .header("host", "a"),
             );
             let request = ApiRequest {
-                request: UpstreamRequest {
-                    head: &mut head,
-                    body: None,
-                    interim: None,
-                },
+                head: &mut head,
+                body: None,
                 credential: Credential::Unproven,
-                client: None,
+                interim: None,
             };
             let error = forwarder.send(request).await.unwrap_err();
             match error {

@@ -20,7 +20,6 @@ use crate::authenticate::{Authenticator, DelegatedCaller, Peer};
 use crate::config::CertificateCallers;
 use crate::forward::{
     ApiForwarder, ApiRequest, ApiResponse, Tunnel, Upgrade, UpgradeOutcome, UpstreamBody,
-    UpstreamRequest,
 };
 use crate::http::{FORWARDED_FOR, Interim, MAX_HEADERS, Request, RequestBody, remove_hop_by_hop};
 use crate::model::Identity;
@@ -131,13 +130,10 @@ impl Proxy {
         let body = std::mem::replace(body, RequestBody::Empty);
         let body = self.outgoing_body(body, record);
         let request = ApiRequest {
-            request: UpstreamRequest {
-                head,
-                body,
-                interim: None,
-            },
+            head,
+            body,
             credential: presented.credential,
-            client: interim,
+            interim,
         };
         let forwarder = ApiForwarder {
             servers: pass_through.servers.clone(),

@@ -1,7 +1,6 @@
 //! Connections to the port of ready pods, through the port-forward protocol.
 
 use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +14,11 @@ use super::dial::DialError;
 use super::pods;
 use super::ready::ReadyPods;
 use crate::apiservers::{ApiServers, Credential, Probe, ServerConfig, keep_probing};
-use crate::balance::LoadBalancer;
-use crate::config;
 use crate::desk::credentials::Credentials;
 use crate::desk::portforward;
 use crate::desk::portforward::session::{PortStream, Session};
-use crate::forward::{ApiForwarder, Pool};
+use crate::forward::ApiForwarder;
 use crate::http::{Stream, Transport};
-use crate::metrics::EjectionMetrics;
 
 /// Idle time of connections to applications. Some of them close after 5 s.
 const POD_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -58,13 +54,8 @@ impl PodDial {
             always: false,
         };
         let probing = tokio::task::spawn_local(keep_probing(servers.clone(), probe));
-        // Endpoints are not balanced here: the servers have their own order.
-        let balance = Arc::new(LoadBalancer::new(EjectionMetrics::default()));
         Self {
-            forwarder: ApiForwarder {
-                servers,
-                pool: Rc::new(Pool::new(config::Upstream::default(), balance)),
-            },
+            forwarder: ApiForwarder::new(servers),
             credentials,
             _probing: AbortOnDropHandle::new(probing),
             pods,

@@ -17,8 +17,8 @@ use super::websocket::WebSocket;
 use crate::apiservers::{Credential, RequestGuard};
 use crate::desk::credentials::{Credentials, CredentialsError};
 use crate::forward::{
-    ApiError, ApiForwarder, ApiRequest, Upgrade, UpgradeOutcome, UpstreamBody, UpstreamRequest,
-    new_websocket_key, websocket_accept,
+    ApiError, ApiForwarder, ApiRequest, Upgrade, UpgradeOutcome, UpstreamBody, new_websocket_key,
+    websocket_accept,
 };
 use crate::http::{RequestHead, RequestTarget, UpgradedConnection};
 
@@ -143,15 +143,12 @@ impl Handshake<'_> {
             unreachable!("the request offers an upgrade");
         };
         let request = ApiRequest {
-            request: UpstreamRequest {
-                head: &mut head,
-                body: None,
-                interim: None,
-            },
+            head: &mut head,
+            body: None,
             credential: Credential::Own {
                 generation: self.credentials.generation(),
             },
-            client: None,
+            interim: None,
         };
         let answer = timeout(HANDSHAKE_TIMEOUT, self.forwarder.upgrade(request, &upgrade)).await;
         let answer = match answer.map_err(|_| OpenError::Timeout)? {

@@ -21,7 +21,7 @@ use crate::desk::credentials::{Credentials, CredentialsError};
 use crate::drain::Drain;
 use crate::forward::{
     ApiError, ApiForwarder, ApiRequest, ApiResponse, OutgoingBody, TrailerFilter, Tunnel, Upgrade,
-    UpgradeOutcome, UpstreamBody, UpstreamRequest,
+    UpgradeOutcome, UpstreamBody,
 };
 use crate::http::{
     FORWARDED_FOR, Interim, ReceiveError, Reply, Request, RequestBody, RequestHead,
@@ -263,12 +263,9 @@ impl Exchange<'_> {
             forwarder, timeout, ..
         } = self.upstream;
         let request = ApiRequest {
-            request: UpstreamRequest {
-                head,
-                body: content.outgoing(),
-                interim: None,
-            },
-            client: self.interim.cloned(),
+            head,
+            body: content.outgoing(),
+            interim: self.interim.cloned(),
             credential: self.upstream.credential(),
         };
         let sending = async {

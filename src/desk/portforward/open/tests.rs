@@ -1,5 +1,4 @@
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
@@ -8,13 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 use crate::apiservers::{ApiServers, Connect, ServerConfig};
-use crate::balance::LoadBalancer;
-use crate::config;
 use crate::desk::credentials::Login;
-use crate::forward::Pool;
 use crate::http::Stream;
 use crate::kubeconfig::UserEntry;
-use crate::metrics::EjectionMetrics;
 
 /// Connects to scripted servers, one per connection.
 #[derive(Debug)]
@@ -36,18 +31,12 @@ async fn exchange(
     answers: &[&str],
 ) -> (Result<Session, OpenError>, Vec<String>) {
     let (streams, servers): (VecDeque<_>, Vec<_>) = answers.iter().map(|_| duplex(4096)).unzip();
-    let forwarder = ApiForwarder {
-        servers: ApiServers::new(vec![ServerConfig {
-            name: "scripted:443".into(),
-            host: Some(HeaderValue::from_static("scripted")),
-            path: String::new(),
-            connector: Arc::new(Scripted(Mutex::new(streams))),
-        }]),
-        pool: Rc::new(Pool::new(
-            config::Upstream::default(),
-            Arc::new(LoadBalancer::new(EjectionMetrics::default())),
-        )),
-    };
+    let forwarder = ApiForwarder::new(ApiServers::new(vec![ServerConfig {
+        name: "scripted:443".into(),
+        host: Some(HeaderValue::from_static("scripted")),
+        path: String::new(),
+        connector: Arc::new(Scripted(Mutex::new(streams))),
+    }]));
     let mut requests = Vec::new();
     let serve = async {
         for (mut server, answer) in servers.into_iter().zip(answers) {
