@@ -5,7 +5,7 @@ mod address;
 mod api_server;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -224,12 +224,7 @@ impl KubeletFiles {
     fn load(&self) -> Result<KubeletSetup, TlsError> {
         let verifier = match &self.authority {
             Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in load_certificates(path)? {
-                    roots
-                        .add(certificate)
-                        .map_err(|_| TlsError::BadCa { path: path.clone() })?;
-                }
+                let roots = load_roots(path)?;
                 let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
                 let verifier =
                     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
@@ -260,6 +255,16 @@ impl KubeletFiles {
             pair,
         })
     }
+}
+
+/// Loads the CAs of a file.
+fn load_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in load_certificates(path)? {
+        let added = roots.add(certificate);
+        added.map_err(|_| TlsError::BadCa { path: path.into() })?;
+    }
+    Ok(roots)
 }
 
 /// Builder of a client configuration that lacks only the client certificate.

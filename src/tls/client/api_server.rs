@@ -7,8 +7,9 @@ use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
-use super::super::pair::{Pair, Role, load_certificates};
-use super::super::{TlsError, versions};
+use super::super::TlsError;
+use super::super::pair::{Pair, Role};
+use super::{builder, load_roots};
 use crate::config;
 use crate::file_watch::FileWatch;
 use crate::model::error_chain;
@@ -132,13 +133,7 @@ impl ApiServerFiles {
     fn load(&self, source_cas: &[CertificateDer<'static>]) -> Result<Setup, TlsError> {
         let mut roots = RootCertStore::empty();
         match &self.authority {
-            Some(path) => {
-                for certificate in load_certificates(path)? {
-                    roots
-                        .add(certificate)
-                        .map_err(|_| TlsError::BadCa { path: path.clone() })?;
-                }
-            }
+            Some(path) => roots = load_roots(path)?,
             // Those that cannot be parsed verify nothing; the client of the API reports them.
             None => {
                 roots.add_parsable_certificates(source_cas.iter().cloned());
@@ -152,22 +147,21 @@ impl ApiServerFiles {
             .as_ref()
             .map(|(certificate, key)| Pair::load(certificate, key, Role::Client))
             .transpose()?;
-        let builder = || {
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let builder = ClientConfig::builder_with_provider(provider)
-                .with_protocol_versions(versions(self.min_version));
-            builder.map(|builder| builder.with_root_certificates(roots.clone()))
-        };
         let front_proxy = match pair {
             Some(pair) => {
                 let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&pair.key));
-                let config = builder()?.with_client_cert_resolver(Arc::new(resolver));
+                let config = builder(self.min_version)?
+                    .with_root_certificates(roots.clone())
+                    .with_client_cert_resolver(Arc::new(resolver));
                 Some(Alpn::new(&config))
             }
             None => None,
         };
+        let plain = builder(self.min_version)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
         Ok(Setup {
-            plain: Alpn::new(&builder()?.with_no_client_auth()),
+            plain: Alpn::new(&plain),
             front_proxy,
         })
     }
