@@ -23,7 +23,7 @@ mod target;
 mod upgraded;
 pub mod websocket;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
 pub use authority::is_authority;
 pub use byte_check::all_bytes;
@@ -53,3 +53,7 @@ pub const MAX_HEADERS: usize = 1000;
 
 /// `Cache-Control` of responses that do not set it, as in kube-apiserver (CONFORMANCE C71).
 pub const DEFAULT_CACHE_CONTROL: HeaderValue = HeaderValue::from_static("no-cache, private");
+
+/// Host that the browser of a client used, in a request of the forward-proxy form. The endpoint gets
+/// it as `Host`, so that an application that compares `Host` with `Origin` finds them equal.
+pub const KUBE_BASTION_HOST: HeaderName = HeaderName::from_static("kube-bastion-host");

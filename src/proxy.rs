@@ -2,6 +2,7 @@
 
 mod audit_id;
 mod body;
+mod error;
 mod forward_proxy;
 mod pass_through;
 mod respond;
@@ -23,30 +24,29 @@ pub use pass_through::{PassThrough, ProvenTokens, UnprovenRequests};
 pub use tunnel::TunnelPolicy;
 
 use audit_id::{audit_id, new_audit_id};
+use error::ProxyError;
 use forward_proxy::Unrewritten;
 use pass_through::PassThroughError;
 use respond::AcceptPreference;
 use tunnel::Grant;
 
-use crate::authenticate::{AuthenticationError, Authenticator, Caller, CredentialError, Peer};
-use crate::authorize::{AuthorizationError, Authorizer};
+use crate::authenticate::{Authenticator, Caller, Peer};
+use crate::authorize::Authorizer;
 use crate::client_connection::ConnectionGuard;
 use crate::drain::Drain;
 use crate::forward::{
-    ApiError, ForwardError, Forwarder, OutgoingBody, RequestHeaderRewriter, TrailerFilter, Tunnel,
-    Upgrade, UpgradeOutcome, UpstreamRequest, UpstreamResponse, sanitize_request_trailers,
-    sanitize_response_headers,
+    Forwarder, OutgoingBody, RequestHeaderRewriter, TrailerFilter, Tunnel, Upgrade, UpgradeOutcome,
+    UpstreamRequest, UpstreamResponse, sanitize_request_trailers, sanitize_response_headers,
 };
 use crate::http::h1::{RejectedLine, RequestError};
 use crate::http::{Interim, MAX_HEADERS, Request, RequestBody, RequestTarget, Upgraded};
 use crate::metrics::Metrics;
 use crate::model::path::SubPathDecoding;
 use crate::model::status::{Cause, OutputFormat};
-use crate::model::target::TargetError;
 use crate::model::{Networks, Target, Verb};
-use crate::ready::{Obstacle, Ready};
-use crate::resolve::{ResolveError, Resolver};
-use crate::rewrite::{self, InvalidUrl, PageFormat};
+use crate::ready::Ready;
+use crate::resolve::Resolver;
+use crate::rewrite::{self, PageFormat};
 use crate::telemetry::{Record, Recorder};
 
 /// Pipeline stages shared by all workers.
@@ -92,51 +92,6 @@ pub struct Proxy {
     /// Tasks of the worker. A tunnel outlives the task of the connection that it came from, so the
     /// drain waits for it here.
     pub tasks: TaskTracker,
-}
-
-/// Reason why a request was not proxied. `Authenticate`, `Target`, `Authorize`, `Resolve` and
-/// `Forward` hold the error of the stage with that name, and `Location` is a redirect that cannot
-/// be rewritten. The others are checks of the proxy itself before and between the stages.
-#[derive(Debug, thiserror::Error)]
-enum ProxyError {
-    /// The initial list is incomplete, so a missing object may exist: 503 rather than 404.
-    #[error("{}", not_ready(*.0))]
-    NotReady(Option<Obstacle>),
-    /// Checked before all other stages, because later ones insert headers without checking for
-    /// room.
-    #[error("the request has more than {} header fields; send fewer", MAX_HEADERS)]
-    TooManyHeaders,
-    /// The request is not valid HTTP, or exceeds a limit of the codec.
-    #[error(transparent)]
-    Malformed(#[from] RequestError),
-    #[error(transparent)]
-    Authenticate(#[from] AuthenticationError),
-    /// The credentials of a client that uses the bastion as its proxy.
-    #[error("unauthenticated: {0}")]
-    ProxyUnauthenticated(CredentialError),
-    /// The bastion has no certificate for the host of the URL.
-    #[error(
-        "https:// URLs of services and pods are not forwarded; request http:// and the port of the \
-         service"
-    )]
-    HttpsUrl,
-    #[error(transparent)]
-    Target(#[from] TargetError),
-    #[error(transparent)]
-    Authorize(#[from] AuthorizationError),
-    #[error("the server does not allow this method on the requested resource")]
-    MethodNotAllowed,
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    #[error(transparent)]
-    Forward(#[from] ForwardError),
-    #[error("error trying to parse Location header: {0}")]
-    Location(#[from] InvalidUrl),
-    /// The request is for an API server and is not passed on.
-    #[error(transparent)]
-    PassThrough(#[from] PassThroughError),
-    #[error(transparent)]
-    ApiServer(#[from] ApiError),
 }
 
 impl Proxy {
@@ -518,21 +473,6 @@ impl Proxy {
                 causes
             }
             _ => Vec::new(),
-        }
-    }
-}
-
-/// Returns the message for requests that arrive before the cluster state is loaded.
-fn not_ready(obstacle: Option<Obstacle>) -> &'static str {
-    match obstacle {
-        None => "the bastion is starting and has not loaded the cluster state yet; retry later",
-        Some(Obstacle::Unreachable) => {
-            "the bastion cannot reach the API server and has not loaded the cluster state yet; \
-             retry later"
-        }
-        Some(Obstacle::Denied) => {
-            "the API server denies the bastion access to the cluster state; its operator must \
-             grant it (its log and /readyz have the reason)"
         }
     }
 }

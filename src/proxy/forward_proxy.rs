@@ -4,7 +4,7 @@
 //! The target has an origin of its own, so nothing is rewritten: neither path, links, cookies nor
 //! pages. Credentials for the bastion are in `Proxy-Authorization`.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderValue, Version, header};
 use tokio::sync::oneshot;
 
 use super::tunnel::Grant;
@@ -16,16 +16,13 @@ use crate::forward::{
     UpstreamRequest, UpstreamResponse,
 };
 use crate::http::{
-    Interim, MAX_HEADERS, RequestBody, RequestHead, RequestTarget, is_authority, remove_hop_by_hop,
+    Interim, KUBE_BASTION_HOST, MAX_HEADERS, RequestBody, RequestHead, RequestTarget, is_authority,
+    remove_hop_by_hop,
 };
 use crate::model::target::TargetError;
 use crate::model::{Scheme, Target};
 use crate::resolve::Route;
 use crate::telemetry::Record;
-
-/// Host that the browser of the client used. The endpoint gets it as `Host`, so that an application
-/// which compares `Host` with `Origin` finds them equal.
-const KUBE_BASTION_HOST: HeaderName = HeaderName::from_static("kube-bastion-host");
 
 /// Parses the target of a request: the host of the absolute form, or the path.
 pub(super) fn parse_target<'a>(

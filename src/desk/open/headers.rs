@@ -2,10 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::http::{remove_hop_by_hop, tokens};
-
-/// Header in which a bastion takes the host that the browser used.
-pub const KUBE_BASTION_HOST: HeaderName = HeaderName::from_static("kube-bastion-host");
+use crate::http::{KUBE_BASTION_HOST, remove_hop_by_hop, tokens};
 
 /// Removes the hop-by-hop fields, and returns true for an upgrade, whose fields stay.
 pub fn take_upgrade(headers: &mut HeaderMap) -> bool {

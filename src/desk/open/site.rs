@@ -11,13 +11,15 @@ use super::api::{Api, StatusMessage};
 use super::body::Body;
 use super::client::{Client, ResponseBody, SendError, Upgraded};
 use super::dial::DialError;
-use super::headers::{KUBE_BASTION_HOST, is_below, set, strip_prefix, take_upgrade};
+use super::headers::{is_below, set, strip_prefix, take_upgrade};
 use super::lookup::Found;
 use super::printable;
 use super::ready::ReadyPods;
 use super::reference::Kind;
 use crate::desk::credentials::CredentialsError;
-use crate::http::{Interim, RequestBody, RequestHead, RequestTarget, UpgradedConnection};
+use crate::http::{
+    Interim, KUBE_BASTION_HOST, RequestBody, RequestHead, RequestTarget, UpgradedConnection,
+};
 use crate::model::Scheme;
 
 /// Maximum size of a response that may be a `Status`, in bytes.
@@ -341,7 +343,7 @@ impl Host {
     }
 }
 
-/// What the browser requested.
+/// Request of the browser, before it is addressed.
 struct Browser {
     target: RequestTarget,
     host: Option<HeaderValue>,
