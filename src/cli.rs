@@ -2,7 +2,6 @@
 
 mod check;
 mod completion;
-pub mod connection;
 mod environment;
 mod explain;
 mod invocation;

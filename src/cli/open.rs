@@ -6,10 +6,9 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use tokio::runtime::{Builder, LocalOptions};
 
-use super::connection::ConnectionFlags;
 use super::drain_on_signals;
-use crate::desk::Context;
 use crate::desk::open::{self, Reference, Via};
+use crate::desk::{ConnectionFlags, Context};
 
 const HELP: &str = "\
 Each target has a host of its own, such as http://web--shop.localhost:PORT/, so that applications
@@ -28,7 +27,7 @@ Without --via, the first of them that the server and the rights of the user allo
 #[derive(Clone, Debug, Args)]
 #[command(after_help = HELP)]
 pub(super) struct Options {
-    /// What to open, as TYPE/NAME or TYPE/NAME:PORT
+    /// Objects to open, as TYPE/NAME or TYPE/NAME:PORT
     #[arg(required = true, value_name = "TYPE/NAME")]
     targets: Vec<String>,
 

@@ -15,7 +15,7 @@ use clap::{Arg, Command};
 use super::invocation::Invocation;
 use crate::kubeconfig::Sections;
 
-/// What the shell does with the candidates: bits of cobra's `ShellCompDirective`.
+/// Behavior of the shell with the candidates: bits of cobra's `ShellCompDirective`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Directive {
     /// Completes the names of files if there are no candidates.

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use tokio::runtime::{Builder, LocalOptions};
 
-use super::connection::ConnectionFlags;
 use super::drain_on_signals;
 use crate::config::{Log, LogFormat};
 use crate::desk::flags::{go_bool, go_duration, path};
@@ -21,7 +20,7 @@ use crate::desk::proxy::filter::{
 };
 use crate::desk::proxy::path::Prefix;
 use crate::desk::proxy::{self, Settings, Socket};
-use crate::desk::{Context, browser, warn};
+use crate::desk::{ConnectionFlags, Context, browser, warn};
 use crate::telemetry;
 
 const DEFAULT_PORT: u16 = 8001;

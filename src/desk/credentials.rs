@@ -52,7 +52,7 @@ pub struct ClusterInfo {
     pub config: Option<Value>,
 }
 
-/// How the user of a context logs in.
+/// Login of the user of a context.
 #[derive(Debug)]
 pub struct Credentials {
     impersonation: HeaderMap,

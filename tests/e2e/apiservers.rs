@@ -260,7 +260,7 @@ pub async fn drained_api_servers_fail_no_request(fixture: &mut Fixture) -> Resul
 }
 
 /// Without any API server, a request gets an answer immediately instead of a hanging connection.
-/// What clients without credentials may read is the answer of the API server.
+/// Clients without credentials get the answer of the API server.
 pub async fn answers_without_api_servers_and_credentials(fixture: &mut Fixture) -> Result<()> {
     const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
     let mut setting = Setting::new(fixture).await?;

@@ -92,7 +92,7 @@ struct Current {
 
 type Flight = Shared<BoxFuture<'static, ()>>;
 
-/// What a request does.
+/// Action of a request.
 enum Step {
     Use(Obtained),
     /// Uses the credentials, and starts a renewal in the background.

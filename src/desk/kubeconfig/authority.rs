@@ -27,7 +27,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Length of the lines of PEM (RFC 7468).
 const PEM_LINE: usize = 64;
 
-/// What the certificate of a server is verified with.
+/// Trust anchors for the certificate of a server.
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// CAs of the system.

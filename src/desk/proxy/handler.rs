@@ -37,7 +37,7 @@ pub(super) struct ClientConnection {
     pub permit: Rc<OwnedSemaphorePermit>,
 }
 
-/// What serves a path.
+/// Server of a path.
 #[derive(Debug, PartialEq, Eq)]
 enum Destination<'a> {
     /// The API, with the path that is forwarded.
