@@ -28,6 +28,7 @@ pub use service::{
 };
 pub use writer::Writer;
 
+use crate::model::Protocol;
 use crate::model::address::AddressPolicy;
 use key::BorrowedKey;
 
@@ -45,14 +46,49 @@ pub struct Node {
 /// The fields of a pod that the proxy needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
+    /// Shared by the pods of the namespace.
+    pub namespace: Arc<str>,
     pub name: Arc<str>,
     /// `status.podIPs`; requests go to the first (C40). Empty until the pod has an address.
     pub ips: Box<[IpAddr]>,
-    /// First TCP port of the containers, else of the sidecars (C37).
-    pub first_port: Option<u16>,
-    /// Named TCP ports, those of sidecars last.
-    pub named_ports: Box<[(Box<str>, u16)]>,
+    /// Ports of the containers, then those of the sidecars (C37).
+    pub ports: Box<[PodPort]>,
+    /// The pod has the addresses of its node, which other pods and the node itself share.
+    pub host_network: bool,
     pub phase: Phase,
+}
+
+/// One of the ports that the containers of a pod declare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodPort {
+    /// Empty for an unnamed port.
+    pub name: Box<str>,
+    pub number: u16,
+    pub protocol: Protocol,
+}
+
+impl Pod {
+    /// Returns the first TCP port (C37).
+    pub fn first_port(&self) -> Option<u16> {
+        let mut tcp = self
+            .ports
+            .iter()
+            .filter(|port| port.protocol == Protocol::Tcp);
+        tcp.next().map(|port| port.number)
+    }
+
+    /// Returns the number of the named port.
+    pub fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {
+        let mut named = self.ports.iter().filter(|port| *port.name == *name);
+        named
+            .find(|port| port.protocol == protocol)
+            .map(|port| port.number)
+    }
+
+    /// Returns true if no other pod and no node has its addresses.
+    fn owns_addresses(&self) -> bool {
+        !self.host_network && !self.phase.has_ended()
+    }
 }
 
 /// `status.phase` of a pod, reduced to whether the pod still owns its address.
@@ -89,14 +125,23 @@ pub struct Cluster {
     nodes: DashMap<Box<str>, Arc<Node>>,
     pods: DashMap<ObjectKey, Arc<Pod>>,
     services: DashMap<ObjectKey, Arc<Service>>,
+    /// Pods that have not ended and are not on the network of their node, by address.
+    pods_by_ip: DashMap<IpAddr, Arc<Pod>>,
+    /// Services by cluster IP.
+    services_by_ip: DashMap<IpAddr, ObjectKey>,
 }
 
 impl Cluster {
     /// Creates an empty index and its only writer. `pod_less` permits service endpoints without a
-    /// `targetRef` to a pod (C46).
-    pub fn new(addresses: AddressPolicy, pod_less: bool) -> (Arc<Self>, Writer) {
+    /// `targetRef` to a pod (C46). `local_node` is the name of the node of this process, for
+    /// [`ServicePort::local_endpoints`].
+    pub fn new(
+        addresses: AddressPolicy,
+        pod_less: bool,
+        local_node: Option<Box<str>>,
+    ) -> (Arc<Self>, Writer) {
         let cluster = Arc::new(Self::default());
-        let writer = Writer::new(Arc::clone(&cluster), addresses, pod_less);
+        let writer = Writer::new(Arc::clone(&cluster), addresses, pod_less, local_node);
         (cluster, writer)
     }
 
@@ -117,6 +162,17 @@ impl Cluster {
         self.services
             .get(&(namespace, name) as &dyn BorrowedKey)
             .map(|service| Arc::clone(&service))
+    }
+
+    /// Returns the pod with this address. Pods on the network of their node are not found: their
+    /// address is that of the node.
+    pub fn pod_by_ip(&self, address: IpAddr) -> Option<Arc<Pod>> {
+        self.pods_by_ip.get(&address).map(|pod| Arc::clone(&pod))
+    }
+
+    /// Returns the key of the service with this cluster IP.
+    pub fn service_by_ip(&self, address: IpAddr) -> Option<ObjectKey> {
+        self.services_by_ip.get(&address).map(|key| key.clone())
     }
 
     /// Number of objects of each kind, for the metrics.

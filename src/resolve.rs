@@ -14,7 +14,7 @@ use crate::cluster::{
 use crate::model::address::{AddressPolicy, AddressType};
 use crate::model::quote::GoQuoted;
 use crate::model::target::{Id, InvalidId};
-use crate::model::{Endpoint, Resource, Scheme, Target};
+use crate::model::{Endpoint, Protocol, Resource, Scheme, Target};
 pub use lookup::{LookupError, Lookups};
 
 /// Stage that resolves targets. One per process.
@@ -281,18 +281,10 @@ impl Resolver {
             .ok_or(ResolveError::AddressNotAllowed)?;
         let scheme = id.scheme.unwrap_or(Scheme::Http);
         let port = match id.port {
-            "" => pod.first_port.unwrap_or(scheme.default_port()),
-            text => {
-                let named = || {
-                    pod.named_ports
-                        .iter()
-                        .find(|(name, _)| **name == *text)
-                        .map(|(_, port)| *port)
-                };
-                port_number(text)
-                    .or_else(named)
-                    .ok_or_else(|| target.invalid_id())?
-            }
+            "" => pod.first_port().unwrap_or(scheme.default_port()),
+            text => port_number(text)
+                .or_else(|| pod.named_port(text, Protocol::Tcp))
+                .ok_or_else(|| target.invalid_id())?,
         };
         let endpoint = Endpoint {
             address: SocketAddr::new(address, port),

@@ -105,11 +105,12 @@ impl PodInput {
             Some(false) => Phase::Succeeded,
         };
         let pod = Pod {
+            namespace: (*key.namespace).into(),
             name: (*key.name).into(),
             ips,
             phase,
-            first_port: None,
-            named_ports: Box::default(),
+            ports: Box::default(),
+            host_network: false,
         };
         Object::Pod(key, pod)
     }
@@ -145,7 +146,9 @@ impl ServiceInput {
                     app_protocol,
                 })
                 .collect(),
+            udp_ports: Vec::new(),
             has_other_protocols: false,
+            cluster_ips: Vec::new(),
             affinity: if self.sticky {
                 Affinity::ClientIp
             } else {
@@ -189,6 +192,8 @@ impl SliceInput {
             ready: endpoint.ready,
             serving: endpoint.serving,
             terminating: endpoint.terminating,
+            hostname: None,
+            node: None,
             pod: endpoint.pod.map(|pod| {
                 let namespace = endpoint
                     .elsewhere
@@ -205,6 +210,7 @@ impl SliceInput {
                 .flatten()
                 .map(|(name, number)| (name.of(&PORTS).into(), (*number).into()))
                 .collect(),
+            udp_ports: Vec::new(),
             endpoints: endpoints.take(12).collect(),
         };
         Object::EndpointSlice(key, slice)
@@ -517,7 +523,7 @@ fn rotations_go_on(before: &Service, after: &Service) {
 
 fuzz_target!(|input: Input| {
     let policy = AddressPolicy::default();
-    let (cluster, mut writer) = Cluster::new(policy, input.pod_less);
+    let (cluster, mut writer) = Cluster::new(policy, input.pod_less, None);
     let empty = format!("{writer:?}");
     let mut model = Model {
         pod_less: input.pod_less,

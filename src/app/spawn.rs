@@ -64,7 +64,8 @@ impl Setup<'_> {
         let addresses_allowed = AddressPolicy {
             allow_loopback: config.targets.allow_loopback,
         };
-        let (cluster, writer) = Cluster::new(addresses_allowed, config.targets.pod_less_endpoints);
+        let (cluster, writer) =
+            Cluster::new(addresses_allowed, config.targets.pod_less_endpoints, None);
         let (tokens, authorizer, api) = match source {
             Source::Kubernetes(api) => {
                 let (tokens, authorizer, failures) =

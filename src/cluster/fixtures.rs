@@ -1,7 +1,8 @@
 //! Objects for the unit tests of the index and of the resolver, all in the namespace `ns`.
 
 use super::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
-use super::{AppProtocol, Family, Object, ObjectKey, Phase, Pod};
+use super::{AppProtocol, Family, Object, ObjectKey, Phase, Pod, PodPort};
+use crate::model::Protocol;
 
 /// An active pod with the ports 8080 and `web` (8081).
 pub(crate) fn pod(name: &str, ips: &[&str]) -> Object {
@@ -10,10 +11,17 @@ pub(crate) fn pod(name: &str, ips: &[&str]) -> Object {
 
 pub(crate) fn pod_in_phase(name: &str, ips: &[&str], phase: Phase) -> Object {
     let pod = Pod {
+        namespace: "ns".into(),
         name: name.into(),
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-        first_port: Some(8080),
-        named_ports: [("web".into(), 8081)].into(),
+        ports: [("", 8080), ("web", 8081)]
+            .map(|(name, number)| PodPort {
+                name: name.into(),
+                number,
+                protocol: Protocol::Tcp,
+            })
+            .into(),
+        host_network: false,
         phase,
     };
     Object::Pod(ObjectKey::new("ns", name), pod)
@@ -56,6 +64,7 @@ pub(crate) fn slice(
             service: service.into(),
             family,
             ports,
+            udp_ports: Vec::new(),
             endpoints,
         },
     )
@@ -73,6 +82,8 @@ pub(crate) fn endpoint(ip: &str, pod: &str) -> SliceEndpoint {
         ready: true,
         serving: true,
         terminating: false,
+        hostname: None,
+        node: None,
         pod,
     }
 }

@@ -3,18 +3,22 @@
 //! The result for a port is the first non-empty set of four: ready endpoints of the primary family,
 //! ready endpoints of the other family, then draining endpoints in the same order.
 
-use std::net::SocketAddr;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
 use super::service::{ExcludedEndpoint, ExclusionReason, Service, ServicePort};
 use super::{Family, Pod};
-use crate::model::Endpoint;
 use crate::model::address::AddressPolicy;
+use crate::model::{Endpoint, Protocol};
 
 /// Maximum number of excluded endpoints that a port lists. They end up as causes of a 503, where a
 /// few are enough to find the reason.
 const MAX_REPORTED: usize = 8;
+
+/// Name and protocol of a service port, by which slices refer to it.
+type PortName<'a> = (&'a str, Protocol);
 
 /// State that an endpoint must have to be selected.
 #[derive(Clone, Copy)]
@@ -53,11 +57,8 @@ where
 {
     pub fn service(&self, spec: &ServiceSpec) -> Service {
         Service {
-            ports: spec
-                .ports
-                .iter()
-                .map(|port| self.port(spec, port))
-                .collect(),
+            ports: self.ports(spec, Protocol::Tcp),
+            udp_ports: self.ports(spec, Protocol::Udp),
             has_other_protocols: spec.has_other_protocols,
             affinity: spec.affinity,
             keeps_path: spec.keeps_path,
@@ -65,19 +66,32 @@ where
         }
     }
 
-    fn port(&self, spec: &ServiceSpec, port: &PortSpec) -> ServicePort {
+    fn ports(&self, spec: &ServiceSpec, protocol: Protocol) -> Box<[ServicePort]> {
+        let ports = match protocol {
+            Protocol::Tcp => &spec.ports,
+            Protocol::Udp => &spec.udp_ports,
+        };
+        let joined = ports.iter().map(|port| self.port(spec, port, protocol));
+        joined.collect()
+    }
+
+    fn port(&self, spec: &ServiceSpec, port: &PortSpec, protocol: Protocol) -> ServicePort {
         // By name rather than by number: slices refer to ports by name, so the name identifies a
         // port across changes of its number.
         let previous = self
             .previous
-            .and_then(|service| service.ports.iter().find(|p| p.name == port.name));
-        let endpoints = self.endpoints(spec, &port.name);
+            .map(|service| service.ports(protocol))
+            .and_then(|ports| ports.iter().find(|p| p.name == port.name));
+        let wanted = (&*port.name, protocol);
+        let endpoints = self.endpoints(spec, wanted);
         ServicePort {
             excluded: if endpoints.is_empty() {
-                self.excluded(&port.name)
+                self.excluded(wanted)
             } else {
                 Box::default()
             },
+            local_endpoints: self.local(&endpoints),
+            hostnames: self.hostnames(wanted, &endpoints),
             endpoints,
             name: port.name.clone(),
             number: port.number,
@@ -90,7 +104,7 @@ where
 
     /// Selects the ready endpoints of the primary family, else of the other family; if none is
     /// ready, those that serve while terminating (C45, KEP-1669).
-    fn endpoints(&self, spec: &ServiceSpec, port: &str) -> Arc<[Endpoint]> {
+    fn endpoints(&self, spec: &ServiceSpec, port: PortName<'_>) -> Arc<[Endpoint]> {
         let primary = spec.primary_family.unwrap_or(Family::V4);
         let secondary = if primary == Family::V4 {
             Family::V6
@@ -113,7 +127,7 @@ where
             .into()
     }
 
-    fn select(&self, family: Family, port: &str, state: EndpointState) -> Vec<Endpoint> {
+    fn select(&self, family: Family, port: PortName<'_>, state: EndpointState) -> Vec<Endpoint> {
         let mut selected = Vec::new();
         for slice in self.slices.iter().filter(|slice| slice.family == family) {
             // Slices of one service may list different ports: with a named `targetPort`, the number
@@ -135,8 +149,56 @@ where
         selected
     }
 
+    /// Returns those of the endpoints that are on the node of this process.
+    fn local(&self, endpoints: &Arc<[Endpoint]>) -> Arc<[Endpoint]> {
+        // The writer has removed the names of other nodes.
+        let local: HashSet<IpAddr> = self.listed(|endpoint| endpoint.node.is_some()).collect();
+        if local.is_empty() {
+            return Arc::default();
+        }
+        let on_node = endpoints
+            .iter()
+            .filter(|it| local.contains(&it.address.ip()));
+        on_node.cloned().collect()
+    }
+
+    /// Returns the addresses of endpoints in slices for which `is_wanted` is true.
+    fn listed(&self, is_wanted: impl Fn(&SliceEndpoint) -> bool) -> impl Iterator<Item = IpAddr> {
+        let all = self.slices.iter().flat_map(|slice| &slice.endpoints);
+        all.filter(move |endpoint| is_wanted(endpoint))
+            .map(|endpoint| endpoint.address)
+    }
+
+    /// Returns the host names of usable endpoints.
+    fn hostnames(
+        &self,
+        port: PortName<'_>,
+        endpoints: &[Endpoint],
+    ) -> Box<[(Box<str>, SocketAddr)]> {
+        let mut names = Vec::new();
+        for slice in self.slices {
+            let Some(number) = port_number(slice, port) else {
+                continue;
+            };
+            for endpoint in &slice.endpoints {
+                let Some(name) = &endpoint.hostname else {
+                    continue;
+                };
+                let address = SocketAddr::new(endpoint.address, number);
+                // Ordered by address.
+                let found = endpoints.binary_search_by_key(&address, |it| it.address);
+                if found.is_ok() {
+                    names.push((name.clone(), address));
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        names.into()
+    }
+
     /// Returns endpoints of a port without a usable one, each with the reason for its exclusion.
-    fn excluded(&self, port: &str) -> Box<[ExcludedEndpoint]> {
+    fn excluded(&self, port: PortName<'_>) -> Box<[ExcludedEndpoint]> {
         let slices = self.slices.iter().filter_map(|slice| {
             let number = port_number(slice, port)?;
             Some(slice.endpoints.iter().map(move |endpoint| {
@@ -194,9 +256,12 @@ where
     }
 }
 
-fn port_number(slice: &Slice, name: &str) -> Option<u16> {
-    slice
-        .ports
+fn port_number(slice: &Slice, (name, protocol): PortName<'_>) -> Option<u16> {
+    let ports = match protocol {
+        Protocol::Tcp => &slice.ports,
+        Protocol::Udp => &slice.udp_ports,
+    };
+    ports
         .iter()
         .find(|(port, _)| **port == *name)
         .map(|(_, number)| *number)

@@ -46,10 +46,13 @@ pub enum Family {
 /// The fields of a Service that the proxy needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSpec {
-    /// TCP ports. The source omits those of other protocols (C42).
+    /// TCP ports (C42).
     pub ports: Vec<PortSpec>,
-    /// The service has ports of other protocols, such as UDP.
+    pub udp_ports: Vec<PortSpec>,
+    /// The service has ports of other protocols than TCP.
     pub has_other_protocols: bool,
+    /// `spec.clusterIPs`. Empty for a headless service.
+    pub cluster_ips: Vec<IpAddr>,
     pub affinity: Affinity,
     /// `spec.ipFamilies[0]`, which is preferred if a service has endpoints of both families (C45).
     pub primary_family: Option<Family>,
@@ -74,6 +77,8 @@ pub struct Slice {
     pub family: Family,
     /// Names and numbers of TCP ports. The source omits ports without a number (C45).
     pub ports: Vec<(Box<str>, u16)>,
+    /// Those of UDP ports.
+    pub udp_ports: Vec<(Box<str>, u16)>,
     pub endpoints: Vec<SliceEndpoint>,
 }
 
@@ -85,6 +90,10 @@ pub struct SliceEndpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
+    /// Name of the endpoint below that of its service in DNS.
+    pub hostname: Option<Box<str>>,
+    /// Name of the node. The index keeps only that of its own node.
+    pub node: Option<Box<str>>,
     /// Namespace and name of the pod in `targetRef`.
     pub pod: Option<ObjectKey>,
 }

@@ -1,11 +1,11 @@
 //! Services with their endpoints, as readers of the index see them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::RetryWindow;
-use crate::model::{Endpoint, Scheme};
+use crate::model::{Endpoint, Protocol, Scheme};
 
 /// `spec.sessionAffinity`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +77,7 @@ impl RoundRobinCounter {
 pub struct Service {
     /// TCP ports (C42).
     pub ports: Box<[ServicePort]>,
+    pub udp_ports: Box<[ServicePort]>,
     /// The service has ports of other protocols than TCP, which are not in `ports`.
     pub has_other_protocols: bool,
     pub affinity: Affinity,
@@ -84,6 +85,16 @@ pub struct Service {
     pub keeps_path: bool,
     /// True if any slice lists an endpoint, ready or not (C48).
     pub has_endpoints: bool,
+}
+
+impl Service {
+    /// Returns the ports of a protocol.
+    pub fn ports(&self, protocol: Protocol) -> &[ServicePort] {
+        match protocol {
+            Protocol::Tcp => &self.ports,
+            Protocol::Udp => &self.udp_ports,
+        }
+    }
 }
 
 /// One port of a service and its endpoints.
@@ -95,6 +106,10 @@ pub struct ServicePort {
     /// Usable endpoints ordered by address: the ready ones or, if none is ready, those that serve
     /// while they terminate.
     pub endpoints: Arc<[Endpoint]>,
+    /// Those of `endpoints` on the bastion's own node. Empty if its name is not configured.
+    pub local_endpoints: Arc<[Endpoint]>,
+    /// Host names of endpoints (`endpoints[].hostname`), with their addresses in `endpoints`.
+    pub hostnames: Box<[(Box<str>, SocketAddr)]>,
     /// Some of the excluded endpoints. Empty if the port has a usable endpoint.
     pub excluded: Box<[ExcludedEndpoint]>,
     pub rotation: Arc<RoundRobinCounter>,

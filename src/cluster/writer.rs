@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::join::Join;
 use super::resources::{Kind, Object, ServiceSpec, Slice};
-use super::{Cluster, ObjectKey};
+use super::{Cluster, ObjectKey, Pod};
 use crate::model::address::AddressPolicy;
 
 /// Applies changes to a [`Cluster`] by `apply`, `delete` and `reset`.
@@ -20,6 +20,10 @@ pub struct Writer {
     cluster: Arc<Cluster>,
     addresses: AddressPolicy,
     pod_less: bool,
+    /// Name of the node of this process.
+    local_node: Option<Box<str>>,
+    /// Namespaces of pods, each stored once.
+    namespaces: HashSet<Arc<str>>,
     services: HashMap<ObjectKey, ServiceSpec>,
     slices: HashMap<ObjectKey, Slice>,
     /// Service → names of its slices. Entries exist before and after the service itself, because a
@@ -31,11 +35,18 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(cluster: Arc<Cluster>, addresses: AddressPolicy, pod_less: bool) -> Self {
+    pub(super) fn new(
+        cluster: Arc<Cluster>,
+        addresses: AddressPolicy,
+        pod_less: bool,
+        local_node: Option<Box<str>>,
+    ) -> Self {
         Self {
             cluster,
             addresses,
             pod_less,
+            local_node,
+            namespaces: HashSet::new(),
             services: HashMap::new(),
             slices: HashMap::new(),
             slices_of: HashMap::new(),
@@ -71,6 +82,9 @@ impl Writer {
         for key in &stale {
             self.remove(kind, key, &mut touched);
         }
+        // Namespaces without pods are held by nothing else.
+        self.namespaces
+            .retain(|namespace| Arc::strong_count(namespace) > 1);
         self.join(touched);
     }
 
@@ -100,7 +114,8 @@ impl Writer {
                     .nodes
                     .insert((*node.name).into(), Arc::new(node));
             }
-            Object::Pod(key, pod) => {
+            Object::Pod(key, mut pod) => {
+                pod.namespace = self.intern(pod.namespace);
                 // A join reads only the addresses of a pod and whether it has ended. Most updates
                 // of a pod change neither, and need no join.
                 let affects_join = self.cluster.pods.get(&key).is_none_or(|previous| {
@@ -110,13 +125,24 @@ impl Writer {
                     touched.extend(self.services_of.get(&key).into_iter().flatten().cloned());
                 }
                 // Stored before the join, which looks the pod up.
-                self.cluster.pods.insert(key, Arc::new(pod));
+                let pod = Arc::new(pod);
+                let previous = self.cluster.pods.insert(key, Arc::clone(&pod));
+                self.move_pod(previous.as_deref(), Some(&pod));
             }
             Object::Service(key, spec) => {
-                self.services.insert(key.clone(), spec);
+                for address in &spec.cluster_ips {
+                    self.cluster.services_by_ip.insert(*address, key.clone());
+                }
+                let previous = self.services.insert(key.clone(), spec);
+                self.release_cluster_ips(&key, previous);
                 touched.insert(key);
             }
-            Object::EndpointSlice(key, slice) => {
+            Object::EndpointSlice(key, mut slice) => {
+                for endpoint in &mut slice.endpoints {
+                    endpoint
+                        .node
+                        .take_if(|node| Some(&**node) != self.local_node.as_deref());
+                }
                 // The update may move the slice to another service (its label changed) or drop
                 // pods: the links of the previous version go first, and its service is joined, too.
                 self.unlink(&key, touched);
@@ -150,16 +176,60 @@ impl Writer {
                 self.cluster.nodes.remove(&*key.name);
             }
             Kind::Pod => {
-                self.cluster.pods.remove(key);
+                let previous = self.cluster.pods.remove(key);
+                self.move_pod(previous.map(|(_, pod)| pod).as_deref(), None);
                 // The links stay: they belong to the slices, and a pod of the same name may be
                 // created again (StatefulSet).
                 touched.extend(self.services_of.get(key).into_iter().flatten().cloned());
             }
             Kind::Service => {
-                self.services.remove(key);
+                let previous = self.services.remove(key);
+                self.release_cluster_ips(key, previous);
                 touched.insert(key.clone());
             }
             Kind::EndpointSlice => self.unlink(key, touched),
+        }
+    }
+
+    /// Returns the stored namespace that equals `namespace`.
+    fn intern(&mut self, namespace: Arc<str>) -> Arc<str> {
+        if let Some(stored) = self.namespaces.get(&namespace) {
+            return Arc::clone(stored);
+        }
+        self.namespaces.insert(Arc::clone(&namespace));
+        namespace
+    }
+
+    /// Updates the pods by address for a pod that was changed, added or removed.
+    fn move_pod(&self, previous: Option<&Pod>, pod: Option<&Arc<Pod>>) {
+        let by_ip = &self.cluster.pods_by_ip;
+        let owner = pod.filter(|pod| pod.owns_addresses());
+        for address in previous.iter().flat_map(|previous| &previous.ips) {
+            if owner.is_none_or(|pod| !pod.ips.contains(address)) {
+                // The address of an ended pod may belong to another one.
+                by_ip.remove_if(address, |_, holder| {
+                    previous.is_some_and(|previous| {
+                        holder.name == previous.name && holder.namespace == previous.namespace
+                    })
+                });
+            }
+        }
+        if let Some(pod) = owner {
+            for address in &pod.ips {
+                by_ip.insert(*address, Arc::clone(pod));
+            }
+        }
+    }
+
+    /// Removes the cluster IPs of the previous version of a service, unless it still has them or
+    /// another one has them now.
+    fn release_cluster_ips(&self, key: &ObjectKey, previous: Option<ServiceSpec>) {
+        let kept = self.services.get(key);
+        for address in previous.into_iter().flat_map(|spec| spec.cluster_ips) {
+            if kept.is_none_or(|spec| !spec.cluster_ips.contains(&address)) {
+                let by_ip = &self.cluster.services_by_ip;
+                by_ip.remove_if(&address, |_, holder| holder == key);
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use crate::model::{Identity, Verb};
 use crate::trust::RbacRules;
 
 fn resolver_with(pod_less: bool, objects: Vec<Object>) -> (Resolver, Writer) {
-    let (cluster, mut writer) = Cluster::new(AddressPolicy::default(), pod_less);
+    let (cluster, mut writer) = Cluster::new(AddressPolicy::default(), pod_less, None);
     objects.into_iter().for_each(|object| writer.apply(object));
     let preferred = vec![AddressType::InternalIp, AddressType::Hostname];
     let lookups = Lookups::new(std::time::Duration::from_secs(5));

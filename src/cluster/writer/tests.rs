@@ -2,13 +2,15 @@
 
 use super::*;
 use crate::cluster::fixtures::{draining, endpoint, pod, pod_in_phase, service, slice};
+use crate::cluster::resources::{PortSpec, SliceEndpoint};
 use crate::cluster::{AppProtocol, Phase};
+use crate::model::{Endpoint, Protocol};
 
 const HTTP: &[(&str, u16, AppProtocol)] = &[("", 80, AppProtocol::Unspecified)];
 const UNNAMED: &[(&str, u16)] = &[("", 8080)];
 
 fn index() -> (Arc<Cluster>, Writer) {
-    Cluster::new(AddressPolicy::default(), false)
+    Cluster::new(AddressPolicy::default(), false, None)
 }
 
 fn key(name: &str) -> ObjectKey {
@@ -191,10 +193,10 @@ fn irrelevant_pod_update_joins_no_service() {
     let Object::Pod(key, mut changed) = pod("p", &["10.0.0.1"]) else {
         unreachable!("pod() returns a pod")
     };
-    changed.first_port = None;
+    changed.ports = Box::default();
     writer.apply(Object::Pod(key, changed));
     assert!(Arc::ptr_eq(&before, &cluster.service("ns", "s").unwrap()));
-    assert_eq!(cluster.pod("ns", "p").unwrap().first_port, None);
+    assert_eq!(cluster.pod("ns", "p").unwrap().first_port(), None);
     writer.apply(pod("p", &["10.0.0.1", "10.0.0.2"]));
     assert!(!Arc::ptr_eq(&before, &cluster.service("ns", "s").unwrap()));
 }
@@ -226,4 +228,113 @@ fn deleting_everything_leaves_no_links() {
     assert!(writer.services.is_empty() && writer.slices.is_empty());
     assert!(writer.slices_of.is_empty() && writer.services_of.is_empty());
     assert_eq!(cluster.sizes().map(|(_, count)| count), [0, 0, 0]);
+}
+
+#[test]
+fn finds_pods_and_services_by_address() {
+    let (cluster, mut writer) = index();
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    let found = |address: &str| {
+        cluster
+            .pod_by_ip(ip(address))
+            .map(|pod| pod.name.to_string())
+    };
+    let changed = |name: &str, change: &dyn Fn(&mut Pod)| {
+        let Object::Pod(key, mut changed) = pod(name, &["10.0.0.1", "fd00::1"]) else {
+            unreachable!("pod() returns a pod")
+        };
+        change(&mut changed);
+        Object::Pod(key, changed)
+    };
+    writer.apply(changed("p", &|_| {}));
+    assert_eq!(
+        (found("10.0.0.1"), found("fd00::1")),
+        (Some("p".into()), Some("p".into()))
+    );
+    writer.apply(pod("p", &["10.0.0.2"]));
+    assert_eq!(
+        (found("10.0.0.1"), found("10.0.0.2")),
+        (None, Some("p".into()))
+    );
+    // The address of an ended pod belongs to the pod that has it now, whichever event is first.
+    writer.apply(pod("q", &["10.0.0.2"]));
+    writer.apply(pod_in_phase("p", &["10.0.0.2"], Phase::Failed));
+    assert_eq!(found("10.0.0.2"), Some("q".into()));
+    writer.delete(Kind::Pod, &key("p"));
+    assert_eq!(found("10.0.0.2"), Some("q".into()));
+    // That of a node belongs to no pod.
+    writer.apply(changed("h", &|pod| pod.host_network = true));
+    assert_eq!(found("10.0.0.1"), None);
+    writer.reset(Kind::Pod, Vec::new());
+    assert_eq!(found("10.0.0.2"), None);
+    assert!(writer.namespaces.is_empty());
+
+    let with_ips = |name: &str, ips: &[&str]| {
+        let Object::Service(key, mut spec) = service(name, HTTP) else {
+            unreachable!("service() returns a service")
+        };
+        spec.cluster_ips = ips.iter().map(|text| ip(text)).collect();
+        Object::Service(key, spec)
+    };
+    let found = |address: &str| {
+        cluster
+            .service_by_ip(ip(address))
+            .map(|key| key.name.to_string())
+    };
+    writer.apply(with_ips("s", &["10.96.0.1", "10.96.0.2"]));
+    writer.apply(with_ips("s", &["10.96.0.2"]));
+    assert_eq!(
+        (found("10.96.0.1"), found("10.96.0.2")),
+        (None, Some("s".into()))
+    );
+    // Assigned again before the deletion is known.
+    writer.apply(with_ips("t", &["10.96.0.2"]));
+    writer.delete(Kind::Service, &key("s"));
+    assert_eq!(found("10.96.0.2"), Some("t".into()));
+    writer.delete(Kind::Service, &key("t"));
+    assert_eq!(found("10.96.0.2"), None);
+}
+
+#[test]
+fn joins_udp_ports_host_names_and_endpoints_of_own_node() {
+    let node = Some("mine".into());
+    let (cluster, mut writer) = Cluster::new(AddressPolicy::default(), false, node);
+    let Object::Service(service_key, mut spec) = service("s", HTTP) else {
+        unreachable!("service() returns a service")
+    };
+    spec.udp_ports = vec![PortSpec {
+        name: "dns".into(),
+        number: 53,
+        ..PortSpec::default()
+    }];
+    writer.apply(Object::Service(service_key, spec));
+    let endpoints = [("10.0.0.1", "a", "mine"), ("10.0.0.2", "b", "other")];
+    let listed = endpoints.map(|(ip, name, node)| {
+        writer.apply(pod(name, &[ip]));
+        SliceEndpoint {
+            hostname: Some(name.into()),
+            node: Some(node.into()),
+            ..endpoint(ip, name)
+        }
+    });
+    let Object::EndpointSlice(slice_key, mut slice) = slice("s-1", "s", UNNAMED, listed.into())
+    else {
+        unreachable!("slice() returns a slice")
+    };
+    slice.udp_ports = vec![("dns".into(), 5353)];
+    writer.apply(Object::EndpointSlice(slice_key, slice));
+    let service = cluster.service("ns", "s").unwrap();
+    let text = |endpoints: &[Endpoint]| {
+        let all: Vec<_> = endpoints.iter().map(|it| it.address.to_string()).collect();
+        all.join(" ")
+    };
+    let [udp] = service.ports(Protocol::Udp) else {
+        panic!("{service:?}")
+    };
+    assert_eq!(text(&udp.endpoints), "10.0.0.1:5353 10.0.0.2:5353");
+    let tcp = &service.ports(Protocol::Tcp)[0];
+    assert_eq!(text(&tcp.endpoints), "10.0.0.1:8080 10.0.0.2:8080");
+    assert_eq!(text(&tcp.local_endpoints), "10.0.0.1:8080");
+    let b = ("b".into(), "10.0.0.2:5353".parse().unwrap());
+    assert!(udp.hostnames.contains(&b), "{:?}", udp.hostnames);
 }

@@ -61,7 +61,7 @@ impl TestBed {
             }
         });
 
-        let (cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+        let (cluster, writer) = Cluster::new(AddressPolicy::default(), false, None);
         let (ready, mut registry) = (Ready::default(), Registry::default());
         let metrics = Metrics::new(&mut registry);
         let health = Health {
@@ -396,7 +396,7 @@ async fn hung_list_does_not_delay_other_watches() {
         }
         Ok::<_, tower::BoxError>(page(&[], ""))
     });
-    let (_cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+    let (_cluster, writer) = Cluster::new(AddressPolicy::default(), false, None);
     let (ready, mut registry) = (Ready::default(), Registry::default());
     let metrics = Metrics::new(&mut registry);
     let (feed, index) = crate::watch::feed(writer, KubernetesWatch::blockers(&ready), &metrics);

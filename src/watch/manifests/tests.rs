@@ -372,7 +372,7 @@ async fn reload_keeps_only_what_is_invalid() {
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     write("a.yaml", &(pod("a", "10.0.0.1") + &pod("b", "10.0.0.1")));
     write("b.yaml", &pod("c", "10.0.0.1"));
-    let (cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+    let (cluster, writer) = Cluster::new(AddressPolicy::default(), false, None);
     let mut registry = Registry::default();
     let (ready, metrics) = (Ready::default(), Metrics::new(&mut registry));
     let manifests = Manifests::load(folder.path().into(), None, Trust::default()).unwrap();
@@ -493,7 +493,7 @@ async fn follows_changes_and_keeps_last_valid_state() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.yaml");
     std::fs::write(&file, POD).unwrap();
-    let (cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+    let (cluster, writer) = Cluster::new(AddressPolicy::default(), false, None);
     let (ready, metrics) = (Ready::default(), Metrics::new(&mut Registry::default()));
     let manifests = Manifests::load(folder.path().into(), None, Trust::default()).unwrap();
     run(manifests, writer, &ready, &metrics);
@@ -528,7 +528,7 @@ subjects: [{kind: User, name: jane}]
     std::fs::write(folder.path().join("m/role.yaml"), role).unwrap();
     std::fs::write(&file, "t,jane,1\n").unwrap();
 
-    let (_cluster, writer) = Cluster::new(AddressPolicy::default(), false);
+    let (_cluster, writer) = Cluster::new(AddressPolicy::default(), false, None);
     let (ready, metrics) = (Ready::default(), Metrics::new(&mut Registry::default()));
     let trust = Trust::default();
     let manifests =

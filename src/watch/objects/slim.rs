@@ -9,7 +9,10 @@ use serde::{Deserialize, Deserializer};
 
 use super::{SERVICE_NAME, Watched, keeps_path, key, slim_meta};
 use crate::cluster::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
-use crate::cluster::{Affinity, AppProtocol, Family, Kind, Node, Object, ObjectKey, Phase, Pod};
+use crate::cluster::{
+    Affinity, AppProtocol, Family, Kind, Node, Object, ObjectKey, Phase, Pod, PodPort,
+};
+use crate::model::Protocol;
 
 /// Kubelet port of a node without `daemonEndpoints` (CONFORMANCE C32).
 pub(super) const KUBELET_PORT: u16 = 10250;
@@ -87,6 +90,7 @@ pub(in crate::watch) struct SlimPod {
 struct PodSpec {
     containers: Vec<Container>,
     init_containers: Vec<Container>,
+    host_network: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -109,18 +113,31 @@ struct ContainerPort {
     #[serde(rename = "containerPort")]
     number: u16,
     #[serde(default)]
-    protocol: Protocol,
+    protocol: SlimProtocol,
 }
 
-/// `protocol` of a port. HTTP runs over TCP only.
+/// `protocol` of a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-enum Protocol {
+enum SlimProtocol {
     /// Also the default of the API, which manifests often omit.
     #[default]
     #[serde(rename = "TCP", alias = "")]
     Tcp,
+    #[serde(rename = "UDP")]
+    Udp,
     #[serde(other)]
     Other,
+}
+
+impl SlimProtocol {
+    /// `None` for a protocol that the bastion does not forward.
+    fn supported(self) -> Option<Protocol> {
+        match self {
+            Self::Tcp => Some(Protocol::Tcp),
+            Self::Udp => Some(Protocol::Udp),
+            Self::Other => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -158,25 +175,32 @@ impl Watched for SlimPod {
         // Sidecars last, so that the port of a pod does not change when one is injected (C37).
         let sidecars = spec.init_containers.into_iter();
         let sidecars = sidecars.filter(Container::is_sidecar);
-        let containers: Vec<_> = spec.containers.into_iter().chain(sidecars).collect();
-        let ports = || {
-            containers
-                .iter()
-                .flat_map(|container| &container.ports)
-                .filter(|port| port.protocol == Protocol::Tcp)
-        };
+        let containers = spec.containers.into_iter().chain(sidecars);
+        let ports = containers
+            .flat_map(|container| container.ports)
+            .filter_map(|port| {
+                Some(PodPort {
+                    name: port.name.unwrap_or_default(),
+                    number: port.number,
+                    protocol: port.protocol.supported()?,
+                })
+            });
         let mut ips: Box<[IpAddr]> = status.pod_ips.into_iter().filter_map(|ip| ip.ip).collect();
         if ips.is_empty() {
             // As the API server completes a status.
             ips = status.pod_ip.into_iter().collect();
         }
         let pod = Pod {
+            namespace: self
+                .metadata
+                .namespace
+                .as_deref()
+                .unwrap_or_default()
+                .into(),
             name: self.metadata.name.as_deref().unwrap_or_default().into(),
             ips,
-            first_port: ports().next().map(|port| port.number),
-            named_ports: ports()
-                .filter_map(|port| Some((port.name.clone()?, port.number)))
-                .collect(),
+            ports: ports.collect(),
+            host_network: spec.host_network,
             phase: match &*status.phase {
                 "Succeeded" => Phase::Succeeded,
                 "Failed" => Phase::Failed,
@@ -201,6 +225,8 @@ pub(in crate::watch) struct SlimService {
 struct SlimServiceSpec {
     r#type: String,
     ports: Vec<SlimServicePort>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Vec<String>,
     session_affinity: String,
     ip_families: Vec<String>,
 }
@@ -211,7 +237,7 @@ struct SlimServicePort {
     name: Option<Box<str>>,
     port: u16,
     #[serde(default)]
-    protocol: Protocol,
+    protocol: SlimProtocol,
     app_protocol: Option<String>,
 }
 
@@ -222,6 +248,7 @@ impl Watched for SlimService {
         let SlimServiceSpec {
             r#type,
             mut ports,
+            cluster_ips,
             session_affinity,
             ip_families,
         } = self.spec;
@@ -229,20 +256,30 @@ impl Watched for SlimService {
         if r#type == "ExternalName" {
             ports.clear();
         }
-        let declared = ports.len();
-        ports.retain(|port| port.protocol == Protocol::Tcp);
-        let has_other_protocols = ports.len() < declared;
-        let ports = ports.into_iter().map(|port| PortSpec {
-            name: port.name.unwrap_or_default(),
-            number: port.port,
-            app_protocol: port
-                .app_protocol
-                .as_deref()
-                .map(AppProtocol::parse)
-                .unwrap_or_default(),
-        });
+        let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+        let mut has_other_protocols = false;
+        for port in ports {
+            let app_protocol = port.app_protocol.as_deref().map(AppProtocol::parse);
+            let spec = PortSpec {
+                name: port.name.unwrap_or_default(),
+                number: port.port,
+                app_protocol: app_protocol.unwrap_or_default(),
+            };
+            has_other_protocols |= port.protocol != SlimProtocol::Tcp;
+            match port.protocol.supported() {
+                Some(Protocol::Tcp) => tcp.push(spec),
+                Some(Protocol::Udp) => udp.push(spec),
+                None => {}
+            }
+        }
         let spec = ServiceSpec {
-            ports: ports.collect(),
+            ports: tcp,
+            udp_ports: udp,
+            // `None` of a headless service is no address.
+            cluster_ips: cluster_ips
+                .iter()
+                .filter_map(|ip| ip.parse().ok())
+                .collect(),
             affinity: if session_affinity == "ClientIP" {
                 Affinity::ClientIp
             } else {
@@ -275,6 +312,8 @@ pub(in crate::watch) struct SlimSlice {
 struct SlimEndpoint {
     addresses: Vec<IpAddr>,
     conditions: Conditions,
+    hostname: Option<Box<str>>,
+    node_name: Option<Box<str>>,
     target_ref: Option<TargetRef>,
 }
 
@@ -299,7 +338,7 @@ struct SlimPort {
     name: Option<Box<str>>,
     port: Option<u16>,
     #[serde(default)]
-    protocol: Protocol,
+    protocol: SlimProtocol,
 }
 
 impl Watched for SlimSlice {
@@ -331,19 +370,24 @@ impl Watched for SlimSlice {
                 ready,
                 serving: serving.unwrap_or(ready),
                 terminating: terminating.unwrap_or(false),
+                hostname: endpoint.hostname,
+                node: endpoint.node_name,
                 pod: pod.map(|pod| ObjectKey::new(&pod.namespace, &pod.name)),
             })
         });
         // A port without a number stands for all ports (KEP-752), so there is none to dial.
-        let ports = self
-            .ports
-            .into_iter()
-            .filter(|port| port.protocol == Protocol::Tcp)
-            .filter_map(|port| Some((port.name.unwrap_or_default(), port.port?)));
+        let ports = |protocol| {
+            let of_protocol = self
+                .ports
+                .iter()
+                .filter(move |port| port.protocol == protocol);
+            of_protocol.filter_map(|port| Some((port.name.clone().unwrap_or_default(), port.port?)))
+        };
         let slice = Slice {
             service: (**service).into(),
             family,
-            ports: ports.collect(),
+            ports: ports(SlimProtocol::Tcp).collect(),
+            udp_ports: ports(SlimProtocol::Udp).collect(),
             endpoints: endpoints.collect(),
         };
         Some(Object::EndpointSlice(key(&self.metadata), slice))

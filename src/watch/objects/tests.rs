@@ -2,6 +2,8 @@
 
 use super::slim::KUBELET_PORT;
 use super::*;
+use crate::cluster::resources::PortSpec;
+use crate::model::Protocol;
 use serde_json::json;
 
 fn object<K: Watched>(json: &Value) -> Result<Option<Object>, ObjectError> {
@@ -26,8 +28,8 @@ fn reads_addresses_and_ports_of_pod() {
     };
     assert_eq!(key.to_string(), "ns/p");
     assert_eq!(
-        (pod.first_port, &*pod.named_ports),
-        (Some(8080), &[("web".into(), 8080)][..])
+        (pod.first_port(), pod.named_port("web", Protocol::Tcp)),
+        (Some(8080), Some(8080))
     );
     assert_eq!(pod.ips[0].to_string(), "10.0.0.7");
 }
@@ -75,9 +77,12 @@ fn ports_of_pod(spec: &Value) -> (Option<u16>, Vec<(String, u16)>) {
     let Ok(Some(Object::Pod(_, pod))) = pod else {
         panic!("{pod:?}")
     };
-    let named = pod.named_ports.iter();
-    let named = named.map(|(name, port)| (name.to_string(), *port));
-    (pod.first_port, named.collect())
+    let named = pod
+        .ports
+        .iter()
+        .filter(|port| port.protocol == Protocol::Tcp && !port.name.is_empty());
+    let named = named.map(|port| (port.name.to_string(), port.number));
+    (pod.first_port(), named.collect())
 }
 
 /// CONFORMANCE C37 and C38.
@@ -174,6 +179,12 @@ fn reads_tcp_ports_of_services_and_slices() {
     assert!(mixed.has_other_protocols);
     let udp = service(&json!([{"port": 53, "protocol": "UDP"}]));
     assert!(udp.ports.is_empty() && udp.has_other_protocols);
+    let numbers =
+        |ports: &[PortSpec]| -> Vec<u16> { ports.iter().map(|port| port.number).collect() };
+    assert_eq!(
+        (numbers(&mixed.udp_ports), numbers(&udp.udp_ports)),
+        (vec![443], vec![53])
+    );
     assert!(!service(&json!([{"port": 80}])).has_other_protocols);
 
     let slice = object::<SlimSlice>(&json!({
@@ -189,6 +200,49 @@ fn reads_tcp_ports_of_services_and_slices() {
         .map(|(name, port)| (&**name, *port))
         .collect();
     assert_eq!(found, expected);
+    assert_eq!(slice.udp_ports, [("h3".into(), 443)]);
+}
+
+#[test]
+fn reads_cluster_ips_host_names_nodes_and_host_network() {
+    let meta =
+        json!({"name": "s", "namespace": "ns", "labels": {"kubernetes.io/service-name": "s"}});
+    for (ips, expected) in [
+        (
+            json!(["10.96.0.7", "fd00::7"]),
+            vec!["10.96.0.7", "fd00::7"],
+        ),
+        (json!(["None"]), vec![]),
+        (json!(null), vec![]),
+    ] {
+        let service =
+            json!({"metadata": meta, "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ips}});
+        let Ok(Some(Object::Service(_, spec))) = object::<SlimService>(&service) else {
+            panic!("{service}")
+        };
+        let found: Vec<_> = spec.cluster_ips.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected);
+    }
+    let slice = object::<SlimSlice>(
+        &json!({"metadata": meta, "addressType": "IPv4", "endpoints": [
+            {"addresses": ["10.0.0.1"], "hostname": "db-0", "nodeName": "a"}, {"addresses": ["10.0.0.2"]},
+        ]}),
+    );
+    let Ok(Some(Object::EndpointSlice(_, slice))) = slice else {
+        panic!("{slice:?}")
+    };
+    let named = slice.endpoints.iter();
+    let named: Vec<_> = named
+        .map(|it| (it.hostname.as_deref(), it.node.as_deref()))
+        .collect();
+    assert_eq!(named, [(Some("db-0"), Some("a")), (None, None)]);
+    for (spec, expected) in [(json!({"hostNetwork": true}), true), (json!({}), false)] {
+        let pod = object::<SlimPod>(&json!({"metadata": meta, "spec": spec}));
+        let Ok(Some(Object::Pod(_, pod))) = pod else {
+            panic!("{pod:?}")
+        };
+        assert_eq!((pod.host_network, &*pod.namespace), (expected, "ns"));
+    }
 }
 
 #[test]
@@ -347,7 +401,7 @@ fn treats_null_as_absent() {
     let Ok(Some(Object::Pod(_, pod))) = pod else {
         panic!("{pod:?}")
     };
-    assert_eq!((pod.first_port, pod.ips.len()), (Some(80), 0));
+    assert_eq!((pod.first_port(), pod.ips.len()), (Some(80), 0));
     assert!(
         object::<SlimPod>(&json!({"metadata": meta, "spec": {"containers": null}, "status": null}))
             .is_ok()
