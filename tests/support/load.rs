@@ -304,12 +304,7 @@ impl LoadReport {
     /// Returns an error otherwise.
     pub fn ensure_none_failed(&self) -> Result<()> {
         ensure!(self.requests > 0, "no request was sent");
-        ensure!(
-            self.failed == 0,
-            "{} of {} requests failed",
-            self.failed,
-            self.requests
-        );
+        ensure!(self.failed == 0, "requests failed: {self}");
         Ok(())
     }
 }
