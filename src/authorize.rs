@@ -3,6 +3,7 @@
 
 mod impersonate;
 mod review;
+mod tunnel;
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use review::{AccessReviewHandler, Reviews};
+pub use tunnel::TunnelPermit;
 
 use crate::model::quote::GoQuoted;
 use crate::model::target::Id;

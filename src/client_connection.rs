@@ -1,13 +1,13 @@
 //! Resources of a client's connection: socket options, limits, and the guard that holds them.
 
 use std::cell::Cell;
+use std::hash::Hash;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -37,23 +37,28 @@ pub fn configure_socket(stream: &TcpStream) -> io::Result<()> {
 
 /// Number of open connections per client address, shared by all workers. Accessed when a connection
 /// is accepted and when it ends, not by requests.
-#[derive(Debug)]
-pub struct ClientShares {
-    limit: usize,
-    /// Contains only addresses with open connections, so that its size is bounded by the number of
-    /// connections.
-    open: DashMap<ClientAddress, usize>,
-}
+pub type ClientShares = Shares<ClientAddress>;
 
 /// One connection of a client address; dropping it releases the share.
+pub type ClientShare = Share<ClientAddress>;
+
+/// Number of connections or tunnels per holder, each at most a limit.
 #[derive(Debug)]
-pub struct ClientShare {
-    shares: Arc<ClientShares>,
-    client: ClientAddress,
+pub struct Shares<K: Eq + Hash> {
+    limit: usize,
+    /// Contains only holders of shares, so that its size is bounded by the number of shares.
+    open: DashMap<K, usize>,
 }
 
-impl ClientShares {
-    /// Allows `limit` connections per address.
+/// One share of a holder; dropping it releases the share.
+#[derive(Debug)]
+pub struct Share<K: Eq + Hash> {
+    shares: Arc<Shares<K>>,
+    holder: K,
+}
+
+impl<K: Eq + Hash + Clone> Shares<K> {
+    /// Allows `limit` shares per holder.
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -61,28 +66,29 @@ impl ClientShares {
         })
     }
 
-    /// Adds a connection of `client`. `None` if the address is at its limit.
-    pub fn take(self: &Arc<Self>, client: ClientAddress) -> Option<ClientShare> {
-        let mut open = self.open.entry(client).or_insert(0);
+    /// Adds a share. `None` if the holder is at its limit.
+    pub fn take(self: &Arc<Self>, holder: K) -> Option<Share<K>> {
+        let mut open = self.open.entry(holder.clone()).or_insert(0);
         if *open >= self.limit {
             return None;
         }
         *open += 1;
-        Some(ClientShare {
+        Some(Share {
             shares: Arc::clone(self),
-            client,
+            holder,
         })
     }
 }
 
-impl Drop for ClientShare {
+impl<K: Eq + Hash> Drop for Share<K> {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut open) = self.shares.open.entry(self.client) {
-            *open.get_mut() -= 1;
-            if *open.get() == 0 {
-                open.remove();
-            }
+        // The entry exists as long as there is a share.
+        if let Some(mut open) = self.shares.open.get_mut(&self.holder) {
+            *open -= 1;
         }
+        self.shares
+            .open
+            .remove_if(&self.holder, |_, open| *open == 0);
     }
 }
 

@@ -12,6 +12,7 @@ mod serving;
 mod source;
 mod suggest;
 mod targets;
+mod tunnels;
 mod upstream;
 mod validate;
 mod values;
@@ -28,6 +29,7 @@ pub use parse_error::ParseError;
 pub use serving::{Admin, Drain, ProxyProtocol, Serving, TlsVersion};
 pub use source::{KubernetesSource, ManifestsSource, Source, SourceKind};
 pub use targets::Targets;
+pub use tunnels::Tunnels;
 pub use upstream::{Retry, Rewriting, Upstream};
 pub use validate::Conflict;
 pub use values::{
@@ -72,6 +74,8 @@ pub struct Config {
     pub upstream: Upstream,
     #[serde(default, deserialize_with = "fields::or_default")]
     pub api_servers: ApiServers,
+    #[serde(default, deserialize_with = "fields::or_default")]
+    pub tunnels: Tunnels,
     #[serde(default, deserialize_with = "fields::or_default")]
     pub rewriting: Rewriting,
     #[serde(default, deserialize_with = "fields::or_default")]

@@ -4,6 +4,7 @@
 
 mod api;
 mod classify;
+mod connect;
 mod connection;
 mod dial;
 mod error;

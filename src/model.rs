@@ -20,6 +20,7 @@ pub mod similar;
 pub mod status;
 pub mod target;
 pub mod text;
+pub mod tunnel;
 pub mod yaml;
 
 pub use attributes::{Attributes, Resource, Verb};

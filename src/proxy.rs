@@ -2,6 +2,7 @@
 
 mod audit_id;
 mod body;
+mod connect;
 mod error;
 mod forward_proxy;
 mod pass_through;
@@ -20,15 +21,17 @@ use tokio_util::task::TaskTracker;
 
 pub use audit_id::AUDIT_ID;
 pub use body::Body;
+pub use connect::Tunnels;
 pub use pass_through::{PassThrough, ProvenTokens, UnprovenRequests};
 pub use tunnel::TunnelPolicy;
 
 use audit_id::{audit_id, new_audit_id};
+use connect::TunnelError;
 use error::ProxyError;
 use forward_proxy::Unrewritten;
 use pass_through::PassThroughError;
 use respond::AcceptPreference;
-use tunnel::Grant;
+use tunnel::{Grant, Subject};
 
 use crate::authenticate::{Authenticator, Caller, Peer};
 use crate::authorize::Authorizer;
@@ -61,7 +64,9 @@ pub struct Stages {
     pub sub_path_decoding: SubPathDecoding,
     /// Front proxies that report the clients of their requests.
     pub trusted_proxies: Networks,
-    pub tunnels: TunnelPolicy,
+    pub tunnel_policy: TunnelPolicy,
+    /// `None` if CONNECT is turned off.
+    pub tunnels: Option<Tunnels>,
     /// `None` if requests are not passed to API servers.
     pub pass_through: Option<PassThrough>,
     /// Memory budget for pages that are being rewritten.
@@ -163,24 +168,27 @@ impl Proxy {
         };
         // The headers that select the format are still there, unless `Connection` named them.
         let headers = &request.head.headers;
-        let response = Box::pin(self.error_response(error, &mut record, headers)).await;
+        let mut response = Box::pin(self.error_response(&error, &mut record, headers)).await;
+        if request.head.target.tunnel().is_some() {
+            respond::refuse_tunnel(&error, response.headers_mut());
+        }
         reply(response, record, connection)
     }
 
     /// Returns the `Status` for an error of a stage.
     async fn error_response(
         &self,
-        error: ProxyError,
+        error: &ProxyError,
         record: &mut Record,
         headers: &HeaderMap,
     ) -> Response<Body> {
-        record.error = Some(match &error {
+        record.error = Some(match error {
             ProxyError::Forward(error) => error.log_text(),
             error => error.to_string(),
         });
         let format = AcceptPreference::from_headers(headers).output_format(record.target.query());
-        let causes = self.causes(&error, record).await;
-        respond::error_response(&error, causes, format)
+        let causes = self.causes(error, record).await;
+        respond::error_response(error, causes, format)
     }
 
     /// Returns the `Status` for a request that is not valid HTTP. `line` has the valid parts of its
@@ -236,6 +244,9 @@ impl Proxy {
         } = &*self.stages;
         if !ready.is_synced() {
             return Err(ProxyError::NotReady(ready.obstacle()));
+        }
+        if request.head.target.tunnel().is_some() {
+            return Box::pin(self.connect(&mut request.head, peer, record)).await;
         }
         let forward_proxy =
             forward_proxy::is_forward_proxy(&request.head.target, &self.stages.cluster_domain)?;
@@ -324,7 +335,11 @@ impl Proxy {
                 };
                 let grant = || {
                     let credentials = *credentials.unwrap_or_default();
-                    Grant::new(peer, credentials, websocket, verb, &target, &client_target)
+                    Grant {
+                        peer: peer.clone(),
+                        credentials,
+                        subject: Subject::upgrade(websocket, verb, &target, &client_target),
+                    }
                 };
                 Box::pin(self.forward_unrewritten(unrewritten, grant, record))
             };
@@ -371,9 +386,11 @@ impl Proxy {
                         let links = || self.links(&target, &route, endpoint.address, &head.headers);
                         cookies.leave(&target, response.headers_mut(), links);
                     }
-                    let credentials = *credentials.unwrap_or_default();
-                    let grant =
-                        Grant::new(peer, credentials, websocket, verb, &target, &client_target);
+                    let grant = Grant {
+                        peer: peer.clone(),
+                        credentials: *credentials.unwrap_or_default(),
+                        subject: Subject::upgrade(websocket, verb, &target, &client_target),
+                    };
                     let (sender, client) = oneshot::channel();
                     let tunnel = Tunnel {
                         client,
@@ -453,7 +470,12 @@ impl Proxy {
     /// For other errors, the caller must be able to read the target.
     async fn causes(&self, error: &ProxyError, record: &Record) -> Vec<Cause> {
         let causes = respond::status_causes(error);
-        if matches!(error, ProxyError::Resolve(_) | ProxyError::Forward(_)) {
+        if matches!(
+            error,
+            ProxyError::Resolve(_)
+                | ProxyError::Forward(_)
+                | ProxyError::Tunnel(TunnelError::Resolve(_) | TunnelError::Dial(_))
+        ) {
             return causes;
         }
         let identity = record

@@ -2,6 +2,7 @@
 //! chapter 4).
 
 mod lookup;
+mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::model::quote::GoQuoted;
 use crate::model::target::{Id, InvalidId};
 use crate::model::{Endpoint, Protocol, Resource, Scheme, Target};
 pub use lookup::{LookupError, Lookups};
+pub use tunnel::{TunnelResolveError, TunnelRoute, TunnelTarget};
 
 /// Stage that resolves targets. One per process.
 #[derive(Debug)]

@@ -5,6 +5,8 @@
 mod api_servers;
 #[path = "proxy/certificates.rs"]
 mod certificates;
+#[path = "proxy/connect.rs"]
+mod connect;
 #[path = "proxy/endpoint_tls.rs"]
 mod endpoint_tls;
 #[path = "proxy/exchange.rs"]

@@ -18,7 +18,7 @@ use crate::authenticate::{
 };
 use crate::authorize::{AccessReviewHandler, Authorizer, PolicySource, Reviews};
 use crate::balance::LoadBalancer;
-use crate::client_connection::ClientShares;
+use crate::client_connection::{ClientShares, Shares};
 use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::Config;
 use crate::drain::Drain;
@@ -28,7 +28,7 @@ use crate::http::h1::Timeouts;
 use crate::listen::Limits;
 use crate::metrics::Metrics;
 use crate::model::address::AddressPolicy;
-use crate::proxy::{Stages, TunnelPolicy};
+use crate::proxy::{Stages, TunnelPolicy, Tunnels};
 use crate::ready::{BlockReady, Ready};
 use crate::resolve::{Lookups, Resolver};
 use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
@@ -105,7 +105,10 @@ impl Setup<'_> {
             trusted_proxies: config.serving.trusted_proxies.clone(),
             rewriting: Budget::new(config.rewriting.max_memory, self.metrics.pages.clone()),
             pass_through,
-            tunnels: TunnelPolicy::new(
+            tunnels: config.tunnels.enabled.then(|| Tunnels {
+                callers: Shares::new(config.tunnels.max_per_caller),
+            }),
+            tunnel_policy: TunnelPolicy::new(
                 config
                     .authentication
                     .token_review

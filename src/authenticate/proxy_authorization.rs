@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, header};
 
-use super::{AuthenticationError, Authenticator, Caller, Peer, bearer};
+use super::{AuthenticationError, Authenticator, Caller, Impersonation, Peer, bearer};
 
 impl Authenticator {
     /// Authenticates a request by `Proxy-Authorization`: a bearer token, or the token as the
@@ -27,6 +27,24 @@ impl Authenticator {
         Ok(Caller {
             identity,
             impersonates: None,
+        })
+    }
+
+    /// Authenticates a CONNECT, of which all headers are for the bastion, as
+    /// [`Self::authenticate_proxy`]. The caller may impersonate a user.
+    ///
+    /// # Errors
+    /// [`AuthenticationError`].
+    pub async fn authenticate_tunnel(
+        &self,
+        headers: &mut HeaderMap,
+        peer: &Peer,
+    ) -> Result<Caller, AuthenticationError> {
+        let impersonates = Impersonation::take(headers).map(|taken| taken.map(Box::new));
+        let caller = self.authenticate_proxy(headers, peer).await?;
+        Ok(Caller {
+            impersonates: impersonates?,
+            ..caller
         })
     }
 }

@@ -21,6 +21,24 @@ pub fn is_authority(text: &[u8]) -> bool {
     is_host && (port.is_empty() || is_port(port))
 }
 
+/// Returns true for the authority of CONNECT: a host and a port, which is a number or, beyond RFC
+/// 9112 section 3.2.3, the name of a port.
+pub fn is_connect_authority(text: &[u8]) -> bool {
+    let Some(colon) = memchr::memrchr(b':', text) else {
+        return false;
+    };
+    let (host, port) = (&text[..colon], &text[colon..]);
+    let name = &port[1..];
+    let is_name = name.iter().any(u8::is_ascii_alphabetic)
+        && name
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+    port.len() > 1
+        && !host.is_empty()
+        && is_authority(&[host, b":1"].concat())
+        && (is_authority(text) || is_name)
+}
+
 /// Returns true for `":" *DIGIT` of at most 65535. An empty port is that of the scheme.
 fn is_port(text: &[u8]) -> bool {
     let Some(digits) = text.strip_prefix(b":") else {
@@ -109,6 +127,27 @@ pub(super) fn has_valid_escapes(text: &[u8], allowed: fn(u8) -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn authority_of_connect_has_a_port() {
+        for text in ["a:1", "a.b:http", "[::1]:80", "10.0.0.1:65535", "a:08080"] {
+            assert!(is_connect_authority(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "",
+            "a",
+            "a:",
+            ":80",
+            "2001:db8::1:443",
+            "[::1]",
+            "u@a:80",
+            "a:1:http",
+            "a:b_c",
+            "a:x/",
+        ] {
+            assert!(!is_connect_authority(text.as_bytes()), "{text}");
+        }
+    }
 
     #[test]
     fn accepts_hosts_with_optional_port() {

@@ -54,8 +54,8 @@ pub enum ReceiveError {
 }
 
 impl Request {
-    /// Converts a request of HTTP/2. The second value is the stream of an extended CONNECT, which
-    /// becomes the tunnel.
+    /// Converts a request of HTTP/2. The second value is the stream of a CONNECT, which becomes the
+    /// tunnel.
     ///
     /// # Errors
     /// [`RequestError`] if what would become the target, `Host` or `Content-Length` of an HTTP/1.1
@@ -66,11 +66,12 @@ impl Request {
         let protocol = request.extensions_mut().remove::<Protocol>();
         let (parts, stream) = request.into_parts();
         let target = check_http2(&parts)?;
-        // The DATA frames are the tunnel, not content (RFC 8441 section 5).
-        if protocol.is_some() && parts.headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(FramingError::Length.into());
+        // The DATA frames are the tunnel, not content (RFC 8441 section 5, RFC 9113 section 8.5).
+        let connects = protocol.is_some() || target.tunnel().is_some();
+        if connects && parts.headers.contains_key(header::CONTENT_LENGTH) {
+            return Err(FramingError::ConnectContent.into());
         }
-        let (body, tunnel) = if protocol.is_some() {
+        let (body, tunnel) = if connects {
             (RequestBody::Empty, Some(stream))
         } else if stream.is_end_stream() {
             (RequestBody::Empty, None)

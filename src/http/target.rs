@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use http::{Method, Uri};
 
-use super::authority::{has_valid_escapes, is_authority};
+use super::authority::{has_valid_escapes, is_authority, is_connect_authority};
 use super::byte_check::all_bytes;
 use crate::model::Scheme;
 
@@ -55,18 +55,7 @@ impl RequestTarget {
             return Self::origin_form(None, target);
         }
         if *method == Method::CONNECT {
-            let authority = Self::valid_authority(target)?;
-            // The port is not optional here (RFC 9112 section 3.2.3).
-            let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
-            if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
-                return Err(InvalidTarget::Authority);
-            }
-            return Ok(Self {
-                absolute: None,
-                authority: Some(authority),
-                text: Rc::from(""),
-                path_len: 0,
-            });
+            return Self::authority_form(target);
         }
         if target == b"*" {
             return if *method == Method::OPTIONS {
@@ -109,21 +98,15 @@ impl RequestTarget {
     pub fn from_http2(method: &Method, uri: &Uri) -> Result<Self, InvalidTarget> {
         let authority = uri
             .authority()
-            .map(|authority| Self::valid_authority(authority.as_str().as_bytes()))
-            .transpose()?;
+            .map(|authority| authority.as_str().as_bytes());
         let Some(path) = uri.path_and_query() else {
             // CONNECT without `:path` (RFC 9113 section 8.5).
-            return if *method == Method::CONNECT {
-                Ok(Self {
-                    absolute: None,
-                    authority,
-                    text: Rc::from(""),
-                    path_len: 0,
-                })
-            } else {
-                Err(InvalidTarget::Form)
+            return match authority {
+                Some(authority) if *method == Method::CONNECT => Self::authority_form(authority),
+                _ => Err(InvalidTarget::Form),
             };
         };
+        let authority = authority.map(Self::valid_authority).transpose()?;
         let absolute = match uri.scheme_str() {
             None | Some("https") => None,
             Some("http") => authority.is_some().then_some(Scheme::Http),
@@ -209,6 +192,11 @@ impl RequestTarget {
         &self.text
     }
 
+    /// Returns the authority of the authority form, which is that of CONNECT.
+    pub fn tunnel(&self) -> Option<&str> {
+        self.text.is_empty().then(|| self.authority()).flatten()
+    }
+
     pub fn authority(&self) -> Option<&str> {
         self.authority.as_deref()
     }
@@ -235,6 +223,19 @@ impl RequestTarget {
             authority,
             path_len: length(&text[..path_len]),
             text: Rc::from(text),
+        })
+    }
+
+    fn authority_form(text: &[u8]) -> Result<Self, InvalidTarget> {
+        if !is_connect_authority(text) {
+            return Err(InvalidTarget::Authority);
+        }
+        let authority = str::from_utf8(text).map_err(|_| InvalidTarget::Authority)?;
+        Ok(Self {
+            absolute: None,
+            authority: Some(Rc::from(authority)),
+            text: Rc::from(""),
+            path_len: 0,
         })
     }
 
@@ -360,6 +361,8 @@ mod tests {
             (Method::CONNECT, "a", Authority),
             (Method::CONNECT, "a:", Authority),
             (Method::CONNECT, "[::1]", Authority),
+            (Method::CONNECT, "2001:db8::1:443", Authority),
+            (Method::CONNECT, "u@a:80", Authority),
             (Method::GET, "ftp://a/", Scheme),
             (Method::GET, "http://", Authority),
             (Method::GET, "http:///a", Authority),
@@ -388,6 +391,8 @@ mod tests {
             (connect.authority(), connect.path()),
             (Some("a.example:443"), "")
         );
+        assert_eq!(connect.tunnel(), Some("a.example:443"));
+        assert_eq!(parse(&Method::GET, "http://a/").unwrap().tunnel(), None);
         assert_eq!(parse(&Method::OPTIONS, "*").unwrap().path(), "*");
     }
 

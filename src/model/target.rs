@@ -2,6 +2,8 @@
 
 mod host;
 
+pub(super) use host::{host_name, zone};
+
 use std::borrow::Cow;
 
 use percent_encoding::{percent_decode_str, utf8_percent_encode};

@@ -1,5 +1,6 @@
 //! Reasons why requests are not proxied.
 
+use super::connect::TunnelError;
 use super::pass_through::PassThroughError;
 use crate::authenticate::{AuthenticationError, CredentialError};
 use crate::authorize::AuthorizationError;
@@ -52,6 +53,8 @@ pub(super) enum ProxyError {
     /// The request is for an API server and is not passed on.
     #[error(transparent)]
     PassThrough(#[from] PassThroughError),
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
     #[error(transparent)]
     ApiServer(#[from] ApiError),
 }

@@ -1,8 +1,9 @@
 //! Responses of the bastion itself: maps pipeline errors to the `Status` that kube-apiserver
 //! returns (CONFORMANCE chapter 10).
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
+use super::connect::TunnelError;
 use super::pass_through::UnprovenLimit;
 use super::{Body, PassThroughError, ProxyError};
 use crate::authenticate::{AuthenticationError, CredentialError};
@@ -13,8 +14,12 @@ use crate::http::DEFAULT_CACHE_CONTROL;
 use crate::model::Status;
 use crate::model::status::{Cause, CauseReason, OutputFormat};
 use crate::model::target::TargetError;
-use crate::resolve::ResolveError;
+use crate::model::tunnel::TunnelAddressError;
+use crate::resolve::{ResolveError, TunnelResolveError};
 use crate::review::{Rejection, ReviewFailure};
+
+/// RFC 9209.
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const YAML: HeaderValue = HeaderValue::from_static("application/yaml");
@@ -77,6 +82,95 @@ pub(super) fn error_response(
         _ => {}
     }
     response
+}
+
+/// Completes the response to a CONNECT that opens no tunnel: its connection ends, because what
+/// follows may be meant for the tunnel, and `Proxy-Status` has the cause for programs (RFC 9209).
+pub(super) fn refuse_tunnel(error: &ProxyError, headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let status = match proxy_status(error) {
+        "" => "kube-bastion".to_owned(),
+        error => format!("kube-bastion; error={error}"),
+    };
+    if let Ok(status) = HeaderValue::try_from(status) {
+        headers.insert(PROXY_STATUS, status);
+    }
+}
+
+/// Returns the type of an error by RFC 9209 section 2.3; empty for those without one.
+fn proxy_status(error: &ProxyError) -> &'static str {
+    match error {
+        ProxyError::Malformed(_) | ProxyError::TooManyHeaders => "http_request_error",
+        ProxyError::Authenticate(AuthenticationError::Unauthenticated(_))
+        | ProxyError::ProxyUnauthenticated(_)
+        | ProxyError::Authorize(AuthorizationError::Forbidden(_)) => "http_request_denied",
+        ProxyError::Tunnel(error) => match error {
+            TunnelError::Disabled | TunnelError::UnknownAddress(_) => "http_request_denied",
+            TunnelError::Address(TunnelAddressError::Port(_)) => "http_request_error",
+            TunnelError::Address(TunnelAddressError::Outside(_)) => "destination_ip_prohibited",
+            TunnelError::TooMany => "connection_limit_reached",
+            TunnelError::Resolve(error) => match error {
+                TunnelResolveError::NotFound { .. }
+                | TunnelResolveError::NoPort { .. }
+                | TunnelResolveError::NoHostname { .. } => "destination_not_found",
+                TunnelResolveError::AddressNotAllowed | TunnelResolveError::HostNetwork { .. } => {
+                    "destination_ip_prohibited"
+                }
+                TunnelResolveError::PodEnded { .. }
+                | TunnelResolveError::NoAddress { .. }
+                | TunnelResolveError::NoEndpoints { .. } => "destination_unavailable",
+            },
+            TunnelError::Dial(errors) => match errors.last() {
+                Some(DialError::Timeout { .. }) => "connection_timeout",
+                Some(DialError::Connect { source, .. })
+                    if source.kind() == std::io::ErrorKind::ConnectionRefused =>
+                {
+                    "connection_refused"
+                }
+                Some(DialError::SelfCall { .. }) => "proxy_loop_detected",
+                _ => "destination_ip_unroutable",
+            },
+        },
+        _ => "proxy_internal_error",
+    }
+}
+
+/// Maps the reason why a tunnel is not opened.
+fn tunnel_status(error: &TunnelError) -> Status {
+    let message = error.to_string();
+    let with = |code| Status {
+        code,
+        reason: None,
+        message: message.clone(),
+        details: None,
+    };
+    match error {
+        TunnelError::Disabled => Status::method_not_allowed(),
+        TunnelError::Address(TunnelAddressError::Port(_)) => Status::bad_request(message),
+        TunnelError::Address(TunnelAddressError::Outside(_))
+        | TunnelError::UnknownAddress(_)
+        | TunnelError::Resolve(
+            TunnelResolveError::AddressNotAllowed | TunnelResolveError::HostNetwork { .. },
+        ) => Status::forbidden("", "", "", message),
+        TunnelError::TooMany => {
+            Status::too_many_requests(message).with_retry_after(REVIEW_RETRY_AFTER_SECONDS)
+        }
+        TunnelError::Resolve(TunnelResolveError::NotFound { resource, name }) => {
+            Status::object_not_found(*resource, name)
+        }
+        TunnelError::Resolve(
+            TunnelResolveError::NoPort { .. } | TunnelResolveError::NoHostname { .. },
+        ) => with(StatusCode::NOT_FOUND),
+        TunnelError::Resolve(
+            TunnelResolveError::PodEnded { .. }
+            | TunnelResolveError::NoAddress { .. }
+            | TunnelResolveError::NoEndpoints { .. },
+        ) => Status::service_unavailable(message),
+        TunnelError::Dial(errors) => match errors.last() {
+            Some(DialError::Timeout { .. }) => with(StatusCode::GATEWAY_TIMEOUT),
+            _ => with(StatusCode::BAD_GATEWAY),
+        },
+    }
 }
 
 /// Redirects (301) to the path with a trailing slash, so that relative links of the page resolve
@@ -196,15 +290,25 @@ pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
         ProxyError::Resolve(
             ResolveError::NoServicePort { offered, .. } | ResolveError::NoPort { offered, .. },
         ) => ports(offered),
-        ProxyError::Resolve(ResolveError::NoEndpoints { excluded, .. }) => {
+        ProxyError::Resolve(ResolveError::NoEndpoints { excluded, .. })
+        | ProxyError::Tunnel(TunnelError::Resolve(TunnelResolveError::NoEndpoints {
+            excluded,
+            ..
+        })) => {
             let cause = |ExcludedEndpoint { address, reason }: &ExcludedEndpoint| Cause {
                 reason: CauseReason::EndpointRefused,
                 message: format!("{address}: {reason}"),
             };
             excluded.iter().map(cause).collect()
         }
+        ProxyError::Tunnel(TunnelError::Resolve(TunnelResolveError::NoPort {
+            offered, ..
+        })) => ports(offered),
         // The message of the status has the error of a single endpoint.
-        ProxyError::Forward(ForwardError::Dial(errors)) if errors.len() > 1 => {
+        ProxyError::Forward(ForwardError::Dial(errors))
+        | ProxyError::Tunnel(TunnelError::Dial(errors))
+            if errors.len() > 1 =>
+        {
             let cause = |error: &DialError| Cause {
                 reason: CauseReason::DialFailed,
                 message: error.to_string(),
@@ -325,6 +429,7 @@ fn status(error: &ProxyError) -> Status {
             | ForwardError::UnofferedUpgrade { .. }
             | ForwardError::InvalidAccept,
         ) => Status::internal(message()).without_reason(),
+        ProxyError::Tunnel(error) => tunnel_status(error),
         ProxyError::PassThrough(error) => match error {
             PassThroughError::Certificate => Status::unauthorized().with_causes(vec![Cause {
                 reason: CauseReason::ClientCertificate,

@@ -9,14 +9,15 @@ use http::HeaderMap;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Stages, forward_proxy};
-use crate::authenticate::{AuthenticationError, Peer};
-use crate::authorize::AuthorizationError;
-use crate::client_connection::ConnectionGuard;
+use crate::authenticate::{AuthenticationError, Caller, Peer};
+use crate::authorize::{AuthorizationError, Authorizer};
+use crate::client_connection::{ConnectionGuard, Share};
 use crate::drain::Drain;
 use crate::forward::Tunnel;
 use crate::http::RequestTarget;
 use crate::model::target::TargetError;
-use crate::model::{ClientAddress, Target, Verb};
+use crate::model::tunnel::TunnelObject;
+use crate::model::{ClientAddress, Identity, Target, Verb};
 use crate::telemetry::Record;
 
 /// Limits on the lifetime of tunnels.
@@ -37,13 +38,26 @@ pub struct TunnelPolicy {
 /// Credentials and verb with which a tunnel was opened, for authenticating and authorizing it
 /// again. Not `Debug`: it holds credentials.
 pub(super) struct Grant {
-    peer: Peer,
+    pub peer: Peer,
     /// Only the headers that authentication reads, `Impersonate-*` included.
-    credentials: HeaderMap,
-    websocket: bool,
-    verb: Verb,
-    /// Target without the path that the endpoint sees.
-    target: RequestTarget,
+    pub credentials: HeaderMap,
+    pub subject: Subject,
+}
+
+/// Object of a grant.
+pub(super) enum Subject {
+    /// Target of an upgrade.
+    Upgrade {
+        websocket: bool,
+        verb: Verb,
+        /// Target without the path that the endpoint sees.
+        target: RequestTarget,
+    },
+    /// Service or pod of a CONNECT, and the share of the caller.
+    Tunnel(
+        TunnelObject,
+        #[expect(dead_code, reason = "held until the tunnel ends")] Share<Arc<str>>,
+    ),
 }
 
 /// Result of a check that did not confirm the grant.
@@ -73,18 +87,14 @@ impl TunnelPolicy {
     }
 }
 
-impl Grant {
-    pub fn new(
-        peer: &Peer,
-        credentials: HeaderMap,
+impl Subject {
+    pub fn upgrade(
         websocket: bool,
         verb: Verb,
         target: &Target<'_>,
         request: &RequestTarget,
     ) -> Self {
-        Self {
-            peer: peer.clone(),
-            credentials,
+        Self::Upgrade {
             websocket,
             verb,
             target: if target.is_host() {
@@ -94,7 +104,9 @@ impl Grant {
             },
         }
     }
+}
 
+impl Grant {
     /// Repeats the authentication and authorization of `Proxy::route`, in the same order.
     async fn check(&self, stages: &Stages) -> Result<(), GrantError> {
         let Stages {
@@ -103,33 +115,57 @@ impl Grant {
             cluster_domain,
             ..
         } = stages;
-        let target = forward_proxy::parse_target(&self.target, cluster_domain)?;
         // A copy, because authentication strips the credentials from the headers.
         let mut credentials = self.credentials.clone();
         let (headers, peer) = (&mut credentials, &self.peer);
+        let (websocket, verb, request) = match &self.subject {
+            Subject::Upgrade {
+                websocket,
+                verb,
+                target,
+            } => (*websocket, *verb, target),
+            Subject::Tunnel(object, _) => {
+                let caller = authenticator.authenticate_tunnel(headers, peer).await?;
+                let identity = self.identity(caller, authorizer).await?;
+                let client = ClientAddress::from(self.peer.client);
+                authorizer
+                    .authorize_tunnel(&identity, object, client)
+                    .await?;
+                return Ok(());
+            }
+        };
+        let target = forward_proxy::parse_target(request, cluster_domain)?;
         let caller = if target.is_host() {
             authenticator.authenticate_proxy(headers, peer).await?
         } else {
-            authenticator
-                .authenticate(headers, peer, self.websocket)
-                .await?
+            authenticator.authenticate(headers, peer, websocket).await?
         };
         let client = ClientAddress::from(self.peer.client);
-        let identity = match caller.impersonates {
-            None => caller.identity,
-            Some(impersonation) => {
-                authorizer
-                    .impersonate(&caller.identity, *impersonation, client)
-                    .await?
-            }
-        };
+        let identity = self.identity(caller, authorizer).await?;
         authorizer
-            .authorize(&identity, self.verb, &target, client)
+            .authorize(&identity, verb, &target, client)
             .await?;
         // A permission for the upgrade may be revoked separately (C111).
         Ok(authorizer
             .authorize_upgrade(&identity, &target, client)
             .await?)
+    }
+
+    /// Returns the identity of the caller, or that of the user whom it impersonates.
+    async fn identity(
+        &self,
+        caller: Caller,
+        authorizer: &Authorizer,
+    ) -> Result<Arc<Identity>, AuthorizationError> {
+        let client = ClientAddress::from(self.peer.client);
+        match caller.impersonates {
+            None => Ok(caller.identity),
+            Some(impersonation) => {
+                authorizer
+                    .impersonate(&caller.identity, *impersonation, client)
+                    .await
+            }
+        }
     }
 }
 
@@ -203,7 +239,7 @@ async fn grant_ended(grant: Option<&Grant>, stages: &Stages) -> String {
         check_interval,
         max_age,
         ..
-    } = stages.tunnels;
+    } = stages.tunnel_policy;
     let opened = Instant::now();
     // Jitter: thousands of tunnels opened together, as after a reconnect, must not be checked
     // together.
@@ -224,7 +260,7 @@ async fn grant_ended(grant: Option<&Grant>, stages: &Stages) -> String {
             match grant.check(stages).await {
                 Ok(()) => confirmed = Instant::now(),
                 // Measured from the last success, so that alternating causes do not extend it.
-                Err(error) if confirmed.elapsed() < error.tolerated_for(stages.tunnels) => {}
+                Err(error) if confirmed.elapsed() < error.tolerated_for(stages.tunnel_policy) => {}
                 Err(error) => return error,
             }
         }

@@ -169,8 +169,47 @@ fn other_forms() -> Vec<Case> {
     cases.push(status(
         "CONNECT with an authority",
         "CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n@T\r\n",
-        &[404],
+        &[407],
     ));
+    let connect = [
+        (
+            "CONNECT without a port",
+            "CONNECT h HTTP/1.1\r\nHost: h\r\n\r\n",
+        ),
+        (
+            "CONNECT with an empty port",
+            "CONNECT h: HTTP/1.1\r\nHost: h\r\n\r\n",
+        ),
+        (
+            "CONNECT without a host",
+            "CONNECT :80 HTTP/1.1\r\nHost: h\r\n\r\n",
+        ),
+        (
+            "CONNECT to IPv6 without brackets",
+            "CONNECT 2001:db8::1:443 HTTP/1.1\r\nHost: h\r\n\r\n",
+        ),
+        (
+            "CONNECT with userinfo",
+            "CONNECT u:p@h:443 HTTP/1.1\r\nHost: h\r\n\r\n",
+        ),
+        (
+            "CONNECT with a port beyond 65535",
+            "CONNECT h:65536 HTTP/1.1\r\nHost: h\r\n\r\n",
+        ),
+        (
+            "CONNECT with an absolute URL",
+            "CONNECT http://h:80/ HTTP/1.1\r\nHost: h\r\n\r\n",
+        ),
+        (
+            "CONNECT with a length",
+            "CONNECT h:80 HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n",
+        ),
+        (
+            "CONNECT with chunks",
+            "CONNECT h:80 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+    ];
+    cases.extend(connect.map(|(name, input)| reject(name, input.as_bytes(), 400)));
     cases.push(status(
         "CONNECT with a path",
         "CONNECT @P/x HTTP/1.1\r\n@A\r\n",

@@ -187,8 +187,8 @@ async fn rejects_connect_that_opens_no_tunnel() -> Result<()> {
     let (length, invalid_length) = (("content-length", "5"), ("content-length", "x"));
     // The outcomes of requests with DATA, and of those that end with HEADERS.
     for (fields, outcomes) in [
-        (&[method, authority][..], [404, 404]),
-        (&[method, authority, length], [404, RESET]),
+        (&[method, authority][..], [407, 407]),
+        (&[method, authority, length], [400, RESET]),
         (&[method, authority, invalid_length], [RESET, RESET]),
         (&[method, authority, scheme, path], [RESET, RESET]),
         (&[method, authority, path], [RESET, RESET]),

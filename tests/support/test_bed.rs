@@ -67,7 +67,10 @@ impl TestBed {
             at("manifests/all.yaml"),
             MANIFESTS.replace("PORT", &port.to_string()),
         )?;
-        std::fs::write(at("tokens"), "t,jane,1,\"system:masters\"\nr,reader,2\n")?;
+        std::fs::write(
+            at("tokens"),
+            "t,jane,1,\"system:masters\"\nr,reader,2\nf,forwarder,3\n",
+        )?;
         let config = format!(
             "apiVersion: kube-bastion.dev/v1alpha1
 kind: BastionConfiguration

@@ -31,6 +31,9 @@ pub enum FramingError {
     UnsupportedCoding,
     #[error("Transfer-Encoding in an HTTP/1.0 message")]
     EncodingInHttp10,
+    /// RFC 9110 section 9.3.6.
+    #[error("CONNECT with Content-Length or Transfer-Encoding: it has no content")]
+    ConnectContent,
 }
 
 /// Fields that frame a message and manage its connection, collected while the head is parsed. They
@@ -52,6 +55,11 @@ pub(super) struct FramingFields {
 }
 
 impl FramingFields {
+    /// Returns true if a field gives the length of the message.
+    pub fn has_length(&self) -> bool {
+        self.lengths + self.encodings > 0
+    }
+
     /// Visits a field of the head. Returns false if it does not belong into the header map.
     pub fn visit(&mut self, name: &HeaderName, value: &HeaderValue) -> bool {
         if *name == header::CONTENT_LENGTH {
@@ -187,6 +195,7 @@ fn is_other_coding(coding: &[u8]) -> bool {
 /// Returns true for responses without a body, whatever their fields (RFC 9112 section 6.3).
 pub fn has_no_body(method: &Method, status: StatusCode) -> bool {
     *method == Method::HEAD
+        || *method == Method::CONNECT && status.is_success()
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }

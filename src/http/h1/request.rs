@@ -6,7 +6,7 @@ use memchr::memchr;
 
 use super::fields::{HeadError, Mode, line, parse_fields};
 use super::framing::{Framing, FramingError, FramingFields};
-use crate::http::authority::is_authority;
+use crate::http::authority::{is_authority, is_connect_authority};
 use crate::http::target::{InvalidTarget, RequestTarget};
 use crate::http::{MAX_HEADER_BYTES, RequestHead};
 use crate::model::proxy_header::{PREFIX_V1, SIGNATURE_V2};
@@ -151,7 +151,8 @@ fn parse(head: &Bytes, rejected: &mut RejectedLine) -> Result<ParsedRequest, Req
     let fields = parse_fields(head, next, Mode::Strict, |name, value| {
         if *name == header::HOST {
             hosts += 1;
-            host_is_valid = is_authority(value.as_bytes());
+            host_is_valid = is_authority(value.as_bytes())
+                || target.tunnel().is_some() && is_connect_authority(value.as_bytes());
         } else if *name == header::EXPECT {
             expects = true;
             expects_other |= !is_continue(value);
@@ -165,6 +166,9 @@ fn parse(head: &Bytes, rejected: &mut RejectedLine) -> Result<ParsedRequest, Req
         return Err(RequestError::Host);
     }
     let length = framing.of_request(http11)?;
+    if target.tunnel().is_some() && framing.has_length() {
+        return Err(FramingError::ConnectContent.into());
+    }
     // HTTP/1.0 has no interim responses, and a server must ignore the field (RFC 9110 section
     // 10.1.1).
     if http11 && expects_other {

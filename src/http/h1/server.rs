@@ -193,7 +193,8 @@ impl ServerConnection {
                 upgrade,
             } = parsed;
             let body = self.begin(framing, expects_continue);
-            self.0.borrow_mut().may_upgrade = upgrade;
+            let connects = head.target.tunnel().is_some();
+            self.0.borrow_mut().may_upgrade = upgrade || connects;
             let (method, version) = (head.method.clone(), head.version);
             // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
             let interim = (version == Version::HTTP_11)
@@ -220,7 +221,9 @@ impl ServerConnection {
                 connection: self,
                 method,
                 version,
-                keep_alive: keep_alive && can_continue && !drain.has_begun(),
+                // What follows a CONNECT that is refused may be meant for the tunnel.
+                keep_alive: upgrade.is_some()
+                    || keep_alive && can_continue && !connects && !drain.has_begun(),
             };
             let keep_alive = writer.write(response, &mut clock, timeouts).await?;
             self.0.borrow_mut().end_request();

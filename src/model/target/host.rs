@@ -19,15 +19,8 @@ impl<'a> Target<'a> {
         cluster_domain: &str,
     ) -> Option<Result<Self, TargetError>> {
         let (host, port) = authority.split_once(':').unwrap_or((authority, ""));
-        // Names of DNS may be absolute, and are not case-sensitive.
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let (resource, name) = if let Some(name) = host.strip_suffix(".pod") {
-            (Resource::Pods, name)
-        } else {
-            let in_cluster = || host.strip_suffix(cluster_domain)?.strip_suffix(".svc.");
-            let name = host.strip_suffix(".svc").or_else(in_cluster)?;
-            (Resource::Services, name)
-        };
+        let host = host_name(host);
+        let (resource, name) = zone(&host, cluster_domain)?;
         let parsed = parse_name(resource, name).and_then(|(name, namespace)| {
             let id = match port {
                 "" => name.to_owned(),
@@ -43,6 +36,26 @@ impl<'a> Target<'a> {
         });
         Some(parsed.ok_or_else(|| TargetError::Host(authority.to_owned())))
     }
+}
+
+/// Returns a host in lower case and without its final dot: names of DNS may be absolute, and are not
+/// case-sensitive.
+pub(in crate::model) fn host_name(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+/// Returns the resource whose names are in the zone of a host, and the host without the zone. `None`
+/// for hosts in neither `svc` nor `pod`.
+pub(in crate::model) fn zone<'h>(
+    host: &'h str,
+    cluster_domain: &str,
+) -> Option<(Resource, &'h str)> {
+    if let Some(name) = host.strip_suffix(".pod") {
+        return Some((Resource::Pods, name));
+    }
+    let in_cluster = || host.strip_suffix(cluster_domain)?.strip_suffix(".svc.");
+    let name = host.strip_suffix(".svc").or_else(in_cluster)?;
+    Some((Resource::Services, name))
 }
 
 /// Splits `NAME.NAMESPACE`. The names of pods may contain dots, those of services may not.

@@ -190,7 +190,7 @@ impl Line<'_> {
     fn path(&self) -> Cow<'_, str> {
         let known = self.record.is_authenticated();
         truncate(
-            self.record.target.path(),
+            self.record.path(),
             if known {
                 MAX_PATH_BYTES
             } else {

@@ -13,6 +13,7 @@ use super::writer::{AccessLog, Buffers};
 use crate::http::RequestTarget;
 use crate::metrics::{Metrics, TargetKind};
 use crate::model::identity::ANONYMOUS_USER;
+use crate::model::tunnel::{PortRef, TunnelObject};
 use crate::model::{Endpoint, Identity, Resource, Target, Verb};
 
 /// Destination of the records of one worker: the metrics and the access log. Stays on the thread of
@@ -145,10 +146,23 @@ impl Record {
         self.id = target.id.clone().into_owned();
     }
 
+    /// Sets the service or pod of a tunnel.
+    pub fn name_tunnel(&mut self, object: &TunnelObject, port: &PortRef) {
+        self.verb = Some(Verb::Create);
+        self.resource = Some(object.resource);
+        self.namespace.clone_from(&object.namespace);
+        self.id = format!("{}:{port}", object.name);
+    }
+
+    /// Returns the path, or the authority of a CONNECT.
+    pub(super) fn path(&self) -> &str {
+        self.target.tunnel().unwrap_or_else(|| self.target.path())
+    }
+
     /// Releases the memory of the request head beyond what is logged, for a tunnel, which may be open
     /// for days.
     pub fn release_head(&mut self) {
-        let path = self.target.path();
+        let path = self.path();
         let end = path.floor_char_boundary(MAX_PATH_BYTES + 1);
         self.target = RequestTarget::from_valid_path(&path[..end]);
         let id = self.audit_id.as_bytes();

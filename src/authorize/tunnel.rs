@@ -1,0 +1,207 @@
+//! Permission for tunnels: that of kubectl's port-forward, which carries any protocol, too.
+
+use super::{AuthorizationError, Authorizer, Decision};
+use crate::model::tunnel::TunnelObject;
+use crate::model::{Attributes, ClientAddress, Identity, Resource, Verb};
+
+/// Proof that a caller is allowed to open tunnels to a service or pod.
+#[derive(Debug)]
+pub struct TunnelPermit<'t> {
+    object: &'t TunnelObject,
+}
+
+impl<'t> TunnelPermit<'t> {
+    pub fn object(&self) -> &'t TunnelObject {
+        self.object
+    }
+}
+
+impl Authorizer {
+    /// Checks that `identity` is allowed to `create` the subresource `portforward` of the object.
+    /// For a service, the permission for all pods of its namespace suffices, which the role `edit`
+    /// grants. A review uses the share of the `client` address.
+    ///
+    /// # Errors
+    /// [`AuthorizationError`].
+    pub async fn authorize_tunnel<'t>(
+        &self,
+        identity: &Identity,
+        object: &'t TunnelObject,
+        client: ClientAddress,
+    ) -> Result<TunnelPermit<'t>, AuthorizationError> {
+        let attributes = Attributes {
+            verb: Verb::Create,
+            group: "",
+            resource: object.resource.plural(),
+            subresource: "portforward",
+            namespace: &object.namespace,
+            name: &object.name,
+        };
+        let error = match self.require(identity, &attributes, client).await {
+            Ok(()) => return Ok(TunnelPermit { object }),
+            Err(error) => error,
+        };
+        if object.resource == Resource::Services
+            && matches!(error, AuthorizationError::Forbidden(_))
+        {
+            let all_pods = Attributes {
+                resource: Resource::Pods.plural(),
+                name: "",
+                ..attributes
+            };
+            if self.decide(identity, &all_pods, client).await? == Decision::Allow {
+                return Ok(TunnelPermit { object });
+            }
+        }
+        Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arc_swap::ArcSwap;
+
+    use super::*;
+    use crate::authorize::PolicySource;
+    use crate::trust::RbacRulesBuilder;
+
+    #[tokio::test]
+    async fn services_need_their_own_right_or_that_for_all_pods() {
+        let binding = "kind: RoleBinding\nmetadata: {name: b, namespace: shop}\n\
+                       roleRef: {kind: Role, name: r}\nsubjects: [{kind: User, name: jane}]\n";
+        let jane = Identity::new("jane", "", vec![], Default::default());
+        let client = ClientAddress::from(std::net::IpAddr::from([192, 0, 2, 1]));
+        let (service, pod) = (Resource::Services, Resource::Pods);
+        for (resource, verb, names, object, name, namespace, allowed) in [
+            (
+                "services/portforward",
+                "create",
+                "[web]",
+                service,
+                "web",
+                "shop",
+                true,
+            ),
+            (
+                "services/portforward",
+                "create",
+                "[web]",
+                service,
+                "api",
+                "shop",
+                false,
+            ),
+            (
+                "services/portforward",
+                "create",
+                "[web]",
+                service,
+                "web",
+                "other",
+                false,
+            ),
+            (
+                "services/portforward",
+                "create",
+                "[]",
+                pod,
+                "web",
+                "shop",
+                false,
+            ),
+            (
+                "services/proxy",
+                "create",
+                "[]",
+                service,
+                "web",
+                "shop",
+                false,
+            ),
+            (
+                "services/portforward",
+                "get",
+                "[]",
+                service,
+                "web",
+                "shop",
+                false,
+            ),
+            (
+                "pods/portforward",
+                "create",
+                "[]",
+                service,
+                "web",
+                "shop",
+                true,
+            ),
+            (
+                "pods/portforward",
+                "create",
+                "[]",
+                service,
+                "web",
+                "other",
+                false,
+            ),
+            // A right for some pods is none for the others of the service.
+            (
+                "pods/portforward",
+                "create",
+                "[web]",
+                service,
+                "web",
+                "shop",
+                false,
+            ),
+            (
+                "pods/portforward",
+                "create",
+                "[web]",
+                pod,
+                "web",
+                "shop",
+                true,
+            ),
+            (
+                "pods/portforward",
+                "create",
+                "[web]",
+                pod,
+                "api",
+                "shop",
+                false,
+            ),
+            ("pods/portforward", "get", "[]", pod, "web", "shop", false),
+        ] {
+            let role = format!(
+                "kind: Role\nmetadata: {{name: r, namespace: shop}}\nrules: [{{apiGroups: [''], \
+                 resources: [{resource}], verbs: [{verb}], resourceNames: {names}}}]\n"
+            );
+            let builder = RbacRulesBuilder {
+                roles: vec![serde_saphyr::from_str(&role).unwrap()],
+                role_bindings: vec![serde_saphyr::from_str(binding).unwrap()],
+                ..RbacRulesBuilder::default()
+            };
+            let authorizer = Authorizer {
+                policy: PolicySource::Rbac(Arc::new(ArcSwap::from_pointee(builder.build()))),
+                accept_bare_names: false,
+            };
+            let object = TunnelObject {
+                resource: object,
+                namespace: namespace.into(),
+                name: name.into(),
+                hostname: None,
+            };
+            let permit = authorizer.authorize_tunnel(&jane, &object, client).await;
+            assert_eq!(
+                permit.is_ok(),
+                allowed,
+                "{resource} {verb} {names}: {object:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! Tunnels by CONNECT, over HTTP/1.1 and HTTP/2.
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Uri, header};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use crate::support::eventually;
+use crate::support::test_bed::{TestBed, read_all, read_until};
+
+/// Sends a CONNECT. `lines` follow its `Host` header and end with CRLF.
+async fn send(bed: &TestBed, authority: &str, lines: &str) -> Result<TlsStream<TcpStream>> {
+    let mut client = bed.client().await?;
+    let head = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n");
+    client.write_all(head.as_bytes()).await?;
+    Ok(client)
+}
+
+/// Returns the complete response to a CONNECT of a user with all rights that opens no tunnel.
+async fn refused(bed: &TestBed, authority: &str) -> Result<String> {
+    let mut client = send(bed, authority, "Proxy-Authorization: Bearer t\r\n").await?;
+    // The connection ends without a further request.
+    Ok(read_all(&mut client).await)
+}
+
+/// Port of the endpoint.
+fn port(bed: &TestBed) -> Result<u16> {
+    Ok(bed.backend.local_addr()?.port())
+}
+
+/// Opens an HTTP/2 connection. The task of the connection ends with its handles.
+async fn http2(bed: &TestBed) -> Result<h2::client::SendRequest<Bytes>> {
+    let stream = bed.http2_client().await?;
+    let (sender, connection) = h2::client::handshake(stream).await?;
+    tokio::spawn(connection);
+    Ok(sender.ready().await?)
+}
+
+/// Sends a CONNECT over HTTP/2, with the token as a bearer.
+async fn send_http2(
+    sender: &mut h2::client::SendRequest<Bytes>,
+    authority: &str,
+) -> Result<(Response<h2::RecvStream>, h2::SendStream<Bytes>)> {
+    let request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(Uri::builder().authority(authority).build()?)
+        .header(header::PROXY_AUTHORIZATION, "Bearer t")
+        .body(())?;
+    let (response, stream) = sender.send_request(request, false)?;
+    Ok((response.await?, stream))
+}
+
+async fn data(body: &mut h2::RecvStream) -> Result<Bytes> {
+    let data = body.data().await.context("the stream goes on")??;
+    body.flow_control().release_capacity(data.len())?;
+    Ok(data)
+}
+
+#[tokio::test]
+async fn opens_tunnel_by_name_and_by_address() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let port = port(&bed)?;
+    for authority in [
+        "s.default.svc:80".to_owned(),
+        "S.Default.SVC.cluster.local.:80".to_owned(),
+        "10.96.0.7:80".to_owned(),
+        format!("p.default.pod:{port}"),
+        format!("127.0.0.1:{port}"),
+        format!("127-0-0-1.default.pod:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+        "host.default.pod:web".to_owned(),
+        format!("host.default.pod:{port}"),
+        "several.default.svc:db".to_owned(),
+        "db-0.several.default.svc:27017".to_owned(),
+        format!("db-0.several.default.svc.cluster.local:{port}"),
+    ] {
+        // Bytes behind the head belong to the tunnel.
+        let mut client = bed.client().await?;
+        let head = format!(
+            "CONNECT {authority} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Bearer t\r\n\r\nping"
+        );
+        client.write_all(head.as_bytes()).await?;
+        let head = read_until(&mut client, "\r\n\r\n").await;
+        let head = head.with_context(|| authority.clone())?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{authority}: {head}");
+        let lower = head.to_ascii_lowercase();
+        for absent in ["content-length", "transfer-encoding", "connection: close"] {
+            ensure!(!lower.contains(absent), "{authority}: {head}");
+        }
+        let (mut backend, _) = bed.backend.accept().await?;
+        read_until(&mut backend, "ping").await?;
+        backend.write_all(b"pong").await?;
+        read_until(&mut client, "pong").await?;
+        // A half-close passes, and the other direction goes on.
+        client.shutdown().await?;
+        ensure!(read_all(&mut backend).await.is_empty());
+        backend.write_all(b"rest").await?;
+        drop(backend);
+        ensure!(read_all(&mut client).await == "rest");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn opens_tunnels_beside_requests_on_one_http2_connection() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let mut sender = http2(&bed).await?;
+    let mut tunnels = Vec::new();
+    for number in 0..3_u8 {
+        let (response, stream) = send_http2(&mut sender, "s.default.svc:80").await?;
+        ensure!(response.status() == StatusCode::OK, "{response:?}");
+        let (backend, _) = bed.backend.accept().await?;
+        tunnels.push((number, response.into_body(), stream, backend));
+    }
+    for (number, body, stream, backend) in &mut tunnels {
+        stream.send_data(Bytes::from(vec![*number; 100]), false)?;
+        let mut received = [0; 100];
+        backend.read_exact(&mut received).await?;
+        ensure!(received == [*number; 100]);
+        backend.write_all(&[*number; 7]).await?;
+        ensure!(data(body).await? == vec![*number; 7]);
+    }
+    // END_STREAM is a half-close.
+    let (_, mut body, mut stream, mut backend) = tunnels.remove(0);
+    stream.send_data(Bytes::new(), true)?;
+    ensure!(read_all(&mut backend).await.is_empty());
+    backend.write_all(b"rest").await?;
+    drop(backend);
+    let mut rest = Vec::new();
+    while let Some(data) = body.data().await {
+        rest.extend_from_slice(&data?);
+    }
+    ensure!(rest == b"rest");
+    // The others are not affected.
+    let (_, body, stream, backend) = &mut tunnels[0];
+    stream.send_data(Bytes::from_static(b"more"), false)?;
+    read_until(backend, "more").await?;
+    backend.write_all(b"back").await?;
+    ensure!(data(body).await? == "back");
+    Ok(())
+}
+
+#[tokio::test]
+async fn refusals_have_status_and_proxy_status_and_close_the_connection() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.local_addr()?.port()
+    };
+    for (authority, code, error, message) in [
+        ("s.default.svc:0", 400, "http_request_error", "invalid port"),
+        ("s.default.svc:no_port", 400, "", "invalid authority"),
+        ("s.default.svc", 400, "", "invalid authority"),
+        ("2001:db8::1:443", 400, "", "invalid authority"),
+        ("t@s.default.svc:80", 400, "", "invalid authority"),
+        (
+            "example.com:443",
+            403,
+            "destination_ip_prohibited",
+            "is not in the cluster; use NAME.NAMESPACE.svc",
+        ),
+        (
+            "localhost:80",
+            403,
+            "destination_ip_prohibited",
+            "is not in the cluster",
+        ),
+        (
+            "n:10250",
+            403,
+            "destination_ip_prohibited",
+            "is not in the cluster",
+        ),
+        (
+            "192.0.2.1:80",
+            403,
+            "http_request_denied",
+            "is not the address of a service or pod",
+        ),
+        (
+            "169.254.169.254:80",
+            403,
+            "http_request_denied",
+            "is not the address of a service or pod",
+        ),
+        (
+            "[::1]:80",
+            403,
+            "http_request_denied",
+            "is not the address of a service or pod",
+        ),
+        (
+            "host.default.pod:22",
+            403,
+            "destination_ip_prohibited",
+            "is on the network of its node",
+        ),
+        (
+            "x.default.svc:80",
+            404,
+            "destination_not_found",
+            "services \\\"x\\\" not found",
+        ),
+        (
+            "x.default.pod:80",
+            404,
+            "destination_not_found",
+            "pods \\\"x\\\" not found",
+        ),
+        (
+            "s.default.svc:81",
+            404,
+            "destination_not_found",
+            "has no TCP port",
+        ),
+        (
+            "s.default.svc:web",
+            404,
+            "destination_not_found",
+            "has no TCP port",
+        ),
+        (
+            "db-7.several.default.svc:27017",
+            404,
+            "destination_not_found",
+            "host name",
+        ),
+        (
+            "ended.default.pod:80",
+            503,
+            "destination_unavailable",
+            "has ended",
+        ),
+        (
+            "empty.default.svc:80",
+            503,
+            "destination_unavailable",
+            "no endpoints available",
+        ),
+        (
+            &format!("p.default.pod:{closed}"),
+            502,
+            "connection_refused",
+            "connection refused",
+        ),
+        (
+            &format!("p.default.pod:{}", bed.bastion.secure.port()),
+            502,
+            "proxy_loop_detected",
+            "the bastion itself",
+        ),
+    ] {
+        let response = refused(&bed, authority).await?;
+        let status = format!("Proxy-Status: kube-bastion; error={error}\r\n");
+        ensure!(
+            response.starts_with(&format!("HTTP/1.1 {code} "))
+                && response.contains("Connection: close\r\n")
+                && response.contains(message)
+                && response.contains(r#""kind":"Status""#)
+                && (error.is_empty() || response.contains(&status)),
+            "{authority}: {response}"
+        );
+    }
+    ensure!(
+        tokio::time::timeout(std::time::Duration::from_millis(1), bed.backend.accept())
+            .await
+            .is_err(),
+        "an endpoint was dialed"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn requires_credentials_with_407_never_401() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let basic = |text: &str| format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode(text));
+    for lines in [
+        String::new(),
+        "Authorization: Bearer t\r\n".into(),
+        "Proxy-Authorization: Bearer wrong\r\n".into(),
+        basic("t:wrong"),
+    ] {
+        let mut client = send(&bed, "s.default.svc:80", &lines).await?;
+        let response = read_all(&mut client).await;
+        for expected in [
+            "HTTP/1.1 407 ",
+            "Proxy-Authenticate: Bearer\r\n",
+            "Proxy-Authenticate: Basic realm=\"kube-bastion\"\r\n",
+            "Connection: close\r\n",
+            "Proxy-Status: kube-bastion; error=http_request_denied\r\n",
+        ] {
+            ensure!(response.contains(expected), "{lines}: {response}");
+        }
+    }
+    for lines in ["Proxy-Authorization: Bearer t\r\n".into(), basic("any:t")] {
+        let mut client = send(&bed, "s.default.svc:80", &lines).await?;
+        let head = read_until(&mut client, "\r\n\r\n").await?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{lines}: {head}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requires_right_of_portforward_and_hides_owners_of_addresses() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let port = port(&bed)?;
+    for (token, authority, expected) in [
+        ("f", "s.default.svc:80".to_owned(), "HTTP/1.1 200 "),
+        ("f", "10.96.0.7:80".to_owned(), "HTTP/1.1 200 "),
+        (
+            "f",
+            "several.default.svc:db".to_owned(),
+            r#"cannot create resource \"services/portforward\" in API group \"\" in the namespace \"default\""#,
+        ),
+        (
+            "f",
+            format!("p.default.pod:{port}"),
+            r#"cannot create resource \"pods/portforward\""#,
+        ),
+        // The right comes before the look-up.
+        ("f", "x.default.svc:80".to_owned(), "cannot create resource"),
+        (
+            "f",
+            format!("127.0.0.1:{port}"),
+            "is not the address of a service or pod to which you may open tunnels",
+        ),
+        // `get` on the subresource proxy is no right for tunnels.
+        ("r", "s.default.svc:80".to_owned(), "HTTP/1.1 403 "),
+    ] {
+        let lines = format!("Proxy-Authorization: Bearer {token}\r\n");
+        let mut client = send(&bed, &authority, &lines).await?;
+        let mut response = read_until(&mut client, "\r\n\r\n").await?;
+        if !response.starts_with("HTTP/1.1 200 ") {
+            response += &read_all(&mut client).await;
+        }
+        ensure!(
+            response.contains(expected),
+            "{token} {authority}: {response}"
+        );
+    }
+    // A user that the caller impersonates needs the right, and the caller that to impersonate.
+    for (token, user, expected) in [
+        ("t", "forwarder", "HTTP/1.1 200 "),
+        ("t", "reader", "HTTP/1.1 403 "),
+        ("f", "jane", "HTTP/1.1 403 "),
+    ] {
+        let lines = format!("Proxy-Authorization: Bearer {token}\r\nImpersonate-User: {user}\r\n");
+        let mut client = send(&bed, "s.default.svc:80", &lines).await?;
+        let head = read_until(&mut client, "\r\n\r\n").await?;
+        ensure!(head.starts_with(expected), "{token} {user}: {head}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn next_endpoint_gets_connection_that_one_refuses() -> Result<()> {
+    let bed = TestBed::new().await?;
+    for _ in 0..6 {
+        let credentials = "Proxy-Authorization: Bearer t\r\n";
+        let mut client = send(&bed, "several.default.svc:27017", credentials).await?;
+        let head = read_until(&mut client, "\r\n\r\n").await?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let (mut backend, _) = bed.backend.accept().await?;
+        backend.write_all(b"hello").await?;
+        read_until(&mut client, "hello").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn revoked_right_ends_open_tunnel() -> Result<()> {
+    let bed = TestBed::with_sections(
+        "authentication: {tokenReview: {cacheTTL: 1s}}\nauthorization: {allowedCacheTTL: 1s}",
+    )
+    .await?;
+    let mut client = send(
+        &bed,
+        "s.default.svc:80",
+        "Proxy-Authorization: Bearer f\r\n",
+    )
+    .await?;
+    read_until(&mut client, "\r\n\r\n").await?;
+    let (mut backend, _) = bed.backend.accept().await?;
+    let file = bed.folder.path().join("manifests/all.yaml");
+    let manifests = std::fs::read_to_string(&file)?;
+    let revoked = manifests.replace("resourceNames: [s]", "resourceNames: [other]");
+    ensure!(revoked != manifests);
+    std::fs::write(&file, revoked)?;
+    read_all(&mut client).await;
+    read_all(&mut backend).await;
+    let metrics = bed.bastion.metrics().await?;
+    let closed = metrics
+        .lines()
+        .find(|line| line.contains(r#"tunnels_closed_total{reason="permit_revoked"}"#));
+    ensure!(
+        closed.is_some_and(|line| line.ends_with(" 1")),
+        "{closed:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn limits_tunnels_of_a_user() -> Result<()> {
+    let bed = TestBed::with_sections("tunnels: {maxPerCaller: 2}").await?;
+    let open = async || -> Result<(String, TlsStream<TcpStream>)> {
+        let credentials = "Proxy-Authorization: Bearer t\r\n";
+        let mut client = send(&bed, "s.default.svc:80", credentials).await?;
+        Ok((read_until(&mut client, "\r\n\r\n").await?, client))
+    };
+    let (_, _first) = open().await?;
+    let (head, second) = open().await?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let (head, _) = open().await?;
+    ensure!(
+        head.starts_with("HTTP/1.1 429 ") && head.contains("error=connection_limit_reached"),
+        "{head}"
+    );
+    // Other users have limits of their own.
+    let mut other = send(
+        &bed,
+        "s.default.svc:80",
+        "Proxy-Authorization: Bearer f\r\n",
+    )
+    .await?;
+    let head = read_until(&mut other, "\r\n\r\n").await?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    drop(second);
+    eventually("a tunnel for the one that ended", async || {
+        Ok(open().await?.0.starts_with("HTTP/1.1 200 "))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn turned_off_by_configuration() -> Result<()> {
+    let bed = TestBed::with_sections("tunnels: {enabled: false}").await?;
+    let response = refused(&bed, "s.default.svc:80").await?;
+    ensure!(response.starts_with("HTTP/1.1 405 "), "{response}");
+    Ok(())
+}
