@@ -151,7 +151,11 @@ fn tunnel_status(error: &TunnelError) -> Status {
         | TunnelError::UnknownAddress(_)
         | TunnelError::Resolve(
             TunnelResolveError::AddressNotAllowed | TunnelResolveError::HostNetwork { .. },
-        ) => Status::forbidden("", "", "", message),
+        ) => Status {
+            // No object is named.
+            details: None,
+            ..Status::forbidden("", "", "", message)
+        },
         TunnelError::TooMany => {
             Status::too_many_requests(message).with_retry_after(REVIEW_RETRY_AFTER_SECONDS)
         }

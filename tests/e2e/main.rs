@@ -30,6 +30,7 @@ mod pass_through;
 #[path = "../support/mod.rs"]
 mod support;
 mod targets;
+mod tunnels;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -153,6 +154,8 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         apps::streamlit_reruns_its_page_opened,
         apps::rabbitmq_management_creates_a_queue_opened,
         apps::prometheus_answers_a_query,
+        tunnels::curl_reaches_services_and_pods_by_connect,
+        tunnels::node_opens_tunnels_over_http2,
         desk::kubectl_reaches_containers_through_the_kubelet,
         desk::open_shows_sites_through_the_bastion_and_the_api_server,
         pass_through::kubectl_uses_the_bastion_as_its_server,

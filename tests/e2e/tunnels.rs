@@ -1,0 +1,125 @@
+//! Tunnels to services and pods, with the clients in use.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use serde_json::json;
+
+use crate::fixture::{Fixture, SHOP};
+use crate::packages;
+use crate::support::program::{Program, find_program};
+
+/// Returns the token of an account that may open tunnels to all services and pods.
+async fn account(fixture: &Fixture, name: &str) -> Result<String> {
+    let token = fixture.account(name).await?;
+    let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": SHOP});
+    let role = format!("{name}-tunnels");
+    fixture
+        .objects
+        .allow(&role, subject, &["pods/portforward"], &["create"])
+        .await?;
+    Ok(token)
+}
+
+/// Runs curl with the bastion as its proxy. Returns its output and error.
+async fn curl(fixture: &Fixture, token: &str, arguments: &[&str]) -> Result<String> {
+    let curl = find_program(&["curl"], "on Debian, apt-get install curl")?;
+    let proxy = format!("https://{}", fixture.bastion.secure);
+    let user = format!("any:{token}");
+    let mut command = Command::new(curl);
+    command
+        .args(["--silent", "--show-error", "--max-time", "25"])
+        .args(["--proxy", &proxy, "--proxy-user", &user, "--proxy-cacert"])
+        .arg(&fixture.cluster.ca.file)
+        .args(arguments);
+    let mut curl = Program::start(&mut command)?;
+    let _ = curl.finish().await;
+    Ok(curl.output().join("\n"))
+}
+
+/// Names and addresses of the service and a pod of it.
+async fn authorities(fixture: &Fixture) -> Result<Vec<String>> {
+    let services = Api::<Service>::namespaced(fixture.cluster.client.clone(), SHOP);
+    let address = services.get("web").await?.spec;
+    let address = address.and_then(|spec| spec.cluster_ip);
+    let address = address.context("the API server assigns an address")?;
+    let pod = fixture.namespace.address(11);
+    Ok(vec![
+        format!("web.{SHOP}.svc:80"),
+        format!("web.{SHOP}.svc.cluster.local:80"),
+        format!("{address}:80"),
+        format!("web-1.{SHOP}.pod:8080"),
+        format!("{}.{SHOP}.pod:8080", pod.to_string().replace('.', "-")),
+        format!("{pod}:8080"),
+    ])
+}
+
+pub async fn curl_reaches_services_and_pods_by_connect(fixture: &mut Fixture) -> Result<()> {
+    let token = account(fixture, "curling").await?;
+    for authority in authorities(fixture).await? {
+        let url = format!("http://{authority}/name");
+        let output = curl(fixture, &token, &["--proxytunnel", &url]).await?;
+        ensure!(output.starts_with("web-"), "{authority}: {output}");
+    }
+    // CONNECT without an option for an https:// URL, with the TLS of the endpoint.
+    let url = format!("https://safe.{SHOP}.svc/name");
+    let output = curl(fixture, &token, &["--insecure", &url]).await?;
+    ensure!(output == "safe-1", "{output}");
+    // The form without a tunnel for an http:// URL.
+    let output = curl(fixture, &token, &[&format!("http://web.{SHOP}.svc/name")]).await?;
+    ensure!(output.starts_with("web-"), "{output}");
+
+    // Each connection goes to the next endpoint.
+    let mut names = BTreeMap::<String, u32>::new();
+    for _ in 0..9 {
+        let url = format!("http://web.{SHOP}.svc/name");
+        let name = curl(fixture, &token, &["--proxytunnel", &url]).await?;
+        *names.entry(name).or_default() += 1;
+    }
+    ensure!(names.into_values().collect::<Vec<_>>() == [3, 3, 3]);
+
+    for (token, url, code) in [
+        (&*token, "https://example.com/", 403),
+        (&token, "https://nobody.shop.svc/", 404),
+        (&token, "https://web.shop.svc:1234/", 404),
+        (&token, "https://empty.shop.svc:80/", 503),
+        (&token, "https://web-1.shop.pod:9/", 502),
+        ("wrong", "https://web.shop.svc:80/", 407),
+        (&fixture.token, "https://web.shop.svc:80/", 403),
+    ] {
+        let output = curl(fixture, token, &[url]).await?;
+        let expected = format!("response {code}");
+        ensure!(output.contains(&expected), "{url}: {output}");
+    }
+    Ok(())
+}
+
+pub async fn node_opens_tunnels_over_http2(fixture: &mut Fixture) -> Result<()> {
+    let token = account(fixture, "node-tunnels").await?;
+    let mut asked = authorities(fixture).await?;
+    asked.push(format!("nobody.{SHOP}.svc:80"));
+    asked.push("example.com:443".into());
+    let program = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/clients/node/connect.mjs"
+    );
+    let mut command = Command::new(packages::node()?);
+    command
+        .arg(program)
+        .arg(format!("https://{}", fixture.bastion.secure))
+        .arg(&fixture.cluster.ca.file)
+        .args([&*token, "/name"])
+        .args(&asked);
+    let mut node = Program::start(&mut command)?;
+    node.finish().await?;
+    let output = node.output();
+    ensure!(output.len() == asked.len(), "{output:?}");
+    let expected = ["200 web-"; 6].into_iter().chain(["404 ", "403 "]);
+    for ((authority, line), expected) in asked.iter().zip(&output).zip(expected) {
+        ensure!(line.starts_with(expected), "{authority}: {line}");
+    }
+    Ok(())
+}
