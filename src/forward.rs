@@ -41,7 +41,7 @@ pub use pool::{Pool, STALL_CHECK_INTERVAL};
 pub use request::{BodyError, TrailerFilter};
 pub use response::{UpstreamBody, UpstreamError};
 pub use retry::{RetryPolicy, RetrySafety};
-pub use tunnel::{Tunnel, TunnelError};
+pub use tunnel::Tunnel;
 pub use upgrade::{Upgrade, UpgradeOutcome, new_websocket_key, websocket_accept};
 pub use uri::InvalidRequestUri;
 

@@ -28,6 +28,7 @@ use http::{HeaderName, HeaderValue};
 pub use authority::is_authority;
 pub use byte_check::all_bytes;
 pub use cgi::cgi_starts_with;
+pub use clock::Clock;
 pub use executor::LocalExecutor;
 pub use forwarded::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Forwarded};
 pub use handler::{Handler, Interim, Reply};

@@ -43,6 +43,7 @@ pub mod resolve;
 pub mod balance;
 pub mod forward;
 pub mod rewrite;
+pub mod tunnel;
 
 // Cluster state.
 pub mod cluster;

@@ -166,6 +166,12 @@ impl Stream {
             .is_some_and(|ready| ready.is_write_closed() || ready.is_error())
     }
 
+    /// Returns true if the peer has reset the connection or TCP has given it up. False if both sides
+    /// have closed it in order, for which [`Self::is_reset`] is true.
+    pub fn has_failed(&self) -> bool {
+        self.readiness().is_some_and(Ready::is_error)
+    }
+
     fn readiness(&self) -> Option<Ready> {
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::ERROR;
         match self {

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::Stream;
 use super::h2::UpgradedStream;
@@ -23,6 +24,68 @@ pub enum Upgraded {
 pub struct UpgradedConnection {
     pub stream: Stream,
     pub input: Bytes,
+}
+
+impl Upgraded {
+    /// Wraps a TCP connection that was never HTTP.
+    pub fn from_tcp(stream: TcpStream) -> Self {
+        Self::Http1(UpgradedConnection {
+            stream: Stream::Plain(stream),
+            input: Bytes::new(),
+        })
+    }
+
+    /// Returns the next bytes without a copy. `None` in `Ready` is the end. Returns `None` if the
+    /// bytes must be read into a buffer. The caller passes their number to [`Self::release`] once
+    /// it has processed them.
+    pub fn poll_chunk(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Option<Poll<io::Result<Option<Bytes>>>> {
+        match self {
+            Self::Http1(connection) if connection.input.is_empty() => None,
+            Self::Http1(connection) => {
+                let input = std::mem::take(&mut connection.input);
+                Some(Poll::Ready(Ok(Some(input))))
+            }
+            Self::Http2(stream) => Some(stream.poll_chunk(context)),
+        }
+    }
+
+    /// Lets the peer send `length` more bytes.
+    pub fn release(&mut self, length: usize) {
+        match self {
+            Self::Http1(_) => {}
+            Self::Http2(stream) => stream.release(length),
+        }
+    }
+
+    /// Makes the end of the stream a reset, so that the peer does not take it for a complete one:
+    /// RST of TCP, or `RST_STREAM` with `CONNECT_ERROR` (RFC 9113 section 8.5).
+    pub fn abort(&mut self) {
+        match self {
+            Self::Http1(connection) => connection.stream.reset_on_close(),
+            Self::Http2(stream) => stream.abort(),
+        }
+    }
+
+    /// Ready once the peer has reset a stream of HTTP/2, also while it is not read. Connections
+    /// report a reset by [`Self::has_failed`] only.
+    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Http1(_) => Poll::Pending,
+            Self::Http2(stream) => stream.poll_reset(context),
+        }
+    }
+
+    /// Returns true if the peer has reset a connection, or TCP has given it up, also while it is not
+    /// read.
+    pub fn has_failed(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.stream.has_failed(),
+            Self::Http2(_) => false,
+        }
+    }
 }
 
 impl AsyncRead for UpgradedConnection {

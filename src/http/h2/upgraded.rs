@@ -5,13 +5,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use h2::{RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::heads::OpenStream;
 
-/// Maximum number of bytes of one DATA frame. `copy_bidirectional` writes less at once.
-const MAX_WRITE: usize = 16 * 1024;
+/// Maximum number of bytes of one write.
+const MAX_WRITE: usize = 64 * 1024;
 
 /// Stream of an extended CONNECT.
 #[derive(Debug)]
@@ -34,6 +34,41 @@ impl UpgradedStream {
             _open: open,
         }
     }
+
+    /// Returns the next bytes. `None` is the end.
+    pub(crate) fn poll_chunk(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<Option<Bytes>>> {
+        if !self.input.is_empty() {
+            return Poll::Ready(Ok(Some(std::mem::take(&mut self.input))));
+        }
+        loop {
+            let chunk = match ready!(self.receive.poll_data(context)) {
+                None => None,
+                // An empty frame without END_STREAM.
+                Some(Ok(data)) if data.is_empty() => continue,
+                Some(data) => Some(data.map_err(io::Error::other)?),
+            };
+            return Poll::Ready(Ok(chunk));
+        }
+    }
+
+    /// Returns `length` bytes to the flow-control window.
+    pub(crate) fn release(&mut self, length: usize) {
+        // Fails only if the stream has been reset.
+        let _ = self.receive.flow_control().release_capacity(length);
+    }
+
+    /// Resets the stream.
+    pub(crate) fn abort(&mut self) {
+        self.send.send_reset(Reason::CONNECT_ERROR);
+    }
+
+    /// Ready once the peer has reset the stream or its connection has failed.
+    pub(crate) fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.send.poll_reset(context).map(|_| ())
+    }
 }
 
 impl AsyncRead for UpgradedStream {
@@ -43,18 +78,16 @@ impl AsyncRead for UpgradedStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        while this.input.is_empty() {
-            match ready!(this.receive.poll_data(context)) {
+        if this.input.is_empty() {
+            match ready!(this.poll_chunk(context))? {
                 None => return Poll::Ready(Ok(())),
-                Some(Ok(data)) => this.input = data,
-                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                Some(data) => this.input = data,
             }
         }
         let length = this.input.len().min(buffer.remaining());
         buffer.put_slice(&this.input[..length]);
         this.input.advance(length);
-        // Fails only if the stream has been reset.
-        let _ = this.receive.flow_control().release_capacity(length);
+        this.release(length);
         Poll::Ready(Ok(()))
     }
 }

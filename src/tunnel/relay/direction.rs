@@ -1,0 +1,215 @@
+//! One direction of a relay.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::http::Upgraded;
+
+/// Range of the number of bytes of one read. Large reads cost fewer system calls, but a receiver
+/// that does not take them holds as much memory.
+const MIN_READ: usize = 16 * 1024;
+const MAX_READ: usize = 128 * 1024;
+/// Number of reads after which the task lets others run.
+const MAX_STEPS: usize = 32;
+
+thread_local! {
+    /// Read buffer of all relays of a thread. A relay keeps only the bytes that its receiver has
+    /// not taken, so an idle one has no buffer.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_READ]);
+}
+
+/// Bytes from one side to the other.
+#[derive(Debug)]
+pub(super) struct Direction {
+    /// Bytes that were read, and that the receiver has not taken.
+    pending: Bytes,
+    /// Number of bytes to read next.
+    size: usize,
+    state: State,
+    /// Bytes were written since the receiver was flushed.
+    is_unflushed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// The sender has ended, and the receiver has not been told yet.
+    Ended,
+    Closed,
+}
+
+/// Failure of a direction.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The sender failed.
+    Read(io::Error),
+    /// The receiver failed.
+    Write(io::Error),
+}
+
+impl Default for Direction {
+    fn default() -> Self {
+        Self {
+            pending: Bytes::new(),
+            size: MIN_READ,
+            state: State::Open,
+            is_unflushed: false,
+        }
+    }
+}
+
+impl Direction {
+    /// Returns true if the sender is read, which reports its failures.
+    pub fn is_reading(&self) -> bool {
+        self.state == State::Open && self.pending.is_empty()
+    }
+
+    /// Returns true if the receiver took everything that the sender had sent until its end.
+    pub fn is_delivered(&self) -> bool {
+        self.state != State::Open && self.pending.is_empty()
+    }
+
+    /// Passes bytes on, and then the end. `count` is increased by the bytes that are read.
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut Upgraded,
+        to: &mut Upgraded,
+        count: &Cell<u64>,
+    ) -> Poll<Result<(), Failure>> {
+        for _ in 0..MAX_STEPS {
+            ready!(self.poll_write_pending(context, from, to))?;
+            match self.state {
+                State::Open => {
+                    if self.poll_read(context, from, to, count)?.is_pending() {
+                        if self.pending.is_empty() {
+                            self.poll_flush(context, to)?;
+                        }
+                        return Poll::Pending;
+                    }
+                }
+                State::Ended => {
+                    // Closed even if this fails: there is no second shutdown.
+                    let shut = ready!(Pin::new(to).poll_shutdown(context));
+                    self.state = State::Closed;
+                    return Poll::Ready(shut.map_err(Failure::Write));
+                }
+                State::Closed => return Poll::Ready(Ok(())),
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_write_pending(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut Upgraded,
+        to: &mut Upgraded,
+    ) -> Poll<Result<(), Failure>> {
+        while !self.pending.is_empty() {
+            let written = ready!(Pin::new(&mut *to).poll_write(context, &self.pending));
+            let written = written.and_then(not_zero).map_err(Failure::Write)?;
+            self.is_unflushed = true;
+            self.pending.advance(written);
+            from.release(written);
+        }
+        // Releases the memory, too.
+        self.pending = Bytes::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once, and writes as much as the receiver takes.
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut Upgraded,
+        to: &mut Upgraded,
+        count: &Cell<u64>,
+    ) -> Result<Poll<()>, Failure> {
+        match from.poll_chunk(context) {
+            // The sender has no bytes in memory, or is a stream of bytes.
+            None => {}
+            Some(Poll::Pending) => return Ok(Poll::Pending),
+            Some(Poll::Ready(chunk)) => {
+                match chunk.map_err(Failure::Read)? {
+                    Some(chunk) => {
+                        count.set(count.get() + chunk.len() as u64);
+                        self.pending = chunk;
+                    }
+                    None => self.state = State::Ended,
+                }
+                return Ok(Poll::Ready(()));
+            }
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(&mut buffer[..self.size]);
+            let polled = Pin::new(from).poll_read(context, &mut read);
+            if polled.map_err(Failure::Read)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+            let bytes = read.filled();
+            count.set(count.get() + bytes.len() as u64);
+            if bytes.is_empty() {
+                self.state = State::Ended;
+            } else {
+                self.write(context, to, bytes)?;
+            }
+            Ok(Poll::Ready(()))
+        })
+    }
+
+    /// Writes bytes, and keeps a copy of the rest if the receiver is slow.
+    fn write(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &mut Upgraded,
+        bytes: &[u8],
+    ) -> Result<(), Failure> {
+        self.is_unflushed = true;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match Pin::new(&mut *to).poll_write(context, rest) {
+                Poll::Ready(written) => {
+                    let written = written.and_then(not_zero).map_err(Failure::Write)?;
+                    rest = &rest[written..];
+                }
+                Poll::Pending => {
+                    self.pending = Bytes::copy_from_slice(rest);
+                    self.size = (self.size / 2).max(MIN_READ);
+                    return Ok(());
+                }
+            }
+        }
+        if bytes.len() == self.size {
+            self.size = (self.size * 2).min(MAX_READ);
+        } else if bytes.len() < self.size / 4 {
+            self.size = (self.size / 2).max(MIN_READ);
+        }
+        Ok(())
+    }
+
+    /// Flushes the receiver: TLS may hold records that the socket did not take.
+    fn poll_flush(&mut self, context: &mut Context<'_>, to: &mut Upgraded) -> Result<(), Failure> {
+        if self.is_unflushed {
+            let flushed = Pin::new(to).poll_flush(context);
+            if flushed.map_err(Failure::Write)?.is_ready() {
+                self.is_unflushed = false;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn not_zero(written: usize) -> io::Result<usize> {
+    if written == 0 {
+        Err(io::ErrorKind::WriteZero.into())
+    } else {
+        Ok(written)
+    }
+}

@@ -1,0 +1,197 @@
+use std::cell::Cell;
+use std::io::ErrorKind;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+/// Number of bytes that no pair of socket buffers holds.
+const LARGE: usize = 64 << 20;
+
+/// Result of a relay, and the bytes that it counted.
+type Ended = (Result<(), TunnelError>, u64, u64);
+
+/// Relays between the two streams of the scenario.
+async fn relay<S, F>(scenario: S) -> (Ended, F::Output)
+where
+    S: FnOnce(TcpStream, TcpStream) -> F,
+    F: Future,
+{
+    let ((client, near), (endpoint, far)) = (pair().await, pair().await);
+    let relay = Relay::new(Upgraded::from_tcp(near), Upgraded::from_tcp(far));
+    let (received, sent) = (Cell::new(0), Cell::new(0));
+    let (ended, output) = tokio::join!(relay.run(&received, &sent), scenario(client, endpoint));
+    ((ended, received.get(), sent.get()), output)
+}
+
+/// Opens a TCP connection and returns both of its ends.
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+/// Closes a connection with RST.
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(stream);
+}
+
+async fn read_all(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    bytes
+}
+
+/// Reads until the connection fails, and returns the failure.
+async fn read_failure(stream: &mut TcpStream) -> ErrorKind {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap_err().kind()
+}
+
+#[tokio::test]
+async fn half_closed_client_receives_the_answer() {
+    let (ended, answer) = relay(|mut client, mut endpoint| async move {
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut endpoint).await, b"question");
+        endpoint.write_all(b"answer").await.unwrap();
+        drop(endpoint);
+        read_all(&mut client).await
+    })
+    .await;
+    assert_eq!(answer, b"answer");
+    assert!(matches!(ended, (Ok(()), 8, 6)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn half_closed_endpoint_receives_the_rest() {
+    let (ended, rest) = relay(|mut client, mut endpoint| async move {
+        endpoint.write_all(b"hello").await.unwrap();
+        endpoint.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await, b"hello");
+        client.write_all(b"the rest").await.unwrap();
+        drop(client);
+        read_all(&mut endpoint).await
+    })
+    .await;
+    assert_eq!(rest, b"the rest");
+    assert!(matches!(ended, (Ok(()), 8, 5)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn reset_of_either_side_resets_the_other() {
+    let (ended, failure) = relay(|client, mut endpoint| async move {
+        reset(client);
+        read_failure(&mut endpoint).await
+    })
+    .await;
+    assert_eq!(failure, ErrorKind::ConnectionReset);
+    assert!(matches!(ended.0, Err(TunnelError::Client(_))), "{ended:?}");
+
+    let (ended, failure) = relay(|mut client, endpoint| async move {
+        reset(endpoint);
+        read_failure(&mut client).await
+    })
+    .await;
+    assert_eq!(failure, ErrorKind::ConnectionReset);
+    assert!(
+        matches!(ended.0, Err(TunnelError::Endpoint(_))),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
+async fn reset_of_half_closed_side_resets_the_other() {
+    let (ended, ready) = relay(|mut client, mut endpoint| async move {
+        client.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut endpoint).await, b"");
+        reset(client);
+        // Reads return the end of the half-closed connection, whatever follows.
+        endpoint.ready(Interest::ERROR).await.unwrap()
+    })
+    .await;
+    assert!(ready.is_error());
+    assert!(matches!(ended.0, Err(TunnelError::Client(_))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn reset_passes_a_side_that_does_not_read() {
+    let (ended, failure) = relay(|mut client, mut endpoint| async move {
+        let block = vec![0; 1 << 20];
+        let filling = async {
+            loop {
+                client.write_all(&block).await.unwrap();
+            }
+        };
+        // Nothing reads, so that the relay must stop reading, too.
+        let filled = tokio::time::timeout(Duration::from_secs(2), filling).await;
+        assert!(filled.is_err());
+        reset(client);
+        read_failure(&mut endpoint).await
+    })
+    .await;
+    assert_eq!(failure, ErrorKind::ConnectionReset);
+    assert!(matches!(ended.0, Err(TunnelError::Client(_))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn dropped_relay_resets_both_sides() {
+    let ((mut client, near), (mut endpoint, far)) = (pair().await, pair().await);
+    let relay = Relay::new(Upgraded::from_tcp(near), Upgraded::from_tcp(far));
+    let (received, sent) = (Cell::new(0), Cell::new(0));
+    let passed = async {
+        client.write_all(b"x").await.unwrap();
+        endpoint.read_u8().await.unwrap()
+    };
+    tokio::select! {
+        ended = relay.run(&received, &sent) => panic!("{ended:?}"),
+        byte = passed => assert_eq!(byte, b'x'),
+    }
+    assert_eq!(read_failure(&mut client).await, ErrorKind::ConnectionReset);
+    assert_eq!(
+        read_failure(&mut endpoint).await,
+        ErrorKind::ConnectionReset
+    );
+}
+
+#[tokio::test]
+async fn passes_large_transfers_in_both_directions() {
+    let pattern = |seed: usize| {
+        let block: Vec<u8> = (0..LARGE).map(|i| ((i >> 8) ^ i ^ seed) as u8).collect();
+        block
+    };
+    let (ended, (at_client, at_endpoint)) = relay(|client, endpoint| async move {
+        let exchange = |stream: TcpStream, bytes: Vec<u8>| async move {
+            let (mut read, mut write) = stream.into_split();
+            let mut received = Vec::new();
+            let sending = async {
+                write.write_all(&bytes).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            let (read, ()) = tokio::join!(read.read_to_end(&mut received), sending);
+            read.unwrap();
+            received
+        };
+        tokio::join!(exchange(client, pattern(1)), exchange(endpoint, pattern(2)))
+    })
+    .await;
+    assert!(at_client == pattern(2) && at_endpoint == pattern(1));
+    let length = LARGE as u64;
+    assert!(matches!(ended, (Ok(()), received, sent) if received == length && sent == length));
+}
+
+/// The future of a relay stays in memory while its tunnel is idle.
+#[tokio::test]
+async fn idle_relay_is_small() {
+    let ((_client, near), (_endpoint, far)) = (pair().await, pair().await);
+    let relay = Relay::new(Upgraded::from_tcp(near), Upgraded::from_tcp(far));
+    let (received, sent) = (Cell::new(0), Cell::new(0));
+    let size = size_of_val(&relay.run(&received, &sent));
+    assert!(size <= 768, "{size} bytes");
+}
