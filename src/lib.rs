@@ -34,6 +34,7 @@ pub mod desk;
 
 // Request path.
 pub mod listen;
+pub mod loadbalancer;
 pub mod proxy;
 
 pub mod authenticate;

@@ -1,0 +1,70 @@
+//! Contract between the controller, which decides on listeners, and the data path, which serves
+//! them.
+//!
+//! The controller publishes [`Listeners`] in a `tokio::sync::watch`. The data path publishes the
+//! [`BindFailures`] of it in another one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::Networks;
+
+/// Transport protocol of a listener.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// Local address of a listener. A number may be in use for TCP and UDP at the same time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ListenerKey {
+    /// Bind address. May be the unspecified address of its family.
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// Listener for one port of a Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ListenerSpec {
+    pub namespace: Arc<str>,
+    pub service: Arc<str>,
+    /// Number of the port in the Service.
+    pub service_port: u16,
+    /// Networks of the clients that are served, of both families. `None`: every client.
+    pub source_ranges: Option<Networks>,
+    /// Dials only endpoints on this node (`externalTrafficPolicy: Local`).
+    pub local_only: bool,
+    /// Idle time for which a client address keeps its endpoint (`sessionAffinity: ClientIP`).
+    pub client_affinity: Option<Duration>,
+    /// Sends a header of the PROXY protocol, version 2, to endpoints.
+    pub proxy_protocol: bool,
+}
+
+/// Listeners that the data path must serve, and no others.
+pub type Listeners = BTreeMap<ListenerKey, Arc<ListenerSpec>>;
+
+/// Listeners that could not be bound, with the reason.
+pub type BindFailures = BTreeMap<ListenerKey, String>;
+
+impl fmt::Display for Protocol {
+    /// Formats the protocol as the Kubernetes API spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+impl fmt::Display for ListenerKey {
+    /// Formats the key as `192.0.2.1:80/TCP`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let socket = SocketAddr::new(self.address, self.port);
+        write!(f, "{socket}/{}", self.protocol)
+    }
+}
