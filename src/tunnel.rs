@@ -1,5 +1,6 @@
 //! Bytes and datagrams between a client and an endpoint.
 
+pub mod capsule;
 mod error;
 mod relay;
 
