@@ -38,7 +38,7 @@ pub use hop::{is_hop_by_hop, remove_hop_by_hop, rules_origin, speaks_for_origin}
 pub use observed::{ObservedStream, ReadObserver};
 pub use paced::PacedBody;
 pub use request::{ReceiveError, Request, RequestBody, RequestHead, without_forbidden_trailers};
-pub use stream::{Stream, Transport};
+pub use stream::{ReadSize, Stream, Transport};
 pub use target::{InvalidTarget, RequestTarget};
 pub use upgraded::{Upgraded, UpgradedConnection};
 

@@ -2,14 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::Stream;
 use super::h2::UpgradedStream;
+use super::{ReadSize, Stream};
 
 /// Connection of HTTP/1.1 or stream of HTTP/2 that switched to another protocol.
 #[derive(Debug)]
@@ -57,6 +57,26 @@ impl Upgraded {
         match self {
             Self::Http1(_) => {}
             Self::Http2(stream) => stream.release(length),
+        }
+    }
+
+    /// Reads bytes and appends them to `input`. `Ok(0)` is the end of the stream.
+    pub fn poll_fill(
+        &mut self,
+        context: &mut Context<'_>,
+        input: &mut BytesMut,
+        size: &mut ReadSize,
+    ) -> Poll<io::Result<usize>> {
+        if let Some(chunk) = self.poll_chunk(context) {
+            let chunk = ready!(chunk)?.unwrap_or_default();
+            input.extend_from_slice(&chunk);
+            self.release(chunk.len());
+            return Poll::Ready(Ok(chunk.len()));
+        }
+        match self {
+            Self::Http1(connection) => connection.stream.poll_fill(context, input, size),
+            // Its bytes arrive in chunks only.
+            Self::Http2(_) => Poll::Ready(Ok(0)),
         }
     }
 
