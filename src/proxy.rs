@@ -26,12 +26,12 @@ pub use pass_through::{PassThrough, ProvenTokens, UnprovenRequests};
 pub use tunnel::TunnelPolicy;
 
 use audit_id::{audit_id, new_audit_id};
-use connect::TunnelError;
+use connect::ConnectError;
 use error::ProxyError;
 use forward_proxy::Unrewritten;
 use pass_through::PassThroughError;
 use respond::AcceptPreference;
-use tunnel::{Grant, Subject};
+use tunnel::{Carrier, Grant, Subject};
 
 use crate::authenticate::{Authenticator, Caller, Peer};
 use crate::authorize::Authorizer;
@@ -81,7 +81,7 @@ enum Reply {
     /// authorized it.
     Upgrade(
         Response<()>,
-        Tunnel,
+        Carrier,
         oneshot::Sender<Upgraded>,
         Option<Box<Grant>>,
     ),
@@ -169,7 +169,7 @@ impl Proxy {
         // The headers that select the format are still there, unless `Connection` named them.
         let headers = &request.head.headers;
         let mut response = Box::pin(self.error_response(&error, &mut record, headers)).await;
-        if request.head.target.tunnel().is_some() {
+        if connect::asks_for_tunnel(&request.head.target) {
             respond::refuse_tunnel(&error, response.headers_mut());
         }
         reply(response, record, connection)
@@ -245,8 +245,8 @@ impl Proxy {
         if !ready.is_synced() {
             return Err(ProxyError::NotReady(ready.obstacle()));
         }
-        if request.head.target.tunnel().is_some() {
-            return Box::pin(self.connect(&mut request.head, peer, record)).await;
+        if connect::asks_for_tunnel(&request.head.target) {
+            return Box::pin(self.connect(request, peer, record)).await;
         }
         let forward_proxy =
             forward_proxy::is_forward_proxy(&request.head.target, &self.stages.cluster_domain)?;
@@ -398,7 +398,8 @@ impl Proxy {
                         guard,
                     };
                     let grant = Some(Box::new(grant));
-                    return Ok(Reply::Upgrade(response, tunnel, sender, grant));
+                    let carrier = Carrier::Streams(tunnel);
+                    return Ok(Reply::Upgrade(response, carrier, sender, grant));
                 }
                 UpgradeOutcome::Ignored(upstream) => (upstream, false),
                 UpgradeOutcome::Refused(upstream) => (upstream, true),
@@ -474,7 +475,7 @@ impl Proxy {
             error,
             ProxyError::Resolve(_)
                 | ProxyError::Forward(_)
-                | ProxyError::Tunnel(TunnelError::Resolve(_) | TunnelError::Dial(_))
+                | ProxyError::Connect(ConnectError::Resolve(_) | ConnectError::Dial(_))
         ) {
             return causes;
         }

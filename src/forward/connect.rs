@@ -1,4 +1,4 @@
-//! Connections for tunnels: TCP to an endpoint, without HTTP.
+//! Endpoints of tunnels, without HTTP.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -13,6 +13,19 @@ use crate::model::Endpoint;
 use crate::resolve::{Transport, TunnelRoute};
 
 impl Forwarder {
+    /// Selects the endpoint of a flow of datagrams, for which there is no connection to fail.
+    pub fn select_tunnel(
+        &self,
+        _permit: &TunnelPermit<'_>,
+        route: &TunnelRoute,
+        client: IpAddr,
+    ) -> Endpoint {
+        let candidates = &route.candidates;
+        let mut order = self.balance.select(candidates, Transport::Http, client);
+        let first = order.next();
+        first.expect("a route has an endpoint").clone()
+    }
+
     /// Connects to the endpoints in turn until one accepts, as often as the retry policy allows.
     /// `dialed` is set to each endpoint before it is tried.
     ///

@@ -64,6 +64,11 @@ impl Upgrade {
         self.protocols().contains_name(WEBSOCKET)
     }
 
+    /// Returns true if a protocol is offered.
+    pub fn offers(&self, protocol: &str) -> bool {
+        self.protocols().contains_name(protocol)
+    }
+
     /// Returns true if the endpoint may ignore the offer. A client of WebSocket or SPDY cannot use
     /// a plain response; other clients can (RFC 9110 section 7.8, CONFORMANCE C88).
     fn is_optional(&self) -> bool {

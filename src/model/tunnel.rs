@@ -38,6 +38,15 @@ pub enum TunnelHost {
     Address(IpAddr),
 }
 
+impl fmt::Display for TunnelHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Object(object) | Self::PodAddress { object, .. } => object.name.fmt(f),
+        }
+    }
+}
+
 /// Service or pod at the end of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelObject {

@@ -1,21 +1,32 @@
-//! CONNECT (RFC 9110 section 9.3.6, RFC 9113 section 8.5): tunnels to services and pods.
+//! Tunnels to services and pods: CONNECT (RFC 9110 section 9.3.6, RFC 9113 section 8.5), and
+//! CONNECT-UDP (RFC 9298) by an upgrade of HTTP/1.1 or an extended CONNECT of HTTP/2.
 
 use std::sync::Arc;
 
-use http::Response;
+use bytes::Bytes;
+use http::header::HeaderName;
+use http::{HeaderValue, Method, Response, StatusCode, Version, header};
+use percent_encoding::percent_decode_str;
 use tokio::sync::oneshot;
 
-use super::tunnel::{Grant, Subject};
+use super::tunnel::{Carrier, Grant, Subject};
 use super::{Proxy, ProxyError, Reply, forward_proxy};
 use crate::authenticate::{Caller, Peer};
 use crate::authorize::AuthorizationError;
 use crate::client_connection::Shares;
-use crate::forward::{DialError, Tunnel};
-use crate::http::{RequestHead, UpgradedConnection};
+use crate::forward::{DialError, Tunnel, Upgrade};
+use crate::http::{Request, RequestBody, RequestHead, RequestTarget, UpgradedConnection};
+use crate::model::Protocol;
 use crate::model::quote::GoQuoted;
 use crate::model::tunnel::{TunnelAddress, TunnelAddressError};
 use crate::resolve::TunnelResolveError;
 use crate::telemetry::Record;
+
+/// Path of CONNECT-UDP in front of host and port, the default of RFC 9298 section 2.
+const UDP_PREFIX: &str = "/.well-known/masque/udp/";
+const CONNECT_UDP: &str = "connect-udp";
+/// The stream has capsules (RFC 9297 section 3.4).
+const CAPSULE_PROTOCOL: HeaderName = HeaderName::from_static("capsule-protocol");
 
 /// Tunnels of the process.
 #[derive(Debug)]
@@ -26,9 +37,16 @@ pub struct Tunnels {
 
 /// Reason why a tunnel is not opened.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TunnelError {
+pub(super) enum ConnectError {
     #[error("CONNECT is turned off (tunnels.enabled)")]
     Disabled,
+    #[error(
+        "a request for {UDP_PREFIX} must have `Upgrade: connect-udp` and no content, or be an \
+         extended CONNECT of HTTP/2 with this protocol"
+    )]
+    NotConnectUdp,
+    #[error("the path must be {UDP_PREFIX}HOST/PORT/, percent-encoded")]
+    UdpPath,
     #[error(transparent)]
     Address(#[from] TunnelAddressError),
     /// Also for a caller without permission, who must not learn which object has the address.
@@ -53,22 +71,86 @@ fn last(errors: &[DialError]) -> String {
     errors.last().map(ToString::to_string).unwrap_or_default()
 }
 
+/// Returns true for CONNECT and for the path of CONNECT-UDP.
+pub(super) fn asks_for_tunnel(target: &RequestTarget) -> bool {
+    target.tunnel().is_some() || target.path().starts_with(UDP_PREFIX)
+}
+
+/// Parses host and port of a request.
+fn parse_address(request: &Request, cluster_domain: &str) -> Result<TunnelAddress, ConnectError> {
+    let target = &request.head.target;
+    if let Some(authority) = target.tunnel() {
+        return Ok(TunnelAddress::from_authority(authority, cluster_domain)?);
+    }
+    let is_connect_udp = match &request.protocol {
+        Some(protocol) => protocol.as_str() == CONNECT_UDP,
+        None => {
+            request.head.method == Method::GET
+                && Upgrade::from_request(&request.head, None)
+                    .is_some_and(|upgrade| upgrade.offers(CONNECT_UDP))
+        }
+    };
+    if !is_connect_udp || !matches!(request.body, RequestBody::Empty) {
+        return Err(ConnectError::NotConnectUdp);
+    }
+    let parts = target.path().strip_prefix(UDP_PREFIX).unwrap_or_default();
+    let parts = parts.strip_suffix('/').unwrap_or(parts);
+    let (host, port) = parts.split_once('/').ok_or(ConnectError::UdpPath)?;
+    let decode = |text| percent_decode_str(text).decode_utf8().ok();
+    let (Some(host), Some(port)) = (decode(host), decode(port)) else {
+        return Err(ConnectError::UdpPath);
+    };
+    if host.is_empty() {
+        return Err(ConnectError::UdpPath);
+    }
+    let parsed = TunnelAddress::parse(Protocol::Udp, &host, &port, cluster_domain);
+    Ok(parsed?)
+}
+
+/// Takes the credentials: CONNECT-UDP may have them in `Authorization`, as requests to the bastion
+/// itself.
+fn move_credentials(head: &mut RequestHead) {
+    let headers = &mut head.headers;
+    if head.target.tunnel().is_none()
+        && !headers.contains_key(header::PROXY_AUTHORIZATION)
+        && let Some(authorization) = headers.remove(header::AUTHORIZATION)
+    {
+        headers.insert(header::PROXY_AUTHORIZATION, authorization);
+    }
+}
+
+/// Returns the response to a request whose tunnel opens.
+fn accepted(head: &RequestHead) -> Response<()> {
+    let mut response = Response::new(());
+    if head.target.tunnel().is_none() {
+        let headers = response.headers_mut();
+        headers.insert(CAPSULE_PROTOCOL, HeaderValue::from_static("?1"));
+        if head.version == Version::HTTP_11 {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(header::UPGRADE, HeaderValue::from_static(CONNECT_UDP));
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        }
+    }
+    response
+}
+
 impl Proxy {
-    /// Opens a tunnel to an endpoint of the authority.
+    /// Opens a tunnel to an endpoint of the host.
     pub(super) async fn connect(
         &self,
-        head: &mut RequestHead,
+        request: &mut Request,
         peer: &Peer,
         record: &mut Record,
     ) -> Result<Reply, ProxyError> {
         let stages = &*self.stages;
-        let tunnels = stages.tunnels.as_ref().ok_or(TunnelError::Disabled)?;
+        let tunnels = stages.tunnels.as_ref().ok_or(ConnectError::Disabled)?;
+        move_credentials(&mut request.head);
         // Copied before authentication strips them: the tunnel is checked with the same credentials
         // for as long as it is open.
-        let credentials = stages.authenticator.credentials(&head.headers);
+        let credentials = stages.authenticator.credentials(&request.head.headers);
         let authenticated = stages
             .authenticator
-            .authenticate_tunnel(&mut head.headers, peer);
+            .authenticate_tunnel(&mut request.head.headers, peer);
         let Caller {
             identity,
             impersonates,
@@ -89,10 +171,9 @@ impl Proxy {
             }
         };
 
-        let authority = head.target.tunnel().unwrap_or_default();
-        let address = TunnelAddress::from_authority(authority, &stages.cluster_domain)
-            .map_err(TunnelError::from)?;
-        let unknown = || TunnelError::UnknownAddress(authority.to_owned());
+        let address = parse_address(request, &stages.cluster_domain)?;
+        let host = address.host.clone();
+        let unknown = || ConnectError::UnknownAddress(host.to_string());
         let target = stages.resolver.locate(address).ok_or_else(unknown)?;
         record.name_tunnel(&target.object, &target.port);
         let permit = stages
@@ -107,35 +188,113 @@ impl Proxy {
         let share = tunnels
             .callers
             .take(Arc::from(&*identity.user))
-            .ok_or(TunnelError::TooMany)?;
+            .ok_or(ConnectError::TooMany)?;
         let route = stages
             .resolver
             .resolve_tunnel(&permit, &target)
-            .map_err(TunnelError::from)?;
-        let (client, dialed) = (record.client, &mut record.endpoint);
-        let connected = self
-            .forwarder
-            .connect_tunnel(&permit, &route, client, dialed);
-        let stream = connected.await.map_err(TunnelError::Dial)?;
+            .map_err(ConnectError::from)?;
         let (sender, client) = oneshot::channel();
-        let tunnel = Tunnel {
-            client,
-            upstream: UpgradedConnection {
-                stream,
-                input: bytes::Bytes::new(),
-            },
-            guard: None,
+        let carrier = match target.protocol {
+            Protocol::Tcp => {
+                let (address, dialed) = (record.client, &mut record.endpoint);
+                let connected = self
+                    .forwarder
+                    .connect_tunnel(&permit, &route, address, dialed);
+                let stream = connected.await.map_err(ConnectError::Dial)?;
+                Carrier::Streams(Tunnel {
+                    client,
+                    upstream: UpgradedConnection {
+                        stream,
+                        input: Bytes::new(),
+                    },
+                    guard: None,
+                })
+            }
+            Protocol::Udp => {
+                let endpoint = self.forwarder.select_tunnel(&permit, &route, record.client);
+                record.endpoint = Some(endpoint.clone());
+                Carrier::Datagrams {
+                    client,
+                    endpoint: endpoint.address,
+                }
+            }
         };
         let grant = Grant {
             peer: peer.clone(),
             credentials,
             subject: Subject::Tunnel(target.object, share),
         };
+        let response = accepted(&request.head);
         Ok(Reply::Upgrade(
-            Response::new(()),
-            tunnel,
+            response,
+            carrier,
             sender,
             Some(Box::new(grant)),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::h1::FieldNames;
+
+    fn parse(path: &str) -> Result<TunnelAddress, ConnectError> {
+        let method = Method::CONNECT;
+        let request = Request {
+            head: RequestHead {
+                target: RequestTarget::parse(&method, path.as_bytes()).unwrap(),
+                method,
+                version: Version::HTTP_2,
+                headers: http::HeaderMap::new(),
+                names: FieldNames::default(),
+            },
+            body: RequestBody::Empty,
+            protocol: Some(h2::ext::Protocol::from_static(CONNECT_UDP)),
+        };
+        parse_address(&request, "cluster.local")
+    }
+
+    #[test]
+    fn path_of_connect_udp_has_host_and_port() {
+        let service = TunnelAddress::parse(Protocol::Udp, "dns.shop.svc", "53", "cluster.local");
+        for path in [
+            "dns.shop.svc/53/",
+            "dns.shop.svc/53",
+            "dns%2Eshop.svc/%353/",
+            "DNS.shop.svc/53/?x=y",
+        ] {
+            let parsed = parse(&[UDP_PREFIX, path].concat()).unwrap();
+            assert_eq!(Ok(parsed), service, "{path}");
+        }
+        for path in ["fd00%3A%3A7/53/", "fd00::7/53/"] {
+            let parsed = parse(&[UDP_PREFIX, path].concat()).unwrap();
+            assert_eq!(parsed.host.to_string(), "fd00::7");
+        }
+    }
+
+    #[test]
+    fn rejects_other_paths_below_that_of_connect_udp() {
+        for path in [
+            "",
+            "/",
+            "/0/",
+            "a",
+            "a/",
+            "/53/",
+            "a/53/x/",
+            "a.b.svc/0/",
+            "a.b.svc/x_y/",
+            "%ff/53/",
+        ] {
+            let error = parse(&[UDP_PREFIX, path].concat()).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    ConnectError::UdpPath | ConnectError::Address(TunnelAddressError::Port(_))
+                ),
+                "{path}: {error}"
+            );
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Reasons why requests are not proxied.
 
-use super::connect::TunnelError;
+use super::connect::ConnectError;
 use super::pass_through::PassThroughError;
 use crate::authenticate::{AuthenticationError, CredentialError};
 use crate::authorize::AuthorizationError;
@@ -54,7 +54,7 @@ pub(super) enum ProxyError {
     #[error(transparent)]
     PassThrough(#[from] PassThroughError),
     #[error(transparent)]
-    Tunnel(#[from] TunnelError),
+    Connect(#[from] ConnectError),
     #[error(transparent)]
     ApiServer(#[from] ApiError),
 }

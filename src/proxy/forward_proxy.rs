@@ -7,7 +7,7 @@
 use http::{HeaderMap, HeaderValue, Version, header};
 use tokio::sync::oneshot;
 
-use super::tunnel::Grant;
+use super::tunnel::{Carrier, Grant};
 use super::{Body, Proxy, ProxyError, Reply};
 use crate::authenticate::{AuthenticationError, Peer};
 use crate::authorize::Permit;
@@ -138,7 +138,7 @@ impl Proxy {
                         };
                         return Ok(Reply::Upgrade(
                             response,
-                            tunnel,
+                            Carrier::Streams(tunnel),
                             sender,
                             Some(Box::new(grant())),
                         ));

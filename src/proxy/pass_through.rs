@@ -14,6 +14,7 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use tokio::sync::oneshot;
 
+use super::tunnel::Carrier;
 use super::{AUDIT_ID, Body, Proxy, ProxyError, Reply};
 use crate::apiservers::{ApiServers, Credential, is_watch};
 use crate::authenticate::{Authenticator, DelegatedCaller, Peer};
@@ -172,7 +173,8 @@ impl Proxy {
                     guard,
                 };
                 // The API server ends the tunnel of a caller who has lost access, or not.
-                Ok(Reply::Upgrade(response, tunnel, sender, None))
+                let carrier = Carrier::Streams(tunnel);
+                Ok(Reply::Upgrade(response, carrier, sender, None))
             }
             UpgradeOutcome::Ignored(response) | UpgradeOutcome::Refused(response) => {
                 let mut response = sanitize(response)?;

@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::connect::TunnelError;
+use super::connect::ConnectError;
 use super::pass_through::UnprovenLimit;
 use super::{Body, PassThroughError, ProxyError};
 use crate::authenticate::{AuthenticationError, CredentialError};
@@ -104,12 +104,14 @@ fn proxy_status(error: &ProxyError) -> &'static str {
         ProxyError::Authenticate(AuthenticationError::Unauthenticated(_))
         | ProxyError::ProxyUnauthenticated(_)
         | ProxyError::Authorize(AuthorizationError::Forbidden(_)) => "http_request_denied",
-        ProxyError::Tunnel(error) => match error {
-            TunnelError::Disabled | TunnelError::UnknownAddress(_) => "http_request_denied",
-            TunnelError::Address(TunnelAddressError::Port(_)) => "http_request_error",
-            TunnelError::Address(TunnelAddressError::Outside(_)) => "destination_ip_prohibited",
-            TunnelError::TooMany => "connection_limit_reached",
-            TunnelError::Resolve(error) => match error {
+        ProxyError::Connect(error) => match error {
+            ConnectError::Disabled | ConnectError::UnknownAddress(_) => "http_request_denied",
+            ConnectError::Address(TunnelAddressError::Port(_))
+            | ConnectError::NotConnectUdp
+            | ConnectError::UdpPath => "http_request_error",
+            ConnectError::Address(TunnelAddressError::Outside(_)) => "destination_ip_prohibited",
+            ConnectError::TooMany => "connection_limit_reached",
+            ConnectError::Resolve(error) => match error {
                 TunnelResolveError::NotFound { .. }
                 | TunnelResolveError::NoPort { .. }
                 | TunnelResolveError::NoHostname { .. } => "destination_not_found",
@@ -120,7 +122,7 @@ fn proxy_status(error: &ProxyError) -> &'static str {
                 | TunnelResolveError::NoAddress { .. }
                 | TunnelResolveError::NoEndpoints { .. } => "destination_unavailable",
             },
-            TunnelError::Dial(errors) => match errors.last() {
+            ConnectError::Dial(errors) => match errors.last() {
                 Some(DialError::Timeout { .. }) => "connection_timeout",
                 Some(DialError::Connect { source, .. })
                     if source.kind() == std::io::ErrorKind::ConnectionRefused =>
@@ -136,7 +138,7 @@ fn proxy_status(error: &ProxyError) -> &'static str {
 }
 
 /// Maps the reason why a tunnel is not opened.
-fn tunnel_status(error: &TunnelError) -> Status {
+fn tunnel_status(error: &ConnectError) -> Status {
     let message = error.to_string();
     let with = |code| Status {
         code,
@@ -145,32 +147,34 @@ fn tunnel_status(error: &TunnelError) -> Status {
         details: None,
     };
     match error {
-        TunnelError::Disabled => Status::method_not_allowed(),
-        TunnelError::Address(TunnelAddressError::Port(_)) => Status::bad_request(message),
-        TunnelError::Address(TunnelAddressError::Outside(_))
-        | TunnelError::UnknownAddress(_)
-        | TunnelError::Resolve(
+        ConnectError::Disabled => Status::method_not_allowed(),
+        ConnectError::Address(TunnelAddressError::Port(_))
+        | ConnectError::NotConnectUdp
+        | ConnectError::UdpPath => Status::bad_request(message),
+        ConnectError::Address(TunnelAddressError::Outside(_))
+        | ConnectError::UnknownAddress(_)
+        | ConnectError::Resolve(
             TunnelResolveError::AddressNotAllowed | TunnelResolveError::HostNetwork { .. },
         ) => Status {
             // No object is named.
             details: None,
             ..Status::forbidden("", "", "", message)
         },
-        TunnelError::TooMany => {
+        ConnectError::TooMany => {
             Status::too_many_requests(message).with_retry_after(REVIEW_RETRY_AFTER_SECONDS)
         }
-        TunnelError::Resolve(TunnelResolveError::NotFound { resource, name }) => {
+        ConnectError::Resolve(TunnelResolveError::NotFound { resource, name }) => {
             Status::object_not_found(*resource, name)
         }
-        TunnelError::Resolve(
+        ConnectError::Resolve(
             TunnelResolveError::NoPort { .. } | TunnelResolveError::NoHostname { .. },
         ) => with(StatusCode::NOT_FOUND),
-        TunnelError::Resolve(
+        ConnectError::Resolve(
             TunnelResolveError::PodEnded { .. }
             | TunnelResolveError::NoAddress { .. }
             | TunnelResolveError::NoEndpoints { .. },
         ) => Status::service_unavailable(message),
-        TunnelError::Dial(errors) => match errors.last() {
+        ConnectError::Dial(errors) => match errors.last() {
             Some(DialError::Timeout { .. }) => with(StatusCode::GATEWAY_TIMEOUT),
             _ => with(StatusCode::BAD_GATEWAY),
         },
@@ -295,7 +299,7 @@ pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
             ResolveError::NoServicePort { offered, .. } | ResolveError::NoPort { offered, .. },
         ) => ports(offered),
         ProxyError::Resolve(ResolveError::NoEndpoints { excluded, .. })
-        | ProxyError::Tunnel(TunnelError::Resolve(TunnelResolveError::NoEndpoints {
+        | ProxyError::Connect(ConnectError::Resolve(TunnelResolveError::NoEndpoints {
             excluded,
             ..
         })) => {
@@ -305,12 +309,12 @@ pub(super) fn status_causes(error: &ProxyError) -> Vec<Cause> {
             };
             excluded.iter().map(cause).collect()
         }
-        ProxyError::Tunnel(TunnelError::Resolve(TunnelResolveError::NoPort {
+        ProxyError::Connect(ConnectError::Resolve(TunnelResolveError::NoPort {
             offered, ..
         })) => ports(offered),
         // The message of the status has the error of a single endpoint.
         ProxyError::Forward(ForwardError::Dial(errors))
-        | ProxyError::Tunnel(TunnelError::Dial(errors))
+        | ProxyError::Connect(ConnectError::Dial(errors))
             if errors.len() > 1 =>
         {
             let cause = |error: &DialError| Cause {
@@ -433,7 +437,7 @@ fn status(error: &ProxyError) -> Status {
             | ForwardError::UnofferedUpgrade { .. }
             | ForwardError::InvalidAccept,
         ) => Status::internal(message()).without_reason(),
-        ProxyError::Tunnel(error) => tunnel_status(error),
+        ProxyError::Connect(error) => tunnel_status(error),
         ProxyError::PassThrough(error) => match error {
             PassThroughError::Certificate => Status::unauthorized().with_causes(vec![Cause {
                 reason: CauseReason::ClientCertificate,

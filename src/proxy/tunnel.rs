@@ -2,10 +2,12 @@
 //! maximum age, and at the end of a drain.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Stages, forward_proxy};
@@ -14,11 +16,12 @@ use crate::authorize::{AuthorizationError, Authorizer};
 use crate::client_connection::{ConnectionGuard, Share};
 use crate::drain::Drain;
 use crate::forward::Tunnel;
-use crate::http::RequestTarget;
+use crate::http::{RequestTarget, Upgraded};
 use crate::model::target::TargetError;
 use crate::model::tunnel::TunnelObject;
 use crate::model::{ClientAddress, Identity, Target, Verb};
 use crate::telemetry::Record;
+use crate::tunnel::{TunnelError, connect_udp};
 
 /// Limits on the lifetime of tunnels.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,29 @@ pub(super) struct Grant {
     /// Only the headers that authentication reads, `Impersonate-*` included.
     pub credentials: HeaderMap,
     pub subject: Subject,
+}
+
+/// What a tunnel carries.
+pub(super) enum Carrier {
+    /// The bytes of two connections.
+    Streams(Tunnel),
+    /// Datagrams in the capsules of a client, for one endpoint (RFC 9298).
+    Datagrams {
+        /// Arrives after the response is sent.
+        client: oneshot::Receiver<Upgraded>,
+        endpoint: SocketAddr,
+    },
+}
+
+impl Carrier {
+    async fn run(self, received: &Cell<u64>, sent: &Cell<u64>) -> Result<(), TunnelError> {
+        match self {
+            Self::Streams(tunnel) => tunnel.run(received, sent).await,
+            Self::Datagrams { client, endpoint } => {
+                connect_udp::run(client.await?, endpoint, received, sent).await
+            }
+        }
+    }
 }
 
 /// Object of a grant.
@@ -209,7 +235,7 @@ impl GrantError {
 /// Copies bytes between the two connections of a tunnel until either side closes, the grant ends or
 /// the drain deadline passes. Then writes the access-log record.
 pub(super) async fn run(
-    tunnel: Tunnel,
+    carrier: Carrier,
     grant: Option<Box<Grant>>,
     mut record: Box<Record>,
     _connection: ConnectionGuard,
@@ -220,8 +246,8 @@ pub(super) async fn run(
     let _open = stages.metrics.upgrades.enter();
     let (received, sent) = (record.received.take().unwrap_or_default(), Cell::new(0));
     let ended = tokio::select! {
-        ended = tunnel.run(&received, &sent) => ended.map_err(|error| error.to_string()),
-        // Dropping `tunnel.run` closes both connections.
+        ended = carrier.run(&received, &sent) => ended.map_err(|error| error.to_string()),
+        // Dropping `carrier.run` closes both connections.
         reason = grant_ended(grant.as_deref(), &stages) => Err(reason),
         () = drain.forced() => Err("the bastion is shutting down".to_owned()),
     };
