@@ -32,12 +32,17 @@ pub enum InvalidRequestUri {
 }
 
 /// Converts the head of a request to HTTP/2: scheme and authority in the URI instead of `Host` (RFC
-/// 9113 section 8.3.1).
+/// 9113 section 8.3.1). A request to a proxy has those of its URL.
 pub(super) fn to_http2(
     head: &RequestHead,
     destination: Destination,
 ) -> Result<Request<()>, InvalidRequestUri> {
-    let text = head.target.path_and_query();
+    let (proxied, text) = match head.target.proxied() {
+        // The URL without a path (RFC 9113 section 8.3.1).
+        Some((authority, "")) => (Some(authority), "*"),
+        Some((authority, text)) => (Some(authority), text),
+        None => (None, head.target.path_and_query()),
+    };
     let path = PathAndQuery::try_from(text)
         .or_else(|_| PathAndQuery::try_from(utf8_percent_encode(text, UNSAFE).to_string()))?;
     let mut headers = head.headers.clone();
@@ -47,11 +52,16 @@ pub(super) fn to_http2(
         .remove(header::HOST)
         .and_then(|host| Authority::try_from(host.as_bytes()).ok());
     let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(match destination.scheme() {
-        ModelScheme::Http => Scheme::HTTP,
-        ModelScheme::Https => Scheme::HTTPS,
-    });
-    parts.authority = authority.or_else(|| destination.default_host().to_string().parse().ok());
+    if let Some(proxied) = proxied {
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(Authority::try_from(proxied)?);
+    } else {
+        parts.scheme = Some(match destination.scheme() {
+            ModelScheme::Http => Scheme::HTTP,
+            ModelScheme::Https => Scheme::HTTPS,
+        });
+        parts.authority = authority.or_else(|| destination.default_host().to_string().parse().ok());
+    }
     parts.path_and_query = Some(path);
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
@@ -65,7 +75,10 @@ pub(super) fn to_http2(
 mod tests {
     use super::*;
 
+    use http::Method;
+
     use crate::balance::EndpointKey;
+    use crate::http::RequestTarget;
     use crate::resolve::Transport;
     use crate::testing::head;
 
@@ -91,6 +104,22 @@ mod tests {
     }
 
     #[test]
+    fn request_to_a_proxy_has_scheme_and_authority_of_its_url() {
+        for (method, path, expected) in [
+            (Method::GET, "/a?b", "http://web.shop.svc/a?b"),
+            (Method::OPTIONS, "*", "http://web.shop.svc*"),
+        ] {
+            let request = Request::builder().method(method.clone()).uri("/");
+            let mut head = head(request.header("host", "bastion.example"));
+            let target = RequestTarget::parse(&method, path.as_bytes()).unwrap();
+            head.target = target.to_absolute_form("web.shop.svc");
+            let request = to_http2(&head, key(Transport::Https)).unwrap();
+            assert_eq!(request.uri().to_string(), expected);
+            assert!(request.headers().is_empty());
+        }
+    }
+
+    #[test]
     fn uses_endpoint_address_without_valid_host() {
         for host in [None, Some(""), Some("a b")] {
             let mut request = Request::get("/");
@@ -105,8 +134,7 @@ mod tests {
     #[test]
     fn escapes_characters_that_have_no_form_in_a_uri() {
         let mut head = head(Request::get("/").header("host", "a"));
-        head.target =
-            crate::http::RequestTarget::parse(&http::Method::GET, b"/a?q={\"<>\"}").unwrap();
+        head.target = RequestTarget::parse(&Method::GET, b"/a?q={\"<>\"}").unwrap();
         let request = to_http2(&head, key(Transport::H2c)).unwrap();
         assert_eq!(request.uri(), "http://a/a?q=%7B%22%3C%3E%22%7D");
     }

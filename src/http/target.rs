@@ -167,6 +167,13 @@ impl RequestTarget {
         }
     }
 
+    /// Splits the result of [`Self::to_absolute_form`] into the authority, and path and query, for
+    /// which HTTP/2 has different pseudo-headers. `None` for targets of clients.
+    pub fn proxied(&self) -> Option<(&str, &str)> {
+        let rest = self.text.strip_prefix("http://")?;
+        Some(rest.split_at(rest.find('/').unwrap_or(rest.len())))
+    }
+
     /// Returns the target without path and query, so that a tunnel does not keep them.
     pub fn without_path(&self) -> Self {
         Self {
@@ -300,20 +307,20 @@ mod tests {
 
     #[test]
     fn converts_to_the_request_line_for_a_proxy() {
-        for (method, text, expected, query) in [
-            (
-                Method::GET,
-                "/a%2Fb?c=%zz",
-                "http://web.shop.svc:80/a%2Fb?c=%zz",
-                Some("c=%zz"),
-            ),
-            (Method::GET, "http://a/b", "http://web.shop.svc:80/b", None),
-            (Method::OPTIONS, "*", "http://web.shop.svc:80", None),
+        for (method, text, path, query) in [
+            (Method::GET, "/a%2Fb?c=%zz", "/a%2Fb?c=%zz", Some("c=%zz")),
+            (Method::GET, "http://a/b", "/b", None),
+            (Method::OPTIONS, "*", "", None),
         ] {
-            let target = parse(&method, text)
-                .unwrap()
-                .to_absolute_form("web.shop.svc:80");
-            assert_eq!((target.path_and_query(), target.query()), (expected, query));
+            let target = parse(&method, text).unwrap();
+            assert_eq!(target.proxied(), None);
+            let target = target.to_absolute_form("web.shop.svc:80");
+            let expected = ["http://web.shop.svc:80", path].concat();
+            assert_eq!(
+                (target.path_and_query(), target.query()),
+                (&*expected, query)
+            );
+            assert_eq!(target.proxied(), Some(("web.shop.svc:80", path)));
         }
     }
 
