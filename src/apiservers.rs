@@ -95,14 +95,16 @@ pub struct ApiServer {
     /// Watches and tunnels in progress.
     long: AtomicUsize,
     health: AtomicU8,
-    /// Reason why the server is not ready.
+    /// Reason why the server is not ready, or of the last failure if it has no health checks.
     reason: Mutex<String>,
+    /// Without health checks, the server stays ready.
+    has_checks: bool,
     /// Wakes the health check.
     suspected: Notify,
 }
 
 impl ApiServer {
-    fn new(id: ServerId, config: ServerConfig) -> Arc<Self> {
+    fn new(id: ServerId, config: ServerConfig, has_checks: bool) -> Arc<Self> {
         Arc::new(Self {
             id,
             name: config.name.as_str().into(),
@@ -111,6 +113,7 @@ impl ApiServer {
             long: AtomicUsize::new(0),
             health: AtomicU8::new(Health::Ready as u8),
             reason: Mutex::default(),
+            has_checks,
             suspected: Notify::new(),
         })
     }
@@ -134,8 +137,12 @@ impl ApiServer {
     /// Sets the server aside after a failed request, until a health check succeeds. `NotReady` if it
     /// has announced its shutdown.
     pub fn set_aside(&self, health: Health, reason: &str) {
-        self.set_health(health, reason);
-        self.suspected.notify_one();
+        if self.has_checks {
+            self.set_health(health, reason);
+            self.suspected.notify_one();
+        } else {
+            self.set_reason(reason);
+        }
     }
 
     /// Requests a health check, for a connection that broke: its server may have been replaced.
@@ -143,8 +150,12 @@ impl ApiServer {
         self.suspected.notify_one();
     }
 
-    fn set_health(&self, health: Health, reason: &str) {
+    fn set_reason(&self, reason: &str) {
         reason.clone_into(&mut self.reason.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn set_health(&self, health: Health, reason: &str) {
+        self.set_reason(reason);
         let before = self.health.swap(health as u8, Ordering::Relaxed);
         let server = &*self.name;
         if before == health as u8 {
@@ -157,7 +168,8 @@ impl ApiServer {
         }
     }
 
-    /// Returns the reason why the server is not ready.
+    /// Returns the reason why the server is not ready. That of the last failed connection for a
+    /// server without health checks.
     pub fn reason(&self) -> String {
         let reason = self.reason.lock();
         reason.unwrap_or_else(PoisonError::into_inner).clone()
@@ -176,6 +188,7 @@ struct Shared {
     changed: Notify,
     /// A server has answered a health check with success, so that the checks have the permission.
     may_probe: AtomicBool,
+    has_checks: bool,
 }
 
 /// One request on a server, counted as outstanding until it is dropped.
@@ -207,12 +220,24 @@ impl Drop for RequestGuard {
 }
 
 impl ApiServers {
+    /// Creates the set of servers that [`keep_probing`] checks.
     pub fn new(servers: Vec<ServerConfig>) -> Self {
+        Self::with_checks(servers, true)
+    }
+
+    /// Creates a set of servers that are not checked, so that every request may dial one that has
+    /// failed.
+    pub fn unchecked(servers: Vec<ServerConfig>) -> Self {
+        Self::with_checks(servers, false)
+    }
+
+    fn with_checks(servers: Vec<ServerConfig>, has_checks: bool) -> Self {
         let set = Self(Arc::new(Shared {
             servers: ArcSwap::default(),
             turn: AtomicUsize::new(0),
             changed: Notify::new(),
             may_probe: AtomicBool::new(false),
+            has_checks,
         }));
         set.replace(servers);
         set
@@ -237,7 +262,7 @@ impl ApiServers {
                 .find(|server| server.config.name == config.name);
             known.cloned().unwrap_or_else(|| {
                 let id = ServerId(NEXT.fetch_add(1, Ordering::Relaxed));
-                ApiServer::new(id, config)
+                ApiServer::new(id, config, self.0.has_checks)
             })
         });
         self.0.servers.store(Arc::new(servers.collect()));
@@ -392,6 +417,15 @@ mod tests {
             servers.failures(),
             "a: shutting down; b: connection refused; c: no answer"
         );
+    }
+
+    #[test]
+    fn server_without_health_checks_is_selected_after_a_failure() {
+        let servers = ApiServers::unchecked(vec![config("a")]);
+        let server = Arc::clone(&servers.snapshot()[0]);
+        server.set_aside(Health::Unreachable, "no pod is ready");
+        assert!(servers.select(&[], Lifetime::Short).is_some());
+        assert_eq!(servers.failures(), "a: no pod is ready");
     }
 
     #[test]
