@@ -2,7 +2,9 @@
 //! another one gets it again if that has no effect but its response.
 
 mod error;
+mod frozen;
 mod repeat;
+mod shutdown;
 
 use std::io;
 use std::rc::Rc;
@@ -20,16 +22,18 @@ use super::request::Pending;
 use super::response::{Incoming, UpstreamBody};
 use super::retry::RetrySafety;
 use super::server_name::ServerName;
-use super::{ConnectionError, OutgoingBody, Upgrade, UpgradeOutcome, unrequested_upgrade};
+use super::{OutgoingBody, Upgrade, UpgradeOutcome, unrequested_upgrade};
 pub use error::ApiError;
+use frozen::{frozen, no_response};
 use repeat::{is_apply, is_repeatable, replayable};
+use shutdown::announces_shutdown;
 
 use crate::apiservers::{
     ApiServer, ApiServers, Credential, Health, Lifetime, RequestGuard, is_watch,
 };
 use crate::balance::LoadBalancer;
 use crate::config;
-use crate::http::h1::{ExchangeError, ParsedResponse};
+use crate::http::h1::ParsedResponse;
 use crate::http::{Interim, RequestHead, RequestTarget};
 use crate::metrics::EjectionMetrics;
 use crate::model::error_chain;
@@ -39,14 +43,6 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const FAILOVER_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum number of attempts of one request.
 const MAX_ATTEMPTS: usize = 10;
-/// Start of the response of an API server that shuts down (`--shutdown-send-retry-after`).
-const SHUTTING_DOWN: &[u8] = b"The apiserver is shutting down";
-
-/// Maximum wait for a response over HTTP/1.1, which has no PING that finds a frozen server. API
-/// servers end requests after 60 s, except for those whose response begins immediately.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(75);
-/// Maximum wait for the start of a response that may be that of a shutdown.
-const PEEK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Sends requests to API servers. One per thread.
 #[derive(Clone, Debug)]
@@ -58,7 +54,9 @@ pub struct ApiForwarder {
 /// Request to an API server.
 #[derive(Debug)]
 pub struct ApiRequest<'a> {
-    /// Its `Host` and path are those for a server whose [`ServerConfig`] sets none.
+    /// Its `Host` and path are those for a server whose [`ServerConfig`] sets none. A target from
+    /// [`RequestTarget::to_absolute_form`] and its `Host` reach a server unchanged, which is a
+    /// proxy.
     ///
     /// [`ServerConfig`]: crate::apiservers::ServerConfig
     pub head: &'a mut RequestHead,
@@ -81,7 +79,7 @@ struct Attempt<'a> {
     protocol: Protocol,
     interim: Option<&'a Interim>,
     dial_timeout: Duration,
-    /// The response must begin within [`RESPONSE_TIMEOUT`].
+    /// A response over HTTP/1.1 must begin within 75 s, however healthy the server is.
     limits_response: bool,
 }
 
@@ -90,18 +88,23 @@ impl Attempt<'_> {
         Destination::ApiServer(server.id, self.credential)
     }
 
-    /// Sends the request on a connection.
+    /// Sends the request on a connection. Over HTTP/1.1, a server that is frozen fails it.
     async fn send(
         &self,
         connection: Connection,
+        server: &ApiServer,
         pending: &Pending<'_>,
     ) -> Result<(Response<Incoming>, Connection), Classified> {
+        // HTTP/2 has its own keepalive.
+        let is_http2 = connection.can_refuse();
         let sent = send(connection, pending, self.interim);
-        if self.limits_response {
-            let limited = timeout(RESPONSE_TIMEOUT, sent).await;
-            limited.unwrap_or_else(|_| Err(no_response()))
-        } else {
-            sent.await
+        if is_http2 {
+            return sent.await;
+        }
+        tokio::select! {
+            biased;
+            sent = sent => sent,
+            () = frozen(server, pending, self.limits_response) => Err(no_response()),
         }
     }
 }
@@ -134,10 +137,24 @@ impl From<Classified> for Failed {
 impl ApiForwarder {
     /// Creates a forwarder with connections of its own, for a process without endpoints.
     pub fn new(servers: ApiServers) -> Self {
+        Self::with_settings(servers, config::Upstream::default())
+    }
+
+    /// Creates a forwarder as [`Self::new`], whose servers keep idle connections for at least this
+    /// time.
+    pub fn with_idle_timeout(servers: ApiServers, idle_timeout: Duration) -> Self {
+        let settings = config::Upstream {
+            idle_timeout,
+            ..config::Upstream::default()
+        };
+        Self::with_settings(servers, settings)
+    }
+
+    fn with_settings(servers: ApiServers, settings: config::Upstream) -> Self {
         let balance = Arc::new(LoadBalancer::new(EjectionMetrics::default()));
         Self {
             servers,
-            pool: Rc::new(Pool::new(config::Upstream::default(), balance)),
+            pool: Rc::new(Pool::new(settings, balance)),
         }
     }
 
@@ -304,7 +321,7 @@ impl ApiForwarder {
                 .pool
                 .take(destination, ServerName::None, Instant::now())
         {
-            match attempt.send(connection, pending).await {
+            match attempt.send(connection, guard.server(), pending).await {
                 Ok((response, connection)) => {
                     return Ok(self.answer(attempt, guard, response, connection));
                 }
@@ -314,7 +331,8 @@ impl ApiForwarder {
         }
         // Boxed, because most requests find a connection.
         let connection = Box::pin(self.dial(attempt, guard.server())).await?;
-        let (response, connection) = attempt.send(connection, pending).await?;
+        let sent = attempt.send(connection, guard.server(), pending);
+        let (response, connection) = sent.await?;
         Ok(self.answer(attempt, guard, response, connection))
     }
 
@@ -354,25 +372,21 @@ impl ApiForwarder {
     }
 }
 
-/// Returns the failure of a server that does not respond.
-fn no_response() -> Classified {
-    let source = io::Error::new(io::ErrorKind::TimedOut, "no response in time");
-    Classified::Broken {
-        source: ConnectionError::Http1(ExchangeError::Io { source, sent: true }),
-        safety: RetrySafety::IfSafe,
-        requires_http1: false,
-    }
-}
-
-/// Sets the `Host` and the path that the URL of a server requires.
+/// Sets the `Host` and the path that the URL of a server requires, also after an attempt with
+/// another server. A request for a proxy names another host.
 fn readdress(pending: &mut Pending<'_>, server: &ApiServer, target: &RequestTarget) {
+    if target.proxied().is_some() {
+        return;
+    }
     let config = &server.config;
     if let Some(host) = &config.host {
         pending.head.headers.insert(header::HOST, host.clone());
     }
-    if !config.path.is_empty() {
-        pending.head.target = target.with_path(&[&*config.path, target.path()].concat());
-    }
+    pending.head.target = if config.path.is_empty() {
+        target.clone()
+    } else {
+        target.with_path(&[&*config.path, target.path()].concat())
+    };
 }
 
 /// Returns true for failures of this process, which say nothing about the server.
@@ -384,25 +398,6 @@ fn is_local(error: &io::Error) -> bool {
         errno,
         Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM)
     )
-}
-
-/// Recognizes the response of a server that shuts down, which has not carried the request out. The
-/// start of its body distinguishes it from other limits: HTTP/2 does not show `Connection: close`.
-async fn announces_shutdown(answer: Answer) -> (Answer, bool) {
-    let Answer::Response(mut response) = answer else {
-        return (answer, false);
-    };
-    let is_text = response
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|media_type| media_type.as_bytes().starts_with(b"text/plain"));
-    if !(response.status() == StatusCode::TOO_MANY_REQUESTS && is_text) {
-        return (Answer::Response(response), false);
-    }
-    let peeked = timeout(PEEK_TIMEOUT, response.body_mut().peek()).await;
-    let start = response.body().peeked();
-    let announced = peeked.is_ok() && start.is_some_and(|start| start.starts_with(SHUTTING_DOWN));
-    (Answer::Response(response), announced)
 }
 
 /// Sends the request on a connection.
@@ -432,57 +427,4 @@ async fn send(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    use futures::FutureExt;
-    use futures::future::BoxFuture;
-    use http::Request;
-
-    use crate::apiservers::{Connect, ServerConfig};
-    use crate::http::Stream;
-    use crate::testing::head;
-
-    /// Server that accepts connections and never responds.
-    #[derive(Debug, Default)]
-    struct Frozen(std::sync::Mutex<Vec<tokio::io::DuplexStream>>);
-
-    impl Connect for Frozen {
-        fn connect(&self, _: Credential, _: bool) -> BoxFuture<'_, io::Result<Stream>> {
-            let (ours, theirs) = tokio::io::duplex(64 * 1024);
-            self.0.lock().unwrap().push(theirs);
-            async { Ok(Stream::Memory(ours)) }.boxed()
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn frozen_server_fails_a_request_over_http1() {
-        let servers = ["a", "b"].map(|name| ServerConfig {
-            name: name.into(),
-            host: None,
-            path: String::new(),
-            connector: Arc::new(Frozen::default()),
-        });
-        let forwarder = ApiForwarder::new(ApiServers::new(servers.into()));
-        for (method, repeated) in [("GET", true), ("DELETE", false)] {
-            let mut head = head(
-                Request::builder()
-                    .method(method)
-                    .uri("/")
-                    .header("host", "a"),
-            );
-            let request = ApiRequest {
-                head: &mut head,
-                body: None,
-                credential: Credential::Unproven,
-                interim: None,
-            };
-            let error = forwarder.send(request).await.unwrap_err();
-            match error {
-                ApiError::Failed { .. } => assert!(repeated, "{error}"),
-                ApiError::Interrupted { .. } => assert!(!repeated, "{error}"),
-                error => panic!("{error}"),
-            }
-        }
-    }
-}
+mod tests;
