@@ -1,6 +1,7 @@
 //! The commands of the desk: what they share to reach a cluster from a user's machine.
 
 pub mod browser;
+pub mod client;
 pub mod connect;
 pub mod context;
 pub mod credentials;

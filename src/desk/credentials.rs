@@ -21,12 +21,13 @@ use rustls::sign::CertifiedKey;
 use serde_json::Value;
 
 use super::connect::{CaBundle, ProxyEnvironment};
+use crate::apiservers::Credential;
 use crate::kubeconfig::{ClusterEntry, Secret, UserEntry};
 use certificate::Certificate;
 pub use error::CredentialsError;
 use exec::Plugin;
 use oidc::Oidc;
-use renewal::{Provider, Renewal, system_clock};
+use renewal::{Obtained, Provider, Renewal, system_clock};
 
 /// Fields of a kubeconfig that decide how a user logs in.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +51,32 @@ pub struct ClusterInfo {
     pub settings: ClusterEntry,
     /// Configuration for plugins, an extension of the cluster.
     pub config: Option<Value>,
+}
+
+/// Credentials of one request.
+#[derive(Clone, Debug)]
+pub struct Presented {
+    obtained: Obtained,
+    generation: u32,
+}
+
+impl Presented {
+    /// Returns `Authorization`. `None` if the user has none, or only a certificate.
+    pub fn authorization(&self) -> Option<&HeaderValue> {
+        self.obtained.authorization.as_ref()
+    }
+
+    /// Returns the number of the client certificate.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Returns the credential of the connection.
+    pub fn credential(&self) -> Credential {
+        Credential::Own {
+            generation: self.generation,
+        }
+    }
 }
 
 /// Login of the user of a context.
@@ -108,14 +135,53 @@ impl Credentials {
 
     /// Returns the current `Authorization`. `None` if the user has none, or only a certificate.
     ///
+    /// # Errors
+    /// As [`Self::current`].
+    pub async fn authorization(&self) -> Result<Option<HeaderValue>, CredentialsError> {
+        Ok(self.current().await?.obtained.authorization)
+    }
+
+    /// Returns the current credentials.
+    ///
     /// Credentials that are about to expire are renewed while the old ones are in use; concurrent
     /// requests share one renewal.
     ///
     /// # Errors
     /// There are no valid credentials, and none can be had.
-    pub async fn authorization(&self) -> Result<Option<HeaderValue>, CredentialsError> {
+    pub async fn current(&self) -> Result<Presented, CredentialsError> {
         self.certificate.reload().await;
-        Ok(self.renewal.current().await?.authorization)
+        let obtained = self.renewal.current().await?;
+        Ok(self.presented(obtained))
+    }
+
+    /// Sends a request with the current credentials. If they are rejected, renews them and sends it
+    /// again once, unless nothing newer can be had.
+    ///
+    /// # Errors
+    /// That of an attempt, or the credentials cannot be had.
+    pub async fn with_renewal<T, E: From<CredentialsError>>(
+        &self,
+        mut attempt: impl AsyncFnMut(&Presented) -> Result<T, E>,
+        is_rejected: impl Fn(&T) -> bool,
+    ) -> Result<T, E> {
+        let presented = self.current().await?;
+        let response = attempt(&presented).await?;
+        if !is_rejected(&response) {
+            return Ok(response);
+        }
+        match self.renew(&presented).await? {
+            // Before the next attempt, which may need the connection of this response.
+            Some(newer) => {
+                drop(response);
+                attempt(&newer).await
+            }
+            None => Ok(response),
+        }
+    }
+
+    /// Returns true if credentials that were rejected may have newer ones.
+    pub fn is_renewable(&self) -> bool {
+        self.renewal.is_renewable()
     }
 
     /// Renews the credentials after a 401. `None` if nothing newer than `rejected` can be had.
@@ -123,11 +189,16 @@ impl Credentials {
     ///
     /// # Errors
     /// The renewal failed.
-    pub async fn renew(
-        &self,
-        rejected: &HeaderValue,
-    ) -> Result<Option<HeaderValue>, CredentialsError> {
-        self.renewal.renew(rejected).await
+    pub async fn renew(&self, rejected: &Presented) -> Result<Option<Presented>, CredentialsError> {
+        let renewed = self.renewal.renew(&rejected.obtained).await?;
+        Ok(renewed.map(|obtained| self.presented(obtained)))
+    }
+
+    fn presented(&self, obtained: Obtained) -> Presented {
+        Presented {
+            obtained,
+            generation: self.generation(),
+        }
     }
 
     /// Returns the number of the client certificate, which changes with it.
@@ -138,6 +209,20 @@ impl Credentials {
     /// Returns the headers `Impersonate-*` of flags and kubeconfig.
     pub fn impersonation(&self) -> &HeaderMap {
         &self.impersonation
+    }
+
+    /// Replaces the headers `Impersonate-*` of a request with those of flags and kubeconfig.
+    pub fn impersonate(&self, headers: &mut HeaderMap) {
+        let others: Vec<_> = headers
+            .keys()
+            .filter(|name| name.as_str().starts_with("impersonate-"))
+            .cloned()
+            .collect();
+        for name in others {
+            headers.remove(name);
+        }
+        let own = self.impersonation.iter();
+        headers.extend(own.map(|(name, value)| (name.clone(), value.clone())));
     }
 
     /// Returns the client certificate with its number.

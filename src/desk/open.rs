@@ -1,15 +1,13 @@
 //! `open`: the applications of a cluster in the browser, each at the root of a host of its own.
 //!
 //! ```text
-//!   browser ── listener ── handler ── site ── client ── bastion, pod, or API server
-//!                            │          │
+//!   browser ── listener ── handler ── site ── desk client ── bastion or API server
+//!                            │          │ └──── portforward ── pod
 //!                            │          └─ target, Host and credentials of the way to the target
 //!                            └─ hosts of the targets, requests of other sites
 //! ```
 
 mod api;
-mod body;
-mod client;
 mod dial;
 mod handler;
 mod headers;
@@ -25,7 +23,6 @@ mod reference;
 mod site;
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
@@ -34,12 +31,12 @@ use super::{Context, browser, warn};
 use crate::drain::Drain;
 use crate::model::Scheme;
 use api::{Api, ApiError};
-use dial::{DialError, ServerDial};
+use dial::DialError;
 use handler::SiteHandler;
 use hosts::{HostParts, Hosts, url};
 use listener::{ListenError, Listener};
 use lookup::{Found, LookupError, Pods};
-use portforward::PodDial;
+use portforward::{PodClient, PodDial};
 use ready::ReadyPods;
 pub use reference::{Kind, Reference, ReferenceError};
 pub use site::Via;
@@ -96,10 +93,9 @@ pub async fn run(context: Context, options: Options, drain: Drain) -> Result<(),
         request_timeout,
         ..
     } = context;
-    let servers = Rc::new(ServerDial::new(servers, credentials.clone()));
     let api = Rc::new(Api::new(servers, credentials, request_timeout));
     // The absolute form has no headers for it: they are those of the application.
-    let impersonates = !api.credentials.impersonation().is_empty();
+    let impersonates = !api.client.credentials.impersonation().is_empty();
     if impersonates && options.via == Some(Via::Bastion) {
         return Err(OpenError::Impersonation);
     }
@@ -107,7 +103,7 @@ pub async fn run(context: Context, options: Options, drain: Drain) -> Result<(),
         None if impersonates => false,
         None | Some(Via::Bastion) => {
             let probed = probe::is_bastion(&api).await;
-            let server = || api.servers.name().to_owned();
+            let server = || api.client.names();
             let is_bastion = probed.map_err(|source| {
                 let server = server();
                 OpenError::Probe { server, source }
@@ -158,7 +154,6 @@ async fn open(
         Pods::Selected(_) if found.kind != Kind::Service => Host::Pod(ready_pods(api, &found)),
         _ => Host::Fixed(found.name.clone()),
     };
-    let client = || Rc::clone(&api.client);
     // A bastion takes TLS for a port by its app protocol only, and a port is forwarded without TLS.
     let tls_port = found
         .port
@@ -167,7 +162,7 @@ async fn open(
     let is_forwarded = tls_port.is_none_or(|port| port.app_protocol.is_some());
     if is_bastion && found.kind != Kind::Node && is_forwarded {
         let route = Route::Bastion { host: host() };
-        return Ok(Site::new(found, route, client(), Rc::clone(api)));
+        return Ok(Site::new(found, route, Rc::clone(api)));
     }
     if via == Some(Via::Bastion) {
         return Err(unsupported("a bastion"));
@@ -181,7 +176,8 @@ async fn open(
             None if via.is_some() => return Err(unsupported("port-forwarding")),
             None => {}
             Some(Ok(client)) => {
-                return Ok(Site::new(found, Route::PortForward, client, Rc::clone(api)));
+                let route = Route::PortForward { client };
+                return Ok(Site::new(found, route, Rc::clone(api)));
             }
             Some(Err(source)) if via.is_some() => {
                 return Err(OpenError::PortForward { target, source });
@@ -196,7 +192,7 @@ async fn open(
          with other paths and logins of many applications do not work there"
     ));
     let route = Route::Subresource { host: host() };
-    Ok(Site::new(found, route, client(), Rc::clone(api)))
+    Ok(Site::new(found, route, Rc::clone(api)))
 }
 
 fn ready_pods(api: &Rc<Api>, found: &Found) -> ReadyPods {
@@ -205,31 +201,22 @@ fn ready_pods(api: &Rc<Api>, found: &Found) -> ReadyPods {
 
 /// Returns a client of the pods of a target, after a first connection shows that the user may use
 /// port-forwarding. A target without a ready pod is opened, too. `None` if it has no pods.
-async fn port_forward(
-    api: &Rc<Api>,
-    found: &Found,
-) -> Option<Result<Rc<client::Client>, DialError>> {
+async fn port_forward(api: &Rc<Api>, found: &Found) -> Option<Result<PodClient, DialError>> {
     let port = found.port.clone()?;
     if found.pods == Pods::None {
         return None;
     }
     let pods = ready_pods(api, found);
-    let dial = PodDial::new(
-        api.servers.servers().to_vec(),
-        Arc::clone(&api.credentials),
-        pods,
-        &found.namespace,
-        port.target,
-    );
-    Some(match dial.check().await {
-        Ok(()) => Ok(client::Client::new(dial)),
+    let dial = PodDial::new(Rc::clone(api), pods, &found.namespace, port.target);
+    let name = format!("{}/{}", found.kind.singular(), found.name);
+    match dial.check().await {
+        Ok(()) => {}
         Err(error @ DialError::NoPod(_)) => {
-            let problem = printable(&error.to_string());
-            eprintln!("{}/{}: {problem}", found.kind.singular(), found.name);
-            Ok(client::Client::new(dial))
+            eprintln!("{name}: {}", printable(&error.to_string()));
         }
-        Err(error) => Err(error),
-    })
+        Err(error) => return Some(Err(error)),
+    }
+    Some(Ok(PodClient::new(name, dial)))
 }
 
 /// Prints the URLs, opens the browser, and serves until the drain begins.

@@ -13,23 +13,20 @@ mod listener;
 pub mod path;
 mod upstream;
 
-use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 pub use body::{Body, BodyError};
 pub use listener::{BindError, Socket, browser_address};
 
-use crate::apiservers::{ApiServers, Credential, Probe, keep_probing};
 use crate::desk::Context;
+use crate::desk::client::Client;
 use crate::drain::Drain;
-use crate::forward::ApiForwarder;
 use crate::http::h1::{ServerConnection, Timeouts};
 use crate::http::{HeadMemory, Stream};
 use files::Files;
@@ -53,8 +50,6 @@ const TIMEOUTS: Timeouts = Timeouts {
 };
 /// Time for open requests after the first signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval at which idle connections are checked for expiry.
-const POOL_SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause after a failed accept. Without it a process without free file descriptors would loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -79,7 +74,6 @@ pub struct Settings {
 /// more.
 pub async fn run(socket: Socket, settings: Settings, context: Context, drain: Drain) {
     let tasks = TaskTracker::new();
-    let mut background = JoinSet::new();
     let mut servers = context.servers;
     for server in &mut servers {
         if !settings.append_server_path {
@@ -89,35 +83,12 @@ pub async fn run(socket: Socket, settings: Settings, context: Context, drain: Dr
             with_keepalive(server, time);
         }
     }
-    let servers = ApiServers::new(servers);
-    let authorization = Arc::default();
-    background.spawn_local(keep_probing(
-        servers.clone(),
-        Probe {
-            credential: Credential::Own {
-                generation: context.credentials.generation(),
-            },
-            authorization: Arc::clone(&authorization),
-            always: false,
-        },
-    ));
-    let forwarder = ApiForwarder::new(servers);
-    let swept = Rc::clone(&forwarder.pool);
-    background.spawn_local(async move {
-        loop {
-            tokio::time::sleep(POOL_SWEEP_INTERVAL).await;
-            swept.sweep();
-        }
-    });
     let proxy = Rc::new(Proxy {
         api_prefix: settings.api_prefix,
         files: settings.files,
         filter: settings.filter,
         upstream: Upstream {
-            forwarder,
-            generation: Cell::new(context.credentials.generation()),
-            credentials: context.credentials,
-            probe_authorization: authorization,
+            client: Client::new(servers, context.credentials),
             timeout: context.request_timeout,
             tasks: tasks.clone(),
             drain: drain.clone(),

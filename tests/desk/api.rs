@@ -1,6 +1,7 @@
 //! A server in place of an API server, over TLS and HTTP/1.1, whose responses a test scripts.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -147,5 +148,28 @@ impl Desk {
         );
         std::fs::write(&path, text)?;
         Ok(format!("--kubeconfig={}", path.display()))
+    }
+
+    /// Writes a credential plugin, whose tokens `token-1`, `token-2`, … have no expiry. Returns the
+    /// user in YAML.
+    pub fn plugin(&self) -> Result<String> {
+        let plugin = self.path("plugin");
+        let script = "#!/bin/sh\necho run >> \"$0.runs\"\n\
+             n=$(wc -l < \"$0.runs\" | tr -d ' ')\n\
+             echo '{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\
+             \"status\":{\"token\":\"token-'$n'\"}}'\n";
+        std::fs::write(&plugin, script)?;
+        std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755))?;
+        Ok(format!(
+            "{{exec: {{apiVersion: client.authentication.k8s.io/v1, command: {}, \
+             interactiveMode: Never}}}}",
+            plugin.display()
+        ))
+    }
+
+    /// Number of runs of the plugin.
+    pub fn plugin_runs(&self) -> Result<usize> {
+        let runs = std::fs::read_to_string(self.path("plugin.runs"))?;
+        Ok(runs.lines().count())
     }
 }

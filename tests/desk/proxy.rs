@@ -144,19 +144,7 @@ async fn rejected_token_of_a_plugin_is_renewed_and_the_request_sent_again() -> R
             None => response("403 Forbidden", "anonymous"),
         })
         .await?;
-    let plugin = desk.path("plugin");
-    let script = "#!/bin/sh\necho run >> \"$0.runs\"\n\
-         n=$(wc -l < \"$0.runs\" | tr -d ' ')\n\
-         echo '{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\
-         \"status\":{\"token\":\"token-'$n'\"}}'\n";
-    std::fs::write(&plugin, script)?;
-    std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755))?;
-    let user = format!(
-        "{{exec: {{apiVersion: client.authentication.k8s.io/v1, command: {}, \
-         interactiveMode: Never}}}}",
-        plugin.display()
-    );
-    let kubeconfig = desk.kubeconfig(&format!("https://{}", api.address), &user)?;
+    let kubeconfig = desk.kubeconfig(&format!("https://{}", api.address), &desk.plugin()?)?;
     let proxy = Proxy::start(&[&kubeconfig]).await?;
     let answer = proxy.send("POST /api", "", "body").await?;
     assert_eq!(
@@ -169,8 +157,7 @@ async fn rejected_token_of_a_plugin_is_renewed_and_the_request_sent_again() -> R
         (200, "Bearer token-2 ")
     );
     assert_eq!(api.requests().len(), 3);
-    let runs = std::fs::read_to_string(desk.path("plugin.runs"))?;
-    assert_eq!(runs.lines().count(), 2);
+    assert_eq!(desk.plugin_runs()?, 2);
     Ok(())
 }
 

@@ -353,7 +353,7 @@ async fn presents_a_rotated_certificate_of_a_plugin() {
         });
         std::fs::write(&output, credential.to_string()).unwrap();
         if token == "b" {
-            let rejected = credentials.authorization().await.unwrap().unwrap();
+            let rejected = credentials.current().await.unwrap();
             credentials.renew(&rejected).await.unwrap().unwrap();
         }
         for _ in 0..2 {

@@ -164,23 +164,25 @@ impl Renewal {
         }
     }
 
+    /// Returns true if the provider may have newer credentials after a rejection.
+    pub fn is_renewable(&self) -> bool {
+        !matches!(self.provider, Provider::Fixed(_))
+    }
+
     /// Renews credentials that were rejected. `None` if nothing newer can be had.
     pub async fn renew(
         self: &Arc<Self>,
-        rejected: &HeaderValue,
-    ) -> Result<Option<HeaderValue>, CredentialsError> {
-        let is_newer = |authorization: &Option<HeaderValue>| {
-            authorization
-                .as_ref()
-                .is_some_and(|value| value != rejected)
+        rejected: &Obtained,
+    ) -> Result<Option<Obtained>, CredentialsError> {
+        let newer = |state: &State| {
+            let current = state.current.as_ref()?;
+            (!current.obtained.is_same_login(rejected)).then(|| current.obtained.clone())
         };
         let flight = {
             let now = (self.clock)();
             let mut state = self.state();
-            let current = state.current.as_ref();
-            let authorization = current.and_then(|current| current.obtained.authorization.clone());
-            if is_newer(&authorization) {
-                return Ok(authorization);
+            if let Some(newer) = newer(&state) {
+                return Ok(Some(newer));
             }
             let may_run = match self.provider {
                 Provider::Fixed(_) => false,
@@ -202,9 +204,7 @@ impl Renewal {
         if let Some(error) = &state.failure {
             return Err(error.clone());
         }
-        let current = state.current.as_ref();
-        let authorization = current.and_then(|current| current.obtained.authorization.clone());
-        Ok(authorization.filter(|value| value != rejected))
+        Ok(newer(&state))
     }
 
     fn step(&self, state: &State, now: SystemTime) -> Step {
@@ -345,6 +345,12 @@ impl State {
 impl Obtained {
     fn has_expired(&self, now: SystemTime) -> bool {
         self.expires.is_some_and(|expires| now >= expires)
+    }
+
+    /// Returns true if a server sees no difference.
+    fn is_same_login(&self, other: &Self) -> bool {
+        self.authorization == other.authorization
+            && is_same(self.certificate.as_ref(), other.certificate.as_ref())
     }
 }
 

@@ -117,6 +117,13 @@ fn value(token: &str) -> HeaderValue {
     HeaderValue::from_str(&format!("Bearer {token}")).unwrap()
 }
 
+/// Returns the token of renewed credentials.
+fn token(renewed: Result<Option<Presented>, CredentialsError>) -> Option<String> {
+    let renewed = renewed.unwrap()?;
+    let authorization = renewed.authorization()?.to_str().unwrap();
+    Some(authorization.replace("Bearer ", ""))
+}
+
 #[tokio::test]
 async fn concurrent_requests_share_a_run() {
     let fixture = PluginFixture::new();
@@ -190,25 +197,55 @@ async fn a_rejected_token_is_renewed_once() {
     let fixture = PluginFixture::new();
     fixture.prints("a", None);
     assert_eq!(fixture.token().await.as_deref(), Ok("a"));
+    let rejected = fixture.credentials.current().await.unwrap();
     fixture.prints("b", None);
-    let rejected = value("a");
     let renewals = join_all((0..20).map(|_| fixture.credentials.renew(&rejected))).await;
+    let newer = renewals[0].clone().unwrap().unwrap();
     for renewed in renewals {
-        assert_eq!(renewed.unwrap(), Some(value("b")));
+        assert_eq!(token(renewed), Some("b".into()));
     }
     assert_eq!(fixture.runs(), 2);
     // A late 401 of the first token does not run the plugin again, nor does one of the second within
     // ten seconds.
-    let late = fixture.credentials.renew(&rejected).await.unwrap();
-    assert_eq!(late, Some(value("b")));
-    assert_eq!(fixture.credentials.renew(&value("b")).await.unwrap(), None);
+    let renew = |rejected| fixture.credentials.renew(rejected);
+    assert_eq!(token(renew(&rejected).await), Some("b".into()));
+    assert_eq!(token(renew(&newer).await), None);
     assert_eq!(fixture.runs(), 2);
     fixture.clock.advance(10);
-    assert_eq!(fixture.credentials.renew(&value("b")).await.unwrap(), None);
+    assert_eq!(token(renew(&newer).await), None);
     assert_eq!(fixture.runs(), 3, "the plugin has no other token");
     fixture.clock.advance(10);
     fixture.fails();
-    assert!(fixture.credentials.renew(&value("b")).await.is_err());
+    assert!(renew(&newer).await.is_err());
+}
+
+/// A plugin that returns only a client certificate.
+#[tokio::test]
+async fn a_rejected_certificate_of_a_plugin_is_renewed_once() {
+    let fixture = PluginFixture::new();
+    let status = || {
+        let pair = rcgen::generate_simple_self_signed(["jane".to_owned()]).unwrap();
+        let (chain, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        format!("\"clientCertificateData\": {chain:?}, \"clientKeyData\": {key:?}")
+    };
+    fixture.prints_status(&status());
+    let mut generations = Vec::new();
+    let attempt = async |presented: &Presented| {
+        assert_eq!(presented.authorization(), None);
+        generations.push(presented.credential());
+        fixture.prints_status(&status());
+        Ok::<_, CredentialsError>(generations.len())
+    };
+    let sent = fixture.credentials.with_renewal(attempt, |_| true).await;
+    assert_eq!((sent.unwrap(), fixture.runs()), (2, 2));
+    assert_ne!(generations[0], generations[1]);
+    // Within ten seconds the plugin is not run again.
+    let sent = fixture.credentials.with_renewal(
+        async |_: &Presented| Ok::<_, CredentialsError>(()),
+        |()| true,
+    );
+    assert!(sent.await.is_ok());
+    assert_eq!(fixture.runs(), 2);
 }
 
 #[tokio::test]
@@ -254,12 +291,12 @@ async fn reads_a_token_file_again_and_after_a_401() {
     assert_eq!(current().await.unwrap(), Some(value("a")));
     clock.advance(10);
     assert_eq!(current().await.unwrap(), Some(value("b")));
+    let rejected = credentials.current().await.unwrap();
     write("c");
-    assert_eq!(
-        credentials.renew(&value("b")).await.unwrap(),
-        Some(value("c"))
-    );
-    assert_eq!(credentials.renew(&value("c")).await.unwrap(), None);
+    let renewed = credentials.renew(&rejected).await;
+    assert_eq!(token(renewed.clone()), Some("c".into()));
+    let rejected = renewed.unwrap().unwrap();
+    assert_eq!(token(credentials.renew(&rejected).await), None);
     fs::remove_file(&path).unwrap();
     clock.advance(10);
     assert_eq!(

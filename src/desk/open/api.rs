@@ -1,6 +1,5 @@
 //! Look-ups of objects through the API.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +9,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::client::{Client, ResponseBody, SendError};
-use super::dial::ServerDial;
 use super::printable;
-use crate::desk::credentials::{Credentials, CredentialsError};
+use crate::apiservers::ServerConfig;
+use crate::desk::client::{Client, Login, Outgoing, SendError, USER_AGENT};
+use crate::desk::credentials::Credentials;
+use crate::forward::{UpgradeOutcome, UpstreamBody};
 use crate::http::h1::FieldNames;
 use crate::http::{RequestBody, RequestHead, RequestTarget};
 use crate::model::Status;
@@ -25,15 +25,10 @@ const MAX_RESPONSE: usize = 32 * 1024 * 1024;
 /// Maximum number of objects of a list.
 pub const MAX_OBJECTS: u32 = 500;
 
-const USER_AGENT: HeaderValue =
-    HeaderValue::from_static(concat!("kube-bastion/", env!("CARGO_PKG_VERSION")));
-
-/// Client of the API servers, with the credentials of the user.
+/// Look-ups, by the client of the API servers.
 #[derive(Debug)]
 pub struct Api {
-    pub servers: Rc<ServerDial>,
-    pub client: Rc<Client>,
-    pub credentials: Arc<Credentials>,
+    pub client: Client,
     timeout: Duration,
 }
 
@@ -41,11 +36,7 @@ pub struct Api {
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error(transparent)]
-    Login(#[from] CredentialsError),
-    #[error(transparent)]
     Send(#[from] SendError),
-    #[error("the API server did not respond within {} s (--request-timeout)", .0.as_secs())]
-    Timeout(Duration),
     #[error("{message} (status {})", code.as_u16())]
     Status { code: StatusCode, message: String },
     #[error("the response of the API server to GET {path} is malformed: {source}")]
@@ -121,14 +112,12 @@ impl StatusMessage {
 
 impl Api {
     pub fn new(
-        servers: Rc<ServerDial>,
+        servers: Vec<ServerConfig>,
         credentials: Arc<Credentials>,
         timeout: Option<Duration>,
     ) -> Self {
         Self {
-            client: Client::new(Rc::clone(&servers)),
-            servers,
-            credentials,
+            client: Client::new(servers, credentials),
             timeout: timeout.unwrap_or(TIMEOUT),
         }
     }
@@ -138,7 +127,9 @@ impl Api {
     /// # Errors
     /// [`ApiError`], with the message of the API server if it responded.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        let (code, body) = self.request(path).await?;
+        let mut head = head(path);
+        self.client.credentials.impersonate(&mut head.headers);
+        let (code, body) = self.fetch(&head, Some(Login::Server)).await?;
         if !code.is_success() {
             let message = StatusMessage::parse(&body);
             let message = message.unwrap_or_else(|| "the API server rejects the request".into());
@@ -150,73 +141,63 @@ impl Api {
         })
     }
 
-    /// Sends a request, again with other credentials if the server rejects the first ones.
-    async fn request(&self, path: &str) -> Result<(StatusCode, Vec<u8>), ApiError> {
-        let mut authorization = self.credentials.authorization().await?;
-        loop {
-            let mut head = self.head(path);
-            self.authorize(&mut head.headers, authorization.as_ref());
-            let (code, body) = self.fetch(&head).await?;
-            if code == StatusCode::UNAUTHORIZED
-                && let Some(rejected) = &authorization
-                && let Some(renewed) = self.credentials.renew(rejected).await?
-            {
-                authorization = Some(renewed);
-                continue;
-            }
-            return Ok((code, body));
-        }
-    }
-
-    /// Sends a request as it is, and reads the complete response.
+    /// Sends a request, and reads the complete response.
     ///
     /// # Errors
     /// [`ApiError`] without a complete response in time.
-    pub async fn fetch(&self, head: &RequestHead) -> Result<(StatusCode, Vec<u8>), ApiError> {
-        let fetched = async {
-            let mut body = RequestBody::Empty;
-            let response = self.client.send(head, &mut body, None).await?;
-            let code = response.status();
-            let body = read(response.into_body()).await;
-            let body = body.map_err(|source| ApiError::Body {
-                path: head.target.path_and_query().to_owned(),
-                source,
-            })?;
-            Ok((code, body))
+    pub async fn fetch(
+        &self,
+        head: &RequestHead,
+        login: Option<Login>,
+    ) -> Result<(StatusCode, Vec<u8>), ApiError> {
+        let sent = self.client.send(Outgoing {
+            head,
+            body: RequestBody::Empty,
+            upgrade: None,
+            interim: None,
+            login,
+            timeout: Some(self.timeout),
+        });
+        let (UpgradeOutcome::Ignored(response) | UpgradeOutcome::Refused(response)) =
+            sent.await?.response
+        else {
+            unreachable!("the request offers no upgrade");
         };
-        tokio::time::timeout(self.timeout, fetched)
+        let code = response.status();
+        let body = tokio::time::timeout(self.timeout, read(response.into_body()))
             .await
-            .map_err(|_| ApiError::Timeout(self.timeout))?
+            .map_err(|_| SendError::Timeout(self.timeout))?;
+        let body = body.map_err(|source| ApiError::Body {
+            path: head.target.path_and_query().to_owned(),
+            source,
+        })?;
+        Ok((code, body))
     }
 
-    /// Adds the credentials of the user, and those of the user to impersonate.
-    pub fn authorize(&self, headers: &mut HeaderMap, authorization: Option<&HeaderValue>) {
-        if let Some(authorization) = authorization {
-            headers.insert(header::AUTHORIZATION, authorization.clone());
-        }
-        for (name, value) in self.credentials.impersonation() {
-            headers.append(name, value.clone());
-        }
-    }
-
-    /// Returns the head of a GET.
-    pub fn head(&self, path: &str) -> RequestHead {
-        let mut head = RequestHead {
-            method: Method::GET,
-            target: RequestTarget::from_valid_path("/"),
-            version: Version::HTTP_11,
-            headers: HeaderMap::new(),
-            names: FieldNames::default(),
-        };
-        let json = HeaderValue::from_static("application/json");
-        head.headers.insert(header::ACCEPT, json);
-        head.headers.insert(header::USER_AGENT, USER_AGENT);
-        self.servers.address(&mut head, path);
-        head
+    /// Returns true if the URLs of the servers have no path, as that of a bastion.
+    pub fn are_roots(&self) -> bool {
+        let servers = self.client.forwarder.servers.snapshot();
+        servers.iter().all(|server| server.config.path.is_empty())
     }
 }
 
-pub async fn read(body: ResponseBody) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+/// Returns the head of a GET. `path` includes the query.
+pub fn head(path: &str) -> RequestHead {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(header::USER_AGENT, USER_AGENT);
+    RequestHead {
+        method: Method::GET,
+        // Names are escaped.
+        target: RequestTarget::parse(&Method::GET, path.as_bytes())
+            .unwrap_or_else(|_| RequestTarget::from_valid_path("/")),
+        version: Version::HTTP_11,
+        headers,
+        names: FieldNames::default(),
+    }
+}
+
+async fn read(body: UpstreamBody) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
     let collected = Limited::new(body, MAX_RESPONSE).collect().await?;
     Ok(collected.to_bytes().to_vec())
 }

@@ -8,13 +8,13 @@ use http::{HeaderValue, Response, StatusCode, header};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use super::body::Body;
 use super::hosts::Hosts;
-use super::site::{Answer, Site};
+use super::site::{Answer, Site, Upstream};
 use crate::desk::cross_site;
+use crate::desk::proxy::Body;
 use crate::forward::Tunnel;
 use crate::http::h1::{RejectedLine, RequestError};
-use crate::http::{Handler, Interim, Reply, Request, UpgradedConnection};
+use crate::http::{Handler, Interim, Reply, Request};
 use crate::model::error_chain;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -54,7 +54,7 @@ impl Handler for SiteHandler {
                 response,
                 upgrade: None,
             },
-            Ok(Answer::Switched(response, upstream)) => self.open_tunnel(response, upstream),
+            Ok(Answer::Switched(response, tunnel)) => self.open_tunnel(response, *tunnel),
             Err(error) => {
                 let message = error_chain(&error);
                 site.report(Some(message.clone()));
@@ -71,12 +71,12 @@ impl Handler for SiteHandler {
 
 impl SiteHandler {
     /// Joins the browser's connection with that of the target after the response.
-    fn open_tunnel(&self, response: Response<()>, upstream: UpgradedConnection) -> Reply<Body> {
+    fn open_tunnel(&self, response: Response<()>, upstream: Upstream) -> Reply<Body> {
         let (sender, client) = oneshot::channel();
         let tunnel = Tunnel {
             client,
-            upstream,
-            guard: None,
+            upstream: upstream.connection,
+            guard: upstream.guard,
         };
         self.tasks.spawn_local(async move {
             let (received, sent) = (Cell::new(0), Cell::new(0));

@@ -2,27 +2,6 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::http::{KUBE_BASTION_HOST, remove_hop_by_hop, tokens};
-
-/// Removes the hop-by-hop fields, and returns true for an upgrade, whose fields stay.
-pub fn take_upgrade(headers: &mut HeaderMap) -> bool {
-    let requested = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(tokens)
-        .any(|token| token.eq_ignore_ascii_case(b"upgrade"));
-    let protocol = headers.get(header::UPGRADE).cloned();
-    remove_hop_by_hop(headers, |name| name == KUBE_BASTION_HOST.as_str());
-    match protocol {
-        Some(protocol) if requested => {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-            headers.insert(header::UPGRADE, protocol);
-            true
-        }
-        _ => false,
-    }
-}
-
 pub fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<&HeaderValue>) {
     match value {
         Some(value) => {
@@ -84,27 +63,6 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.extend(lines);
         headers
-    }
-
-    #[test]
-    fn hop_by_hop_fields_stay_only_for_an_upgrade() {
-        let mut websocket = headers(&[
-            ("connection", "keep-alive, Upgrade"),
-            ("upgrade", "websocket"),
-            ("sec-websocket-key", "k"),
-            ("kube-bastion-host", "forged"),
-            ("proxy-authorization", "forged"),
-        ]);
-        assert!(take_upgrade(&mut websocket));
-        let expected = [
-            ("connection", "Upgrade"),
-            ("upgrade", "websocket"),
-            ("sec-websocket-key", "k"),
-        ];
-        assert_eq!(websocket, headers(&expected));
-        let mut plain = headers(&[("connection", "keep-alive"), ("upgrade", "h2c")]);
-        assert!(!take_upgrade(&mut plain));
-        assert!(plain.is_empty());
     }
 
     #[test]

@@ -4,21 +4,23 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
 
 use super::api::{Api, StatusMessage};
-use super::body::Body;
-use super::client::{Client, ResponseBody, SendError, Upgraded};
 use super::dial::DialError;
-use super::headers::{is_below, set, strip_prefix, take_upgrade};
+use super::headers::{is_below, set, strip_prefix};
 use super::lookup::Found;
+use super::portforward::PodClient;
 use super::printable;
 use super::ready::ReadyPods;
 use super::reference::Kind;
-use crate::desk::credentials::CredentialsError;
+use crate::apiservers::RequestGuard;
+use crate::desk::client::{Login, Outgoing, SendError};
+use crate::desk::proxy::Body;
+use crate::forward::{ApiError, ConnectionError, Upgrade, UpgradeOutcome, UpstreamBody};
 use crate::http::{
-    Interim, KUBE_BASTION_HOST, RequestBody, RequestHead, RequestTarget, UpgradedConnection,
+    Interim, KUBE_BASTION_HOST, RequestBody, RequestHead, UpgradedConnection, remove_hop_by_hop,
 };
 use crate::model::Scheme;
 
@@ -42,7 +44,7 @@ pub enum Route {
     /// Requests in absolute form to a bastion. Pods of a workload have different hosts.
     Bastion { host: Host },
     /// Requests in origin form on connections to the pods.
-    PortForward,
+    PortForward { client: PodClient },
     /// Requests below a path of the API server.
     Subresource { host: Host },
 }
@@ -59,7 +61,6 @@ pub enum Host {
 pub struct Site {
     pub found: Found,
     pub route: Route,
-    pub client: Rc<Client>,
     pub api: Rc<Api>,
     /// Last problem that was printed.
     problem: RefCell<Option<String>>,
@@ -68,40 +69,55 @@ pub struct Site {
 /// Failure of a request to a target.
 #[derive(Debug, thiserror::Error)]
 pub enum SiteError {
-    #[error(transparent)]
-    Login(#[from] CredentialsError),
     #[error("{server} rejects the credentials of the kubeconfig; log in again")]
     Rejected { server: String },
     #[error(transparent)]
     Send(#[from] SendError),
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// No connection to a pod.
+    #[error("{0}")]
+    Unreachable(String),
+    /// A connection to a pod failed.
+    #[error("the connection failed before the response: {0}")]
+    Pod(ConnectionError),
 }
 
 /// Response of a target.
 #[derive(Debug)]
 pub enum Answer {
     Response(Response<Body>),
-    Switched(Response<()>, UpgradedConnection),
+    Switched(Response<()>, Box<Upstream>),
+}
+
+/// Connection of a target after an upgrade.
+#[derive(Debug)]
+pub struct Upstream {
+    pub connection: UpgradedConnection,
+    pub guard: Option<Box<RequestGuard>>,
 }
 
 impl SiteError {
     /// Returns the status of the response to the browser.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Login(_) | Self::Rejected { .. } => StatusCode::BAD_GATEWAY,
-            Self::Send(SendError::Exchange(_)) => StatusCode::BAD_GATEWAY,
-            Self::Send(SendError::Dial(_)) | Self::Dial(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Send(SendError::Api(ApiError::Client(_)) | SendError::Body(_)) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::Send(SendError::Api(ApiError::Unreachable(_)))
+            | Self::Dial(_)
+            | Self::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Send(SendError::Timeout(_)) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Rejected { .. } | Self::Send(_) | Self::Pod(_) => StatusCode::BAD_GATEWAY,
         }
     }
 }
 
 impl Site {
-    pub fn new(found: Found, route: Route, client: Rc<Client>, api: Rc<Api>) -> Self {
+    pub fn new(found: Found, route: Route, api: Rc<Api>) -> Self {
         Self {
             found,
             route,
-            client,
             api,
             problem: RefCell::default(),
         }
@@ -114,10 +130,10 @@ impl Site {
 
     /// Returns the target and the way to it, for people.
     pub fn describe(&self) -> String {
-        let (name, server) = (self.name(), self.api.servers.name());
+        let (name, server) = (self.name(), self.api.client.names());
         match self.route {
             Route::Bastion { .. } => format!("{name} through the bastion {server}"),
-            Route::PortForward => format!("{name} through port-forwarding by {server}"),
+            Route::PortForward { .. } => format!("{name} through port-forwarding by {server}"),
             Route::Subresource { .. } => format!("{name} through /proxy/ of {server}"),
         }
     }
@@ -132,102 +148,91 @@ impl Site {
         body: &mut RequestBody,
         interim: Option<&Interim>,
     ) -> Result<Answer, SiteError> {
-        let upgrade = take_upgrade(&mut head.headers);
-        let can_repeat = matches!(body, RequestBody::Empty);
-        let browser = Browser::of(head);
-        let mut authorization = match self.route {
-            Route::PortForward => None,
+        let upgrade = Upgrade::from_request(head, None);
+        remove_hop_by_hop(&mut head.headers, |name| name == KUBE_BASTION_HOST.as_str());
+        let body = std::mem::replace(body, RequestBody::Empty);
+        self.address(head).await?;
+        let response = match &self.route {
+            Route::PortForward { client } => {
+                client.send(head, body, upgrade.as_ref(), interim).await?
+            }
             Route::Bastion { .. } | Route::Subresource { .. } => {
-                self.api.credentials.authorization().await?
+                let sent = self.api.client.send(Outgoing {
+                    head,
+                    body,
+                    upgrade: upgrade.as_ref(),
+                    interim,
+                    login: Some(self.login()),
+                    timeout: None,
+                });
+                sent.await?.response
             }
         };
-        loop {
-            self.address(head, &browser, authorization.as_ref()).await?;
-            let response = if upgrade {
-                match self.client.upgrade(head).await? {
-                    Upgraded::Switched(response, connection) => {
-                        return Ok(Answer::Switched(response, connection));
-                    }
-                    Upgraded::Refused(mut response) => {
-                        // Bytes behind the request are of the protocol that was refused.
-                        let close = HeaderValue::from_static("close");
-                        response.headers_mut().insert(header::CONNECTION, close);
-                        response
-                    }
-                }
-            } else {
-                self.client.send(head, body, interim).await?
-            };
-            if Some(response.status()) != self.rejection() {
-                return Ok(Answer::Response(self.finish(response).await));
+        let (mut response, is_refused) = match response {
+            UpgradeOutcome::Switched {
+                response,
+                upstream: connection,
+                guard,
+            } => {
+                let upstream = Box::new(Upstream { connection, guard });
+                return Ok(Answer::Switched(response, upstream));
             }
-            if can_repeat
-                && let Some(rejected) = &authorization
-                && let Some(renewed) = self.api.credentials.renew(rejected).await?
-            {
-                authorization = Some(renewed);
-                continue;
-            }
-            // A browser would ask for the credentials of a proxy that its user does not know.
-            if matches!(self.route, Route::Bastion { .. }) {
-                let server = self.api.servers.name().to_owned();
-                return Err(SiteError::Rejected { server });
-            }
-            return Ok(Answer::Response(self.finish(response).await));
+            UpgradeOutcome::Ignored(response) => (response, false),
+            UpgradeOutcome::Refused(response) => (response, true),
+        };
+        // A browser would ask for the credentials of a proxy that its user does not know.
+        if matches!(self.route, Route::Bastion { .. })
+            && response.status() == self.login().rejection()
+        {
+            let server = self.api.client.names();
+            return Err(SiteError::Rejected { server });
         }
+        *response.version_mut() = Version::HTTP_11;
+        let headers = response.headers_mut();
+        remove_hop_by_hop(headers, |_| false);
+        // It describes requests only.
+        headers.remove(header::TE);
+        if is_refused {
+            // Bytes behind the request are of the protocol that was refused.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(Answer::Response(self.finish(response).await))
     }
 
-    /// Returns the status with which the server rejects credentials.
-    fn rejection(&self) -> Option<StatusCode> {
+    /// Returns the place of the credentials.
+    fn login(&self) -> Login {
         match self.route {
-            Route::Bastion { .. } => Some(StatusCode::PROXY_AUTHENTICATION_REQUIRED),
-            Route::PortForward => None,
-            Route::Subresource { .. } => Some(StatusCode::UNAUTHORIZED),
+            Route::Bastion { .. } => Login::Proxy,
+            Route::PortForward { .. } | Route::Subresource { .. } => Login::Server,
         }
     }
 
-    /// Sets target, `Host` and credentials of a request.
-    async fn address(
-        &self,
-        head: &mut RequestHead,
-        browser: &Browser,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<(), SiteError> {
+    /// Sets the target, and the headers of the way to it.
+    async fn address(&self, head: &mut RequestHead) -> Result<(), SiteError> {
+        let target = &head.target;
         match &self.route {
-            Route::PortForward => {
-                head.target = browser.target.with_path(browser.target.path());
-            }
+            Route::PortForward { .. } => head.target = target.with_path(target.path()),
             Route::Bastion { host } => {
                 let authority = self.authority(&host.name().await?);
-                head.target = browser.target.to_absolute_form(&authority);
+                head.target = target.to_absolute_form(&authority);
                 let headers = &mut head.headers;
-                set(headers, KUBE_BASTION_HOST, browser.host.as_ref());
-                set(headers, header::PROXY_AUTHORIZATION, authorization);
+                let browser = headers.get(header::HOST).cloned();
+                set(headers, KUBE_BASTION_HOST, browser.as_ref());
                 if let Ok(authority) = HeaderValue::try_from(authority) {
                     headers.insert(header::HOST, authority);
                 }
             }
             Route::Subresource { host } => {
                 let prefix = self.prefix(&host.name().await?);
-                let text = browser.target.path_and_query();
+                let path = target.path();
                 // Links that the API server has rewritten have the prefix.
-                let path = if is_below(browser.target.path(), &prefix) {
-                    text.to_owned()
+                head.target = if is_below(path, &prefix) {
+                    target.with_path(path)
                 } else {
-                    [&*prefix, text].concat()
+                    target.with_path(&[&*prefix, path].concat())
                 };
-                let removed: Vec<_> = head
-                    .headers
-                    .keys()
-                    .filter(|name| name.as_str().starts_with("impersonate-"))
-                    .cloned()
-                    .collect();
-                for name in removed {
-                    head.headers.remove(name);
-                }
                 head.headers.remove(header::AUTHORIZATION);
-                self.api.authorize(&mut head.headers, authorization);
-                self.api.servers.address(head, &path);
+                self.api.client.credentials.impersonate(&mut head.headers);
             }
         }
         Ok(())
@@ -274,9 +279,9 @@ impl Site {
 
     /// Prints the reason if the server could not reach the target, and converts URLs of a
     /// subresource to those of the site.
-    async fn finish(&self, mut response: Response<ResponseBody>) -> Response<Body> {
+    async fn finish(&self, mut response: Response<UpstreamBody>) -> Response<Body> {
         match &self.route {
-            Route::PortForward => {
+            Route::PortForward { .. } => {
                 self.report(None);
                 return response.map(Body::upstream);
             }
@@ -343,23 +348,8 @@ impl Host {
     }
 }
 
-/// Request of the browser, before it is addressed.
-struct Browser {
-    target: RequestTarget,
-    host: Option<HeaderValue>,
-}
-
-impl Browser {
-    fn of(head: &RequestHead) -> Self {
-        Self {
-            target: head.target.clone(),
-            host: head.headers.get(header::HOST).cloned(),
-        }
-    }
-}
-
 /// Returns true for an error that may be the server's own.
-fn may_be_status(response: &Response<ResponseBody>) -> bool {
+fn may_be_status(response: &Response<UpstreamBody>) -> bool {
     use http_body::Body as _;
     let is_json = response
         .headers()

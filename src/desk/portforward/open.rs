@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 use super::session::Session;
 use super::websocket::WebSocket;
-use crate::apiservers::{Credential, RequestGuard};
-use crate::desk::credentials::{Credentials, CredentialsError};
+use crate::apiservers::RequestGuard;
+use crate::desk::credentials::{Credentials, CredentialsError, Presented};
 use crate::forward::{
     ApiError, ApiForwarder, ApiRequest, Upgrade, UpgradeOutcome, UpstreamBody, new_websocket_key,
     websocket_accept,
@@ -76,18 +76,11 @@ pub async fn open(
         credentials,
         path: path(namespace, pod),
     };
-    let authorization = credentials.authorization().await?;
-    let refusal = match handshake.open(authorization.as_ref()).await? {
-        Ok(session) => return Ok(session),
-        Err(refusal) => refusal,
-    };
-    if refusal.status == StatusCode::UNAUTHORIZED
-        && let Some(rejected) = authorization
-        && let Some(newer) = credentials.renew(&rejected).await?
-    {
-        return Ok(handshake.open(Some(&newer)).await??);
-    }
-    Err(refusal.into())
+    let opened = credentials.with_renewal(
+        async |presented: &Presented| handshake.open(presented).await,
+        |opened| matches!(opened, Err(refusal) if refusal.status == StatusCode::UNAUTHORIZED),
+    );
+    Ok(opened.await??)
 }
 
 impl From<Refusal> for OpenError {
@@ -116,11 +109,8 @@ struct Handshake<'a> {
 }
 
 impl Handshake<'_> {
-    async fn open(
-        &self,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<Result<Session, Refusal>, OpenError> {
-        let refusal = match self.upgrade(Transport::WebSocket, authorization).await? {
+    async fn open(&self, presented: &Presented) -> Result<Result<Session, Refusal>, OpenError> {
+        let refusal = match self.upgrade(Transport::WebSocket, presented).await? {
             Err(refusal) if refusal.status != StatusCode::UNAUTHORIZED => refusal,
             result => return Ok(result),
         };
@@ -129,25 +119,23 @@ impl Handshake<'_> {
             message = refusal.message,
             "no WebSocket for port-forward; trying SPDY"
         );
-        self.upgrade(Transport::Spdy, authorization).await
+        self.upgrade(Transport::Spdy, presented).await
     }
 
     async fn upgrade(
         &self,
         transport: Transport,
-        authorization: Option<&HeaderValue>,
+        presented: &Presented,
     ) -> Result<Result<Session, Refusal>, OpenError> {
         let key = new_websocket_key();
-        let mut head = self.head(transport, &key, authorization);
+        let mut head = self.head(transport, &key, presented.authorization());
         let Some(upgrade) = Upgrade::from_request(&head, None) else {
             unreachable!("the request offers an upgrade");
         };
         let request = ApiRequest {
             head: &mut head,
             body: None,
-            credential: Credential::Own {
-                generation: self.credentials.generation(),
-            },
+            credential: presented.credential(),
             interim: None,
         };
         let answer = timeout(HANDSHAKE_TIMEOUT, self.forwarder.upgrade(request, &upgrade)).await;

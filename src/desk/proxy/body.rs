@@ -18,7 +18,7 @@ const FILE_READ: usize = 64 * 1024;
 /// Body of a response.
 #[derive(Debug)]
 pub enum Body {
-    /// Text of the proxy itself; none once it is sent.
+    /// Text of the command itself; none once it is sent.
     Full(Option<Bytes>),
     /// Part of a file.
     File(FilePart),
@@ -50,7 +50,11 @@ impl Body {
     }
 
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self::Full(Some(bytes.into()))
+        Self::Full(Some(bytes.into()).filter(|bytes| !bytes.is_empty()))
+    }
+
+    pub fn upstream(body: UpstreamBody) -> Self {
+        Self::Upstream(Box::new(body))
     }
 }
 

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
-use crate::apiservers::{ApiServers, Connect, ServerConfig};
+use crate::apiservers::{ApiServers, Connect, Credential, ServerConfig};
 use crate::desk::credentials::Login;
 use crate::http::Stream;
 use crate::kubeconfig::UserEntry;
