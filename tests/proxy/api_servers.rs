@@ -1,21 +1,26 @@
 //! Requests that pass to several API servers, which a test plays: failover, retries, credentials.
 
+#[path = "api_servers/goaway.rs"]
+mod goaway;
 #[path = "api_servers/server.rs"]
 mod server;
+#[path = "api_servers/settings.rs"]
+mod settings;
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
-use crate::support::client::{tls, tls_with_alpn};
+use crate::support::client::tls;
 use crate::support::eventually;
 use crate::support::pki::Ca;
 use crate::support::test_bed::TestBed;
@@ -26,6 +31,7 @@ use server::{Act, Received, SHUTTING_DOWN, Server, ok};
 struct Setting {
     bed: TestBed,
     servers: [Server; 2],
+    _folder: TempDir,
 }
 
 impl Setting {
@@ -33,17 +39,36 @@ impl Setting {
         first: impl Fn(&Received) -> Act + Send + Sync + 'static,
         second: impl Fn(&Received) -> Act + Send + Sync + 'static,
     ) -> Result<Self> {
+        let names = ["kubernetes.default.svc"; 2];
+        let list = |[first, second]: [String; 2]| {
+            format!("servers: [{{address: '{first}'}}, {{address: '{second}'}}]")
+        };
+        Self::with(names, list, first, second).await
+    }
+
+    /// Starts two servers, each with a certificate for one name. `settings` returns those of
+    /// `apiServers` for their addresses.
+    async fn with(
+        names: [&str; 2],
+        settings: impl FnOnce([String; 2]) -> String,
+        first: impl Fn(&Received) -> Act + Send + Sync + 'static,
+        second: impl Fn(&Received) -> Act + Send + Sync + 'static,
+    ) -> Result<Self> {
         kube_bastion::tls::install_provider();
         let folder = tempfile::tempdir()?;
         let ca = Ca::new(folder.path(), "api-ca")?;
-        let pair = ca.server(folder.path(), "api", &["kubernetes.default.svc"])?;
+        let pair = |name: &str| ca.server(folder.path(), name, &[name]);
         let servers = [
-            Server::start(&pair, first).await?,
-            Server::start(&pair, second).await?,
+            Server::start(&pair(names[0])?, first).await?,
+            Server::start(&pair(names[1])?, second).await?,
         ];
-        let addresses = servers.iter().map(|server| server.address);
-        let bed = TestBed::with_api_servers(addresses, &ca.file).await?;
-        Ok(Self { bed, servers })
+        let addresses = [0, 1].map(|index: usize| servers[index].address.to_string());
+        let bed = TestBed::with_api_servers(&settings(addresses), &ca.file).await?;
+        Ok(Self {
+            bed,
+            servers,
+            _folder: folder,
+        })
     }
 
     async fn send(&self, request: Request<&'static str>) -> Result<Response<Bytes>> {
@@ -56,19 +81,8 @@ impl Setting {
         token: &str,
         request: Request<&'static str>,
     ) -> Result<Response<Bytes>> {
-        let stream =
-            tls_with_alpn(self.bed.bastion.secure, &self.bed.ca.file, None, &[b"h2"]).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                .await?;
-        tokio::spawn(connection);
-        let (mut head, body) = request.into_parts();
-        head.uri = format!("https://bastion.test{}", head.uri).parse()?;
-        head.headers
-            .insert("authorization", format!("Bearer {token}").parse()?);
-        let request = Request::from_parts(head, Full::new(Bytes::from_static(body.as_bytes())));
-        let (head, body) = sender.send_request(request).await?.into_parts();
-        Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
+        let request = with_token(token, request)?;
+        exchange(&mut connect(&self.bed).await?, request).await
     }
 
     /// Sends requests until the token has connections that are shared.
@@ -89,6 +103,33 @@ impl Setting {
     fn counts(&self) -> [usize; 2] {
         [0, 1].map(|index: usize| self.servers[index].received().len())
     }
+}
+
+/// Connects to a bastion over HTTP/2.
+async fn connect(bed: &TestBed) -> Result<SendRequest<Full<Bytes>>> {
+    let stream = bed.http2_client().await?;
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// Adds a token to a request.
+fn with_token(token: &str, mut request: Request<&'static str>) -> Result<Request<&'static str>> {
+    let headers = request.headers_mut();
+    headers.insert("authorization", format!("Bearer {token}").parse()?);
+    Ok(request)
+}
+
+/// Sends a request and reads the complete response.
+async fn exchange(
+    client: &mut SendRequest<Full<Bytes>>,
+    request: Request<&'static str>,
+) -> Result<Response<Bytes>> {
+    let (mut head, body) = request.into_parts();
+    head.uri = format!("https://bastion.test{}", head.uri).parse()?;
+    let request = Request::from_parts(head, Full::new(Bytes::from_static(body.as_bytes())));
+    let (head, body) = client.send_request(request).await?.into_parts();
+    Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
 }
 
 fn get(path: &str) -> Request<&'static str> {
@@ -363,17 +404,11 @@ async fn watches_end_with_the_drain_cleanly_behind_a_whole_event() -> Result<()>
 
 impl TestBed {
     /// Starts a test bed that passes requests to API servers, whose certificates are of a CA.
-    async fn with_api_servers(
-        addresses: impl Iterator<Item = SocketAddr>,
-        ca: &Path,
-    ) -> Result<Self> {
-        let servers: Vec<_> = addresses
-            .map(|address| format!("{{address: '{address}'}}"))
-            .collect();
+    /// `settings` are further ones of `apiServers`.
+    async fn with_api_servers(settings: &str, ca: &Path) -> Result<Self> {
         let more = format!(
-            "apiServers: {{enabled: true, servers: [{}], certificateAuthority: {}}}\n\
+            "apiServers: {{enabled: true, {settings}, certificateAuthority: {}}}\n\
              drain: {{timeout: 2s}}\n",
-            servers.join(", "),
             ca.display()
         );
         Self::with_sections(&more).await

@@ -32,6 +32,17 @@ pub struct Received {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub connection: usize,
+    /// Server name of the TLS handshake (SNI).
+    pub server_name: Option<String>,
+}
+
+/// Connection of a request.
+#[derive(Clone)]
+struct Client {
+    connection: usize,
+    server_name: Option<String>,
+    /// Closes it.
+    broken: tokio::sync::mpsc::Sender<()>,
 }
 
 /// Reaction to a request.
@@ -139,14 +150,14 @@ async fn accept(
             };
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let (broken, mut breaks) = tokio::sync::mpsc::channel::<()>(1);
+            let client = Client {
+                connection: number,
+                server_name: stream.get_ref().1.server_name().map(str::to_owned),
+                broken,
+            };
             let service = service_fn(move |request| {
-                respond(
-                    request,
-                    number,
-                    Arc::clone(&received),
-                    Arc::clone(&script),
-                    broken.clone(),
-                )
+                let (received, script) = (Arc::clone(&received), Arc::clone(&script));
+                respond(request, client.clone(), received, script)
             });
             let stream = TokioIo::new(stream);
             let served = async {
@@ -168,10 +179,9 @@ async fn accept(
 
 async fn respond(
     request: Request<Incoming>,
-    connection: usize,
+    client: Client,
     received: Arc<Mutex<Vec<Received>>>,
     script: Arc<Mutex<Arc<Script>>>,
-    broken: tokio::sync::mpsc::Sender<()>,
 ) -> Result<Response<Body>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body
@@ -184,7 +194,8 @@ async fn respond(
         version: head.version,
         headers: head.headers,
         body: body.unwrap_or_default(),
-        connection,
+        connection: client.connection,
+        server_name: client.server_name,
     };
     received
         .lock()
@@ -222,7 +233,7 @@ async fn respond(
                 .expect("the header is valid")
         }
         Act::Break => {
-            let _ = broken.send(()).await;
+            let _ = client.broken.send(()).await;
             std::future::pending().await
         }
     })
