@@ -7,9 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio_rustls::server::TlsStream;
 
 use crate::support::pki::Ca;
 use crate::support::raw::{Head, Wire};
@@ -30,7 +29,7 @@ pub fn response(status: &str, body: &str) -> Vec<u8> {
 }
 
 /// Response of the script to a request and its body.
-type Script = Arc<dyn Fn(&Head, &[u8]) -> Vec<u8> + Send + Sync>;
+pub type Script = Arc<dyn Fn(&Head, &[u8]) -> Vec<u8> + Send + Sync>;
 
 /// Running server. Dropping it closes its port and its connections.
 pub struct Api {
@@ -82,8 +81,9 @@ impl Api {
     }
 }
 
-async fn serve(
-    stream: TlsStream<TcpStream>,
+/// Serves the requests of a connection, one after the other.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
     seen: &Mutex<Vec<Head>>,
     script: &Script,
 ) -> Result<()> {

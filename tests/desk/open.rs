@@ -9,6 +9,13 @@ mod renewal;
 #[path = "open/servers.rs"]
 mod servers;
 
+#[path = "open/pods.rs"]
+mod pods;
+#[path = "open/port_forward.rs"]
+mod port_forward;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
