@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use tokio::net::TcpStream;
 
-use super::site::{Caller, Opened, Paths, Site, file};
+use super::site::{Caller, Opened, Paths, Site, file, kubelet};
 use crate::fixture::Fixture;
 use crate::packages;
 use crate::support::eventually;
@@ -69,16 +69,24 @@ management.path_prefix = {}
 
 /// Behind `kube-bastion open`, `Authorization` belongs to the application.
 pub async fn rabbitmq_management_creates_a_queue_opened(fixture: &mut Fixture) -> Result<()> {
-    let mut site = Site::opened(fixture, "rabbitmq", MANAGEMENT_PORT, Opened::Bastion).await?;
+    open_rabbitmq(fixture, Opened::Bastion, MANAGEMENT_PORT).await?;
+    let kubelet = kubelet(fixture, "rabbitmq-by-port-forward").await?;
+    open_rabbitmq(fixture, Opened::ApiServer, MANAGEMENT_PORT + 1).await?;
+    ensure!(kubelet.count("dial") > 0, "{:?}", kubelet.output());
+    Ok(())
+}
+
+async fn open_rabbitmq(fixture: &Fixture, server: Opened, port: u16) -> Result<()> {
+    let mut site = Site::opened(fixture, "rabbitmq", port, server).await?;
     let settings = format!(
         "loopback_users = none
 management.tcp.ip = {}
-management.tcp.port = {MANAGEMENT_PORT}
+management.tcp.port = {port}
 ",
         site.address.ip()
     );
     start_rabbitmq(&mut site, &settings).await?;
-    site.visit().await
+    site.visit().await.with_context(|| format!("{server:?}"))
 }
 
 /// Starts the server with its name server, and further settings.

@@ -4,10 +4,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::site::{Caller, LAST, Opened, Paths, Site, file};
-use crate::fixture::{Fixture, SHOP};
+use super::site::{Caller, Opened, Paths, Site, file, kubelet};
+use crate::fixture::Fixture;
 use crate::packages;
-use crate::support::streaming_kubelet::StreamingKubelet;
 
 /// `JupyterLab` needs its prefix in requests and in links (`base_url`), and compares `Origin` with
 /// `Host`, which `kubectl proxy` changes (`allow_origin`).
@@ -29,14 +28,6 @@ pub async fn jupyterlab_runs_a_notebook_opened(fixture: &mut Fixture) -> Result<
     run_jupyterlab(site, &[]).await?;
     ensure!(kubelet.count("dial") > 0, "{:?}", kubelet.output());
     Ok(())
-}
-
-/// Starts the kubelet of the applications' node for port-forward to a pod.
-async fn kubelet(fixture: &Fixture, pod: &str) -> Result<StreamingKubelet> {
-    let kubelet =
-        StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;
-    kubelet.set_address(SHOP, pod, fixture.namespace.address(LAST))?;
-    Ok(kubelet)
 }
 
 async fn run_jupyterlab(mut site: Site<'_>, settings: &[String]) -> Result<()> {

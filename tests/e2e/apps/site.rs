@@ -15,9 +15,10 @@ use crate::fixture::{Fixture, SHOP, path};
 use crate::support::cluster::KubeconfigUser;
 use crate::support::net::Namespace;
 use crate::support::program::{Program, command_in_namespace};
+use crate::support::streaming_kubelet::StreamingKubelet;
 
 /// Last byte of the address of all applications. Each has a port of its own.
-pub const LAST: u8 = 55;
+const LAST: u8 = 55;
 /// Maximum time for an application to start, on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_mins(2);
 const VERBS: [&str; 5] = ["get", "create", "update", "patch", "delete"];
@@ -215,6 +216,14 @@ async fn create(
     fixture
         .wait_until_known(&format!("services/{name}:80"))
         .await
+}
+
+/// Starts the kubelet of the applications' node for port-forward to a pod.
+pub async fn kubelet(fixture: &Fixture, pod: &str) -> Result<StreamingKubelet> {
+    let kubelet =
+        StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;
+    kubelet.set_address(SHOP, pod, fixture.namespace.address(LAST))?;
+    Ok(kubelet)
 }
 
 /// Returns a file of `tests/clients/apps`.
