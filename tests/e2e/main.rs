@@ -161,6 +161,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         pass_through::kubectl_uses_the_bastion_as_its_server,
         pass_through::api_server_decides_on_the_credentials,
         pass_through::kubectl_uses_the_bastion_behind_an_https_proxy,
+        pass_through::kubectl_top_shows_figures_of_an_aggregated_api,
         desk::proxy_behaves_as_kubectl_proxy,
         desk::kubectl_works_through_the_proxy_and_the_bastion,
         desk::portforward_sessions_carry_connections,

@@ -1,5 +1,7 @@
 //! kubectl with the bastion as its server: requests for the API servers pass, as the caller.
 
+mod aggregated;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +23,7 @@ use crate::support::cluster::KubeconfigUser;
 use crate::support::eventually;
 use crate::support::pki::Pair;
 use crate::support::streaming_kubelet::StreamingKubelet;
+pub use aggregated::kubectl_top_shows_figures_of_an_aggregated_api;
 
 /// Starts a bastion that passes requests to the API server.
 pub async fn passing(fixture: &Fixture, more: &[&str]) -> Result<Bastion> {

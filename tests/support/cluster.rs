@@ -90,6 +90,10 @@ impl Cluster {
         )?;
         let admin = ca.client(folder.path(), "admin", "system:masters")?;
         let kubelet_client = ca.client(folder.path(), "kubelet-client", "kubelet-clients")?;
+        // Scenarios issue others of the same name.
+        let aggregator = folder.path().join("aggregator");
+        std::fs::create_dir(&aggregator)?;
+        let aggregator = front_proxy.client(&aggregator, "front-proxy", "none")?;
         // RSA, because the apiserver does not parse elliptic curve keys in PKCS#8 here.
         std::fs::write(
             at("sa.key"),
@@ -127,6 +131,13 @@ impl Cluster {
             "--requestheader-username-headers=X-Remote-User".into(),
             "--requestheader-group-headers=X-Remote-Group".into(),
             "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+            format!(
+                "--proxy-client-cert-file={}",
+                aggregator.certificate.display()
+            ),
+            format!("--proxy-client-key-file={}", aggregator.key.display()),
+            // Aggregated APIs are reached at their endpoints: cluster IPs have no route.
+            "--enable-aggregator-routing=true".into(),
             format!("--service-account-key-file={}", at("sa.key")),
             format!("--service-account-signing-key-file={}", at("sa.key")),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
