@@ -24,6 +24,9 @@ use crate::support::streaming_kubelet::StreamingKubelet;
 
 const NAMESPACE: &str = "load";
 const ACCOUNT: &str = "load";
+/// Namespace whose objects do not change. A watch of it that ends right after its start is reported by
+/// client-go, because it received no event.
+const QUIET: &str = "quiet";
 /// Pod that is evicted and in which commands run.
 const POD: &str = "guarded";
 const NODE: &str = "node-1";
@@ -77,24 +80,28 @@ impl Setting {
         })
     }
 
-    /// Starts an informer of client-go through the bastion.
-    async fn informer(&self, fixture: &Fixture) -> Result<Program> {
+    /// Starts informers of client-go through the bastion: of the objects of the load, and of others.
+    async fn informers(&self, fixture: &Fixture) -> Result<Vec<Program>> {
         let by = KubeconfigUser::Token(&self.target.token);
         let server = format!("https://{}", self.bastion.secure);
         let kubeconfig = |name: &str, server: &str| {
             let cluster = &fixture.cluster;
             cluster.kubeconfig(name, server, &cluster.ca.file, &by)
         };
-        let mut command = Command::new(go_program("informer")?);
-        command
-            .arg("--kubeconfig")
-            .arg(kubeconfig("informer", &server)?)
-            .arg("--truth")
-            .arg(kubeconfig("truth", &fixture.cluster.server)?)
-            .arg(format!("--namespace={NAMESPACE}"));
-        let mut program = Program::start(&mut command)?;
-        program.wait_for_line("synced").await?;
-        Ok(program)
+        let mut informers = Vec::new();
+        for namespace in [NAMESPACE, QUIET] {
+            let mut command = Command::new(go_program("informer")?);
+            command
+                .arg("--kubeconfig")
+                .arg(kubeconfig("informer", &server)?)
+                .arg("--truth")
+                .arg(kubeconfig("truth", &fixture.cluster.server)?)
+                .arg(format!("--namespace={namespace}"));
+            let mut program = Program::start(&mut command)?;
+            program.wait_for_line("synced").await?;
+            informers.push(program);
+        }
+        Ok(informers)
     }
 
     /// Connects to the bastion without credentials.
@@ -113,6 +120,15 @@ async fn create_objects(fixture: &Fixture) -> Result<()> {
         .create::<ServiceAccount>(json!({"metadata": {"name": ACCOUNT}}))
         .await?;
     let subject = json!({"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE});
+    let quiet = Objects::new(client, QUIET).await?;
+    quiet
+        .allow(
+            ACCOUNT,
+            subject.clone(),
+            &["configmaps"],
+            &["list", "watch"],
+        )
+        .await?;
     objects
         .allow(
             ACCOUNT,
@@ -143,15 +159,17 @@ async fn create_objects(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Ends an informer, whose cache must be complete, and checks that no watch ended right after its
+/// Ends informers, whose caches must be complete, and checks that no watch ended right after its
 /// start.
-async fn finish(mut informer: Program) -> Result<()> {
-    informer.finish().await?;
-    let output = informer.output();
-    let short = output.iter().find(|line| line.contains("very short watch"));
-    ensure!(short.is_none(), "{short:?}");
-    let equal = output.iter().find(|line| line.contains("is equal"));
-    println!("     informer: {}", equal.context("it was compared")?);
+async fn finish(informers: Vec<Program>) -> Result<()> {
+    for mut informer in informers {
+        informer.finish().await?;
+        let output = informer.output();
+        let short = output.iter().find(|line| line.contains("very short watch"));
+        ensure!(short.is_none(), "{short:?}");
+        let equal = output.iter().find(|line| line.contains("is equal"));
+        println!("     informer: {}", equal.context("it was compared")?);
+    }
     Ok(())
 }
 
@@ -163,7 +181,7 @@ fn print(what: &str, report: &ApiReport) {
 /// server aside.
 pub async fn requests_spread_evenly_over_api_servers(fixture: &mut Fixture) -> Result<()> {
     let setting = Setting::new(fixture).await?;
-    let informer = setting.informer(fixture).await?;
+    let informers = setting.informers(fixture).await?;
     let load = ApiLoad::start(&setting.target);
     load.progress(&Kind::REQUESTS, 20).await?;
     let count = || {
@@ -178,7 +196,7 @@ pub async fn requests_spread_evenly_over_api_servers(fixture: &mut Fixture) -> R
     let report = load.stop().await;
     print("three API servers", &report);
     report.ensure_none_failed(&Kind::ALL)?;
-    finish(informer).await?;
+    finish(informers).await?;
     let shares = after
         .iter()
         .zip(&before)
@@ -196,7 +214,7 @@ pub async fn requests_spread_evenly_over_api_servers(fixture: &mut Fixture) -> R
 /// A killed server loses what was in flight on it. Reads and server-side applies are sent again.
 pub async fn killed_api_servers_fail_no_repeatable_request(fixture: &mut Fixture) -> Result<()> {
     let mut setting = Setting::new(fixture).await?;
-    let informer = setting.informer(fixture).await?;
+    let informers = setting.informers(fixture).await?;
     let load = ApiLoad::start(&setting.target);
     for index in 0..setting.plane.servers.len() {
         load.progress(&Kind::REQUESTS, ROUND / 4).await?;
@@ -213,14 +231,14 @@ pub async fn killed_api_servers_fail_no_repeatable_request(fixture: &mut Fixture
     // A watch that ends completely would hide that events may be missing (CONFORMANCE C99).
     let (cut, ended) = report.resumed_watches();
     ensure!(cut > 0 && ended == 0, "{cut} watches cut, {ended} ended");
-    finish(informer).await
+    finish(informers).await
 }
 
 /// A frozen server keeps its connections and answers nothing. Its watches are aborted, and requests
 /// go to the others.
 pub async fn frozen_api_servers_fail_no_repeatable_request(fixture: &mut Fixture) -> Result<()> {
     let setting = Setting::new(fixture).await?;
-    let informer = setting.informer(fixture).await?;
+    let informers = setting.informers(fixture).await?;
     let load = ApiLoad::start(&setting.target);
     for index in 0..setting.plane.servers.len() {
         load.progress(&READS, ROUND).await?;
@@ -237,13 +255,13 @@ pub async fn frozen_api_servers_fail_no_repeatable_request(fixture: &mut Fixture
     let report = load.stop().await;
     print("each API server frozen", &report);
     report.ensure_none_failed(&Kind::REPEATABLE)?;
-    finish(informer).await
+    finish(informers).await
 }
 
 /// A server that shuts down gracefully, as in an upgrade of the control plane.
 pub async fn drained_api_servers_fail_no_request(fixture: &mut Fixture) -> Result<()> {
     let mut setting = Setting::new(fixture).await?;
-    let informer = setting.informer(fixture).await?;
+    let informers = setting.informers(fixture).await?;
     let load = ApiLoad::start(&setting.target);
     for index in 0..setting.plane.servers.len() {
         load.progress(&READS, ROUND).await?;
@@ -256,7 +274,7 @@ pub async fn drained_api_servers_fail_no_request(fixture: &mut Fixture) -> Resul
     let report = load.stop().await;
     print("each API server drained", &report);
     report.ensure_none_failed(&Kind::ALL)?;
-    finish(informer).await
+    finish(informers).await
 }
 
 /// Without any API server, a request gets an answer immediately instead of a hanging connection.
