@@ -4,18 +4,15 @@
 mod api_server;
 #[path = "open/bastion.rs"]
 mod bastion;
+#[path = "open/pods.rs"]
+mod pods;
+#[path = "open/port_forward.rs"]
+mod port_forward;
 #[path = "open/renewal.rs"]
 mod renewal;
 #[path = "open/servers.rs"]
 mod servers;
 
-#[path = "open/pods.rs"]
-mod pods;
-#[path = "open/port_forward.rs"]
-mod port_forward;
-
-use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use http::StatusCode;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -19,8 +20,8 @@ use super::ready::ReadyPods;
 use super::site::SiteError;
 use crate::apiservers::{ApiServers, Connect, Credential, ServerConfig};
 use crate::desk::client::{SendError, exchange, keep_sweeping, outgoing};
-use crate::desk::portforward;
 use crate::desk::portforward::session::{PortStream, Session};
+use crate::desk::portforward::{self, OpenError};
 use crate::forward::{ApiError, ApiForwarder, ApiRequest, Upgrade, UpgradeOutcome, UpstreamBody};
 use crate::http::{Interim, RequestBody, RequestHead, Stream, Transport};
 use crate::model::error_chain;
@@ -171,17 +172,26 @@ impl PodDial {
     async fn connect(&self) -> Result<Stream, DialError> {
         let mut tries = 0;
         loop {
-            let (session, port) = self.session().await?;
-            match session.connect(port).await {
-                Ok(stream) => return Ok(Stream::Boxed(Box::new(stream))),
-                Err(error) if tries > 0 => return Err(error.into()),
-                Err(error) => {
-                    tracing::debug!(%error, "a session of port-forward failed");
-                    tries += 1;
-                    self.session.borrow_mut().take();
-                    self.pods.forget();
+            let error = match self.session().await {
+                Ok((session, port)) => match session.connect(port).await {
+                    Ok(stream) => return Ok(Stream::Boxed(Box::new(stream))),
+                    Err(error) => DialError::from(error),
+                },
+                // The pod may have been deleted after it was listed.
+                Err(error @ DialError::Session(OpenError::Refused { status, .. }))
+                    if status != StatusCode::FORBIDDEN =>
+                {
+                    error
                 }
+                Err(error) => return Err(error),
+            };
+            if tries > 0 {
+                return Err(error);
             }
+            tracing::debug!(%error, "a session of port-forward failed");
+            tries += 1;
+            self.session.borrow_mut().take();
+            self.pods.forget();
         }
     }
 
