@@ -12,6 +12,7 @@ pub mod open;
 pub mod portforward;
 pub mod proxy;
 mod request;
+mod targets;
 
 use std::fmt::Display;
 use std::io::Write;

@@ -14,7 +14,7 @@ const HELP: &str = "\
 Each target has a host of its own, such as http://web--shop.localhost:PORT/, so that applications
 do not share cookies. The requests of its page need no prefix and are not rewritten.
 
-Types: svc, pod, node, deploy, sts, ds, rs, job. The ready pods of a workload serve in turn.
+Types: svc, pod, node, deploy, sts, ds, rs, rc, job. The ready pods of a workload serve in turn.
 A target may have a port: svc/web:8080, svc/web:http. Without one, its only port is used, or the only
 one whose appProtocol or name (http, web, www, ui) says that it serves HTTP.
 

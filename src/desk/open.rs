@@ -7,19 +7,13 @@
 //!                            └─ hosts of the targets, requests of other sites
 //! ```
 
-mod api;
-mod dial;
+pub(super) mod api;
+pub(super) mod dial;
 mod handler;
 mod headers;
 mod hosts;
 mod listener;
-mod lookup;
-mod pods;
 mod portforward;
-mod ports;
-mod probe;
-mod ready;
-mod reference;
 mod site;
 
 use std::rc::Rc;
@@ -27,6 +21,8 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
+use super::targets::{Found, LookupError, Pods, ReadyPods, lookup, pods, probe, ready, reference};
+pub use super::targets::{Kind, Reference, ReferenceError};
 use super::{Context, browser, warn};
 use crate::drain::Drain;
 use crate::model::Scheme;
@@ -35,10 +31,7 @@ use dial::DialError;
 use handler::SiteHandler;
 use hosts::{HostParts, Hosts, url};
 use listener::{ListenError, Listener};
-use lookup::{Found, LookupError, Pods};
 use portforward::{PodClient, PodDial};
-use ready::ReadyPods;
-pub use reference::{Kind, Reference, ReferenceError};
 pub use site::Via;
 use site::{Host, Route, Site};
 
@@ -257,7 +250,7 @@ async fn serve(listener: Listener, sites: Vec<Rc<Site>>, options: &Options, drai
 }
 
 /// Replaces control characters of a text from the cluster, which a terminal would interpret.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 

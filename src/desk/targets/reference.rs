@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::model::quote::GoQuoted;
 use crate::model::similar::similar;
 
-/// Kind of an object that can be opened.
+/// Kind of an object that commands reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Service,
@@ -17,10 +17,11 @@ pub enum Kind {
     DaemonSet,
     ReplicaSet,
     Job,
+    ReplicationController,
 }
 
 /// Names of the kinds as kubectl accepts them: the singular, the plural, and the short ones.
-const NAMES: [(Kind, &str, &str, &[&str]); 8] = [
+const NAMES: [(Kind, &str, &str, &[&str]); 9] = [
     (Kind::Service, "service", "services", &["svc"]),
     (Kind::Pod, "pod", "pods", &["po"]),
     (Kind::Node, "node", "nodes", &["no"]),
@@ -29,6 +30,12 @@ const NAMES: [(Kind, &str, &str, &[&str]); 8] = [
     (Kind::DaemonSet, "daemonset", "daemonsets", &["ds"]),
     (Kind::ReplicaSet, "replicaset", "replicasets", &["rs"]),
     (Kind::Job, "job", "jobs", &[]),
+    (
+        Kind::ReplicationController,
+        "replicationcontroller",
+        "replicationcontrollers",
+        &["rc"],
+    ),
 ];
 
 impl Kind {
@@ -44,7 +51,7 @@ impl Kind {
     /// Returns the path of the API group.
     pub fn api(self) -> &'static str {
         match self {
-            Self::Service | Self::Pod | Self::Node => "/api/v1",
+            Self::Service | Self::Pod | Self::Node | Self::ReplicationController => "/api/v1",
             Self::Job => "/apis/batch/v1",
             Self::Deployment | Self::StatefulSet | Self::DaemonSet | Self::ReplicaSet => {
                 "/apis/apps/v1"
@@ -67,7 +74,9 @@ impl Kind {
         // A version may precede the group.
         let group = group.strip_prefix("v1.").unwrap_or(group);
         let is_own = match kind {
-            Self::Service | Self::Pod | Self::Node => group.is_empty(),
+            Self::Service | Self::Pod | Self::Node | Self::ReplicationController => {
+                group.is_empty()
+            }
             Self::Job => matches!(group, "" | "batch"),
             Self::Deployment | Self::StatefulSet | Self::DaemonSet | Self::ReplicaSet => {
                 matches!(group, "" | "apps")
@@ -94,7 +103,7 @@ pub enum ReferenceError {
     #[error("{} has no name; use TYPE/NAME, such as svc/web", GoQuoted(.0))]
     NoName(String),
     #[error(
-        "unknown type {}{}; use svc, pod, node, deploy, sts, ds, rs or job",
+        "unknown type {}{}; use svc, pod, node, deploy, sts, ds, rs, rc or job",
         GoQuoted(name),
         suggestion(*near)
     )]
@@ -184,6 +193,7 @@ mod tests {
             ("ds/a", Kind::DaemonSet),
             ("rs/a", Kind::ReplicaSet),
             ("jobs.batch/a", Kind::Job),
+            ("rc/a", Kind::ReplicationController),
         ] {
             assert_eq!(parse(text), Ok((kind, "a".into(), None)), "{text}");
         }
@@ -211,15 +221,15 @@ mod tests {
             ),
             (
                 "ingress/a",
-                r#"unknown type "ingress"; use svc, pod, node, deploy, sts, ds, rs or job"#,
+                r#"unknown type "ingress"; use svc, pod, node, deploy, sts, ds, rs, rc or job"#,
             ),
             (
                 "servcie/a",
-                r#"unknown type "servcie" (similar: service); use svc, pod, node, deploy, sts, ds, rs or job"#,
+                r#"unknown type "servcie" (similar: service); use svc, pod, node, deploy, sts, ds, rs, rc or job"#,
             ),
             (
                 "services.serving.knative.dev/a",
-                r#"unknown type "services.serving.knative.dev"; use svc, pod, node, deploy, sts, ds, rs or job"#,
+                r#"unknown type "services.serving.knative.dev"; use svc, pod, node, deploy, sts, ds, rs, rc or job"#,
             ),
         ] {
             assert_eq!(parse(text), Err(message.to_owned()), "{text}");

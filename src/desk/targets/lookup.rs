@@ -3,14 +3,16 @@
 use http::StatusCode;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodTemplateSpec, Service};
+use k8s_openapi::api::core::v1::{
+    Node, Pod, PodSpec, PodTemplateSpec, ReplicationController, Service,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
 
-use super::api::{Api, ApiError, MAX_OBJECTS, escape};
 use super::pods;
 use super::ports::{self, Port, PortError};
 use super::reference::{Kind, Reference};
+use crate::desk::open::api::{Api, ApiError, MAX_OBJECTS, escape};
 use crate::model::similar::similar;
 
 /// Object that was found, and its port.
@@ -133,7 +135,8 @@ impl Found {
             | Kind::StatefulSet
             | Kind::DaemonSet
             | Kind::ReplicaSet
-            | Kind::Job => workload(api, kind, &path).await.map(|workload| {
+            | Kind::Job
+            | Kind::ReplicationController => workload(api, kind, &path).await.map(|workload| {
                 let pods = Pods::Selected(pods::label_selector(&workload.selector));
                 of_pod(workload.template.spec.as_ref(), pods, requested, reference)
             }),
@@ -257,6 +260,15 @@ async fn workload(api: &Api, kind: Kind, path: &str) -> Result<Workload, ApiErro
             let spec = job.spec.unwrap_or_default();
             (spec.selector.unwrap_or_default(), Some(spec.template))
         }
+        Kind::ReplicationController => {
+            let controller: ReplicationController = api.get(path).await?;
+            let spec = controller.spec.unwrap_or_default();
+            let selector = LabelSelector {
+                match_labels: spec.selector,
+                match_expressions: None,
+            };
+            (selector, spec.template)
+        }
         Kind::Deployment | Kind::Service | Kind::Pod | Kind::Node => {
             let deployment: Deployment = api.get(path).await?;
             let spec = deployment.spec;
@@ -270,7 +282,7 @@ async fn workload(api: &Api, kind: Kind, path: &str) -> Result<Workload, ApiErro
 }
 
 /// Returns the path of the objects of a kind.
-pub(super) fn list_path(kind: Kind, namespace: &str) -> String {
+pub fn list_path(kind: Kind, namespace: &str) -> String {
     match kind {
         Kind::Node => format!("{}/{}", kind.api(), kind.plural()),
         _ => format!(
@@ -282,7 +294,7 @@ pub(super) fn list_path(kind: Kind, namespace: &str) -> String {
     }
 }
 
-pub(super) fn object_path(kind: Kind, namespace: &str, name: &str) -> String {
+pub fn object_path(kind: Kind, namespace: &str, name: &str) -> String {
     format!("{}/{}", list_path(kind, namespace), escape(name))
 }
 

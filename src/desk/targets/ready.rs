@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 
-use super::api::{Api, ApiError, MAX_OBJECTS, escape};
-use super::dial::DialError;
 use super::lookup::{Pods, list_path, object_path};
 use super::pods;
 use super::reference::Kind;
+use crate::desk::open::api::{Api, ApiError, MAX_OBJECTS, escape};
+use crate::desk::open::dial::DialError;
 
 /// Time for which a list of pods is used.
 const PODS_TTL: Duration = Duration::from_secs(2);

@@ -1,0 +1,13 @@
+//! Objects of a cluster that commands reach: the arguments that name them, their look-up, their
+//! ports, and their ready pods.
+
+pub mod lookup;
+pub mod pods;
+pub mod ports;
+pub mod probe;
+pub mod ready;
+pub mod reference;
+
+pub use lookup::{Found, LookupError, Pods};
+pub use ready::ReadyPods;
+pub use reference::{Kind, Reference, ReferenceError};
