@@ -4,6 +4,7 @@ mod check;
 mod completion;
 mod environment;
 mod explain;
+mod forward;
 mod invocation;
 mod kubeconfig;
 mod man;
@@ -57,6 +58,8 @@ enum Command {
     Proxy(Box<proxy::Options>),
     /// Open services, pods and workloads in the browser, each at the root of a host of its own
     Open(Box<open::Options>),
+    /// Forward local TCP ports to services, pods and workloads
+    Forward(Box<forward::Options>),
     /// Validate a configuration and print the effective one, without secrets
     Check(Box<check::Options>),
     /// Print a kubeconfig for a bastion with your way to log in, or merge it into yours
@@ -109,6 +112,7 @@ impl Cli {
             }),
             Command::Proxy(options) => proxy::run(&options),
             Command::Open(options) => open::run(*options),
+            Command::Forward(options) => forward::run(*options),
             Command::Check(options) => check::run(*options),
             Command::Kubeconfig(options) => kubeconfig::run(*options),
             Command::Completion(options) => completion::run(&options),

@@ -7,6 +7,7 @@ pub mod context;
 pub mod credentials;
 pub mod cross_site;
 pub mod flags;
+pub mod forward;
 pub mod kubeconfig;
 pub mod open;
 pub mod portforward;

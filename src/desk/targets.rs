@@ -8,6 +8,7 @@ pub mod probe;
 pub mod ready;
 pub mod reference;
 
-pub use lookup::{Found, LookupError, Pods};
+pub use lookup::{Found, LookupError, Object, Pods};
+pub use ports::{Port, Protocol};
 pub use ready::ReadyPods;
 pub use reference::{Kind, Reference, ReferenceError};

@@ -10,10 +10,23 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
 
 use super::pods;
-use super::ports::{self, Port, PortError};
+use super::ports::{self, Port, PortError, Protocol};
 use super::reference::{Kind, Reference};
 use crate::desk::open::api::{Api, ApiError, MAX_OBJECTS, escape};
 use crate::model::similar::similar;
+
+/// Object of the cluster with its ports and pods.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// TCP ports.
+    pub ports: Vec<Port>,
+    pub udp_ports: Vec<Port>,
+    /// Ports that are not declared can be used, too, as those of pods.
+    pub has_other_ports: bool,
+    /// Service without a cluster IP.
+    pub is_headless: bool,
+    pub pods: Pods,
+}
 
 /// Object that was found, and its port.
 #[derive(Clone, Debug)]
@@ -99,6 +112,89 @@ struct Workload {
     template: PodTemplateSpec,
 }
 
+impl Object {
+    /// Looks up an object in a namespace.
+    ///
+    /// # Errors
+    /// [`LookupError`], with near names for an object that does not exist.
+    pub async fn look_up(
+        api: &Api,
+        namespace: &str,
+        reference: &Reference,
+    ) -> Result<Self, LookupError> {
+        let kind = reference.kind;
+        let path = object_path(kind, namespace, &reference.name);
+        let looked_up = match kind {
+            Kind::Service => {
+                let service: Result<Service, _> = api.get(&path).await;
+                service.map(|service| Self::of_service(service, reference))
+            }
+            Kind::Pod => {
+                let pod: Result<Pod, _> = api.get(&path).await;
+                let pods = Pods::Named(reference.name.clone());
+                pod.map(|pod| Ok(Self::of_pod(pod.spec.as_ref(), pods)))
+            }
+            Kind::Node => {
+                let node: Result<Node, _> = api.get(&path).await;
+                node.map(|_| Ok(Self::of_pod(None, Pods::None)))
+            }
+            Kind::Deployment
+            | Kind::StatefulSet
+            | Kind::DaemonSet
+            | Kind::ReplicaSet
+            | Kind::Job
+            | Kind::ReplicationController => workload(api, kind, &path).await.map(|workload| {
+                let pods = Pods::Selected(pods::label_selector(&workload.selector));
+                Ok(Self::of_pod(workload.template.spec.as_ref(), pods))
+            }),
+        };
+        match looked_up {
+            Ok(found) => found,
+            Err(error) if error.is_not_found() && !error.is_no_route() => {
+                Err(not_found(api, namespace, reference).await)
+            }
+            Err(source) => Err(LookupError::Api {
+                object: reference.clone(),
+                source: Box::new(source),
+            }),
+        }
+    }
+
+    fn of_service(service: Service, reference: &Reference) -> Result<Self, LookupError> {
+        let spec = service.spec.unwrap_or_default();
+        if spec.type_.as_deref() == Some("ExternalName") {
+            return Err(LookupError::ExternalName(reference.clone()));
+        }
+        let ports = ports::of_service(&spec, Protocol::Tcp);
+        let udp_ports = ports::of_service(&spec, Protocol::Udp);
+        let selector = spec.selector.filter(|selector| !selector.is_empty());
+        let pods = selector.map_or(Pods::None, |labels| {
+            Pods::Selected(pods::label_selector(&LabelSelector {
+                match_labels: Some(labels),
+                match_expressions: None,
+            }))
+        });
+        Ok(Self {
+            ports,
+            udp_ports,
+            has_other_ports: false,
+            is_headless: spec.cluster_ip.as_deref() == Some("None"),
+            pods,
+        })
+    }
+
+    fn of_pod(spec: Option<&PodSpec>, pods: Pods) -> Self {
+        let ports = |protocol| spec.map(|spec| ports::of_pod(spec, protocol));
+        Self {
+            ports: ports(Protocol::Tcp).unwrap_or_default(),
+            udp_ports: ports(Protocol::Udp).unwrap_or_default(),
+            has_other_ports: true,
+            is_headless: false,
+            pods,
+        }
+    }
+}
+
 impl Found {
     /// Looks up an object in a namespace. `port` is used if the argument has none.
     ///
@@ -111,58 +207,24 @@ impl Found {
         reference: &Reference,
         port: Option<&str>,
     ) -> Result<Self, LookupError> {
-        let kind = reference.kind;
-        let path = object_path(kind, namespace, &reference.name);
+        let object = Object::look_up(api, namespace, reference).await?;
         let requested = reference.port.as_deref().or(port);
-        let looked_up = match kind {
-            Kind::Service => Self::service(api, &path, reference, requested).await,
-            Kind::Pod => {
-                let pod: Result<Pod, _> = api.get(&path).await;
-                let pods = Pods::Named(reference.name.clone());
-                pod.map(|pod| of_pod(pod.spec.as_ref(), pods, requested, reference))
-            }
-            Kind::Node => {
-                let node: Result<Node, _> = api.get(&path).await;
-                node.map(|_| {
-                    let port = requested.map(|port| ports::choose(&[], Some(port), true));
-                    let port = port
-                        .transpose()
-                        .map_err(|source| port_error(reference, source))?;
-                    Ok((port, Pods::None))
-                })
-            }
-            Kind::Deployment
-            | Kind::StatefulSet
-            | Kind::DaemonSet
-            | Kind::ReplicaSet
-            | Kind::Job
-            | Kind::ReplicationController => workload(api, kind, &path).await.map(|workload| {
-                let pods = Pods::Selected(pods::label_selector(&workload.selector));
-                of_pod(workload.template.spec.as_ref(), pods, requested, reference)
-            }),
-        };
-        let (port, pods) = match looked_up {
-            Ok(found) => found?,
-            Err(error) if error.is_not_found() && !error.is_no_route() => {
-                return Err(not_found(api, namespace, reference).await);
-            }
-            Err(source) => {
-                return Err(LookupError::Api {
-                    object: reference.clone(),
-                    source: Box::new(source),
-                });
-            }
+        let is_node = reference.kind == Kind::Node;
+        let port = if is_node && requested.is_none() {
+            None
+        } else {
+            let chosen = ports::choose(&object.ports, requested, object.has_other_ports);
+            Some(chosen.map_err(|source| LookupError::Port {
+                object: reference.clone(),
+                source,
+            })?)
         };
         Ok(Self {
-            kind,
+            kind: reference.kind,
             name: reference.name.clone(),
-            namespace: if kind == Kind::Node {
-                String::new()
-            } else {
-                namespace.to_owned()
-            },
+            namespace: if is_node { "" } else { namespace }.to_owned(),
             port,
-            pods,
+            pods: object.pods,
         })
     }
 
@@ -190,51 +252,6 @@ impl Found {
             port: port.transpose()?,
             pods: Pods::None,
         })
-    }
-
-    async fn service(
-        api: &Api,
-        path: &str,
-        reference: &Reference,
-        requested: Option<&str>,
-    ) -> Result<Result<(Option<Port>, Pods), LookupError>, ApiError> {
-        let service: Service = api.get(path).await?;
-        let spec = service.spec.unwrap_or_default();
-        if spec.type_.as_deref() == Some("ExternalName") {
-            return Ok(Err(LookupError::ExternalName(reference.clone())));
-        }
-        let port = ports::choose(&ports::of_service(&spec), requested, false);
-        let selector = spec.selector.filter(|selector| !selector.is_empty());
-        let pods = selector.map_or(Pods::None, |labels| {
-            Pods::Selected(pods::label_selector(&LabelSelector {
-                match_labels: Some(labels),
-                match_expressions: None,
-            }))
-        });
-        Ok(match port {
-            Ok(port) => Ok((Some(port), pods)),
-            Err(source) => Err(port_error(reference, source)),
-        })
-    }
-}
-
-fn of_pod(
-    spec: Option<&PodSpec>,
-    pods: Pods,
-    requested: Option<&str>,
-    reference: &Reference,
-) -> Result<(Option<Port>, Pods), LookupError> {
-    let declared = spec.map(ports::of_pod).unwrap_or_default();
-    match ports::choose(&declared, requested, true) {
-        Ok(port) => Ok((Some(port), pods)),
-        Err(source) => Err(port_error(reference, source)),
-    }
-}
-
-fn port_error(reference: &Reference, source: PortError) -> LookupError {
-    LookupError::Port {
-        object: reference.clone(),
-        source,
     }
 }
 

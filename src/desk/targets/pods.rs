@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::ports;
+use super::ports::{self, Protocol};
 
 /// Maximum number of pods whose state a message lists.
 const MAX_LISTED: usize = 5;
@@ -91,7 +91,9 @@ pub fn container_port(pod: &Pod, target: &IntOrString) -> Result<u16, NoPod> {
     let found = match target {
         IntOrString::Int(number) => u16::try_from(*number).ok(),
         IntOrString::String(name) => {
-            let ports = pod.spec.as_ref().map(ports::of_pod).unwrap_or_default();
+            let spec = pod.spec.as_ref();
+            let ports = spec.map(|spec| ports::of_pod(spec, Protocol::Tcp));
+            let ports = ports.unwrap_or_default();
             let named = ports.iter().find(|port| port.name == *name);
             named.map(|port| port.number)
         }

@@ -1,12 +1,29 @@
 //! Choice of the port of a target.
 
-use std::fmt::Write;
+use std::fmt;
 
 use k8s_openapi::api::core::v1::{PodSpec, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::model::Scheme;
 use crate::model::quote::GoQuoted;
+
+/// Transport protocol of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    /// Returns true if the field `protocol` of a port names this one. TCP is the default.
+    fn is_of(self, field: Option<&str>) -> bool {
+        match self {
+            Self::Tcp => matches!(field, None | Some("" | "TCP")),
+            Self::Udp => field == Some("UDP"),
+        }
+    }
+}
 
 /// Port that an object declares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,16 +50,18 @@ pub enum PortError {
 }
 
 fn list(ports: &[Port]) -> String {
-    let mut text = String::new();
-    for (index, port) in ports.iter().enumerate() {
-        let separator = if index > 0 { ", " } else { "" };
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{separator}{}", port.number);
-        if !port.name.is_empty() {
-            let _ = write!(text, " ({})", port.name);
+    let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
+    ports.join(", ")
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.number)?;
+        match &*self.name {
+            "" => Ok(()),
+            name => write!(f, " ({name})"),
         }
     }
-    text
 }
 
 impl Port {
@@ -90,10 +109,10 @@ fn has_protocol(name: &str, protocol: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
-/// Returns the TCP ports of a service.
-pub fn of_service(spec: &ServiceSpec) -> Vec<Port> {
+/// Returns the ports of a service.
+pub fn of_service(spec: &ServiceSpec, protocol: Protocol) -> Vec<Port> {
     let ports = spec.ports.iter().flatten();
-    let ports = ports.filter(|port| is_tcp(port.protocol.as_deref()));
+    let ports = ports.filter(|port| protocol.is_of(port.protocol.as_deref()));
     ports
         .filter_map(|port| {
             let number = u16::try_from(port.port).ok()?;
@@ -105,19 +124,21 @@ pub fn of_service(spec: &ServiceSpec) -> Vec<Port> {
                 target: port
                     .target_port
                     .clone()
+                    // Older API servers leave an omitted one at 0.
+                    .filter(|target| *target != IntOrString::Int(0))
                     .unwrap_or(IntOrString::Int(port.port)),
             })
         })
         .collect()
 }
 
-/// Returns the TCP ports of the containers of a pod, those of sidecars included.
-pub fn of_pod(spec: &PodSpec) -> Vec<Port> {
+/// Returns the ports of the containers of a pod, those of sidecars included.
+pub fn of_pod(spec: &PodSpec, protocol: Protocol) -> Vec<Port> {
     let sidecars = spec.init_containers.iter().flatten();
     let sidecars = sidecars.filter(|it| it.restart_policy.as_deref() == Some("Always"));
     let ports = spec.containers.iter().chain(sidecars);
     let ports = ports.flat_map(|container| container.ports.iter().flatten());
-    let ports = ports.filter(|port| is_tcp(port.protocol.as_deref()));
+    let ports = ports.filter(|port| protocol.is_of(port.protocol.as_deref()));
     ports
         .filter_map(|port| {
             let number = u16::try_from(port.container_port).ok()?;
@@ -130,10 +151,6 @@ pub fn of_pod(spec: &PodSpec) -> Vec<Port> {
             })
         })
         .collect()
-}
-
-fn is_tcp(protocol: Option<&str>) -> bool {
-    matches!(protocol, None | Some("" | "TCP"))
 }
 
 /// Chooses a port: the `requested` one, by number or name; else the only one; else the only one that
@@ -262,7 +279,7 @@ mod tests {
             {"port": 81, "appProtocol": "https"},
         ]}))
         .unwrap();
-        let ports = of_service(&service);
+        let ports = of_service(&service, Protocol::Tcp);
         let targets: Vec<_> = ports
             .iter()
             .map(|port| (port.number, port.target.clone()))
@@ -274,6 +291,7 @@ mod tests {
                 (81, IntOrString::Int(81))
             ]
         );
+        assert_eq!(of_service(&service, Protocol::Udp)[0].number, 53);
         let pod: PodSpec = serde_json::from_value(serde_json::json!({
             "containers": [{"name": "a", "ports": [{"containerPort": 8080, "name": "web"}]}],
             "initContainers": [
@@ -282,7 +300,10 @@ mod tests {
             ],
         }))
         .unwrap();
-        let numbers: Vec<_> = of_pod(&pod).iter().map(|port| port.number).collect();
+        let numbers: Vec<_> = of_pod(&pod, Protocol::Tcp)
+            .iter()
+            .map(|port| port.number)
+            .collect();
         assert_eq!(numbers, [8080, 2]);
     }
 }

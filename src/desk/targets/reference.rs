@@ -64,7 +64,7 @@ impl Kind {
     }
 
     /// Parses the name of a type, with the API group or without, such as `deployments.apps`.
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let text = text.to_ascii_lowercase();
         let (name, group) = text.split_once('.').unwrap_or((&text, ""));
         let found = NAMES.iter().find(|(_, singular, plural, short)| {

@@ -1,0 +1,367 @@
+//! `forward`: local TCP ports for the services, pods and workloads of a cluster.
+//!
+//! ```text
+//!   client ── listen ── serve ── route ── bastion ── HTTP/2 CONNECT, a stream per connection
+//!                         │        │
+//!                         │        └─ endpoints ── sessions ── port-forward through the API server
+//!                         └─ relay, report
+//! ```
+
+mod bastion;
+mod command;
+mod endpoints;
+mod file;
+mod listen;
+mod relay;
+mod report;
+mod resolve;
+mod route;
+mod serve;
+mod sessions;
+mod spec;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::json;
+
+use super::Context;
+use super::open::api::{Api, ApiError};
+use super::open::dial::ServerDial;
+use super::targets::{Kind, Protocol, probe};
+use crate::drain::Drain;
+use bastion::{TunnelError, Tunnels};
+pub use command::CommandError;
+pub use file::{FileError, read as read_file};
+use listen::Addresses;
+pub use listen::ListenError;
+use relay::Traffic;
+use report::{Lines, Report};
+pub use resolve::ResolveError;
+use resolve::{ResolvedPort, Target};
+pub use route::ConnectError;
+use route::Route;
+use serve::{Forward, serve};
+use sessions::Sessions;
+pub use spec::{SpecError, TargetSpec};
+
+/// Way to the targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Via {
+    /// Tunnels through a bastion
+    Bastion,
+    /// Port-forwarding of the API server
+    ApiServer,
+}
+
+/// Options of the command.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub targets: Vec<TargetSpec>,
+    /// Local addresses of targets without their own.
+    pub addresses: Vec<String>,
+    /// `None` for a bastion if the server is one.
+    pub via: Option<Via>,
+    /// Time to wait for a running pod at the start.
+    pub pod_running_timeout: Duration,
+    /// Targets that cannot be forwarded do not end the command.
+    pub keep_going: bool,
+    /// Print the ports as JSON.
+    pub json: bool,
+    /// Program with arguments to run. Empty to run until a signal.
+    pub command: Vec<OsString>,
+}
+
+/// Reason why nothing is forwarded.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("port {port} of {target} is of protocol UDP, which is not forwarded; use a TCP port")]
+    Udp { target: String, port: String },
+    #[error("cannot find out if {server} is a bastion: {source}")]
+    Probe { server: String, source: ApiError },
+    #[error("{server} is not a bastion; omit --via=bastion")]
+    NotBastion { server: String },
+    #[error("a bastion opens tunnels as the user itself; omit --as, or use --via=api-server")]
+    Impersonation,
+    #[error(transparent)]
+    Bastion(TunnelError),
+    #[error("cannot forward to {target}: {source}")]
+    Connect {
+        target: String,
+        source: ConnectError,
+    },
+    #[error("no target can be forwarded")]
+    Nothing,
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// Ways to all targets.
+enum Ways {
+    Bastion(Rc<Tunnels>),
+    ApiServer(Rc<Sessions>),
+}
+
+/// Forwards the targets until the drain begins, or the command of the options ends, whose exit code
+/// is returned. `drain` is called once signals must not end the process any more.
+///
+/// # Errors
+/// [`ForwardError`] before anything is forwarded.
+pub async fn run(
+    context: Context,
+    options: Options,
+    drain: impl FnOnce() -> std::io::Result<Drain>,
+) -> Result<ExitCode, ForwardError> {
+    reject_udp(&options.targets)?;
+    let Context {
+        namespace,
+        servers,
+        credentials,
+        request_timeout,
+        ..
+    } = context;
+    let dial = Rc::new(ServerDial::new(servers.clone(), credentials.clone()));
+    let api = Rc::new(Api::new(dial, credentials.clone(), request_timeout));
+    let ways = if uses_bastion(&api, options.via).await? {
+        let tunnels = Rc::new(Tunnels::new(servers, credentials));
+        tunnels.check().await.map_err(ForwardError::Bastion)?;
+        Ways::Bastion(tunnels)
+    } else {
+        Ways::ApiServer(Rc::new(Sessions::new(servers, credentials)))
+    };
+    let lines = match (options.json, options.command.is_empty()) {
+        (true, _) => Lines::None,
+        (false, true) => Lines::Stdout,
+        (false, false) => Lines::Stderr,
+    };
+    let report = Rc::new(Report::new(lines));
+    let preparing = options.targets.iter();
+    let preparing = preparing.map(|spec| prepare(&api, &ways, spec, &namespace, &options));
+    let mut forwards = Vec::new();
+    for prepared in join_all(preparing).await {
+        match prepared.and_then(|(target, routes)| listen(&target, routes, &options)) {
+            Ok(ready) => forwards.extend(ready),
+            Err(error) if options.keep_going => report.print(&format!("kube-bastion: {error}")),
+            Err(error) => return Err(error),
+        }
+    }
+    if forwards.is_empty() {
+        return Err(ForwardError::Nothing);
+    }
+    announce(&forwards, &report, options.json);
+    serve_until_end(&forwards, &report, &options.command, drain).await
+}
+
+/// Serves until the command ends; without one, until the drain begins.
+async fn serve_until_end(
+    forwards: &[Rc<Forward>],
+    report: &Rc<Report>,
+    command: &[OsString],
+    drain: impl FnOnce() -> std::io::Result<Drain>,
+) -> Result<ExitCode, ForwardError> {
+    let serving = serve(forwards, report);
+    let ended = async {
+        if !command.is_empty() {
+            let ports: Vec<_> = forwards.iter().map(|forward| forward.local_port).collect();
+            return Ok(command::run(command, &ports).await?);
+        }
+        let drain = drain().map_err(CommandError::Signals)?;
+        let status = forwards.iter().map(|forward| {
+            let name = format!(
+                "{}: {} -> {}",
+                forward.target, forward.local_port, forward.remote_port
+            );
+            (name, Rc::clone(&forward.traffic))
+        });
+        tokio::select! {
+            () = drain.begun() => {}
+            () = report.show_status(status.collect()) => {}
+        }
+        Ok(ExitCode::SUCCESS)
+    };
+    tokio::select! {
+        ended = ended => ended,
+        () = serving => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn reject_udp(targets: &[TargetSpec]) -> Result<(), ForwardError> {
+    for target in targets {
+        let mut ports = target.ports.iter();
+        if let Some(port) = ports.find(|port| port.protocol == Protocol::Udp) {
+            return Err(ForwardError::Udp {
+                target: target.to_string(),
+                port: port.remote.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Returns true if the tunnels of a bastion are used.
+async fn uses_bastion(api: &Api, via: Option<Via>) -> Result<bool, ForwardError> {
+    // A CONNECT has no headers for it.
+    let impersonates = !api.credentials.impersonation().is_empty();
+    match via {
+        Some(Via::Bastion) if impersonates => return Err(ForwardError::Impersonation),
+        Some(Via::ApiServer) => return Ok(false),
+        None if impersonates => return Ok(false),
+        None | Some(Via::Bastion) => {}
+    }
+    let server = || api.servers.name().to_owned();
+    let is_bastion = probe::is_bastion(api).await;
+    let is_bastion = is_bastion.map_err(|source| {
+        let server = server();
+        ForwardError::Probe { server, source }
+    })?;
+    if !is_bastion && via.is_some() {
+        return Err(ForwardError::NotBastion { server: server() });
+    }
+    Ok(is_bastion)
+}
+
+/// Looks up a target, and connects to it as far as its application does not notice. Returns the way
+/// of each port, and the port of lines about it.
+async fn prepare(
+    api: &Rc<Api>,
+    ways: &Ways,
+    spec: &TargetSpec,
+    namespace: &str,
+    options: &Options,
+) -> Result<(Target, Vec<(Route, u16)>), ForwardError> {
+    let is_bastion = matches!(ways, Ways::Bastion(_));
+    let target = Target::look_up(api, spec, namespace, is_bastion).await?;
+    let mut routes = Vec::new();
+    for port in &target.ports {
+        let route = route(ways, &target, port);
+        let shown = check(&route, options.pod_running_timeout).await;
+        let shown = shown.map_err(|source| ForwardError::Connect {
+            target: target.to_string(),
+            source,
+        })?;
+        routes.push((route, shown.unwrap_or(port.remote)));
+    }
+    Ok((target, routes))
+}
+
+fn route(ways: &Ways, target: &Target, port: &ResolvedPort) -> Route {
+    let Target {
+        kind,
+        name,
+        namespace,
+        endpoints,
+        ..
+    } = target;
+    let domain = match kind {
+        Kind::Service => "svc",
+        _ => "pod",
+    };
+    let authority = || format!("{name}.{namespace}.{domain}:{}", port.remote);
+    let endpoints = endpoints.clone();
+    let target_port = port.target.clone();
+    match (ways, endpoints) {
+        (Ways::ApiServer(sessions), Some(endpoints)) => Route::Pods {
+            sessions: Rc::clone(sessions),
+            endpoints,
+            port: target_port,
+        },
+        (Ways::Bastion(tunnels), Some(endpoints)) if !matches!(kind, Kind::Service | Kind::Pod) => {
+            Route::BastionPods {
+                tunnels: Rc::clone(tunnels),
+                endpoints,
+                port: target_port,
+            }
+        }
+        (Ways::Bastion(tunnels), _) => Route::Bastion {
+            tunnels: Rc::clone(tunnels),
+            authority: authority(),
+        },
+        (Ways::ApiServer(_), None) => unreachable!("without a bastion, targets are looked up"),
+    }
+}
+
+/// Waits for a pod, and opens the session to it. Returns the number of its port. `None` if the
+/// bastion selects it.
+async fn check(route: &Route, limit: Duration) -> Result<Option<u16>, ConnectError> {
+    let (endpoints, port, sessions) = match route {
+        Route::Bastion { .. } => return Ok(None),
+        Route::BastionPods {
+            endpoints, port, ..
+        } => (endpoints, port, None),
+        Route::Pods {
+            endpoints,
+            port,
+            sessions,
+        } => (endpoints, port, Some(sessions)),
+    };
+    let (pod, number) = endpoints.wait(port, limit).await?;
+    if !endpoints.are_ready() {
+        super::warn(format_args!(
+            "no pod is ready; connections use running ones, such as {pod}"
+        ));
+    }
+    if let Some(sessions) = sessions {
+        sessions.check(endpoints.namespace(), &pod).await?;
+    }
+    Ok(Some(number))
+}
+
+/// Listens on the local ports of a target.
+fn listen(
+    target: &Target,
+    routes: Vec<(Route, u16)>,
+    options: &Options,
+) -> Result<Vec<Rc<Forward>>, ForwardError> {
+    let addresses = target.addresses.as_ref().unwrap_or(&options.addresses);
+    let addresses = Addresses::parse(addresses)?;
+    let mut forwards = Vec::new();
+    for (port, (route, shown)) in target.ports.iter().zip(routes) {
+        let listeners = addresses.listen(port.local, port.remote)?;
+        let address = listeners.first().map(tokio::net::TcpListener::local_addr);
+        let address = address.and_then(Result::ok);
+        forwards.push(Rc::new(Forward {
+            target: target.to_string(),
+            namespace: target.namespace.clone(),
+            local_port: address.map_or(port.local, |address| address.port()),
+            remote_port: shown,
+            listeners,
+            route,
+            traffic: Rc::new(Traffic::default()),
+        }));
+    }
+    Ok(forwards)
+}
+
+/// Prints the local ports: a line per address as kubectl does, or one line of JSON.
+fn announce(forwards: &[Rc<Forward>], report: &Report, as_json: bool) {
+    let mut entries = Vec::new();
+    for forward in forwards {
+        let addresses = forward.listeners.iter();
+        let addresses = addresses.filter_map(|listener| listener.local_addr().ok());
+        for address in addresses {
+            report.line(&format!(
+                "Forwarding from {address} -> {}",
+                forward.remote_port
+            ));
+            entries.push(json!({
+                "target": forward.target,
+                "namespace": forward.namespace,
+                "address": address.ip().to_string(),
+                "localPort": address.port(),
+                "remotePort": forward.remote_port,
+            }));
+        }
+    }
+    if as_json {
+        use std::io::Write;
+        // Fails if the output is closed, which is no reason to end the forwards.
+        let _ = writeln!(std::io::stdout(), "{}", json!({"forwards": entries}));
+    }
+}

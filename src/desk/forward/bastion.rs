@@ -1,0 +1,242 @@
+//! Tunnels through a bastion: HTTP/2 CONNECT (RFC 9113 section 8.5).
+//!
+//! One connection carries the tunnels. A further one is opened only when it has as many streams as
+//! the bastion accepts. A connection that ends is replaced when the next tunnel is opened, which
+//! waits for it; tunnels of other connections are not affected.
+
+mod link;
+mod stream;
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::apiservers::ServerConfig;
+use crate::desk::credentials::{Credentials, CredentialsError};
+use link::{Answer, Link};
+pub use link::{LinkError, Refusal};
+pub use stream::TunnelStream;
+
+/// Time to open a tunnel, with a new connection to the bastion if the old one is lost.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a failed connection to the bastion, which doubles up to the maximum.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// Maximum number of connections to the bastion, each with up to 100 tunnels.
+const MAX_LINKS: usize = 8;
+/// Maximum number of connections on which one tunnel is tried.
+const MAX_TRIES: usize = 3;
+
+/// Failure to open a tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    #[error(transparent)]
+    Login(#[from] CredentialsError),
+    #[error("{server} cannot be reached: {source}")]
+    Unreachable { server: String, source: LinkError },
+    #[error("{server} has not answered within {} s", OPEN_TIMEOUT.as_secs())]
+    Timeout { server: String },
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
+/// Connections to a bastion.
+#[derive(Debug)]
+pub struct Tunnels {
+    servers: Vec<ServerConfig>,
+    credentials: Arc<Credentials>,
+    links: RefCell<Vec<Arc<Link>>>,
+    /// Locked while a connection is opened.
+    dialing: Mutex<()>,
+    /// Server that was reached last.
+    current: Cell<usize>,
+    pause: Cell<Duration>,
+    /// Time before which no connection is tried.
+    not_before: Cell<Option<Instant>>,
+    /// Reason of the last failed connection.
+    failure: RefCell<Option<LinkError>>,
+}
+
+impl Tunnels {
+    pub fn new(servers: Vec<ServerConfig>, credentials: Arc<Credentials>) -> Self {
+        Self {
+            servers,
+            credentials,
+            links: RefCell::default(),
+            dialing: Mutex::default(),
+            current: Cell::new(0),
+            pause: Cell::new(MIN_PAUSE),
+            not_before: Cell::default(),
+            failure: RefCell::default(),
+        }
+    }
+
+    /// Returns the name of the bastion.
+    pub fn server(&self) -> &str {
+        let server = self.servers.get(self.current.get());
+        server.map_or("", |server| &server.name)
+    }
+
+    /// Connects to the bastion, without a second try.
+    ///
+    /// # Errors
+    /// [`TunnelError`]
+    pub async fn check(&self) -> Result<(), TunnelError> {
+        let connected = timeout(OPEN_TIMEOUT, self.dial()).await;
+        let link = connected.map_err(|_| self.timed_out())?;
+        let link = link.map_err(|source| self.unreachable(source))?;
+        self.links.borrow_mut().push(link);
+        Ok(())
+    }
+
+    /// Opens a tunnel to `host:port`, and waits for a connection to the bastion if there is none.
+    /// After a 401 or 407 the credentials are renewed once.
+    ///
+    /// # Errors
+    /// [`TunnelError`]
+    pub async fn open(&self, authority: &str) -> Result<TunnelStream, TunnelError> {
+        let opened = timeout(OPEN_TIMEOUT, self.open_patiently(authority)).await;
+        opened.unwrap_or_else(|_| {
+            let failure = self.failure.borrow_mut().take();
+            Err(match failure {
+                Some(source) => self.unreachable(source),
+                None => self.timed_out(),
+            })
+        })
+    }
+
+    async fn open_patiently(&self, authority: &str) -> Result<TunnelStream, TunnelError> {
+        let mut authorization = self.credentials.authorization().await?;
+        let (mut tries, mut is_renewed) = (0, false);
+        loop {
+            let link = self.link().await;
+            match link.open(authority, authorization.as_ref()).await {
+                Ok(Answer::Open(stream)) => return Ok(stream),
+                Ok(Answer::Refused(refusal)) => {
+                    if !refusal.is_login() || is_renewed {
+                        return Err(TunnelError::Refused(refusal));
+                    }
+                    is_renewed = true;
+                    match self.renew(authorization.as_ref()).await? {
+                        Some(renewed) => authorization = Some(renewed),
+                        None => return Err(TunnelError::Refused(refusal)),
+                    }
+                }
+                // Nothing was sent through the tunnel yet.
+                Err(error) => {
+                    tracing::debug!(%error, "a connection to the bastion failed");
+                    tries += 1;
+                    self.discard(&link);
+                    if tries >= MAX_TRIES {
+                        return Err(self.unreachable(error));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn renew(
+        &self,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>, CredentialsError> {
+        match rejected {
+            Some(rejected) => self.credentials.renew(rejected).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Returns a connection with room for a stream. Opens one if there is none, however long it
+    /// takes. Concurrent calls share a new connection.
+    async fn link(&self) -> Arc<Link> {
+        loop {
+            if let Some(link) = self.pick() {
+                return link;
+            }
+            let _dialing = self.dialing.lock().await;
+            if let Some(link) = self.pick() {
+                return link;
+            }
+            if let Some(time) = self.not_before.get() {
+                sleep_until(time).await;
+            }
+            match self.dial().await {
+                Ok(link) => {
+                    self.pause.set(MIN_PAUSE);
+                    self.not_before.set(None);
+                    self.failure.borrow_mut().take();
+                    self.links.borrow_mut().push(link);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot connect to the bastion");
+                    self.failure.replace(Some(error));
+                    // Clients of a bastion that restarts do not return at the same time.
+                    let pause = self.pause.get().mul_f64(0.75 + fastrand::f64() / 2.0);
+                    self.not_before.set(Some(Instant::now() + pause));
+                    self.pause.set((self.pause.get() * 2).min(MAX_PAUSE));
+                }
+            }
+        }
+    }
+
+    /// Returns the connection with the most streams that has room for another. With the maximum
+    /// number of connections, any of them: its streams wait.
+    fn pick(&self) -> Option<Arc<Link>> {
+        let generation = self.credentials.generation();
+        let mut links = self.links.borrow_mut();
+        // Tunnels keep their own connection, also after a change of the client certificate.
+        links.retain(|link| link.is_open() && link.generation == generation);
+        let free = links.iter().filter(|link| link.has_room());
+        let found = free.max_by_key(|link| link.streams());
+        let is_full = links.len() >= MAX_LINKS;
+        let shortest = || links.iter().min_by_key(|link| link.streams());
+        found.or_else(|| shortest().filter(|_| is_full)).cloned()
+    }
+
+    fn discard(&self, discarded: &Arc<Link>) {
+        let mut links = self.links.borrow_mut();
+        links.retain(|link| !Arc::ptr_eq(link, discarded));
+    }
+
+    /// Connects to the server used last, and to the next one if that fails.
+    async fn dial(&self) -> Result<Arc<Link>, LinkError> {
+        let mut failure = LinkError::Closed;
+        for offset in 0..self.servers.len() {
+            let index = (self.current.get() + offset) % self.servers.len();
+            match Link::connect(&self.servers[index], self.credentials.generation()).await {
+                Ok(link) => {
+                    self.current.set(index);
+                    return Ok(Arc::new(link));
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    fn unreachable(&self, source: LinkError) -> TunnelError {
+        let server = self.server().to_owned();
+        TunnelError::Unreachable { server, source }
+    }
+
+    fn timed_out(&self) -> TunnelError {
+        let server = self.server().to_owned();
+        TunnelError::Timeout { server }
+    }
+}
+
+impl Refusal {
+    /// Returns true if other credentials may be accepted.
+    fn is_login(&self) -> bool {
+        matches!(
+            self.status,
+            StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

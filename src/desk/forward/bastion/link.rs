@@ -1,0 +1,228 @@
+//! One HTTP/2 connection to a bastion.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Ping, PingPong, RecvStream};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use tokio::time::{sleep, timeout};
+
+use super::stream::TunnelStream;
+use crate::apiservers::{Credential, ServerConfig};
+use crate::desk::open::api::StatusMessage;
+use crate::desk::open::printable;
+
+/// Maximum time of a connection with TLS and proxies, and of the handshake of HTTP/2.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Interval of the PINGs and timeout of their acknowledgements.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum number of streams of a connection, as kube-apiserver and bastions accept.
+const MAX_STREAMS: usize = 100;
+/// Flow-control windows in bytes: that of a stream is enough for 200 Mbit/s at 20 ms, and that of
+/// the connection has room for all streams, so that local clients that do not read hold up no other.
+const STREAM_WINDOW: u32 = 512 * 1024;
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 100;
+const USER_AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("kube-bastion/", env!("CARGO_PKG_VERSION")));
+/// Maximum size of a head in bytes.
+const MAX_HEAD: u32 = 64 * 1024;
+/// Maximum size in bytes of the body of a response that refuses a tunnel.
+const MAX_REFUSAL: usize = 64 * 1024;
+/// Maximum number of characters of a message that is not a `Status`.
+const MAX_MESSAGE: usize = 1000;
+
+/// Failure of a connection to a bastion.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("{0}")]
+    Connect(#[from] io::Error),
+    #[error("no connection within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("it does not offer HTTP/2, which tunnels need; use --via=api-server")]
+    NotHttp2,
+    #[error("the connection failed: {0}")]
+    Http2(#[from] h2::Error),
+    #[error("the name of the target is not valid in a request: {0}")]
+    Authority(#[from] http::Error),
+    #[error("the connection was closed")]
+    Closed,
+}
+
+/// Response of a bastion that opens no tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: StatusCode,
+    pub message: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (status {})", self.message, self.status.as_u16())
+    }
+}
+
+/// Response to a CONNECT.
+#[derive(Debug)]
+pub enum Answer {
+    Open(TunnelStream),
+    Refused(Refusal),
+}
+
+/// HTTP/2 connection. It ends after its last stream once it is dropped.
+#[derive(Debug)]
+pub struct Link {
+    sender: SendRequest<Bytes>,
+    is_closed: Arc<AtomicBool>,
+    streams: Arc<AtomicUsize>,
+    /// Generation of the client certificate.
+    pub generation: u32,
+}
+
+impl Link {
+    /// Connects to a bastion. The task of the connection runs in the current tokio runtime.
+    ///
+    /// # Errors
+    /// [`LinkError`]
+    pub async fn connect(server: &ServerConfig, generation: u32) -> Result<Self, LinkError> {
+        let credential = Credential::Own { generation };
+        let connecting = async {
+            let stream = server.connector.connect(credential, true).await?;
+            if stream.alpn_protocol() != Some(b"h2") {
+                return Err(LinkError::NotHttp2);
+            }
+            let handshake = h2::client::Builder::new()
+                .enable_push(false)
+                .initial_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_max_send_streams(MAX_STREAMS)
+                .max_header_list_size(MAX_HEAD)
+                .handshake::<_, Bytes>(stream);
+            Ok(handshake.await?)
+        };
+        let connected = timeout(CONNECT_TIMEOUT, connecting).await;
+        let (sender, mut connection) = connected.map_err(|_| LinkError::Timeout)??;
+        let is_closed = Arc::<AtomicBool>::default();
+        let closed = Arc::clone(&is_closed);
+        let pings = connection.ping_pong();
+        tokio::spawn(async move {
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "the connection to the bastion ended");
+                },
+                // Dropping the connection resets its streams.
+                () = until_dead(pings) => tracing::debug!("the bastion answers no PING"),
+            }
+            closed.store(true, Ordering::Relaxed);
+        });
+        Ok(Self {
+            sender,
+            is_closed,
+            streams: Arc::default(),
+            generation,
+        })
+    }
+
+    pub fn is_open(&self) -> bool {
+        !self.is_closed.load(Ordering::Relaxed)
+    }
+
+    /// Number of streams, including those that are being opened.
+    pub fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Returns true if the bastion accepts another stream.
+    pub fn has_room(&self) -> bool {
+        self.streams() < self.sender.current_max_send_streams().min(MAX_STREAMS)
+    }
+
+    /// Sends a CONNECT.
+    ///
+    /// # Errors
+    /// [`LinkError`] without a response.
+    pub async fn open(
+        &self,
+        authority: &str,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, LinkError> {
+        let slot = Slot::new(&self.streams);
+        let uri = Uri::builder().authority(authority).build()?;
+        let mut request = Request::builder().method(Method::CONNECT).uri(uri);
+        if let Some(authorization) = authorization {
+            request = request.header(header::PROXY_AUTHORIZATION, authorization);
+        }
+        let request = request.header(header::USER_AGENT, USER_AGENT).body(())?;
+        let mut sender = self.sender.clone().ready().await?;
+        let (response, sending) = sender.send_request(request, false)?;
+        let response = response.await?;
+        let status = response.status();
+        let receiving = response.into_body();
+        if status.is_success() {
+            return Ok(Answer::Open(TunnelStream::new(sending, receiving, slot)));
+        }
+        let message = read_message(receiving).await;
+        Ok(Answer::Refused(Refusal { status, message }))
+    }
+}
+
+/// Place of a stream in the count of its connection.
+#[derive(Debug)]
+pub struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn new(streams: &Arc<AtomicUsize>) -> Self {
+        streams.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(streams))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Sends PINGs until one is not acknowledged, as after the machine has slept.
+async fn until_dead(pings: Option<PingPong>) {
+    if let Some(mut pings) = pings {
+        loop {
+            sleep(PING_INTERVAL).await;
+            match timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await {
+                Ok(Ok(_)) => {}
+                // The connection has ended, which its own future reports.
+                Ok(Err(_)) => break,
+                Err(_) => return,
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// Reads the reason of a refusal: the message of a `Status`, else the beginning of the text.
+async fn read_message(mut body: RecvStream) -> String {
+    let mut bytes = Vec::new();
+    while let Some(Ok(chunk)) = body.data().await {
+        // Fails if the stream has ended.
+        let _ = body.flow_control().release_capacity(chunk.len());
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MAX_REFUSAL {
+            break;
+        }
+    }
+    StatusMessage::parse(&bytes).unwrap_or_else(|| {
+        let text: String = String::from_utf8_lossy(&bytes)
+            .chars()
+            .take(MAX_MESSAGE)
+            .collect();
+        match printable(text.trim()) {
+            text if text.is_empty() => "no reason given".to_owned(),
+            text => text,
+        }
+    })
+}

@@ -1,0 +1,225 @@
+//! Look-up of the targets: their namespace, their ports, and the way to them.
+
+use std::rc::Rc;
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::endpoints::{Endpoints, Source, TargetPort};
+use super::spec::{LocalPort, PortSpec, RemotePort, TargetSpec};
+use crate::desk::open::api::Api;
+use crate::desk::targets::{Kind, LookupError, Object, Port, Reference};
+use crate::model::dns::is_label;
+use crate::model::quote::GoQuoted;
+
+/// Target that was found.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub kind: Kind,
+    pub name: String,
+    pub namespace: String,
+    pub ports: Vec<ResolvedPort>,
+    /// Local addresses. `None` for those of the command.
+    pub addresses: Option<Vec<String>>,
+    /// `None` if the user may not look the target up, which a bastion does not require.
+    pub endpoints: Option<Rc<Endpoints>>,
+}
+
+/// Port of a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedPort {
+    /// Port to listen on, 0 for a free one.
+    pub local: u16,
+    /// Port of the service or the pod.
+    pub remote: u16,
+    /// Port of the pods.
+    pub target: TargetPort,
+}
+
+/// Reason why a target is not forwarded.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    #[error("{target} has no port {}{ports}", GoQuoted(port))]
+    Port {
+        target: String,
+        port: String,
+        ports: String,
+    },
+    #[error("port {port} of {target} is of protocol UDP, which is not forwarded; use a TCP port")]
+    Udp { target: String, port: String },
+    #[error(
+        "port {port} of {target} is a name, and the user may not read it; use its number, as in \
+         [LOCAL:]NUMBER"
+    )]
+    PortName { target: String, port: String },
+}
+
+impl Target {
+    /// Looks up a target. `namespace` is used if the argument has none. The target of a bastion may
+    /// stay unknown, if the server offers no look-ups to the user.
+    ///
+    /// # Errors
+    /// [`ResolveError`]
+    pub async fn look_up(
+        api: &Rc<Api>,
+        spec: &TargetSpec,
+        namespace: &str,
+        is_bastion: bool,
+    ) -> Result<Self, ResolveError> {
+        let namespace = spec.namespace.as_deref().unwrap_or(namespace);
+        let (name, namespace, object) = match find(api, spec, namespace).await {
+            Ok((name, namespace, object)) => (name, namespace, Some(object)),
+            Err(error)
+                if is_bastion
+                    && error.is_unavailable()
+                    && matches!(spec.kind, Kind::Service | Kind::Pod) =>
+            {
+                (&*spec.name, namespace, None)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let text = format!("{}/{name}", spec.kind.singular());
+        let ports = spec.ports.iter();
+        let ports = ports.map(|port| resolve(&text, spec.kind, object.as_ref(), port));
+        let ports = ports.collect::<Result<_, _>>()?;
+        let endpoints = object.map(|object| {
+            let source = match spec.kind {
+                Kind::Service => Source::Service {
+                    name: name.to_owned(),
+                    labels: object.pods,
+                },
+                _ => Source::Pods(object.pods),
+            };
+            Endpoints::new(Rc::clone(api), namespace, source)
+        });
+        Ok(Self {
+            kind: spec.kind,
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            ports,
+            addresses: spec.addresses.clone(),
+            endpoints,
+        })
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.kind.singular(), self.name)
+    }
+}
+
+/// Finds the object of a target. A name with dots that does not exist is `NAME.NAMESPACE`.
+async fn find<'a>(
+    api: &Api,
+    spec: &'a TargetSpec,
+    namespace: &'a str,
+) -> Result<(&'a str, &'a str, Object), LookupError> {
+    let look_up = async |name: &'a str, namespace: &'a str| {
+        let reference = Reference {
+            kind: spec.kind,
+            name: name.to_owned(),
+            port: None,
+        };
+        let object = Object::look_up(api, namespace, &reference).await?;
+        Ok((name, namespace, object))
+    };
+    let error = match look_up(&spec.name, namespace).await {
+        Err(error @ LookupError::NotFound { .. }) if spec.namespace.is_none() => error,
+        result => return result,
+    };
+    match spec.name.rsplit_once('.') {
+        Some((name, namespace)) if is_label(namespace) => look_up(name, namespace).await,
+        _ => Err(error),
+    }
+}
+
+/// Finds the numbers of a port by the rules of kubectl: the local port is that of the service, and a
+/// service without a cluster IP has the port of its pods.
+fn resolve(
+    target: &str,
+    kind: Kind,
+    object: Option<&Object>,
+    port: &PortSpec,
+) -> Result<ResolvedPort, ResolveError> {
+    let Some(object) = object else {
+        let RemotePort::Number(number) = port.remote else {
+            return Err(ResolveError::PortName {
+                target: target.to_owned(),
+                port: port.remote.to_string(),
+            });
+        };
+        return Ok(resolved(
+            port,
+            number,
+            pod_port(IntOrString::Int(number.into())),
+        ));
+    };
+    let is_requested = |declared: &&Port| match &port.remote {
+        RemotePort::Number(number) => declared.number == *number,
+        RemotePort::Name(name) => declared.name == *name,
+    };
+    match object.ports.iter().find(is_requested) {
+        Some(found) if kind == Kind::Service && !object.is_headless => {
+            let target = TargetPort {
+                slice_port: Some(found.name.clone()),
+                port: found.target.clone(),
+            };
+            Ok(resolved(port, found.number, target))
+        }
+        Some(found) => {
+            // The number of a named port may differ between pods, as during an update.
+            let target = match &port.remote {
+                RemotePort::Name(name) if kind != Kind::Service => {
+                    IntOrString::String(name.clone())
+                }
+                _ => IntOrString::Int(found.number.into()),
+            };
+            Ok(resolved(port, found.number, pod_port(target)))
+        }
+        None if object.udp_ports.iter().any(|port| is_requested(&port)) => Err(ResolveError::Udp {
+            target: target.to_owned(),
+            port: port.remote.to_string(),
+        }),
+        None => match port.remote {
+            RemotePort::Number(number) if object.has_other_ports => Ok(resolved(
+                port,
+                number,
+                pod_port(IntOrString::Int(number.into())),
+            )),
+            _ => Err(ResolveError::Port {
+                target: target.to_owned(),
+                port: port.remote.to_string(),
+                ports: list(&object.ports),
+            }),
+        },
+    }
+}
+
+fn resolved(port: &PortSpec, remote: u16, target: TargetPort) -> ResolvedPort {
+    ResolvedPort {
+        local: match port.local {
+            LocalPort::Same => remote,
+            LocalPort::Free => 0,
+            LocalPort::Number(number) => number,
+        },
+        remote,
+        target,
+    }
+}
+
+fn pod_port(port: IntOrString) -> TargetPort {
+    TargetPort {
+        slice_port: None,
+        port,
+    }
+}
+
+fn list(ports: &[Port]) -> String {
+    let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
+    match ports.len() {
+        0 => "; it has no TCP ports".to_owned(),
+        _ => format!("; its ports: {}", ports.join(", ")),
+    }
+}

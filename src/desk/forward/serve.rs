@@ -1,0 +1,137 @@
+//! Local connections: accepted, connected to their target, and relayed.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use super::relay::{Client, RelayError, Traffic};
+use super::report::Report;
+use super::route::Route;
+use crate::client_connection::configure_socket;
+use crate::desk::portforward::StreamError;
+
+/// Maximum number of local connections of all forwards; further ones wait.
+const MAX_CONNECTIONS: usize = 4096;
+/// Pause after a failed accept, as without a free descriptor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Forwarded port.
+#[derive(Debug)]
+pub struct Forward {
+    /// Target, as in `service/db`.
+    pub target: String,
+    pub namespace: String,
+    pub local_port: u16,
+    /// Port of the target that lines name.
+    pub remote_port: u16,
+    pub listeners: Vec<TcpListener>,
+    pub route: Route,
+    pub traffic: Rc<Traffic>,
+}
+
+/// Serves the connections of all forwards. Does not end.
+pub async fn serve(forwards: &[Rc<Forward>], report: &Rc<Report>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let tasks = TaskTracker::new();
+    let accepting = forwards.iter().flat_map(|forward| {
+        let (permits, tasks) = (&permits, &tasks);
+        let listeners = forward.listeners.iter();
+        listeners.map(move |listener| accept(listener, forward, permits, tasks, report))
+    });
+    futures::future::join_all(accepting).await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    forward: &Rc<Forward>,
+    permits: &Arc<Semaphore>,
+    tasks: &TaskTracker,
+    report: &Rc<Report>,
+) {
+    loop {
+        // The semaphore is never closed.
+        let permit = Arc::clone(permits).acquire_owned().await.ok();
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (forward, report) = (Rc::clone(forward), Rc::clone(report));
+                tasks.spawn_local(async move {
+                    handle(stream, &forward, &report).await;
+                    drop(permit);
+                });
+            }
+            // The client has left already.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                let text = format!(
+                    "cannot accept a connection: {error}; raise the limit of open files (ulimit -n)"
+                );
+                report.failure(&forward.target, "accept", &text);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Relays one connection. A failure resets it.
+async fn handle(stream: TcpStream, forward: &Forward, report: &Report) {
+    report.line(&format!("Handling connection for {}", forward.local_port));
+    // Fails if the client has left, which the first read reports, too.
+    let _ = configure_socket(&stream);
+    let client = Client::new(stream);
+    let _open = Open::new(&forward.traffic);
+    let remote = match forward.route.connect().await {
+        Ok(remote) => remote,
+        Err(error) => {
+            report.failure(&forward.target, &error.kind(), &error.to_string());
+            return;
+        }
+    };
+    match client.relay(remote, &forward.traffic).await {
+        Ok(()) => {}
+        Err(RelayError::Local(error)) => tracing::debug!(%error, "the local client failed"),
+        Err(RelayError::Remote(error)) => {
+            tracing::debug!(%error, "the target failed");
+            if let Some(text) = describe(&error) {
+                report.failure(&forward.target, "connection", &text);
+            }
+        }
+    }
+}
+
+/// Returns the text for a failure of a target. `None` for a reset, which the client sees, too.
+fn describe(error: &io::Error) -> Option<String> {
+    const RESETS: [&str; 2] = ["connection reset by peer", "broken pipe"];
+    let inner = error.get_ref();
+    let stream = inner.and_then(|inner| inner.downcast_ref::<StreamError>());
+    match stream {
+        Some(StreamError::Reset { .. }) => None,
+        Some(StreamError::Remote { text }) if RESETS.iter().any(|it| text.contains(it)) => None,
+        Some(stream) => Some(stream.to_string()),
+        None if error.kind() == io::ErrorKind::ConnectionAborted => Some(format!(
+            "connections were reset: the connection to the bastion was lost: {error}"
+        )),
+        None => None,
+    }
+}
+
+/// Counts a connection as open until it is dropped.
+struct Open<'a>(&'a Traffic);
+
+impl<'a> Open<'a> {
+    fn new(traffic: &'a Traffic) -> Self {
+        traffic.open.set(traffic.open.get() + 1);
+        traffic.total.set(traffic.total.get() + 1);
+        Self(traffic)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+    }
+}

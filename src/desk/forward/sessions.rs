@@ -1,0 +1,131 @@
+//! Sessions of the port-forward protocol, one per pod, shared by all targets.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::apiservers::{ApiServers, Credential, Probe, ServerConfig, keep_probing};
+use crate::desk::credentials::Credentials;
+use crate::desk::open::dial::DialError;
+use crate::desk::portforward::{self, PortStream, Session, StreamError};
+use crate::forward::ApiForwarder;
+
+/// Maximum number of pods whose sessions stay open without a connection.
+const MAX_SESSIONS: usize = 16;
+
+/// Namespace and name of a pod.
+type PodName = (String, String);
+
+/// Open sessions. A session that is dropped ends after its last connection.
+#[derive(Debug)]
+pub struct Sessions {
+    forwarder: ApiForwarder,
+    credentials: Arc<Credentials>,
+    /// Checks API servers that could not be reached.
+    _probing: AbortOnDropHandle<()>,
+    pods: RefCell<HashMap<PodName, Rc<Slot>>>,
+}
+
+/// Session of a pod. Locked while it is opened.
+#[derive(Debug)]
+struct Slot {
+    session: Mutex<Option<Session>>,
+    used: RefCell<Instant>,
+}
+
+impl Sessions {
+    pub fn new(servers: Vec<ServerConfig>, credentials: Arc<Credentials>) -> Self {
+        let servers = ApiServers::new(servers);
+        let probe = Probe {
+            credential: Credential::Own {
+                generation: credentials.generation(),
+            },
+            authorization: Arc::default(),
+            always: false,
+        };
+        let probing = tokio::task::spawn_local(keep_probing(servers.clone(), probe));
+        Self {
+            forwarder: ApiForwarder::new(servers),
+            credentials,
+            _probing: AbortOnDropHandle::new(probing),
+            pods: RefCell::default(),
+        }
+    }
+
+    /// Opens a session to a pod unless there is one, which shows that the user may.
+    ///
+    /// # Errors
+    /// [`DialError`]
+    pub async fn check(&self, namespace: &str, pod: &str) -> Result<(), DialError> {
+        self.session(namespace, pod).await.map(drop)
+    }
+
+    /// Opens a connection to a port of a pod.
+    ///
+    /// # Errors
+    /// [`DialError`]
+    pub async fn connect(
+        &self,
+        namespace: &str,
+        pod: &str,
+        port: u16,
+    ) -> Result<PortStream, DialError> {
+        let session = self.session(namespace, pod).await?;
+        session.connect(port).await.map_err(DialError::from)
+    }
+
+    /// Returns the session of a pod, or opens one. One that a local client holds up is left to its
+    /// connections.
+    async fn session(&self, namespace: &str, pod: &str) -> Result<Session, DialError> {
+        let slot = self.slot(namespace, pod);
+        let mut current = slot.session.lock().await;
+        if let Some(session) = &*current
+            && session.is_open()
+            && !session.is_held_up()
+        {
+            return Ok(session.clone());
+        }
+        let opened = portforward::open(&self.forwarder, &self.credentials, namespace, pod);
+        let session = opened.await?;
+        *current = Some(session.clone());
+        Ok(session)
+    }
+
+    fn slot(&self, namespace: &str, pod: &str) -> Rc<Slot> {
+        let mut pods = self.pods.borrow_mut();
+        let name = (namespace.to_owned(), pod.to_owned());
+        if pods.len() >= MAX_SESSIONS && !pods.contains_key(&name) {
+            // Sessions of pods that are gone are among those used least recently.
+            let oldest = pods.iter().min_by_key(|(_, slot)| *slot.used.borrow());
+            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+                pods.remove(&oldest);
+            }
+        }
+        let slot = pods.entry(name).or_insert_with(|| {
+            Rc::new(Slot {
+                session: Mutex::default(),
+                used: RefCell::new(Instant::now()),
+            })
+        });
+        *slot.used.borrow_mut() = Instant::now();
+        Rc::clone(slot)
+    }
+}
+
+/// Returns true for a failure that another pod, or the same one later, may not have.
+pub fn is_transient(error: &DialError) -> bool {
+    use crate::desk::portforward::OpenError;
+    match error {
+        DialError::Pod(StreamError::Session(_) | StreamError::NoReply { .. }) => true,
+        DialError::Session(OpenError::Refused { status, .. }) => {
+            status.as_u16() == 404 || status.is_server_error()
+        }
+        DialError::Session(OpenError::Api(_) | OpenError::Timeout) => true,
+        _ => false,
+    }
+}
