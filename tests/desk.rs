@@ -2,6 +2,18 @@
 
 #[path = "desk/api.rs"]
 mod api;
+#[path = "desk/forward/api_server.rs"]
+mod forward_api_server;
+#[path = "desk/forward/bastion.rs"]
+mod forward_bastion;
+#[path = "desk/forward/command.rs"]
+mod forward_command;
+#[path = "desk/forward/pods.rs"]
+mod forward_pods;
+#[path = "desk/forward/program.rs"]
+mod forward_program;
+#[path = "desk/forward/tunnels.rs"]
+mod forward_tunnels;
 #[path = "desk/kubeconfig.rs"]
 mod kubeconfig;
 #[path = "desk/proxy.rs"]

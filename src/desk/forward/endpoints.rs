@@ -236,7 +236,10 @@ impl Endpoints {
         let selector = format!("kubernetes.io/service-name={service}");
         match self.select(&path, &selector).await {
             Ok(slices) => Ok(ready_endpoints(&slices)),
-            Err(ApiError::Status { code, .. }) if code == StatusCode::FORBIDDEN => {
+            Err(ApiError::Status {
+                code: StatusCode::FORBIDDEN | StatusCode::NOT_FOUND,
+                ..
+            }) => {
                 self.without_slices.set(true);
                 Ok(Vec::new())
             }

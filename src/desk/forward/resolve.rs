@@ -223,3 +223,178 @@ fn list(ports: &[Port]) -> String {
         _ => format!("; its ports: {}", ports.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{Pod, Service};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::desk::forward::spec::parse_port;
+    use crate::desk::targets::Pods;
+    use crate::desk::targets::pods::container_port;
+
+    /// Resolves ports against an object and a pod of it. Returns them as kubectl translates them.
+    fn translate(
+        kind: Kind,
+        spec: &Value,
+        pod: &Value,
+        ports: &[&str],
+    ) -> Result<Vec<String>, String> {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "ports": pod}]},
+        }))
+        .unwrap();
+        let reference: Reference = "svc/x".parse().unwrap();
+        let object = match kind {
+            Kind::Service => {
+                let service: Service = serde_json::from_value(json!({"spec": spec})).unwrap();
+                Object::of_service(service, &reference).unwrap()
+            }
+            _ => Object::of_pod(pod.spec.as_ref(), Pods::Named("p".into())),
+        };
+        let translated = ports.iter().map(|port| {
+            let port = parse_port(port).map_err(|error| error.to_string())?;
+            let resolved = resolve("x", kind, Some(&object), &port);
+            let resolved = resolved.map_err(|error| error.to_string())?;
+            let remote = container_port(&pod, &resolved.target.port);
+            let remote = remote.map_err(|error| error.to_string())?;
+            Ok(match resolved.local {
+                0 => format!(":{remote}"),
+                local if local == remote => remote.to_string(),
+                local => format!("{local}:{remote}"),
+            })
+        });
+        translated.collect()
+    }
+
+    /// Cases of `TestTranslateServicePortToTargetPort` of kubectl, with kubernetes/kubectl issues
+    /// 752 and 947.
+    #[test]
+    fn ports_of_services_are_those_of_kubectl() {
+        let number = json!({"ports": [{"port": 80, "targetPort": 8080}]});
+        let same = json!({"ports": [{"port": 8080, "targetPort": 8080}]});
+        let headless = json!({"clusterIP": "None", "ports": [{"port": 80, "targetPort": 8080}]});
+        let named = json!({"ports": [
+            {"port": 80, "targetPort": "http"}, {"port": 443, "targetPort": "https"},
+        ]});
+        let names = json!({"ports": [
+            {"port": 80, "name": "http", "targetPort": 8080},
+            {"port": 443, "name": "https", "targetPort": 8443},
+        ]});
+        let both = json!({"ports": [{"port": 80, "name": "http", "targetPort": "http"}]});
+        let omitted = json!({"ports": [{"port": 80}]});
+        let zero = json!({"ports": [{"port": 80, "targetPort": 0}]});
+        let prometheus = json!({"ports": [{"port": 9090, "name": "web", "targetPort": "web"}]});
+        let http = json!([
+            {"name": "http", "containerPort": 8080}, {"name": "https", "containerPort": 8443},
+            {"name": "web", "containerPort": 19090},
+        ]);
+        let cases: [(&Value, &[&str], &[&str]); 15] = [
+            (&number, &["80"], &["80:8080"]),
+            (&number, &[":80"], &[":8080"]),
+            (&same, &["8000:8080"], &["8000:8080"]),
+            (&headless, &["80"], &["80"]),
+            (&headless, &[":80"], &[":80"]),
+            (&named, &["80", "443"], &["80:8080", "443:8443"]),
+            (&named, &[":80", ":443"], &[":8080", ":8443"]),
+            (&names, &["http", "https"], &["80:8080", "443:8443"]),
+            (&names, &[":http", ":https"], &[":8080", ":8443"]),
+            (&names, &["8443:https"], &["8443"]),
+            (&both, &["http"], &["80:8080"]),
+            (&omitted, &["80"], &["80"]),
+            (&omitted, &[":80"], &[":80"]),
+            (&zero, &["80"], &["80"]),
+            (&prometheus, &["web"], &["9090:19090"]),
+        ];
+        for (service, ports, expected) in cases {
+            let translated = translate(Kind::Service, service, &http, ports);
+            let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
+            assert_eq!(translated, Ok(expected), "{service} {ports:?}");
+        }
+        let https = json!([{"name": "https", "containerPort": 443}]);
+        for (service, pod, ports, message) in [
+            (
+                &named,
+                &https,
+                "80",
+                "no container of the pod p has a port named http",
+            ),
+            (
+                &both,
+                &http,
+                "https",
+                r#"x has no port "https"; its ports: 80 (http)"#,
+            ),
+            (
+                &both,
+                &http,
+                "443",
+                r#"x has no port "443"; its ports: 80 (http)"#,
+            ),
+        ] {
+            let error = translate(Kind::Service, service, pod, &[ports]).unwrap_err();
+            assert_eq!(error, message);
+        }
+    }
+
+    /// Cases of `TestConvertPodNamedPortToNumber` of kubectl.
+    #[test]
+    fn ports_of_pods_are_those_of_kubectl() {
+        let pod = json!([{"name": "http", "containerPort": 80}]);
+        for (port, expected) in [
+            ("80", "80"),
+            ("8000:80", "8000:80"),
+            (":80", ":80"),
+            ("http", "80"),
+            ("8000:http", "8000:80"),
+            (":http", ":80"),
+            // Not declared.
+            ("90", "90"),
+        ] {
+            let translated = translate(Kind::Pod, &Value::Null, &pod, &[port]);
+            assert_eq!(translated, Ok(vec![expected.to_owned()]), "{port}");
+        }
+        for ports in [&["https"][..], &["https", "http"], &["28015:"]] {
+            assert!(
+                translate(Kind::Pod, &Value::Null, &pod, ports).is_err(),
+                "{ports:?}"
+            );
+        }
+    }
+
+    /// Cases of `TestCheckUDPPort` of kubectl.
+    #[test]
+    fn ports_of_udp_alone_are_rejected() {
+        let udp = json!([{"protocol": "UDP", "containerPort": 53, "name": "dns"}]);
+        let both = json!([
+            {"protocol": "UDP", "containerPort": 53}, {"protocol": "TCP", "containerPort": 53},
+        ]);
+        let service = json!({"ports": [{"protocol": "UDP", "port": 53, "name": "dns"}]});
+        let both_of_service = json!({"ports": [
+            {"protocol": "TCP", "port": 53, "name": "a"}, {"protocol": "UDP", "port": 53, "name": "b"},
+        ]});
+        for port in ["53", "dns", "10053:dns"] {
+            for (kind, spec) in [(Kind::Pod, &Value::Null), (Kind::Service, &service)] {
+                let error = translate(kind, spec, &udp, &[port]).unwrap_err();
+                assert!(error.contains("is of protocol UDP"), "{error}");
+            }
+        }
+        for (kind, spec) in [(Kind::Pod, &Value::Null), (Kind::Service, &both_of_service)] {
+            assert_eq!(
+                translate(kind, spec, &both, &[":53"]),
+                Ok(vec![":53".into()])
+            );
+        }
+    }
+
+    #[test]
+    fn port_of_an_unknown_target_must_be_a_number() {
+        let port = parse_port("8080:80").unwrap();
+        let resolved = resolve("service/x", Kind::Service, None, &port).unwrap();
+        assert_eq!((resolved.local, resolved.remote), (8080, 80));
+        let port = parse_port("8080:http").unwrap();
+        let error = resolve("service/x", Kind::Service, None, &port).unwrap_err();
+        assert!(error.to_string().contains("use its number"), "{error}");
+    }
+}

@@ -124,6 +124,13 @@ impl Route {
         let mut tries = 1;
         loop {
             let (pod, number) = endpoints.wait(port, POD_TIMEOUT).await?;
+            if let Self::Pods { sessions, .. } = self
+                && sessions.has_ended(endpoints.namespace(), &pod)
+            {
+                // Probably with its pod.
+                endpoints.forget();
+                continue;
+            }
             match self.connect_to(endpoints.namespace(), &pod, number).await {
                 Err(error) if tries < MAX_TRIES && error.is_transient() => {
                     tracing::debug!(%error, pod, "trying the next pod");

@@ -65,6 +65,24 @@ impl Sessions {
         self.session(namespace, pod).await.map(drop)
     }
 
+    /// Returns true if the session of a pod has ended, which it forgets.
+    pub fn has_ended(&self, namespace: &str, pod: &str) -> bool {
+        let mut pods = self.pods.borrow_mut();
+        let name = (namespace.to_owned(), pod.to_owned());
+        let Some(slot) = pods.get(&name) else {
+            return false;
+        };
+        let has_ended = match slot.session.try_lock() {
+            Ok(session) => session.as_ref().is_some_and(|session| !session.is_open()),
+            // It is being opened.
+            Err(_) => false,
+        };
+        if has_ended {
+            pods.remove(&name);
+        }
+        has_ended
+    }
+
     /// Opens a connection to a port of a pod.
     ///
     /// # Errors

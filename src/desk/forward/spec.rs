@@ -113,8 +113,9 @@ impl TargetSpec {
         let mut targets = Vec::<Self>::new();
         for argument in arguments {
             if targets.is_empty() || is_target(argument) {
+                let target = Self::parse(argument)?;
                 check_ports(targets.last())?;
-                targets.push(Self::parse(argument)?);
+                targets.push(target);
             } else if let Some(target) = targets.last_mut() {
                 target.ports.push(parse_port(argument)?);
             }

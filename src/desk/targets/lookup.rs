@@ -160,7 +160,7 @@ impl Object {
         }
     }
 
-    fn of_service(service: Service, reference: &Reference) -> Result<Self, LookupError> {
+    pub fn of_service(service: Service, reference: &Reference) -> Result<Self, LookupError> {
         let spec = service.spec.unwrap_or_default();
         if spec.type_.as_deref() == Some("ExternalName") {
             return Err(LookupError::ExternalName(reference.clone()));
@@ -183,7 +183,7 @@ impl Object {
         })
     }
 
-    fn of_pod(spec: Option<&PodSpec>, pods: Pods) -> Self {
+    pub fn of_pod(spec: Option<&PodSpec>, pods: Pods) -> Self {
         let ports = |protocol| spec.map(|spec| ports::of_pod(spec, protocol));
         Self {
             ports: ports(Protocol::Tcp).unwrap_or_default(),

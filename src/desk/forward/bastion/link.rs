@@ -102,6 +102,9 @@ impl Link {
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .initial_max_send_streams(MAX_STREAMS)
                 .max_header_list_size(MAX_HEAD)
+                // Each frame that is in flight when a client leaves may count as an error, and the
+                // count is never reset.
+                .max_local_error_reset_streams(None)
                 .handshake::<_, Bytes>(stream);
             Ok(handshake.await?)
         };
