@@ -88,8 +88,6 @@ pub enum ForwardError {
     Probe { server: String, source: ApiError },
     #[error("{server} is not a bastion; omit --via=bastion")]
     NotBastion { server: String },
-    #[error("a bastion opens tunnels as the user itself; omit --as, or use --via=api-server")]
-    Impersonation,
     #[error(transparent)]
     Bastion(TunnelError),
     #[error("cannot forward to {target}: {source}")]
@@ -207,13 +205,8 @@ fn reject_udp(targets: &[TargetSpec]) -> Result<(), ForwardError> {
 
 /// Returns true if the tunnels of a bastion are used.
 async fn uses_bastion(api: &Api, via: Option<Via>) -> Result<bool, ForwardError> {
-    // A CONNECT has no headers for it.
-    let impersonates = !api.credentials.impersonation().is_empty();
-    match via {
-        Some(Via::Bastion) if impersonates => return Err(ForwardError::Impersonation),
-        Some(Via::ApiServer) => return Ok(false),
-        None if impersonates => return Ok(false),
-        None | Some(Via::Bastion) => {}
+    if via == Some(Via::ApiServer) {
+        return Ok(false);
     }
     let server = || api.servers.name().to_owned();
     let is_bastion = probe::is_bastion(api).await;

@@ -1,6 +1,7 @@
 //! The commands for the desk, and the API server as they use it.
 
 mod failover;
+mod forward;
 mod kubelet;
 mod open;
 mod plugin;
@@ -9,6 +10,7 @@ mod side_by_side;
 mod through_proxy;
 
 pub use failover::proxy_fails_no_read_when_an_api_server_is_killed;
+pub use forward::*;
 pub use kubelet::{kubectl, kubectl_reaches_containers_through_the_kubelet, reach_containers};
 pub use open::open_shows_sites_through_the_bastion_and_the_api_server;
 pub use plugin::*;

@@ -165,6 +165,8 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         desk::proxy_behaves_as_kubectl_proxy,
         desk::kubectl_works_through_the_proxy_and_the_bastion,
         desk::portforward_sessions_carry_connections,
+        desk::forward_reaches_services_pods_and_workloads,
+        desk::forward_survives_what_ends_kubectl_port_forward,
         desk::proxy_fails_no_read_when_an_api_server_is_killed,
         deployed::api_accepts_the_manifests,
         deployed::pod_uses_its_service_account_and_reloads_its_token,

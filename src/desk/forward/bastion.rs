@@ -114,7 +114,9 @@ impl Tunnels {
         let (mut tries, mut is_renewed) = (0, false);
         loop {
             let link = self.link().await;
-            match link.open(authority, authorization.as_ref()).await {
+            let impersonation = self.credentials.impersonation();
+            let opening = link.open(authority, authorization.as_ref(), impersonation);
+            match opening.await {
                 Ok(Answer::Open(stream)) => return Ok(stream),
                 Ok(Answer::Refused(refusal)) => {
                     if !refusal.is_login() || is_renewed {

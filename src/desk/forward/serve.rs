@@ -9,11 +9,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::relay::{Client, RelayError, Traffic};
+use super::relay::{Client, Traffic};
 use super::report::Report;
 use super::route::Route;
 use crate::client_connection::configure_socket;
 use crate::desk::portforward::StreamError;
+use crate::tunnel::TunnelError;
 
 /// Maximum number of local connections of all forwards; further ones wait.
 const MAX_CONNECTIONS: usize = 4096;
@@ -93,13 +94,13 @@ async fn handle(stream: TcpStream, forward: &Forward, report: &Report) {
     };
     match client.relay(remote, &forward.traffic).await {
         Ok(()) => {}
-        Err(RelayError::Local(error)) => tracing::debug!(%error, "the local client failed"),
-        Err(RelayError::Remote(error)) => {
+        Err(TunnelError::Endpoint(error)) => {
             tracing::debug!(%error, "the target failed");
             if let Some(text) = describe(&error) {
                 report.failure(&forward.target, "connection", &text);
             }
         }
+        Err(error) => tracing::debug!(%error, "the local client failed"),
     }
 }
 

@@ -40,7 +40,7 @@ struct State {
     /// Open HTTP/2 connections.
     connections: Mutex<Vec<AbortHandle>>,
     accepted: AtomicUsize,
-    /// Authority and credentials of each CONNECT.
+    /// Authority and credentials of each CONNECT, with the user to impersonate.
     requests: Mutex<Vec<(String, String)>>,
     /// Streams that the client has reset.
     resets: AtomicUsize,
@@ -170,12 +170,15 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     let authority = request.uri().authority().map(ToString::to_string);
     let authority = authority.unwrap_or_default();
     let credentials = request.headers().get(header::PROXY_AUTHORIZATION);
-    let credentials = credentials.map(|value| String::from_utf8_lossy(value.as_bytes()).into());
+    let impersonated = request.headers().get("impersonate-user");
+    let values = credentials.into_iter().chain(impersonated);
+    let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let credentials = values.collect::<Vec<_>>().join(" as ");
     let is_connect = request.method() == Method::CONNECT
         && request.uri().scheme().is_none()
         && request.uri().path_and_query().is_none();
     let name = authority.split('.').next().unwrap_or_default().to_owned();
-    lock(&state.requests).push((authority, credentials.unwrap_or_default()));
+    lock(&state.requests).push((authority, credentials));
     let refusal = match &*name {
         _ if !is_connect => Some((StatusCode::BAD_REQUEST, "not a CONNECT")),
         "forbidden" => Some((

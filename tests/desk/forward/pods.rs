@@ -344,10 +344,6 @@ async fn errors_before_the_start_are_one_line_with_the_remedy() -> Result<()> {
             "is not a bastion; omit --via=bastion",
         ),
         (
-            &["svc/web", ":83", "--via=bastion", "--as=jane"],
-            "omit --as, or use --via=api-server",
-        ),
-        (
             &["forbidden-0", ":7"],
             r#"User "jane" cannot create resource "pods/portforward""#,
         ),

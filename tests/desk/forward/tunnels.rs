@@ -119,6 +119,20 @@ async fn targets_with_numbers_need_no_look_up() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tunnels_are_opened_as_the_user_to_impersonate() -> Result<()> {
+    let bastion = Bastion::start([]).await?;
+    let arguments = ["svc/bye", ":80", "--as=jane"];
+    let forward = Forward::start(&bastion.kubeconfig, 1, &arguments).await?;
+    ensure!(read_to_end(&mut forward.connect(0).await?).await? == "bye");
+    let request = (
+        "bye.default.svc:80".to_owned(),
+        "Bearer secret as jane".to_owned(),
+    );
+    ensure!(bastion.requests() == [request], "{:?}", bastion.requests());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lost_connection_to_the_bastion_is_replaced() -> Result<()> {
     let bastion = Bastion::start(objects()).await?;
     let forward = Forward::start(&bastion.kubeconfig, 1, &["svc/web", ":80"]).await?;

@@ -27,12 +27,12 @@ use crate::support::cluster::KubeconfigUser;
 use crate::support::eventually;
 use crate::support::streaming_kubelet::StreamingKubelet;
 
-const POD: &str = "web-1";
+pub(super) const POD: &str = "web-1";
 /// Ports of the pod.
-const ECHO: u16 = 7001;
-const SINK: u16 = 7002;
+pub(super) const ECHO: u16 = 7001;
+pub(super) const SINK: u16 = 7002;
 const SOURCE: u16 = 7003;
-const RESETTING: u16 = 7004;
+pub(super) const RESETTING: u16 = 7004;
 const CLOSED: u16 = 7005;
 /// Size of a large transfer.
 const LARGE: usize = 64 * 1024 * 1024;
@@ -302,7 +302,7 @@ fn source_byte(position: usize) -> u8 {
 }
 
 /// Backends of the pod, in its network namespace.
-fn backends(fixture: &Fixture) -> Result<Vec<AbortOnDropHandle<()>>> {
+pub(super) fn backends(fixture: &Fixture) -> Result<Vec<AbortOnDropHandle<()>>> {
     let listen = |port| -> Result<TcpListener> {
         let address = SocketAddr::from((fixture.namespace.address(11), port));
         Ok(TcpListener::from_std(fixture.namespace.bind(address)?)?)

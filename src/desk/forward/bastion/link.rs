@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong, RecvStream};
-use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use tokio::time::{sleep, timeout};
 
 use super::stream::TunnelStream;
@@ -153,6 +153,7 @@ impl Link {
         &self,
         authority: &str,
         authorization: Option<&HeaderValue>,
+        impersonation: &HeaderMap,
     ) -> Result<Answer, LinkError> {
         let slot = Slot::new(&self.streams);
         let uri = Uri::builder().authority(authority).build()?;
@@ -160,7 +161,8 @@ impl Link {
         if let Some(authorization) = authorization {
             request = request.header(header::PROXY_AUTHORIZATION, authorization);
         }
-        let request = request.header(header::USER_AGENT, USER_AGENT).body(())?;
+        let mut request = request.header(header::USER_AGENT, USER_AGENT).body(())?;
+        request.headers_mut().extend(impersonation.clone());
         let mut sender = self.sender.clone().ready().await?;
         let (response, sending) = sender.send_request(request, false)?;
         let response = response.await?;

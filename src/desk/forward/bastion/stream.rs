@@ -42,14 +42,11 @@ impl TunnelStream {
 impl Transport for TunnelStream {}
 
 fn failure(error: h2::Error) -> io::Error {
-    if error.is_io() {
-        return error
-            .into_io()
-            .unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
-    }
     let kind = if error.is_reset() && error.is_remote() {
         io::ErrorKind::ConnectionReset
     } else {
+        // Not the kind of the connection's own error: the end of TLS without an alert would count
+        // as an end of the tunnel.
         io::ErrorKind::ConnectionAborted
     };
     io::Error::new(kind, error)
