@@ -16,6 +16,8 @@ use crate::desk::open::printable;
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
 /// Maximum number of kinds of failures that are remembered.
 const MAX_KINDS: usize = 1024;
+/// Maximum number of status lines, of which all must be on the screen.
+const MAX_STATUS_LINES: usize = 20;
 /// Interval of the status lines.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -101,6 +103,7 @@ impl Report {
             std::future::pending::<()>().await;
         }
         *self.status.borrow_mut() = targets;
+        self.status.borrow_mut().truncate(MAX_STATUS_LINES);
         loop {
             self.clear();
             self.draw();

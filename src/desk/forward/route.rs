@@ -56,9 +56,8 @@ fn remedy(error: &TunnelError) -> &'static str {
     };
     match refusal.status {
         StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => "; log in again",
-        StatusCode::FORBIDDEN => {
-            "; tunnels need the right to create services/portforward or pods/portforward in the \
-             namespace"
+        StatusCode::FORBIDDEN if refusal.message.contains("services/portforward") => {
+            "; the right to create pods/portforward in the namespace suffices, too"
         }
         StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
             "; the server offers no tunnels; use --via=api-server"
