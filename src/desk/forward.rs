@@ -30,7 +30,6 @@ use serde_json::json;
 
 use super::Context;
 use super::open::api::{Api, ApiError};
-use super::open::dial::ServerDial;
 use super::targets::{Kind, Protocol, probe};
 use crate::drain::Drain;
 use bastion::{TunnelError, Tunnels};
@@ -125,14 +124,17 @@ pub async fn run(
         request_timeout,
         ..
     } = context;
-    let dial = Rc::new(ServerDial::new(servers.clone(), credentials.clone()));
-    let api = Rc::new(Api::new(dial, credentials.clone(), request_timeout));
+    let api = Rc::new(Api::new(
+        servers.clone(),
+        credentials.clone(),
+        request_timeout,
+    ));
     let ways = if uses_bastion(&api, options.via).await? {
         let tunnels = Rc::new(Tunnels::new(servers, credentials));
         tunnels.check().await.map_err(ForwardError::Bastion)?;
         Ways::Bastion(tunnels)
     } else {
-        Ways::ApiServer(Rc::new(Sessions::new(servers, credentials)))
+        Ways::ApiServer(Rc::new(Sessions::new(Rc::clone(&api))))
     };
     let lines = match (options.json, options.command.is_empty()) {
         (true, _) => Lines::None,
@@ -208,7 +210,7 @@ async fn uses_bastion(api: &Api, via: Option<Via>) -> Result<bool, ForwardError>
     if via == Some(Via::ApiServer) {
         return Ok(false);
     }
-    let server = || api.servers.name().to_owned();
+    let server = || api.client.names();
     let is_bastion = probe::is_bastion(api).await;
     let is_bastion = is_bastion.map_err(|source| {
         let server = server();

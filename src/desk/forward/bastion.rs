@@ -110,24 +110,28 @@ impl Tunnels {
     }
 
     async fn open_patiently(&self, authority: &str) -> Result<TunnelStream, TunnelError> {
-        let mut authorization = self.credentials.authorization().await?;
-        let (mut tries, mut is_renewed) = (0, false);
+        let answer = self.credentials.with_renewal(
+            async |presented| self.ask(authority, presented.authorization()).await,
+            |answer| matches!(answer, Answer::Refused(refusal) if refusal.is_login()),
+        );
+        match answer.await? {
+            Answer::Open(stream) => Ok(stream),
+            Answer::Refused(refusal) => Err(TunnelError::Refused(refusal)),
+        }
+    }
+
+    /// Asks for a tunnel, on another connection if one fails.
+    async fn ask(
+        &self,
+        authority: &str,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, TunnelError> {
+        let mut tries = 0;
         loop {
             let link = self.link().await;
             let impersonation = self.credentials.impersonation();
-            let opening = link.open(authority, authorization.as_ref(), impersonation);
-            match opening.await {
-                Ok(Answer::Open(stream)) => return Ok(stream),
-                Ok(Answer::Refused(refusal)) => {
-                    if !refusal.is_login() || is_renewed {
-                        return Err(TunnelError::Refused(refusal));
-                    }
-                    is_renewed = true;
-                    match self.renew(authorization.as_ref()).await? {
-                        Some(renewed) => authorization = Some(renewed),
-                        None => return Err(TunnelError::Refused(refusal)),
-                    }
-                }
+            match link.open(authority, authorization, impersonation).await {
+                Ok(answer) => return Ok(answer),
                 // Nothing was sent through the tunnel yet.
                 Err(error) => {
                     tracing::debug!(%error, "a connection to the bastion failed");
@@ -138,16 +142,6 @@ impl Tunnels {
                     }
                 }
             }
-        }
-    }
-
-    async fn renew(
-        &self,
-        rejected: Option<&HeaderValue>,
-    ) -> Result<Option<HeaderValue>, CredentialsError> {
-        match rejected {
-            Some(rejected) => self.credentials.renew(rejected).await,
-            None => Ok(None),
         }
     }
 

@@ -3,17 +3,13 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 
-use crate::apiservers::{ApiServers, Credential, Probe, ServerConfig, keep_probing};
-use crate::desk::credentials::Credentials;
+use crate::desk::open::api::Api;
 use crate::desk::open::dial::DialError;
 use crate::desk::portforward::{self, PortStream, Session, StreamError};
-use crate::forward::ApiForwarder;
 
 /// Maximum number of pods whose sessions stay open without a connection.
 const MAX_SESSIONS: usize = 16;
@@ -24,10 +20,7 @@ type PodName = (String, String);
 /// Open sessions. A session that is dropped ends after its last connection.
 #[derive(Debug)]
 pub struct Sessions {
-    forwarder: ApiForwarder,
-    credentials: Arc<Credentials>,
-    /// Checks API servers that could not be reached.
-    _probing: AbortOnDropHandle<()>,
+    api: Rc<Api>,
     pods: RefCell<HashMap<PodName, Rc<Slot>>>,
 }
 
@@ -39,20 +32,9 @@ struct Slot {
 }
 
 impl Sessions {
-    pub fn new(servers: Vec<ServerConfig>, credentials: Arc<Credentials>) -> Self {
-        let servers = ApiServers::new(servers);
-        let probe = Probe {
-            credential: Credential::Own {
-                generation: credentials.generation(),
-            },
-            authorization: Arc::default(),
-            always: false,
-        };
-        let probing = tokio::task::spawn_local(keep_probing(servers.clone(), probe));
+    pub fn new(api: Rc<Api>) -> Self {
         Self {
-            forwarder: ApiForwarder::new(servers),
-            credentials,
-            _probing: AbortOnDropHandle::new(probing),
+            api,
             pods: RefCell::default(),
         }
     }
@@ -108,7 +90,8 @@ impl Sessions {
         {
             return Ok(session.clone());
         }
-        let opened = portforward::open(&self.forwarder, &self.credentials, namespace, pod);
+        let client = &self.api.client;
+        let opened = portforward::open(&client.forwarder, &client.credentials, namespace, pod);
         let session = opened.await?;
         *current = Some(session.clone());
         Ok(session)
