@@ -81,7 +81,7 @@ impl Bastion {
         })
     }
 
-    /// Number of HTTP/2 connections so far.
+    /// Number of HTTP/2 connections with a CONNECT so far.
     pub fn connections(&self) -> usize {
         self.state.accepted.load(Ordering::SeqCst)
     }
@@ -123,8 +123,8 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) -> R
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return serve_http1(stream, &state).await;
     }
-    state.accepted.fetch_add(1, Ordering::SeqCst);
     let shared = Arc::clone(&state);
+    let has_tunnels = Arc::<AtomicBool>::default();
     let serving = tokio::spawn(async move {
         let mut builder = h2::server::Builder::new();
         builder
@@ -137,6 +137,16 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) -> R
         };
         let mut streams = tokio::task::JoinSet::new();
         while let Some(Ok((request, respond))) = connection.accept().await {
+            let is_connect = request.method() == Method::CONNECT
+                && request.uri().scheme().is_none()
+                && request.uri().path_and_query().is_none();
+            if !is_connect {
+                streams.spawn(look_up(request, respond, Arc::clone(&shared)));
+                continue;
+            }
+            if !has_tunnels.swap(true, Ordering::SeqCst) {
+                shared.accepted.fetch_add(1, Ordering::SeqCst);
+            }
             streams.spawn(answer(request, respond, Arc::clone(&shared)));
         }
     });
@@ -144,24 +154,52 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) -> R
     Ok(())
 }
 
-/// Answers look-ups, and the request by which a bastion is recognized.
+/// Answers look-ups, and the request by which a bastion is recognized, over HTTP/1.1.
 async fn serve_http1(mut stream: TlsStream<TcpStream>, state: &State) -> Result<()> {
     loop {
         let head = read_until(&mut stream, "\r\n\r\n").await?;
         let target = head.split(' ').nth(1).context("a target")?;
         let path = target.split('?').next().unwrap_or_default();
-        let not_found = json!({"kind": "Status", "code": 404, "message": "not found"});
-        if target.starts_with("http://") {
-            respond(&mut stream, 407, &json!({})).await?;
-        } else if let Some(object) = state.objects.get(path) {
-            respond(&mut stream, 200, object).await?;
-        } else if state.objects.is_empty() {
-            let message = &Status::route_not_found().message;
-            let status = json!({"kind": "Status", "code": 404, "message": message});
-            respond(&mut stream, 404, &status).await?;
-        } else {
-            respond(&mut stream, 404, &not_found).await?;
+        let (code, body) = state.object(target.starts_with("http://"), path);
+        respond(&mut stream, code, &body).await?;
+    }
+}
+
+/// As [`serve_http1`], over HTTP/2.
+async fn look_up(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    state: Arc<State>,
+) {
+    let is_probe = request.uri().scheme_str() == Some("http");
+    let (code, body) = state.object(is_probe, request.uri().path());
+    let response = Response::builder()
+        .status(code)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(())
+        .expect("valid parts");
+    if let Ok(mut sending) = respond.send_response(response, false) {
+        // Fails if the client has left.
+        let _ = sending.send_data(body.to_string().into(), true);
+    }
+}
+
+impl State {
+    /// Returns the response to a look-up, or to the request by which a bastion is recognized.
+    fn object(&self, is_probe: bool, path: &str) -> (u16, Value) {
+        if is_probe {
+            return (407, json!({}));
         }
+        if let Some(object) = self.objects.get(path) {
+            return (200, object.clone());
+        }
+        let message = if self.objects.is_empty() {
+            Status::route_not_found().message
+        } else {
+            "not found".into()
+        };
+        let status = json!({"kind": "Status", "code": 404, "message": message});
+        (404, status)
     }
 }
 
@@ -174,13 +212,9 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     let values = credentials.into_iter().chain(impersonated);
     let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
     let credentials = values.collect::<Vec<_>>().join(" as ");
-    let is_connect = request.method() == Method::CONNECT
-        && request.uri().scheme().is_none()
-        && request.uri().path_and_query().is_none();
     let name = authority.split('.').next().unwrap_or_default().to_owned();
     lock(&state.requests).push((authority, credentials));
     let refusal = match &*name {
-        _ if !is_connect => Some((StatusCode::BAD_REQUEST, "not a CONNECT")),
         "forbidden" => Some((
             StatusCode::FORBIDDEN,
             "jane may not create services/portforward",
