@@ -7,6 +7,8 @@ mod api_servers;
 mod certificates;
 #[path = "proxy/connect.rs"]
 mod connect;
+#[path = "proxy/connect_ends.rs"]
+mod connect_ends;
 #[path = "proxy/endpoint_tls.rs"]
 mod endpoint_tls;
 #[path = "proxy/exchange.rs"]

@@ -13,7 +13,7 @@ use crate::support::eventually;
 use crate::support::test_bed::{TestBed, read_all, read_until};
 
 /// Sends a CONNECT. `lines` follow its `Host` header and end with CRLF.
-async fn send(bed: &TestBed, authority: &str, lines: &str) -> Result<TlsStream<TcpStream>> {
+pub async fn send(bed: &TestBed, authority: &str, lines: &str) -> Result<TlsStream<TcpStream>> {
     let mut client = bed.client().await?;
     let head = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n");
     client.write_all(head.as_bytes()).await?;
@@ -33,7 +33,7 @@ fn port(bed: &TestBed) -> Result<u16> {
 }
 
 /// Opens an HTTP/2 connection. The task of the connection ends with its handles.
-async fn http2(bed: &TestBed) -> Result<h2::client::SendRequest<Bytes>> {
+pub async fn http2(bed: &TestBed) -> Result<h2::client::SendRequest<Bytes>> {
     let stream = bed.http2_client().await?;
     let (sender, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
@@ -41,7 +41,7 @@ async fn http2(bed: &TestBed) -> Result<h2::client::SendRequest<Bytes>> {
 }
 
 /// Sends a CONNECT over HTTP/2, with the token as a bearer.
-async fn send_http2(
+pub async fn send_http2(
     sender: &mut h2::client::SendRequest<Bytes>,
     authority: &str,
 ) -> Result<(Response<h2::RecvStream>, h2::SendStream<Bytes>)> {
@@ -54,7 +54,7 @@ async fn send_http2(
     Ok((response.await?, stream))
 }
 
-async fn data(body: &mut h2::RecvStream) -> Result<Bytes> {
+pub async fn data(body: &mut h2::RecvStream) -> Result<Bytes> {
     let data = body.data().await.context("the stream goes on")??;
     body.flow_control().release_capacity(data.len())?;
     Ok(data)

@@ -1,0 +1,180 @@
+//! Ends of tunnels by CONNECT: resets of both sides, and connections that are only idle.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use h2::Reason;
+use http::StatusCode;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use crate::connect::{data, http2, send, send_http2};
+use crate::support::eventually;
+use crate::support::test_bed::{TestBed, read_all, read_until};
+
+const AUTHORITY: &str = "s.default.svc:80";
+
+/// Opens a tunnel over HTTP/1.1. Returns both of its ends.
+async fn open(bed: &TestBed) -> Result<(TlsStream<TcpStream>, TcpStream)> {
+    let mut client = send(bed, AUTHORITY, "Proxy-Authorization: Bearer t\r\n").await?;
+    let head = read_until(&mut client, "\r\n\r\n").await?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    Ok((client, bed.backend.accept().await?.0))
+}
+
+/// Tunnel over HTTP/2, and its connection at the endpoint.
+struct Http2Tunnel {
+    body: h2::RecvStream,
+    stream: h2::SendStream<Bytes>,
+    endpoint: TcpStream,
+}
+
+impl Http2Tunnel {
+    async fn new(bed: &TestBed, sender: &mut h2::client::SendRequest<Bytes>) -> Result<Self> {
+        let (response, stream) = send_http2(sender, AUTHORITY).await?;
+        ensure!(response.status() == StatusCode::OK, "{response:?}");
+        let (endpoint, _) = bed.backend.accept().await?;
+        Ok(Self {
+            body: response.into_body(),
+            stream,
+            endpoint,
+        })
+    }
+
+    /// Checks that bytes pass in both directions.
+    async fn ensure_open(&mut self) -> Result<()> {
+        self.stream.send_data(Bytes::from_static(b"ping"), false)?;
+        read_until(&mut self.endpoint, "ping").await?;
+        self.endpoint.write_all(b"pong").await?;
+        ensure!(data(&mut self.body).await? == "pong");
+        Ok(())
+    }
+}
+
+/// Closes a connection with an RST instead of a FIN.
+fn reset(stream: TcpStream) -> Result<()> {
+    Ok(SockRef::from(&stream).set_linger(Some(Duration::ZERO))?)
+}
+
+/// Waits for the end of a connection, which must be a reset.
+async fn ensure_reset(stream: &mut (impl AsyncReadExt + Unpin)) -> Result<()> {
+    let mut rest = Vec::new();
+    let end = stream.read_to_end(&mut rest).await;
+    let kind = end.as_ref().map_err(std::io::Error::kind);
+    ensure!(kind == Err(ErrorKind::ConnectionReset), "{end:?} {rest:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn reset_of_endpoint_resets_client() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let (mut client, mut endpoint) = open(&bed).await?;
+    endpoint.write_all(b"partial").await?;
+    read_until(&mut client, "partial").await?;
+    reset(endpoint)?;
+    ensure_reset(&mut client).await?;
+
+    let mut sender = http2(&bed).await?;
+    let mut tunnel = Http2Tunnel::new(&bed, &mut sender).await?;
+    let mut other = Http2Tunnel::new(&bed, &mut sender).await?;
+    tunnel.endpoint.write_all(b"partial").await?;
+    ensure!(data(&mut tunnel.body).await? == "partial");
+    reset(tunnel.endpoint)?;
+    let end = tunnel.body.data().await.context("no END_STREAM")?;
+    let error = end.err().context("no bytes")?;
+    ensure!(
+        error.is_remote() && error.reason() == Some(Reason::CONNECT_ERROR),
+        "{error:?}"
+    );
+    other.ensure_open().await
+}
+
+#[tokio::test]
+async fn reset_of_client_resets_endpoint() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let (mut client, mut endpoint) = open(&bed).await?;
+    client.write_all(b"partial").await?;
+    read_until(&mut endpoint, "partial").await?;
+    let (client, _) = client.into_inner();
+    reset(client)?;
+    ensure_reset(&mut endpoint).await?;
+
+    let mut sender = http2(&bed).await?;
+    let mut other = Http2Tunnel::new(&bed, &mut sender).await?;
+    for reason in [Reason::CANCEL, Reason::CONNECT_ERROR] {
+        let mut tunnel = Http2Tunnel::new(&bed, &mut sender).await?;
+        let bytes = Bytes::from_static(b"partial");
+        tunnel.stream.send_data(bytes, false)?;
+        read_until(&mut tunnel.endpoint, "partial").await?;
+        tunnel.stream.send_reset(reason);
+        ensure_reset(&mut tunnel.endpoint).await?;
+    }
+    other.ensure_open().await?;
+
+    // The end of the connection, without its streams' ends, is not theirs either.
+    drop(sender);
+    let (mut connection, _) = {
+        let stream = bed.http2_client().await?;
+        let (sender, connection) = h2::client::handshake(stream).await?;
+        let task = tokio::spawn(connection);
+        let mut sender = sender.ready().await?;
+        let tunnel = Http2Tunnel::new(&bed, &mut sender).await?;
+        task.abort();
+        (tunnel.endpoint, tunnel.stream)
+    };
+    ensure_reset(&mut connection).await
+}
+
+/// Connections without a tunnel are closed by the idle timeout, three in turn, while tunnels stay.
+#[tokio::test]
+async fn idle_tunnels_outlive_timeouts_of_connections() -> Result<()> {
+    let settings = "idleTimeout: 1s, headTimeout: 1s, bodyTimeout: 1s, writeTimeout: 1s";
+    let bed = TestBed::serving(settings, &[]).await?;
+    let (mut client, mut endpoint) = open(&bed).await?;
+    let mut sender = http2(&bed).await?;
+    let mut tunnel = Http2Tunnel::new(&bed, &mut sender).await?;
+    for _ in 0..3 {
+        let mut idle = bed.client().await?;
+        ensure!(read_all(&mut idle).await.is_empty());
+    }
+    client.write_all(b"ping").await?;
+    read_until(&mut endpoint, "ping").await?;
+    endpoint.write_all(b"pong").await?;
+    read_until(&mut client, "pong").await?;
+    tunnel.ensure_open().await
+}
+
+#[tokio::test]
+async fn both_connections_of_tunnel_have_tcp_keepalive() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let (client, endpoint) = open(&bed).await?;
+    for connection in [client.get_ref().0, &endpoint] {
+        let (near, far) = (connection.peer_addr()?, connection.local_addr()?);
+        let what = format!("a keepalive timer between {near} and {far}");
+        eventually(&what, async || has_keepalive(&bed, near, far)).await?;
+    }
+    Ok(())
+}
+
+/// Returns true if a connection of the bastion waits for its next keepalive probe only, as
+/// proc_net_tcp(5) describes.
+fn has_keepalive(bed: &TestBed, local: SocketAddr, remote: SocketAddr) -> Result<bool> {
+    const KEEPALIVE_TIMER: &str = "02:";
+    let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", bed.bastion.pid()))?;
+    // Addresses are loopback ones, so the ports identify the connection.
+    let ports = [local, remote].map(|address| format!(":{:04X}", address.port()));
+    let timer = table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, remote, _, _, timer, ..] = *fields else {
+            return None;
+        };
+        (local.ends_with(&ports[0]) && remote.ends_with(&ports[1])).then_some(timer)
+    });
+    let timer = timer.context("the connection is in the table")?;
+    Ok(timer.starts_with(KEEPALIVE_TIMER))
+}
