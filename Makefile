@@ -1,5 +1,5 @@
 # Targets for people and CI. `make test` runs all tests; it needs Rust and valgrind, and for e2e root, Go, Node, Python,
-# curl, Chromium, Prometheus and RabbitMQ. `make lint` needs Go and Python too.
+# curl, Chromium, Prometheus, RabbitMQ, PostgreSQL, Redis and dnsmasq. `make lint` needs Go and Python too.
 
 CARGO ?= cargo
 
@@ -19,7 +19,7 @@ unit: ## Tests that need neither root nor Go
 gate: ## Instructions and allocations per request against their limits (valgrind); UPDATE_GATE=1 records them
 	$(CARGO) test --locked --test gate -- --nocapture
 
-e2e: ## Against a real control plane, with common clients (root; Go, Node, Python, curl, Chromium, Prometheus, RabbitMQ)
+e2e: ## Against a real control plane, with common clients (root; CONTRIBUTING.md lists the programs)
 	$(CARGO) test --locked --test e2e
 
 fmt: ## Formats Rust and Go

@@ -8,8 +8,8 @@
 //!
 //! The scenarios need root for the namespace, Go for the control plane (unless `KUBEBUILDER_ASSETS`
 //! provides it) and for clients, and Node with npm, Python with pip, curl and Chromium for the
-//! other clients. Those of `apps` need Debian's packages of Prometheus and `RabbitMQ`, too. All
-//! scenarios fail if the cluster cannot be set up.
+//! other clients. Those of `apps` need Debian's packages of Prometheus and `RabbitMQ`, too, and those
+//! of `tunnels` `PostgreSQL`, Redis and dnsmasq. All scenarios fail if the cluster cannot be set up.
 
 mod apiservers;
 mod apps;
@@ -156,6 +156,9 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         apps::prometheus_answers_a_query,
         tunnels::curl_reaches_services_and_pods_by_connect,
         tunnels::node_opens_tunnels_over_http2,
+        tunnels::host_name_reaches_its_pod,
+        tunnels::databases_work_through_tunnels,
+        tunnels::query_outlives_another_pod_and_another_bastion,
         desk::kubectl_reaches_containers_through_the_kubelet,
         desk::open_shows_sites_through_the_bastion_and_the_api_server,
         pass_through::kubectl_uses_the_bastion_as_its_server,
@@ -183,12 +186,15 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         faults::stopped_process_gets_no_new_requests,
         faults::rolling_update_fails_no_request,
         faults::readiness_flaps_fail_no_request,
+        tunnels::killed_endpoints_end_only_their_own_tunnels,
+        tunnels::rolling_update_fails_no_new_tunnel,
         faults::rotated_certificates_and_tokens_fail_no_request,
         faults::hanging_list_does_not_stop_other_watches,
         faults::rejected_reviews_fail_no_cached_caller,
         faults::replaces_silently_dead_connections_to_the_api,
         outages::resumes_broken_watch,
         outages::serves_last_known_state_without_the_api,
+        tunnels::tunnels_open_without_the_api,
         outages::waits_for_the_api_at_start,
         faults::etcd_restart_fails_no_request,
         faults::api_outage_of_a_minute_fails_no_request,

@@ -1,5 +1,19 @@
 //! Tunnels to services and pods, with the clients in use.
 
+mod databases;
+mod faults;
+mod names;
+mod servers;
+
+pub use databases::{
+    databases_work_through_tunnels, query_outlives_another_pod_and_another_bastion,
+};
+pub use faults::{
+    killed_endpoints_end_only_their_own_tunnels, rolling_update_fails_no_new_tunnel,
+    tunnels_open_without_the_api,
+};
+pub use names::host_name_reaches_its_pod;
+
 use std::collections::BTreeMap;
 use std::process::Command;
 
@@ -10,6 +24,8 @@ use serde_json::json;
 
 use crate::fixture::{Fixture, SHOP};
 use crate::packages;
+use crate::support::bastion::Bastion;
+use crate::support::connect::{TunnelClient, Version};
 use crate::support::program::{Program, find_program};
 
 /// Returns the token of an account that may open tunnels to all services and pods.
@@ -22,6 +38,12 @@ async fn account(fixture: &Fixture, name: &str) -> Result<String> {
         .allow(&role, subject, &["pods/portforward"], &["create"])
         .await?;
     Ok(token)
+}
+
+/// Returns a client of a bastion for tunnels.
+fn client(fixture: &Fixture, bastion: &Bastion, token: &str, version: Version) -> TunnelClient {
+    let ca = fixture.cluster.ca.file.clone();
+    TunnelClient::new(bastion.secure, ca, token, version)
 }
 
 /// Runs curl with the bastion as its proxy. Returns its output and error.

@@ -8,6 +8,7 @@ pub mod backend;
 pub mod bastion;
 pub mod client;
 pub mod cluster;
+pub mod connect;
 pub mod control_plane;
 pub mod fault_proxy;
 pub mod frames;

@@ -42,11 +42,26 @@ impl Objects {
 
     /// Creates a running, ready pod at `ip`.
     pub async fn pod(&self, name: &str, labels: Value, ip: Ipv4Addr, ports: Value) -> Result<()> {
+        self.pod_with(name, labels, ip, ports, json!({})).await
+    }
+
+    /// Creates a pod as [`Self::pod`] does, with further fields of its spec.
+    pub async fn pod_with(
+        &self,
+        name: &str,
+        labels: Value,
+        ip: Ipv4Addr,
+        ports: Value,
+        fields: Value,
+    ) -> Result<()> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
-        let pod = json!({
+        let mut pod = json!({
             "metadata": {"name": name, "labels": labels},
             "spec": {"nodeName": "node-1", "containers": [{"name": "c", "image": "none", "ports": ports}]},
         });
+        if let (Some(spec), Value::Object(fields)) = (pod["spec"].as_object_mut(), fields) {
+            spec.extend(fields);
+        }
         pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
             .await?;
         let status = json!({"status": {

@@ -12,13 +12,14 @@ use crate::support::load::{Load, Shape};
 use crate::support::process::BackendProcess;
 
 /// Endpoints of `services/web`: pod and last octet of the address.
-const WEB: [(&str, u8); 3] = [("web-1", 11), ("web-2", 12), ("web-3", 13)];
+pub const WEB: [(&str, u8); 3] = [("web-1", 11), ("web-2", 12), ("web-3", 13)];
 
 /// Interval of requests of a load at a fixed rate.
 const INTERVAL: Duration = Duration::from_millis(5);
 const CONNECTIONS: usize = 8;
 
-async fn restart(fixture: &mut Fixture, (name, last): (&str, u8)) -> Result<()> {
+/// Starts the backend of an endpoint again, and ends a running one before.
+pub async fn restart(fixture: &mut Fixture, (name, last): (&str, u8)) -> Result<()> {
     if let Some(running) = fixture.backends.remove(name) {
         running.kill().await;
     }

@@ -1,0 +1,268 @@
+//! Databases through tunnels, with the clients of their packages.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
+
+use super::servers::{POSTGRES_PORT, Postgres, REDIS_PORT, publish, redis};
+use super::{account, client};
+use crate::fixture::{Fixture, SHOP, bastion};
+use crate::support::connect::{TunnelClient, TunnelPort, Version};
+use crate::support::eventually;
+use crate::support::pki::Ca;
+use crate::support::program::{Program, find_program};
+
+/// Last octets of the pods' addresses.
+const DB: u8 = 15;
+const CACHE: u8 = 16;
+const ORDERS: [u8; 2] = [17, 18];
+
+/// Returns psql for a server at `address`, with unaligned output and without a user's settings.
+fn psql(address: SocketAddr, settings: &str) -> Result<Command> {
+    let psql = find_program(&["psql"], "on Debian, apt-get install postgresql-client")?;
+    let mut command = Command::new(psql);
+    command
+        .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align"])
+        .arg(conninfo(address, settings))
+        .env("LC_ALL", "C");
+    Ok(command)
+}
+
+/// Connection string of libpq. Settings may replace the ones before them.
+fn conninfo(address: SocketAddr, settings: &str) -> String {
+    format!(
+        "host=127.0.0.1 hostaddr={} port={} user=postgres dbname=postgres sslmode=disable {settings}",
+        address.ip(),
+        address.port()
+    )
+}
+
+/// Runs one query. Returns its output.
+async fn query(address: SocketAddr, settings: &str, sql: &str) -> Result<String> {
+    let mut psql = Program::start(psql(address, settings)?.args(["-c", sql]))?;
+    psql.finish().await?;
+    Ok(psql.output().join("\n"))
+}
+
+pub async fn databases_work_through_tunnels(fixture: &mut Fixture) -> Result<()> {
+    let token = account(fixture, "databases").await?;
+    let folder = tempfile::tempdir()?;
+    let ca = Ca::new(folder.path(), "databases-ca")?;
+    let host = format!("db.{SHOP}.svc");
+    let tls = ca.server(folder.path(), "db", &[&host])?;
+    let (db, cache) = (
+        fixture.namespace.address(DB),
+        fixture.namespace.address(CACHE),
+    );
+    let postgres = Postgres::start(&fixture.namespace, db, &tls).await?;
+    let _redis = redis(&fixture.namespace, cache).await?;
+    publish(fixture, "db", (POSTGRES_PORT, "TCP"), &[db]).await?;
+    publish(fixture, "cache", (REDIS_PORT, "TCP"), &[cache]).await?;
+
+    for version in [Version::Http1, Version::Http2] {
+        let client = client(fixture, &fixture.bastion, &token, version);
+        let db = port(&client, &format!("{host}:{POSTGRES_PORT}")).await?;
+        let cache = port(&client, &format!("cache.{SHOP}.svc:{REDIS_PORT}")).await?;
+        let of_postgres = async {
+            ensure!(query(db.address, "", "select 6 * 7").await? == "42");
+            let long = query(db.address, "", "select repeat('x', 3000000)").await?;
+            ensure!(long.len() == 3_000_000, "{} bytes", long.len());
+            tls_is_of_the_database(db.address, &host, &ca).await?;
+            failed_connect_leaves_session(db.address).await
+        };
+        of_postgres
+            .await
+            .with_context(|| format!("PostgreSQL over {version:?}"))?;
+        redis_answers_and_publishes(cache.address)
+            .await
+            .with_context(|| format!("Redis over {version:?}"))?;
+        for port in [db, cache] {
+            ensure!(port.failures().is_empty(), "{:?}", port.failures());
+        }
+    }
+    postgres.stop().await
+}
+
+/// The client verifies the certificate of the database for the name of the service. A CA that did
+/// not issue it shows that the client does verify.
+async fn tls_is_of_the_database(address: SocketAddr, host: &str, ca: &Ca) -> Result<()> {
+    let sql = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    let settings = |ca: &Ca| {
+        format!(
+            "host={host} sslmode=verify-full sslrootcert={}",
+            ca.file.display()
+        )
+    };
+    ensure!(query(address, &settings(ca), sql).await? == "t");
+    let folder = tempfile::tempdir()?;
+    let other = Ca::new(folder.path(), "other-ca")?;
+    let refused = query(address, &settings(&other), sql).await;
+    let refused = refused.err().context("another CA")?.to_string();
+    ensure!(refused.contains("certificate verify failed"), "{refused}");
+    Ok(())
+}
+
+/// psql opens a second connection for `\connect`, and keeps the first one if that fails; only if it
+/// has a terminal, which script(1) gives it.
+async fn failed_connect_leaves_session(address: SocketAddr) -> Result<()> {
+    let psql = find_program(&["psql"], "on Debian, apt-get install postgresql-client")?;
+    let psql = format!(
+        "'{}' --no-psqlrc --no-readline --pset=pager=off '{}'",
+        psql.display(),
+        conninfo(address, "")
+    );
+    let mut command = Command::new("script");
+    command
+        .args(["--quiet", "--return", "--command", &psql, "/dev/null"])
+        .env("LC_ALL", "C");
+    let mut session = Program::start(&mut command)?;
+    session.wait_for_line("Type \"help\" for help").await?;
+    session.write(b"\\connect nosuchdb\n")?;
+    session
+        .wait_for_line("database \"nosuchdb\" does not exist")
+        .await?;
+    session.wait_for_line("Previous connection kept").await?;
+    session.write(b"\\list\n")?;
+    session.wait_for_line("template0").await?;
+    session.write(b"\\quit\n")?;
+    session.finish().await
+}
+
+async fn redis_answers_and_publishes(address: SocketAddr) -> Result<()> {
+    let redis_cli = find_program(&["redis-cli"], "on Debian, apt-get install redis-tools")?;
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(&redis_cli);
+        let port = address.port().to_string();
+        command
+            .args(["-h", "127.0.0.1", "-p", &port])
+            .args(arguments);
+        command
+    };
+    let run = async |arguments: &[&str]| -> Result<String> {
+        let mut redis_cli = Program::start(&mut command(arguments))?;
+        redis_cli.finish().await?;
+        Ok(redis_cli.output().join("\n"))
+    };
+    ensure!(run(&["set", "color", "green"]).await? == "OK");
+    ensure!(run(&["get", "color"]).await? == "green");
+    // A message for a connection that only waits.
+    let mut subscriber = Program::start(&mut command(&["subscribe", "news"]))?;
+    subscriber.wait_for_line("subscribe").await?;
+    eventually("a subscriber", async || {
+        Ok(run(&["publish", "news", "hello"]).await? == "1")
+    })
+    .await?;
+    subscriber.wait_for_line("hello").await?;
+    Ok(())
+}
+
+/// Session of psql that reads queries from its input.
+struct Session(Program);
+
+impl Session {
+    /// Opens sessions until one is with the server at `address`.
+    async fn with(port: SocketAddr, address: Ipv4Addr) -> Result<Self> {
+        let mut with = Vec::new();
+        for _ in 0..4 {
+            let mut session = Self(Program::start(&mut psql(port, "")?)?);
+            let sql = "select 'with ' || host(inet_server_addr())";
+            let line = session.query(sql, "with ").await?;
+            if line == format!("with {address}") {
+                return Ok(session);
+            }
+            with.push(line);
+        }
+        anyhow::bail!("no session with {address}: {with:?}")
+    }
+
+    /// Sends a query and waits for a line of output.
+    async fn query(&mut self, sql: &str, line: &str) -> Result<String> {
+        self.send(sql)?;
+        self.0.wait_for_line(line).await
+    }
+
+    fn send(&mut self, sql: &str) -> Result<()> {
+        self.0.write(format!("{sql};\n").as_bytes())
+    }
+}
+
+/// A tunnel ends with its own endpoint, or at the end of the drain of its own bastion.
+pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixture) -> Result<()> {
+    let token = account(fixture, "reports").await?;
+    let addresses = ORDERS.map(|last| fixture.namespace.address(last));
+    let [kept, removed] = addresses;
+    let namespace = &fixture.namespace;
+    let kept = Postgres::start(namespace, kept, &fixture.serving).await?;
+    let removed = Postgres::start(namespace, removed, &fixture.serving).await?;
+    publish(fixture, "orders", (POSTGRES_PORT, "TCP"), &addresses).await?;
+    let cluster = &fixture.cluster;
+    let kubeconfig = cluster.bastion_kubeconfig("replica", &cluster.server);
+    let drain = ["--drain-timeout=10s"];
+    let mut replica = bastion(&kubeconfig.await?, &fixture.serving, &drain)?;
+    replica.ready().await?;
+
+    let authority = format!("orders.{SHOP}.svc:{POSTGRES_PORT}");
+    let direct = SocketAddr::from((kept.address, POSTGRES_PORT));
+    let mut holder = Session(Program::start(&mut psql(direct, "")?)?);
+    let lock = "select 'locked', pg_advisory_lock(1)";
+    holder.query(lock, "locked").await?;
+    // Both queries wait for the lock.
+    let mut sessions = Vec::new();
+    for bastion in [&fixture.bastion, &replica] {
+        let client = client(fixture, bastion, &token, Version::Http2);
+        let port = port(&client, &authority).await?;
+        let mut session = Session::with(port.address, kept.address).await?;
+        session.send("select 'finished', pg_advisory_lock_shared(1)")?;
+        sessions.push((session, port));
+    }
+    let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+    eventually("both queries", async || {
+        Ok(query(direct, "", waiting).await? == "2")
+    })
+    .await?;
+
+    fixture.objects.terminate("orders-1").await?;
+    removed.stop().await?;
+    fixture.objects.delete_pod("orders-1").await?;
+    replica.signal(Signal::SIGTERM)?;
+    eventually("the port of the replica to close", async || {
+        Ok(TcpStream::connect(replica.secure).await.is_err())
+    })
+    .await?;
+    ensure!(query(direct, "", waiting).await? == "2", "a query ended");
+    holder
+        .query("select 'unlocked', pg_advisory_unlock(1)", "unlocked")
+        .await?;
+    for (session, port) in &mut sessions {
+        let finished = session.0.wait_for_line("finished").await;
+        finished.with_context(|| format!("{:?}", port.failures()))?;
+    }
+
+    let ended = tokio::task::spawn_blocking(move || replica.wait()).await??;
+    ensure!(ended.success(), "{ended}");
+    let mut sessions = sessions.into_iter();
+    let (mut first, _port) = sessions.next().context("a session")?;
+    first
+        .query("select 'answer ' || 6 * 7", "answer 42")
+        .await?;
+    let (mut second, _port) = sessions.next().context("a session")?;
+    second
+        .query("select 'answer ' || 6 * 7", "connection to server was lost")
+        .await?;
+    kept.stop().await
+}
+
+/// Listens on a local port, once the bastion has an endpoint for it.
+async fn port(client: &TunnelClient, authority: &str) -> Result<TunnelPort> {
+    let mut last = None;
+    eventually(&format!("a tunnel to {authority}"), async || {
+        last = client.open(authority).await.err();
+        Ok(last.is_none())
+    })
+    .await
+    .with_context(|| format!("{last:?}"))?;
+    TunnelPort::start(client, authority).await
+}
