@@ -65,7 +65,7 @@ pub(super) struct Options {
     #[arg(long, short, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     file: Option<PathBuf>,
 
-    /// Local addresses to listen on: IP addresses, or localhost for 127.0.0.1 and ::1
+    /// Local addresses to listen on: IP addresses, or localhost for both loopback addresses
     #[arg(
         long,
         value_name = "ADDRESS",

@@ -1,5 +1,6 @@
 //! The commands for the desk, and the API server as they use it.
 
+mod databases;
 mod failover;
 mod forward;
 mod kubelet;
@@ -9,6 +10,7 @@ mod portforward;
 mod side_by_side;
 mod through_proxy;
 
+pub use databases::psql_works_through_forward;
 pub use failover::proxy_fails_no_read_when_an_api_server_is_killed;
 pub use forward::*;
 pub use kubelet::{kubectl, kubectl_reaches_containers_through_the_kubelet, reach_containers};

@@ -170,6 +170,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         desk::portforward_sessions_carry_connections,
         desk::forward_reaches_services_pods_and_workloads,
         desk::forward_survives_what_ends_kubectl_port_forward,
+        desk::psql_works_through_forward,
         desk::proxy_fails_no_read_when_an_api_server_is_killed,
         deployed::api_accepts_the_manifests,
         deployed::pod_uses_its_service_account_and_reloads_its_token,

@@ -278,7 +278,7 @@ mod tests {
         let named = json!({"ports": [
             {"port": 80, "targetPort": "http"}, {"port": 443, "targetPort": "https"},
         ]});
-        let names = json!({"ports": [
+        let both_named = json!({"ports": [
             {"port": 80, "name": "http", "targetPort": 8080},
             {"port": 443, "name": "https", "targetPort": 8443},
         ]});
@@ -298,9 +298,9 @@ mod tests {
             (&headless, &[":80"], &[":80"]),
             (&named, &["80", "443"], &["80:8080", "443:8443"]),
             (&named, &[":80", ":443"], &[":8080", ":8443"]),
-            (&names, &["http", "https"], &["80:8080", "443:8443"]),
-            (&names, &[":http", ":https"], &[":8080", ":8443"]),
-            (&names, &["8443:https"], &["8443"]),
+            (&both_named, &["http", "https"], &["80:8080", "443:8443"]),
+            (&both_named, &[":http", ":https"], &[":8080", ":8443"]),
+            (&both_named, &["8443:https"], &["8443"]),
             (&both, &["http"], &["80:8080"]),
             (&omitted, &["80"], &["80"]),
             (&omitted, &[":80"], &[":80"]),

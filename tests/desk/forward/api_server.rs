@@ -1,5 +1,5 @@
 //! API server with scripted objects, whose kubelets speak the port-forward protocol in SPDY. It
-//! refuses WebSockets, as for a user with the verb `create` alone.
+//! refuses `WebSocket`s, as for a user with the verb `create` alone.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -198,13 +198,9 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) -> Result<()> {
             continue;
         }
         let object = lock(&state.objects).get(path).cloned();
-        match object {
-            Some(object) => respond(&mut stream, 200, &object).await?,
-            None => {
-                let status = json!({"kind": "Status", "code": 404, "message": "not found"});
-                respond(&mut stream, 404, &status).await?;
-            }
-        }
+        let not_found = || json!({"kind": "Status", "code": 404, "message": "not found"});
+        let code = if object.is_some() { 200 } else { 404 };
+        respond(&mut stream, code, &object.unwrap_or_else(not_found)).await?;
     }
 }
 
@@ -269,12 +265,10 @@ impl Kubelet {
     fn receive(&mut self, frame: Frame) {
         match frame {
             Frame::SynStream { id, headers, .. } => self.open(id, &headers),
-            Frame::Data { id, fin, payload } => {
-                if self.ports.get(&id) == Some(&ECHO) {
-                    Encoder::data(id, &payload, fin, &mut self.output);
-                    if fin {
-                        self.close(id, "");
-                    }
+            Frame::Data { id, fin, payload } if self.ports.get(&id) == Some(&ECHO) => {
+                Encoder::data(id, &payload, fin, &mut self.output);
+                if fin {
+                    self.close(id, "");
                 }
             }
             Frame::RstStream { id, .. } => {

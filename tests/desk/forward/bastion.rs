@@ -111,7 +111,9 @@ fn acceptor(ca: &Ca, folder: &Path) -> Result<TlsAcceptor> {
     let pair = ca.server(folder, "bastion", &["127.0.0.1"])?;
     let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(&pair.key)?;
-    let mut config = ServerConfig::builder()
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

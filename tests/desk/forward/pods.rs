@@ -119,7 +119,7 @@ async fn pod_that_ends_resets_its_own_connections_only() -> Result<()> {
     Ok(())
 }
 
-/// The session of a StatefulSet's pod is opened again when the pod is back.
+/// The session of a pod of a `StatefulSet` is opened again when the pod is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn connection_waits_for_a_pod_that_is_replaced() -> Result<()> {
     let bed = bed().await?;

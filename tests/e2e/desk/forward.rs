@@ -73,7 +73,7 @@ impl Forward {
     }
 }
 
-fn forward(kubeconfig: &Path, arguments: &[&str]) -> Command {
+pub(super) fn forward(kubeconfig: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
     command
         .args(["forward", "-n", SHOP, "--kubeconfig"])
@@ -92,7 +92,7 @@ async fn echo(stream: &mut TcpStream, text: &str) -> Result<()> {
 
 /// Creates an account that may look up targets and forward ports, not read slices. Returns its
 /// kubeconfigs for the bastion and for the API server.
-async fn account(fixture: &Fixture, name: &str) -> Result<[PathBuf; 2]> {
+pub(super) async fn account(fixture: &Fixture, name: &str) -> Result<[PathBuf; 2]> {
     let objects = &fixture.objects;
     objects
         .create::<ServiceAccount>(json!({"metadata": {"name": name}}))

@@ -206,7 +206,7 @@ async fn until_dead(pings: Option<PingPong>) {
             }
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Reads the reason of a refusal: the message of a `Status`, else the beginning of the text.

@@ -14,8 +14,8 @@ use crate::http::Transport;
 /// Maximum number of bytes of one write.
 const MAX_WRITE: usize = 64 * 1024;
 
-/// Tunnel to a target. Shutting it down closes the sending side only (END_STREAM). Dropping it
-/// before both sides have ended resets it (RST_STREAM). A reset by the bastion is an error of kind
+/// Tunnel to a target. Shutting it down closes the sending side only (`END_STREAM`). Dropping it
+/// before both sides have ended resets it (`RST_STREAM`). A reset by the bastion is an error of kind
 /// `ConnectionReset`.
 #[derive(Debug)]
 pub struct TunnelStream {
