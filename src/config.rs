@@ -6,6 +6,7 @@
 
 mod api_servers;
 mod auth;
+mod load_balancer;
 mod log;
 mod parse_error;
 mod serving;
@@ -24,6 +25,10 @@ use serde::{Deserialize, Serialize};
 
 pub use api_servers::{ApiServers, CertificateCallers, ListedServer};
 pub use auth::{Authentication, Authorization, Reviews, TokenReview};
+pub use load_balancer::{
+    LabelOperator, LabelRequirement, LabelSelector, Lease, LoadBalancer, PortRange,
+    PublishedAddress,
+};
 pub use log::{Log, LogFormat};
 pub use parse_error::ParseError;
 pub use serving::{Admin, Drain, ProxyProtocol, Serving, TlsVersion};
@@ -33,8 +38,8 @@ pub use tunnels::Tunnels;
 pub use upstream::{Retry, Rewriting, Upstream};
 pub use validate::Conflict;
 pub use values::{
-    Expected, ValueError, parse_address, parse_bool, parse_bytes, parse_duration, parse_log_level,
-    parse_path, parse_workers,
+    Expected, ValueError, parse_address, parse_bool, parse_bytes, parse_duration, parse_ip,
+    parse_log_level, parse_path, parse_published_address, parse_workers,
 };
 
 use values::fields;
@@ -76,6 +81,8 @@ pub struct Config {
     pub api_servers: ApiServers,
     #[serde(default, deserialize_with = "fields::or_default")]
     pub tunnels: Tunnels,
+    #[serde(default, deserialize_with = "fields::or_default")]
+    pub load_balancer: LoadBalancer,
     #[serde(default, deserialize_with = "fields::or_default")]
     pub rewriting: Rewriting,
     #[serde(default, deserialize_with = "fields::or_default")]

@@ -1,6 +1,6 @@
 //! Settings that have a flag and an environment variable. The file of `--config` has more.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::source::{SourceFlags, path_parser, set_if_some};
 use crate::config::{
-    CertificateCallers, Config, LogFormat, TlsVersion, parse_address, parse_bool, parse_duration,
-    parse_log_level, parse_workers,
+    CertificateCallers, Config, LogFormat, PublishedAddress, TlsVersion, parse_address, parse_bool,
+    parse_duration, parse_ip, parse_log_level, parse_published_address, parse_workers,
 };
 
 /// Flags of `serve` and `check`. They are named as in kube-apiserver and kube-rbac-proxy; the
@@ -233,6 +233,46 @@ pub(super) struct Settings {
     )]
     api_server_client_certificates: Option<CertificateCallers>,
 
+    /// Class of the Services of type LoadBalancer that are served [default: none]
+    #[arg(
+        long,
+        value_name = "CLASS",
+        env = "KUBE_BASTION_LOAD_BALANCER_CLASS",
+        help_heading = "Load balancer"
+    )]
+    load_balancer_class: Option<String>,
+
+    /// Address that clients of these Services use, IP or DNS name; repeat it, or separate several by
+    /// commas
+    #[arg(
+        long = "load-balancer-address",
+        value_name = "ADDRESS",
+        env = "KUBE_BASTION_LOAD_BALANCER_ADDRESS",
+        help_heading = "Load balancer"
+    )]
+    #[arg(value_parser = parse_published_address, value_delimiter = ',')]
+    load_balancer_addresses: Vec<PublishedAddress>,
+
+    /// Address of this machine for their listeners; repeat it, or separate several by commas
+    /// [default: 0.0.0.0,::]
+    #[arg(
+        long = "load-balancer-bind-address",
+        value_name = "IP",
+        env = "KUBE_BASTION_LOAD_BALANCER_BIND_ADDRESS",
+        help_heading = "Load balancer"
+    )]
+    #[arg(value_parser = parse_ip, value_delimiter = ',')]
+    load_balancer_bind_addresses: Vec<IpAddr>,
+
+    /// Name of the node of this replica [default: none]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "KUBE_BASTION_NODE_NAME",
+        help_heading = "Load balancer"
+    )]
+    node_name: Option<String>,
+
     /// Level of events: off, error, warn, info, debug, trace, or directives [default: info]
     #[arg(
         long,
@@ -288,6 +328,7 @@ impl Settings {
             authorization,
             targets,
             api_servers,
+            load_balancer,
             log,
             drain,
             ..
@@ -350,6 +391,19 @@ impl Settings {
             &mut api_servers.client_certificates,
             self.api_server_client_certificates,
         );
+
+        set_if_some(&mut load_balancer.class, self.load_balancer_class);
+        let addresses = self.load_balancer_addresses;
+        set_if_some(
+            &mut load_balancer.addresses,
+            (!addresses.is_empty()).then_some(addresses),
+        );
+        let bind_addresses = self.load_balancer_bind_addresses;
+        set_if_some(
+            &mut load_balancer.bind_addresses,
+            (!bind_addresses.is_empty()).then_some(bind_addresses),
+        );
+        set_if_some(&mut load_balancer.node_name, self.node_name.map(Some));
 
         set_if_some(&mut log.level, self.log_level);
         set_if_some(&mut log.format, self.logging_format);

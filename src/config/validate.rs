@@ -1,9 +1,12 @@
 //! Checks that involve several fields.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use super::{CertificateCallers, Config, KubernetesSource, ManifestsSource, SourceKind};
+use super::{
+    CertificateCallers, Config, KubernetesSource, LoadBalancer, ManifestsSource, SourceKind,
+};
+use crate::model::dns;
 
 /// Error of a configuration whose fields are valid one by one and contradict each other.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +48,36 @@ pub enum Conflict {
          field out for the default order"
     )]
     NoAddressTypes,
+    #[error(
+        "loadBalancer.{field}: set, but loadBalancer.class is empty, so that no Service is served; \
+         set the class (--load-balancer-class), or leave the field out"
+    )]
+    UnusedLoadBalancer { field: &'static str },
+    #[error(
+        "loadBalancer.class: set, but source.type is \"manifests\", which has no status of Services; \
+         use source.type \"kubernetes\""
+    )]
+    LoadBalancerWithoutApi,
+    /// The API server would reject every Service of the class.
+    #[error(
+        "loadBalancer.class: {class:?} is not a label key; use a name with a domain, for example \
+         kube-bastion.dev/bastion (--load-balancer-class)"
+    )]
+    InvalidClass { class: String },
+    #[error(
+        "loadBalancer.addresses: {}; set either addresses (--load-balancer-address) or addressesFrom",
+        if *.is_set { "set beside loadBalancer.addressesFrom" } else { "empty, but loadBalancer.class is set" }
+    )]
+    PublishedAddresses { is_set: bool },
+    #[error(
+        "loadBalancer.bindAddresses: {}; list addresses of this machine, each once, or the \
+         unspecified address of a family alone (--load-balancer-bind-address)",
+        match .address {
+            Some(address) => format!("{address} overlaps with another address"),
+            None => "empty".to_owned(),
+        }
+    )]
+    BindAddresses { address: Option<IpAddr> },
     #[error(
         "source.manifests.directory: not set, but source.type is \"manifests\"; set a directory \
          of YAML files (--manifests-dir), or use source.type \"kubernetes\""
@@ -118,6 +151,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
     if is_set != (api_servers.client_certificates == CertificateCallers::FrontProxy) {
         return Err(Conflict::FrontProxyCertificate { is_set });
     }
+    load_balancer(&config.load_balancer, config.source.kind)?;
     if targets.kubelet_service_account_token && targets.kubelet_certificate_authority.is_none() {
         return Err(Conflict::UnverifiedKubelets);
     }
@@ -141,6 +175,71 @@ pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
         }
         SourceKind::Kubernetes | SourceKind::Manifests => Ok(()),
     }
+}
+
+fn load_balancer(section: &LoadBalancer, source: SourceKind) -> Result<(), Conflict> {
+    if !section.is_enabled() {
+        let default = LoadBalancer::default();
+        let set = [
+            ("addresses", section.addresses != default.addresses),
+            ("addressesFrom", section.addresses_from.is_some()),
+            (
+                "bindAddresses",
+                section.bind_addresses != default.bind_addresses,
+            ),
+            ("namespaceSelector", section.namespace_selector.is_some()),
+            (
+                "allowedPorts",
+                section.allowed_ports != default.allowed_ports,
+            ),
+            ("finalizer", section.finalizer),
+            ("lease", section.lease != default.lease),
+        ];
+        let unused = set.into_iter().find(|(_, is_set)| *is_set);
+        return unused.map_or(Ok(()), |(field, _)| {
+            Err(Conflict::UnusedLoadBalancer { field })
+        });
+    }
+    if source != SourceKind::Kubernetes {
+        return Err(Conflict::LoadBalancerWithoutApi);
+    }
+    if !is_class(&section.class) {
+        let class = section.class.clone();
+        return Err(Conflict::InvalidClass { class });
+    }
+    let is_set = !section.addresses.is_empty();
+    if is_set == section.addresses_from.is_some() {
+        return Err(Conflict::PublishedAddresses { is_set });
+    }
+    let bind = &section.bind_addresses;
+    let overlapping = bind.iter().enumerate().find(|(index, address)| {
+        bind[..*index].iter().any(|other| {
+            other.is_ipv4() == address.is_ipv4()
+                && (other == *address || other.is_unspecified() || address.is_unspecified())
+        })
+    });
+    let address = overlapping.map(|(_, address)| *address);
+    if address.is_some() || bind.is_empty() {
+        return Err(Conflict::BindAddresses { address });
+    }
+    Ok(())
+}
+
+/// Returns true for a qualified name of the Kubernetes API, with or without a domain, as
+/// `spec.loadBalancerClass` must be.
+fn is_class(text: &str) -> bool {
+    let (domain, name) = match text.split_once('/') {
+        Some((domain, name)) => (Some(domain), name),
+        None => (None, text),
+    };
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let has_alphanumeric_ends = [name.bytes().next(), name.bytes().last()]
+        .iter()
+        .all(|byte| byte.is_some_and(|byte| byte.is_ascii_alphanumeric()));
+    domain.is_none_or(dns::is_subdomain)
+        && name.len() <= dns::MAX_LABEL_BYTES
+        && name.bytes().all(is_inner)
+        && has_alphanumeric_ends
 }
 
 fn require_different_addresses(config: &Config) -> Result<(), Conflict> {
@@ -198,6 +297,61 @@ mod tests {
     #[test]
     fn accepts_defaults() {
         assert!(Config::new().validate().is_ok());
+    }
+
+    #[test]
+    fn requires_consistent_load_balancer() {
+        type Change = fn(&mut LoadBalancer);
+        let enable: Change = |section| {
+            section.class = "kube-bastion.dev/bastion".into();
+            section.addresses = vec![super::super::PublishedAddress::Hostname("lb.test".into())];
+        };
+        let mut valid = Config::new();
+        enable(&mut valid.load_balancer);
+        assert!(valid.validate().is_ok());
+        let changes: [(Change, &str); 8] = [
+            (
+                |section| section.class.clear(),
+                "loadBalancer.addresses: set, but",
+            ),
+            (|section| section.class = "a/b/c".into(), "not a label key"),
+            (
+                |section| section.class = "Kube.dev/x".into(),
+                "not a label key",
+            ),
+            (|section| section.addresses.clear(), "addresses: empty"),
+            (
+                |section| section.addresses_from = Some("a/b".into()),
+                "set beside loadBalancer.addressesFrom",
+            ),
+            (
+                |section| section.bind_addresses.clear(),
+                "bindAddresses: empty",
+            ),
+            (
+                |section| section.bind_addresses.push("192.0.2.1".parse().unwrap()),
+                "192.0.2.1 overlaps",
+            ),
+            (
+                |section| section.bind_addresses = vec!["192.0.2.1".parse().unwrap(); 2],
+                "192.0.2.1 overlaps",
+            ),
+        ];
+        for (change, part) in changes {
+            let error = error(|config| {
+                enable(&mut config.load_balancer);
+                change(&mut config.load_balancer);
+            });
+            assert!(error.contains(part), "{error}");
+        }
+        let error = error(|config| {
+            enable(&mut config.load_balancer);
+            config.source.kind = SourceKind::Manifests;
+        });
+        assert!(
+            error.starts_with("loadBalancer.class: set, but source.type"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Scalars are parsed while the file is read, so that an error carries its line and field.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::de::{Deserializer, Error};
@@ -10,10 +10,11 @@ use serde::{Deserialize, Serializer};
 
 use super::{
     Duration, Expected, ValueError, format_bytes, format_duration, parse_address, parse_bool,
-    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_host_port, parse_log_level,
-    parse_network, parse_path,
+    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_host_port, parse_ip,
+    parse_log_level, parse_network, parse_object_name, parse_path, parse_port_range,
+    parse_published_address,
 };
-use crate::config::{API_VERSION, KIND};
+use crate::config::{API_VERSION, KIND, PortRange, PublishedAddress};
 use crate::model::Networks;
 
 pub(in crate::config) mod bytes {
@@ -150,6 +151,32 @@ pub(in crate::config) fn host_port<'de, D: Deserializer<'de>>(
     scalar(deserializer, Expected::HostPort, parse_host_port)
 }
 
+pub(in crate::config) fn ips<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<IpAddr>, D::Error> {
+    list(deserializer, parse_ip)
+}
+
+pub(in crate::config) fn published_addresses<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<PublishedAddress>, D::Error> {
+    list(deserializer, parse_published_address)
+}
+
+pub(in crate::config) fn port_ranges<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<PortRange>, D::Error> {
+    list(deserializer, parse_port_range)
+}
+
+pub(in crate::config) fn optional_object_name<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| parse_object_name(&text).map_err(D::Error::custom))
+        .transpose()
+}
+
 pub(in crate::config) fn log_level<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<String, D::Error> {
@@ -174,6 +201,16 @@ pub(in crate::config) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'d
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Parses a list of scalars; null is the empty list.
+fn list<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    parse: impl Fn(&str) -> Result<T, ValueError>,
+) -> Result<Vec<T>, D::Error> {
+    let texts = Option::<Vec<String>>::deserialize(deserializer)?.unwrap_or_default();
+    let values = texts.iter().map(|text| parse(text));
+    values.collect::<Result<_, _>>().map_err(D::Error::custom)
 }
 
 fn constant<'de, D: Deserializer<'de>>(
