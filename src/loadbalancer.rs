@@ -1,5 +1,24 @@
-//! Services of `type: LoadBalancer`.
+//! Controller for Services of `type: LoadBalancer`.
+//!
+//! ```text
+//!   Services, namespaces, nodes ─► inventory ─► assign ─► listeners ─► data path, on all replicas
+//!   (watch)                                      │  ▲
+//!                                                │  └── listeners that cannot be bound
+//!                                                ▼
+//!                                  lease ─► status ─► API: status and events, by the elected one
+//! ```
 
+pub mod assign;
+pub mod controller;
+pub mod events;
+pub mod inventory;
+pub mod lease;
 pub mod listener;
+pub mod request;
+pub mod service;
+pub mod status;
+pub mod writer;
 
+pub use controller::{Controller, EndpointNodes};
+pub use inventory::Inventory;
 pub use listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};

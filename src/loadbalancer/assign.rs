@@ -1,0 +1,382 @@
+//! Assignment of listeners to Services: a pure function of the objects of the cluster, so that all
+//! replicas arrive at the same result.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
+pub use super::request::ANNOTATIONS;
+use super::request::{Problem, Request, RequestedPort, binds_of, display};
+use super::service::{Ingress, NodeFacts, PortStatus, Service};
+use crate::cluster::ObjectKey;
+use crate::config::{LabelSelector, PortRange, PublishedAddress, parse_published_address};
+
+/// `ipMode` of a proxy (KEP-1860): kube-proxy does not short-cut connections to the address.
+const IP_MODE: &str = "Proxy";
+
+/// Settings of the assignment.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub class: String,
+    pub bind_addresses: Vec<IpAddr>,
+    /// `None`: all namespaces.
+    pub namespace_selector: Option<LabelSelector>,
+    pub allowed_ports: Vec<PortRange>,
+    /// TCP ports of the bastion itself.
+    pub own_ports: BTreeSet<u16>,
+    /// Node of this replica.
+    pub node_name: Option<Box<str>>,
+}
+
+/// Labels of a namespace.
+pub type Labels = BTreeMap<String, String>;
+/// UIDs of the Services that hold listeners.
+pub type Holders = BTreeMap<ListenerKey, Arc<str>>;
+
+/// Facts that the assignment depends on.
+#[derive(Clone, Copy)]
+#[expect(missing_debug_implementations, reason = "it has a function")]
+pub struct Facts<'a> {
+    pub services: &'a BTreeMap<ObjectKey, Arc<Service>>,
+    /// Addresses of the bastion.
+    pub published: &'a [PublishedAddress],
+    /// Namespaces, if they are selected by labels.
+    pub namespaces: &'a BTreeMap<Box<str>, Labels>,
+    pub nodes: &'a BTreeMap<Box<str>, NodeFacts>,
+    /// Nodes with ready endpoints of a Service. `None` if they are not known.
+    pub endpoint_nodes: &'a dyn Fn(&ObjectKey) -> Option<BTreeSet<Arc<str>>>,
+    /// Holders of the previous assignment.
+    pub holders: &'a Holders,
+    /// Listeners that this replica could not bind.
+    pub failures: &'a BindFailures,
+}
+
+/// Result of the assignment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assignment {
+    /// Listeners of this replica.
+    pub listeners: Listeners,
+    pub holders: Holders,
+    /// Services of the class that are not being deleted.
+    pub services: BTreeMap<ObjectKey, Outcome>,
+}
+
+/// Result for one Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Addresses at which at least one port is served.
+    pub ingress: Vec<Ingress>,
+    /// Everything that is not served, ordered.
+    pub problems: Vec<Problem>,
+    /// No source ranges limit the clients.
+    pub is_public: bool,
+}
+
+/// Assigns listeners to the Services of the class.
+pub fn assign(settings: &Settings, facts: &Facts<'_>) -> Assignment {
+    let mut requests = BTreeMap::new();
+    let mut services = BTreeMap::new();
+    for (key, service) in facts.services {
+        if !service.is_of_class(&settings.class) || service.is_deleting() {
+            continue;
+        }
+        match request(settings, facts, key, service) {
+            Ok(request) => drop(requests.insert(key, (service, request))),
+            Err(problem) => {
+                let outcome = Outcome {
+                    problems: vec![problem],
+                    ..Outcome::default()
+                };
+                services.insert(key.clone(), outcome);
+            }
+        }
+    }
+    let winners = winners(settings, facts, &requests);
+    let own_node = settings.node_name.as_ref();
+    let own_node = own_node.and_then(|name| facts.nodes.get(name));
+    let is_excluded = own_node.is_some_and(|node| node.is_excluded);
+    let mut assignment = Assignment::default();
+    for (key, (service, request)) in &requests {
+        let outcome = outcome(settings, facts, &winners, key, request);
+        services.insert((*key).clone(), outcome);
+        for listener in claims(settings, request) {
+            if winners.get(&listener) != Some(key) {
+                continue;
+            }
+            assignment.holders.insert(listener, service.uid());
+            if !is_excluded {
+                let spec = Arc::new(spec(key, request, listener.port));
+                assignment.listeners.insert(listener, spec);
+            }
+        }
+    }
+    assignment.services = services;
+    assignment
+}
+
+/// Reads the request of a Service that may have listeners.
+fn request(
+    settings: &Settings,
+    facts: &Facts<'_>,
+    key: &ObjectKey,
+    service: &Service,
+) -> Result<Request, Problem> {
+    if let Some(selector) = &settings.namespace_selector {
+        let labels = facts.namespaces.get(&key.namespace);
+        if !labels.is_some_and(|labels| selector.matches(labels)) {
+            return Err(Problem::NamespaceNotAllowed(key.namespace.clone()));
+        }
+    }
+    if service.is_local_only() && settings.node_name.is_none() {
+        return Err(Problem::NoNodeName);
+    }
+    Request::read(service, facts.published, &settings.bind_addresses)
+}
+
+/// Returns the listeners that a request claims.
+fn claims(settings: &Settings, request: &Request) -> Vec<ListenerKey> {
+    let bind = request.bind_addresses();
+    let ports = request.ports.iter();
+    let ports = ports.filter_map(|port| permitted(settings, port).ok());
+    ports
+        .flat_map(|(port, protocol)| {
+            bind.iter().map(move |address| ListenerKey {
+                address: *address,
+                port,
+                protocol,
+            })
+        })
+        .collect()
+}
+
+/// Returns the port if Services may have it.
+fn permitted(settings: &Settings, port: &RequestedPort) -> Result<(u16, Protocol), Problem> {
+    let number = port.port;
+    let Some(protocol) = port.protocol else {
+        return Err(Problem::UnsupportedProtocol {
+            port: number,
+            protocol: port.name_of_protocol.clone(),
+        });
+    };
+    let mut ranges = settings.allowed_ports.iter();
+    let is_own = protocol == Protocol::Tcp && settings.own_ports.contains(&number);
+    if is_own || !ranges.any(|range| range.0.contains(&number)) {
+        return Err(Problem::PortNotAllowed(number, protocol));
+    }
+    Ok((number, protocol))
+}
+
+/// Decides on each listener that several Services may claim: for the one whose status has it, then
+/// for the one that holds it, then for the oldest, then by name.
+///
+/// The status precedes, because all replicas see the same one, while they may have seen Services in
+/// another order.
+fn winners<'a>(
+    settings: &Settings,
+    facts: &Facts<'_>,
+    requests: &BTreeMap<&'a ObjectKey, (&Arc<Service>, Request)>,
+) -> BTreeMap<ListenerKey, &'a ObjectKey> {
+    let mut winners = BTreeMap::new();
+    for (key, (service, request)) in requests {
+        let uid = service.uid();
+        let served = served(service, &settings.bind_addresses);
+        for listener in claims(settings, request) {
+            let rank = (
+                Reverse(served.contains(&listener)),
+                Reverse(facts.holders.get(&listener) == Some(&uid)),
+                // A Service without a time is as if it were the youngest.
+                service
+                    .created()
+                    .map_or((true, None), |time| (false, Some(time))),
+                *key,
+            );
+            let winner = winners.entry(listener).or_insert_with(|| rank.clone());
+            if rank < *winner {
+                *winner = rank;
+            }
+        }
+    }
+    let winners = winners.into_iter();
+    winners
+        .map(|(listener, (.., key))| (listener, key))
+        .collect()
+}
+
+/// Returns the listeners that the Service has according to its status.
+fn served(service: &Service, bind_addresses: &[IpAddr]) -> BTreeSet<ListenerKey> {
+    let mut served = BTreeSet::new();
+    // The status of another controller, from before the class changed, holds nothing.
+    if !service.is_marked() {
+        return served;
+    }
+    for ingress in &service.status.load_balancer.ingress {
+        let text = ingress.ip.as_deref().or(ingress.hostname.as_deref());
+        let address = text.and_then(|text| parse_published_address(text).ok());
+        let Some(address) = address else { continue };
+        for port in ingress.ports.iter().filter(|port| port.error.is_none()) {
+            let protocol = match &*port.protocol {
+                "TCP" => Protocol::Tcp,
+                "UDP" => Protocol::Udp,
+                _ => continue,
+            };
+            served.extend(
+                binds_of(&address, bind_addresses)
+                    .into_iter()
+                    .map(|address| ListenerKey {
+                        address,
+                        port: port.port,
+                        protocol,
+                    }),
+            );
+        }
+    }
+    served
+}
+
+fn spec(key: &ObjectKey, request: &Request, service_port: u16) -> ListenerSpec {
+    ListenerSpec {
+        namespace: (&*key.namespace).into(),
+        service: (&*key.name).into(),
+        service_port,
+        source_ranges: request.source_ranges.clone(),
+        local_only: request.local_only,
+        client_affinity: request.client_affinity,
+        proxy_protocol: request.proxy_protocol,
+    }
+}
+
+/// Returns the status and the problems of a Service with a valid request.
+fn outcome(
+    settings: &Settings,
+    facts: &Facts<'_>,
+    winners: &BTreeMap<ListenerKey, &ObjectKey>,
+    key: &ObjectKey,
+    request: &Request,
+) -> Outcome {
+    let mut problems = BTreeSet::new();
+    let nodes = request.local_only.then(|| (facts.endpoint_nodes)(key));
+    let nodes = nodes.flatten();
+    let mut unavailable = None;
+    let mut ingress = Vec::new();
+    for (address, bind) in &request.addresses {
+        let ports: Vec<PortStatus> = request
+            .ports
+            .iter()
+            .map(|port| {
+                let found = port_problems(settings, facts, winners, key, port, bind);
+                let error = found.serving.is_none().then(|| found.problems.first());
+                let error = error.flatten().map(Problem::port_error);
+                problems.extend(found.problems);
+                PortStatus {
+                    port: port.port,
+                    protocol: port.name_of_protocol.clone(),
+                    error,
+                }
+            })
+            .collect();
+        if let Some(problem) = unavailability(facts, address, nodes.as_ref()) {
+            unavailable = Some(problem);
+        } else if ports.iter().any(|port| port.error.is_none()) {
+            ingress.push(ingress_of(address, ports));
+        }
+    }
+    if ingress.is_empty() {
+        problems.extend(unavailable);
+    }
+    Outcome {
+        ingress,
+        problems: problems.into_iter().collect(),
+        is_public: request.source_ranges.is_none(),
+    }
+}
+
+/// Problems of a port at an address.
+struct PortProblems {
+    /// One of the bind addresses that serve the port.
+    serving: Option<IpAddr>,
+    problems: Vec<Problem>,
+}
+
+fn port_problems(
+    settings: &Settings,
+    facts: &Facts<'_>,
+    winners: &BTreeMap<ListenerKey, &ObjectKey>,
+    key: &ObjectKey,
+    port: &RequestedPort,
+    bind: &[IpAddr],
+) -> PortProblems {
+    let mut found = PortProblems {
+        serving: None,
+        problems: Vec::new(),
+    };
+    let (port, protocol) = match permitted(settings, port) {
+        Ok(permitted) => permitted,
+        Err(problem) => {
+            found.problems.push(problem);
+            return found;
+        }
+    };
+    for address in bind {
+        let listener = ListenerKey {
+            address: *address,
+            port,
+            protocol,
+        };
+        match (winners.get(&listener), facts.failures.get(&listener)) {
+            (Some(winner), _) if *winner != key => found.problems.push(Problem::PortConflict {
+                key: listener,
+                holder: (*winner).clone(),
+            }),
+            (_, Some(reason)) => found.problems.push(Problem::BindFailed {
+                key: listener,
+                reason: reason.clone(),
+            }),
+            (_, None) => found.serving = Some(*address),
+        }
+    }
+    found
+}
+
+/// Returns the reason why an address is not published. Addresses that are not those of nodes lead
+/// to any replica.
+fn unavailability(
+    facts: &Facts<'_>,
+    address: &PublishedAddress,
+    endpoint_nodes: Option<&BTreeSet<Arc<str>>>,
+) -> Option<Problem> {
+    let node = match address {
+        PublishedAddress::Ip(ip) => {
+            let mut nodes = facts.nodes.iter();
+            nodes.find(|(_, node)| node.addresses.contains(ip))
+        }
+        PublishedAddress::Hostname(_) => None,
+    };
+    match (node, endpoint_nodes) {
+        (Some((_, node)), _) if node.is_excluded => Some(Problem::NodesExcluded),
+        (Some((name, _)), Some(with)) if !with.contains(&**name) => Some(Problem::NoLocalEndpoint),
+        (None, Some(with)) if with.is_empty() => Some(Problem::NoLocalEndpoint),
+        _ => None,
+    }
+}
+
+fn ingress_of(address: &PublishedAddress, ports: Vec<PortStatus>) -> Ingress {
+    let text = Some(display(address));
+    match address {
+        PublishedAddress::Ip(_) => Ingress {
+            ip: text,
+            ip_mode: Some(IP_MODE.into()),
+            ports,
+            ..Ingress::default()
+        },
+        PublishedAddress::Hostname(_) => Ingress {
+            hostname: text,
+            ports,
+            ..Ingress::default()
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,284 @@
+//! Tasks of the controller: the assignment on all replicas, and the writes of the elected one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::assign::{self, Assignment, Facts, Holders, Outcome};
+use super::inventory::Inventory;
+use super::listener::{BindFailures, Listeners};
+use super::service::Service;
+use crate::cluster::ObjectKey;
+
+/// Interval at which the nodes of endpoints are read, while a Service has the policy `Local`.
+const LOCAL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Returns the nodes with ready endpoints of a Service. `None` if they are not known.
+pub type EndpointNodes = Arc<dyn Fn(&ObjectKey) -> Option<BTreeSet<Arc<str>>> + Send + Sync>;
+
+/// Services that may need a change of their status, each in the version for which the outcome was
+/// determined. `None`: the Service is not of the class, or is being deleted.
+pub type Results = BTreeMap<ObjectKey, (Arc<Service>, Option<Outcome>)>;
+
+/// Assigns listeners whenever an object changes.
+#[expect(missing_debug_implementations, reason = "it has a function")]
+pub struct Controller {
+    settings: assign::Settings,
+    inventory: Arc<Inventory>,
+    endpoint_nodes: EndpointNodes,
+    failures: watch::Receiver<Arc<BindFailures>>,
+    /// Kept here, so that a restart of the task takes no port from its holder.
+    holders: Mutex<Holders>,
+    listeners: watch::Sender<Arc<Listeners>>,
+    results: watch::Sender<Arc<Results>>,
+}
+
+impl Controller {
+    /// `failures` are the listeners that the data path could not bind.
+    pub fn new(
+        settings: assign::Settings,
+        inventory: Arc<Inventory>,
+        endpoint_nodes: EndpointNodes,
+        failures: watch::Receiver<Arc<BindFailures>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            inventory,
+            endpoint_nodes,
+            failures,
+            holders: Mutex::default(),
+            listeners: watch::Sender::default(),
+            results: watch::Sender::default(),
+        })
+    }
+
+    /// Follows the listeners of this replica.
+    pub fn listeners(&self) -> watch::Receiver<Arc<Listeners>> {
+        self.listeners.subscribe()
+    }
+
+    /// Follows the results for all Services.
+    pub fn results(&self) -> watch::Receiver<Arc<Results>> {
+        self.results.subscribe()
+    }
+
+    /// Assigns listeners until the process ends.
+    pub async fn run(self: Arc<Self>) {
+        let mut changes = self.inventory.changes();
+        let mut failures = self.failures.clone();
+        loop {
+            // Marked before the objects are read, so that no change is missed.
+            changes.mark_unchanged();
+            let failed = Arc::clone(&failures.borrow_and_update());
+            let has_local = self.update(&failed);
+            tokio::select! {
+                // The inventory lives as long as the controller.
+                _ = changes.changed() => {}
+                true = async { failures.changed().await.is_ok() } => {}
+                () = sleep(LOCAL_INTERVAL), if has_local => {}
+            }
+        }
+    }
+
+    /// Assigns and publishes once. Returns true if a Service has the policy `Local`.
+    fn update(&self, failures: &BindFailures) -> bool {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        let assigned = self.inventory.read(|objects| {
+            let assignment = assign::assign(
+                &self.settings,
+                &Facts {
+                    services: &objects.services,
+                    published: &objects.published,
+                    namespaces: &objects.namespaces,
+                    nodes: &objects.nodes,
+                    endpoint_nodes: &*self.endpoint_nodes,
+                    holders: &holders,
+                    failures,
+                },
+            );
+            let results = results(&objects.services, &assignment);
+            let mut services = objects.services.values();
+            let has_local = services.any(|service| service.is_local_only());
+            (assignment, results, has_local)
+        });
+        let Some((assignment, results, has_local)) = assigned else {
+            return false;
+        };
+        *holders = assignment.holders;
+        publish(&self.listeners, assignment.listeners);
+        self.results.send_replace(Arc::new(results));
+        has_local
+    }
+}
+
+fn results(services: &BTreeMap<ObjectKey, Arc<Service>>, assignment: &Assignment) -> Results {
+    let services = services.iter();
+    services
+        .map(|(key, service)| {
+            let outcome = assignment.services.get(key).cloned();
+            (key.clone(), (Arc::clone(service), outcome))
+        })
+        .collect()
+}
+
+/// Publishes listeners if they differ from the present ones, and logs the difference.
+fn publish(sender: &watch::Sender<Arc<Listeners>>, listeners: Listeners) {
+    sender.send_if_modified(|present| {
+        if **present == listeners {
+            return false;
+        }
+        for (key, spec) in &listeners {
+            if present.get(key) == Some(spec) {
+                continue;
+            }
+            let ranges = spec.source_ranges.iter().flat_map(|ranges| ranges.iter());
+            let ranges: Vec<_> = ranges.map(|range| range.to_string()).collect();
+            tracing::info!(
+                listener = %key,
+                service = %format_args!("{}/{}", spec.namespace, spec.service),
+                clients = if spec.source_ranges.is_some() { ranges.join(",") } else { "all".into() },
+                "load balancer: listener opened or changed"
+            );
+        }
+        for key in present.keys().filter(|key| !listeners.contains_key(key)) {
+            tracing::info!(listener = %key, "load balancer: listener closed");
+        }
+        *present = Arc::new(listeners);
+        true
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::inventory::Change;
+    use super::super::listener::{ListenerKey, Protocol};
+    use super::*;
+    use crate::config::LoadBalancer;
+    use crate::testing::eventually;
+
+    const WAIT: Duration = Duration::from_hours(1);
+
+    fn service(name: &str, more: &Value) -> Service {
+        let mut spec = json!({
+            "type": "LoadBalancer", "loadBalancerClass": "a/b", "ipFamilies": ["IPv4"],
+            "ports": [{"port": 80}],
+        });
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "shop", "uid": name},
+            "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    struct Running {
+        controller: Arc<Controller>,
+        inventory: Arc<Inventory>,
+        failures: watch::Sender<Arc<BindFailures>>,
+        nodes: Arc<Mutex<Option<BTreeSet<Arc<str>>>>>,
+    }
+
+    fn start() -> Running {
+        let settings = json!({"class": "a/b", "addresses": ["192.0.2.1"]});
+        let settings: LoadBalancer = serde_json::from_value(settings).unwrap();
+        let inventory = Inventory::new(&settings);
+        let failures = watch::Sender::default();
+        let nodes = Arc::<Mutex<Option<BTreeSet<Arc<str>>>>>::default();
+        let read = Arc::clone(&nodes);
+        let controller = Controller::new(
+            assign::Settings {
+                class: settings.class,
+                bind_addresses: vec!["0.0.0.0".parse().unwrap()],
+                namespace_selector: None,
+                allowed_ports: settings.allowed_ports,
+                own_ports: BTreeSet::new(),
+                node_name: Some("node-1".into()),
+            },
+            Arc::clone(&inventory),
+            Arc::new(move |_| read.lock().unwrap().clone()),
+            failures.subscribe(),
+        );
+        tokio::spawn(Arc::clone(&controller).run());
+        Running {
+            controller,
+            inventory,
+            failures,
+            nodes,
+        }
+    }
+
+    impl Running {
+        fn holder(&self) -> Option<String> {
+            let listeners = self.controller.listeners.borrow();
+            listeners
+                .values()
+                .next()
+                .map(|spec| spec.service.to_string())
+        }
+
+        fn reasons(&self, name: &str) -> Vec<&'static str> {
+            let results = self.controller.results.borrow();
+            let result = results.get(&ObjectKey::new("shop", name));
+            let outcome = result.and_then(|(_, outcome)| outcome.as_ref());
+            let problems = outcome.iter().flat_map(|outcome| &outcome.problems);
+            problems
+                .map(super::super::request::Problem::reason)
+                .collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn listeners_follow_the_services() {
+        let running = start();
+        let apply = |change| running.inventory.apply(change);
+        apply(Change::Nodes(Vec::new()));
+        apply(Change::Services(vec![
+            service("a", &json!({})),
+            service("b", &json!({})),
+        ]));
+        eventually(WAIT, || running.holder().as_deref() == Some("a")).await;
+        assert_eq!(running.reasons("b"), ["PortConflict"]);
+        apply(Change::ServiceDeleted(ObjectKey::new("shop", "a")));
+        eventually(WAIT, || running.holder().as_deref() == Some("b")).await;
+        // The first by name does not get it back.
+        apply(Change::Service(Box::new(service("a", &json!({})))));
+        eventually(WAIT, || running.reasons("a") == ["PortConflict"]).await;
+        assert_eq!(running.holder().as_deref(), Some("b"));
+        apply(Change::Service(Box::new(service(
+            "b",
+            &json!({"type": "ClusterIP"}),
+        ))));
+        eventually(WAIT, || running.holder().as_deref() == Some("a")).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn results_follow_bind_failures_and_nodes_of_endpoints() {
+        let running = start();
+        running.inventory.apply(Change::Nodes(Vec::new()));
+        let local = json!({"externalTrafficPolicy": "Local"});
+        running
+            .inventory
+            .apply(Change::Services(vec![service("a", &local)]));
+        eventually(WAIT, || running.holder().is_some()).await;
+        assert_eq!(running.reasons("a"), [""; 0]);
+        let key = ListenerKey {
+            address: "0.0.0.0".parse().unwrap(),
+            port: 80,
+            protocol: Protocol::Tcp,
+        };
+        let failed = BindFailures::from([(key, "in use".to_owned())]);
+        running.failures.send_replace(Arc::new(failed));
+        eventually(WAIT, || running.reasons("a") == ["BindFailed"]).await;
+        running.failures.send_replace(Arc::default());
+        eventually(WAIT, || running.reasons("a").is_empty()).await;
+        *running.nodes.lock().unwrap() = Some(BTreeSet::new());
+        eventually(WAIT, || running.reasons("a") == ["NoLocalEndpoint"]).await;
+    }
+}

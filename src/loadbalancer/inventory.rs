@@ -1,0 +1,237 @@
+//! Objects of the cluster that the controller needs, as the watches deliver them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use super::assign::Labels;
+use super::service::{NodeFacts, Service};
+use crate::cluster::ObjectKey;
+use crate::config::{LoadBalancer, PublishedAddress, parse_published_address};
+
+/// Change of an object, or the complete list of a kind.
+#[derive(Debug)]
+pub enum Change {
+    Services(Vec<Service>),
+    Service(Box<Service>),
+    ServiceDeleted(ObjectKey),
+    Namespaces(Vec<(Box<str>, Labels)>),
+    Namespace(Box<str>, Labels),
+    NamespaceDeleted(Box<str>),
+    Nodes(Vec<(Box<str>, NodeFacts)>),
+    Node(Box<str>, NodeFacts),
+    NodeDeleted(Box<str>),
+}
+
+/// Objects, written by the watches and read by the controller.
+#[derive(Debug)]
+pub struct Inventory {
+    class: String,
+    addresses_from: Option<ObjectKey>,
+    objects: Mutex<Objects>,
+    /// Notifies of changes.
+    changed: watch::Sender<()>,
+}
+
+/// The objects at one moment.
+#[derive(Debug)]
+pub struct Objects {
+    /// Services of the class, and those that have a status of the controller.
+    pub services: BTreeMap<ObjectKey, Arc<Service>>,
+    /// Empty unless namespaces are selected by labels.
+    pub namespaces: BTreeMap<Box<str>, Labels>,
+    pub nodes: BTreeMap<Box<str>, NodeFacts>,
+    /// Addresses of the bastion.
+    pub published: Vec<PublishedAddress>,
+    /// Services, namespaces, nodes: their list is not complete yet.
+    pending: [bool; 3],
+}
+
+impl Inventory {
+    pub fn new(settings: &LoadBalancer) -> Arc<Self> {
+        let addresses_from = settings.addresses_from.as_ref();
+        let addresses_from = addresses_from.and_then(|name| name.split_once('/'));
+        Arc::new(Self {
+            class: settings.class.clone(),
+            addresses_from: addresses_from.map(|(namespace, name)| ObjectKey::new(namespace, name)),
+            objects: Mutex::new(Objects {
+                services: BTreeMap::new(),
+                namespaces: BTreeMap::new(),
+                nodes: BTreeMap::new(),
+                published: settings.addresses.clone(),
+                pending: [true, settings.namespace_selector.is_some(), true],
+            }),
+            changed: watch::Sender::new(()),
+        })
+    }
+
+    /// Follows changes.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Reads the objects. `None` until every list is complete, because a decision on a part of the
+    /// Services could take a port from its holder.
+    pub fn read<T>(&self, read: impl FnOnce(&Objects) -> T) -> Option<T> {
+        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        (!objects.pending.contains(&true)).then(|| read(&objects))
+    }
+
+    /// Applies a change.
+    pub fn apply(&self, change: Change) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let objects = &mut *objects;
+        match change {
+            Change::Services(services) => {
+                objects.services.clear();
+                let mut has_addresses = false;
+                for service in services {
+                    has_addresses |= self.addresses_from.as_ref() == Some(&service.key());
+                    self.apply_service(objects, service);
+                }
+                if !has_addresses && self.addresses_from.is_some() {
+                    objects.published.clear();
+                }
+                objects.pending[0] = false;
+            }
+            Change::Service(service) => self.apply_service(objects, *service),
+            Change::ServiceDeleted(key) => {
+                objects.services.remove(&key);
+                if self.addresses_from.as_ref() == Some(&key) {
+                    objects.published.clear();
+                }
+            }
+            Change::Namespaces(namespaces) => {
+                objects.namespaces = namespaces.into_iter().collect();
+                objects.pending[1] = false;
+            }
+            Change::Namespace(name, labels) => drop(objects.namespaces.insert(name, labels)),
+            Change::NamespaceDeleted(name) => drop(objects.namespaces.remove(&name)),
+            Change::Nodes(nodes) => {
+                objects.nodes = nodes.into_iter().collect();
+                objects.pending[2] = false;
+            }
+            Change::Node(name, facts) => drop(objects.nodes.insert(name, facts)),
+            Change::NodeDeleted(name) => drop(objects.nodes.remove(&name)),
+        }
+        self.changed.send_replace(());
+    }
+
+    fn apply_service(&self, objects: &mut Objects, service: Service) {
+        let key = service.key();
+        if self.addresses_from.as_ref() == Some(&key) {
+            objects.published = addresses(&service);
+        }
+        if service.is_of_class(&self.class) || service.is_marked() {
+            objects.services.insert(key, Arc::new(service.slim()));
+        } else {
+            objects.services.remove(&key);
+        }
+    }
+}
+
+/// Returns the addresses in the status of a Service.
+fn addresses(service: &Service) -> Vec<PublishedAddress> {
+    let ingress = service.status.load_balancer.ingress.iter();
+    let texts = ingress.filter_map(|ingress| ingress.ip.as_deref().or(ingress.hostname.as_deref()));
+    texts
+        .filter_map(|text| parse_published_address(text).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::service::CONDITION;
+    use super::*;
+
+    fn service(name: &str, class: &str, status: &Value) -> Service {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "shop", "managedFields": [{}]},
+            "spec": {"type": "LoadBalancer", "loadBalancerClass": class},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn inventory(more: &Value) -> Arc<Inventory> {
+        let mut settings = json!({"class": "a/b"});
+        settings
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let inventory = Inventory::new(&serde_json::from_value(settings).unwrap());
+        inventory.apply(Change::Nodes(Vec::new()));
+        inventory
+    }
+
+    #[test]
+    fn is_read_after_every_list_is_complete() {
+        let selector = json!({"namespaceSelector": {}, "addresses": ["192.0.2.1"]});
+        let inventory = inventory(&selector);
+        inventory.apply(Change::Service(Box::new(service("web", "a/b", &json!({})))));
+        assert!(inventory.read(|_| ()).is_none());
+        inventory.apply(Change::Services(Vec::new()));
+        assert!(inventory.read(|_| ()).is_none());
+        inventory.apply(Change::Namespaces(Vec::new()));
+        assert_eq!(inventory.read(|objects| objects.services.len()), Some(0));
+    }
+
+    #[test]
+    fn keeps_services_of_its_class_and_those_with_its_status() {
+        let inventory = inventory(&json!({"addresses": ["192.0.2.1"]}));
+        let marked = json!({"conditions": [{"type": CONDITION}]});
+        inventory.apply(Change::Services(vec![
+            service("own", "a/b", &json!({})),
+            service("left", "a/c", &marked),
+            service("foreign", "a/c", &json!({})),
+        ]));
+        let names = || {
+            inventory.read(|objects| {
+                let keys = objects.services.keys();
+                keys.map(|key| key.name.to_string()).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(names().unwrap(), ["left", "own"]);
+        inventory.apply(Change::Service(Box::new(service(
+            "left",
+            "a/c",
+            &json!({}),
+        ))));
+        assert_eq!(names().unwrap(), ["own"]);
+        inventory.apply(Change::ServiceDeleted(ObjectKey::new("shop", "own")));
+        assert_eq!(names().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn publishes_the_addresses_of_the_named_service() {
+        let inventory = inventory(&json!({"addressesFrom": "shop/front"}));
+        let front = |ingress: Value| {
+            service(
+                "front",
+                "cloud/lb",
+                &json!({"loadBalancer": {"ingress": ingress}}),
+            )
+        };
+        let published = || {
+            inventory.read(|objects| {
+                let addresses = objects.published.iter();
+                addresses
+                    .map(super::super::request::display)
+                    .collect::<Vec<_>>()
+            })
+        };
+        inventory.apply(Change::Services(vec![front(json!([
+            {"ip": "192.0.2.1"}, {"hostname": "lb.test"}, {},
+        ]))]));
+        assert_eq!(published().unwrap(), ["192.0.2.1", "lb.test"]);
+        inventory.apply(Change::Service(Box::new(front(
+            json!([{"ip": "192.0.2.2"}]),
+        ))));
+        assert_eq!(published().unwrap(), ["192.0.2.2"]);
+        inventory.apply(Change::Services(Vec::new()));
+        assert_eq!(published().unwrap(), [""; 0]);
+    }
+}

@@ -1,0 +1,445 @@
+//! What a Service asks for, and the reasons for which it does not get it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::listener::{ListenerKey, Protocol};
+use super::service::{Port, Service};
+use crate::cluster::{Family, ObjectKey};
+use crate::config::{PublishedAddress, parse_published_address};
+use crate::model::network::NetworkError;
+use crate::model::{Network, Networks};
+
+/// Annotations that are read. Others are not kept.
+pub const ANNOTATIONS: [&str; 3] = [SOURCE_RANGES, PROXY_PROTOCOL, ADDRESSES];
+/// Legacy form of `spec.loadBalancerSourceRanges`: networks, separated by commas.
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+/// `v2` sends a header of the PROXY protocol to endpoints.
+const PROXY_PROTOCOL: &str = "kube-bastion.dev/proxy-protocol";
+/// Addresses among the configured ones, separated by commas. Unlike the deprecated
+/// `spec.loadBalancerIP`, it may have one of each family.
+const ADDRESSES: &str = "kube-bastion.dev/load-balancer-addresses";
+
+/// Domain of the errors in `ports[]`.
+const DOMAIN: &str = "kube-bastion.dev";
+
+/// Reason why a Service, or one of its ports, is not served.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Problem {
+    #[error(
+        "the namespace {0} is not selected (loadBalancer.namespaceSelector); ask the administrator \
+         of the bastion"
+    )]
+    NamespaceNotAllowed(Box<str>),
+    #[error(
+        "invalid source range {0:?}; use networks such as 192.0.2.0/24. Nothing is opened until it \
+         is corrected"
+    )]
+    InvalidSourceRanges(String),
+    #[error("annotation {annotation}: {value:?} is not valid; use {expected}")]
+    InvalidAnnotation {
+        annotation: &'static str,
+        value: String,
+        expected: &'static str,
+    },
+    #[error("the address {0} is not one of the bastion's (loadBalancer.addresses)")]
+    AddressNotConfigured(String),
+    #[error(
+        "the bastion has no address of the Service's IP families (loadBalancer.addresses, \
+         loadBalancer.bindAddresses)"
+    )]
+    NoAddress,
+    #[error(
+        "externalTrafficPolicy: Local requires the name of the bastion's node \
+         (loadBalancer.nodeName, KUBE_BASTION_NODE_NAME)"
+    )]
+    NoNodeName,
+    #[error(
+        "no replica of the bastion has a ready endpoint on its node (externalTrafficPolicy: Local)"
+    )]
+    NoLocalEndpoint,
+    #[error("all addresses are those of nodes that are excluded from external load balancers")]
+    NodesExcluded,
+    #[error("{protocol} port {port} is not served; only TCP and UDP are")]
+    UnsupportedProtocol { port: u16, protocol: String },
+    #[error("port {0} is not allowed (loadBalancer.allowedPorts)")]
+    PortNotAllowed(u16, Protocol),
+    #[error("{key} is in use by the Service {holder}; it is taken over when that Service lets go")]
+    PortConflict { key: ListenerKey, holder: ObjectKey },
+    #[error("cannot listen on {key}: {reason}")]
+    BindFailed { key: ListenerKey, reason: String },
+}
+
+impl Problem {
+    /// Returns the reason in `CamelCase`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NamespaceNotAllowed(_) => "NamespaceNotAllowed",
+            Self::InvalidSourceRanges(_) => "InvalidSourceRanges",
+            Self::InvalidAnnotation { .. } => "InvalidAnnotation",
+            Self::AddressNotConfigured(_) => "AddressNotConfigured",
+            Self::NoAddress => "NoAddress",
+            Self::NoNodeName => "NoNodeName",
+            Self::NoLocalEndpoint => "NoLocalEndpoint",
+            Self::NodesExcluded => "NodesExcluded",
+            Self::UnsupportedProtocol { .. } => "UnsupportedProtocol",
+            Self::PortNotAllowed(..) => "PortNotAllowed",
+            Self::PortConflict { .. } => "PortConflict",
+            Self::BindFailed { .. } => "BindFailed",
+        }
+    }
+
+    /// Returns the reason as an error in `ports[]`, `DOMAIN/CamelCase`.
+    pub fn port_error(&self) -> String {
+        format!("{DOMAIN}/{}", self.reason())
+    }
+
+    /// Returns true if the configuration is valid, and no replica can serve the Service now.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::NoLocalEndpoint | Self::NodesExcluded)
+    }
+}
+
+/// A valid request of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Addresses for the status, with the bind addresses that serve each. None is empty.
+    pub addresses: Vec<(PublishedAddress, Vec<IpAddr>)>,
+    pub ports: Vec<RequestedPort>,
+    /// `None`: every client.
+    pub source_ranges: Option<Networks>,
+    pub local_only: bool,
+    pub client_affinity: Option<Duration>,
+    pub proxy_protocol: bool,
+}
+
+/// Port of a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedPort {
+    pub port: u16,
+    /// As the API spells it.
+    pub name_of_protocol: String,
+    /// `None` for protocols that are not served.
+    pub protocol: Option<Protocol>,
+}
+
+impl Request {
+    /// Reads the request of a Service. `published` are the addresses of the bastion.
+    ///
+    /// # Errors
+    /// The first invalid field or annotation.
+    pub fn read(
+        service: &Service,
+        published: &[PublishedAddress],
+        bind_addresses: &[IpAddr],
+    ) -> Result<Self, Problem> {
+        let requested = requested_addresses(service)?;
+        let unknown = requested.iter().find(|wanted| !published.contains(wanted));
+        if let Some(unknown) = unknown {
+            return Err(Problem::AddressNotConfigured(display(unknown)));
+        }
+        let is_requested =
+            |address: &&PublishedAddress| requested.is_empty() || requested.contains(address);
+        let bind: Vec<IpAddr> = bind_addresses
+            .iter()
+            .copied()
+            .filter(|address| service.has_family(family(*address)))
+            .collect();
+        let addresses: Vec<_> = published
+            .iter()
+            .filter(is_requested)
+            .filter(|address| match address {
+                PublishedAddress::Ip(ip) => service.has_family(family(*ip)),
+                PublishedAddress::Hostname(_) => true,
+            })
+            .map(|address| (address.clone(), binds_of(address, &bind)))
+            .filter(|(_, bind)| !bind.is_empty())
+            .collect();
+        if addresses.is_empty() {
+            return Err(Problem::NoAddress);
+        }
+        Ok(Self {
+            addresses,
+            ports: service.spec.ports.iter().map(RequestedPort::new).collect(),
+            source_ranges: source_ranges(service)?,
+            local_only: service.is_local_only(),
+            client_affinity: service.client_affinity(),
+            proxy_protocol: proxy_protocol(service)?,
+        })
+    }
+
+    /// Returns all bind addresses of the request, each once.
+    pub fn bind_addresses(&self) -> Vec<IpAddr> {
+        let all = self.addresses.iter().flat_map(|(_, bind)| bind);
+        let mut all: Vec<IpAddr> = all.copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+impl RequestedPort {
+    fn new(port: &Port) -> Self {
+        Self {
+            port: port.port,
+            name_of_protocol: port.protocol.clone(),
+            protocol: match &*port.protocol {
+                "TCP" => Some(Protocol::Tcp),
+                "UDP" => Some(Protocol::Udp),
+                _ => None,
+            },
+        }
+    }
+}
+
+/// Returns the bind addresses that serve clients of an address: the address itself, or all of its
+/// family if it is translated on the way. A name may lead to any.
+pub fn binds_of(address: &PublishedAddress, bind: &[IpAddr]) -> Vec<IpAddr> {
+    match address {
+        PublishedAddress::Ip(ip) if bind.contains(ip) => vec![*ip],
+        PublishedAddress::Ip(ip) => {
+            let same_family = bind.iter().filter(|other| other.is_ipv4() == ip.is_ipv4());
+            same_family.copied().collect()
+        }
+        PublishedAddress::Hostname(_) => bind.to_vec(),
+    }
+}
+
+/// Formats an address as in the status.
+pub fn display(address: &PublishedAddress) -> String {
+    match address {
+        PublishedAddress::Ip(ip) => ip.to_string(),
+        PublishedAddress::Hostname(name) => name.clone(),
+    }
+}
+
+fn family(address: IpAddr) -> Family {
+    match address {
+        IpAddr::V4(_) => Family::V4,
+        IpAddr::V6(_) => Family::V6,
+    }
+}
+
+/// Returns the addresses that the Service asks for. Empty: all.
+fn requested_addresses(service: &Service) -> Result<Vec<PublishedAddress>, Problem> {
+    if let Some(list) = service.annotation(ADDRESSES) {
+        let addresses = list
+            .split(',')
+            .map(|text| parse_published_address(text.trim()));
+        return addresses
+            .collect::<Result<_, _>>()
+            .map_err(|_| Problem::InvalidAnnotation {
+                annotation: ADDRESSES,
+                value: list.to_owned(),
+                expected: "addresses separated by commas, for example 192.0.2.1,2001:db8::1",
+            });
+    }
+    match service.spec.load_balancer_ip.trim() {
+        "" => Ok(Vec::new()),
+        text => parse_published_address(text)
+            .map(|address| vec![address])
+            .map_err(|_| Problem::AddressNotConfigured(text.to_owned())),
+    }
+}
+
+/// Returns the networks of the clients. `None`: every client.
+fn source_ranges(service: &Service) -> Result<Option<Networks>, Problem> {
+    let field = &service.spec.load_balancer_source_ranges;
+    let networks: Networks = if field.is_empty() {
+        let annotation = service.annotation(SOURCE_RANGES).unwrap_or_default();
+        let texts = annotation.split(',').filter(|_| !annotation.is_empty());
+        texts.map(network).collect::<Result<_, _>>()?
+    } else {
+        let texts = field.iter().map(String::as_str);
+        texts.map(network).collect::<Result<_, _>>()?
+    };
+    Ok((!networks.is_empty()).then_some(networks))
+}
+
+/// Parses a network with spaces around it, as the API server accepts it: with a prefix, behind which
+/// bits are ignored.
+fn network(text: &str) -> Result<Network, Problem> {
+    let invalid = || Problem::InvalidSourceRanges(text.to_owned());
+    let text = text.trim();
+    if !text.contains('/') {
+        return Err(invalid());
+    }
+    match text.parse() {
+        Ok(network) | Err(NetworkError::HostBits(network, _)) => Ok(network),
+        Err(NetworkError::Syntax) => Err(invalid()),
+    }
+}
+
+fn proxy_protocol(service: &Service) -> Result<bool, Problem> {
+    match service.annotation(PROXY_PROTOCOL) {
+        None => Ok(false),
+        Some("v2") => Ok(true),
+        // Endpoints that expect a header would read data as one, so that nothing is served.
+        Some(value) => Err(Problem::InvalidAnnotation {
+            annotation: PROXY_PROTOCOL,
+            value: value.to_owned(),
+            expected: "v2, or remove it",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(annotations: &Value, spec: &Value) -> Result<Request, Problem> {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "annotations": annotations},
+            "spec": spec,
+        }))
+        .unwrap();
+        let published = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "lb.test"];
+        let published = published.map(|text| parse_published_address(text).unwrap());
+        let bind = ["192.0.2.1", "192.0.2.2", "::"].map(|text| text.parse().unwrap());
+        Request::read(&service, &published, &bind)
+    }
+
+    fn ranges(annotations: &Value, ranges: &Value) -> Result<Vec<String>, &'static str> {
+        let request = read(annotations, &json!({"loadBalancerSourceRanges": ranges}));
+        let request = request.map_err(|problem| problem.reason())?;
+        let networks = request.source_ranges.unwrap_or_default();
+        Ok(networks.iter().map(|network| network.to_string()).collect())
+    }
+
+    #[test]
+    fn reads_source_ranges_of_both_families_and_forms() {
+        let none = json!({});
+        let legacy = |text: &str| json!({SOURCE_RANGES: text});
+        let both = json!(["199.199.199.199/32", " 4700::/32 "]);
+        for (annotations, field, expected) in [
+            (none.clone(), json!([]), &[][..]),
+            (none.clone(), both, &["199.199.199.199/32", "4700::/32"]),
+            (none, json!(["10.1.2.3/8"]), &["10.0.0.0/8"]),
+            (
+                legacy(" 10.0.0.0/8, fd00::/8 "),
+                json!([]),
+                &["10.0.0.0/8", "fd00::/8"],
+            ),
+            (legacy(" "), json!([]), &[]),
+            (
+                legacy("10.0.0.0/8"),
+                json!(["192.0.2.0/24"]),
+                &["192.0.2.0/24"],
+            ),
+            // The field decides, also over a malformed annotation.
+            (
+                legacy("nonsense"),
+                json!(["192.0.2.0/24"]),
+                &["192.0.2.0/24"],
+            ),
+        ] {
+            assert_eq!(
+                ranges(&annotations, &field).unwrap(),
+                expected,
+                "{annotations} {field}"
+            );
+        }
+    }
+
+    #[test]
+    fn rejects_request_with_an_invalid_source_range() {
+        let legacy = |text: &str| json!({SOURCE_RANGES: text});
+        for (annotations, field) in [
+            (json!({}), json!(["10.0.0.0/8", "nonsense"])),
+            (json!({}), json!([""])),
+            (json!({}), json!(["10.0.0.1"])),
+            (json!({}), json!(["10.0.0.0/33"])),
+            (json!({}), json!(["010.0.0.0/8"])),
+            (legacy("10.0.0.0/8,"), json!([])),
+            (legacy("10.0.0.0/8;192.0.2.0/24"), json!([])),
+        ] {
+            let read = ranges(&annotations, &field);
+            assert_eq!(read, Err("InvalidSourceRanges"), "{annotations} {field}");
+        }
+    }
+
+    #[test]
+    fn selects_addresses_by_families_and_request() {
+        let addresses = |annotations: &Value, spec: &Value| -> Result<Vec<String>, &'static str> {
+            let request = read(annotations, spec).map_err(|problem| problem.reason())?;
+            let all = request.addresses.iter();
+            Ok(all
+                .map(|(address, bind)| format!("{} {bind:?}", display(address)))
+                .collect())
+        };
+        let none = json!({});
+        let annotated = |text: &str| json!({ADDRESSES: text});
+        let v4 = json!({"ipFamilies": ["IPv4"]});
+        for (annotations, spec, expected) in [
+            (
+                &none,
+                json!({"ipFamilies": ["IPv4", "IPv6"]}),
+                Ok(vec![
+                    "192.0.2.1 [192.0.2.1]",
+                    "192.0.2.2 [192.0.2.2]",
+                    "2001:db8::1 [::]",
+                    "lb.test [192.0.2.1, 192.0.2.2, ::]",
+                ]),
+            ),
+            (
+                &none,
+                json!({"ipFamilies": ["IPv6"]}),
+                Ok(vec!["2001:db8::1 [::]", "lb.test [::]"]),
+            ),
+            (
+                &none,
+                json!({"loadBalancerIP": "192.0.2.2"}),
+                Ok(vec!["192.0.2.2 [192.0.2.2]"]),
+            ),
+            (
+                &annotated("192.0.2.2, 2001:DB8::1"),
+                json!({"loadBalancerIP": "192.0.2.1"}),
+                Ok(vec!["192.0.2.2 [192.0.2.2]", "2001:db8::1 [::]"]),
+            ),
+            (&annotated("2001:db8::1"), v4.clone(), Err("NoAddress")),
+            (
+                &none,
+                json!({"loadBalancerIP": "192.0.2.3"}),
+                Err("AddressNotConfigured"),
+            ),
+            (
+                &annotated("192.0.2.3"),
+                v4.clone(),
+                Err("AddressNotConfigured"),
+            ),
+            (
+                &annotated("192.0.2.1;192.0.2.2"),
+                v4,
+                Err("InvalidAnnotation"),
+            ),
+        ] {
+            let expected = expected.map(|all| all.into_iter().map(String::from).collect());
+            assert_eq!(
+                addresses(annotations, &spec),
+                expected,
+                "{annotations} {spec}"
+            );
+        }
+    }
+
+    #[test]
+    fn sends_proxy_protocol_by_the_annotation_alone() {
+        for (annotations, expected) in [
+            (json!({}), Ok(false)),
+            (json!({PROXY_PROTOCOL: "v2"}), Ok(true)),
+            (json!({PROXY_PROTOCOL: ""}), Ok(false)),
+            (json!({PROXY_PROTOCOL: "v1"}), Err("InvalidAnnotation")),
+            (json!({PROXY_PROTOCOL: "true"}), Err("InvalidAnnotation")),
+        ] {
+            let read = read(&annotations, &json!({}));
+            let read = read.map(|request| request.proxy_protocol);
+            assert_eq!(
+                read.map_err(|problem| problem.reason()),
+                expected,
+                "{annotations}"
+            );
+        }
+    }
+}
