@@ -3,6 +3,7 @@
 
 mod api_servers;
 mod load;
+mod load_balancer;
 mod sockets;
 mod spawn;
 mod tasks;
@@ -135,8 +136,11 @@ impl Bound {
             supervisor: &mut supervisor,
         };
         let kubelet_token = Arc::new(ArcSwapOption::empty());
+        let api = source.kubernetes().cloned();
         let stages = setup.stages(source, api_server_tls, &kubelet_token)?;
         setup.follow_files();
+        let cluster = &stages.resolver.cluster;
+        let load_balancer = setup.load_balancer(api.as_ref(), cluster, addresses, &drain)?;
         let shared = setup.shared(stages, kubelet_token, addresses, &drain)?;
         supervisor.fatal(
             "drain",
@@ -174,7 +178,11 @@ impl Bound {
             workers = workers.len(),
             "serving"
         );
-        supervise(workers, supervisor, &drain).await
+        let outcome = supervise(workers, supervisor, &drain).await;
+        if let Some(load_balancer) = load_balancer {
+            load_balancer.release().await;
+        }
+        outcome
     }
 }
 

@@ -85,6 +85,14 @@ impl Files {
 }
 
 impl Source {
+    /// Returns the configuration of the Kubernetes API, if it is the source.
+    pub fn kubernetes(&self) -> Option<&kube::Config> {
+        match self {
+            Self::Kubernetes(api) => Some(api),
+            Self::Manifests(_) => None,
+        }
+    }
+
     pub async fn load(config: &Config, trust: &Trust) -> Result<Self> {
         Ok(match config.source.kind {
             SourceKind::Kubernetes => {

@@ -5,6 +5,7 @@ mod api_servers;
 mod authentication_config;
 mod client;
 mod failures;
+mod load_balancer;
 
 use std::pin::pin;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, DefaultBackoff, Event};
 use kube::{Client, Resource};
+pub use load_balancer::follow_load_balancers;
 
 use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
 use super::{Change, Feed};

@@ -1,0 +1,119 @@
+//! Wiring of the controller for Services of type LoadBalancer.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tokio::sync::watch;
+
+use super::Addresses;
+use super::spawn::Setup;
+use crate::cluster::Cluster;
+use crate::drain::Drain;
+use crate::loadbalancer::assign;
+use crate::loadbalancer::lease::{ApiStore, Elector, default_identity};
+use crate::loadbalancer::writer::{ApiRequests, Writer};
+use crate::loadbalancer::{BindFailures, Controller, EndpointNodes, Inventory, Listeners, status};
+use crate::watch::kubernetes::{self, Connections};
+
+/// Running controller, as the data path needs it.
+#[expect(dead_code, reason = "the data path reads and reports listeners")]
+pub(super) struct LoadBalancer {
+    /// Listeners to serve.
+    pub listeners: watch::Receiver<Arc<Listeners>>,
+    /// Listeners that could not be bound, as the data path reports them.
+    pub failures: watch::Sender<Arc<BindFailures>>,
+    elector: Arc<Elector<ApiStore>>,
+}
+
+impl LoadBalancer {
+    /// Releases the Lease, so that another replica can take it.
+    pub async fn release(&self) {
+        self.elector.release().await;
+    }
+}
+
+impl Setup<'_> {
+    /// Starts the controller. `None` if no class is configured.
+    pub fn load_balancer(
+        &mut self,
+        api: Option<&kube::Config>,
+        cluster: &Arc<Cluster>,
+        addresses: Addresses,
+        drain: &Drain,
+    ) -> Result<Option<LoadBalancer>> {
+        let config = &self.config.load_balancer;
+        if !config.is_enabled() {
+            return Ok(None);
+        }
+        let api = api.context("loadBalancer.class requires source.type \"kubernetes\"")?;
+        let inventory = Inventory::new(config);
+        kubernetes::follow_load_balancers(
+            api,
+            self.ready,
+            self.metrics,
+            &inventory,
+            config.namespace_selector.is_some(),
+            self.supervisor,
+        )?;
+        let own = [
+            Some(addresses.secure),
+            addresses.insecure,
+            Some(addresses.admin),
+        ];
+        let settings = assign::Settings {
+            class: config.class.clone(),
+            bind_addresses: config.bind_addresses.clone(),
+            namespace_selector: config.namespace_selector.clone(),
+            allowed_ports: config.allowed_ports.clone(),
+            own_ports: own.into_iter().flatten().map(|own| own.port()).collect(),
+            node_name: config.node_name.as_deref().map(Into::into),
+        };
+        let failures = watch::Sender::<Arc<BindFailures>>::default();
+        let nodes = endpoint_nodes(cluster);
+        let controller = Controller::new(settings, inventory, nodes, failures.subscribe());
+        let listeners = controller.listeners();
+        let client = kubernetes::review_client(api, Connections::Pooled)?;
+        let lease = &config.lease;
+        let identity = lease.identity.clone().unwrap_or_else(default_identity);
+        let namespace = lease.namespace.as_deref();
+        let namespace = namespace.unwrap_or(&api.default_namespace);
+        let store = ApiStore::new(client.clone(), namespace, &lease.name);
+        let elector = Elector::new(store, &identity);
+        let writer = Writer::new(
+            status::Settings {
+                class: config.class.clone(),
+                finalizer: config.finalizer,
+            },
+            ApiRequests::new(client, &identity),
+            controller.results(),
+            elector.is_leader(),
+            self.ready.clone(),
+        );
+        let assigning = Arc::clone(&controller);
+        self.supervisor
+            .restart("loadbalancer-assign", move || Arc::clone(&assigning).run());
+        let (electing, draining) = (Arc::clone(&elector), drain.clone());
+        self.supervisor.restart("loadbalancer-lease", move || {
+            Arc::clone(&electing).run(draining.clone())
+        });
+        self.supervisor
+            .restart("loadbalancer-status", move || Arc::clone(&writer).run());
+        tracing::info!(
+            class = config.class,
+            identity,
+            lease = %format_args!("{namespace}/{}", lease.name),
+            "serving Services of type LoadBalancer; their listeners are public"
+        );
+        Ok(Some(LoadBalancer {
+            listeners,
+            failures,
+            elector,
+        }))
+    }
+}
+
+/// Returns the reader of the nodes of endpoints. The index does not have them yet, so that the
+/// addresses of all nodes are published.
+fn endpoint_nodes(_cluster: &Arc<Cluster>) -> EndpointNodes {
+    Arc::new(|_| None)
+}
