@@ -139,8 +139,7 @@ impl Bound {
         let api = source.kubernetes().cloned();
         let stages = setup.stages(source, api_server_tls, &kubelet_token)?;
         setup.follow_files();
-        let cluster = &stages.resolver.cluster;
-        let load_balancer = setup.load_balancer(api.as_ref(), cluster, addresses, &drain)?;
+        let load_balancer = setup.load_balancer(api.as_ref(), addresses, &drain)?;
         let shared = setup.shared(stages, kubelet_token, addresses, &drain)?;
         supervisor.fatal(
             "drain",

@@ -1,7 +1,7 @@
 //! Controller for Services of `type: LoadBalancer`.
 //!
 //! ```text
-//!   Services, namespaces, nodes ─► inventory ─► assign ─► listeners ─► data path, on all replicas
+//!   Services, nodes, endpoints … ─► inventory ─► assign ─► listeners ─► data path, on all replicas
 //!   (watch)                                      │  ▲
 //!                                                │  └── listeners that cannot be bound
 //!                                                ▼
@@ -19,6 +19,6 @@ pub mod service;
 pub mod status;
 pub mod writer;
 
-pub use controller::{Controller, EndpointNodes};
+pub use controller::Controller;
 pub use inventory::Inventory;
 pub use listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};

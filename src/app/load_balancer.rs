@@ -7,12 +7,11 @@ use tokio::sync::watch;
 
 use super::Addresses;
 use super::spawn::Setup;
-use crate::cluster::Cluster;
 use crate::drain::Drain;
 use crate::loadbalancer::assign;
 use crate::loadbalancer::lease::{ApiStore, Elector, default_identity};
 use crate::loadbalancer::writer::{ApiRequests, Writer};
-use crate::loadbalancer::{BindFailures, Controller, EndpointNodes, Inventory, Listeners, status};
+use crate::loadbalancer::{BindFailures, Controller, Inventory, Listeners, status};
 use crate::watch::kubernetes::{self, Connections};
 
 /// Running controller, as the data path needs it.
@@ -37,7 +36,6 @@ impl Setup<'_> {
     pub fn load_balancer(
         &mut self,
         api: Option<&kube::Config>,
-        cluster: &Arc<Cluster>,
         addresses: Addresses,
         drain: &Drain,
     ) -> Result<Option<LoadBalancer>> {
@@ -52,7 +50,7 @@ impl Setup<'_> {
             self.ready,
             self.metrics,
             &inventory,
-            config.namespace_selector.is_some(),
+            config,
             self.supervisor,
         )?;
         let own = [
@@ -69,8 +67,7 @@ impl Setup<'_> {
             node_name: config.node_name.as_deref().map(Into::into),
         };
         let failures = watch::Sender::<Arc<BindFailures>>::default();
-        let nodes = endpoint_nodes(cluster);
-        let controller = Controller::new(settings, inventory, nodes, failures.subscribe());
+        let controller = Controller::new(settings, inventory, failures.subscribe());
         let listeners = controller.listeners();
         let client = kubernetes::review_client(api, Connections::Pooled)?;
         let lease = &config.lease;
@@ -110,10 +107,4 @@ impl Setup<'_> {
             elector,
         }))
     }
-}
-
-/// Returns the reader of the nodes of endpoints. The index does not have them yet, so that the
-/// addresses of all nodes are published.
-fn endpoint_nodes(_cluster: &Arc<Cluster>) -> EndpointNodes {
-    Arc::new(|_| None)
 }

@@ -64,8 +64,12 @@ impl Setup<'_> {
         let addresses_allowed = AddressPolicy {
             allow_loopback: config.targets.allow_loopback,
         };
-        let (cluster, writer) =
-            Cluster::new(addresses_allowed, config.targets.pod_less_endpoints, None);
+        let local_node = config.load_balancer.node_name.as_deref().map(Into::into);
+        let (cluster, writer) = Cluster::new(
+            addresses_allowed,
+            config.targets.pod_less_endpoints,
+            local_node,
+        );
         let (tokens, authorizer, api) = match source {
             Source::Kubernetes(api) => {
                 let (tokens, authorizer, failures) =

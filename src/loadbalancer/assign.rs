@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
 pub use super::request::ANNOTATIONS;
 use super::request::{Problem, Request, RequestedPort, binds_of, display};
-use super::service::{Ingress, NodeFacts, PortStatus, Service};
+use super::service::{Ingress, NodeFacts, PortStatus, Service, SliceNodes};
 use crate::cluster::ObjectKey;
 use crate::config::{LabelSelector, PortRange, PublishedAddress, parse_published_address};
 
@@ -36,8 +36,7 @@ pub type Labels = BTreeMap<String, String>;
 pub type Holders = BTreeMap<ListenerKey, Arc<str>>;
 
 /// Facts that the assignment depends on.
-#[derive(Clone, Copy)]
-#[expect(missing_debug_implementations, reason = "it has a function")]
+#[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     pub services: &'a BTreeMap<ObjectKey, Arc<Service>>,
     /// Addresses of the bastion.
@@ -45,8 +44,8 @@ pub struct Facts<'a> {
     /// Namespaces, if they are selected by labels.
     pub namespaces: &'a BTreeMap<Box<str>, Labels>,
     pub nodes: &'a BTreeMap<Box<str>, NodeFacts>,
-    /// Nodes with ready endpoints of a Service. `None` if they are not known.
-    pub endpoint_nodes: &'a dyn Fn(&ObjectKey) -> Option<BTreeSet<Arc<str>>>,
+    /// Slices, by which Services with the policy `Local` are published.
+    pub slices: &'a BTreeMap<ObjectKey, SliceNodes>,
     /// Holders of the previous assignment.
     pub holders: &'a Holders,
     /// Listeners that this replica could not bind.
@@ -256,8 +255,7 @@ fn outcome(
     request: &Request,
 ) -> Outcome {
     let mut problems = BTreeSet::new();
-    let nodes = request.local_only.then(|| (facts.endpoint_nodes)(key));
-    let nodes = nodes.flatten();
+    let nodes = request.local_only.then(|| endpoint_nodes(facts, key));
     let mut unavailable = None;
     let mut ingress = Vec::new();
     for (address, bind) in &request.addresses {
@@ -290,6 +288,19 @@ fn outcome(
         problems: problems.into_iter().collect(),
         is_public: request.source_ranges.is_none(),
     }
+}
+
+/// Returns the nodes with ready endpoints of a Service.
+fn endpoint_nodes(facts: &Facts<'_>, service: &ObjectKey) -> BTreeSet<Arc<str>> {
+    let first = ObjectKey::new(&service.namespace, "");
+    let of_namespace = facts
+        .slices
+        .range(first..)
+        .take_while(|(key, _)| key.namespace == service.namespace);
+    of_namespace
+        .filter(|(_, slice)| slice.service == service.name)
+        .flat_map(|(_, slice)| slice.nodes.iter().cloned())
+        .collect()
 }
 
 /// Problems of a port at an address.

@@ -1,11 +1,9 @@
 //! Tasks of the controller: the assignment on all replicas, and the writes of the elected one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use super::assign::{self, Assignment, Facts, Holders, Outcome};
 use super::inventory::Inventory;
@@ -13,22 +11,15 @@ use super::listener::{BindFailures, Listeners};
 use super::service::Service;
 use crate::cluster::ObjectKey;
 
-/// Interval at which the nodes of endpoints are read, while a Service has the policy `Local`.
-const LOCAL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Returns the nodes with ready endpoints of a Service. `None` if they are not known.
-pub type EndpointNodes = Arc<dyn Fn(&ObjectKey) -> Option<BTreeSet<Arc<str>>> + Send + Sync>;
-
 /// Services that may need a change of their status, each in the version for which the outcome was
 /// determined. `None`: the Service is not of the class, or is being deleted.
 pub type Results = BTreeMap<ObjectKey, (Arc<Service>, Option<Outcome>)>;
 
 /// Assigns listeners whenever an object changes.
-#[expect(missing_debug_implementations, reason = "it has a function")]
+#[derive(Debug)]
 pub struct Controller {
     settings: assign::Settings,
     inventory: Arc<Inventory>,
-    endpoint_nodes: EndpointNodes,
     failures: watch::Receiver<Arc<BindFailures>>,
     /// Kept here, so that a restart of the task takes no port from its holder.
     holders: Mutex<Holders>,
@@ -41,13 +32,11 @@ impl Controller {
     pub fn new(
         settings: assign::Settings,
         inventory: Arc<Inventory>,
-        endpoint_nodes: EndpointNodes,
         failures: watch::Receiver<Arc<BindFailures>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             settings,
             inventory,
-            endpoint_nodes,
             failures,
             holders: Mutex::default(),
             listeners: watch::Sender::default(),
@@ -73,18 +62,17 @@ impl Controller {
             // Marked before the objects are read, so that no change is missed.
             changes.mark_unchanged();
             let failed = Arc::clone(&failures.borrow_and_update());
-            let has_local = self.update(&failed);
+            self.update(&failed);
             tokio::select! {
                 // The inventory lives as long as the controller.
                 _ = changes.changed() => {}
                 true = async { failures.changed().await.is_ok() } => {}
-                () = sleep(LOCAL_INTERVAL), if has_local => {}
             }
         }
     }
 
-    /// Assigns and publishes once. Returns true if a Service has the policy `Local`.
-    fn update(&self, failures: &BindFailures) -> bool {
+    /// Assigns and publishes once.
+    fn update(&self, failures: &BindFailures) {
         let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
         let assigned = self.inventory.read(|objects| {
             let assignment = assign::assign(
@@ -94,23 +82,20 @@ impl Controller {
                     published: &objects.published,
                     namespaces: &objects.namespaces,
                     nodes: &objects.nodes,
-                    endpoint_nodes: &*self.endpoint_nodes,
+                    slices: &objects.slices,
                     holders: &holders,
                     failures,
                 },
             );
             let results = results(&objects.services, &assignment);
-            let mut services = objects.services.values();
-            let has_local = services.any(|service| service.is_local_only());
-            (assignment, results, has_local)
+            (assignment, results)
         });
-        let Some((assignment, results, has_local)) = assigned else {
-            return false;
+        let Some((assignment, results)) = assigned else {
+            return;
         };
         *holders = assignment.holders;
         publish(&self.listeners, assignment.listeners);
         self.results.send_replace(Arc::new(results));
-        has_local
     }
 }
 
@@ -153,10 +138,14 @@ fn publish(sender: &watch::Sender<Arc<Listeners>>, listeners: Listeners) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
     use serde_json::{Value, json};
 
     use super::super::inventory::Change;
     use super::super::listener::{ListenerKey, Protocol};
+    use super::super::service::SliceNodes;
     use super::*;
     use crate::config::LoadBalancer;
     use crate::testing::eventually;
@@ -182,7 +171,6 @@ mod tests {
         controller: Arc<Controller>,
         inventory: Arc<Inventory>,
         failures: watch::Sender<Arc<BindFailures>>,
-        nodes: Arc<Mutex<Option<BTreeSet<Arc<str>>>>>,
     }
 
     fn start() -> Running {
@@ -190,8 +178,6 @@ mod tests {
         let settings: LoadBalancer = serde_json::from_value(settings).unwrap();
         let inventory = Inventory::new(&settings);
         let failures = watch::Sender::default();
-        let nodes = Arc::<Mutex<Option<BTreeSet<Arc<str>>>>>::default();
-        let read = Arc::clone(&nodes);
         let controller = Controller::new(
             assign::Settings {
                 class: settings.class,
@@ -202,7 +188,6 @@ mod tests {
                 node_name: Some("node-1".into()),
             },
             Arc::clone(&inventory),
-            Arc::new(move |_| read.lock().unwrap().clone()),
             failures.subscribe(),
         );
         tokio::spawn(Arc::clone(&controller).run());
@@ -210,7 +195,6 @@ mod tests {
             controller,
             inventory,
             failures,
-            nodes,
         }
     }
 
@@ -266,6 +250,13 @@ mod tests {
         running
             .inventory
             .apply(Change::Services(vec![service("a", &local)]));
+        let nodes = SliceNodes {
+            service: "a".into(),
+            nodes: BTreeSet::from(["node-1".into()]),
+        };
+        running
+            .inventory
+            .apply(Change::Slice(ObjectKey::new("shop", "a-1"), nodes));
         eventually(WAIT, || running.holder().is_some()).await;
         assert_eq!(running.reasons("a"), [""; 0]);
         let key = ListenerKey {
@@ -278,7 +269,8 @@ mod tests {
         eventually(WAIT, || running.reasons("a") == ["BindFailed"]).await;
         running.failures.send_replace(Arc::default());
         eventually(WAIT, || running.reasons("a").is_empty()).await;
-        *running.nodes.lock().unwrap() = Some(BTreeSet::new());
+        let deleted = Change::SliceDeleted(ObjectKey::new("shop", "a-1"));
+        running.inventory.apply(deleted);
         eventually(WAIT, || running.reasons("a") == ["NoLocalEndpoint"]).await;
     }
 }

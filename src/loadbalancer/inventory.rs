@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use super::assign::Labels;
-use super::service::{NodeFacts, Service};
+use super::service::{NodeFacts, Service, SliceNodes};
 use crate::cluster::ObjectKey;
 use crate::config::{LoadBalancer, PublishedAddress, parse_published_address};
 
@@ -22,6 +22,9 @@ pub enum Change {
     Nodes(Vec<(Box<str>, NodeFacts)>),
     Node(Box<str>, NodeFacts),
     NodeDeleted(Box<str>),
+    Slices(Vec<(ObjectKey, SliceNodes)>),
+    Slice(ObjectKey, SliceNodes),
+    SliceDeleted(ObjectKey),
 }
 
 /// Objects, written by the watches and read by the controller.
@@ -42,10 +45,20 @@ pub struct Objects {
     /// Empty unless namespaces are selected by labels.
     pub namespaces: BTreeMap<Box<str>, Labels>,
     pub nodes: BTreeMap<Box<str>, NodeFacts>,
+    /// Empty unless the node of this replica is configured.
+    pub slices: BTreeMap<ObjectKey, SliceNodes>,
     /// Addresses of the bastion.
     pub published: Vec<PublishedAddress>,
-    /// Services, namespaces, nodes: their list is not complete yet.
-    pending: [bool; 3],
+    /// Services, namespaces, nodes, slices: their list is not complete yet.
+    pending: [bool; 4],
+}
+
+impl Objects {
+    /// Returns true for a Service with the policy `Local`.
+    fn has_local(&self, namespace: &str, service: &str) -> bool {
+        let service = self.services.get(&ObjectKey::new(namespace, service));
+        service.is_some_and(|service| service.is_local_only())
+    }
 }
 
 impl Inventory {
@@ -59,8 +72,14 @@ impl Inventory {
                 services: BTreeMap::new(),
                 namespaces: BTreeMap::new(),
                 nodes: BTreeMap::new(),
+                slices: BTreeMap::new(),
                 published: settings.addresses.clone(),
-                pending: [true, settings.namespace_selector.is_some(), true],
+                pending: [
+                    true,
+                    settings.namespace_selector.is_some(),
+                    true,
+                    settings.node_name.is_some(),
+                ],
             }),
             changed: watch::Sender::new(()),
         })
@@ -114,6 +133,20 @@ impl Inventory {
             }
             Change::Node(name, facts) => drop(objects.nodes.insert(name, facts)),
             Change::NodeDeleted(name) => drop(objects.nodes.remove(&name)),
+            Change::Slices(slices) => {
+                objects.slices = slices.into_iter().collect();
+                objects.pending[3] = false;
+            }
+            Change::Slice(key, nodes) => {
+                // Endpoints change far more often than anything else here.
+                let matters = objects.has_local(&key.namespace, &nodes.service)
+                    && objects.slices.get(&key) != Some(&nodes);
+                objects.slices.insert(key, nodes);
+                if !matters {
+                    return;
+                }
+            }
+            Change::SliceDeleted(key) => drop(objects.slices.remove(&key)),
         }
         self.changed.send_replace(());
     }
@@ -169,13 +202,16 @@ mod tests {
 
     #[test]
     fn is_read_after_every_list_is_complete() {
-        let selector = json!({"namespaceSelector": {}, "addresses": ["192.0.2.1"]});
+        let selector =
+            json!({"namespaceSelector": {}, "nodeName": "a", "addresses": ["192.0.2.1"]});
         let inventory = inventory(&selector);
         inventory.apply(Change::Service(Box::new(service("web", "a/b", &json!({})))));
         assert!(inventory.read(|_| ()).is_none());
         inventory.apply(Change::Services(Vec::new()));
         assert!(inventory.read(|_| ()).is_none());
         inventory.apply(Change::Namespaces(Vec::new()));
+        assert!(inventory.read(|_| ()).is_none());
+        inventory.apply(Change::Slices(Vec::new()));
         assert_eq!(inventory.read(|objects| objects.services.len()), Some(0));
     }
 
@@ -203,6 +239,33 @@ mod tests {
         assert_eq!(names().unwrap(), ["own"]);
         inventory.apply(Change::ServiceDeleted(ObjectKey::new("shop", "own")));
         assert_eq!(names().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn endpoints_matter_for_services_with_the_local_policy_only() {
+        let inventory = inventory(&json!({"addresses": ["192.0.2.1"]}));
+        let mut local = service("local", "a/b", &json!({}));
+        local.spec.external_traffic_policy = "Local".into();
+        inventory.apply(Change::Services(vec![
+            local,
+            service("web", "a/b", &json!({})),
+        ]));
+        let mut changes = inventory.changes();
+        let mut apply = |service: &str, node: &str| {
+            let nodes = SliceNodes {
+                service: service.into(),
+                nodes: [node.into()].into(),
+            };
+            inventory.apply(Change::Slice(ObjectKey::new("shop", service), nodes));
+            let has_changed = changes.has_changed().unwrap();
+            changes.mark_unchanged();
+            has_changed
+        };
+        assert!(apply("local", "a"));
+        assert!(!apply("local", "a"));
+        assert!(apply("local", "b"));
+        assert!(!apply("web", "a"));
+        assert!(!apply("other", "a"));
     }
 
     #[test]

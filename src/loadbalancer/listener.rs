@@ -11,13 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::Networks;
-
-/// Transport protocol of a listener.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum Protocol {
-    Tcp,
-    Udp,
-}
+pub use crate::model::Protocol;
 
 /// Local address of a listener. A number may be in use for TCP and UDP at the same time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -50,16 +44,6 @@ pub type Listeners = BTreeMap<ListenerKey, Arc<ListenerSpec>>;
 
 /// Listeners that could not be bound, with the reason.
 pub type BindFailures = BTreeMap<ListenerKey, String>;
-
-impl fmt::Display for Protocol {
-    /// Formats the protocol as the Kubernetes API spells it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-        })
-    }
-}
 
 impl fmt::Display for ListenerKey {
     /// Formats the key as `192.0.2.1:80/TCP`.

@@ -1,5 +1,6 @@
 //! Services as the controller needs them: decoding of the API's objects.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,7 @@ pub struct Spec {
     #[serde(rename = "loadBalancerIP")]
     pub load_balancer_ip: String,
     pub load_balancer_source_ranges: Vec<String>,
-    external_traffic_policy: String,
+    pub external_traffic_policy: String,
     session_affinity: String,
     session_affinity_config: AffinityConfig,
 }
@@ -266,6 +267,55 @@ impl NodeFacts {
     }
 }
 
+/// An EndpointSlice of the API, without the fields that the controller does not use.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::discovery::v1::EndpointSlice")]
+#[serde(default)]
+pub struct EndpointSlice {
+    pub metadata: ObjectMeta,
+    endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SliceEndpoint {
+    node_name: Option<String>,
+    conditions: Conditions,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Conditions {
+    ready: Option<bool>,
+}
+
+/// Nodes of the ready endpoints of a slice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SliceNodes {
+    /// Name of the Service of the slice.
+    pub service: Box<str>,
+    pub nodes: BTreeSet<Arc<str>>,
+}
+
+impl SliceNodes {
+    /// Extracts the nodes of a slice. A missing condition means ready (KEP-1672).
+    pub fn new(slice: &EndpointSlice) -> Self {
+        let labels = slice.metadata.labels.as_ref();
+        let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
+        let endpoints = slice.endpoints.iter();
+        let ready = endpoints.filter(|endpoint| endpoint.conditions.ready != Some(false));
+        Self {
+            service: service.map_or("", String::as_str).into(),
+            nodes: ready
+                .filter_map(|endpoint| endpoint.node_name.as_deref())
+                .map(Into::into)
+                .collect(),
+        }
+    }
+}
+
+/// Label with the name of the Service to which a slice belongs (KEP-752).
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label of nodes that are left out of load balancers, with any value (KEP-1143).
 const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
@@ -355,6 +405,28 @@ mod tests {
             assert_eq!(facts.is_excluded, is_excluded, "{labels}");
             assert_eq!(facts.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
         }
+    }
+
+    #[test]
+    fn reads_nodes_of_ready_endpoints() {
+        let endpoint = |node: Option<&str>, ready: Option<bool>| json!({"addresses": ["10.0.0.1"], "nodeName": node, "conditions": {"ready": ready}});
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": "web-x", "labels": {SERVICE_NAME: "web"}},
+            "addressType": "IPv4",
+            "endpoints": [
+                endpoint(Some("node-1"), Some(true)),
+                endpoint(Some("node-2"), Some(false)),
+                endpoint(Some("node-3"), None),
+                endpoint(None, Some(true)),
+            ],
+        }))
+        .unwrap();
+        let nodes = SliceNodes::new(&slice);
+        assert_eq!(&*nodes.service, "web");
+        assert_eq!(
+            nodes.nodes,
+            BTreeSet::from(["node-1".into(), "node-3".into()])
+        );
     }
 
     #[test]

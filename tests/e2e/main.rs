@@ -24,6 +24,7 @@ mod differential;
 mod faults;
 mod fixture;
 mod kubelet;
+mod loadbalancer;
 mod outages;
 mod packages;
 mod pass_through;
@@ -172,6 +173,10 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         desk::forward_survives_what_ends_kubectl_port_forward,
         desk::psql_works_through_forward,
         desk::proxy_fails_no_read_when_an_api_server_is_killed,
+        loadbalancer::status_follows_the_services,
+        loadbalancer::local_policy_follows_the_endpoints,
+        loadbalancer::another_replica_takes_over,
+        loadbalancer::deleted_services_go_away,
         deployed::api_accepts_the_manifests,
         deployed::pod_uses_its_service_account_and_reloads_its_token,
         deployed::sigterm_finishes_running_requests,

@@ -14,7 +14,7 @@ struct Setting {
     published: Vec<PublishedAddress>,
     namespaces: BTreeMap<Box<str>, Labels>,
     nodes: BTreeMap<Box<str>, NodeFacts>,
-    endpoint_nodes: Option<&'static [&'static str]>,
+    slices: BTreeMap<ObjectKey, SliceNodes>,
     holders: Holders,
     failures: BindFailures,
 }
@@ -34,7 +34,7 @@ impl Setting {
             published: addresses(&["192.0.2.1"]),
             namespaces: BTreeMap::new(),
             nodes: BTreeMap::new(),
-            endpoint_nodes: None,
+            slices: BTreeMap::new(),
             holders: Holders::new(),
             failures: BindFailures::new(),
         }
@@ -86,16 +86,12 @@ impl Setting {
     }
 
     fn assign(&self) -> Assignment {
-        let endpoint_nodes = |_: &ObjectKey| {
-            let nodes = self.endpoint_nodes?.iter();
-            Some(nodes.map(|name| Arc::from(*name)).collect())
-        };
         let facts = Facts {
             services: &self.services,
             published: &self.published,
             namespaces: &self.namespaces,
             nodes: &self.nodes,
-            endpoint_nodes: &endpoint_nodes,
+            slices: &self.slices,
             holders: &self.holders,
             failures: &self.failures,
         };
@@ -122,6 +118,13 @@ impl Setting {
 
 fn marker() -> super::super::service::Condition {
     serde_json::from_value(json!({"type": super::super::service::CONDITION})).unwrap()
+}
+
+fn slice(service: &str, node: &str) -> SliceNodes {
+    SliceNodes {
+        service: service.into(),
+        nodes: BTreeSet::from([node.into()]),
+    }
 }
 
 fn node(address: &str, is_excluded: bool) -> NodeFacts {
@@ -521,13 +524,26 @@ fn local_policy_publishes_addresses_of_nodes_with_endpoints() {
     setting.add("web", 0, &["80/TCP"], &local);
     let all = ["192.0.2.1 80/TCP", "192.0.2.2 80/TCP", "203.0.113.1 80/TCP"];
     for (nodes, published) in [
-        (None, &all[..]),
-        (Some(&["node-1", "node-2"][..]), &all),
-        (Some(&["node-2"]), &all[1..]),
-        (Some(&["node-3"]), &all[2..]),
-        (Some(&[]), &[]),
+        (&["node-1", "node-2"][..], &all[..]),
+        (&["node-2"], &all[1..]),
+        (&["node-3"], &all[2..]),
+        (&[], &[]),
     ] {
-        setting.endpoint_nodes = nodes;
+        // Slices of other Services, and one for each node with an endpoint.
+        setting.slices = ["node-1", "node-2"]
+            .iter()
+            .map(|node| {
+                (
+                    ObjectKey::new("shop", &format!("other-{node}")),
+                    slice("other", node),
+                )
+            })
+            .chain([(ObjectKey::new("shop-2", "web-a"), slice("web", "node-1"))])
+            .collect();
+        for node in nodes {
+            let key = ObjectKey::new("shop", &format!("web-{node}"));
+            setting.slices.insert(key, slice("web", node));
+        }
         let assignment = setting.assign();
         assert_eq!(ingress(&assignment, "web"), published, "{nodes:?}");
         let expected = if published.is_empty() {

@@ -1,5 +1,5 @@
-//! Watches of the objects that the controller for load balancers needs: Services, nodes and, if they
-//! are selected by labels, namespaces.
+//! Watches of the objects that the controller for load balancers needs: Services and nodes,
+//! namespaces if they are selected by labels, and EndpointSlices if this replica knows its node.
 
 use std::fmt::Debug;
 use std::pin::pin;
@@ -14,14 +14,16 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+use super::super::objects::key;
 use super::{
     Failure, FailureLog, Health, KubernetesError, SERVING_LAST_STATE, WatchBackoff, watch_client,
 };
 use crate::cluster::ObjectKey;
+use crate::config::LoadBalancer;
 use crate::loadbalancer::Inventory;
 use crate::loadbalancer::assign::Labels;
 use crate::loadbalancer::inventory::Change;
-use crate::loadbalancer::service::{Node, NodeFacts, Service};
+use crate::loadbalancer::service::{EndpointSlice, Node, NodeFacts, Service, SliceNodes};
 use crate::metrics::Metrics;
 use crate::ready::Ready;
 use crate::supervise::Supervisor;
@@ -39,7 +41,7 @@ pub fn follow_load_balancers(
     ready: &Ready,
     metrics: &Metrics,
     inventory: &Arc<Inventory>,
-    selects_namespaces: bool,
+    settings: &LoadBalancer,
     supervisor: &mut Supervisor,
 ) -> Result<(), KubernetesError> {
     // A log of its own: it works without these watches.
@@ -55,10 +57,14 @@ pub fn follow_load_balancers(
     supervisor.restart("loadbalancer-services", task);
     let task = follow::<Node>(config, health("loadbalancer-nodes"), inventory)?;
     supervisor.restart("loadbalancer-nodes", task);
-    if selects_namespaces {
+    if settings.namespace_selector.is_some() {
         let namespaces = health("loadbalancer-namespaces");
         let task = follow::<Namespace>(config, namespaces, inventory)?;
         supervisor.restart("loadbalancer-namespaces", task);
+    }
+    if settings.node_name.is_some() {
+        let task = follow::<EndpointSlice>(config, health("loadbalancer-slices"), inventory)?;
+        supervisor.restart("loadbalancer-slices", task);
     }
     supervisor.restart("loadbalancer-failures", move || failures.clone().run());
     Ok(())
@@ -91,8 +97,7 @@ impl Listed for Service {
     }
 
     fn delete(self) -> Change {
-        let namespace = self.namespace().unwrap_or_default();
-        Change::ServiceDeleted(ObjectKey::new(&namespace, &self.name_any()))
+        Change::ServiceDeleted(self.key())
     }
 }
 
@@ -134,6 +139,26 @@ impl Listed for Namespace {
 
     fn delete(self) -> Change {
         Change::NamespaceDeleted(self.name_any().into())
+    }
+}
+
+impl Listed for EndpointSlice {
+    type Kept = (ObjectKey, SliceNodes);
+
+    fn kept(self) -> Self::Kept {
+        (key(&self.metadata), SliceNodes::new(&self))
+    }
+
+    fn list(list: Vec<Self::Kept>) -> Change {
+        Change::Slices(list)
+    }
+
+    fn apply((key, nodes): Self::Kept) -> Change {
+        Change::Slice(key, nodes)
+    }
+
+    fn delete(self) -> Change {
+        Change::SliceDeleted(key(&self.metadata))
     }
 }
 
