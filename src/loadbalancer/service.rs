@@ -273,7 +273,8 @@ impl NodeFacts {
 #[serde(default)]
 pub struct EndpointSlice {
     pub metadata: ObjectMeta,
-    endpoints: Vec<SliceEndpoint>,
+    /// Null in a slice without endpoints.
+    endpoints: Option<Vec<SliceEndpoint>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -302,7 +303,7 @@ impl SliceNodes {
     pub fn new(slice: &EndpointSlice) -> Self {
         let labels = slice.metadata.labels.as_ref();
         let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
-        let endpoints = slice.endpoints.iter();
+        let endpoints = slice.endpoints.iter().flatten();
         let ready = endpoints.filter(|endpoint| endpoint.conditions.ready != Some(false));
         Self {
             service: service.map_or("", String::as_str).into(),
@@ -427,6 +428,10 @@ mod tests {
             nodes.nodes,
             BTreeSet::from(["node-1".into(), "node-3".into()])
         );
+        let empty =
+            json!({"metadata": {}, "addressType": "IPv4", "endpoints": null, "ports": null});
+        let empty: EndpointSlice = serde_json::from_value(empty).unwrap();
+        assert_eq!(SliceNodes::new(&empty), SliceNodes::default());
     }
 
     #[test]

@@ -30,11 +30,43 @@ pub async fn api_accepts_the_manifests(fixture: &mut Fixture) -> Result<()> {
     ] {
         ensure!(output.contains(object), "{object} is missing:\n{output}");
     }
+    for (component, workload) in [
+        ("load-balancer-controller", "deployment.apps/kube-bastion"),
+        (
+            "load-balancer-controller-host-network",
+            "daemonset.apps/kube-bastion",
+        ),
+    ] {
+        let install = install_with(component)?;
+        let folder = install.path().display().to_string();
+        let output = fixture
+            .cluster
+            .kubectl(&["apply", "-k", &folder, "--dry-run=server"])?;
+        for object in [
+            workload,
+            "role.rbac.authorization.k8s.io/kube-bastion:load-balancer",
+        ] {
+            ensure!(output.contains(object), "{object} is missing:\n{output}");
+        }
+    }
     Objects::new(&fixture.cluster.client, "team-a").await?;
     fixture
         .cluster
         .kubectl(&["apply", "-f", "deploy/examples/", "--dry-run=server"])?;
     Ok(())
+}
+
+/// Writes a kustomization of `deploy/` with a component.
+fn install_with(component: &str) -> Result<tempfile::TempDir> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().canonicalize()?;
+    // kustomize rejects absolute paths.
+    let up = "../".repeat(path.components().count() - 1);
+    let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy").trim_start_matches('/');
+    let text =
+        format!("resources: [{up}{deploy}]\ncomponents: [{up}{deploy}/components/{component}]\n");
+    std::fs::write(path.join("kustomization.yaml"), text)?;
+    Ok(folder)
 }
 
 pub async fn pod_uses_its_service_account_and_reloads_its_token(

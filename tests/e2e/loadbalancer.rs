@@ -128,7 +128,8 @@ async fn events(fixture: &Fixture, service: &str, expected: &[&str]) -> Result<(
     let api = Api::<Event>::namespaced(fixture.cluster.client.clone(), SHOP);
     let fields = format!("involvedObject.kind=Service,involvedObject.name={service}");
     let mut reasons = BTreeSet::new();
-    let waited = eventually(&format!("the events of {service}"), async || {
+    let what = format!("the events of {service}");
+    let waited = eventually(&what, async || {
         let list = api.list(&ListParams::default().fields(&fields)).await?;
         let found = list.items.into_iter().filter_map(|event| event.reason);
         reasons = found.collect();
@@ -264,7 +265,6 @@ pub async fn another_replica_takes_over(fixture: &mut Fixture) -> Result<()> {
         .create("lb-first", &[(91, "TCP")], json!({}))
         .await?;
     services.reason("lb-first", "Ready").await?;
-    // Each Service is older than the one that waits for its port.
     services
         .create("lb-second", &[(91, "TCP")], json!({}))
         .await?;

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
@@ -205,6 +208,61 @@ func TestExistingNamespaceIsLeftOut(t *testing.T) {
 	for _, object := range rendered(t, deployTree(t, nil), line+ownLines, "") {
 		if kind := object.GetObjectKind().GroupVersionKind().Kind; kind == "Namespace" {
 			t.Error("the install has a Namespace")
+		}
+	}
+}
+
+func TestHostNetworkInstallIsOneDaemonSet(t *testing.T) {
+	line := "resources: [../../deploy]\ncomponents: [../../deploy/components/load-balancer-controller-host-network]"
+	kinds := map[string]int{}
+	for _, object := range rendered(t, deployTree(t, nil), line+ownLines, "") {
+		kinds[object.GetObjectKind().GroupVersionKind().Kind]++
+		daemons, ok := object.(*appsv1.DaemonSet)
+		if !ok {
+			continue
+		}
+		pod := daemons.Spec.Template.Spec
+		capabilities := pod.Containers[0].SecurityContext.Capabilities
+		if !pod.HostNetwork || len(pod.SecurityContext.Sysctls) > 0 || *pod.SecurityContext.RunAsUser != 0 ||
+			!slices.Equal(capabilities.Add, []corev1.Capability{"NET_BIND_SERVICE"}) ||
+			!slices.Equal(capabilities.Drop, []corev1.Capability{"ALL"}) {
+			t.Errorf("%+v", pod)
+		}
+	}
+	if kinds["DaemonSet"] != 1 || kinds["Deployment"] != 0 || kinds["PodDisruptionBudget"] != 0 {
+		t.Error(kinds)
+	}
+}
+
+func TestLoadBalancerComponentsGrantWhatTheControllerNeeds(t *testing.T) {
+	wanted := []permission{
+		{"", "services", "", "list"}, {"", "services", "", "watch"}, {"", "services/status", "", "patch"},
+		{"", "nodes", "", "list"}, {"", "nodes", "", "watch"}, {"", "events", "", "create"},
+		{"", "namespaces", "", "list"}, {"", "namespaces", "", "watch"},
+	}
+	lease := []permission{
+		{"coordination.k8s.io", "leases", "kube-bastion-load-balancer", "get"},
+		{"coordination.k8s.io", "leases", "kube-bastion-load-balancer", "update"},
+		{"coordination.k8s.io", "leases", "", "create"},
+	}
+	for _, component := range []string{"load-balancer-controller", "load-balancer-controller-host-network"} {
+		line := "resources: [../../deploy]\ncomponents: [../../deploy/components/" + component + "]"
+		c := checker{objects: rendered(t, deployTree(t, nil), line, "")}
+		rules, _ := c.rules("kube-bastion", "kube-bastion")
+		for _, want := range wanted {
+			if !slices.ContainsFunc(rules, want.isGrantedBy) {
+				t.Errorf("%s: %v is not granted", component, want)
+			}
+		}
+		for _, object := range c.objects {
+			if role, ok := object.(*rbacv1.Role); ok {
+				rules = append(rules, role.Rules...)
+			}
+		}
+		for _, want := range lease {
+			if !slices.ContainsFunc(rules, want.isGrantedBy) {
+				t.Errorf("%s: %v is not granted", component, want)
+			}
 		}
 	}
 }

@@ -2,8 +2,8 @@
 //
 //   - it decodes strictly into the types that kube-apiserver has: no unknown, doubled or mistyped field;
 //   - a namespaced object names its namespace, as no kustomization here adds it;
-//   - a pod template passes the Pod Security Standard `restricted`, which kube-apiserver enforces on pods alone: a
-//     Deployment that breaks it is accepted, and never gets a pod.
+//   - a pod template passes the Pod Security Standard that its namespace enforces, `restricted` if the namespace is not
+//     rendered. kube-apiserver enforces it on pods alone: a Deployment that breaks it is accepted, and never gets a pod.
 //
 // Usage:
 //
@@ -69,7 +69,9 @@ func main() {
 type linter struct {
 	decoder     runtime.Decoder
 	podSecurity policy.Evaluator
-	findings    []string
+	// Levels of the namespaces of the file, which precede their objects.
+	levels   map[string]psapi.Level
+	findings []string
 }
 
 func newLinter() (*linter, error) {
@@ -88,6 +90,7 @@ func (l *linter) lint(path, out string) error {
 		l.report(path, "%v", err)
 		return nil
 	}
+	l.levels = map[string]psapi.Level{}
 	rendered := filepath.Join(out, strings.Trim(strings.ReplaceAll(filepath.ToSlash(path), "/", "-"), ".-")+".yaml")
 	if err := errors.Join(os.MkdirAll(out, 0o755), os.WriteFile(rendered, text, 0o644)); err != nil {
 		return err
@@ -134,11 +137,23 @@ func (l *linter) object(path string, document []byte) {
 	if meta.GetNamespace() == "" && !clusterScoped[kind.Kind] {
 		l.report(path, "%s: no namespace", id)
 	}
+	if namespace, ok := object.(*corev1.Namespace); ok {
+		level, err := psapi.ParseLevel(namespace.Labels[psapi.EnforceLevelLabel])
+		if err != nil {
+			l.report(path, "%s: %s: %v", id, psapi.EnforceLevelLabel, err)
+			return
+		}
+		l.levels[namespace.Name] = level
+	}
 	if template := podTemplate(object); template != nil {
-		level := psapi.LevelVersion{Level: psapi.LevelRestricted, Version: psapi.LatestVersion()}
+		enforced, ok := l.levels[meta.GetNamespace()]
+		if !ok {
+			enforced = psapi.LevelRestricted
+		}
+		level := psapi.LevelVersion{Level: enforced, Version: psapi.LatestVersion()}
 		for _, result := range l.podSecurity.EvaluatePod(level, &template.ObjectMeta, &template.Spec) {
 			if !result.Allowed {
-				l.report(path, "%s: Pod Security `restricted`: %s: %s", id, result.ForbiddenReason, result.ForbiddenDetail)
+				l.report(path, "%s: Pod Security `%s`: %s: %s", id, enforced, result.ForbiddenReason, result.ForbiddenDetail)
 			}
 		}
 	}

@@ -93,8 +93,8 @@ func (c *checker) object(object runtime.Object) {
 		c.binding(object, object.Subjects, object.RoleRef)
 	case *rbacv1.ClusterRoleBinding:
 		c.binding(object, object.Subjects, object.RoleRef)
-	case *appsv1.Deployment:
-		c.deployment(object)
+	case *appsv1.Deployment, *appsv1.DaemonSet:
+		c.workload(object, podTemplate(object).Spec)
 	case *corev1.Service:
 		c.selects(object, labels.SelectorFromSet(object.Spec.Selector))
 		for _, port := range object.Spec.Ports {
@@ -128,12 +128,12 @@ func (c *checker) binding(object runtime.Object, subjects []rbacv1.Subject, role
 	}
 }
 
-func (c *checker) deployment(object *appsv1.Deployment) {
-	pod := object.Spec.Template.Spec
-	c.need(object, "ServiceAccount", object.Namespace, pod.ServiceAccountName)
+func (c *checker) workload(object runtime.Object, pod corev1.PodSpec) {
+	namespace := object.(metav1.Object).GetNamespace()
+	c.need(object, "ServiceAccount", namespace, pod.ServiceAccountName)
 	for _, volume := range pod.Volumes {
 		if volume.ConfigMap != nil {
-			c.need(object, "ConfigMap", object.Namespace, volume.ConfigMap.Name)
+			c.need(object, "ConfigMap", namespace, volume.ConfigMap.Name)
 		}
 		if secret := volume.Secret; secret != nil && !slices.Contains(c.secrets, secret.SecretName) &&
 			!c.isIssued(secret.SecretName) {
@@ -178,11 +178,13 @@ func (c *checker) isIssued(secret string) bool {
 	})
 }
 
-func (c *checker) deployments() []*appsv1.Deployment {
-	var all []*appsv1.Deployment
+// workloads returns the Deployments and DaemonSets, of which an install has one.
+func (c *checker) workloads() []runtime.Object {
+	var all []runtime.Object
 	for _, object := range c.objects {
-		if deployment, ok := object.(*appsv1.Deployment); ok {
-			all = append(all, deployment)
+		switch object.(type) {
+		case *appsv1.Deployment, *appsv1.DaemonSet:
+			all = append(all, object)
 		}
 	}
 	return all
@@ -198,16 +200,16 @@ func (c *checker) selectsBy(object runtime.Object, selector *metav1.LabelSelecto
 }
 
 func (c *checker) selects(object runtime.Object, selector labels.Selector) {
-	if !slices.ContainsFunc(c.deployments(), func(deployment *appsv1.Deployment) bool {
-		return selector.Matches(labels.Set(deployment.Spec.Template.Labels)) && !selector.Empty()
+	if !slices.ContainsFunc(c.workloads(), func(workload runtime.Object) bool {
+		return selector.Matches(labels.Set(podTemplate(workload).Labels)) && !selector.Empty()
 	}) {
-		c.report(object, "selects no pods of a Deployment")
+		c.report(object, "selects no pods of a workload")
 	}
 }
 
 func (c *checker) hasPort(name string) bool {
-	for _, deployment := range c.deployments() {
-		for _, container := range deployment.Spec.Template.Spec.Containers {
+	for _, workload := range c.workloads() {
+		for _, container := range podTemplate(workload).Spec.Containers {
 			for _, port := range container.Ports {
 				if port.Name == name {
 					return true
@@ -220,15 +222,15 @@ func (c *checker) hasPort(name string) bool {
 
 // permissions reports the needed permissions that no ClusterRole bound to the pods' service account grants.
 func (c *checker) permissions() {
-	for _, deployment := range c.deployments() {
-		account := deployment.Spec.Template.Spec.ServiceAccountName
-		rules, delegates := c.rules(deployment.Namespace, account)
+	for _, workload := range c.workloads() {
+		account := podTemplate(workload).Spec.ServiceAccountName
+		rules, delegates := c.rules(workload.(metav1.Object).GetNamespace(), account)
 		if !delegates {
-			c.report(deployment, "%s lacks system:auth-delegator", account)
+			c.report(workload, "%s lacks system:auth-delegator", account)
 		}
 		for _, want := range needed {
 			if !slices.ContainsFunc(rules, want.isGrantedBy) {
-				c.report(deployment, "%s may not %s %s %s", account, want.verb, want.resource, want.name)
+				c.report(workload, "%s may not %s %s %s", account, want.verb, want.resource, want.name)
 			}
 		}
 	}
