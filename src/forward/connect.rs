@@ -1,6 +1,6 @@
 //! Endpoints of tunnels, without HTTP.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::dial::Protocol;
@@ -8,9 +8,13 @@ use super::retry::{Decision, Failure};
 use super::{DialError, Forwarder, RetrySafety};
 use crate::authorize::TunnelPermit;
 use crate::balance::EndpointKey;
+use crate::cluster::RetryWindow;
 use crate::http::Stream;
 use crate::model::Endpoint;
-use crate::resolve::{Transport, TunnelRoute};
+use crate::resolve::{Candidates, Transport, TunnelRoute};
+
+/// A failed connect says the same about an endpoint as that of a request in clear text.
+const TRANSPORT: Transport = Transport::Http;
 
 impl Forwarder {
     /// Selects the endpoint of a flow of datagrams, for which there is no connection to fail.
@@ -38,11 +42,38 @@ impl Forwarder {
         client: IpAddr,
         dialed: &mut Option<Endpoint>,
     ) -> Result<Stream, Vec<DialError>> {
-        // A failed connect says the same about an endpoint as that of a request in clear text.
-        let transport = Transport::Http;
-        let mut order = self.balance.select(&route.candidates, transport, client);
-        let choice = order.len() > 1;
+        let order = self.balance.select(&route.candidates, TRANSPORT, client);
         let budget = route.candidates.retries();
+        self.connect_in_order(order, budget, dialed).await
+    }
+
+    /// As [`Self::connect_tunnel`], for a client of a listener, which is public. `preferred` is
+    /// tried first if it is among the candidates.
+    ///
+    /// # Errors
+    /// The failures of all endpoints that were tried, in their order.
+    pub async fn connect_listener(
+        &self,
+        candidates: &Candidates,
+        preferred: Option<SocketAddr>,
+        client: IpAddr,
+        dialed: &mut Option<Endpoint>,
+    ) -> Result<Stream, Vec<DialError>> {
+        let mut order: Vec<_> = self.balance.select(candidates, TRANSPORT, client).collect();
+        // Stable: the others keep their order.
+        order.sort_by_key(|endpoint| Some(endpoint.address) != preferred);
+        let budget = candidates.retries();
+        self.connect_in_order(order.into_iter(), budget, dialed)
+            .await
+    }
+
+    async fn connect_in_order<'e>(
+        &self,
+        mut order: impl ExactSizeIterator<Item = &'e Endpoint>,
+        budget: Option<&RetryWindow>,
+        dialed: &mut Option<Endpoint>,
+    ) -> Result<Stream, Vec<DialError>> {
+        let choice = order.len() > 1;
         let mut attempts = self.retry.begin(budget, choice, false, Instant::now());
         let mut failures = Vec::new();
         while let Some(endpoint) = order.next() {
@@ -50,7 +81,7 @@ impl Forwarder {
             let others = order.len() > 0;
             let key = EndpointKey {
                 address: endpoint.address,
-                transport,
+                transport: TRANSPORT,
             };
             let started = Instant::now();
             let limit = attempts.connect_timeout(others);

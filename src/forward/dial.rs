@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use rustls::pki_types::DnsName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -187,20 +188,34 @@ impl Dialer {
     }
 }
 
-/// Addresses on which this process listens.
+/// Addresses on which this process listens. Clones share those of load balancers.
 #[derive(Clone, Debug, Default)]
-pub struct OwnAddresses(Arc<[SocketAddr]>);
+pub struct OwnAddresses {
+    fixed: Arc<[SocketAddr]>,
+    /// Listeners of load balancers, which change.
+    listeners: Arc<ArcSwap<Vec<SocketAddr>>>,
+}
 
 impl OwnAddresses {
     pub fn new(sockets: impl IntoIterator<Item = SocketAddr>) -> Self {
-        Self(sockets.into_iter().collect())
+        Self {
+            fixed: sockets.into_iter().collect(),
+            listeners: Arc::default(),
+        }
     }
 
-    fn contains(&self, address: SocketAddr) -> bool {
-        self.0.iter().any(|own| {
+    /// Replaces the listeners of load balancers.
+    pub fn set_listeners(&self, listeners: Vec<SocketAddr>) {
+        self.listeners.store(Arc::new(listeners));
+    }
+
+    /// Returns true if a connection to the address would end in this process.
+    pub fn contains(&self, address: SocketAddr) -> bool {
+        let is_own = |own: &SocketAddr| {
             own.port() == address.port()
                 && (own.ip() == address.ip() || own.ip().is_unspecified() && is_local(address.ip()))
-        })
+        };
+        self.fixed.iter().any(is_own) || self.listeners.load().iter().any(is_own)
     }
 }
 
@@ -259,6 +274,17 @@ mod tests {
                 "{listener} {address}"
             );
         }
+    }
+
+    #[test]
+    fn detects_listeners_of_load_balancers() {
+        let own = OwnAddresses::default();
+        let address = "127.0.0.1:80".parse().unwrap();
+        own.clone()
+            .set_listeners(vec!["0.0.0.0:80".parse().unwrap()]);
+        assert!(own.contains(address));
+        own.set_listeners(Vec::new());
+        assert!(!own.contains(address));
     }
 
     #[test]
