@@ -5,6 +5,7 @@
 
 mod certificates;
 mod connections;
+mod load_balancer;
 mod pages;
 mod reviews;
 mod table;
@@ -23,6 +24,7 @@ use prometheus_client::registry::Registry;
 
 pub use certificates::CertificateExpiry;
 pub use connections::{ConnectionLimits, OpenGauge, OpenGuard, TunnelsClosed};
+pub use load_balancer::{AcceptedConnections, DroppedDatagrams, LoadBalancerMetrics};
 pub use pages::{PageMetrics, PagesPassed};
 pub use reviews::{CacheCounters, ReviewMetrics};
 pub use table::{MethodLabel, RequestTable, TargetKind};
@@ -58,6 +60,7 @@ pub struct Metrics {
     pub tunnels_closed: TunnelsClosed,
     pub access_lines_lost: LostLines,
     pub pages: PageMetrics,
+    pub load_balancer: LoadBalancerMetrics,
     pub certificates: CertificateExpiry,
     watch: WatchMetrics,
     task_restarts: TaskRestarts,
@@ -101,6 +104,7 @@ impl Metrics {
             tunnels_closed: TunnelsClosed::register(registry),
             access_lines_lost: LostLines::register(registry),
             pages: PageMetrics::register(registry),
+            load_balancer: LoadBalancerMetrics::register(registry),
             certificates: CertificateExpiry::register(registry),
             watch: WatchMetrics::register(registry),
             task_restarts: TaskRestarts::register(registry),

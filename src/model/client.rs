@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 /// IPv4 address or IPv6 /64 network. A host has a whole /64 (RFC 4291 section 2.5.1), so shares per
 /// single address would not limit it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientAddress(IpAddr);
 
 impl From<IpAddr> for ClientAddress {
