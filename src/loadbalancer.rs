@@ -14,6 +14,7 @@ pub mod events;
 pub mod inventory;
 pub mod lease;
 pub mod listener;
+pub mod listeners;
 pub mod request;
 pub mod service;
 pub mod status;

@@ -1,0 +1,201 @@
+//! Data path of load balancers: binds the sockets of the wanted listeners, and passes connections
+//! and datagrams of clients to the endpoints of their Services.
+//!
+//! One task binds and closes the sockets. Each worker accepts the connections of all TCP listeners.
+//! A UDP listener is served by one worker, so that the datagrams of a client stay in order.
+
+mod affinity;
+mod binder;
+mod flow;
+mod flow_table;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod udp;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::task::TaskTracker;
+
+use super::{ListenerKey, ListenerSpec, Protocol};
+use crate::client_connection::ClientShares;
+use crate::cluster::{Affinity, Cluster};
+use crate::drain::Drain;
+use crate::forward::{Forwarder, OwnAddresses};
+use crate::metrics::LoadBalancerMetrics;
+use crate::model;
+use crate::resolve::Candidates;
+pub use affinity::AffinityTable;
+pub use binder::{Binder, BoundListeners};
+use binder::{Bound, Socket};
+use flow_table::FlowTable;
+use udp::Flows;
+
+/// Data path of one worker.
+#[derive(Debug)]
+pub struct DataPath {
+    /// Listeners with their sockets.
+    pub bound: watch::Receiver<Arc<BoundListeners>>,
+    pub cluster: Arc<Cluster>,
+    pub forwarder: Forwarder,
+    pub affinity: Arc<AffinityTable>,
+    /// UDP listeners of this process, which no flow may have as its endpoint.
+    pub own_udp: OwnAddresses,
+    pub limits: ListenerLimits,
+    pub metrics: LoadBalancerMetrics,
+    pub drain: Drain,
+    /// Tasks of the worker, for which a drain waits.
+    pub tasks: TaskTracker,
+    /// Number of this worker, and number of workers.
+    pub worker: (usize, usize),
+}
+
+/// Limits of the listeners, shared by the workers.
+#[derive(Clone, Debug)]
+pub struct ListenerLimits {
+    /// Limit on all connections. `None` for no limit.
+    pub connections: Option<Arc<Semaphore>>,
+    /// Limit on connections per client address. `None` for no limit.
+    pub clients: Option<Arc<ClientShares>>,
+    /// Maximum number of UDP flows of the process, each of which has a socket.
+    pub flows: usize,
+}
+
+impl ListenerLimits {
+    /// Default of [`Self::flows`]: below the limits of open files of most systems.
+    pub const DEFAULT_FLOWS: usize = 16 * 1024;
+}
+
+/// Listener whose task runs. The specification may be replaced while it does.
+struct Serving {
+    socket: Arc<Socket>,
+    spec: Rc<SpecCell>,
+    task: AbortHandle,
+}
+
+/// Current specification of a listener.
+#[derive(Debug)]
+struct SpecCell(RefCell<Arc<ListenerSpec>>);
+
+impl SpecCell {
+    fn get(&self) -> Arc<ListenerSpec> {
+        Arc::clone(&self.0.borrow())
+    }
+}
+
+impl DataPath {
+    /// Serves the listeners until the drain begins. Then TCP listeners are closed, and their
+    /// connections continue; UDP listeners are served until the worker ends.
+    pub async fn run(self) {
+        let (worker, workers) = self.worker;
+        let mut bound = self.bound.clone();
+        let path = Rc::new(self);
+        let flows: Flows = Rc::new(RefCell::new(FlowTable::new(
+            (path.limits.flows / workers).max(1),
+        )));
+        let (mut serving, mut tasks) = (HashMap::new(), JoinSet::new());
+        loop {
+            let listeners = Arc::clone(&bound.borrow_and_update());
+            serving.retain(|key, serving: &mut Serving| {
+                let keep = listeners
+                    .get(key)
+                    .is_some_and(|bound| Arc::ptr_eq(&bound.socket, &serving.socket));
+                if !keep {
+                    // Closes the socket of this worker. The connections have tasks of their own.
+                    serving.task.abort();
+                    flows.borrow_mut().retain(|flow| flow.listener != *key);
+                }
+                keep
+            });
+            for (key, bound) in &*listeners {
+                if let Some(serving) = serving.get(key) {
+                    serving.spec.0.replace(Arc::clone(&bound.spec));
+                } else if key.protocol == Protocol::Tcp || home(key, workers) == worker {
+                    match path.start(*key, bound, &flows, &mut tasks) {
+                        Ok(started) => {
+                            serving.insert(*key, started);
+                        }
+                        Err(error) => {
+                            tracing::error!(listener = %key, %error, "cannot serve a listener");
+                        }
+                    }
+                }
+            }
+            tokio::select! {
+                () = path.drain.begun() => break,
+                changed = bound.changed() => if changed.is_err() {
+                    // The process is shutting down.
+                    break;
+                },
+            }
+        }
+        for (key, serving) in &serving {
+            if key.protocol == Protocol::Tcp {
+                serving.task.abort();
+            }
+        }
+        path.drain.forced().await;
+    }
+
+    fn start(
+        self: &Rc<Self>,
+        key: ListenerKey,
+        bound: &Bound,
+        flows: &Flows,
+        tasks: &mut JoinSet<()>,
+    ) -> std::io::Result<Serving> {
+        let spec = Rc::new(SpecCell(RefCell::new(Arc::clone(&bound.spec))));
+        let task = match &*bound.socket {
+            Socket::Tcp(socket) => {
+                let socket = TcpListener::from_std(socket.try_clone()?)?;
+                tasks.spawn_local(Rc::clone(self).accept(key, socket, Rc::clone(&spec)))
+            }
+            Socket::Udp(socket) => {
+                let socket = udp::listener(socket.try_clone()?)?;
+                let flows = Rc::clone(flows);
+                tasks.spawn_local(Rc::clone(self).receive(key, socket, Rc::clone(&spec), flows))
+            }
+        };
+        Ok(Serving {
+            socket: Arc::clone(&bound.socket),
+            spec,
+            task,
+        })
+    }
+
+    /// Returns the endpoints that can serve a listener. `None` if there are none.
+    fn candidates(&self, key: ListenerKey, spec: &ListenerSpec) -> Option<Candidates> {
+        let service = self.cluster.service(&spec.namespace, &spec.service)?;
+        let protocol = match key.protocol {
+            Protocol::Tcp => model::Protocol::Tcp,
+            Protocol::Udp => model::Protocol::Udp,
+        };
+        let mut ports = service.ports(protocol).iter();
+        let port = ports.find(|port| port.number == spec.service_port)?;
+        let endpoints = if spec.local_only {
+            &port.local_endpoints
+        } else {
+            &port.endpoints
+        };
+        (!endpoints.is_empty()).then(|| Candidates::Port {
+            endpoints: Arc::clone(endpoints),
+            rotation: Arc::clone(&port.rotation),
+            // The affinity of a listener has a timeout, so it is in a table of its own.
+            affinity: Affinity::None,
+        })
+    }
+}
+
+/// Returns the worker that serves a UDP listener.
+fn home(key: &ListenerKey, workers: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    (hasher.finish() % workers as u64) as usize
+}

@@ -1,0 +1,206 @@
+//! Sockets of the wanted listeners.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Type};
+use tokio::sync::watch;
+
+use crate::forward::OwnAddresses;
+use crate::loadbalancer::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
+
+/// Interval at which failed binds are repeated.
+const RETRY: Duration = Duration::from_secs(1);
+/// Number and interval of the first attempts, after which a failure is reported. The workers close a
+/// removed listener a moment after it was removed, and another may want its port.
+const FIRST_ATTEMPTS: u32 = 3;
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Maximum number of connections that the kernel completes before they are accepted, which it caps
+/// at `net.core.somaxconn`.
+const BACKLOG: i32 = i32::MAX;
+
+/// Listeners whose sockets are bound.
+pub type BoundListeners = BTreeMap<ListenerKey, Bound>;
+
+/// Listener with its socket.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    pub(super) spec: Arc<ListenerSpec>,
+    /// Workers serve clones of it. The port is closed with the last of them.
+    pub(super) socket: Arc<Socket>,
+}
+
+/// Bound socket, not blocking.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(std::net::TcpListener),
+    Udp(std::net::UdpSocket),
+}
+
+/// Task that binds and closes sockets as the wanted listeners change. Other listeners and open
+/// connections are not affected by a change.
+#[derive(Debug)]
+pub struct Binder {
+    wanted: watch::Receiver<Arc<Listeners>>,
+    failures: watch::Sender<Arc<BindFailures>>,
+    bound: watch::Sender<Arc<BoundListeners>>,
+    /// Own addresses of the dialer and of the data path for UDP.
+    own_tcp: OwnAddresses,
+    own_udp: OwnAddresses,
+}
+
+impl Binder {
+    /// Creates the task of a process. `own_tcp` are the own addresses of the dialer.
+    pub fn new(
+        wanted: watch::Receiver<Arc<Listeners>>,
+        failures: watch::Sender<Arc<BindFailures>>,
+        own_tcp: OwnAddresses,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            wanted,
+            failures,
+            bound: watch::Sender::default(),
+            own_tcp,
+            own_udp: OwnAddresses::default(),
+        })
+    }
+
+    /// Returns the bound listeners, for the workers.
+    pub fn bound(&self) -> watch::Receiver<Arc<BoundListeners>> {
+        self.bound.subscribe()
+    }
+
+    /// Returns the addresses of the UDP listeners.
+    pub fn own_udp(&self) -> OwnAddresses {
+        self.own_udp.clone()
+    }
+
+    /// Follows the wanted listeners.
+    pub async fn run(self: Arc<Self>) {
+        let mut wanted = self.wanted.clone();
+        let mut attempts = 0;
+        loop {
+            let listeners = Arc::clone(&wanted.borrow_and_update());
+            let failures = self.apply(&listeners);
+            attempts += 1;
+            let retry = if failures.is_empty() || attempts > FIRST_ATTEMPTS {
+                self.report(failures);
+                RETRY
+            } else {
+                FIRST_RETRY
+            };
+            let failing = attempts <= FIRST_ATTEMPTS || !self.failures.borrow().is_empty();
+            tokio::select! {
+                changed = wanted.changed() => {
+                    if changed.is_err() {
+                        // The controller is gone with the process.
+                        return std::future::pending().await;
+                    }
+                    attempts = 0;
+                }
+                () = tokio::time::sleep(retry), if failing => {}
+            }
+        }
+    }
+
+    /// Binds and closes sockets. Returns the failures.
+    fn apply(&self, wanted: &Listeners) -> BindFailures {
+        let before = Arc::clone(&self.bound.borrow());
+        let (mut bound, mut failures) = (BoundListeners::new(), BindFailures::new());
+        for (key, spec) in wanted {
+            let socket = match before.get(key) {
+                Some(bound) => Ok(Arc::clone(&bound.socket)),
+                None => bind(*key).map(Arc::new),
+            };
+            match socket {
+                Ok(socket) => {
+                    let spec = Arc::clone(spec);
+                    bound.insert(*key, Bound { spec, socket });
+                }
+                Err(error) => {
+                    failures.insert(*key, reason(*key, &error));
+                }
+            }
+        }
+        let own = |protocol| {
+            let keys = bound.keys().filter(|key| key.protocol == protocol);
+            keys.map(|key| SocketAddr::new(key.address, key.port))
+                .collect()
+        };
+        self.own_tcp.set_listeners(own(Protocol::Tcp));
+        self.own_udp.set_listeners(own(Protocol::Udp));
+        let changed = before.len() != bound.len()
+            || before.iter().zip(&bound).any(|(old, new)| {
+                old.0 != new.0
+                    || !Arc::ptr_eq(&old.1.socket, &new.1.socket)
+                    || old.1.spec != new.1.spec
+            });
+        if changed {
+            self.bound.send_replace(Arc::new(bound));
+        }
+        failures
+    }
+
+    fn report(&self, failures: BindFailures) {
+        self.failures.send_if_modified(|reported| {
+            let changed = **reported != failures;
+            if changed {
+                for (listener, reason) in &failures {
+                    if reported.get(listener) != Some(reason) {
+                        tracing::warn!(%listener, reason, "cannot bind a listener");
+                    }
+                }
+                *reported = Arc::new(failures);
+            }
+            changed
+        });
+    }
+}
+
+fn bind(key: ListenerKey) -> io::Result<Socket> {
+    let address = SocketAddr::new(key.address, key.port);
+    let domain = Domain::for_address(address);
+    let kind = match key.protocol {
+        Protocol::Tcp => Type::STREAM,
+        Protocol::Udp => Type::DGRAM,
+    };
+    let socket = socket2::Socket::new(domain, kind, None)?;
+    if address.is_ipv6() {
+        // The listener for all IPv4 addresses is another one.
+        socket.set_only_v6(true)?;
+    }
+    if key.protocol == Protocol::Tcp {
+        // Old connections in TIME_WAIT must not prevent a restart. On a UDP socket the option would
+        // allow another process to take the port.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(match key.protocol {
+        Protocol::Tcp => {
+            socket.listen(BACKLOG)?;
+            Socket::Tcp(socket.into())
+        }
+        Protocol::Udp => Socket::Udp(socket.into()),
+    })
+}
+
+/// Returns the reason of a failed bind, for the event of a Service.
+fn reason(ListenerKey { address, port, .. }: ListenerKey, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("port {port} of {address} is in use by another process; choose another port")
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "not allowed to bind port {port} of {address}: set the sysctl \
+             net.ipv4.ip_unprivileged_port_start, or grant NET_BIND_SERVICE to the root user"
+        ),
+        io::ErrorKind::AddrNotAvailable => format!(
+            "{address} is not an address of this machine; correct loadBalancer.bindAddresses"
+        ),
+        _ => format!("cannot bind port {port} of {address}: {error}"),
+    }
+}

@@ -1,0 +1,325 @@
+mod bed;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proxy_header::{ParseConfig, ProxyHeader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::{pause, resume};
+
+use super::*;
+use bed::{Bed, Endpoints, listener, read_name, run, spec};
+
+#[test]
+fn connections_rotate_and_pass_in_both_directions() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2", "127.0.0.3"]).await;
+        bed.publish("web", &endpoints);
+        let key = bed.serve(Protocol::Tcp, spec("web")).await;
+        let (first, second) = (bed.name(key).await, bed.name(key).await);
+        let mut names = [first, second, bed.name(key).await, bed.name(key).await];
+        names.sort();
+        assert_eq!(names, ["127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"]);
+        let mut client = bed.connect(key).await;
+        read_name(&mut client).await;
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut echo = String::new();
+        client.read_to_string(&mut echo).await.unwrap();
+        assert_eq!(echo, "question");
+        bed.wait_for("load_balancer_connections_open 0").await;
+        bed.wait_for(r#"load_balancer_bytes_total{direction="received"} 8"#)
+            .await;
+    });
+}
+
+#[test]
+fn client_of_a_dead_endpoint_gets_the_next() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        // Nothing listens on its port of 127.0.0.9.
+        bed.publish_addresses("web", endpoints.port, &["127.0.0.2", "127.0.0.9"]);
+        let key = bed.serve(Protocol::Tcp, spec("web")).await;
+        for _ in 0..4 {
+            assert_eq!(bed.name(key).await, "127.0.0.2");
+        }
+    });
+}
+
+#[test]
+fn connection_without_endpoint_is_reset() {
+    run(async {
+        let mut bed = Bed::start();
+        let key = bed.serve(Protocol::Tcp, spec("web")).await;
+        assert!(bed.is_reset(key).await);
+        // An endpoint of another node does not serve the Local policy.
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        bed.publish("web", &endpoints);
+        assert_eq!(bed.name(key).await, "127.0.0.2");
+        let local = ListenerSpec {
+            local_only: true,
+            ..spec("web")
+        };
+        bed.change(key, Some(local));
+        bed.wait_for_reset(key).await;
+    });
+}
+
+#[test]
+fn source_ranges_apply_to_tcp_and_udp() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        bed.publish("web", &endpoints);
+        let ranges = |text: &[&str]| ListenerSpec {
+            source_ranges: Some(text.iter().map(|it| it.parse().unwrap()).collect()),
+            ..spec("web")
+        };
+        let foreign = ranges(&["199.199.199.199/32", "4700::/32"]);
+        let tcp = bed.serve(Protocol::Tcp, foreign.clone()).await;
+        let udp = bed.serve(Protocol::Udp, foreign).await;
+        assert!(bed.is_reset(tcp).await);
+        let client = bed.datagrams(udp).await;
+        client.send(b"x").await.unwrap();
+        bed.wait_for(r#"load_balancer_datagrams_dropped_total{reason="source_range"} 1"#)
+            .await;
+
+        let own = ranges(&["4700::/32", "127.0.0.0/8"]);
+        bed.change(tcp, Some(own.clone()));
+        bed.change(udp, Some(own));
+        bed.wait_for_name(tcp).await;
+        assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.2");
+    });
+}
+
+#[test]
+fn tcp_and_udp_of_one_number_are_two_listeners() {
+    run(async {
+        let mut bed = Bed::start();
+        let (web, dns) = (
+            Endpoints::start(&["127.0.0.2"]).await,
+            Endpoints::start(&["127.0.0.3"]).await,
+        );
+        bed.publish("web", &web);
+        bed.publish("dns", &dns);
+        let tcp = bed.serve(Protocol::Tcp, spec("web")).await;
+        let udp = ListenerKey {
+            protocol: Protocol::Udp,
+            ..tcp
+        };
+        bed.change(udp, Some(spec("dns")));
+        let client = bed.datagrams(udp).await;
+        assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.3");
+        assert_eq!(bed.name(tcp).await, "127.0.0.2");
+    });
+}
+
+#[test]
+fn removed_listener_keeps_its_connections() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        bed.publish("web", &endpoints);
+        let key = bed.serve(Protocol::Tcp, spec("web")).await;
+        let other = bed.serve(Protocol::Tcp, spec("web")).await;
+        let mut client = bed.connect(key).await;
+        assert_eq!(read_name(&mut client).await, "127.0.0.2");
+        let mut untouched = bed.connect(other).await;
+        assert_eq!(read_name(&mut untouched).await, "127.0.0.2");
+        bed.change(key, None);
+        bed.wait_until_closed(key).await;
+        for client in [&mut client, &mut untouched] {
+            client.write_all(b"still open").await.unwrap();
+            let mut echo = [0; 10];
+            client.read_exact(&mut echo).await.unwrap();
+            assert_eq!(&echo, b"still open");
+        }
+        assert_eq!(bed.name(other).await, "127.0.0.2");
+        // The port can be served again immediately.
+        bed.change(key, Some(spec("web")));
+        bed.wait_for_name(key).await;
+    });
+}
+
+#[test]
+fn affinity_keeps_the_endpoint_of_a_client() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2", "127.0.0.3", "127.0.0.4"]).await;
+        bed.publish("web", &endpoints);
+        let sticky = ListenerSpec {
+            client_affinity: Some(Duration::from_hours(3)),
+            ..spec("web")
+        };
+        let key = bed.serve(Protocol::Tcp, sticky.clone()).await;
+        let first = bed.name(key).await;
+        for _ in 0..5 {
+            assert_eq!(bed.name(key).await, first);
+        }
+        // Its endpoint is gone: another one, and then that.
+        let rest: Vec<_> = endpoints.addresses();
+        let rest: Vec<_> = rest
+            .iter()
+            .map(String::as_str)
+            .filter(|it| *it != first)
+            .collect();
+        bed.publish_addresses("web", endpoints.port, &rest);
+        let second = bed.name(key).await;
+        assert_ne!(second, first);
+        bed.publish("web", &endpoints);
+        for _ in 0..5 {
+            assert_eq!(bed.name(key).await, second);
+        }
+        let udp = bed.serve(Protocol::Udp, sticky).await;
+        let client = bed.datagrams(udp).await;
+        let first = bed.ask_until_answered(&client).await;
+        for _ in 0..5 {
+            let client = bed.datagrams(udp).await;
+            assert_eq!(bed.ask_until_answered(&client).await, first);
+        }
+    });
+}
+
+#[test]
+fn endpoint_gets_header_of_the_proxy_protocol() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoint = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let port = endpoint.local_addr().unwrap().port();
+        bed.publish_addresses("web", port, &["127.0.0.2"]);
+        let with_header = ListenerSpec {
+            proxy_protocol: true,
+            ..spec("web")
+        };
+        let key = bed.serve(Protocol::Tcp, with_header).await;
+        let mut client = bed.connect(key).await;
+        client.write_all(b"hello").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut received = Vec::new();
+        let (mut stream, _) = endpoint.accept().await.unwrap();
+        stream.read_to_end(&mut received).await.unwrap();
+        let config = ParseConfig {
+            include_tlvs: false,
+            allow_v1: false,
+            allow_v2: true,
+        };
+        let (header, length) = ProxyHeader::parse(&received, config).unwrap();
+        let addresses = header.proxied_address().unwrap();
+        assert_eq!(addresses.source, client.local_addr().unwrap());
+        assert_eq!(addresses.destination, client.peer_addr().unwrap());
+        assert_eq!(&received[length..], b"hello");
+    });
+}
+
+#[test]
+fn taken_port_is_reported_until_it_is_free() {
+    run(async {
+        let bed = Bed::start();
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let key = listener(taken.local_addr().unwrap().port(), Protocol::Tcp);
+        let free = listener(bed::free_port(), Protocol::Tcp);
+        bed.change(key, Some(spec("web")));
+        bed.change(free, Some(spec("web")));
+        let mut failures = bed.failures.clone();
+        let reported = failures.wait_for(|failures| !failures.is_empty()).await;
+        let reported = reported.unwrap().clone();
+        assert!(reported[&key].contains("in use"), "{reported:?}");
+        assert_eq!(reported.len(), 1);
+        drop(taken);
+        let cleared = failures.wait_for(|failures| failures.is_empty()).await;
+        cleared.unwrap();
+        assert!(bed.is_reset(key).await, "no endpoint");
+    });
+}
+
+#[test]
+fn udp_flow_moves_when_its_pod_is_replaced() {
+    run(async {
+        let mut bed = Bed::start();
+        let old = Endpoints::start(&["127.0.0.2"]).await;
+        let new = Endpoints::start_on(old.port, &["127.0.0.3"]).await;
+        bed.publish("web", &old);
+        let key = bed.serve(Protocol::Udp, spec("web")).await;
+        let client = bed.datagrams(key).await;
+        assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.2");
+        bed.publish("web", &new);
+        // The same source port, the next datagram.
+        assert_eq!(bed::ask(&client).await, "127.0.0.3");
+        // Its process ends, while the index still has it: the ICMP message ends the flow.
+        let third = Endpoints::start_on(old.port, &["127.0.0.4"]).await;
+        bed.publish_addresses("web", old.port, &["127.0.0.3", "127.0.0.4"]);
+        drop(new);
+        assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.4");
+        drop(third);
+    });
+}
+
+#[test]
+fn udp_answers_come_from_the_address_that_was_asked() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        bed.publish("web", &endpoints);
+        let key = ListenerKey {
+            address: IpAddr::from([0, 0, 0, 0]),
+            ..listener(bed::free_port(), Protocol::Udp)
+        };
+        bed.change(key, Some(spec("web")));
+        for address in ["127.0.0.5", "127.0.0.6"] {
+            // A connected socket receives datagrams of this address only.
+            let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            client.connect((address, key.port)).await.unwrap();
+            assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.2");
+        }
+    });
+}
+
+#[test]
+fn idle_udp_flows_expire() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        let silent = UdpSocket::bind("127.0.0.3:0").await.unwrap();
+        bed.publish("web", &endpoints);
+        bed.publish_addresses("dns", silent.local_addr().unwrap().port(), &["127.0.0.3"]);
+        let (answered, unanswered) = (
+            bed.serve(Protocol::Udp, spec("web")).await,
+            bed.serve(Protocol::Udp, spec("dns")).await,
+        );
+        let client = bed.datagrams(answered).await;
+        bed.ask_until_answered(&client).await;
+        let other = bed.datagrams(unanswered).await;
+        other.send(b"x").await.unwrap();
+        silent.recv(&mut [0; 8]).await.unwrap();
+        bed.wait_for("load_balancer_flows_open 2").await;
+        pause();
+        tokio::time::sleep(flow::UNANSWERED_TIMEOUT + Duration::from_secs(1)).await;
+        bed.wait_for("load_balancer_flows_open 1").await;
+        tokio::time::sleep(flow::ANSWERED_TIMEOUT).await;
+        bed.wait_for("load_balancer_flows_open 0").await;
+        resume();
+    });
+}
+
+#[test]
+fn endpoint_that_is_the_listener_itself_is_not_dialed() {
+    run(async {
+        let mut bed = Bed::start();
+        let port = bed::free_port();
+        bed.publish_addresses("web", port, &["127.0.0.1"]);
+        let (tcp, udp) = (listener(port, Protocol::Tcp), listener(port, Protocol::Udp));
+        bed.change(tcp, Some(spec("web")));
+        bed.change(udp, Some(spec("web")));
+        bed.wait_until_open(tcp).await;
+        assert!(bed.is_reset(tcp).await);
+        let client = bed.datagrams(udp).await;
+        client.send(b"x").await.unwrap();
+        bed.wait_for(r#"load_balancer_datagrams_dropped_total{reason="no_endpoint"} 1"#)
+            .await;
+        let connected = TcpStream::connect(("127.0.0.1", port)).await;
+        assert!(connected.is_ok_and(|stream| stream.peer_addr().is_ok()));
+    });
+}
