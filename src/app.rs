@@ -140,7 +140,10 @@ impl Bound {
         let stages = setup.stages(source, api_server_tls, &kubelet_token)?;
         setup.follow_files();
         let load_balancer = setup.load_balancer(api.as_ref(), addresses, &drain)?;
-        let shared = setup.shared(stages, kubelet_token, addresses, &drain)?;
+        let mut shared = setup.shared(stages, kubelet_token, addresses, &drain)?;
+        shared.load_balancer = load_balancer
+            .as_ref()
+            .map(|load_balancer| load_balancer.bind(&shared.dialer.own_addresses, &mut supervisor));
         supervisor.fatal(
             "drain",
             enforce_drain_deadline(drain.clone(), ready.clone(), config.drain.timeout),

@@ -8,23 +8,45 @@ use tokio::sync::watch;
 use super::Addresses;
 use super::spawn::Setup;
 use crate::drain::Drain;
+use crate::forward::OwnAddresses;
 use crate::loadbalancer::assign;
 use crate::loadbalancer::lease::{ApiStore, Elector, default_identity};
+use crate::loadbalancer::listeners::{AffinityTable, Binder, BoundListeners};
 use crate::loadbalancer::writer::{ApiRequests, Writer};
 use crate::loadbalancer::{BindFailures, Controller, Inventory, Listeners, status};
+use crate::supervise::Supervisor;
 use crate::watch::kubernetes::{self, Connections};
 
 /// Running controller, as the data path needs it.
-#[expect(dead_code, reason = "the data path reads and reports listeners")]
 pub(super) struct LoadBalancer {
     /// Listeners to serve.
-    pub listeners: watch::Receiver<Arc<Listeners>>,
+    listeners: watch::Receiver<Arc<Listeners>>,
     /// Listeners that could not be bound, as the data path reports them.
-    pub failures: watch::Sender<Arc<BindFailures>>,
+    failures: watch::Sender<Arc<BindFailures>>,
     elector: Arc<Elector<ApiStore>>,
 }
 
+/// Bound listeners, which the workers serve.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub bound: watch::Receiver<Arc<BoundListeners>>,
+    pub own_udp: OwnAddresses,
+    pub affinity: Arc<AffinityTable>,
+}
+
 impl LoadBalancer {
+    /// Starts the task that binds the listeners. `own` are the addresses that the dialer rejects.
+    pub fn bind(&self, own: &OwnAddresses, supervisor: &mut Supervisor) -> Served {
+        let binder = Binder::new(self.listeners.clone(), self.failures.clone(), own.clone());
+        let served = Served {
+            bound: binder.bound(),
+            own_udp: binder.own_udp(),
+            affinity: Arc::default(),
+        };
+        supervisor.restart("loadbalancer-listeners", move || Arc::clone(&binder).run());
+        served
+    }
+
     /// Releases the Lease, so that another replica can take it.
     pub async fn release(&self) {
         self.elector.release().await;

@@ -353,6 +353,7 @@ impl Setup<'_> {
             },
             proxy_protocol: config.serving.proxy_protocol.from.clone(),
             access: access.map(Arc::new),
+            load_balancer: None,
             drain: drain.clone(),
         })
     }

@@ -14,10 +14,12 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use super::load_balancer::Served;
 use crate::balance::LoadBalancer;
 use crate::drain::Drain;
 use crate::forward::{Dialer, Forwarder, Pool, RetryPolicy, STALL_CHECK_INTERVAL};
 use crate::listen::{Limits, Listener};
+use crate::loadbalancer::listeners::{DataPath, ListenerLimits};
 use crate::model::Networks;
 use crate::proxy::{Proxy, Stages};
 use crate::telemetry::{AccessLog, LogLimit, Recorder};
@@ -56,6 +58,8 @@ pub(super) struct Shared {
     /// Load balancers whose connections begin with a header of the PROXY protocol.
     pub proxy_protocol: Networks,
     pub access: Option<Arc<AccessLog>>,
+    /// Listeners for Services of type LoadBalancer, if they are served.
+    pub load_balancer: Option<Served>,
     pub drain: Drain,
 }
 
@@ -76,24 +80,25 @@ pub(super) fn start(
         let shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
         thread
-            .spawn(move || run(ports, &shared))
+            .spawn(move || run(ports, &shared, (index, count)))
             .context("cannot start a worker thread")
     };
     (0..count).map(worker).collect()
 }
 
-fn run(ports: Vec<Port>, shared: &Shared) -> Result<()> {
+/// `worker` is the number of the worker and the number of workers.
+fn run(ports: Vec<Port>, shared: &Shared, worker: (usize, usize)) -> Result<()> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
         .context("cannot start the runtime of a worker")?;
-    let served = runtime.block_on(serve(ports, shared));
+    let served = runtime.block_on(serve(ports, shared, worker));
     // Drops the aborted requests and with them their records, before the access log closes.
     drop(runtime);
     served
 }
 
-async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
+async fn serve(ports: Vec<Port>, shared: &Shared, worker: (usize, usize)) -> Result<()> {
     let Shared {
         stages,
         dialer,
@@ -102,22 +107,24 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
         limits,
         proxy_protocol,
         access,
+        load_balancer,
         drain,
     } = shared;
     let tasks = TaskTracker::new();
     let mut background = JoinSet::new();
     let recorder = Recorder::new(stages.metrics.clone(), access.as_deref());
     let pool = Rc::new(Pool::new(dialer.settings.clone(), Arc::clone(balance)));
+    let forwarder = || Forwarder {
+        dialer: Arc::clone(dialer),
+        pool: Rc::clone(&pool),
+        balance: Arc::clone(balance),
+        retry: RetryPolicy::new(&dialer.settings, stages.metrics.retries.clone()),
+        kubelet_token: Arc::clone(kubelet_token),
+        dropped_lines: stages.metrics.dropped_lines.clone(),
+    };
     let proxy = Rc::new(Proxy {
         stages: Arc::clone(stages),
-        forwarder: Forwarder {
-            dialer: Arc::clone(dialer),
-            pool: Rc::clone(&pool),
-            balance: Arc::clone(balance),
-            retry: RetryPolicy::new(&dialer.settings, stages.metrics.retries.clone()),
-            kubelet_token: Arc::clone(kubelet_token),
-            dropped_lines: stages.metrics.dropped_lines.clone(),
-        },
+        forwarder: forwarder(),
         recorder: Rc::clone(&recorder),
         drain: drain.clone(),
         tasks: tasks.clone(),
@@ -135,6 +142,25 @@ async fn serve(ports: Vec<Port>, shared: &Shared) -> Result<()> {
             warned: LogLimit::new(1),
         };
         background.spawn_local(tasks.track_future(listener.run(socket)));
+    }
+    if let Some(served) = load_balancer {
+        let path = DataPath {
+            bound: served.bound.clone(),
+            cluster: Arc::clone(&stages.resolver.cluster),
+            forwarder: forwarder(),
+            affinity: Arc::clone(&served.affinity),
+            own_udp: served.own_udp.clone(),
+            limits: ListenerLimits {
+                connections: limits.connections.clone(),
+                clients: limits.clients.clone(),
+                flows: ListenerLimits::DEFAULT_FLOWS,
+            },
+            metrics: stages.metrics.load_balancer.clone(),
+            drain: drain.clone(),
+            tasks: tasks.clone(),
+            worker,
+        };
+        background.spawn_local(path.run());
     }
     background.spawn_local(every(FLUSH_INTERVAL, move || recorder.flush()));
     let swept = Rc::clone(&pool);

@@ -30,7 +30,6 @@ use crate::cluster::{Affinity, Cluster};
 use crate::drain::Drain;
 use crate::forward::{Forwarder, OwnAddresses};
 use crate::metrics::LoadBalancerMetrics;
-use crate::model;
 use crate::resolve::Candidates;
 pub use affinity::AffinityTable;
 pub use binder::{Binder, BoundListeners};
@@ -173,11 +172,7 @@ impl DataPath {
     /// Returns the endpoints that can serve a listener. `None` if there are none.
     fn candidates(&self, key: ListenerKey, spec: &ListenerSpec) -> Option<Candidates> {
         let service = self.cluster.service(&spec.namespace, &spec.service)?;
-        let protocol = match key.protocol {
-            Protocol::Tcp => model::Protocol::Tcp,
-            Protocol::Udp => model::Protocol::Udp,
-        };
-        let mut ports = service.ports(protocol).iter();
+        let mut ports = service.ports(key.protocol).iter();
         let port = ports.find(|port| port.number == spec.service_port)?;
         let endpoints = if spec.local_only {
             &port.local_endpoints
