@@ -214,7 +214,7 @@ mod tests {
     }
 
     /// Values that each kind of flag rejects, and a part of the message.
-    const INVALID: [(&str, &[&str], &str); 9] = [
+    const INVALID: [(&str, &[&str], &str); 11] = [
         (
             "ADDRESS",
             &[
@@ -243,6 +243,23 @@ mod tests {
         ("BOOL", &["yes", "on", "1", "True"], "use true or false"),
         ("FORMAT", &["yaml", "JSON", ""], "json"),
         ("MODE", &["impersonate", "Reject", ""], "front-proxy"),
+        (
+            "HOST",
+            &[
+                "192.0.2.1:80",
+                "https://lb.example.com",
+                "1.2.3",
+                "a b",
+                "0.0.0.0",
+                "",
+            ],
+            "an address without a port or a DNS name",
+        ),
+        (
+            "IP",
+            &["192.0.2.1:80", "localhost", "1.2.3", ""],
+            "an address without a port",
+        ),
     ];
 
     #[test]
@@ -261,7 +278,10 @@ mod tests {
                     continue;
                 };
                 let Some((_, values, part)) = INVALID.iter().find(|(of, ..)| kind == of) else {
-                    assert!(["NAME", "LEVEL"].contains(&&**kind), "--{flag} <{kind}>");
+                    assert!(
+                        ["NAME", "LEVEL", "CLASS"].contains(&&**kind),
+                        "--{flag} <{kind}>"
+                    );
                     continue;
                 };
                 for value in *values {

@@ -246,7 +246,7 @@ pub(super) struct Settings {
     /// commas
     #[arg(
         long = "load-balancer-address",
-        value_name = "ADDRESS",
+        value_name = "HOST",
         env = "KUBE_BASTION_LOAD_BALANCER_ADDRESS",
         help_heading = "Load balancer"
     )]

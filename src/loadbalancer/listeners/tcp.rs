@@ -135,7 +135,7 @@ impl DataPath {
             service = %format_args!("{}/{}", spec.namespace, spec.service),
             received = received.get(),
             sent = sent.get(),
-            duration = ?started.elapsed(),
+            seconds = started.elapsed().as_secs_f64(),
             error = ended.err(),
             "connection ended"
         );
