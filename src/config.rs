@@ -38,8 +38,8 @@ pub use tunnels::Tunnels;
 pub use upstream::{Retry, Rewriting, Upstream};
 pub use validate::Conflict;
 pub use values::{
-    Expected, ValueError, parse_address, parse_bool, parse_bytes, parse_duration, parse_ip,
-    parse_log_level, parse_path, parse_published_address, parse_workers,
+    Expected, ValueError, parse_address, parse_bool, parse_bytes, parse_class, parse_duration,
+    parse_ip, parse_log_level, parse_path, parse_published_address, parse_workers,
 };
 
 use values::fields;

@@ -1,4 +1,4 @@
-//! Wiring of the controller for Services of type LoadBalancer.
+//! Wiring of the controller for Services of `type: LoadBalancer`.
 
 use std::sync::Arc;
 

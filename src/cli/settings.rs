@@ -10,7 +10,7 @@ use clap::Args;
 use super::source::{SourceFlags, path_parser, set_if_some};
 use crate::config::{
     CertificateCallers, Config, LogFormat, PublishedAddress, TlsVersion, parse_address, parse_bool,
-    parse_duration, parse_ip, parse_log_level, parse_published_address, parse_workers,
+    parse_class, parse_duration, parse_ip, parse_log_level, parse_published_address, parse_workers,
 };
 
 /// Flags of `serve` and `check`. They are named as in kube-apiserver and kube-rbac-proxy; the
@@ -233,13 +233,14 @@ pub(super) struct Settings {
     )]
     api_server_client_certificates: Option<CertificateCallers>,
 
-    /// Class of the Services of type LoadBalancer that are served [default: none]
     #[arg(
         long,
         value_name = "CLASS",
         env = "KUBE_BASTION_LOAD_BALANCER_CLASS",
-        help_heading = "Load balancer"
+        help_heading = "Load balancer",
+        help = "Class of the Services of type LoadBalancer that are served [default: none]"
     )]
+    #[arg(value_parser = parse_class)]
     load_balancer_class: Option<String>,
 
     /// Address that clients of these Services use, IP or DNS name; repeat it, or separate several by
@@ -253,13 +254,13 @@ pub(super) struct Settings {
     #[arg(value_parser = parse_published_address, value_delimiter = ',')]
     load_balancer_addresses: Vec<PublishedAddress>,
 
-    /// Address of this machine for their listeners; repeat it, or separate several by commas
-    /// [default: 0.0.0.0,::]
     #[arg(
         long = "load-balancer-bind-address",
         value_name = "IP",
         env = "KUBE_BASTION_LOAD_BALANCER_BIND_ADDRESS",
-        help_heading = "Load balancer"
+        help_heading = "Load balancer",
+        help = "Address of this machine for their listeners; repeat it, or separate several by \
+                commas [default: 0.0.0.0,::]"
     )]
     #[arg(value_parser = parse_ip, value_delimiter = ',')]
     load_balancer_bind_addresses: Vec<IpAddr>,

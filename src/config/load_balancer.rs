@@ -29,6 +29,7 @@ const LEASE_NAME: &str = "kube-bastion-load-balancer";
 pub struct LoadBalancer {
     /// The `spec.loadBalancerClass` of the Services that are served, for example
     /// `kube-bastion.dev/bastion`. If empty, none is.
+    #[serde(deserialize_with = "fields::class")]
     pub class: String,
     /// Addresses that clients use, in the status of the Services: IP addresses and DNS names.
     #[serde(deserialize_with = "fields::published_addresses")]

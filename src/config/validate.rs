@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use super::{
     CertificateCallers, Config, KubernetesSource, LoadBalancer, ManifestsSource, SourceKind,
 };
-use crate::model::dns;
 
 /// Error of a configuration whose fields are valid one by one and contradict each other.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,12 +57,6 @@ pub enum Conflict {
          use source.type \"kubernetes\""
     )]
     LoadBalancerWithoutApi,
-    /// The API server would reject every Service of the class.
-    #[error(
-        "loadBalancer.class: {class:?} is not a label key; use a name with a domain, for example \
-         kube-bastion.dev/bastion (--load-balancer-class)"
-    )]
-    InvalidClass { class: String },
     #[error(
         "loadBalancer.addresses: {}; set either addresses (--load-balancer-address) or addressesFrom",
         if *.is_set { "set beside loadBalancer.addressesFrom" } else { "empty, but loadBalancer.class is set" }
@@ -203,10 +196,6 @@ fn load_balancer(section: &LoadBalancer, source: SourceKind) -> Result<(), Confl
     if source != SourceKind::Kubernetes {
         return Err(Conflict::LoadBalancerWithoutApi);
     }
-    if !is_class(&section.class) {
-        let class = section.class.clone();
-        return Err(Conflict::InvalidClass { class });
-    }
     let is_set = !section.addresses.is_empty();
     if is_set == section.addresses_from.is_some() {
         return Err(Conflict::PublishedAddresses { is_set });
@@ -223,23 +212,6 @@ fn load_balancer(section: &LoadBalancer, source: SourceKind) -> Result<(), Confl
         return Err(Conflict::BindAddresses { address });
     }
     Ok(())
-}
-
-/// Returns true for a qualified name of the Kubernetes API, with or without a domain, as
-/// `spec.loadBalancerClass` must be.
-fn is_class(text: &str) -> bool {
-    let (domain, name) = match text.split_once('/') {
-        Some((domain, name)) => (Some(domain), name),
-        None => (None, text),
-    };
-    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    let has_alphanumeric_ends = [name.bytes().next(), name.bytes().last()]
-        .iter()
-        .all(|byte| byte.is_some_and(|byte| byte.is_ascii_alphanumeric()));
-    domain.is_none_or(dns::is_subdomain)
-        && name.len() <= dns::MAX_LABEL_BYTES
-        && name.bytes().all(is_inner)
-        && has_alphanumeric_ends
 }
 
 fn require_different_addresses(config: &Config) -> Result<(), Conflict> {
@@ -309,15 +281,10 @@ mod tests {
         let mut valid = Config::new();
         enable(&mut valid.load_balancer);
         assert!(valid.validate().is_ok());
-        let changes: [(Change, &str); 8] = [
+        let changes: [(Change, &str); 6] = [
             (
                 |section| section.class.clear(),
                 "loadBalancer.addresses: set, but",
-            ),
-            (|section| section.class = "a/b/c".into(), "not a label key"),
-            (
-                |section| section.class = "Kube.dev/x".into(),
-                "not a label key",
             ),
             (|section| section.addresses.clear(), "addresses: empty"),
             (

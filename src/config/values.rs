@@ -1,18 +1,19 @@
 //! Parsers of scalar settings, shared by the command line, the environment and the file.
 
 pub(super) mod fields;
+mod load_balancer;
 mod path;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+pub use load_balancer::{parse_class, parse_ip, parse_published_address};
 pub use path::parse_path;
 
-use super::{PortRange, PublishedAddress};
 use crate::model::network::NetworkError;
 use crate::model::similar::similar;
 use crate::model::{Network, dns};
@@ -112,6 +113,7 @@ pub enum Expected {
     DurationOrZero,
     HostPort,
     Ip,
+    LoadBalancerClass,
     LogLevel,
     Network,
     ObjectName,
@@ -143,6 +145,10 @@ impl Expected {
             }
             Self::HostPort => "HOST:PORT, for example 10.0.0.1:6443",
             Self::Ip => "an address without a port, for example 192.0.2.1 or 2001:db8::1",
+            Self::LoadBalancerClass => {
+                "a qualified name such as kube-bastion.dev/bastion: letters, digits, dashes, dots and \
+                 underscores, behind a DNS domain and a slash"
+            }
             Self::LogLevel => {
                 "off, error, warn, info, debug or trace, or directives, for example \
                  info,kube_bastion::watch=debug"
@@ -181,6 +187,7 @@ impl fmt::Display for Expected {
             Self::Duration | Self::DurationOrZero => "a duration",
             Self::HostPort => "a host and a port",
             Self::Ip => "an IP address",
+            Self::LoadBalancerClass => "a class of load balancers",
             Self::LogLevel => "a log level",
             Self::Network => "a network",
             Self::ObjectName => "the name of an object",
@@ -362,64 +369,6 @@ fn parse_network(text: &str) -> Result<Network, ValueError> {
     })
 }
 
-/// Parses an IP address without a port. An IPv4-mapped address is the IPv4 address.
-///
-/// # Errors
-/// [`ValueError::Invalid`] for anything else.
-pub fn parse_ip(text: &str) -> Result<IpAddr, ValueError> {
-    let address: IpAddr = text.parse().map_err(|_| Expected::Ip.error(text))?;
-    Ok(address.to_canonical())
-}
-
-/// Parses an IP address or a DNS name.
-///
-/// # Errors
-/// [`ValueError::Invalid`] for anything else, the unspecified address included, because clients
-/// cannot use it.
-pub fn parse_published_address(text: &str) -> Result<PublishedAddress, ValueError> {
-    let invalid = || Expected::PublishedAddress.error(text);
-    if let Ok(address) = parse_ip(text) {
-        return match address.is_unspecified() {
-            true => Err(invalid()),
-            false => Ok(PublishedAddress::Ip(address)),
-        };
-    }
-    let name = text.to_ascii_lowercase();
-    // A name of digits only is a malformed address.
-    let is_name =
-        dns::is_subdomain(&name) && !name.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    if is_name {
-        Ok(PublishedAddress::Hostname(name))
-    } else {
-        Err(invalid())
-    }
-}
-
-/// Parses `80` or `8000-8999`.
-fn parse_port_range(text: &str) -> Result<PortRange, ValueError> {
-    let port = |text: &str| {
-        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let port: Option<u16> = digits.then(|| text.parse().ok()).flatten();
-        port.filter(|port| *port > 0)
-    };
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    match (port(first), port(last)) {
-        (Some(first), Some(last)) if first <= last => Ok(PortRange(first..=last)),
-        _ => Err(Expected::PortRange.error(text)),
-    }
-}
-
-/// Parses `NAMESPACE/NAME`.
-fn parse_object_name(text: &str) -> Result<String, ValueError> {
-    let parts = text.split_once('/');
-    match parts {
-        Some((namespace, name)) if dns::is_label(namespace) && dns::is_subdomain(name) => {
-            Ok(text.to_owned())
-        }
-        _ => Err(Expected::ObjectName.error(text)),
-    }
-}
-
 /// Formats a duration so that [`parse_duration`] reads it back.
 fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
@@ -513,47 +462,6 @@ mod tests {
             if let Ok(parsed) = parsed {
                 assert_eq!(parse_bytes(&format_bytes(parsed)), Ok(parsed), "{text}");
             }
-        }
-    }
-
-    #[test]
-    fn parses_ranges_of_ports() {
-        for (text, range) in [
-            ("80", Some(80..=80)),
-            ("8000-8999", Some(8000..=8999)),
-            ("1-65535", Some(1..=65535)),
-            ("80-80", Some(80..=80)),
-            ("", None),
-            ("0", None),
-            ("0-80", None),
-            ("90-80", None),
-            ("80-", None),
-            ("-80", None),
-            ("+80", None),
-            ("65536", None),
-            ("1-2-3", None),
-        ] {
-            assert_eq!(parse_port_range(text).ok(), range.map(PortRange), "{text}");
-        }
-    }
-
-    #[test]
-    fn parses_published_addresses() {
-        let hostname = |name: &str| Some(PublishedAddress::Hostname(name.into()));
-        let ip = |text: &str| Some(PublishedAddress::Ip(text.parse().unwrap()));
-        for (text, address) in [
-            ("192.0.2.1", ip("192.0.2.1")),
-            ("2001:DB8:0::1", ip("2001:db8::1")),
-            ("::ffff:192.0.2.1", ip("192.0.2.1")),
-            ("LB.example.com", hostname("lb.example.com")),
-            ("0.0.0.0", None),
-            ("::", None),
-            ("192.0.2.1:80", None),
-            ("192.0.2.256", None),
-            ("lb_1.example.com", None),
-            ("", None),
-        ] {
-            assert_eq!(parse_published_address(text).ok(), address, "{text}");
         }
     }
 

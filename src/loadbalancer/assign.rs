@@ -7,9 +7,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
+use super::nodes::{NodeFacts, SliceNodes};
 pub use super::request::ANNOTATIONS;
 use super::request::{Problem, Request, RequestedPort, binds_of, display};
-use super::service::{Ingress, NodeFacts, PortStatus, Service, SliceNodes};
+use super::service::{Ingress, PortStatus, Service};
 use crate::cluster::ObjectKey;
 use crate::config::{LabelSelector, PortRange, PublishedAddress, parse_published_address};
 
@@ -191,7 +192,7 @@ fn winners<'a>(
                     .map_or((true, None), |time| (false, Some(time))),
                 *key,
             );
-            let winner = winners.entry(listener).or_insert_with(|| rank.clone());
+            let winner = winners.entry(listener).or_insert_with(|| rank);
             if rank < *winner {
                 *winner = rank;
             }

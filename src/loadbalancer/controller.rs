@@ -10,6 +10,7 @@ use super::inventory::Inventory;
 use super::listener::{BindFailures, Listeners};
 use super::service::Service;
 use crate::cluster::ObjectKey;
+use crate::model::Networks;
 
 /// Services that may need a change of their status, each in the version for which the outcome was
 /// determined. `None`: the Service is not of the class, or is being deleted.
@@ -119,7 +120,7 @@ fn publish(sender: &watch::Sender<Arc<Listeners>>, listeners: Listeners) {
             if present.get(key) == Some(spec) {
                 continue;
             }
-            let ranges = spec.source_ranges.iter().flat_map(|ranges| ranges.iter());
+            let ranges = spec.source_ranges.iter().flat_map(Networks::iter);
             let ranges: Vec<_> = ranges.map(|range| range.to_string()).collect();
             tracing::info!(
                 listener = %key,
@@ -145,7 +146,7 @@ mod tests {
 
     use super::super::inventory::Change;
     use super::super::listener::{ListenerKey, Protocol};
-    use super::super::service::SliceNodes;
+    use super::super::nodes::SliceNodes;
     use super::*;
     use crate::config::LoadBalancer;
     use crate::testing::eventually;

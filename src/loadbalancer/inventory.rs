@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use super::assign::Labels;
-use super::service::{NodeFacts, Service, SliceNodes};
+use super::nodes::{NodeFacts, SliceNodes};
+use super::service::Service;
 use crate::cluster::ObjectKey;
 use crate::config::{LoadBalancer, PublishedAddress, parse_published_address};
 
@@ -54,6 +55,12 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// Records that a list is complete. Returns true, because a list may change any decision.
+    fn complete(&mut self, list: usize) -> bool {
+        self.pending[list] = false;
+        true
+    }
+
     /// Returns true for a Service with the policy `Local`.
     fn has_local(&self, namespace: &str, service: &str) -> bool {
         let service = self.services.get(&ObjectKey::new(namespace, service));
@@ -97,71 +104,80 @@ impl Inventory {
         (!objects.pending.contains(&true)).then(|| read(&objects))
     }
 
-    /// Applies a change.
+    /// Applies a change. Readers are notified if it may change a decision: nodes and endpoints change
+    /// far more often than what is read of them.
     pub fn apply(&self, change: Change) {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         let objects = &mut *objects;
-        match change {
+        let matters = match change {
             Change::Services(services) => {
                 objects.services.clear();
-                let mut has_addresses = false;
-                for service in services {
-                    has_addresses |= self.addresses_from.as_ref() == Some(&service.key());
-                    self.apply_service(objects, service);
-                }
-                if !has_addresses && self.addresses_from.is_some() {
+                if self.addresses_from.is_some() {
                     objects.published.clear();
                 }
-                objects.pending[0] = false;
+                for service in services {
+                    self.apply_service(objects, service);
+                }
+                objects.complete(0)
             }
             Change::Service(service) => self.apply_service(objects, *service),
             Change::ServiceDeleted(key) => {
-                objects.services.remove(&key);
-                if self.addresses_from.as_ref() == Some(&key) {
+                let has_addresses = self.addresses_from.as_ref() == Some(&key);
+                if has_addresses {
                     objects.published.clear();
                 }
+                objects.services.remove(&key).is_some() || has_addresses
             }
             Change::Namespaces(namespaces) => {
                 objects.namespaces = namespaces.into_iter().collect();
-                objects.pending[1] = false;
+                objects.complete(1)
             }
-            Change::Namespace(name, labels) => drop(objects.namespaces.insert(name, labels)),
-            Change::NamespaceDeleted(name) => drop(objects.namespaces.remove(&name)),
+            Change::Namespace(name, labels) => replace(&mut objects.namespaces, name, labels),
+            Change::NamespaceDeleted(name) => objects.namespaces.remove(&name).is_some(),
             Change::Nodes(nodes) => {
                 objects.nodes = nodes.into_iter().collect();
-                objects.pending[2] = false;
+                objects.complete(2)
             }
-            Change::Node(name, facts) => drop(objects.nodes.insert(name, facts)),
-            Change::NodeDeleted(name) => drop(objects.nodes.remove(&name)),
+            Change::Node(name, facts) => replace(&mut objects.nodes, name, facts),
+            Change::NodeDeleted(name) => objects.nodes.remove(&name).is_some(),
             Change::Slices(slices) => {
                 objects.slices = slices.into_iter().collect();
-                objects.pending[3] = false;
+                objects.complete(3)
             }
             Change::Slice(key, nodes) => {
-                // Endpoints change far more often than anything else here.
-                let matters = objects.has_local(&key.namespace, &nodes.service)
-                    && objects.slices.get(&key) != Some(&nodes);
-                objects.slices.insert(key, nodes);
-                if !matters {
-                    return;
-                }
+                let has_local = objects.has_local(&key.namespace, &nodes.service);
+                replace(&mut objects.slices, key, nodes) && has_local
             }
-            Change::SliceDeleted(key) => drop(objects.slices.remove(&key)),
+            Change::SliceDeleted(key) => {
+                let removed = objects.slices.remove(&key);
+                removed.is_some_and(|nodes| objects.has_local(&key.namespace, &nodes.service))
+            }
+        };
+        if matters {
+            self.changed.send_replace(());
         }
-        self.changed.send_replace(());
     }
 
-    fn apply_service(&self, objects: &mut Objects, service: Service) {
+    /// Applies a Service. Returns true if it may change a decision.
+    fn apply_service(&self, objects: &mut Objects, service: Service) -> bool {
         let key = service.key();
-        if self.addresses_from.as_ref() == Some(&key) {
+        let has_addresses = self.addresses_from.as_ref() == Some(&key);
+        if has_addresses {
             objects.published = addresses(&service);
         }
         if service.is_of_class(&self.class) || service.is_marked() {
             objects.services.insert(key, Arc::new(service.slim()));
-        } else {
-            objects.services.remove(&key);
+            return true;
         }
+        objects.services.remove(&key).is_some() || has_addresses
     }
+}
+
+/// Inserts a value. Returns true if it differs from the present one.
+fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
+    let differs = map.get(&key) != Some(&value);
+    map.insert(key, value);
+    differs
 }
 
 /// Returns the addresses in the status of a Service.
@@ -239,6 +255,54 @@ mod tests {
         assert_eq!(names().unwrap(), ["own"]);
         inventory.apply(Change::ServiceDeleted(ObjectKey::new("shop", "own")));
         assert_eq!(names().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn notifies_of_changes_that_matter() {
+        let inventory = inventory(&json!({"addresses": ["192.0.2.1"], "addressesFrom": "shop/x"}));
+        let mut notified = inventory.changes();
+        let mut apply = |change| {
+            inventory.apply(change);
+            let has_changed = notified.has_changed().unwrap();
+            notified.mark_unchanged();
+            has_changed
+        };
+        let node = |is_excluded| {
+            let facts = NodeFacts {
+                is_excluded,
+                ..NodeFacts::default()
+            };
+            Change::Node("node-1".into(), facts)
+        };
+        let labels = |value: &str| {
+            let labels = Labels::from([("public".into(), value.into())]);
+            Change::Namespace("shop".into(), labels)
+        };
+        let changed = |name, class| Change::Service(Box::new(service(name, class, &json!({}))));
+        let deleted = |name| Change::ServiceDeleted(ObjectKey::new("shop", name));
+        for (step, (change, matters)) in [
+            (Change::Services(Vec::new()), true),
+            (node(false), true),
+            (node(false), false),
+            (node(true), true),
+            (Change::NodeDeleted("node-1".into()), true),
+            (Change::NodeDeleted("node-1".into()), false),
+            (labels("yes"), true),
+            (labels("yes"), false),
+            (labels("no"), true),
+            (changed("foreign", "a/c"), false),
+            (deleted("foreign"), false),
+            (changed("web", "a/b"), true),
+            (changed("web", "a/c"), true),
+            (changed("web", "a/c"), false),
+            (changed("x", "a/c"), true),
+            (deleted("x"), true),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert_eq!(apply(change), matters, "step {step}");
+        }
     }
 
     #[test]

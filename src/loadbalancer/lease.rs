@@ -141,20 +141,22 @@ impl<S: Store> Elector<S> {
         // A restart of the task begins as a candidate.
         self.lead(false);
         loop {
+            let started = Instant::now();
             if self.try_lead().await {
                 self.lead(true);
-                self.renew().await;
+                self.renew(started).await;
                 self.lead(false);
             }
             sleep(RETRY_PERIOD.mul_f64(1.0 + fastrand::f64() * JITTER)).await;
         }
     }
 
-    /// Renews the Lease until the deadline passes without success.
-    async fn renew(&self) {
-        let mut renewed = Instant::now();
+    /// Renews the Lease until the deadline passes without success. `renewed` is the time of the last
+    /// renewal.
+    async fn renew(&self, mut renewed: Instant) {
         while renewed.elapsed() < RENEW_DEADLINE {
-            sleep(RETRY_PERIOD.min(RENEW_DEADLINE - renewed.elapsed())).await;
+            let remaining = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            sleep(RETRY_PERIOD.min(remaining)).await;
             // The Lease counts from before the request, which may have been stored immediately.
             let started = Instant::now();
             let remaining = RENEW_DEADLINE.saturating_sub(renewed.elapsed());

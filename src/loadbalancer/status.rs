@@ -119,9 +119,10 @@ fn status_change(service: &Service, outcome: &Outcome, now: Timestamp) -> Option
 /// Returns the conditions for a result. The time of a condition changes with its status alone.
 fn conditions(service: &Service, outcome: &Outcome, now: Timestamp) -> Vec<Condition> {
     let problems = &outcome.problems;
-    let message = match problems.is_empty() {
-        true => "all ports are served".to_owned(),
-        false => joined(outcome),
+    let message = if problems.is_empty() {
+        "all ports are served".to_owned()
+    } else {
+        joined(outcome)
     };
     let condition = |r#type: &str, status: &str, reason: &str| {
         let present = service.condition(r#type);

@@ -1,4 +1,4 @@
-//! Services of type LoadBalancer: status, events, conflicts, election and removal.
+//! Services of `type: LoadBalancer`: status, events, conflicts, election and removal.
 
 use std::collections::BTreeSet;
 

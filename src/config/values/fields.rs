@@ -8,11 +8,13 @@ use std::path::PathBuf;
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serializer};
 
+use super::load_balancer::{
+    parse_class, parse_ip, parse_object_name, parse_port_range, parse_published_address,
+};
 use super::{
     Duration, Expected, ValueError, format_bytes, format_duration, parse_address, parse_bool,
-    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_host_port, parse_ip,
-    parse_log_level, parse_network, parse_object_name, parse_path, parse_port_range,
-    parse_published_address,
+    parse_bytes, parse_count, parse_dns_domain, parse_duration, parse_host_port, parse_log_level,
+    parse_network, parse_path,
 };
 use crate::config::{API_VERSION, KIND, PortRange, PublishedAddress};
 use crate::model::Networks;
@@ -149,6 +151,13 @@ pub(in crate::config) fn host_port<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<String, D::Error> {
     scalar(deserializer, Expected::HostPort, parse_host_port)
+}
+
+pub(in crate::config) fn class<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<String, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    parse_class(&text).map_err(D::Error::custom)
 }
 
 pub(in crate::config) fn ips<'de, D: Deserializer<'de>>(

@@ -4,7 +4,7 @@ use super::super::service::PortStatus;
 use super::*;
 use crate::cluster::ObjectKey;
 
-fn service(more: Value) -> Service {
+fn service(more: &Value) -> Service {
     let mut object = json!({
         "metadata": {"name": "web", "namespace": "shop", "uid": "1", "resourceVersion": "7"},
         "spec": {"type": "LoadBalancer", "loadBalancerClass": "kube-bastion.dev/bastion"},
@@ -85,7 +85,7 @@ fn reasons(change: &Change) -> Vec<&'static str> {
 
 #[test]
 fn writes_status_once() {
-    let new = service(json!({}));
+    let new = service(&json!({}));
     let change = change(&new, Some(&served()), &settings(false), NOW).unwrap();
     assert_eq!(
         change.patch,
@@ -157,7 +157,7 @@ fn announces_each_change_of_the_result_once() {
             &["UpdatedLoadBalancer"],
         ),
     ];
-    let mut present = service(json!({}));
+    let mut present = service(&json!({}));
     for (outcome, expected) in steps {
         let change = change(&present, Some(&outcome), &settings(false), NOW).unwrap();
         assert_eq!(reasons(&change), expected, "{outcome:?}");
@@ -176,7 +176,7 @@ fn shortened(mut ingress: Ingress) -> Ingress {
 
 #[test]
 fn condition_of_ports_exists_while_a_port_is_in_error() {
-    let mut present = service(json!({}));
+    let mut present = service(&json!({}));
     for (outcome, types) in [
         (
             in_conflict(),
@@ -202,7 +202,7 @@ fn condition_of_ports_exists_while_a_port_is_in_error() {
 #[test]
 fn time_of_a_condition_changes_with_its_status() {
     let later = Timestamp::from_second(60).unwrap();
-    let mut present = service(json!({}));
+    let mut present = service(&json!({}));
     for (outcome, now, since) in [
         (in_conflict(), NOW, NOW),
         (
@@ -225,8 +225,8 @@ fn time_of_a_condition_changes_with_its_status() {
 #[test]
 fn removes_its_status_from_services_that_left() {
     let marked = apply(
-        &service(json!({})),
-        &change(&service(json!({})), Some(&served()), &settings(false), NOW).unwrap(),
+        &service(&json!({})),
+        &change(&service(&json!({})), Some(&served()), &settings(false), NOW).unwrap(),
     );
     let change = change(&marked, None, &settings(false), NOW).unwrap();
     let Patch::Status(patch) = &change.patch else {
@@ -245,7 +245,7 @@ fn leaves_foreign_services_alone() {
         json!({"finalizers": [FINALIZER]}),
         json!({"finalizers": [FINALIZER], "deletionTimestamp": "2026-01-01T00:00:00Z"}),
     ] {
-        let foreign = service(json!({
+        let foreign = service(&json!({
             "spec": {"loadBalancerClass": "other.example/lb"},
             "metadata": metadata,
             "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}},
@@ -267,7 +267,7 @@ fn removes_nothing_but_its_status_from_services_of_another_class() {
             true,
         ),
     ] {
-        let service = service(json!({
+        let service = service(&json!({
             "spec": spec,
             "metadata": {"finalizers": [FINALIZER]},
             "status": {"conditions": [condition]},
@@ -285,7 +285,7 @@ fn adds_and_removes_its_finalizer_only() {
         if !deleting.is_null() {
             metadata["deletionTimestamp"] = deleting;
         }
-        service(json!({"metadata": metadata}))
+        service(&json!({"metadata": metadata}))
     };
     let deleting = || json!("2026-01-01T00:00:00Z");
     let outcome = served();

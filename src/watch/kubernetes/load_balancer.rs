@@ -23,7 +23,8 @@ use crate::config::LoadBalancer;
 use crate::loadbalancer::Inventory;
 use crate::loadbalancer::assign::Labels;
 use crate::loadbalancer::inventory::Change;
-use crate::loadbalancer::service::{EndpointSlice, Node, NodeFacts, Service, SliceNodes};
+use crate::loadbalancer::nodes::{EndpointSlice, Node, NodeFacts, SliceNodes};
+use crate::loadbalancer::service::Service;
 use crate::metrics::Metrics;
 use crate::ready::Ready;
 use crate::supervise::Supervisor;
@@ -72,7 +73,7 @@ pub fn follow_load_balancers(
 
 /// Kind of object of the inventory.
 trait Listed: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
-    /// What is kept of an object.
+    /// Kept part of an object.
     type Kept: Send;
 
     fn kept(self) -> Self::Kept;
