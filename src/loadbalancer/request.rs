@@ -148,11 +148,8 @@ impl Request {
         let addresses: Vec<_> = published
             .iter()
             .filter(is_requested)
-            .filter(|address| match address {
-                PublishedAddress::Ip(ip) => service.has_family(family(*ip)),
-                PublishedAddress::Hostname(_) => true,
-            })
             .map(|address| (address.clone(), binds_of(address, &bind)))
+            // None is left of another family.
             .filter(|(_, bind)| !bind.is_empty())
             .collect();
         if addresses.is_empty() {
