@@ -3,7 +3,7 @@
 //! A train of datagrams of one size from one sender is received and sent as one piece where the
 //! system supports it (GRO and GSO of Linux).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 
@@ -123,14 +123,25 @@ impl UdpSocket {
             let mut chunks = buffer.chunks_exact_mut(BUFFER_SIZE).map(IoSliceMut::new);
             let mut slices: [_; BUFFERS] =
                 std::array::from_fn(|_| chunks.next().unwrap_or(IoSliceMut::new(&mut [])));
-            let mut receive_batch = || self.state.recv((&self.io).into(), &mut slices, &mut meta);
-            let count = match self.io.try_io(Interest::READABLE, &mut receive_batch) {
-                // An ICMP error does not make a socket readable.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.io.try_io(Interest::ERROR, receive_batch)?
+            let count = Cell::new(0);
+            let mut receive_batch = || {
+                let received = self.state.recv((&self.io).into(), &mut slices, &mut meta)?;
+                count.set(received);
+                if received < BUFFERS {
+                    // Nothing is left, which the next call would only find out.
+                    return Err(io::ErrorKind::WouldBlock.into());
                 }
-                count => count?,
+                Ok(())
             };
+            let mut received = self.io.try_io(Interest::READABLE, &mut receive_batch);
+            if count.get() == 0 && is_would_block(&received) {
+                // An ICMP error does not make a socket readable.
+                received = self.io.try_io(Interest::ERROR, receive_batch);
+            }
+            let count = count.get();
+            if count == 0 {
+                received?;
+            }
             for (meta, bytes) in meta[..count].iter().zip(buffer.chunks_exact(BUFFER_SIZE)) {
                 receive(Datagrams {
                     from: meta.addr,
@@ -190,6 +201,10 @@ impl UdpSocket {
         }
         sent
     }
+}
+
+fn is_would_block(result: &io::Result<()>) -> bool {
+    matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Returns true for errors of sending that concern the datagram and not the socket: it is longer
