@@ -35,6 +35,8 @@ mod listeners;
 mod process;
 #[path = "proxy/proxy_protocol.rs"]
 mod proxy_protocol;
+#[path = "proxy/resets.rs"]
+mod resets;
 #[path = "proxy/rewriting.rs"]
 mod rewriting;
 #[path = "proxy/server_names.rs"]

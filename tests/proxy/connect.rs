@@ -593,7 +593,7 @@ async fn rejects_connect_udp_that_opens_no_flow() -> Result<()> {
     );
     // A malformed capsule ends the flow.
     let (_, mut client) = send_udp(&bed, UDP_PATH, "Proxy-Authorization: Bearer t\r\n").await?;
-    client.write_all(&[0, 0x80, 0xff, 0xff, 0xff]).await?;
+    client.write_all(&[0, 0x80, 0xff, 0xff, 0xff, 0]).await?;
     read_all(&mut client).await;
     Ok(())
 }
