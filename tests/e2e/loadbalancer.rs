@@ -1,6 +1,8 @@
 //! Services of `type: LoadBalancer`: status, events, conflicts, election and removal.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -8,14 +10,19 @@ use k8s_openapi::api::core::v1::{Event, Service};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
 
 use crate::fixture::{Fixture, SHOP, bastion};
 use crate::support::bastion::Bastion;
+use crate::support::client::get_plain;
 use crate::support::cluster::HOME;
 use crate::support::eventually;
 
 const CLASS: &str = "kube-bastion.dev/bastion";
 const ADDRESS: &str = "203.0.113.10";
+/// Maximum time for an answer, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 const CONDITION: &str = "kube-bastion.dev/LoadBalancerReady";
 
 /// Services of the namespace of the fixture.
@@ -254,12 +261,69 @@ pub async fn local_policy_follows_the_endpoints(fixture: &mut Fixture) -> Result
     services.delete("lb-local").await
 }
 
+pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
+    let services = Services::new(fixture);
+    let address = SocketAddr::from(([127, 0, 0, 5], 95));
+    let settings = json!({"bindAddresses": [address.ip()]});
+    let running = start(fixture, "lb-traffic", settings).await?;
+    let ports = [(95, "TCP"), (95, "UDP")];
+    services.create("lb-traffic", &ports, json!({})).await?;
+    services.reason("lb-traffic", "Ready").await?;
+    eventually("the listener to be open", async || {
+        Ok(get_plain(address, "/name").await.is_ok())
+    })
+    .await?;
+    let mut names = Vec::new();
+    for _ in 0..6 {
+        names.push(get_plain(address, "/name").await?.1);
+    }
+    names.sort();
+    let expected = ["web-1", "web-1", "web-2", "web-2", "web-3", "web-3"];
+    ensure!(names == expected, "{names:?}");
+
+    let mut servers = Vec::new();
+    for last in [11, 12, 13] {
+        let address = (fixture.namespace.address(last), 8080).into();
+        let socket = UdpSocket::from_std(fixture.namespace.bind_udp(address)?)?;
+        servers.push(tokio::spawn(async move {
+            let mut buffer = [0; 64];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                let _ = socket.send_to(&buffer[..length], from).await;
+            }
+        }));
+    }
+    let client = UdpSocket::bind("127.0.0.1:0").await?;
+    client.connect(address).await?;
+    let mut answer = [0; 64];
+    client.send(b"question").await?;
+    let length = timeout(PATIENCE, client.recv(&mut answer)).await??;
+    ensure!(&answer[..length] == b"question");
+    // A socket of its own for each client socket: all endpoints serve within three flows.
+    for _ in 0..3 {
+        let client = UdpSocket::bind("127.0.0.1:0").await?;
+        client.connect(address).await?;
+        client.send(b"x").await?;
+        ensure!(timeout(PATIENCE, client.recv(&mut answer)).await?? == 1);
+    }
+
+    services.delete("lb-traffic").await?;
+    eventually("the listener to be closed", async || {
+        Ok(TcpStream::connect(address).await.is_err())
+    })
+    .await?;
+    for server in servers {
+        server.abort();
+    }
+    has_no_failed_write(&running)
+}
+
 pub async fn another_replica_takes_over(fixture: &mut Fixture) -> Result<()> {
     let services = Services::new(fixture);
     let mut names = vec!["lb-a", "lb-b", "lb-c"];
     let mut replicas = Vec::new();
-    for name in &names {
-        replicas.push(start(fixture, name, json!({})).await?);
+    for (name, address) in names.iter().zip(["127.0.0.2", "127.0.0.3", "127.0.0.4"]) {
+        let settings = json!({"bindAddresses": [address]});
+        replicas.push(start(fixture, name, settings).await?);
     }
     services
         .create("lb-first", &[(91, "TCP")], json!({}))

@@ -175,6 +175,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         desk::proxy_fails_no_read_when_an_api_server_is_killed,
         loadbalancer::status_follows_the_services,
         loadbalancer::local_policy_follows_the_endpoints,
+        loadbalancer::listeners_carry_tcp_and_udp,
         loadbalancer::another_replica_takes_over,
         loadbalancer::deleted_services_go_away,
         deployed::api_accepts_the_manifests,

@@ -1,7 +1,7 @@
 //! A network namespace for the pods and nodes of a test.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -168,15 +168,38 @@ impl Namespace {
     /// # Errors
     /// Returns an error if the address is in use.
     pub fn bind(&self, address: SocketAddr) -> Result<TcpListener> {
-        let namespace = File::open(format!("/run/netns/{}", self.name))?;
-        let bound = std::thread::spawn(move || -> Result<TcpListener> {
-            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        self.enter(move || {
             let listener = TcpListener::bind(address)
                 .with_context(|| format!("cannot listen on {address}"))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
+        })
+    }
+
+    /// As [`Self::bind`], for UDP.
+    ///
+    /// # Errors
+    /// Returns an error if the address is in use.
+    pub fn bind_udp(&self, address: SocketAddr) -> Result<UdpSocket> {
+        self.enter(move || {
+            let socket =
+                UdpSocket::bind(address).with_context(|| format!("cannot bind {address}"))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+    }
+
+    /// Runs a function on a thread in the namespace.
+    fn enter<T: Send + 'static>(
+        &self,
+        run: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let namespace = File::open(format!("/run/netns/{}", self.name))?;
+        let entered = std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            run()
         });
-        bound
+        entered
             .join()
             .map_err(|_| anyhow::anyhow!("the thread in the namespace panicked"))?
     }
