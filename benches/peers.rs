@@ -8,8 +8,8 @@
 //! machine and its load.
 //!
 //! `make bench` runs it and writes `target/bench/report.md` and `target/bench/ratios.svg`. It needs
-//! root, Go, and the Debian packages haproxy, nginx, wrk and nghttp2-client. docs/performance.md
-//! describes the workloads. Environment variables:
+//! root, Go, and the Debian packages haproxy, nginx, libnginx-mod-stream, wrk and nghttp2-client.
+//! docs/performance.md describes the workloads. Environment variables:
 //!
 //! - `KUBE_BASTION_BASELINE`: path of another build of the bastion, measured in the same rounds.
 //! - `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (3): number of rounds, and seconds per load.
@@ -23,6 +23,8 @@ mod generators;
 mod http1;
 #[path = "peers/index.rs"]
 mod index;
+#[path = "peers/l4.rs"]
+mod l4;
 #[path = "peers/measure.rs"]
 mod measure;
 #[path = "peers/memory.rs"]
@@ -59,7 +61,7 @@ use peer::Peer;
 use settings::Settings;
 use stage::Stage;
 use statistics::Sample;
-use workloads::{Growth, Measure};
+use workloads::{Growth, HAPROXY, L4, Measure};
 
 fn main() -> Result<()> {
     // `cargo test --benches` runs it too, and must not measure.
@@ -142,6 +144,7 @@ struct Peers {
     to_api_server: Vec<Peer>,
     services: Vec<Peer>,
     endpoints: Vec<Peer>,
+    l4: Vec<Peer>,
 }
 
 impl Peers {
@@ -156,12 +159,21 @@ impl Peers {
                 Ok(Vec::new())
             }
         };
+        let is_l4 = settings
+            .workloads
+            .iter()
+            .any(|workload| matches!(workload.measure, Measure::L4(_)));
         Ok(Self {
             proxies: peer::start_all(stage, settings).await?,
             apiserver: peer::apiserver(stage).await?,
             to_api_server: peer::to_api_server(stage).await?,
             services: grown(Growth::Services).await?,
             endpoints: grown(Growth::Endpoints).await?,
+            l4: if is_l4 {
+                l4::peers(stage).await?
+            } else {
+                Vec::new()
+            },
         })
     }
 
@@ -170,10 +182,15 @@ impl Peers {
             Measure::PassThrough { .. } => &self.to_api_server,
             Measure::Index(Growth::Services) => &self.services,
             Measure::Index(Growth::Endpoints) => &self.endpoints,
+            Measure::L4(_) => &self.l4,
             _ => &self.proxies,
         };
         peers
             .iter()
+            .filter(move |peer| {
+                // HAProxy has no UDP.
+                peer.name != HAPROXY || !matches!(measure, Measure::L4(L4::Datagram))
+            })
             .chain(with_apiserver.then_some(&self.apiserver))
     }
 }

@@ -10,6 +10,9 @@ use anyhow::Result;
 use crate::stage::{BODY_BYTES, STALLED_BYTES};
 use crate::support::pki::Pair;
 
+/// Module of the Debian package libnginx-mod-stream.
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
 /// Writes the configuration of the backends: a small response, a large one, one that is larger
 /// than all buffers, and one after the complete body of the request.
 ///
@@ -163,6 +166,65 @@ backend b
         pem.display()
     );
     write(folder, &format!("haproxy-{port}.cfg"), &text)
+}
+
+/// Writes the configuration of HAProxy for the bytes of connections, with its default buffers.
+///
+/// # Errors
+/// Returns an error if the file cannot be written.
+pub fn haproxy_tcp(folder: &Path, port: u16, backends: &[SocketAddr]) -> Result<PathBuf> {
+    let servers: String = backends
+        .iter()
+        .enumerate()
+        .map(|(i, backend)| format!("  server s{i} {backend}\n"))
+        .collect();
+    let text = format!(
+        "global
+  nbthread 2
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 5m
+  timeout server 5m
+frontend f
+  bind 127.0.0.1:{port}
+  default_backend b
+backend b
+  balance roundrobin
+{servers}"
+    );
+    write(folder, &format!("haproxy-{port}.cfg"), &text)
+}
+
+/// Writes the configuration of nginx for TCP and UDP.
+///
+/// # Errors
+/// Returns an error if the file cannot be written.
+pub fn nginx_stream(
+    folder: &Path,
+    port: u16,
+    tcp: &[SocketAddr],
+    udp: &[SocketAddr],
+) -> Result<PathBuf> {
+    let servers = |backends: &[SocketAddr]| -> String {
+        let servers = backends.iter().map(|backend| format!("server {backend}; "));
+        servers.collect()
+    };
+    let (tcp, udp) = (servers(tcp), servers(udp));
+    let folder_name = folder.display();
+    let text = format!(
+        "daemon off; worker_processes 2; load_module {NGINX_STREAM};
+pid {folder_name}/nginx-{port}.pid; error_log /dev/null;
+events {{ worker_connections 4096; }}
+stream {{
+  upstream tcp {{ {tcp} }}
+  upstream udp {{ {udp} }}
+  server {{ listen 127.0.0.1:{port}; proxy_pass tcp; proxy_timeout 5m; }}
+  server {{ listen 127.0.0.1:{port} udp reuseport; proxy_pass udp; proxy_timeout 2m; }}
+}}
+"
+    );
+    write(folder, &format!("nginx-{port}.conf"), &text)
 }
 
 /// Writes a file and returns its path.

@@ -136,7 +136,14 @@ fn wait_until(time: Instant) {
     std::thread::sleep(time.saturating_duration_since(Instant::now()));
 }
 
-fn in_threads<T: Send>(count: usize, run: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+/// Runs a function in threads, and returns the results of all.
+///
+/// # Errors
+/// Returns the error of one of them.
+pub fn in_threads<T: Send>(
+    count: usize,
+    run: impl Fn(usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
     std::thread::scope(|scope| {
         let run = &run;
         let threads: Vec<_> = (0..count)

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use crate::generators::{Target, at_fixed_rate, handshakes, transfer_bodies};
 use crate::http1::head;
 use crate::index;
+use crate::l4;
 use crate::peer::Peer;
 use crate::process::CpuTime;
 use crate::stage::{BODY_BYTES, LARGE, SMALL, Stage, UPLOAD};
@@ -83,6 +84,7 @@ pub fn measure(stage: &Stage, peer: &Peer, what: Measure, seconds: u64) -> Resul
             })
         }
         Measure::Index(growth) => grown(stage, peer, growth, seconds),
+        Measure::L4(what) => l4::measure(peer, what, duration),
         Measure::Memory(_) => anyhow::bail!("memory is measured for all peers together"),
     }
 }

@@ -94,7 +94,11 @@ pub async fn to_api_server(stage: &Stage) -> Result<Vec<Peer>> {
     Ok(peers)
 }
 
-fn bastion(stage: &Stage, name: &'static str, binary: &Path, more: &[&str]) -> Result<Peer> {
+/// Starts the bastion.
+///
+/// # Errors
+/// Returns an error if it does not start.
+pub fn bastion(stage: &Stage, name: &'static str, binary: &Path, more: &[&str]) -> Result<Peer> {
     let mut command = Command::new(binary);
     command
         .arg("serve")
@@ -131,7 +135,8 @@ fn nginx(stage: &Stage) -> Result<Peer> {
     Ok(plain_peer(NGINX, port, server))
 }
 
-fn plain_peer(name: &'static str, port: u16, server: Server) -> Peer {
+/// Returns a peer on a port of loopback that adds no prefix to paths.
+pub fn plain_peer(name: &'static str, port: u16, server: Server) -> Peer {
     Peer {
         name,
         address: SocketAddr::from(([127, 0, 0, 1], port)),

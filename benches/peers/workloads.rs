@@ -34,6 +34,8 @@ pub enum Measure {
     },
     /// CPU time per small request of bastions with indexes of different sizes.
     Index(Growth),
+    /// CPU time of a load balancer for TCP and UDP.
+    L4(L4),
 }
 
 impl Measure {
@@ -47,7 +49,9 @@ impl Measure {
             Self::Small { .. } | Self::PassThrough { .. } | Self::Body(_) | Self::Index(_) => {
                 "CPU µs/request"
             }
-            Self::Handshake { .. } => "CPU µs/connection",
+            Self::Handshake { .. } | Self::L4(L4::Connection) => "CPU µs/connection",
+            Self::L4(L4::Transfer) => "CPU µs/10 MiB",
+            Self::L4(L4::Datagram) => "CPU µs/datagram and answer",
             Self::Latency(_) => "p99 µs",
             Self::Memory(_) => "KiB/connection",
         }
@@ -57,6 +61,8 @@ impl Measure {
     pub fn reference(self) -> &'static str {
         match self {
             Self::Index(_) => SMALL_INDEX,
+            // HAProxy has no UDP.
+            Self::L4(L4::Datagram) => NGINX,
             _ => HAPROXY,
         }
     }
@@ -98,6 +104,16 @@ pub enum Growth {
     Endpoints,
 }
 
+/// Unit of what a load balancer passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum L4 {
+    /// 10 MiB on an open connection.
+    Transfer,
+    /// Connection with a small request.
+    Connection,
+    Datagram,
+}
+
 /// Upper limit for the subject of a workload.
 #[derive(Clone, Copy, Debug)]
 pub enum Goal {
@@ -121,7 +137,7 @@ pub const MANY_ENDPOINTS: &str = "10 services, 5,000";
 /// with both.
 pub const APISERVER_GOAL: f64 = 25.0;
 
-pub const WORKLOADS: [Workload; 15] = [
+pub const WORKLOADS: [Workload; 18] = [
     Workload {
         title: "HTTP/1.1 small, 64 connections",
         measure: Measure::Small {
@@ -230,6 +246,24 @@ pub const WORKLOADS: [Workload; 15] = [
         title: "index of 5,000 endpoints",
         measure: Measure::Index(Growth::Endpoints),
         goal: Goal::Ratio(1.05),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "L4: TCP transfer of 10 MiB",
+        measure: Measure::L4(L4::Transfer),
+        goal: Goal::Ratio(1.0),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "L4: new TCP connection",
+        measure: Measure::L4(L4::Connection),
+        goal: Goal::Ratio(1.0),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "L4: UDP datagram and its answer",
+        measure: Measure::L4(L4::Datagram),
+        goal: Goal::Ratio(1.0),
         with_apiserver: false,
     },
 ];
