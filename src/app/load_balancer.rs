@@ -36,8 +36,9 @@ pub(super) struct Served {
 
 impl LoadBalancer {
     /// Starts the task that binds the listeners. `own` are the addresses that the dialer rejects.
-    pub fn bind(&self, own: &OwnAddresses, supervisor: &mut Supervisor) -> Served {
-        let binder = Binder::new(self.listeners.clone(), self.failures.clone(), own.clone());
+    pub fn bind(&self, own: &OwnAddresses, drain: &Drain, supervisor: &mut Supervisor) -> Served {
+        let (listeners, failures) = (self.listeners.clone(), self.failures.clone());
+        let binder = Binder::new(listeners, failures, own.clone(), drain.clone());
         let served = Served {
             bound: binder.bound(),
             own_udp: binder.own_udp(),

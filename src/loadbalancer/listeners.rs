@@ -90,8 +90,8 @@ impl SpecCell {
 }
 
 impl DataPath {
-    /// Serves the listeners until the drain begins. Then TCP listeners are closed, and their
-    /// connections continue; UDP listeners are served until the worker ends.
+    /// Serves the listeners until the end of the drain. Connections continue in their tasks when
+    /// their listener is closed.
     pub async fn run(self) {
         let (worker, workers) = self.worker;
         let mut bound = self.bound.clone();
@@ -128,19 +128,13 @@ impl DataPath {
                 }
             }
             tokio::select! {
-                () = path.drain.begun() => break,
+                () = path.drain.forced() => return,
                 changed = bound.changed() => if changed.is_err() {
-                    // The process is shutting down.
-                    break;
+                    // The process ends.
+                    return path.drain.forced().await;
                 },
             }
         }
-        for (key, serving) in &serving {
-            if key.protocol == Protocol::Tcp {
-                serving.task.abort();
-            }
-        }
-        path.drain.forced().await;
     }
 
     fn start(

@@ -9,6 +9,7 @@ use std::time::Duration;
 use socket2::{Domain, Type};
 use tokio::sync::watch;
 
+use crate::drain::Drain;
 use crate::forward::OwnAddresses;
 use crate::loadbalancer::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
 
@@ -50,6 +51,7 @@ pub struct Binder {
     /// Own addresses of the dialer and of the data path for UDP.
     own_tcp: OwnAddresses,
     own_udp: OwnAddresses,
+    drain: Drain,
 }
 
 impl Binder {
@@ -58,6 +60,7 @@ impl Binder {
         wanted: watch::Receiver<Arc<Listeners>>,
         failures: watch::Sender<Arc<BindFailures>>,
         own_tcp: OwnAddresses,
+        drain: Drain,
     ) -> Arc<Self> {
         Arc::new(Self {
             wanted,
@@ -65,6 +68,7 @@ impl Binder {
             bound: watch::Sender::default(),
             own_tcp,
             own_udp: OwnAddresses::default(),
+            drain,
         })
     }
 
@@ -78,21 +82,36 @@ impl Binder {
         self.own_udp.clone()
     }
 
-    /// Follows the wanted listeners.
+    /// Follows the wanted listeners until the drain begins. Then TCP ports are closed; those of UDP
+    /// are served until the process ends, because their clients have no connection to lose.
     pub async fn run(self: Arc<Self>) {
+        tokio::select! {
+            biased;
+            () = self.drain.begun() => {}
+            () = self.follow() => {}
+        }
+        self.bound.send_modify(|bound| {
+            let mut open = BoundListeners::clone(bound);
+            open.retain(|key, _| key.protocol == Protocol::Udp);
+            *bound = Arc::new(open);
+        });
+        std::future::pending().await
+    }
+
+    async fn follow(&self) {
         let mut wanted = self.wanted.clone();
         let mut attempts = 0;
         loop {
             let listeners = Arc::clone(&wanted.borrow_and_update());
             let failures = self.apply(&listeners);
             attempts += 1;
-            let retry = if failures.is_empty() || attempts > FIRST_ATTEMPTS {
+            let failing = !failures.is_empty();
+            let retry = if failing && attempts <= FIRST_ATTEMPTS {
+                FIRST_RETRY
+            } else {
                 self.report(failures);
                 RETRY
-            } else {
-                FIRST_RETRY
             };
-            let failing = attempts <= FIRST_ATTEMPTS || !self.failures.borrow().is_empty();
             tokio::select! {
                 changed = wanted.changed() => {
                     if changed.is_err() {

@@ -17,6 +17,7 @@ use super::{DataPath, SpecCell};
 use crate::client_connection::{ConnectionPermits, configure_socket};
 use crate::http::{Stream, Upgraded, UpgradedConnection};
 use crate::loadbalancer::{ListenerKey, ListenerSpec};
+use crate::model::Endpoint;
 use crate::telemetry::LogLimit;
 use crate::tunnel::Relay;
 
@@ -98,7 +99,7 @@ impl DataPath {
         // Fails if the client has reset the connection, which the first read reports too.
         let _ = configure_socket(&client.stream);
         // Boxed, because it is large and the connection is long.
-        let Some(endpoint) = Box::pin(self.connect(&client)).await else {
+        let Some((endpoint, dialed)) = Box::pin(self.connect(&client)).await else {
             reset(&client.stream);
             return;
         };
@@ -132,6 +133,7 @@ impl DataPath {
         tracing::debug!(
             %listener,
             client = %address,
+            endpoint = %dialed.address,
             service = %format_args!("{}/{}", spec.namespace, spec.service),
             received = received.get(),
             sent = sent.get(),
@@ -142,7 +144,7 @@ impl DataPath {
     }
 
     /// Connects to an endpoint. `None` if there is none, or none accepts.
-    async fn connect(&self, client: &Client) -> Option<Stream> {
+    async fn connect(&self, client: &Client) -> Option<(Stream, Endpoint)> {
         let Client {
             listener,
             address,
@@ -174,9 +176,8 @@ impl DataPath {
                 return None;
             }
         };
-        if spec.client_affinity.is_some()
-            && let Some(dialed) = &dialed
-        {
+        let dialed = dialed?;
+        if spec.client_affinity.is_some() {
             self.affinity
                 .record(*listener, ip, dialed.address, Instant::now());
         }
@@ -190,7 +191,7 @@ impl DataPath {
                 return None;
             }
         }
-        Some(endpoint)
+        Some((endpoint, dialed))
     }
 }
 

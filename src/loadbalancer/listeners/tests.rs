@@ -145,6 +145,42 @@ fn removed_listener_keeps_its_connections() {
 }
 
 #[test]
+fn client_over_its_share_is_reset() {
+    run(async {
+        let mut bed = Bed::with_share(Some(1));
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        bed.publish("web", &endpoints);
+        let key = bed.serve(Protocol::Tcp, spec("web")).await;
+        let mut client = bed.connect(key).await;
+        assert_eq!(read_name(&mut client).await, "127.0.0.2");
+        assert!(bed.is_reset(key).await);
+        bed.wait_for(r#"connections_accepted_total{result="client_share"} 1"#)
+            .await;
+        drop(client);
+        bed.wait_for_name(key).await;
+    });
+}
+
+#[test]
+fn drain_closes_listeners_and_its_end_resets_connections() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        bed.publish("web", &endpoints);
+        let key = bed.serve(Protocol::Tcp, spec("web")).await;
+        let mut client = bed.connect(key).await;
+        assert_eq!(read_name(&mut client).await, "127.0.0.2");
+        bed.drain.begin();
+        bed.wait_until_closed(key).await;
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'x');
+        bed.drain.force();
+        let error = client.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
 fn affinity_keeps_the_endpoint_of_a_client() {
     run(async {
         let mut bed = Bed::start();

@@ -72,11 +72,16 @@ pub struct Bed {
     wanted: watch::Sender<Arc<Listeners>>,
     pub failures: watch::Receiver<Arc<BindFailures>>,
     registry: Registry,
-    _drain: Drain,
+    pub drain: Drain,
 }
 
 impl Bed {
     pub fn start() -> Self {
+        Self::with_share(None)
+    }
+
+    /// Limits the connections of a client address.
+    pub fn with_share(share: Option<usize>) -> Self {
         let policy = AddressPolicy {
             allow_loopback: true,
         };
@@ -104,8 +109,8 @@ impl Bed {
         let wanted = watch::Sender::<Arc<Listeners>>::default();
         let reported = watch::Sender::<Arc<BindFailures>>::default();
         let failures = reported.subscribe();
-        let binder = Binder::new(wanted.subscribe(), reported, own);
         let drain = Drain::default();
+        let binder = Binder::new(wanted.subscribe(), reported, own, drain.clone());
         let path = DataPath {
             bound: binder.bound(),
             cluster,
@@ -114,7 +119,7 @@ impl Bed {
             own_udp: binder.own_udp(),
             limits: ListenerLimits {
                 connections: None,
-                clients: None,
+                clients: share.map(ClientShares::new),
                 flows: ListenerLimits::DEFAULT_FLOWS,
             },
             metrics: metrics.load_balancer.clone(),
@@ -129,7 +134,7 @@ impl Bed {
             wanted,
             failures,
             registry,
-            _drain: drain,
+            drain,
         }
     }
 
