@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -33,14 +32,12 @@ const DATAGRAM: usize = 200;
 /// # Errors
 /// Returns an error if one of them does not reach the backends.
 pub async fn peers(stage: &Stage) -> Result<Vec<Peer>> {
-    let mut echoing = Vec::new();
     let mut echoes = Vec::new();
     for backend in &stage.backends {
         let address = SocketAddr::new(backend.ip(), ECHO_PORT);
-        echoing.push(echo(stage.namespace.bind_udp(address)?));
+        echo(stage.namespace.bind_udp(address)?)?;
         echoes.push(address);
     }
-    drop(echoing);
     let port = free_port()?;
     stage
         .objects
@@ -83,14 +80,15 @@ pub async fn peers(stage: &Stage) -> Result<Vec<Peer>> {
 }
 
 /// Echoes datagrams for the rest of the run.
-fn echo(socket: UdpSocket) -> JoinHandle<()> {
+fn echo(socket: UdpSocket) -> Result<()> {
+    socket.set_nonblocking(false)?;
     std::thread::spawn(move || {
         let mut buffer = [0; 2048];
-        let _ = socket.set_nonblocking(false);
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let _ = socket.send_to(&buffer[..length], from);
         }
-    })
+    });
+    Ok(())
 }
 
 /// Measures one peer.
