@@ -50,14 +50,18 @@ impl Report {
         }
     }
 
+    /// Prints that a connection has arrived, unless a command uses the terminal.
+    pub fn connection(&self, port: u16) {
+        if self.lines == Lines::Stdout {
+            self.line(&format!("Handling connection for {port}"));
+        }
+    }
+
     /// Prints a line that kubectl prints.
     pub fn line(&self, text: &str) {
         match self.lines {
-            // Fails if the output is closed, which is no reason to end the forwards.
-            Lines::Stdout if self.shown.get() == 0 => {
-                let _ = writeln!(std::io::stdout(), "{text}");
-            }
             Lines::Stdout => self.above(|| {
+                // Fails if the output is closed, which is no reason to end the forwards.
                 let _ = writeln!(std::io::stdout(), "{text}");
             }),
             Lines::Stderr => self.print(text),

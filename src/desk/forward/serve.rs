@@ -80,7 +80,7 @@ async fn accept(
 
 /// Relays one connection. A failure resets it.
 async fn handle(stream: TcpStream, forward: &Forward, report: &Report) {
-    report.line(&format!("Handling connection for {}", forward.local_port));
+    report.connection(forward.local_port);
     // Fails if the client has left, which the first read reports, too.
     let _ = configure_socket(&stream);
     let client = Client::new(stream);
