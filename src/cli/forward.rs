@@ -49,9 +49,6 @@ enum Output {
 
 #[derive(Clone, Debug, Args)]
 #[command(after_help = HELP)]
-#[command(
-    override_usage = "kube-bastion forward [OPTIONS] [TYPE/]NAME [LOCAL:]REMOTE... [-- COMMAND...]"
-)]
 pub(super) struct Options {
     /// Targets, each with its ports behind it
     #[arg(value_name = "TARGET PORT", required_unless_present = "file")]
