@@ -17,6 +17,7 @@ pub mod load;
 pub mod net;
 pub mod objects;
 pub mod pki;
+pub mod postgres;
 pub mod process;
 pub mod program;
 pub mod raw;

@@ -1,77 +1,19 @@
 //! Databases through `kube-bastion forward`, with their own clients.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
-use tempfile::TempDir;
 
 use super::forward::{account, forward};
 use crate::fixture::{Fixture, SHOP};
-use crate::support::program::{Program, command_in_namespace, find_program};
+use crate::support::postgres::Postgres;
+use crate::support::program::find_program;
 use crate::support::streaming_kubelet::StreamingKubelet;
 
 /// Last byte of the address of the pod.
 const LAST: u8 = 36;
-/// `PostgreSQL` does not run as root.
-const NOBODY: u32 = 65534;
-
-/// Running server. Dropping it kills the process.
-struct Postgres {
-    _program: Program,
-    _folder: TempDir,
-}
-
-/// Returns a command of `PostgreSQL` that runs without privileges. Debian has its servers outside
-/// of the `PATH`.
-fn unprivileged(fixture: &Fixture, name: &str) -> Result<Command> {
-    let help = "on Debian, apt-get install postgresql";
-    let program = find_program(&[name], help).or_else(|error| {
-        let versions = std::fs::read_dir("/usr/lib/postgresql").map_err(|_| error)?;
-        let programs =
-            versions.filter_map(|version| Some(version.ok()?.path().join("bin").join(name)));
-        let mut programs = programs.filter(|program| program.is_file());
-        programs.next().context(help)
-    })?;
-    let setpriv = find_program(&["setpriv"], "on Debian, apt-get install util-linux")?;
-    let mut command = command_in_namespace(&fixture.namespace, &setpriv);
-    command
-        .args([&*format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}")])
-        .arg("--clear-groups")
-        .arg(program);
-    Ok(command)
-}
-
-impl Postgres {
-    async fn start(fixture: &Fixture) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let data = folder.path().join("data");
-        std::fs::create_dir(&data)?;
-        for path in [folder.path(), &data] {
-            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY))?;
-        }
-        let output = unprivileged(fixture, "initdb")?
-            .args(["--auth=trust", "--username=postgres", "--no-sync", "-D"])
-            .arg(&data)
-            .current_dir(folder.path())
-            .output()?;
-        ensure!(output.status.success(), "{output:?}");
-        let address = fixture.namespace.address(LAST).to_string();
-        std::fs::write(data.join("pg_hba.conf"), "host all all 0.0.0.0/0 trust\n")?;
-        let mut command = unprivileged(fixture, "postgres")?;
-        command
-            .args(["-h", &address, "-c", "unix_socket_directories=", "-D"])
-            .arg(&data)
-            .current_dir(folder.path());
-        let mut program = Program::start(&mut command)?;
-        program.wait_for_line("ready to accept connections").await?;
-        Ok(Self {
-            _program: program,
-            _folder: folder,
-        })
-    }
-}
 
 /// Runs a command of a shell with the local port of the database in `$FORWARD_PORT_1`.
 fn run(kubeconfig: &Path, script: &str) -> Result<Output> {
@@ -89,8 +31,8 @@ pub async fn psql_works_through_forward(fixture: &mut Fixture) -> Result<()> {
     let psql = format!("PGPORT=$FORWARD_PORT_1 {}", psql.display());
     let kubelet =
         StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;
-    let _postgres = Postgres::start(fixture).await?;
     let address = fixture.namespace.address(LAST);
+    let postgres = Postgres::start(&fixture.namespace, address, &fixture.serving).await?;
     let ports = json!([{"name": "postgres", "containerPort": 5432}]);
     let labels = json!({"app": "db"});
     fixture.objects.pod("db-0", labels, address, ports).await?;
@@ -126,5 +68,5 @@ pub async fn psql_works_through_forward(fixture: &mut Fixture) -> Result<()> {
             "{error}"
         );
     }
-    Ok(())
+    postgres.stop().await
 }

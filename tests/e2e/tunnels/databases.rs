@@ -3,16 +3,18 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use tokio::net::TcpStream;
 
-use super::servers::{POSTGRES_PORT, Postgres, REDIS_PORT, publish, redis};
+use super::servers::{REDIS_PORT, publish, redis};
 use super::{account, client};
 use crate::fixture::{Fixture, SHOP, bastion};
+use crate::support::cluster::KubeconfigUser;
 use crate::support::connect::{TunnelClient, TunnelPort, Version};
 use crate::support::eventually;
 use crate::support::pki::Ca;
+use crate::support::postgres::{POSTGRES_PORT, Postgres};
 use crate::support::program::{Program, find_program};
 
 /// Last octets of the pods' addresses.
@@ -48,24 +50,24 @@ async fn query(address: SocketAddr, settings: &str, sql: &str) -> Result<String>
 }
 
 pub async fn databases_work_through_tunnels(fixture: &mut Fixture) -> Result<()> {
-    let token = account(fixture, "databases").await?;
+    let token = account(fixture, "databases-user").await?;
     let folder = tempfile::tempdir()?;
     let ca = Ca::new(folder.path(), "databases-ca")?;
-    let host = format!("db.{SHOP}.svc");
-    let tls = ca.server(folder.path(), "db", &[&host])?;
+    let host = format!("postgres.{SHOP}.svc");
+    let tls = ca.server(folder.path(), "postgres", &[&host])?;
     let (db, cache) = (
         fixture.namespace.address(DB),
         fixture.namespace.address(CACHE),
     );
     let postgres = Postgres::start(&fixture.namespace, db, &tls).await?;
     let _redis = redis(&fixture.namespace, cache).await?;
-    publish(fixture, "db", (POSTGRES_PORT, "TCP"), &[db]).await?;
-    publish(fixture, "cache", (REDIS_PORT, "TCP"), &[cache]).await?;
+    publish(fixture, "postgres", (POSTGRES_PORT, "TCP"), &[db]).await?;
+    publish(fixture, "redis", (REDIS_PORT, "TCP"), &[cache]).await?;
 
     for version in [Version::Http1, Version::Http2] {
         let client = client(fixture, &fixture.bastion, &token, version);
         let db = port(&client, &format!("{host}:{POSTGRES_PORT}")).await?;
-        let cache = port(&client, &format!("cache.{SHOP}.svc:{REDIS_PORT}")).await?;
+        let cache = port(&client, &format!("redis.{SHOP}.svc:{REDIS_PORT}")).await?;
         let of_postgres = async {
             ensure!(query(db.address, "", "select 6 * 7").await? == "42");
             let long = query(db.address, "", "select repeat('x', 3000000)").await?;
@@ -83,7 +85,48 @@ pub async fn databases_work_through_tunnels(fixture: &mut Fixture) -> Result<()>
             ensure!(port.failures().is_empty(), "{:?}", port.failures());
         }
     }
+    let mut forward = forward(
+        fixture,
+        &token,
+        &["svc/postgres", ":5432", "svc/redis", ":6379"],
+    )?;
+    let ports = local_ports(&mut forward).await?;
+    let [db, cache] = ports[..] else {
+        bail!("two ports: {ports:?}");
+    };
+    tls_is_of_the_database(db, &host, &ca).await?;
+    failed_connect_leaves_session(db).await?;
+    redis_answers_and_publishes(cache).await?;
     postgres.stop().await
+}
+
+/// Returns `kube-bastion forward` through the shared bastion.
+fn forward(fixture: &Fixture, token: &str, arguments: &[&str]) -> Result<Program> {
+    let (cluster, server) = (
+        &fixture.cluster,
+        format!("https://{}", fixture.bastion.secure),
+    );
+    let user = KubeconfigUser::Token(token);
+    let kubeconfig = cluster.kubeconfig("databases", &server, &cluster.ca.file, &user)?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
+    command
+        .args(["forward", "--via", "bastion", "-n", SHOP, "-o", "json"])
+        .args(["--address", "127.0.0.1", "--kubeconfig"])
+        .arg(kubeconfig)
+        .args(arguments);
+    Program::start(&mut command)
+}
+
+/// Waits for the ports of `forward`.
+async fn local_ports(forward: &mut Program) -> Result<Vec<SocketAddr>> {
+    let line = forward.wait_for_line("\"forwards\"").await?;
+    let ports: serde_json::Value = serde_json::from_str(&line)?;
+    let ports = ports["forwards"].as_array().context("a list")?;
+    let ports = ports.iter().map(|entry| {
+        let port = entry["localPort"].as_u64().context("a port")?;
+        Ok(SocketAddr::from(([127, 0, 0, 1], port.try_into()?)))
+    });
+    ports.collect()
 }
 
 /// The client verifies the certificate of the database for the name of the service. A CA that did
@@ -175,7 +218,7 @@ impl Session {
             }
             with.push(line);
         }
-        anyhow::bail!("no session with {address}: {with:?}")
+        bail!("no session with {address}: {with:?}")
     }
 
     /// Sends a query and waits for a line of output.
@@ -209,18 +252,22 @@ pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixtur
     let mut holder = Session(Program::start(&mut psql(direct, "")?)?);
     let lock = "select 'locked', pg_advisory_lock(1)";
     holder.query(lock, "locked").await?;
-    // Both queries wait for the lock.
+    let by_fixture = client(fixture, &fixture.bastion, &token, Version::Http2);
+    let by_replica = client(fixture, &replica, &token, Version::Http2);
+    let by_fixture = port(&by_fixture, &authority).await?;
+    let by_replica = port(&by_replica, &authority).await?;
+    let mut forward = forward(fixture, &token, &["svc/orders", ":5432"])?;
+    let by_forward = local_ports(&mut forward).await?[0];
+    // All queries wait for the lock.
     let mut sessions = Vec::new();
-    for bastion in [&fixture.bastion, &replica] {
-        let client = client(fixture, bastion, &token, Version::Http2);
-        let port = port(&client, &authority).await?;
-        let mut session = Session::with(port.address, kept.address).await?;
+    for address in [by_fixture.address, by_forward, by_replica.address] {
+        let mut session = Session::with(address, kept.address).await?;
         session.send("select 'finished', pg_advisory_lock_shared(1)")?;
-        sessions.push((session, port));
+        sessions.push(session);
     }
     let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
-    eventually("both queries", async || {
-        Ok(query(direct, "", waiting).await? == "2")
+    eventually("three queries", async || {
+        Ok(query(direct, "", waiting).await? == "3")
     })
     .await?;
 
@@ -232,26 +279,20 @@ pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixtur
         Ok(TcpStream::connect(replica.secure).await.is_err())
     })
     .await?;
-    ensure!(query(direct, "", waiting).await? == "2", "a query ended");
+    ensure!(query(direct, "", waiting).await? == "3", "a query ended");
     holder
         .query("select 'unlocked', pg_advisory_unlock(1)", "unlocked")
         .await?;
-    for (session, port) in &mut sessions {
-        let finished = session.0.wait_for_line("finished").await;
-        finished.with_context(|| format!("{:?}", port.failures()))?;
+    for session in &mut sessions {
+        session.0.wait_for_line("finished").await?;
     }
 
     let ended = tokio::task::spawn_blocking(move || replica.wait()).await??;
     ensure!(ended.success(), "{ended}");
-    let mut sessions = sessions.into_iter();
-    let (mut first, _port) = sessions.next().context("a session")?;
-    first
-        .query("select 'answer ' || 6 * 7", "answer 42")
-        .await?;
-    let (mut second, _port) = sessions.next().context("a session")?;
-    second
-        .query("select 'answer ' || 6 * 7", "connection to server was lost")
-        .await?;
+    let lost = "connection to server was lost";
+    for (session, line) in sessions.iter_mut().zip(["answer 42", "answer 42", lost]) {
+        session.query("select 'answer ' || 6 * 7", line).await?;
+    }
     kept.stop().await
 }
 
