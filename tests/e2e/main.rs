@@ -160,6 +160,8 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         tunnels::host_name_reaches_its_pod,
         tunnels::databases_work_through_tunnels,
         tunnels::query_outlives_another_pod_and_another_bastion,
+        tunnels::dns_answers_through_udp_tunnels,
+        tunnels::http3_passes_through_udp_tunnels,
         desk::kubectl_reaches_containers_through_the_kubelet,
         desk::open_shows_sites_through_the_bastion_and_the_api_server,
         pass_through::kubectl_uses_the_bastion_as_its_server,

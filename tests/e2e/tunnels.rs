@@ -4,6 +4,7 @@ mod databases;
 mod faults;
 mod names;
 mod servers;
+mod udp;
 
 pub use databases::{
     databases_work_through_tunnels, query_outlives_another_pod_and_another_bastion,
@@ -13,6 +14,7 @@ pub use faults::{
     tunnels_open_without_the_api,
 };
 pub use names::host_name_reaches_its_pod;
+pub use udp::{dns_answers_through_udp_tunnels, http3_passes_through_udp_tunnels};
 
 use std::collections::BTreeMap;
 use std::process::Command;

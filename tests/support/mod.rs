@@ -9,6 +9,7 @@ pub mod bastion;
 pub mod client;
 pub mod cluster;
 pub mod connect;
+pub mod connect_udp;
 pub mod control_plane;
 pub mod fault_proxy;
 pub mod frames;

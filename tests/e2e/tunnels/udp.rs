@@ -1,0 +1,208 @@
+//! Tunnels of UDP: DNS with a client of the test, and HTTP/3 with libcurl.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+
+use super::servers::{DNS_PORT, dnsmasq, publish};
+use super::{account, client};
+use crate::fixture::{Fixture, SHOP};
+use crate::packages;
+use crate::support::connect::Version;
+use crate::support::connect_udp::UdpTunnel;
+use crate::support::eventually;
+use crate::support::program::{Program, command_in_namespace};
+
+/// Last octets of the pods' addresses.
+const DNS: [u8; 2] = [19, 20];
+const HTTP3: u8 = 24;
+const HTTP3_PORT: u16 = 443;
+
+/// Name that the DNS server knows, and its address.
+const NAME: &str = "printer.example.test";
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
+
+/// Time after which a query is repeated.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const VERSIONS: [Version; 2] = [Version::Http1, Version::Http2];
+
+async fn open(fixture: &Fixture, token: &str, version: Version, to: &str) -> Result<UdpTunnel> {
+    let (bastion, ca) = (fixture.bastion.secure, &fixture.cluster.ca.file);
+    UdpTunnel::open(bastion, ca, token, version, to).await
+}
+
+/// Returns a query for the IPv4 address of a name (RFC 1035 section 4.1).
+fn query(id: u16, name: &str) -> Vec<u8> {
+    const RECURSION_DESIRED: u16 = 0x0100;
+    let mut message = Vec::new();
+    // One question; no answers, authorities and additional records.
+    for field in [id, RECURSION_DESIRED, 1, 0, 0, 0] {
+        message.extend_from_slice(&field.to_be_bytes());
+    }
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).expect("a label is short"));
+        message.extend_from_slice(label.as_bytes());
+    }
+    // Type A, class IN.
+    message.extend_from_slice(&[0, 0, 1, 0, 1]);
+    message
+}
+
+/// Asks for the address of the known name.
+async fn ask(tunnel: &mut UdpTunnel, id: u16) -> Result<()> {
+    let query = query(id, NAME);
+    tunnel.send(&query).await?;
+    let answer = tunnel.receive().await?;
+    let count = answer.get(6..8).context("a header")?;
+    ensure!(
+        answer.starts_with(&id.to_be_bytes())
+            && count == [0, 1]
+            && answer.ends_with(&ADDRESS.octets()),
+        "{answer:?}"
+    );
+    Ok(())
+}
+
+pub async fn dns_answers_through_udp_tunnels(fixture: &mut Fixture) -> Result<()> {
+    let token = account(fixture, "resolver").await?;
+    let [first, second] = DNS.map(|last| fixture.namespace.address(last));
+    let server = dnsmasq(&fixture.namespace, first, NAME, ADDRESS).await?;
+    publish(fixture, "dns", (DNS_PORT, "UDP"), &[first]).await?;
+    let host = format!("dns.{SHOP}.svc");
+    let services = Api::<Service>::namespaced(fixture.cluster.client.clone(), SHOP);
+    let spec = services.get("dns").await?.spec;
+    let address = spec.and_then(|spec| spec.cluster_ip);
+    let address = address.context("the API server assigns an address")?;
+    eventually("an endpoint of dns", async || {
+        let tunnel = open(fixture, &token, Version::Http1, &format!("{host}/53")).await;
+        Ok(tunnel.is_ok())
+    })
+    .await?;
+    let mut tunnels = Vec::new();
+    for version in VERSIONS {
+        for target in [
+            format!("{host}/53"),
+            format!("{host}.cluster.local/53"),
+            format!("{address}/53"),
+            format!("dns-0.{SHOP}.pod/53"),
+            format!("{first}/53"),
+        ] {
+            let mut tunnel = open(fixture, &token, version, &target).await?;
+            for id in 0..3 {
+                let asked = ask(&mut tunnel, id).await;
+                asked.with_context(|| format!("{target} over {version:?}"))?;
+            }
+            tunnels.push(tunnel);
+        }
+        for (target, expected) in [
+            (format!("web.{SHOP}.svc/80"), "404"),
+            (format!("nobody.{SHOP}.svc/53"), "404"),
+            ("example.com/53".into(), "403"),
+            (format!("{host}/0"), "400"),
+        ] {
+            let opened = open(fixture, &token, version, &target).await;
+            let error = opened.err().context("no tunnel")?.to_string();
+            ensure!(error.contains(expected), "{target}: {error}");
+        }
+    }
+    // The port is for UDP only.
+    let tcp = client(fixture, &fixture.bastion, &token, Version::Http1);
+    let refused = tcp.open(&format!("{host}:53")).await;
+    let refused = refused.err().context("no tunnel")?.to_string();
+    ensure!(refused.contains("404"), "{refused}");
+
+    // A flow ends with its endpoint, and another one has the next endpoint.
+    drop(server);
+    for tunnel in &mut tunnels {
+        // The ICMP message that ends the flow may be lost: the system limits their rate.
+        eventually("the end of a flow", async || {
+            let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(tunnel, 7)).await;
+            Ok(asked.is_ok_and(|answer| answer.is_err()))
+        })
+        .await?;
+    }
+    let _server = dnsmasq(&fixture.namespace, second, NAME, ADDRESS).await?;
+    let (objects, labels) = (&fixture.objects, serde_json::json!({"app": "dns"}));
+    let ports = serde_json::json!([]);
+    objects.pod("dns-1", labels, second, ports).await?;
+    objects.delete_pod("dns-0").await?;
+    for version in VERSIONS {
+        eventually("an answer of the second pod", async || {
+            let mut tunnel = open(fixture, &token, version, &format!("{host}/53")).await?;
+            let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask(&mut tunnel, 9)).await;
+            Ok(answer.is_ok_and(|answer| answer.is_ok()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Returns a file of `tests/clients/tunnels`.
+fn file(name: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root.join("tests/clients/tunnels").join(name)
+}
+
+/// libcurl, which opens the UDP tunnel, and aioquic know nothing of the bastion.
+pub async fn http3_passes_through_udp_tunnels(fixture: &mut Fixture) -> Result<()> {
+    let token = account(fixture, "http3-user").await?;
+    let (packages, python) = (packages::pip("tunnels")?, packages::python()?);
+    let host = format!("http3.{SHOP}.svc");
+    let (cluster, address) = (&fixture.cluster, fixture.namespace.address(HTTP3));
+    let tls = cluster
+        .ca
+        .server(cluster.folder.path(), "http3", &[&host])?;
+    let mut command = command_in_namespace(&fixture.namespace, &python);
+    command
+        .arg(file("http3_server.py"))
+        .args([address.to_string(), HTTP3_PORT.to_string()])
+        .args([&tls.certificate, &tls.key])
+        .arg("http3-0")
+        .env("PYTHONPATH", &packages);
+    let mut server = Program::start(&mut command)?;
+    server.wait_for_line("listening").await?;
+    publish(fixture, "http3", (HTTP3_PORT, "UDP"), &[address]).await?;
+    eventually("an endpoint of http3", async || {
+        let target = format!("{host}/{HTTP3_PORT}");
+        Ok(open(fixture, &token, Version::Http1, &target).await.is_ok())
+    })
+    .await?;
+    let run = async |version: &str, token: &str, path: &str, bytes: usize| -> Result<String> {
+        let mut command = Command::new(&python);
+        command
+            .arg(file("http3_client.py"))
+            .arg(format!("https://{}", fixture.bastion.secure))
+            .arg(&cluster.ca.file)
+            .args([
+                version,
+                &format!("https://{host}{path}"),
+                &bytes.to_string(),
+            ])
+            .env("PYTHONPATH", &packages)
+            .env("TOKEN", token);
+        let mut client = Program::start(&mut command)?;
+        let _ = client.finish().await;
+        Ok(client.output().join("\n"))
+    };
+    for version in ["1.1", "2"] {
+        for (path, bytes, length) in [("/name", 0, 0), ("/large", 0, 1_000_000), ("/", 300_000, 0)]
+        {
+            let output = run(version, &token, path, bytes).await?;
+            let text = format!("http3-0 {path} after {bytes} bytes");
+            ensure!(
+                output.contains("response 200 over HTTP/3")
+                    && output.contains(&text)
+                    && output.lines().any(|line| line.len() >= length),
+                "{path} over {version}: {output}"
+            );
+        }
+        let output = run(version, "wrong", "/name", 0).await?;
+        ensure!(output.contains("407"), "{version}: {output}");
+    }
+    Ok(())
+}
