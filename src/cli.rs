@@ -272,10 +272,7 @@ mod tests {
                     continue;
                 };
                 let Some((_, values, part)) = INVALID.iter().find(|(of, ..)| kind == of) else {
-                    assert!(
-                        ["NAME", "LEVEL"].contains(&&**kind),
-                        "--{flag} <{kind}>"
-                    );
+                    assert!(["NAME", "LEVEL"].contains(&&**kind), "--{flag} <{kind}>");
                     continue;
                 };
                 for value in *values {

@@ -65,12 +65,6 @@ fn name_plugin(command: Command) -> Command {
         }
         None => command,
     };
-    // A usage of the command's own has the name already; clap inserts it into the others later.
-    let usage = command.clone().render_usage().to_string();
-    let command = match usage.strip_prefix("Usage: kube-bastion ") {
-        Some(usage) => command.override_usage(format!("kubectl bastion {usage}")),
-        None => command,
-    };
     command.mut_subcommands(name_plugin)
 }
 
