@@ -170,7 +170,7 @@ impl Proxy {
         let headers = &request.head.headers;
         let mut response = Box::pin(self.error_response(&error, &mut record, headers)).await;
         if connect::asks_for_tunnel(&request.head.target) {
-            respond::refuse_tunnel(&error, response.headers_mut());
+            connect::refusal::complete(&error, response.headers_mut());
         }
         reply(response, record, connection)
     }

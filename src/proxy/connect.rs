@@ -1,6 +1,8 @@
 //! Tunnels to services and pods: CONNECT (RFC 9110 section 9.3.6, RFC 9113 section 8.5), and
 //! CONNECT-UDP (RFC 9298) by an upgrade of HTTP/1.1 or an extended CONNECT of HTTP/2.
 
+pub(super) mod refusal;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,7 +1,7 @@
 //! Responses of the bastion itself: maps pipeline errors to the `Status` that kube-apiserver
 //! returns (CONFORMANCE chapter 10).
 
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::connect::ConnectError;
 use super::pass_through::UnprovenLimit;
@@ -14,12 +14,8 @@ use crate::http::DEFAULT_CACHE_CONTROL;
 use crate::model::Status;
 use crate::model::status::{Cause, CauseReason, OutputFormat};
 use crate::model::target::TargetError;
-use crate::model::tunnel::TunnelAddressError;
 use crate::resolve::{ResolveError, TunnelResolveError};
 use crate::review::{Rejection, ReviewFailure};
-
-/// RFC 9209.
-const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const YAML: HeaderValue = HeaderValue::from_static("application/yaml");
@@ -82,103 +78,6 @@ pub(super) fn error_response(
         _ => {}
     }
     response
-}
-
-/// Completes the response to a CONNECT that opens no tunnel: its connection ends, because what
-/// follows may be meant for the tunnel, and `Proxy-Status` has the cause for programs (RFC 9209).
-pub(super) fn refuse_tunnel(error: &ProxyError, headers: &mut HeaderMap) {
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    let status = match proxy_status(error) {
-        "" => "kube-bastion".to_owned(),
-        error => format!("kube-bastion; error={error}"),
-    };
-    if let Ok(status) = HeaderValue::try_from(status) {
-        headers.insert(PROXY_STATUS, status);
-    }
-}
-
-/// Returns the type of an error by RFC 9209 section 2.3; empty for those without one.
-fn proxy_status(error: &ProxyError) -> &'static str {
-    match error {
-        ProxyError::Malformed(_) | ProxyError::TooManyHeaders => "http_request_error",
-        ProxyError::Authenticate(AuthenticationError::Unauthenticated(_))
-        | ProxyError::ProxyUnauthenticated(_)
-        | ProxyError::Authorize(AuthorizationError::Forbidden(_)) => "http_request_denied",
-        ProxyError::Connect(error) => match error {
-            ConnectError::Disabled | ConnectError::UnknownAddress(_) => "http_request_denied",
-            ConnectError::Address(TunnelAddressError::Port(_))
-            | ConnectError::NotConnectUdp
-            | ConnectError::UdpPath => "http_request_error",
-            ConnectError::Address(TunnelAddressError::Outside(_)) => "destination_ip_prohibited",
-            ConnectError::TooMany => "connection_limit_reached",
-            ConnectError::Resolve(error) => match error {
-                TunnelResolveError::NotFound { .. }
-                | TunnelResolveError::NoPort { .. }
-                | TunnelResolveError::NoHostname { .. } => "destination_not_found",
-                TunnelResolveError::AddressNotAllowed | TunnelResolveError::HostNetwork { .. } => {
-                    "destination_ip_prohibited"
-                }
-                TunnelResolveError::PodEnded { .. }
-                | TunnelResolveError::NoAddress { .. }
-                | TunnelResolveError::NoEndpoints { .. } => "destination_unavailable",
-            },
-            ConnectError::Dial(errors) => match errors.last() {
-                Some(DialError::Timeout { .. }) => "connection_timeout",
-                Some(DialError::Connect { source, .. })
-                    if source.kind() == std::io::ErrorKind::ConnectionRefused =>
-                {
-                    "connection_refused"
-                }
-                Some(DialError::SelfCall { .. }) => "proxy_loop_detected",
-                _ => "destination_ip_unroutable",
-            },
-        },
-        _ => "proxy_internal_error",
-    }
-}
-
-/// Maps the reason why a tunnel is not opened.
-fn tunnel_status(error: &ConnectError) -> Status {
-    let message = error.to_string();
-    let with = |code| Status {
-        code,
-        reason: None,
-        message: message.clone(),
-        details: None,
-    };
-    match error {
-        ConnectError::Disabled => Status::method_not_allowed(),
-        ConnectError::Address(TunnelAddressError::Port(_))
-        | ConnectError::NotConnectUdp
-        | ConnectError::UdpPath => Status::bad_request(message),
-        ConnectError::Address(TunnelAddressError::Outside(_))
-        | ConnectError::UnknownAddress(_)
-        | ConnectError::Resolve(
-            TunnelResolveError::AddressNotAllowed | TunnelResolveError::HostNetwork { .. },
-        ) => Status {
-            // No object is named.
-            details: None,
-            ..Status::forbidden("", "", "", message)
-        },
-        ConnectError::TooMany => {
-            Status::too_many_requests(message).with_retry_after(REVIEW_RETRY_AFTER_SECONDS)
-        }
-        ConnectError::Resolve(TunnelResolveError::NotFound { resource, name }) => {
-            Status::object_not_found(*resource, name)
-        }
-        ConnectError::Resolve(
-            TunnelResolveError::NoPort { .. } | TunnelResolveError::NoHostname { .. },
-        ) => with(StatusCode::NOT_FOUND),
-        ConnectError::Resolve(
-            TunnelResolveError::PodEnded { .. }
-            | TunnelResolveError::NoAddress { .. }
-            | TunnelResolveError::NoEndpoints { .. },
-        ) => Status::service_unavailable(message),
-        ConnectError::Dial(errors) => match errors.last() {
-            Some(DialError::Timeout { .. }) => with(StatusCode::GATEWAY_TIMEOUT),
-            _ => with(StatusCode::BAD_GATEWAY),
-        },
-    }
 }
 
 /// Redirects (301) to the path with a trailing slash, so that relative links of the page resolve
@@ -437,7 +336,7 @@ fn status(error: &ProxyError) -> Status {
             | ForwardError::UnofferedUpgrade { .. }
             | ForwardError::InvalidAccept,
         ) => Status::internal(message()).without_reason(),
-        ProxyError::Connect(error) => tunnel_status(error),
+        ProxyError::Connect(error) => error.status(),
         ProxyError::PassThrough(error) => match error {
             PassThroughError::Certificate => Status::unauthorized().with_causes(vec![Cause {
                 reason: CauseReason::ClientCertificate,
