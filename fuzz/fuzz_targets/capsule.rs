@@ -14,7 +14,10 @@ use libfuzzer_sys::fuzz_target;
 enum Written<'a> {
     Datagram(&'a [u8]),
     /// Capsule of an unknown type, with a value of less than 64 bytes.
-    Unknown { kind: u8, value: &'a [u8] },
+    Unknown {
+        kind: u8,
+        value: &'a [u8],
+    },
 }
 
 #[derive(Arbitrary, Debug)]

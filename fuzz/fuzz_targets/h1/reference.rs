@@ -140,7 +140,16 @@ pub fn request(head: &[u8]) -> Option<Head> {
     if sorted.hosts.len() > 1 || (http11 && sorted.hosts.is_empty()) {
         return None;
     }
-    if sorted.hosts.iter().any(|host| !is_authority(host)) {
+    let connects = target.is_empty();
+    if sorted
+        .hosts
+        .iter()
+        .any(|host| !(is_authority(host) || connects && is_connect_authority(host)))
+    {
+        return None;
+    }
+    // RFC 9110 section 9.3.6.
+    if connects && (!sorted.codings.is_empty() || !sorted.lengths.is_empty()) {
         return None;
     }
     // RFC 9112 section 6.3, where every doubt is an error.
@@ -592,10 +601,7 @@ fn request_target(method: &[u8], target: &[u8]) -> Option<(Option<Vec<u8>>, Vec<
         return Some((None, origin_form(target)?));
     }
     if method == b"CONNECT" {
-        // A port is required (RFC 9112 section 3.2.3), and the codec does not: CONNECT is never
-        // forwarded.
-        return (!target.is_empty() && is_authority(target))
-            .then(|| (Some(target.to_vec()), Vec::new()));
+        return is_connect_authority(target).then(|| (Some(target.to_vec()), Vec::new()));
     }
     if target == b"*" {
         return (method == b"OPTIONS").then(|| (None, target.to_vec()));
@@ -668,6 +674,22 @@ pub fn is_authority(text: &[u8]) -> bool {
         Some(_) => false,
     };
     host_is_valid && port_is_valid
+}
+
+/// A host and a port (RFC 9112 section 3.2.3), which may be the name of one.
+fn is_connect_authority(text: &[u8]) -> bool {
+    let Some(colon) = text.iter().rposition(|byte| *byte == b':') else {
+        return false;
+    };
+    let (host, port) = (&text[..colon], &text[colon + 1..]);
+    let is_number = digits(port).is_some_and(|port| port <= 65_535) && port.len() <= 5;
+    let is_name = port.iter().any(u8::is_ascii_alphabetic)
+        && port
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+    // Without a colon of its own, outside of an address.
+    let is_host = host.ends_with(b"]") || !host.contains(&b':');
+    !host.is_empty() && is_host && is_authority(host) && (is_number || is_name)
 }
 
 fn is_reg_name(text: &[u8]) -> bool {
