@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::metrics::OpenGuard;
@@ -21,18 +20,23 @@ use crate::model::ClientAddress;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 9;
 
-/// Sets the socket options of a connection on either side.
+/// Sets the socket options of a connection on either side, or of a listener, from which its
+/// connections inherit them.
 ///
 /// # Errors
 /// An I/O error if the peer has already reset the connection.
-pub fn configure_socket(stream: &TcpStream) -> io::Result<()> {
+pub fn configure_socket<'s, S>(socket: &'s S) -> io::Result<()>
+where
+    SockRef<'s>: From<&'s S>,
+{
+    let socket = SockRef::from(socket);
     // With Nagle's algorithm a small message waits for the acknowledgement of the previous one.
-    stream.set_nodelay(true)?;
+    socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_INTERVAL)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// Number of open connections per client address, shared by all workers. Accessed when a connection

@@ -35,6 +35,11 @@ impl Upgraded {
         })
     }
 
+    /// Returns true for a TCP connection without TLS.
+    pub fn is_tcp(&self) -> bool {
+        matches!(self, Self::Http1(connection) if matches!(connection.stream, Stream::Plain(_)))
+    }
+
     /// Returns the next bytes without a copy. `None` in `Ready` is the end. Returns `None` if the
     /// bytes must be read into a buffer. The caller passes their number to [`Self::release`] once
     /// it has processed them.

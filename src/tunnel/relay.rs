@@ -75,8 +75,8 @@ impl Relay {
             down,
             ..
         } = self;
-        let upload = up.poll(context, client, endpoint, received);
-        let download = down.poll(context, endpoint, client, sent);
+        let upload = up.poll(context, client, endpoint, received, down.is_closed());
+        let download = down.poll(context, endpoint, client, sent, up.is_closed());
         if up.is_delivered() && down.is_delivered() {
             // Every byte has been passed on. A side that has closed its connection already can fail
             // the shutdown.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use socket2::{Domain, Type};
 use tokio::sync::watch;
 
+use crate::client_connection::configure_socket;
 use crate::drain::Drain;
 use crate::forward::OwnAddresses;
 use crate::loadbalancer::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
@@ -200,6 +201,8 @@ fn bind(key: ListenerKey) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     Ok(match key.protocol {
         Protocol::Tcp => {
+            // Five system calls fewer for each connection, which inherits them.
+            configure_socket(&socket)?;
             socket.listen(BACKLOG)?;
             Socket::Tcp(socket.into())
         }
@@ -221,5 +224,32 @@ fn reason(ListenerKey { address, port, .. }: ListenerKey, error: &io::Error) -> 
             "{address} is not an address of this machine; correct loadBalancer.bindAddresses"
         ),
         _ => format!("cannot bind port {port} of {address}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::SockRef;
+
+    #[test]
+    fn accepted_connections_inherit_keepalive_and_no_delay() {
+        let key = ListenerKey {
+            address: [127, 0, 0, 1].into(),
+            port: 0,
+            protocol: Protocol::Tcp,
+        };
+        let Socket::Tcp(listener) = bind(key).unwrap() else {
+            panic!("a TCP listener");
+        };
+        listener.set_nonblocking(false).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(
+            socket.tcp_keepalive_time().unwrap(),
+            Duration::from_secs(15)
+        );
     }
 }

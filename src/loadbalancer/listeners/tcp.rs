@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
 use super::{DataPath, SpecCell};
-use crate::client_connection::{ConnectionPermits, configure_socket};
+use crate::client_connection::ConnectionPermits;
 use crate::http::{Stream, Upgraded, UpgradedConnection};
 use crate::loadbalancer::{ListenerKey, ListenerSpec};
 use crate::model::Endpoint;
@@ -96,8 +96,6 @@ impl DataPath {
 
     async fn connection(self: Rc<Self>, client: Client, _permits: ConnectionPermits) {
         let _open = self.metrics.connections.enter();
-        // Fails if the client has reset the connection, which the first read reports too.
-        let _ = configure_socket(&client.stream);
         // Boxed, because it is large and the connection is long.
         let Some((endpoint, dialed)) = Box::pin(self.connect(&client)).await else {
             reset(&client.stream);

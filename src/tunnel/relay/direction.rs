@@ -74,13 +74,20 @@ impl Direction {
         self.state != State::Open && self.pending.is_empty()
     }
 
-    /// Passes bytes on, and then the end. `count` is increased by the bytes that are read.
+    /// Returns true if the receiver has got the end of the sender.
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// Passes bytes on, and then the end. `count` is increased by the bytes that are read. `is_last`
+    /// is true if the other direction is closed.
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
         from: &mut Upgraded,
         to: &mut Upgraded,
         count: &Cell<u64>,
+        is_last: bool,
     ) -> Poll<Result<(), Failure>> {
         for _ in 0..MAX_STEPS {
             ready!(self.poll_write_pending(context, from, to))?;
@@ -92,6 +99,11 @@ impl Direction {
                         }
                         return Poll::Pending;
                     }
+                }
+                // The receiver is dropped now, which sends FIN as a shutdown would.
+                State::Ended if is_last && to.is_tcp() => {
+                    self.state = State::Closed;
+                    return Poll::Ready(Ok(()));
                 }
                 State::Ended => {
                     // Closed even if this fails: there is no second shutdown.
