@@ -1,5 +1,6 @@
 //! The commands of the desk: what they share to reach a cluster from a user's machine.
 
+mod api;
 pub mod browser;
 pub mod client;
 pub mod connect;
@@ -25,4 +26,9 @@ pub use flags::ConnectionFlags;
 pub fn warn(message: impl Display) {
     // Fails if standard error is closed.
     let _ = writeln!(std::io::stderr(), "warning: {message}");
+}
+
+/// Replaces control characters of a text from the cluster, which a terminal would interpret.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }

@@ -29,7 +29,7 @@ use futures::future::join_all;
 use serde_json::json;
 
 use super::Context;
-use super::open::api::{Api, ApiError};
+use super::api::{Api, ApiError};
 use super::targets::{Kind, Protocol, probe};
 use crate::drain::Drain;
 use bastion::{TunnelError, Tunnels};

@@ -7,8 +7,6 @@
 //!                            └─ hosts of the targets, requests of other sites
 //! ```
 
-pub(super) mod api;
-pub(super) mod dial;
 mod handler;
 mod headers;
 mod hosts;
@@ -21,13 +19,14 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
-use super::targets::{Found, LookupError, Pods, ReadyPods, lookup, pods, probe, ready, reference};
+use super::api::{Api, ApiError};
+use super::targets::{
+    DialError, Found, LookupError, Pods, ReadyPods, lookup, pods, probe, ready, reference,
+};
 pub use super::targets::{Kind, Reference, ReferenceError};
-use super::{Context, browser, warn};
+use super::{Context, browser, printable, warn};
 use crate::drain::Drain;
 use crate::model::Scheme;
-use api::{Api, ApiError};
-use dial::DialError;
 use handler::SiteHandler;
 use hosts::{HostParts, Hosts, url};
 use listener::{ListenError, Listener};
@@ -247,11 +246,6 @@ async fn serve(listener: Listener, sites: Vec<Rc<Site>>, options: &Options, drai
         () = tokio::time::sleep(DRAIN_TIMEOUT) => {}
         () = drain.forced() => {}
     }
-}
-
-/// Replaces control characters of a text from the cluster, which a terminal would interpret.
-pub(super) fn printable(text: &str) -> String {
-    text.replace(char::is_control, " ")
 }
 
 fn host_parts(found: &Found) -> HostParts<'_> {

@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use crate::desk::open::api::{Api, ApiError, MAX_OBJECTS, escape};
-use crate::desk::open::dial::DialError;
+use crate::desk::api::{Api, ApiError, MAX_OBJECTS, escape};
+use crate::desk::targets::DialError;
 use crate::desk::targets::lookup::{list_path, object_path};
 use crate::desk::targets::pods::{self, NoPod};
 use crate::desk::targets::{Kind, Pods};

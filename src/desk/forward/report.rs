@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::relay::Traffic;
-use crate::desk::open::printable;
+use crate::desk::printable;
 
 /// Time between two messages of the same kind about a target.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::endpoints::{Endpoints, Source, TargetPort};
 use super::spec::{LocalPort, PortSpec, RemotePort, TargetSpec};
-use crate::desk::open::api::Api;
+use crate::desk::api::Api;
 use crate::desk::targets::{Kind, LookupError, Object, Port, Reference};
 use crate::model::dns::is_label;
 use crate::model::quote::GoQuoted;

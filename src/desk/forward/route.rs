@@ -8,8 +8,8 @@ use http::StatusCode;
 use super::bastion::{TunnelError, Tunnels};
 use super::endpoints::{Endpoints, TargetPort};
 use super::sessions::{Sessions, is_transient};
-use crate::desk::open::dial::DialError;
 use crate::desk::portforward::OpenError;
+use crate::desk::targets::DialError;
 use crate::http::Transport;
 
 /// Maximum number of pods that are tried for one connection.

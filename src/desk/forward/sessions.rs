@@ -7,9 +7,9 @@ use std::rc::Rc;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::desk::open::api::Api;
-use crate::desk::open::dial::DialError;
+use crate::desk::api::Api;
 use crate::desk::portforward::{self, PortStream, Session, StreamError};
+use crate::desk::targets::DialError;
 
 /// Maximum number of pods whose sessions stay open without a connection.
 const MAX_SESSIONS: usize = 16;

@@ -13,15 +13,15 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::api::Api;
-use super::dial::DialError;
 use super::pods;
 use super::ready::ReadyPods;
 use super::site::SiteError;
 use crate::apiservers::{ApiServers, Connect, Credential, ServerConfig};
+use crate::desk::api::Api;
 use crate::desk::client::{SendError, exchange, keep_sweeping, outgoing};
 use crate::desk::portforward::session::{PortStream, Session};
 use crate::desk::portforward::{self, OpenError};
+use crate::desk::targets::DialError;
 use crate::forward::{ApiError, ApiForwarder, ApiRequest, Upgrade, UpgradeOutcome, UpstreamBody};
 use crate::http::{Interim, RequestBody, RequestHead, Stream, Transport};
 use crate::model::error_chain;

@@ -7,17 +7,17 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
 
-use super::api::{Api, StatusMessage};
-use super::dial::DialError;
 use super::headers::{is_below, set, strip_prefix};
 use super::lookup::Found;
 use super::portforward::PodClient;
-use super::printable;
 use super::ready::ReadyPods;
 use super::reference::Kind;
 use crate::apiservers::RequestGuard;
+use crate::desk::api::{Api, StatusMessage};
 use crate::desk::client::{Login, Outgoing, SendError};
+use crate::desk::printable;
 use crate::desk::proxy::Body;
+use crate::desk::targets::DialError;
 use crate::forward::{ApiError, ConnectionError, Upgrade, UpgradeOutcome, UpstreamBody};
 use crate::http::{
     Interim, KUBE_BASTION_HOST, RequestBody, RequestHead, UpgradedConnection, remove_hop_by_hop,

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::pods;
 use super::ports::{self, Port, PortError, Protocol};
 use super::reference::{Kind, Reference};
-use crate::desk::open::api::{Api, ApiError, MAX_OBJECTS, escape};
+use crate::desk::api::{Api, ApiError, MAX_OBJECTS, escape};
 use crate::model::similar::similar;
 
 /// Object of the cluster with its ports and pods.

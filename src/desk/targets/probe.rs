@@ -2,8 +2,8 @@
 
 use http::{Method, StatusCode, header};
 
+use crate::desk::api::{Api, ApiError, StatusMessage, head};
 use crate::desk::client::SendError;
-use crate::desk::open::api::{Api, ApiError, StatusMessage, head};
 use crate::forward;
 use crate::http::RequestTarget;
 use crate::model::target::HOST_FORMS;

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use super::lookup::{Pods, list_path, object_path};
 use super::pods;
 use super::reference::Kind;
-use crate::desk::open::api::{Api, ApiError, MAX_OBJECTS, escape};
-use crate::desk::open::dial::DialError;
+use crate::desk::api::{Api, ApiError, MAX_OBJECTS, escape};
+use crate::desk::targets::DialError;
 
 /// Time for which a list of pods is used.
 const PODS_TTL: Duration = Duration::from_secs(2);

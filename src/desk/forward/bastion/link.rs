@@ -14,8 +14,8 @@ use tokio::time::{sleep, timeout};
 
 use super::stream::TunnelStream;
 use crate::apiservers::{Credential, ServerConfig};
-use crate::desk::open::api::StatusMessage;
-use crate::desk::open::printable;
+use crate::desk::api::StatusMessage;
+use crate::desk::printable;
 
 /// Maximum time of a connection with TLS and proxies, and of the handshake of HTTP/2.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);

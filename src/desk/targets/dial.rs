@@ -1,7 +1,7 @@
 //! Failures to connect to a pod.
 
-use super::api::ApiError;
 use super::pods::NoPod;
+use crate::desk::api::ApiError;
 use crate::desk::portforward::OpenError;
 use crate::desk::portforward::session::StreamError;
 
