@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,6 +11,9 @@ use tokio::net::TcpStream;
 
 use crate::support::net::PROXY_ENVIRONMENT;
 use crate::support::program::Program;
+
+/// Maximum time of a step, on a busy machine.
+const STEP_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Running command with its local ports.
 pub struct Forward {
@@ -114,9 +118,12 @@ current-context: x
 
 /// Sends a text and expects it back.
 pub async fn echo(stream: &mut TcpStream, text: &str) -> Result<()> {
-    stream.write_all(text.as_bytes()).await?;
     let mut answer = vec![0; text.len()];
-    stream.read_exact(&mut answer).await?;
+    within(async {
+        stream.write_all(text.as_bytes()).await?;
+        Ok(stream.read_exact(&mut answer).await?)
+    })
+    .await?;
     ensure!(answer == text.as_bytes(), "{answer:?}");
     Ok(())
 }
@@ -124,14 +131,21 @@ pub async fn echo(stream: &mut TcpStream, text: &str) -> Result<()> {
 /// Reads to the end of a connection.
 pub async fn read_to_end(stream: &mut TcpStream) -> Result<String> {
     let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
+    within(async { Ok(stream.read_to_string(&mut text).await?) }).await?;
     Ok(text)
+}
+
+/// Limits a step, so that a stall fails instead of hanging.
+pub async fn within<T>(step: impl Future<Output = Result<T>>) -> Result<T> {
+    let step = tokio::time::timeout(STEP_TIMEOUT, step);
+    step.await.context("no end of a step")?
 }
 
 /// Expects that a connection is reset.
 pub async fn expect_reset(stream: &mut TcpStream) -> Result<()> {
     let mut rest = Vec::new();
-    let error = stream.read_to_end(&mut rest).await.err();
+    let read = within(async { Ok(stream.read_to_end(&mut rest).await) }).await?;
+    let error = read.err();
     let error = error.with_context(|| format!("it ended after {rest:?}"))?;
     ensure!(
         error.kind() == std::io::ErrorKind::ConnectionReset,

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::forward_api_server::objects;
 use crate::forward_bastion::Bastion;
-use crate::forward_program::{Forward, echo, expect_reset, fail, read_to_end};
+use crate::forward_program::{Forward, echo, expect_reset, fail, read_to_end, within};
 use crate::support::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,10 +65,8 @@ async fn hundred_connections_transfer_at_once() -> Result<()> {
         ensure!(received == sent, "connection {number} differs");
         Ok(())
     };
-    for result in futures::future::join_all((0..100).map(transfer)).await {
-        result?;
-    }
-    Ok(())
+    let transfers = futures::future::try_join_all((0..100).map(transfer));
+    within(transfers).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
