@@ -233,11 +233,12 @@ async fn outlive_pod(
 struct Survived {
     parallel: bool,
     half_close: bool,
+    gibibyte: bool,
     reset: bool,
     refused: bool,
 }
 
-/// 100 connections at once, a half-close, a reset by the backend, and a port without a listener.
+/// 100 connections at once, a half-close, a transfer of 1 GiB, a reset by the backend, and a port without a listener.
 pub async fn forward_survives_what_ends_kubectl_port_forward(fixture: &mut Fixture) -> Result<()> {
     let kubelet =
         StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;
@@ -254,6 +255,7 @@ pub async fn forward_survives_what_ends_kubectl_port_forward(fixture: &mut Fixtu
         let all = Survived {
             parallel: true,
             half_close: true,
+            gibibyte: true,
             reset: true,
             refused: true,
         };
@@ -270,11 +272,28 @@ pub async fn forward_survives_what_ends_kubectl_port_forward(fixture: &mut Fixtu
     let expected = Survived {
         parallel: true,
         half_close: true,
+        gibibyte: true,
         reset: false,
         refused: false,
     };
     ensure!(survived == expected, "{survived:?}");
     Ok(())
+}
+
+/// Sends 1 GiB to the backend that counts. Returns true if it has received all.
+async fn send_gibibyte(forward: &Forward) -> Result<bool> {
+    const LENGTH: usize = 1 << 30;
+    let mut stream = forward.connect(1).await?;
+    let chunk = vec![7; 1 << 20];
+    for _ in 0..LENGTH / chunk.len() {
+        if stream.write_all(&chunk).await.is_err() {
+            return Ok(false);
+        }
+    }
+    stream.shutdown().await?;
+    let mut response = String::new();
+    let read = stream.read_to_string(&mut response).await;
+    Ok(read.is_ok() && response == format!("{LENGTH} bytes"))
 }
 
 /// Starts a program for each event, and finds out if it still forwards after it.
@@ -295,6 +314,7 @@ async fn survive(command: &impl Fn() -> Command) -> Result<Survived> {
     stream.shutdown().await?;
     let mut response = String::new();
     let half_close = stream.read_to_string(&mut response).await.is_ok() && response == "7 bytes";
+    let gibibyte = send_gibibyte(&forward).await?;
     let mut survived = Vec::new();
     for port in [2, 3] {
         let forward = start().await?;
@@ -313,6 +333,7 @@ async fn survive(command: &impl Fn() -> Command) -> Result<Survived> {
     Ok(Survived {
         parallel,
         half_close,
+        gibibyte,
         reset: survived[0],
         refused: survived[1],
     })
