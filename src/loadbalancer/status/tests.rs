@@ -241,18 +241,28 @@ fn removes_its_status_from_services_that_left() {
 
 #[test]
 fn leaves_foreign_services_alone() {
-    for metadata in [
-        json!({"finalizers": [FINALIZER]}),
-        json!({"finalizers": [FINALIZER], "deletionTimestamp": "2026-01-01T00:00:00Z"}),
+    let other = json!({"loadBalancerClass": "other.example/lb"});
+    // One that has left the class of another controller, which has not removed its finalizer yet.
+    let former = json!({"type": "ClusterIP", "loadBalancerClass": null});
+    for (spec, metadata) in [
+        (&other, json!({})),
+        (&other, json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})),
+        (&former, json!({})),
+        (
+            &former,
+            json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+        ),
     ] {
+        let mut metadata = metadata;
+        metadata["finalizers"] = json!([FINALIZER]);
         let foreign = service(&json!({
-            "spec": {"loadBalancerClass": "other.example/lb"},
+            "spec": spec,
             "metadata": metadata,
             "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}},
         }));
         for finalizer in [false, true] {
             let change = change(&foreign, None, &settings(finalizer), NOW);
-            assert_eq!(change, None, "{metadata}");
+            assert_eq!(change, None, "{spec} {metadata}");
         }
     }
 }
