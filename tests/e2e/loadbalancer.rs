@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Event, Service};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use crate::fixture::{Fixture, SHOP, bastion};
@@ -315,6 +315,32 @@ pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
         server.abort();
     }
     has_no_failed_write(&running)
+}
+
+pub async fn port_in_use_is_reported_until_it_is_free(fixture: &mut Fixture) -> Result<()> {
+    let services = Services::new(fixture);
+    let address = SocketAddr::from(([127, 0, 0, 6], 96));
+    let other = TcpListener::bind(address).await?;
+    let settings = json!({"bindAddresses": [address.ip()]});
+    let running = start(fixture, "lb-busy", settings).await?;
+    services
+        .create("lb-busy", &[(96, "TCP"), (97, "TCP")], json!({}))
+        .await?;
+    let status = services.reason("lb-busy", "BindFailed").await?;
+    let ports = &status["loadBalancer"]["ingress"][0]["ports"];
+    let expected = json!([
+        {"port": 96, "protocol": "TCP", "error": "kube-bastion.dev/BindFailed"},
+        {"port": 97, "protocol": "TCP"},
+    ]);
+    ensure!(*ports == expected, "{status:#}");
+    let message = condition(&status)["message"].to_string();
+    ensure!(message.contains("127.0.0.6:96/TCP"), "{message}");
+    events(fixture, "lb-busy", &["SyncLoadBalancerFailed"]).await?;
+    drop(other);
+    services.reason("lb-busy", "Ready").await?;
+    ensure!(get_plain(address, "/name").await?.0 == 200);
+    has_no_failed_write(&running)?;
+    services.delete("lb-busy").await
 }
 
 pub async fn another_replica_takes_over(fixture: &mut Fixture) -> Result<()> {
