@@ -58,7 +58,7 @@ pub(super) struct Shared {
     /// Load balancers whose connections begin with a header of the PROXY protocol.
     pub proxy_protocol: Networks,
     pub access: Option<Arc<AccessLog>>,
-    /// Listeners for Services of type LoadBalancer, if they are served.
+    /// Listeners for load balancers, if they are served.
     pub load_balancer: Option<Served>,
     pub drain: Drain,
 }

@@ -186,5 +186,6 @@ impl DataPath {
 fn home(key: &ListenerKey, workers: usize) -> usize {
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
-    (hasher.finish() % workers as u64) as usize
+    let worker = hasher.finish() % workers as u64;
+    usize::try_from(worker).unwrap_or_default()
 }

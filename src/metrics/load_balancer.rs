@@ -1,4 +1,4 @@
-//! Connections and datagrams of the listeners for Services of type LoadBalancer.
+//! Connections and datagrams of the listeners for Services of `type: LoadBalancer`.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;

@@ -167,8 +167,8 @@ impl UdpSocket {
         bytes: &[u8],
         size: usize,
     ) -> io::Result<()> {
-        let send = |bytes: &[u8], segment_size: Option<usize>| {
-            let transmit = Transmit {
+        let transmit = |bytes: &[u8], segment_size: Option<usize>| {
+            let datagrams = Transmit {
                 destination: to,
                 ecn: None,
                 contents: bytes,
@@ -176,10 +176,10 @@ impl UdpSocket {
                 src_ip: source,
             };
             // Not by `try_io`: nothing waits for the socket to become writable.
-            self.state.try_send((&self.io).into(), &transmit)
+            self.state.try_send((&self.io).into(), &datagrams)
         };
         if bytes.len() <= size {
-            return send(bytes, None);
+            return transmit(bytes, None);
         }
         let at_once = self
             .state
@@ -188,12 +188,12 @@ impl UdpSocket {
             .max(1);
         let mut sent = Ok(());
         for part in bytes.chunks(size * at_once) {
-            match send(part, Some(size)) {
+            match transmit(part, Some(size)) {
                 // Nothing of the part was sent. The device cannot divide it, or the system only
                 // divides into datagrams of the MTU.
                 Err(error) if part.len() > size && error.kind() != io::ErrorKind::WouldBlock => {
                     for datagram in part.chunks(size) {
-                        sent = sent.and(send(datagram, None));
+                        sent = sent.and(transmit(datagram, None));
                     }
                 }
                 result => sent = sent.and(result),
@@ -295,13 +295,13 @@ mod tests {
 
     #[tokio::test]
     async fn train_of_datagrams_arrives_in_order() {
-        let receiver = bound();
-        let address = receiver.io.local_addr().unwrap();
+        let listener = bound();
+        let address = listener.io.local_addr().unwrap();
         let sender = UdpSocket::connect(address, Fragmentation::Allowed).unwrap();
-        let train: Vec<u8> = (0..1000 * 70 + 10).map(|i| (i / 1000) as u8).collect();
+        let train: Vec<u8> = (0..71).flat_map(|i| [i; 1000]).take(70_010).collect();
         // More than one train, and a shorter datagram at its end.
         sender.send(address, None, &train, 1000).unwrap();
-        let received = receive(&receiver, 71).await;
+        let received = receive(&listener, 71).await;
         assert_eq!(received.concat(), train);
         assert_eq!(received.last().unwrap().len(), 10);
     }
@@ -321,7 +321,7 @@ mod tests {
         let address = receiver.io.local_addr().unwrap();
         let sender = UdpSocket::connect(address, Fragmentation::Allowed).unwrap();
         let error = sender
-            .send(address, None, &[0; 65_508], 65_527)
+            .send(address, None, &vec![0; 65_508], 65_527)
             .unwrap_err();
         assert!(is_transient(&error), "{error}");
     }

@@ -63,7 +63,7 @@ mod tests {
         };
         let client = IpAddr::from([192, 0, 2, 1]);
         let endpoint = SocketAddr::from(([10, 0, 0, 1], 80));
-        let timeout = Duration::from_secs(60);
+        let timeout = Duration::from_mins(1);
         table.record(listener(80), client, endpoint, start);
         let at = |port, client: IpAddr, seconds| {
             let now = start + Duration::from_secs(seconds);

@@ -96,7 +96,7 @@ impl Binder {
             open.retain(|key, _| key.protocol == Protocol::Udp);
             *bound = Arc::new(open);
         });
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn follow(&self) {

@@ -40,8 +40,15 @@ struct Receiver<'a> {
     flows: &'a Flows,
     spec: Arc<ListenerSpec>,
     /// Looked up for the first datagram.
-    candidates: Option<Option<Candidates>>,
+    candidates: Lookup,
     now: Instant,
+}
+
+/// Endpoints of the listener.
+enum Lookup {
+    Pending,
+    /// `None` if there are none.
+    Done(Option<Candidates>),
 }
 
 impl DataPath {
@@ -64,7 +71,7 @@ impl DataPath {
                 socket: &socket,
                 flows: &flows,
                 spec: spec.get(),
-                candidates: None,
+                candidates: Lookup::Pending,
                 now: Instant::now(),
             };
             match socket.try_receive(|datagrams| receiver.pass(datagrams)) {
@@ -125,15 +132,15 @@ impl Receiver<'_> {
     /// the `count` datagrams must be dropped.
     fn flow(&mut self, key: FlowKey, count: u64) -> Option<Rc<Flow>> {
         let (path, spec) = (self.path, &self.spec);
-        let candidates = self
-            .candidates
-            .get_or_insert_with(|| path.candidates(key.listener, spec));
+        if matches!(self.candidates, Lookup::Pending) {
+            self.candidates = Lookup::Done(path.candidates(key.listener, spec));
+        }
         let mut flows = self.flows.borrow_mut();
-        let Some(Candidates::Port {
+        let Lookup::Done(Some(Candidates::Port {
             endpoints,
             rotation,
             ..
-        }) = candidates
+        })) = &self.candidates
         else {
             flows.remove(&key);
             path.metrics.dropped.no_endpoint.inc_by(count);

@@ -47,7 +47,7 @@ async fn datagrams_pass_in_both_directions() {
         let mut buffer = [0; 100];
         // An unknown capsule between two datagrams, and one longer than any packet, which is
         // dropped.
-        let unknown = [&[0x17, 2, 0, 0][..], &capsules(&[&[0; MAX_PAYLOAD]])].concat();
+        let unknown = [&[0x17, 2, 0, 0][..], &capsules(&[&vec![0; MAX_PAYLOAD]])].concat();
         let stream = [capsules(&[b"one"]), unknown, capsules(&[b"two"])].concat();
         client.write_all(&stream).await.unwrap();
         let (length, from) = socket.recv_from(&mut buffer).await.unwrap();

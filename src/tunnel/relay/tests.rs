@@ -163,7 +163,9 @@ async fn dropped_relay_resets_both_sides() {
 #[tokio::test]
 async fn passes_large_transfers_in_both_directions() {
     let pattern = |seed: usize| {
-        let block: Vec<u8> = (0..LARGE).map(|i| ((i >> 8) ^ i ^ seed) as u8).collect();
+        let block: Vec<u8> = (0..LARGE)
+            .map(|i| u8::try_from(((i >> 8) ^ i ^ seed) % 256).unwrap())
+            .collect();
         block
     };
     let (ended, (at_client, at_endpoint)) = relay(|client, endpoint| async move {
