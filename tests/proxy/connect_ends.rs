@@ -58,7 +58,9 @@ impl Http2Tunnel {
 
 /// Closes a connection with an RST instead of a FIN.
 fn reset(stream: TcpStream) -> Result<()> {
-    Ok(SockRef::from(&stream).set_linger(Some(Duration::ZERO))?)
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    drop(stream);
+    Ok(())
 }
 
 /// Waits for the end of a connection, which must be a reset.
@@ -162,7 +164,7 @@ async fn both_connections_of_tunnel_have_tcp_keepalive() -> Result<()> {
 }
 
 /// Returns true if a connection of the bastion waits for its next keepalive probe only, as
-/// proc_net_tcp(5) describes.
+/// `proc_net_tcp(5)` describes.
 fn has_keepalive(bed: &TestBed, local: SocketAddr, remote: SocketAddr) -> Result<bool> {
     const KEEPALIVE_TIMER: &str = "02:";
     let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", bed.bastion.pid()))?;

@@ -25,7 +25,7 @@ pub struct UdpTunnel {
 }
 
 enum Stream {
-    Http1(TlsStream<TcpStream>),
+    Http1(Box<TlsStream<TcpStream>>),
     Http2(h2::SendStream<Bytes>, h2::RecvStream),
 }
 
@@ -65,7 +65,7 @@ impl UdpTunnel {
                         && lower.contains("\r\ncapsule-protocol: ?1\r\n"),
                     "{target}: {head}"
                 );
-                Stream::Http1(stream)
+                Stream::Http1(Box::new(stream))
             }
             Version::Http2 => {
                 let stream = tls_with_alpn(bastion, ca, None, &[b"h2"]).await?;
