@@ -1,5 +1,9 @@
 //! Services of `type: LoadBalancer`: status, events, conflicts, election and removal.
 
+mod dns;
+
+pub use dns::dns_server_has_tcp_and_udp_on_one_address;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;

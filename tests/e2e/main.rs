@@ -179,6 +179,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         loadbalancer::local_policy_follows_the_endpoints,
         loadbalancer::listeners_carry_tcp_and_udp,
         loadbalancer::port_in_use_is_reported_until_it_is_free,
+        loadbalancer::dns_server_has_tcp_and_udp_on_one_address,
         loadbalancer::another_replica_takes_over,
         loadbalancer::deleted_services_go_away,
         deployed::api_accepts_the_manifests,

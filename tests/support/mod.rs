@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod connect;
 pub mod connect_udp;
 pub mod control_plane;
+pub mod dns;
 pub mod fault_proxy;
 pub mod frames;
 pub mod kubelet;

@@ -1,18 +1,15 @@
 //! Servers from Debian's packages in pods.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use serde_json::json;
-use tokio::net::TcpStream;
 
 use crate::fixture::Fixture;
-use crate::support::eventually;
 use crate::support::net::Namespace;
 use crate::support::program::{Program, command_in_namespace, find_program};
 
 pub const REDIS_PORT: u16 = 6379;
-pub const DNS_PORT: u16 = 53;
 
 /// Creates a service and one pod at each of `addresses`, with the names `SERVICE-0`, `SERVICE-1`…
 pub async fn publish(
@@ -44,32 +41,5 @@ pub async fn redis(namespace: &Namespace, address: Ipv4Addr) -> Result<Program> 
         .current_dir(std::env::temp_dir());
     let mut program = Program::start(&mut command)?;
     program.wait_for_line("Ready to accept connections").await?;
-    Ok(program)
-}
-
-/// Starts a DNS server in a pod, which knows one name only.
-pub async fn dnsmasq(
-    namespace: &Namespace,
-    address: Ipv4Addr,
-    name: &str,
-    answer: Ipv4Addr,
-) -> Result<Program> {
-    let dnsmasq = find_program(&["dnsmasq"], "on Debian, apt-get install dnsmasq-base")?;
-    let mut command = command_in_namespace(namespace, &dnsmasq);
-    command
-        .args(["--keep-in-foreground", "--log-facility=-", "--user=root"])
-        .args(["--conf-file=/dev/null", "--no-resolv", "--no-hosts"])
-        .args(["--pid-file=", "--bind-interfaces", "--log-queries"])
-        .arg(format!("--listen-address={address}"))
-        .arg(format!("--port={DNS_PORT}"))
-        .arg(format!("--host-record={name},{answer}"));
-    let mut program = Program::start(&mut command)?;
-    program.wait_for_line("started").await?;
-    // It listens on TCP too.
-    let server = SocketAddr::from((address, DNS_PORT));
-    eventually("the DNS server", async || {
-        Ok(TcpStream::connect(server).await.is_ok())
-    })
-    .await?;
     Ok(program)
 }

@@ -9,12 +9,13 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 
-use super::servers::{DNS_PORT, dnsmasq, publish};
+use super::servers::publish;
 use super::{account, client};
 use crate::fixture::{Fixture, SHOP};
 use crate::packages;
 use crate::support::connect::Version;
 use crate::support::connect_udp::UdpTunnel;
+use crate::support::dns::{self, DNS_PORT, dnsmasq, query};
 use crate::support::eventually;
 use crate::support::program::{Program, command_in_namespace};
 
@@ -23,8 +24,7 @@ const DNS: [u8; 2] = [19, 20];
 const HTTP3: u8 = 24;
 const HTTP3_PORT: u16 = 443;
 
-/// Name that the DNS server knows, and its address.
-const NAME: &str = "printer.example.test";
+/// Address that the DNS server answers with.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 
 /// Time after which a query is repeated.
@@ -36,42 +36,18 @@ async fn open(fixture: &Fixture, token: &str, version: Version, to: &str) -> Res
     UdpTunnel::open(bastion, ca, token, version, to).await
 }
 
-/// Returns a query for the IPv4 address of a name (RFC 1035 section 4.1).
-fn query(id: u16, name: &str) -> Vec<u8> {
-    const RECURSION_DESIRED: u16 = 0x0100;
-    let mut message = Vec::new();
-    // One question; no answers, authorities and additional records.
-    for field in [id, RECURSION_DESIRED, 1, 0, 0, 0] {
-        message.extend_from_slice(&field.to_be_bytes());
-    }
-    for label in name.split('.') {
-        message.push(u8::try_from(label.len()).expect("a label is short"));
-        message.extend_from_slice(label.as_bytes());
-    }
-    // Type A, class IN.
-    message.extend_from_slice(&[0, 0, 1, 0, 1]);
-    message
-}
-
 /// Asks for the address of the known name.
 async fn ask(tunnel: &mut UdpTunnel, id: u16) -> Result<()> {
-    let query = query(id, NAME);
-    tunnel.send(&query).await?;
-    let answer = tunnel.receive().await?;
-    let count = answer.get(6..8).context("a header")?;
-    ensure!(
-        answer.starts_with(&id.to_be_bytes())
-            && count == [0, 1]
-            && answer.ends_with(&ADDRESS.octets()),
-        "{answer:?}"
-    );
+    tunnel.send(&query(id)).await?;
+    let answer = dns::address(&tunnel.receive().await?, id)?;
+    ensure!(answer == ADDRESS, "{answer}");
     Ok(())
 }
 
 pub async fn dns_answers_through_udp_tunnels(fixture: &mut Fixture) -> Result<()> {
     let token = account(fixture, "resolver").await?;
     let [first, second] = DNS.map(|last| fixture.namespace.address(last));
-    let server = dnsmasq(&fixture.namespace, first, NAME, ADDRESS).await?;
+    let server = dnsmasq(&fixture.namespace, first, ADDRESS).await?;
     publish(fixture, "dns", (DNS_PORT, "UDP"), &[first]).await?;
     let host = format!("dns.{SHOP}.svc");
     let services = Api::<Service>::namespaced(fixture.cluster.client.clone(), SHOP);
@@ -126,7 +102,7 @@ pub async fn dns_answers_through_udp_tunnels(fixture: &mut Fixture) -> Result<()
         })
         .await?;
     }
-    let _server = dnsmasq(&fixture.namespace, second, NAME, ADDRESS).await?;
+    let _server = dnsmasq(&fixture.namespace, second, ADDRESS).await?;
     let (objects, labels) = (&fixture.objects, serde_json::json!({"app": "dns"}));
     let ports = serde_json::json!([]);
     objects.pod("dns-1", labels, second, ports).await?;
