@@ -1,4 +1,4 @@
-//! Ends of tunnels by CONNECT: resets of both sides, and connections that are only idle.
+//! Tunnels by CONNECT beside others that end, and tunnels that are only idle.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -56,80 +56,53 @@ impl Http2Tunnel {
     }
 }
 
-/// Closes a connection with an RST instead of a FIN.
-fn reset(stream: TcpStream) -> Result<()> {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-    drop(stream);
-    Ok(())
-}
-
-/// Waits for the end of a connection, which must be a reset.
-async fn ensure_reset(stream: &mut (impl AsyncReadExt + Unpin)) -> Result<()> {
-    let mut rest = Vec::new();
-    let end = stream.read_to_end(&mut rest).await;
-    let kind = end.as_ref().map_err(std::io::Error::kind);
-    ensure!(kind == Err(ErrorKind::ConnectionReset), "{end:?} {rest:?}");
-    Ok(())
-}
-
 #[tokio::test]
-async fn reset_of_endpoint_resets_client() -> Result<()> {
+async fn reset_tunnels_leave_others_of_their_connection_open() -> Result<()> {
     let bed = TestBed::new().await?;
-    let (mut client, mut endpoint) = open(&bed).await?;
-    endpoint.write_all(b"partial").await?;
-    read_until(&mut client, "partial").await?;
-    reset(endpoint)?;
-    ensure_reset(&mut client).await?;
-
     let mut sender = http2(&bed).await?;
-    let mut tunnel = Http2Tunnel::new(&bed, &mut sender).await?;
     let mut other = Http2Tunnel::new(&bed, &mut sender).await?;
-    tunnel.endpoint.write_all(b"partial").await?;
-    ensure!(data(&mut tunnel.body).await? == "partial");
-    reset(tunnel.endpoint)?;
+    let mut tunnel = Http2Tunnel::new(&bed, &mut sender).await?;
+    SockRef::from(&tunnel.endpoint).set_linger(Some(Duration::ZERO))?;
+    drop(tunnel.endpoint);
     let end = tunnel.body.data().await.context("no END_STREAM")?;
     let error = end.err().context("no bytes")?;
     ensure!(
         error.is_remote() && error.reason() == Some(Reason::CONNECT_ERROR),
         "{error:?}"
     );
+    other.ensure_open().await?;
+    let mut tunnel = Http2Tunnel::new(&bed, &mut sender).await?;
+    tunnel.stream.send_reset(Reason::CANCEL);
+    ensure_reset(&mut tunnel.endpoint).await?;
     other.ensure_open().await
 }
 
+/// The end of a connection, without those of its streams, is not a complete transfer.
 #[tokio::test]
-async fn reset_of_client_resets_endpoint() -> Result<()> {
+async fn end_of_http2_connection_resets_endpoints() -> Result<()> {
     let bed = TestBed::new().await?;
-    let (mut client, mut endpoint) = open(&bed).await?;
-    client.write_all(b"partial").await?;
-    read_until(&mut endpoint, "partial").await?;
-    let (client, _) = client.into_inner();
-    reset(client)?;
-    ensure_reset(&mut endpoint).await?;
-
-    let mut sender = http2(&bed).await?;
-    let mut other = Http2Tunnel::new(&bed, &mut sender).await?;
-    for reason in [Reason::CANCEL, Reason::CONNECT_ERROR] {
-        let mut tunnel = Http2Tunnel::new(&bed, &mut sender).await?;
-        let bytes = Bytes::from_static(b"partial");
-        tunnel.stream.send_data(bytes, false)?;
-        read_until(&mut tunnel.endpoint, "partial").await?;
-        tunnel.stream.send_reset(reason);
+    let stream = bed.http2_client().await?;
+    let (sender, connection) = h2::client::handshake(stream).await?;
+    let connection = tokio::spawn(connection);
+    let mut sender = sender.ready().await?;
+    let mut tunnels = [
+        Http2Tunnel::new(&bed, &mut sender).await?,
+        Http2Tunnel::new(&bed, &mut sender).await?,
+    ];
+    connection.abort();
+    for tunnel in &mut tunnels {
         ensure_reset(&mut tunnel.endpoint).await?;
     }
-    other.ensure_open().await?;
+    Ok(())
+}
 
-    // The end of the connection, without its streams' ends, is not theirs either.
-    drop(sender);
-    let (mut connection, _) = {
-        let stream = bed.http2_client().await?;
-        let (sender, connection) = h2::client::handshake(stream).await?;
-        let task = tokio::spawn(connection);
-        let mut sender = sender.ready().await?;
-        let tunnel = Http2Tunnel::new(&bed, &mut sender).await?;
-        task.abort();
-        (tunnel.endpoint, tunnel.stream)
-    };
-    ensure_reset(&mut connection).await
+/// Waits for the end of a connection, which must be a reset.
+async fn ensure_reset(stream: &mut TcpStream) -> Result<()> {
+    let mut rest = Vec::new();
+    let end = stream.read_to_end(&mut rest).await;
+    let kind = end.as_ref().map_err(std::io::Error::kind);
+    ensure!(kind == Err(ErrorKind::ConnectionReset), "{end:?} {rest:?}");
+    Ok(())
 }
 
 /// Connections without a tunnel are closed by the idle timeout, three in turn, while tunnels stay.
