@@ -36,7 +36,7 @@ pub struct ApiServers {
     /// them as the user `system:anonymous`. If false, they get a 401.
     #[serde(deserialize_with = "fields::flag")]
     pub anonymous: bool,
-    /// Means by which the API server gets to know a caller who is authenticated by a client
+    /// Means of telling the API server the identity of a caller who is authenticated by a client
     /// certificate, or by another front proxy. A bearer token passes unchanged instead.
     #[serde(deserialize_with = "fields::or_default")]
     pub client_certificates: CertificateCallers,
@@ -78,7 +78,7 @@ pub struct ListedServer {
     pub tls_server_name: Option<String>,
 }
 
-/// Means by which an API server gets to know callers with client certificates.
+/// Means of telling an API server the identity of callers with client certificates.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum,
 )]

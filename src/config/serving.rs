@@ -71,9 +71,9 @@ pub struct Serving {
     #[serde(deserialize_with = "fields::count::<_, 0, MAX_CONNECTIONS>")]
     #[schemars(range(max = MAX_CONNECTIONS))]
     pub max_connections_per_client: usize,
-    /// Maximum age of an upgraded connection (WebSocket, SPDY), for example `12h`; unlimited unless
-    /// set. Independently of it, the credentials and the permission of the caller are checked again
-    /// at three quarters of the shorter cache TTL.
+    /// Maximum age of an upgraded connection (WebSocket, SPDY) or tunnel (CONNECT), for example
+    /// `12h`; unlimited unless set. Independently of it, the credentials and the permission of the
+    /// caller are checked again at three quarters of the shorter cache TTL.
     #[serde(with = "fields::optional_duration")]
     #[schemars(with = "Option<String>", extend("x-type" = "duration"))]
     pub tunnel_max_age: Option<Duration>,

@@ -147,7 +147,7 @@ impl Credentials {
     /// requests share one renewal.
     ///
     /// # Errors
-    /// There are no valid credentials, and none can be had.
+    /// There are no valid credentials, and the renewal failed.
     pub async fn current(&self) -> Result<Presented, CredentialsError> {
         self.certificate.reload().await;
         let obtained = self.renewal.current().await?;

@@ -72,7 +72,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             }
             self.io.shutdown().await
         };
-        // The session has ended, whatever comes of it.
+        // The session has ended; a failure to close its connection changes nothing.
         let _ = timeout(CLOSE_TIMEOUT, goodbye).await;
     }
 
