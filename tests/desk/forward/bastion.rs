@@ -143,7 +143,7 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) -> R
                 && request.uri().scheme().is_none()
                 && request.uri().path_and_query().is_none();
             if !is_connect {
-                streams.spawn(look_up(request, respond, Arc::clone(&shared)));
+                look_up(&request, respond, &shared);
                 continue;
             }
             if !has_tunnels.swap(true, Ordering::SeqCst) {
@@ -168,11 +168,7 @@ async fn serve_http1(mut stream: TlsStream<TcpStream>, state: &State) -> Result<
 }
 
 /// As [`serve_http1`], over HTTP/2.
-async fn look_up(
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    state: Arc<State>,
-) {
+fn look_up(request: &Request<RecvStream>, mut respond: SendResponse<Bytes>, state: &State) {
     let is_probe = request.uri().scheme_str() == Some("http");
     let (code, body) = state.object(is_probe, request.uri().path());
     let response = Response::builder()
