@@ -64,11 +64,21 @@ impl Authorizer {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use arc_swap::ArcSwap;
+    use http_body_util::BodyExt;
+    use k8s_openapi::api::authorization::v1::SubjectAccessReview;
+    use kube::client::Body;
+    use prometheus_client::registry::Registry;
+    use serde_json::json;
 
     use super::*;
-    use crate::authorize::PolicySource;
+    use crate::authorize::{AccessReviewHandler, PolicySource, Reviews};
+    use crate::config;
+    use crate::metrics::{CacheCounters, Metrics, ReviewMetrics};
+    use crate::ready::Ready;
+    use crate::review::{Admission, ApiHealth, ReviewApi, Reviewer};
     use crate::trust::RbacRulesBuilder;
 
     #[tokio::test]
@@ -206,6 +216,77 @@ mod tests {
                 allowed,
                 "{resource} {verb} {names}: {object:?}"
             );
+        }
+    }
+
+    /// Returns an authorizer whose API answers reviews for services and for pods with these codes
+    /// and decisions.
+    fn reviewed(services: (u16, bool), pods: (u16, bool)) -> Authorizer {
+        let service = tower::service_fn(move |request: http::Request<Body>| async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let review: SubjectAccessReview = serde_json::from_slice(&body).unwrap();
+            let resource = review.spec.resource_attributes.unwrap().resource.unwrap();
+            let (code, allowed) = if resource == "services" {
+                services
+            } else {
+                pods
+            };
+            let response = json!({"spec": {}, "status": {"allowed": allowed}}).to_string();
+            let response = http::Response::builder()
+                .status(code)
+                .body(Body::from(response.into_bytes()));
+            Ok::<_, std::convert::Infallible>(response.unwrap())
+        });
+        let client = kube::Client::new(service, "default");
+        let metrics = Metrics::new(&mut Registry::default());
+        let api = ReviewApi {
+            pooled: client.clone(),
+            fresh: client,
+            control: tokio::runtime::Handle::current(),
+            health: ApiHealth::new(Ready::default(), metrics),
+        };
+        let admission = Admission::new(&config::Reviews::default(), ReviewMetrics::default());
+        let reviewer = Reviewer::new(api, admission, Duration::from_secs(10));
+        let handler = AccessReviewHandler(config::Authorization::default());
+        let (stale, counters) = (Duration::ZERO, CacheCounters::default());
+        Authorizer {
+            policy: PolicySource::Review(Arc::new(Reviews::new(
+                handler, reviewer, 8, stale, counters,
+            ))),
+            accept_bare_names: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn failed_review_for_service_leaves_right_for_all_pods() {
+        const FAILED: (u16, bool) = (503, false);
+        const ALLOWED: (u16, bool) = (201, true);
+        const DENIED: (u16, bool) = (201, false);
+        let jane = Identity::new("jane", "", vec![], Default::default());
+        let client = ClientAddress::from(std::net::IpAddr::from([192, 0, 2, 1]));
+        let object = TunnelObject {
+            resource: Resource::Services,
+            namespace: "shop".into(),
+            name: "web".into(),
+            hostname: None,
+        };
+        for (services, pods, expected) in [
+            (ALLOWED, FAILED, "allowed"),
+            (FAILED, ALLOWED, "allowed"),
+            (DENIED, ALLOWED, "allowed"),
+            (DENIED, DENIED, "forbidden"),
+            // Neither review that failed is taken for a denial.
+            (FAILED, DENIED, "unavailable"),
+            (DENIED, FAILED, "unavailable"),
+            (FAILED, FAILED, "unavailable"),
+        ] {
+            let authorizer = reviewed(services, pods);
+            let outcome = match authorizer.authorize_tunnel(&jane, &object, client).await {
+                Ok(_) => "allowed",
+                Err(AuthorizationError::Forbidden(_)) => "forbidden",
+                Err(_) => "unavailable",
+            };
+            assert_eq!(outcome, expected, "{services:?} {pods:?}");
         }
     }
 }
