@@ -14,6 +14,8 @@ mod forward_pods;
 mod forward_program;
 #[path = "desk/forward/tunnels.rs"]
 mod forward_tunnels;
+#[path = "desk/forward/udp.rs"]
+mod forward_udp;
 #[path = "desk/kubeconfig.rs"]
 mod kubeconfig;
 #[path = "desk/proxy.rs"]

@@ -1,10 +1,10 @@
-//! `forward`: local TCP ports for the services, pods and workloads of a cluster.
+//! `forward`: local TCP and UDP ports for the services, pods and workloads of a cluster.
 //!
 //! ```text
 //!   client ── listen ── serve ── route ── bastion ── HTTP/2 CONNECT, a stream per connection
 //!                         │        │
 //!                         │        └─ endpoints ── sessions ── port-forward through the API server
-//!                         └─ relay, report
+//!                         └─ relay, udp, report
 //! ```
 
 mod bastion;
@@ -19,6 +19,7 @@ mod route;
 mod serve;
 mod sessions;
 mod spec;
+mod udp;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -81,7 +82,10 @@ pub enum ForwardError {
     Resolve(#[from] ResolveError),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("port {port} of {target} is of protocol UDP, which is not forwarded; use a TCP port")]
+    #[error(
+        "port {port} of {target} is of protocol UDP, which port-forwarding of an API server does \
+         not carry; use a bastion (--via=bastion)"
+    )]
     Udp { target: String, port: String },
     #[error("cannot find out if {server} is a bastion: {source}")]
     Probe { server: String, source: ApiError },
@@ -116,7 +120,6 @@ pub async fn run(
     options: Options,
     drain: impl FnOnce() -> std::io::Result<Drain>,
 ) -> Result<ExitCode, ForwardError> {
-    reject_udp(&options.targets)?;
     let Context {
         namespace,
         servers,
@@ -134,6 +137,7 @@ pub async fn run(
         tunnels.check().await.map_err(ForwardError::Bastion)?;
         Ways::Bastion(tunnels)
     } else {
+        reject_udp(&options.targets)?;
         Ways::ApiServer(Rc::new(Sessions::new(Rc::clone(&api))))
     };
     let lines = match (options.json, options.command.is_empty()) {
@@ -176,7 +180,9 @@ async fn serve_until_end(
         let status = forwards.iter().map(|forward| {
             let name = format!(
                 "{}: {} -> {}",
-                forward.target, forward.local_port, forward.remote_port
+                forward.target,
+                forward.local_port,
+                forward.remote_name()
             );
             (name, Rc::clone(&forward.traffic))
         });
@@ -270,12 +276,14 @@ fn route(ways: &Ways, target: &Target, port: &ResolvedPort) -> Route {
         (Ways::Bastion(tunnels), Some(endpoints)) if !matches!(kind, Kind::Service | Kind::Pod) => {
             Route::BastionPods {
                 tunnels: Rc::clone(tunnels),
+                protocol: port.protocol,
                 endpoints,
                 port: target_port,
             }
         }
         (Ways::Bastion(tunnels), _) => Route::Bastion {
             tunnels: Rc::clone(tunnels),
+            protocol: port.protocol,
             authority: authority(),
         },
         (Ways::ApiServer(_), None) => unreachable!("without a bastion, targets are looked up"),
@@ -318,15 +326,14 @@ fn listen(
     let addresses = Addresses::parse(addresses)?;
     let mut forwards = Vec::new();
     for (port, (route, shown)) in target.ports.iter().zip(routes) {
-        let listeners = addresses.listen(port.local, port.remote)?;
-        let address = listeners.first().map(tokio::net::TcpListener::local_addr);
-        let address = address.and_then(Result::ok);
+        let sockets = addresses.listen(port.local, port.remote, port.protocol)?;
+        let address = sockets.addresses().first().copied();
         forwards.push(Rc::new(Forward {
             target: target.to_string(),
             namespace: target.namespace.clone(),
             local_port: address.map_or(port.local, |address| address.port()),
             remote_port: shown,
-            listeners,
+            sockets,
             route,
             traffic: Rc::new(Traffic::default()),
         }));
@@ -338,12 +345,14 @@ fn listen(
 fn announce(forwards: &[Rc<Forward>], report: &Report, as_json: bool) {
     let mut entries = Vec::new();
     for forward in forwards {
-        let addresses = forward.listeners.iter();
-        let addresses = addresses.filter_map(|listener| listener.local_addr().ok());
-        for address in addresses {
+        let protocol = match forward.sockets.protocol() {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        for address in forward.sockets.addresses() {
             report.line(&format!(
                 "Forwarding from {address} -> {}",
-                forward.remote_port
+                forward.remote_name()
             ));
             entries.push(json!({
                 "target": forward.target,
@@ -351,6 +360,7 @@ fn announce(forwards: &[Rc<Forward>], report: &Report, as_json: bool) {
                 "address": address.ip().to_string(),
                 "localPort": address.port(),
                 "remotePort": forward.remote_port,
+                "protocol": protocol,
             }));
         }
     }

@@ -1,4 +1,4 @@
-//! Tunnels through a bastion: HTTP/2 CONNECT (RFC 9113 section 8.5).
+//! Tunnels through a bastion: CONNECT of HTTP/2 (RFC 9113 section 8.5), and CONNECT-UDP (RFC 9298).
 //!
 //! One connection carries the tunnels. A further one is opened only when it has as many streams as
 //! the bastion accepts. A connection that ends is replaced when the next tunnel is opened, which
@@ -17,8 +17,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::apiservers::ServerConfig;
 use crate::desk::credentials::{Credentials, CredentialsError};
+use crate::desk::targets::Protocol;
 use link::{Answer, Link};
-pub use link::{LinkError, Refusal};
+pub use link::{Destination, LinkError, Refusal};
 pub use stream::TunnelStream;
 
 /// Time to open a tunnel, with a new connection to the bastion if the old one is lost.
@@ -42,6 +43,8 @@ pub enum TunnelError {
     Timeout { server: String },
     #[error("{0}")]
     Refused(Refusal),
+    #[error("{server} offers no UDP tunnels over HTTP/2 (RFC 8441, RFC 9298)")]
+    NoUdp { server: String },
 }
 
 /// Connections to a bastion.
@@ -93,13 +96,21 @@ impl Tunnels {
         Ok(())
     }
 
-    /// Opens a tunnel to `host:port`, and waits for a connection to the bastion if there is none.
+    /// Opens a tunnel, and waits for a connection to the bastion if there is none.
     /// After a 401 or 407 the credentials are renewed once.
     ///
     /// # Errors
     /// [`TunnelError`]
-    pub async fn open(&self, authority: &str) -> Result<TunnelStream, TunnelError> {
-        let opened = timeout(OPEN_TIMEOUT, self.open_patiently(authority)).await;
+    pub async fn open(
+        &self,
+        protocol: Protocol,
+        authority: &str,
+    ) -> Result<TunnelStream, TunnelError> {
+        let destination = Destination {
+            protocol,
+            authority,
+        };
+        let opened = timeout(OPEN_TIMEOUT, self.open_patiently(destination)).await;
         opened.unwrap_or_else(|_| {
             let failure = self.failure.borrow_mut().take();
             Err(match failure {
@@ -109,28 +120,36 @@ impl Tunnels {
         })
     }
 
-    async fn open_patiently(&self, authority: &str) -> Result<TunnelStream, TunnelError> {
+    async fn open_patiently(
+        &self,
+        destination: Destination<'_>,
+    ) -> Result<TunnelStream, TunnelError> {
         let answer = self.credentials.with_renewal(
-            async |presented| self.ask(authority, presented.authorization()).await,
+            async |presented| self.ask(destination, presented.authorization()).await,
             |answer| matches!(answer, Answer::Refused(refusal) if refusal.is_login()),
         );
         match answer.await? {
             Answer::Open(stream) => Ok(stream),
             Answer::Refused(refusal) => Err(TunnelError::Refused(refusal)),
+            Answer::NoUdp => {
+                let server = self.server().to_owned();
+                Err(TunnelError::NoUdp { server })
+            }
         }
     }
 
     /// Asks for a tunnel, on another connection if one fails.
     async fn ask(
         &self,
-        authority: &str,
+        destination: Destination<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Answer, TunnelError> {
         let mut tries = 0;
         loop {
             let link = self.link().await;
             let impersonation = self.credentials.impersonation();
-            match link.open(authority, authorization, impersonation).await {
+            let opened = link.open(destination, authorization, impersonation);
+            match opened.await {
                 Ok(answer) => return Ok(answer),
                 // Nothing was sent through the tunnel yet.
                 Err(error) => {

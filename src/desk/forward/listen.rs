@@ -3,11 +3,13 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
+use crate::desk::targets::Protocol;
 use crate::desk::warn;
 use crate::model::quote::GoQuoted;
+use crate::tunnel::udp::{Fragmentation, UdpSocket};
 
 /// Number of connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -42,6 +44,54 @@ pub enum ListenError {
         address: SocketAddr,
         source: io::Error,
     },
+}
+
+/// Sockets of a local port, one per address.
+#[derive(Debug)]
+pub enum Sockets {
+    Tcp(Vec<TcpListener>),
+    Udp(Vec<UdpListener>),
+}
+
+impl Sockets {
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        match self {
+            // Fails for no open socket.
+            Self::Tcp(sockets) => sockets.iter().flat_map(TcpListener::local_addr).collect(),
+            Self::Udp(sockets) => sockets.iter().map(|socket| socket.address).collect(),
+        }
+    }
+
+    pub fn protocol(&self) -> Protocol {
+        match self {
+            Self::Tcp(_) => Protocol::Tcp,
+            Self::Udp(_) => Protocol::Udp,
+        }
+    }
+}
+
+/// Bound UDP socket.
+#[derive(Debug)]
+pub struct UdpListener {
+    pub socket: UdpSocket,
+    pub address: SocketAddr,
+}
+
+impl UdpListener {
+    fn new(socket: Socket) -> io::Result<Self> {
+        let socket = std::net::UdpSocket::from(socket);
+        let address = socket.local_addr()?;
+        let socket = UdpSocket::from_std(socket, Fragmentation::Allowed)?;
+        Ok(Self { socket, address })
+    }
+
+    /// Binds a free port of an address.
+    ///
+    /// # Errors
+    /// An I/O error of the system.
+    pub fn bind_free(address: IpAddr) -> io::Result<Self> {
+        Self::new(bind_socket(SocketAddr::new(address, 0), Protocol::Udp)?)
+    }
 }
 
 /// Addresses to listen on.
@@ -85,18 +135,41 @@ impl Addresses {
     ///
     /// # Errors
     /// [`ListenError`]
-    pub fn listen(&self, port: u16, remote: u16) -> Result<Vec<TcpListener>, ListenError> {
+    pub fn listen(
+        &self,
+        port: u16,
+        remote: u16,
+        protocol: Protocol,
+    ) -> Result<Sockets, ListenError> {
         let mut tries = 0;
-        loop {
+        let sockets = loop {
             tries += 1;
-            match self.try_listen(port, remote) {
+            match self.bind(port, remote, protocol) {
                 Err(ListenError::InUse { .. }) if port == 0 && tries < MAX_PORTS => {}
-                result => return result,
+                result => break result?,
             }
-        }
+        };
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        let failed = |source| ListenError::Bind { address, source };
+        let sockets = sockets.into_iter();
+        Ok(match protocol {
+            Protocol::Tcp => {
+                let listeners = sockets.map(|socket| TcpListener::from_std(socket.into()));
+                Sockets::Tcp(listeners.collect::<Result<_, _>>().map_err(failed)?)
+            }
+            Protocol::Udp => {
+                let listeners = sockets.map(UdpListener::new);
+                Sockets::Udp(listeners.collect::<Result<_, _>>().map_err(failed)?)
+            }
+        })
     }
 
-    fn try_listen(&self, mut port: u16, remote: u16) -> Result<Vec<TcpListener>, ListenError> {
+    fn bind(
+        &self,
+        mut port: u16,
+        remote: u16,
+        protocol: Protocol,
+    ) -> Result<Vec<Socket>, ListenError> {
         let is_free = port == 0;
         let mut listeners = Vec::new();
         let mut failures = Vec::new();
@@ -107,7 +180,7 @@ impl Addresses {
         let localhost = loopback.into_iter().filter(|_| self.has_localhost);
         // An address that is listed itself must work.
         for address in localhost.filter(|address| !self.others.contains(address)) {
-            match bind(&mut port, address, remote) {
+            match bind(&mut port, address, remote, protocol) {
                 Ok(listener) => listeners.push(listener),
                 Err(error @ ListenError::InUse { .. }) if is_free && port != 0 => {
                     return Err(error);
@@ -130,16 +203,21 @@ impl Addresses {
             }
         }
         for address in &self.others {
-            listeners.push(bind(&mut port, *address, remote)?);
+            listeners.push(bind(&mut port, *address, remote, protocol)?);
         }
         Ok(listeners)
     }
 }
 
 /// Listens on a port; sets it if it is 0.
-fn bind(port: &mut u16, address: IpAddr, remote: u16) -> Result<TcpListener, ListenError> {
+fn bind(
+    port: &mut u16,
+    address: IpAddr,
+    remote: u16,
+    protocol: Protocol,
+) -> Result<Socket, ListenError> {
     let address = SocketAddr::new(address, *port);
-    let listener = open(address).map_err(|source| match source.kind() {
+    let socket = bind_socket(address, protocol).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::InUse { address, remote },
         io::ErrorKind::PermissionDenied if *port < 1024 => ListenError::Privileged {
             address,
@@ -148,24 +226,31 @@ fn bind(port: &mut u16, address: IpAddr, remote: u16) -> Result<TcpListener, Lis
         },
         _ => ListenError::Bind { address, source },
     })?;
-    *port = listener
-        .local_addr()
-        .map_or(*port, |address| address.port());
-    Ok(listener)
+    let bound = socket.local_addr().ok().and_then(|it| it.as_socket());
+    *port = bound.map_or(*port, |address| address.port());
+    Ok(socket)
 }
 
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_socket(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
+        Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
+    };
+    let socket = Socket::new(domain, kind, Some(number))?;
     if address.is_ipv6() {
         // As with kubectl, `::` does not include IPv4.
         socket.set_only_v6(true)?;
     }
-    socket.set_reuse_address(true)?;
+    if protocol == Protocol::Tcp {
+        socket.set_reuse_address(true)?;
+    }
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
+    if protocol == Protocol::Tcp {
+        socket.listen(BACKLOG)?;
+    }
     socket.set_nonblocking(true)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -177,31 +262,39 @@ mod tests {
         Addresses::parse(&texts).unwrap()
     }
 
+    fn listen(texts: &[&str], port: u16) -> Result<Sockets, ListenError> {
+        addresses(texts).listen(port, 80, Protocol::Tcp)
+    }
+
+    fn has_ipv6() -> bool {
+        bind_socket((Ipv6Addr::LOCALHOST, 0).into(), Protocol::Tcp).is_ok()
+    }
+
     #[tokio::test]
     async fn localhost_is_both_loopback_addresses_with_one_port() {
-        let listeners = addresses(&["localhost"]).listen(0, 80).unwrap();
-        let port = listeners[0].local_addr().unwrap().port();
-        let has_ipv6 = open(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))).is_ok();
-        assert_eq!(listeners.len(), 1 + usize::from(has_ipv6));
-        for listener in &listeners {
-            let address = listener.local_addr().unwrap();
-            assert!(
-                address.ip().is_loopback() && address.port() == port,
-                "{address}"
-            );
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let sockets = addresses(&["localhost"]).listen(0, 80, protocol).unwrap();
+            let bound = sockets.addresses();
+            assert_eq!(bound.len(), 1 + usize::from(has_ipv6()));
+            for address in &bound {
+                assert!(
+                    address.ip().is_loopback() && address.port() == bound[0].port(),
+                    "{address}"
+                );
+            }
         }
     }
 
     #[tokio::test]
     async fn port_in_use_is_an_error_on_all_addresses_of_localhost_or_on_a_listed_one() {
-        let taken = addresses(&["localhost"]).listen(0, 80).unwrap();
-        let port = taken[0].local_addr().unwrap().port();
+        let taken = listen(&["localhost"], 0).unwrap();
+        let port = taken.addresses()[0].port();
         for texts in [
             &["localhost"][..],
             &["127.0.0.1"],
             &["127.0.0.2", "127.0.0.1"],
         ] {
-            let error = addresses(texts).listen(port, 80).unwrap_err().to_string();
+            let error = listen(texts, port).unwrap_err().to_string();
             let expected = format!(
                 "port {port} is in use on 127.0.0.1; choose another, as in LOCAL:80, or :80 for a \
                  free one"
@@ -209,20 +302,17 @@ mod tests {
             assert_eq!(error, expected);
         }
         drop(taken);
-        let _other = addresses(&["127.0.0.1"]).listen(port, 80).unwrap();
-        if open(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))).is_ok() {
-            assert_eq!(addresses(&["localhost"]).listen(port, 80).unwrap().len(), 1);
+        let _other = listen(&["127.0.0.1"], port).unwrap();
+        if has_ipv6() {
+            let sockets = listen(&["localhost"], port).unwrap();
+            assert_eq!(sockets.addresses().len(), 1);
         }
     }
 
     #[tokio::test]
     async fn several_addresses_get_the_same_free_port() {
-        let listeners = addresses(&["127.0.0.1", "127.0.0.2", "127.0.0.1"]);
-        let listeners = listeners.listen(0, 80).unwrap();
-        let ports: Vec<_> = listeners
-            .iter()
-            .map(|listener| listener.local_addr().unwrap().port())
-            .collect();
+        let sockets = listen(&["127.0.0.1", "127.0.0.2", "127.0.0.1"], 0).unwrap();
+        let ports: Vec<_> = sockets.addresses().iter().map(SocketAddr::port).collect();
         assert!(ports.len() == 2 && ports[0] == ports[1], "{ports:?}");
     }
 

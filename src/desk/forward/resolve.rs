@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::endpoints::{Endpoints, Source, TargetPort};
 use super::spec::{LocalPort, PortSpec, RemotePort, TargetSpec};
 use crate::desk::api::Api;
-use crate::desk::targets::{Kind, LookupError, Object, Port, Reference};
+use crate::desk::targets::{Kind, LookupError, Object, Port, Protocol, Reference};
 use crate::model::dns::is_label;
 use crate::model::quote::GoQuoted;
 
@@ -33,6 +33,7 @@ pub struct ResolvedPort {
     pub remote: u16,
     /// Port of the pods.
     pub target: TargetPort,
+    pub protocol: Protocol,
 }
 
 /// Reason why a target is not forwarded.
@@ -46,7 +47,10 @@ pub enum ResolveError {
         port: String,
         ports: String,
     },
-    #[error("port {port} of {target} is of protocol UDP, which is not forwarded; use a TCP port")]
+    #[error(
+        "port {port} of {target} is of protocol UDP; use {port}/udp, which needs a bastion \
+         (--via=bastion)"
+    )]
     Udp { target: String, port: String },
     #[error(
         "port {port} of {target} is a name, and the user may not read it; use its number, as in \
@@ -160,7 +164,11 @@ fn resolve(
         RemotePort::Number(number) => declared.number == *number,
         RemotePort::Name(name) => declared.name == *name,
     };
-    match object.ports.iter().find(is_requested) {
+    let ports = match port.protocol {
+        Protocol::Tcp => &object.ports,
+        Protocol::Udp => &object.udp_ports,
+    };
+    match ports.iter().find(is_requested) {
         Some(found) if kind == Kind::Service && !object.is_headless => {
             let target = TargetPort {
                 slice_port: Some(found.name.clone()),
@@ -171,17 +179,23 @@ fn resolve(
         Some(found) => {
             // The number of a named port may differ between pods, as during an update.
             let target = match &port.remote {
-                RemotePort::Name(name) if kind != Kind::Service => {
+                RemotePort::Name(name)
+                    if kind != Kind::Service && port.protocol == Protocol::Tcp =>
+                {
                     IntOrString::String(name.clone())
                 }
                 _ => IntOrString::Int(found.number.into()),
             };
             Ok(resolved(port, found.number, pod_port(target)))
         }
-        None if object.udp_ports.iter().any(|port| is_requested(&port)) => Err(ResolveError::Udp {
-            target: target.to_owned(),
-            port: port.remote.to_string(),
-        }),
+        None if port.protocol == Protocol::Tcp
+            && object.udp_ports.iter().any(|port| is_requested(&port)) =>
+        {
+            Err(ResolveError::Udp {
+                target: target.to_owned(),
+                port: port.remote.to_string(),
+            })
+        }
         None => match port.remote {
             RemotePort::Number(number) if object.has_other_ports => Ok(resolved(
                 port,
@@ -191,7 +205,7 @@ fn resolve(
             _ => Err(ResolveError::Port {
                 target: target.to_owned(),
                 port: port.remote.to_string(),
-                ports: list(&object.ports),
+                ports: list(ports, port.protocol),
             }),
         },
     }
@@ -206,6 +220,7 @@ fn resolved(port: &PortSpec, remote: u16, target: TargetPort) -> ResolvedPort {
         },
         remote,
         target,
+        protocol: port.protocol,
     }
 }
 
@@ -216,10 +231,11 @@ fn pod_port(port: IntOrString) -> TargetPort {
     }
 }
 
-fn list(ports: &[Port]) -> String {
+fn list(ports: &[Port], protocol: Protocol) -> String {
     let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
-    match ports.len() {
-        0 => "; it has no TCP ports".to_owned(),
+    match (ports.len(), protocol) {
+        (0, Protocol::Tcp) => "; it has no TCP ports".to_owned(),
+        (0, Protocol::Udp) => "; it has no UDP ports".to_owned(),
         _ => format!("; its ports: {}", ports.join(", ")),
     }
 }
@@ -365,7 +381,7 @@ mod tests {
 
     /// Cases of `TestCheckUDPPort` of kubectl.
     #[test]
-    fn ports_of_udp_alone_are_rejected() {
+    fn ports_of_udp_are_found_by_their_protocol_only() {
         let udp = json!([{"protocol": "UDP", "containerPort": 53, "name": "dns"}]);
         let both = json!([
             {"protocol": "UDP", "containerPort": 53}, {"protocol": "TCP", "containerPort": 53},
@@ -380,6 +396,16 @@ mod tests {
                 assert!(error.contains("is of protocol UDP"), "{error}");
             }
         }
+        for (kind, spec) in [(Kind::Pod, &Value::Null), (Kind::Service, &service)] {
+            let ports = ["10053:53/udp", "53@UDP"];
+            let translated = translate(kind, spec, &udp, &ports);
+            assert_eq!(translated, Ok(vec!["10053:53".into(), "53".into()]));
+        }
+        let translated = translate(Kind::Pod, &Value::Null, &udp, &["10053:dns/udp"]);
+        assert_eq!(translated, Ok(vec!["10053:53".into()]));
+        let tcp = json!({"ports": [{"port": 53}]});
+        let error = translate(Kind::Service, &tcp, &both, &["53/udp"]).unwrap_err();
+        assert_eq!(error, r#"x has no port "53"; it has no UDP ports"#);
         for (kind, spec) in [(Kind::Pod, &Value::Null), (Kind::Service, &both_of_service)] {
             assert_eq!(
                 translate(kind, spec, &both, &[":53"]),

@@ -9,7 +9,7 @@ use super::bastion::{TunnelError, Tunnels};
 use super::endpoints::{Endpoints, TargetPort};
 use super::sessions::{Sessions, is_transient};
 use crate::desk::portforward::OpenError;
-use crate::desk::targets::DialError;
+use crate::desk::targets::{DialError, Protocol};
 use crate::http::Transport;
 
 /// Maximum number of pods that are tried for one connection.
@@ -23,12 +23,14 @@ pub enum Route {
     /// The bastion selects the endpoint.
     Bastion {
         tunnels: Rc<Tunnels>,
+        protocol: Protocol,
         /// `NAME.NAMESPACE.svc:PORT` or `NAME.NAMESPACE.pod:PORT`
         authority: String,
     },
     /// Pods of a workload through a bastion, in turn.
     BastionPods {
         tunnels: Rc<Tunnels>,
+        protocol: Protocol,
         endpoints: Rc<Endpoints>,
         port: TargetPort,
     },
@@ -76,6 +78,7 @@ impl ConnectError {
         match self {
             Self::Tunnel(TunnelError::Refused(refusal)) => refusal.status.to_string(),
             Self::Tunnel(TunnelError::Login(_)) => "login".to_owned(),
+            Self::Tunnel(TunnelError::NoUdp { .. }) => "udp".to_owned(),
             Self::Tunnel(TunnelError::Unreachable { .. } | TunnelError::Timeout { .. }) => {
                 "unreachable".to_owned()
             }
@@ -103,14 +106,19 @@ impl ConnectError {
 }
 
 impl Route {
-    /// Connects to the target, to the next of its pods.
+    /// Connects to the target, to the next of its pods. Datagrams of UDP are in capsules
+    /// (RFC 9297).
     ///
     /// # Errors
     /// [`ConnectError`]
     pub async fn connect(&self) -> Result<Box<dyn Transport>, ConnectError> {
         let (endpoints, port) = match self {
-            Self::Bastion { tunnels, authority } => {
-                let tunnel = tunnels.open(authority).await?;
+            Self::Bastion {
+                tunnels,
+                protocol,
+                authority,
+            } => {
+                let tunnel = tunnels.open(*protocol, authority).await?;
                 return Ok(Box::new(tunnel));
             }
             Self::BastionPods {
@@ -148,9 +156,14 @@ impl Route {
         port: u16,
     ) -> Result<Box<dyn Transport>, ConnectError> {
         Ok(match self {
-            Self::Bastion { tunnels, .. } | Self::BastionPods { tunnels, .. } => {
+            Self::Bastion {
+                tunnels, protocol, ..
+            }
+            | Self::BastionPods {
+                tunnels, protocol, ..
+            } => {
                 let authority = format!("{pod}.{namespace}.pod:{port}");
-                Box::new(tunnels.open(&authority).await?)
+                Box::new(tunnels.open(*protocol, &authority).await?)
             }
             Self::Pods { sessions, .. } => Box::new(sessions.connect(namespace, pod, port).await?),
         })

@@ -1,19 +1,24 @@
-//! Local connections: accepted, connected to their target, and relayed.
+//! Local connections and flows: accepted, connected to their target, and relayed.
 
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use super::listen::Sockets;
 use super::relay::{Client, Traffic};
 use super::report::Report;
 use super::route::Route;
+use super::udp;
 use crate::client_connection::configure_socket;
 use crate::desk::portforward::StreamError;
+use crate::desk::targets::Protocol;
 use crate::tunnel::TunnelError;
 
 /// Maximum number of local connections of all forwards; further ones wait.
@@ -30,21 +35,39 @@ pub struct Forward {
     pub local_port: u16,
     /// Port of the target that lines name.
     pub remote_port: u16,
-    pub listeners: Vec<TcpListener>,
+    pub sockets: Sockets,
     pub route: Route,
     pub traffic: Rc<Traffic>,
+}
+
+impl Forward {
+    /// Returns the port of the target as arguments have it.
+    pub fn remote_name(&self) -> String {
+        match self.sockets.protocol() {
+            Protocol::Tcp => self.remote_port.to_string(),
+            Protocol::Udp => format!("{}/udp", self.remote_port),
+        }
+    }
 }
 
 /// Serves the connections of all forwards. Does not end.
 pub async fn serve(forwards: &[Rc<Forward>], report: &Rc<Report>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let tasks = TaskTracker::new();
-    let accepting = forwards.iter().flat_map(|forward| {
-        let (permits, tasks) = (&permits, &tasks);
-        let listeners = forward.listeners.iter();
-        listeners.map(move |listener| accept(listener, forward, permits, tasks, report))
-    });
-    futures::future::join_all(accepting).await;
+    let mut serving = Vec::<LocalBoxFuture<'_, ()>>::new();
+    for forward in forwards {
+        match &forward.sockets {
+            Sockets::Tcp(listeners) => {
+                serving.extend(listeners.iter().map(|listener| {
+                    accept(listener, forward, &permits, &tasks, report).boxed_local()
+                }))
+            }
+            Sockets::Udp(listeners) => serving.extend(
+                (0..listeners.len()).map(|index| udp::serve(forward, index, report).boxed_local()),
+            ),
+        }
+    }
+    futures::future::join_all(serving).await;
 }
 
 async fn accept(
@@ -121,10 +144,10 @@ fn describe(error: &io::Error) -> Option<String> {
 }
 
 /// Counts a connection as open until it is dropped.
-struct Open<'a>(&'a Traffic);
+pub struct Open<'a>(&'a Traffic);
 
 impl<'a> Open<'a> {
-    fn new(traffic: &'a Traffic) -> Self {
+    pub fn new(traffic: &'a Traffic) -> Self {
         traffic.open.set(traffic.open.get() + 1);
         traffic.total.set(traffic.total.get() + 1);
         Self(traffic)

@@ -1,4 +1,5 @@
-//! Bastion that a test plays: it is recognized as one, and answers CONNECT over HTTP/2.
+//! Bastion that a test plays: it is recognized as one, and answers CONNECT and CONNECT-UDP over
+//! HTTP/2.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request, Response, StatusCode, header};
@@ -130,6 +132,7 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) -> R
     let serving = tokio::spawn(async move {
         let mut builder = h2::server::Builder::new();
         builder
+            .enable_connect_protocol()
             .max_concurrent_streams(200)
             .initial_window_size(1024 * 1024);
         builder.initial_connection_window_size(64 * 1024 * 1024);
@@ -139,10 +142,12 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) -> R
         };
         let mut streams = tokio::task::JoinSet::new();
         while let Some(Ok((request, respond))) = connection.accept().await {
+            let is_connect_udp = request.extensions().get::<Protocol>();
+            let is_connect_udp = is_connect_udp.is_some_and(|it| it.as_str() == "connect-udp");
             let is_connect = request.method() == Method::CONNECT
                 && request.uri().scheme().is_none()
                 && request.uri().path_and_query().is_none();
-            if !is_connect {
+            if !is_connect && !is_connect_udp {
                 look_up(&request, respond, &shared);
                 continue;
             }
@@ -204,14 +209,21 @@ impl State {
 /// Answers a CONNECT as the name of its target says.
 async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, state: Arc<State>) {
     let authority = request.uri().authority().map(ToString::to_string);
-    let authority = authority.unwrap_or_default();
+    let path = request.uri().path();
+    let target = match path.strip_prefix("/.well-known/masque/udp/") {
+        Some(target) if request.headers().contains_key("capsule-protocol") => {
+            format!("udp {target}")
+        }
+        _ => authority.unwrap_or_default(),
+    };
+    let authority = target.trim_start_matches("udp ");
     let credentials = request.headers().get(header::PROXY_AUTHORIZATION);
     let impersonated = request.headers().get("impersonate-user");
     let values = credentials.into_iter().chain(impersonated);
     let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
     let credentials = values.collect::<Vec<_>>().join(" as ");
     let name = authority.split('.').next().unwrap_or_default().to_owned();
-    lock(&state.requests).push((authority, credentials));
+    lock(&state.requests).push((target, credentials));
     let refusal = match &*name {
         "forbidden" => Some((
             StatusCode::FORBIDDEN,
@@ -242,6 +254,12 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
         // Once the client has sent something.
         let _ = receiving.data().await;
         sending.send_reset(Reason::CONNECT_ERROR);
+        return;
+    }
+    if name == "once" {
+        // One answer, and the end of the flow.
+        let data = receiving.data().await;
+        let _ = sending.send_data(data.and_then(Result::ok).unwrap_or_default(), true);
         return;
     }
     if name == "bye" {

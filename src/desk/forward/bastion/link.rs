@@ -10,12 +10,14 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::stream::TunnelStream;
 use crate::apiservers::{Credential, ServerConfig};
-use crate::desk::api::StatusMessage;
+use crate::desk::api::{StatusMessage, escape};
 use crate::desk::printable;
+use crate::desk::targets::Protocol;
 
 /// Maximum time of a connection with TLS and proxies, and of the handshake of HTTP/2.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -72,6 +74,16 @@ impl fmt::Display for Refusal {
 pub enum Answer {
     Open(TunnelStream),
     Refused(Refusal),
+    /// The server accepts no extended CONNECT (RFC 8441), which tunnels of UDP need.
+    NoUdp,
+}
+
+/// Target of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination<'a> {
+    pub protocol: Protocol,
+    /// `HOST:PORT`, with brackets around an IPv6 address.
+    pub authority: &'a str,
 }
 
 /// HTTP/2 connection. It ends after its last stream once it is dropped.
@@ -80,6 +92,10 @@ pub struct Link {
     sender: SendRequest<Bytes>,
     is_closed: Arc<AtomicBool>,
     streams: Arc<AtomicUsize>,
+    /// True once the settings of the server are known.
+    settings: watch::Receiver<bool>,
+    /// `host:port` of the server.
+    server: String,
     /// Generation of the client certificate.
     pub generation: u32,
 }
@@ -113,13 +129,14 @@ impl Link {
         let is_closed = Arc::<AtomicBool>::default();
         let closed = Arc::clone(&is_closed);
         let pings = connection.ping_pong();
+        let (known, settings) = watch::channel(false);
         tokio::spawn(async move {
             tokio::select! {
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!(%error, "the connection to the bastion ended");
                 },
                 // Dropping the connection resets its streams.
-                () = until_dead(pings) => tracing::debug!("the bastion answers no PING"),
+                () = until_dead(pings, &known) => tracing::debug!("the bastion answers no PING"),
             }
             closed.store(true, Ordering::Relaxed);
         });
@@ -127,6 +144,8 @@ impl Link {
             sender,
             is_closed,
             streams: Arc::default(),
+            settings,
+            server: server.name.clone(),
             generation,
         })
     }
@@ -151,13 +170,19 @@ impl Link {
     /// [`LinkError`] without a response.
     pub async fn open(
         &self,
-        authority: &str,
+        destination: Destination<'_>,
         authorization: Option<&HeaderValue>,
         impersonation: &HeaderMap,
     ) -> Result<Answer, LinkError> {
         let slot = Slot::new(&self.streams);
-        let uri = Uri::builder().authority(authority).build()?;
-        let mut request = Request::builder().method(Method::CONNECT).uri(uri);
+        let mut request = match destination.protocol {
+            Protocol::Tcp => {
+                let uri = Uri::builder().authority(destination.authority).build()?;
+                Request::builder().method(Method::CONNECT).uri(uri)
+            }
+            Protocol::Udp if !self.offers_extended_connect().await? => return Ok(Answer::NoUdp),
+            Protocol::Udp => self.connect_udp(destination.authority)?,
+        };
         if let Some(authorization) = authorization {
             request = request.header(header::PROXY_AUTHORIZATION, authorization);
         }
@@ -173,6 +198,31 @@ impl Link {
         }
         let message = read_message(receiving).await;
         Ok(Answer::Refused(Refusal { status, message }))
+    }
+
+    /// Waits for the settings of the server.
+    async fn offers_extended_connect(&self) -> Result<bool, LinkError> {
+        let mut settings = self.settings.clone();
+        let known = settings.wait_for(|is_known| *is_known).await;
+        known.map_err(|_| LinkError::Closed)?;
+        Ok(self.sender.is_extended_connect_protocol_enabled())
+    }
+
+    /// Returns the extended CONNECT of a UDP tunnel (RFC 9298 section 3.4).
+    fn connect_udp(&self, authority: &str) -> Result<http::request::Builder, http::Error> {
+        let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
+        let bare = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+        let host = escape(bare.unwrap_or(host));
+        let uri = Uri::builder()
+            .scheme("https")
+            .authority(&*self.server)
+            .path_and_query(format!("/.well-known/masque/udp/{host}/{port}/"))
+            .build()?;
+        Ok(Request::builder()
+            .method(Method::CONNECT)
+            .uri(uri)
+            .extension(h2::ext::Protocol::from_static("connect-udp"))
+            .header("capsule-protocol", "?1"))
     }
 }
 
@@ -193,13 +243,16 @@ impl Drop for Slot {
     }
 }
 
-/// Sends PINGs until one is not acknowledged, as after the machine has slept.
-async fn until_dead(pings: Option<PingPong>) {
+/// Sends PINGs until one is not acknowledged, as after the machine has slept. `known` is set by the
+/// first acknowledgement: the settings of the server precede it (RFC 9113 section 3.4).
+async fn until_dead(pings: Option<PingPong>, known: &watch::Sender<bool>) {
     if let Some(mut pings) = pings {
         loop {
-            sleep(PING_INTERVAL).await;
             match timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await {
-                Ok(Ok(_)) => {}
+                Ok(Ok(_)) => {
+                    known.send_replace(true);
+                    sleep(PING_INTERVAL).await;
+                }
                 // The connection has ended, which its own future reports.
                 Ok(Err(_)) => break,
                 Err(_) => return,

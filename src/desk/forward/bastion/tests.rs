@@ -230,8 +230,8 @@ async fn echo(stream: &mut TunnelStream, text: &str) {
 #[tokio::test]
 async fn streams_share_a_connection_and_close_each_side_alone() {
     let (tunnels, bastion) = anonymous(&[Script::Serve(100)]);
-    let mut first = tunnels.open("echo.a.svc:7").await.unwrap();
-    let mut second = tunnels.open("echo.a.svc:7").await.unwrap();
+    let mut first = tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap();
+    let mut second = tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap();
     echo(&mut first, "first").await;
     echo(&mut second, "second").await;
     first.write_all(b"last").await.unwrap();
@@ -247,8 +247,8 @@ async fn streams_share_a_connection_and_close_each_side_alone() {
 #[tokio::test]
 async fn reset_is_an_error_of_its_own_stream() {
     let (tunnels, _) = anonymous(&[Script::Serve(100)]);
-    let mut other = tunnels.open("echo.a.svc:7").await.unwrap();
-    let mut stream = tunnels.open("reset.a.svc:7").await.unwrap();
+    let mut other = tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap();
+    let mut stream = tunnels.open(Protocol::Tcp, "reset.a.svc:7").await.unwrap();
     stream.write_all(b"x").await.unwrap();
     let error = stream.read(&mut [0; 1]).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
@@ -258,7 +258,10 @@ async fn reset_is_an_error_of_its_own_stream() {
 #[tokio::test]
 async fn refusal_has_the_message_of_the_status() {
     let (tunnels, _) = anonymous(&[Script::Serve(100)]);
-    let error = tunnels.open("forbidden.a.svc:7").await.unwrap_err();
+    let error = tunnels
+        .open(Protocol::Tcp, "forbidden.a.svc:7")
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "jane may not  (status 403)");
 }
 
@@ -269,13 +272,16 @@ async fn credentials_are_renewed_once_after_407() {
     std::fs::write(&file, "old").unwrap();
     let rejected = credentials(&file);
     let (without, _) = tunnels(&[Script::Serve(100)], rejected);
-    let error = without.open("echo.a.svc:7").await.unwrap_err();
+    let error = without
+        .open(Protocol::Tcp, "echo.a.svc:7")
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "log in (status 407)");
     let renewed = credentials(&file);
     renewed.authorization().await.unwrap();
     std::fs::write(&file, "new").unwrap();
     let (tunnels, bastion) = tunnels(&[Script::Serve(100)], renewed);
-    let mut stream = tunnels.open("echo.a.svc:7").await.unwrap();
+    let mut stream = tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap();
     echo(&mut stream, "open").await;
     let tokens = bastion.tokens.lock().unwrap().clone();
     assert_eq!(tokens, ["Bearer old", "Bearer new"]);
@@ -284,10 +290,10 @@ async fn credentials_are_renewed_once_after_407() {
 #[tokio::test(start_paused = true)]
 async fn connection_that_answers_no_ping_is_replaced() {
     let (tunnels, bastion) = anonymous(&[Script::Freeze, Script::Serve(100)]);
-    let mut stream = tunnels.open("echo.a.svc:7").await.unwrap();
+    let mut stream = tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap();
     let error = stream.read(&mut [0; 1]).await.unwrap_err();
     assert_ne!(error.kind(), io::ErrorKind::ConnectionReset);
-    let mut stream = tunnels.open("echo.a.svc:7").await.unwrap();
+    let mut stream = tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap();
     echo(&mut stream, "again").await;
     assert_eq!(bastion.connections.load(Ordering::SeqCst), 2);
 }
@@ -297,11 +303,16 @@ async fn new_tunnels_wait_for_a_connection_up_to_a_limit() {
     let mut scripts = vec![Script::Refuse; 5];
     scripts.push(Script::Serve(100));
     let (tunnels, bastion) = anonymous(&scripts);
-    let opened = futures::future::join_all((0..20).map(|_| tunnels.open("echo.a.svc:7"))).await;
+    let opened =
+        futures::future::join_all((0..20).map(|_| tunnels.open(Protocol::Tcp, "echo.a.svc:7")))
+            .await;
     assert!(opened.iter().all(Result::is_ok));
     assert_eq!(bastion.connections.load(Ordering::SeqCst), 6);
     let (tunnels, _) = anonymous(&[Script::Refuse]);
-    let error = tunnels.open("echo.a.svc:7").await.unwrap_err();
+    let error = tunnels
+        .open(Protocol::Tcp, "echo.a.svc:7")
+        .await
+        .unwrap_err();
     assert!(
         error
             .to_string()
@@ -315,7 +326,7 @@ async fn new_tunnels_wait_for_a_connection_up_to_a_limit() {
 #[tokio::test]
 async fn connection_that_ends_is_left_to_its_streams() {
     let (tunnels, bastion) = anonymous(&[Script::GoAway, Script::Serve(100)]);
-    let mut stream = tunnels.open("echo.a.svc:7").await.unwrap();
+    let mut stream = tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap();
     echo(&mut stream, "open").await;
     assert_eq!(bastion.connections.load(Ordering::SeqCst), 2);
 }
@@ -326,14 +337,14 @@ async fn full_connection_is_followed_by_another() {
     // Its limit is known after the first response.
     let mut streams = Vec::new();
     for _ in 0..7 {
-        streams.push(tunnels.open("echo.a.svc:7").await.unwrap());
+        streams.push(tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap());
     }
     for stream in &mut streams {
         echo(stream, "open").await;
     }
     assert_eq!(bastion.connections.load(Ordering::SeqCst), 3);
     drop(streams);
-    let mut stream = tunnels.open("echo.a.svc:7").await.unwrap();
+    let mut stream = tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap();
     echo(&mut stream, "open").await;
     assert_eq!(bastion.connections.load(Ordering::SeqCst), 3);
 }
@@ -344,18 +355,18 @@ async fn unread_and_canceled_streams_hold_up_no_other() {
     let (tunnels, bastion) = anonymous(&[Script::Serve(100)]);
     let mut unread = Vec::new();
     for _ in 0..50 {
-        unread.push(tunnels.open("flood.a.svc:7").await.unwrap());
+        unread.push(tunnels.open(Protocol::Tcp, "flood.a.svc:7").await.unwrap());
     }
     for _ in 0..3 {
         let canceled = (0..100).map(async |number| {
-            let mut stream = tunnels.open("flood.a.svc:7").await.unwrap();
+            let mut stream = tunnels.open(Protocol::Tcp, "flood.a.svc:7").await.unwrap();
             if number % 2 == 0 {
                 stream.read_u8().await.unwrap();
             }
         });
         futures::future::join_all(canceled).await;
     }
-    let mut stream = tunnels.open("echo.a.svc:7").await.unwrap();
+    let mut stream = tunnels.open(Protocol::Tcp, "echo.a.svc:7").await.unwrap();
     let chunk = "x".repeat(64 * 1024);
     for _ in 0..100 {
         echo(&mut stream, &chunk).await;
