@@ -2,13 +2,15 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::side_by_side::start;
 use super::{kubectl, reach_containers};
-use crate::fixture::Fixture;
+use crate::clients::go_program;
+use crate::fixture::{Fixture, SHOP};
 use crate::pass_through::{administrator, kubeconfig_for, objects, passing};
 use crate::support::cluster::KubeconfigUser;
+use crate::support::program::Program;
 use crate::support::streaming_kubelet::StreamingKubelet;
 
 /// All commands of kubectl: through the proxy, the bastion and the API server to the kubelet.
@@ -29,7 +31,31 @@ pub async fn kubectl_works_through_the_proxy_and_the_bastion(fixture: &mut Fixtu
     // A server without TLS gets no credentials of kubectl.
     let server = format!("http://{address}");
     let kubeconfig = cluster.kubeconfig("through-proxy", &server, &cluster.ca.file, &user)?;
+    let truth = cluster.kubeconfig("proxy-truth", &cluster.server, &cluster.ca.file, &user)?;
+    let mut informer = Command::new(go_program("informer")?);
+    informer
+        .arg("--kubeconfig")
+        .arg(&kubeconfig)
+        .arg("--truth")
+        .arg(&truth)
+        .arg(format!("--namespace={SHOP}"));
+    let mut informer = Program::start(&mut informer)?;
+    informer.wait_for_line("synced").await?;
     objects(fixture, &kubeconfig)?;
+    for arguments in [
+        ["create", "configmap", "informed-1"],
+        ["create", "configmap", "informed-2"],
+        ["label", "configmap/informed-1", "seen=yes"],
+        ["delete", "configmap", "informed-2"],
+    ] {
+        let output = kubectl(fixture, &kubeconfig)
+            .args(arguments)
+            .arg(format!("--namespace={SHOP}"))
+            .output()?;
+        ensure!(output.status.success(), "{arguments:?}: {output:?}");
+    }
+    // Its cache equals what the API server has.
+    informer.finish().await?;
     let kubelet =
         StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;
     reach_containers(fixture, &kubelet, &|| kubectl(fixture, &kubeconfig)).await?;
