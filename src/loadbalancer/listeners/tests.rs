@@ -118,6 +118,23 @@ fn tcp_and_udp_of_one_number_are_two_listeners() {
 }
 
 #[test]
+fn tcp_and_udp_of_one_service_port_have_their_own_targets() {
+    run(async {
+        let mut bed = Bed::start();
+        let web = Endpoints::start(&["127.0.0.2"]).await;
+        let dns = Endpoints::start(&["127.0.0.3"]).await;
+        // Both are targets of each port, but only one serves it.
+        let addresses = ["127.0.0.2", "127.0.0.3"];
+        bed.publish_ports("both", (web.port, dns.port), &addresses);
+        let tcp = bed.serve(Protocol::Tcp, spec("both")).await;
+        let udp = bed.serve(Protocol::Udp, spec("both")).await;
+        assert_eq!(bed.name(tcp).await, "127.0.0.2");
+        let client = bed.datagrams(udp).await;
+        assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.3");
+    });
+}
+
+#[test]
 fn removed_listener_keeps_its_connections() {
     run(async {
         let mut bed = Bed::start();

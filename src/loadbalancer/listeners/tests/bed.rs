@@ -146,6 +146,11 @@ impl Bed {
     }
 
     pub fn publish_addresses(&mut self, service: &str, port: u16, addresses: &[&str]) {
+        self.publish_ports(service, (port, port), addresses);
+    }
+
+    /// As [`Self::publish`], with a target port of TCP and one of UDP.
+    pub fn publish_ports(&mut self, service: &str, (tcp, udp): (u16, u16), addresses: &[&str]) {
         let spec = PortSpec {
             name: "".into(),
             number: 80,
@@ -159,9 +164,9 @@ impl Bed {
         let key = ObjectKey::new("ns", service);
         self.writer.apply(Object::Service(key, service_spec));
         let endpoints = addresses.iter().map(|ip| endpoint(ip, "")).collect();
-        let mut object = slice(service, service, &[("", port)], endpoints);
+        let mut object = slice(service, service, &[("", tcp)], endpoints);
         if let Object::EndpointSlice(_, slice) = &mut object {
-            slice.udp_ports = vec![("".into(), port)];
+            slice.udp_ports = vec![("".into(), udp)];
         }
         self.writer.apply(object);
     }
