@@ -11,8 +11,9 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use super::drain_on_signals;
 use crate::desk::flags::go_duration;
-use crate::desk::forward::{self, TargetSpec, Via};
+use crate::desk::forward::{self, Proxy, TargetSpec, Via};
 use crate::desk::{ConnectionFlags, Context};
+use crate::model::dns::is_label;
 
 const HELP: &str = "\
 Targets and ports:
@@ -21,11 +22,18 @@ Targets and ports:
   svc/NAME.NAMESPACE names a service of another namespace. So does TYPE/NAME.NAMESPACE, unless the
   namespace of -n has an object of the name NAME.NAMESPACE.
   A port is [LOCAL:]REMOTE, where REMOTE is a number or the name of a port. Without LOCAL, the local
-  port is the number of the remote one; in :REMOTE it is any free one.
+  port is the number of the remote one; in :REMOTE it is any free one. With /udp behind it, it is a
+  UDP port, which needs a bastion.
 
   kube-bastion forward svc/db 5432
   kube-bastion forward web-0 8080:80 svc/db.shop 5432 deploy/api :http
+  kube-bastion forward svc/dns 5353:53/udp
   kube-bastion forward -f forwards.yaml    a list of {target: svc/db.shop, ports: [15432:5432]}
+
+All names of the cluster through one local port, SOCKS5 (TCP and UDP) and HTTP proxy in one:
+  kube-bastion forward --socks 1080
+  curl --proxy socks5h://localhost:1080 http://web.shop.svc/
+  kube-bastion forward --socks 1080 --pac cluster.pac    for the settings of a browser
 
 Run a command once all ports are open, and end with it and its exit status. Local ports are in its
 environment as FORWARD_PORT_1, FORWARD_PORT_2, ...
@@ -51,7 +59,7 @@ enum Output {
 #[command(after_help = HELP)]
 pub(super) struct Options {
     /// Targets, each with its ports behind it
-    #[arg(value_name = "TARGET PORT", required_unless_present = "file")]
+    #[arg(value_name = "TARGET PORT", required_unless_present_any = ["file", "socks"])]
     targets: Vec<String>,
 
     /// Program to run once all ports are open
@@ -70,6 +78,18 @@ pub(super) struct Options {
         default_value = "localhost"
     )]
     address: Vec<String>,
+
+    /// Port of a SOCKS5 and HTTP proxy for all names of the cluster [default address: localhost]
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = socks_address)]
+    socks: Option<(String, u16)>,
+
+    /// Write a proxy auto-configuration (PAC) for the proxy of --socks; - for standard output
+    #[arg(long, value_name = "FILE", requires = "socks", value_hint = clap::ValueHint::FilePath)]
+    pac: Option<PathBuf>,
+
+    /// DNS domain of the cluster in the proxy auto-configuration
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = domain)]
+    cluster_domain: String,
 
     /// Way to the targets [default: bastion if the server is one, else api-server]
     #[arg(long, value_name = "WAY")]
@@ -100,11 +120,36 @@ fn positive_duration(text: &str) -> Result<Duration> {
     }
 }
 
+/// Splits an address with a port; the address is `localhost` by default.
+fn socks_address(text: &str) -> Result<(String, u16)> {
+    let (address, port) = text.rsplit_once(':').unwrap_or(("localhost", text));
+    let port = port.parse();
+    let port = port.context("the port is not a number from 0 to 65535; use [ADDRESS:]PORT")?;
+    Ok((address.to_owned(), port))
+}
+
+fn domain(text: &str) -> Result<String> {
+    if !text.split('.').all(is_label) {
+        bail!("not a DNS domain such as cluster.local");
+    }
+    Ok(text.to_owned())
+}
+
 pub(super) fn run(options: Options) -> Result<ExitCode> {
     let mut targets = TargetSpec::parse_all(&options.targets)?;
     if let Some(file) = &options.file {
         targets.extend(forward::read_file(file)?);
     }
+    if options.output.is_some() && options.pac.as_ref().is_some_and(|it| it.as_os_str() == "-") {
+        bail!("--pac - and --output both write to standard output; write the PAC to a file");
+    }
+    let (pac, cluster_domain) = (options.pac, options.cluster_domain);
+    let proxy = options.socks.map(|(address, port)| Proxy {
+        address,
+        port,
+        pac,
+        cluster_domain,
+    });
     let context = Context::load(&options.connection)?;
     let runtime = Builder::new_current_thread()
         .enable_all()
@@ -113,6 +158,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode> {
     let options = forward::Options {
         targets,
         addresses: options.address,
+        proxy,
         via: options.via,
         pod_running_timeout: options.pod_running_timeout,
         keep_going: options.keep_going,

@@ -5,23 +5,30 @@
 //!                         │        │
 //!                         │        └─ endpoints ── sessions ── port-forward through the API server
 //!                         └─ relay, udp, report
+//!
+//!   client ── gateway ── socks or HTTP ── bastion
 //! ```
 
 mod bastion;
 mod command;
 mod endpoints;
 mod file;
+mod gateway;
 mod listen;
+mod pac;
 mod relay;
 mod report;
 mod resolve;
 mod route;
 mod serve;
 mod sessions;
+pub mod socks;
 mod spec;
 mod udp;
 
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
@@ -36,8 +43,9 @@ use crate::drain::Drain;
 use bastion::{TunnelError, Tunnels};
 pub use command::CommandError;
 pub use file::{FileError, read as read_file};
-use listen::Addresses;
+use gateway::Gateway;
 pub use listen::ListenError;
+use listen::{Addresses, Sockets};
 use relay::Traffic;
 use report::{Lines, Report};
 pub use resolve::ResolveError;
@@ -57,12 +65,26 @@ pub enum Via {
     ApiServer,
 }
 
+/// Local proxy for all names of the cluster.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    /// As those of [`Options::addresses`].
+    pub address: String,
+    /// 0 for a free port.
+    pub port: u16,
+    /// File for the proxy auto-configuration, `-` for standard output.
+    pub pac: Option<PathBuf>,
+    /// DNS domain of the cluster, for the proxy auto-configuration.
+    pub cluster_domain: String,
+}
+
 /// Options of the command.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub targets: Vec<TargetSpec>,
     /// Local addresses of targets without their own.
     pub addresses: Vec<String>,
+    pub proxy: Option<Proxy>,
     /// `None` for a bastion if the server is one.
     pub via: Option<Via>,
     /// Time to wait for a running pod at the start.
@@ -97,6 +119,16 @@ pub enum ForwardError {
     Connect {
         target: String,
         source: ConnectError,
+    },
+    #[error(
+        "{server} is used as an API server, and the local proxy (--socks) needs a bastion; name \
+         targets and ports instead"
+    )]
+    Proxy { server: String },
+    #[error("cannot write {file:?} (--pac): {source}")]
+    Pac {
+        file: PathBuf,
+        source: std::io::Error,
     },
     #[error("no target can be forwarded")]
     Nothing,
@@ -138,9 +170,15 @@ pub async fn run(
         Ways::Bastion(tunnels)
     } else {
         reject_udp(&options.targets)?;
+        if options.proxy.is_some() {
+            let server = api.client.names();
+            return Err(ForwardError::Proxy { server });
+        }
         Ways::ApiServer(Rc::new(Sessions::new(Rc::clone(&api))))
     };
-    let lines = match (options.json, options.command.is_empty()) {
+    let pac = options.proxy.as_ref().and_then(|proxy| proxy.pac.as_ref());
+    let writes_pac = pac.is_some_and(|file| file.as_os_str() == "-");
+    let lines = match (options.json, options.command.is_empty() && !writes_pac) {
         (true, _) => Lines::None,
         (false, true) => Lines::Stdout,
         (false, false) => Lines::Stderr,
@@ -156,21 +194,33 @@ pub async fn run(
             Err(error) => return Err(error),
         }
     }
-    if forwards.is_empty() {
+    let gateway = match (&options.proxy, &ways) {
+        (Some(proxy), Ways::Bastion(tunnels)) => Some(open_proxy(proxy, tunnels)?),
+        _ => None,
+    };
+    if forwards.is_empty() && gateway.is_none() {
         return Err(ForwardError::Nothing);
     }
-    announce(&forwards, &report, options.json);
-    serve_until_end(&forwards, &report, &options.command, drain).await
+    announce(&forwards, gateway.as_ref(), &report, options.json);
+    serve_until_end(
+        &forwards,
+        gateway.as_ref(),
+        &report,
+        &options.command,
+        drain,
+    )
+    .await
 }
 
 /// Serves until the command ends; without one, until the drain begins.
 async fn serve_until_end(
     forwards: &[Rc<Forward>],
+    gateway: Option<&Rc<Gateway>>,
     report: &Rc<Report>,
     command: &[OsString],
     drain: impl FnOnce() -> std::io::Result<Drain>,
 ) -> Result<ExitCode, ForwardError> {
-    let serving = serve(forwards, report);
+    let serving = serve(forwards, gateway, report);
     let ended = async {
         if !command.is_empty() {
             let ports: Vec<_> = forwards.iter().map(|forward| forward.local_port).collect();
@@ -186,9 +236,10 @@ async fn serve_until_end(
             );
             (name, Rc::clone(&forward.traffic))
         });
+        let proxy = gateway.map(|it| ("proxy".to_owned(), Rc::clone(&it.traffic)));
         tokio::select! {
             () = drain.begun() => {}
-            () = report.show_status(status.collect()) => {}
+            () = report.show_status(status.chain(proxy).collect()) => {}
         }
         Ok(ExitCode::SUCCESS)
     };
@@ -196,6 +247,39 @@ async fn serve_until_end(
         ended = ended => ended,
         () = serving => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Listens for the local proxy, and writes its auto-configuration.
+fn open_proxy(proxy: &Proxy, tunnels: &Rc<Tunnels>) -> Result<Rc<Gateway>, ForwardError> {
+    let addresses = Addresses::parse(std::slice::from_ref(&proxy.address))?;
+    let listeners = match addresses.listen(proxy.port, 0, Protocol::Tcp)? {
+        Sockets::Tcp(listeners) => listeners,
+        Sockets::Udp(_) => Vec::new(),
+    };
+    let gateway = Rc::new(Gateway::new(listeners, Rc::clone(tunnels)));
+    let bound = gateway.addresses();
+    for address in bound.iter().filter(|address| !address.ip().is_loopback()) {
+        super::warn(format_args!(
+            "everyone who reaches {address} can open tunnels with your rights"
+        ));
+    }
+    if let (Some(file), Some(address)) = (&proxy.pac, bound.first()) {
+        let ip = match address.ip() {
+            ip if ip.is_unspecified() => IpAddr::from(Ipv4Addr::LOCALHOST),
+            ip => ip,
+        };
+        let address = SocketAddr::new(ip, address.port());
+        let text = pac::text(address, &proxy.cluster_domain);
+        let written = match file.as_os_str() == "-" {
+            true => std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()),
+            false => std::fs::write(file, text),
+        };
+        written.map_err(|source| {
+            let file = file.clone();
+            ForwardError::Pac { file, source }
+        })?;
+    }
+    Ok(gateway)
 }
 
 fn reject_udp(targets: &[TargetSpec]) -> Result<(), ForwardError> {
@@ -342,7 +426,12 @@ fn listen(
 }
 
 /// Prints the local ports: a line per address as kubectl does, or one line of JSON.
-fn announce(forwards: &[Rc<Forward>], report: &Report, as_json: bool) {
+fn announce(
+    forwards: &[Rc<Forward>],
+    gateway: Option<&Rc<Gateway>>,
+    report: &Report,
+    as_json: bool,
+) {
     let mut entries = Vec::new();
     for forward in forwards {
         let protocol = match forward.sockets.protocol() {
@@ -364,9 +453,24 @@ fn announce(forwards: &[Rc<Forward>], report: &Report, as_json: bool) {
             }));
         }
     }
+    let proxies = gateway
+        .map(|gateway| gateway.addresses())
+        .unwrap_or_default();
+    for address in &proxies {
+        report.line(&format!(
+            "Forwarding from {address} -> SOCKS5 and HTTP proxy"
+        ));
+    }
     if as_json {
         use std::io::Write;
+        let mut output = json!({"forwards": entries});
+        if !proxies.is_empty() {
+            let proxies = proxies.iter().map(
+                |address| json!({"address": address.ip().to_string(), "localPort": address.port()}),
+            );
+            output["proxy"] = proxies.collect();
+        }
         // Fails if the output is closed, which is no reason to end the forwards.
-        let _ = writeln!(std::io::stdout(), "{}", json!({"forwards": entries}));
+        let _ = writeln!(std::io::stdout(), "{output}");
     }
 }

@@ -27,13 +27,14 @@ impl Client {
         Self(Some(stream))
     }
 
-    /// Relays bytes until both sides have ended. The end of one is passed on as its end only, and a
+    /// Relays bytes, first those of `input` to the target, until both sides have ended. The end of one is passed on as its end only, and a
     /// failure resets the other.
     ///
     /// # Errors
     /// [`TunnelError`] with the side that failed.
     pub async fn relay(
         mut self,
+        input: Bytes,
         remote: Box<dyn Transport>,
         traffic: &Traffic,
     ) -> Result<(), TunnelError> {
@@ -44,7 +45,11 @@ impl Client {
             stream: Stream::Boxed(remote),
             input: Bytes::new(),
         });
-        let relay = Relay::new(Upgraded::from_tcp(local), remote);
+        let mut local = Upgraded::from_tcp(local);
+        if let Upgraded::Http1(connection) = &mut local {
+            connection.input = input;
+        }
+        let relay = Relay::new(local, remote);
         relay.run(&traffic.sent, &traffic.received).await
     }
 }

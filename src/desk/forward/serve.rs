@@ -5,12 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use super::gateway::Gateway;
 use super::listen::Sockets;
 use super::relay::{Client, Traffic};
 use super::report::Report;
@@ -50,41 +52,51 @@ impl Forward {
     }
 }
 
-/// Serves the connections of all forwards. Does not end.
-pub async fn serve(forwards: &[Rc<Forward>], report: &Rc<Report>) {
+/// Serves the connections of all forwards and of the local proxy. Does not end.
+pub async fn serve(forwards: &[Rc<Forward>], gateway: Option<&Rc<Gateway>>, report: &Rc<Report>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let tasks = TaskTracker::new();
     let mut serving = Vec::<LocalBoxFuture<'_, ()>>::new();
     for forward in forwards {
         match &forward.sockets {
-            Sockets::Tcp(listeners) => {
-                serving.extend(listeners.iter().map(|listener| {
-                    accept(listener, forward, &permits, &tasks, report).boxed_local()
-                }))
-            }
+            Sockets::Tcp(listeners) => serving.extend(listeners.iter().map(|listener| {
+                let handle = |stream| {
+                    let (forward, report) = (Rc::clone(forward), Rc::clone(report));
+                    async move { handle(stream, &forward, &report).await }
+                };
+                let on_failure = |text: &str| report.failure(&forward.target, "accept", text);
+                accept(listener, &permits, &tasks, on_failure, handle).boxed_local()
+            })),
             Sockets::Udp(listeners) => serving.extend(
                 (0..listeners.len()).map(|index| udp::serve(forward, index, report).boxed_local()),
             ),
         }
     }
+    if let Some(gateway) = gateway {
+        serving.extend(gateway.listeners.iter().map(|listener| {
+            let handle = |stream| Rc::clone(gateway).handle(stream, Rc::clone(report));
+            let on_failure = |text: &str| report.failure("the local proxy", "accept", text);
+            accept(listener, &permits, &tasks, on_failure, handle).boxed_local()
+        }));
+    }
     futures::future::join_all(serving).await;
 }
 
-async fn accept(
+async fn accept<F: Future<Output = ()> + 'static>(
     listener: &TcpListener,
-    forward: &Rc<Forward>,
     permits: &Arc<Semaphore>,
     tasks: &TaskTracker,
-    report: &Rc<Report>,
+    on_failure: impl Fn(&str),
+    handle: impl Fn(TcpStream) -> F,
 ) {
     loop {
         // The semaphore is never closed.
         let permit = Arc::clone(permits).acquire_owned().await.ok();
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (forward, report) = (Rc::clone(forward), Rc::clone(report));
+                let handling = handle(stream);
                 tasks.spawn_local(async move {
-                    handle(stream, &forward, &report).await;
+                    handling.await;
                     drop(permit);
                 });
             }
@@ -94,7 +106,7 @@ async fn accept(
                 let text = format!(
                     "cannot accept a connection: {error}; raise the limit of open files (ulimit -n)"
                 );
-                report.failure(&forward.target, "accept", &text);
+                on_failure(&text);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -115,7 +127,7 @@ async fn handle(stream: TcpStream, forward: &Forward, report: &Report) {
             return;
         }
     };
-    match client.relay(remote, &forward.traffic).await {
+    match client.relay(Bytes::new(), remote, &forward.traffic).await {
         Ok(()) => {}
         Err(TunnelError::Endpoint(error)) => {
             tracing::debug!(%error, "the target failed");

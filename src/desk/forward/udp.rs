@@ -29,7 +29,7 @@ const MAX_FLOWS: usize = 256;
 /// Maximum number of bytes of datagrams that wait for their tunnel; further ones are dropped.
 const MAX_WAITING_BYTES: usize = 128 * 1024;
 /// Time for which the datagrams of a flow are dropped after its tunnel has failed.
-const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+pub const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a failed receive, as without memory.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(200);
 
