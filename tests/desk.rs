@@ -12,6 +12,8 @@ mod forward_command;
 mod forward_pods;
 #[path = "desk/forward/program.rs"]
 mod forward_program;
+#[path = "desk/forward/socks.rs"]
+mod forward_socks;
 #[path = "desk/forward/tunnels.rs"]
 mod forward_tunnels;
 #[path = "desk/forward/udp.rs"]

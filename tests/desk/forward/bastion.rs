@@ -256,6 +256,20 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
         sending.send_reset(Reason::CONNECT_ERROR);
         return;
     }
+    if name == "http" {
+        // The content is the head of the request.
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let Some(Ok(data)) = receiving.data().await else {
+                return;
+            };
+            head.extend_from_slice(&data);
+        }
+        let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", head.len());
+        let response = [response.into_bytes(), head].concat();
+        let _ = sending.send_data(response.into(), true);
+        return;
+    }
     if name == "once" {
         // One answer, and the end of the flow.
         let data = receiving.data().await;
