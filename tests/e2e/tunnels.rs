@@ -14,6 +14,7 @@ pub use faults::{
     tunnels_open_without_the_api,
 };
 pub use names::host_name_reaches_its_pod;
+pub use servers::publish;
 pub use udp::{dns_answers_through_udp_tunnels, http3_passes_through_udp_tunnels};
 
 use std::collections::BTreeMap;

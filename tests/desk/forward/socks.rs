@@ -315,9 +315,8 @@ async fn pac_names_the_proxy() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn proxy_that_cannot_start_is_an_error_of_one_line() -> Result<()> {
     let bastion = Bastion::start([]).await?;
-    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let taken = taken.local_addr()?.to_string();
-    let _taken = std::net::TcpListener::bind(&taken)?;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = listener.local_addr()?.to_string();
     for (arguments, expected) in [
         (&["--socks", &taken][..], "is in use on 127.0.0.1"),
         (

@@ -25,13 +25,13 @@ use crate::support::streaming_kubelet::StreamingKubelet;
 const PREFIX: &str = "Forwarding from 127.0.0.1:";
 
 /// Running program with the local ports that it has printed.
-struct Forward {
-    program: Program,
-    ports: Vec<SocketAddr>,
+pub(super) struct Forward {
+    pub(super) program: Program,
+    pub(super) ports: Vec<SocketAddr>,
 }
 
 impl Forward {
-    async fn start(command: &mut Command, count: usize) -> Result<Self> {
+    pub(super) async fn start(command: &mut Command, count: usize) -> Result<Self> {
         let mut program = Program::start(command)?;
         program.wait_for_line(PREFIX).await?;
         let mut ports = Vec::new();
