@@ -270,9 +270,10 @@ fn open_proxy(proxy: &Proxy, tunnels: &Rc<Tunnels>) -> Result<Rc<Gateway>, Forwa
         };
         let address = SocketAddr::new(ip, address.port());
         let text = pac::text(address, &proxy.cluster_domain);
-        let written = match file.as_os_str() == "-" {
-            true => std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()),
-            false => std::fs::write(file, text),
+        let written = if file.as_os_str() == "-" {
+            std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
+        } else {
+            std::fs::write(file, text)
         };
         written.map_err(|source| {
             let file = file.clone();

@@ -213,9 +213,9 @@ fn write_target(target: &Target, output: &mut Vec<u8>) {
         }
         Host::Name(name) => {
             output.push(NAME);
-            let length = name.len().min(255);
-            output.push(length as u8);
-            output.extend(&name.as_bytes()[..length]);
+            let length = u8::try_from(name.len()).unwrap_or(u8::MAX);
+            output.push(length);
+            output.extend(&name.as_bytes()[..usize::from(length)]);
         }
     }
     output.extend(target.port.to_be_bytes());
