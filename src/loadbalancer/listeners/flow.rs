@@ -102,6 +102,73 @@ impl Flow {
                     expiry.as_mut().reset(deadline);
                 }
             }
+            // The socket may always have answers, and receiving them never waits then.
+            tokio::task::coop::consume_budget().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use prometheus_client::registry::Registry;
+    use tokio::runtime::{Builder, LocalOptions};
+
+    use super::*;
+    use crate::loadbalancer::{ListenerKey, Protocol};
+    use crate::metrics::Metrics;
+    use crate::tunnel::udp::Fragmentation;
+
+    /// Passes answers that are answers again: each is sent to the socket of the flow itself.
+    async fn pass_endless_answers(metrics: LoadBalancerMetrics) {
+        let bound = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (listener, socket) = (bound(), bound());
+        let endpoint = listener.local_addr().unwrap();
+        let client = socket.local_addr().unwrap();
+        socket.connect(endpoint).unwrap();
+        // More than one call receives.
+        for _ in 0..64 {
+            listener.send_to(b"answer", client).unwrap();
+        }
+        let ours = |socket| UdpSocket::from_std(socket, Fragmentation::Allowed).unwrap();
+        let flow = Flow {
+            socket: ours(socket),
+            endpoint,
+            endpoints: RefCell::new(Arc::new([])),
+            used: Cell::new(Instant::now()),
+            answered: Cell::new(false),
+            _open: metrics.flows.enter(),
+        };
+        let key = FlowKey {
+            listener: ListenerKey {
+                address: endpoint.ip(),
+                port: endpoint.port(),
+                protocol: Protocol::Udp,
+            },
+            client,
+            local: None,
+        };
+        flow.pass_answers(key, &ours(listener), &metrics).await;
+    }
+
+    #[test]
+    fn flood_of_answers_leaves_time_for_other_tasks() {
+        let (progress, progressed) = mpsc::channel();
+        // On a thread of its own, because a task that never yields cannot be stopped.
+        std::thread::spawn(move || {
+            let metrics = Metrics::new(&mut Registry::default()).load_balancer;
+            let mut builder = Builder::new_current_thread();
+            let runtime = builder.enable_all().build_local(LocalOptions::default());
+            runtime.unwrap().block_on(async {
+                let flood = tokio::task::spawn_local(pass_endless_answers(metrics.clone()));
+                while metrics.datagrams_sent.get() < 10_000 {
+                    tokio::task::yield_now().await;
+                }
+                assert!(!flood.is_finished());
+                progress.send(()).unwrap();
+            });
+        });
+        progressed.recv_timeout(Duration::from_secs(60)).unwrap();
     }
 }
