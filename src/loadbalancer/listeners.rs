@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -31,11 +32,18 @@ use crate::drain::Drain;
 use crate::forward::{Forwarder, OwnAddresses};
 use crate::metrics::LoadBalancerMetrics;
 use crate::resolve::Candidates;
+use crate::telemetry::LogLimit;
 pub use affinity::AffinityTable;
 pub use binder::{Binder, BoundListeners};
 use binder::{Bound, Socket};
 use flow_table::FlowTable;
 use udp::Flows;
+
+/// Interval at which a worker tries again to start a listener, as after a lack of file descriptors.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Errors about listeners that could not be started.
+static NOT_STARTED: LogLimit = LogLimit::new(10);
 
 /// Data path of one worker.
 #[derive(Debug)]
@@ -73,10 +81,18 @@ impl ListenerLimits {
 }
 
 /// Listener whose task runs. The specification may be replaced while it does.
-struct Serving {
+struct Served {
     socket: Arc<Socket>,
     spec: Rc<SpecCell>,
     task: AbortHandle,
+}
+
+/// Listeners that a worker serves.
+#[derive(Default)]
+struct Serving {
+    listeners: HashMap<ListenerKey, Served>,
+    /// Tasks of the listeners, and those that were aborted until they are joined.
+    tasks: JoinSet<()>,
 }
 
 /// Current specification of a listener.
@@ -89,50 +105,67 @@ impl SpecCell {
     }
 }
 
-impl DataPath {
-    /// Serves the listeners until the end of the drain. Connections continue in their tasks when
-    /// their listener is closed.
-    pub async fn run(self) {
-        let (worker, workers) = self.worker;
-        let mut bound = self.bound.clone();
-        let path = Rc::new(self);
-        let flows: Flows = Rc::new(RefCell::new(FlowTable::new(
-            (path.limits.flows / workers).max(1),
-        )));
-        let (mut serving, mut tasks) = (HashMap::new(), JoinSet::new());
-        loop {
-            let listeners = Arc::clone(&bound.borrow_and_update());
-            serving.retain(|key, serving: &mut Serving| {
-                let keep = listeners
-                    .get(key)
-                    .is_some_and(|bound| Arc::ptr_eq(&bound.socket, &serving.socket));
-                if !keep {
-                    // Closes the socket of this worker. The connections have tasks of their own.
-                    serving.task.abort();
-                    flows.borrow_mut().retain(|flow| flow.listener != *key);
-                }
-                keep
-            });
-            for (key, bound) in &*listeners {
-                if let Some(serving) = serving.get(key) {
-                    serving.spec.0.replace(Arc::clone(&bound.spec));
-                } else if key.protocol == Protocol::Tcp || home(key, workers) == worker {
-                    match path.start(*key, bound, &flows, &mut tasks) {
-                        Ok(started) => {
-                            serving.insert(*key, started);
-                        }
-                        Err(error) => {
+impl Serving {
+    /// Starts and ends listeners. Returns false if one of them could not be started.
+    fn update(&mut self, path: &Rc<DataPath>, bound: &BoundListeners, flows: &Flows) -> bool {
+        self.listeners.retain(|key, served| {
+            let keep = bound
+                .get(key)
+                .is_some_and(|bound| Arc::ptr_eq(&bound.socket, &served.socket))
+                && !served.task.is_finished();
+            if !keep {
+                // Closes the socket of this worker. The connections have tasks of their own.
+                served.task.abort();
+                flows.borrow_mut().retain(|flow| flow.listener != *key);
+            }
+            keep
+        });
+        let (worker, workers) = path.worker;
+        let mut all_served = true;
+        for (key, bound) in bound {
+            if let Some(served) = self.listeners.get(key) {
+                served.spec.0.replace(Arc::clone(&bound.spec));
+            } else if key.protocol == Protocol::Tcp || home(key, workers) == worker {
+                match path.start(*key, bound, flows, &mut self.tasks) {
+                    Ok(started) => {
+                        self.listeners.insert(*key, started);
+                    }
+                    Err(error) => {
+                        all_served = false;
+                        if NOT_STARTED.permits() {
                             tracing::error!(listener = %key, %error, "cannot serve a listener");
                         }
                     }
                 }
             }
+        }
+        all_served
+    }
+}
+
+impl DataPath {
+    /// Serves the listeners until the end of the drain. Connections continue in their tasks when
+    /// their listener is closed.
+    pub async fn run(self) {
+        let (_, workers) = self.worker;
+        let mut bound = self.bound.clone();
+        let path = Rc::new(self);
+        let flows: Flows = Rc::new(RefCell::new(FlowTable::new((path.limits.flows / workers).max(1))));
+        let mut serving = Serving::default();
+        loop {
+            let listeners = Arc::clone(&bound.borrow_and_update());
+            let all_served = serving.update(&path, &listeners, &flows);
             tokio::select! {
                 () = path.drain.forced() => return,
                 changed = bound.changed() => if changed.is_err() {
                     // The process ends.
                     return path.drain.forced().await;
                 },
+                // A task that was not aborted is started again.
+                Some(_) = serving.tasks.join_next(), if !serving.tasks.is_empty() => {
+                    while serving.tasks.try_join_next().is_some() {}
+                }
+                () = tokio::time::sleep(RETRY), if !all_served => {}
             }
         }
     }
@@ -143,7 +176,7 @@ impl DataPath {
         bound: &Bound,
         flows: &Flows,
         tasks: &mut JoinSet<()>,
-    ) -> std::io::Result<Serving> {
+    ) -> std::io::Result<Served> {
         let spec = Rc::new(SpecCell(RefCell::new(Arc::clone(&bound.spec))));
         let task = match &*bound.socket {
             Socket::Tcp(socket) => {
@@ -156,7 +189,7 @@ impl DataPath {
                 tasks.spawn_local(Rc::clone(self).receive(key, socket, Rc::clone(&spec), flows))
             }
         };
-        Ok(Serving {
+        Ok(Served {
             socket: Arc::clone(&bound.socket),
             spec,
             task,

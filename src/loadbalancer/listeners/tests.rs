@@ -1,6 +1,7 @@
 mod bed;
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use proxy_header::{ParseConfig, ProxyHeader};
@@ -374,5 +375,39 @@ fn endpoint_that_is_the_listener_itself_is_not_dialed() {
             .await;
         let connected = TcpStream::connect(("127.0.0.1", port)).await;
         assert!(connected.is_ok_and(|stream| stream.peer_addr().is_ok()));
+    });
+}
+
+#[test]
+fn listener_that_cannot_be_started_is_tried_again() {
+    run(async {
+        let bed = Bed::start();
+        let flows: Flows = Rc::new(RefCell::new(FlowTable::new(1)));
+        let bound = |socket: OwnedFd| {
+            let socket = std::net::TcpListener::from(socket);
+            socket.set_nonblocking(true).unwrap();
+            Bound {
+                spec: Arc::new(spec("web")),
+                socket: Arc::new(Socket::Tcp(socket)),
+            }
+        };
+        let key = listener(80, Protocol::Tcp);
+        // The runtime cannot wait for a file.
+        let file = bound(tempfile::tempfile().unwrap().into());
+        let mut serving = Serving::default();
+        for _ in 0..2 {
+            let listeners = BoundListeners::from([(key, file.clone())]);
+            assert!(!serving.update(&bed.idle, &listeners, &flows));
+            assert!(serving.listeners.is_empty());
+        }
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listeners = BoundListeners::from([(key, bound(socket.into()))]);
+        assert!(serving.update(&bed.idle, &listeners, &flows));
+        // A task that has ended does not serve.
+        serving.listeners[&key].task.abort();
+        assert!(serving.tasks.join_next().await.unwrap().is_err());
+        assert!(serving.update(&bed.idle, &listeners, &flows));
+        assert_eq!((serving.listeners.len(), serving.tasks.len()), (1, 1));
+        assert!(!serving.listeners[&key].task.is_finished());
     });
 }

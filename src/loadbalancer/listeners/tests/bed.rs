@@ -72,6 +72,8 @@ pub struct Bed {
     wanted: watch::Sender<Arc<Listeners>>,
     pub failures: watch::Receiver<Arc<BindFailures>>,
     registry: Registry,
+    /// Data path of a further worker, which does not run.
+    pub idle: Rc<DataPath>,
     pub drain: Drain,
 }
 
@@ -92,16 +94,16 @@ impl Bed {
         let balance = Arc::new(LoadBalancer::new(EjectionMetrics::default()));
         let own = OwnAddresses::default();
         let tls = ClientTls::new(&config::Targets::default(), settings.tls_min_version).unwrap();
-        let forwarder = Forwarder {
+        let forwarder = || Forwarder {
             dialer: Arc::new(Dialer {
                 settings: settings.clone(),
-                tls,
+                tls: tls.clone(),
                 own_addresses: own.clone(),
                 failures: metrics.dial_failures.clone(),
                 http1_endpoints: Http1Endpoints::default(),
             }),
             pool: Rc::new(Pool::new(settings.clone(), Arc::clone(&balance))),
-            balance,
+            balance: Arc::clone(&balance),
             retry: RetryPolicy::new(&settings, metrics.retries.clone()),
             kubelet_token: Arc::default(),
             dropped_lines: metrics.dropped_lines.clone(),
@@ -110,11 +112,11 @@ impl Bed {
         let reported = watch::Sender::<Arc<BindFailures>>::default();
         let failures = reported.subscribe();
         let drain = Drain::default();
-        let binder = Binder::new(wanted.subscribe(), reported, own, drain.clone());
-        let path = DataPath {
+        let binder = Binder::new(wanted.subscribe(), reported, own.clone(), drain.clone());
+        let path = || DataPath {
             bound: binder.bound(),
-            cluster,
-            forwarder,
+            cluster: Arc::clone(&cluster),
+            forwarder: forwarder(),
             affinity: Arc::default(),
             own_udp: binder.own_udp(),
             limits: ListenerLimits {
@@ -127,13 +129,15 @@ impl Bed {
             tasks: TaskTracker::new(),
             worker: (0, 1),
         };
+        let idle = Rc::new(path());
+        tokio::task::spawn_local(path().run());
         tokio::task::spawn_local(binder.run());
-        tokio::task::spawn_local(path.run());
         Self {
             writer,
             wanted,
             failures,
             registry,
+            idle,
             drain,
         }
     }
