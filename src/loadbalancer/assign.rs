@@ -1,7 +1,8 @@
 //! Assignment of listeners to Services: a pure function of the objects of the cluster, so that all
 //! replicas arrive at the same result.
 
-use std::cmp::Reverse;
+mod winners;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,10 +10,11 @@ use std::sync::Arc;
 use super::listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
 use super::nodes::{NodeFacts, SliceNodes};
 pub use super::request::ANNOTATIONS;
-use super::request::{Problem, Request, RequestedPort, binds_of, display};
+use super::request::{Problem, Request, RequestedPort, display};
 use super::service::{Ingress, PortStatus, Service};
 use crate::cluster::ObjectKey;
-use crate::config::{LabelSelector, PortRange, PublishedAddress, parse_published_address};
+use crate::config::{LabelSelector, PortRange, PublishedAddress};
+use winners::winners;
 
 /// `ipMode` of a proxy (KEP-1860): kube-proxy does not short-cut connections to the address.
 const IP_MODE: &str = "Proxy";
@@ -168,73 +170,6 @@ fn permitted(settings: &Settings, port: &RequestedPort) -> Result<(u16, Protocol
     Ok((number, protocol))
 }
 
-/// Decides on each listener that several Services may claim: for the one whose status has it, then
-/// for the one that holds it, then for the oldest, then by name.
-///
-/// The status precedes, because all replicas see the same one, while they may have seen Services in
-/// another order.
-fn winners<'a>(
-    settings: &Settings,
-    facts: &Facts<'_>,
-    requests: &BTreeMap<&'a ObjectKey, (&Arc<Service>, Request)>,
-) -> BTreeMap<ListenerKey, &'a ObjectKey> {
-    let mut winners = BTreeMap::new();
-    for (key, (service, request)) in requests {
-        let uid = service.uid();
-        let served = served(service, &settings.bind_addresses);
-        for listener in claims(settings, request) {
-            let rank = (
-                Reverse(served.contains(&listener)),
-                Reverse(facts.holders.get(&listener) == Some(&uid)),
-                // A Service without a time is as if it were the youngest.
-                service
-                    .created()
-                    .map_or((true, None), |time| (false, Some(time))),
-                *key,
-            );
-            let winner = winners.entry(listener).or_insert_with(|| rank);
-            if rank < *winner {
-                *winner = rank;
-            }
-        }
-    }
-    let winners = winners.into_iter();
-    winners
-        .map(|(listener, (.., key))| (listener, key))
-        .collect()
-}
-
-/// Returns the listeners that the Service has according to its status.
-fn served(service: &Service, bind_addresses: &[IpAddr]) -> BTreeSet<ListenerKey> {
-    let mut served = BTreeSet::new();
-    // The status of another controller, from before the class changed, holds nothing.
-    if !service.is_marked() {
-        return served;
-    }
-    for ingress in &service.status.load_balancer.ingress {
-        let text = ingress.ip.as_deref().or(ingress.hostname.as_deref());
-        let address = text.and_then(|text| parse_published_address(text).ok());
-        let Some(address) = address else { continue };
-        for port in ingress.ports.iter().filter(|port| port.error.is_none()) {
-            let protocol = match &*port.protocol {
-                "TCP" => Protocol::Tcp,
-                "UDP" => Protocol::Udp,
-                _ => continue,
-            };
-            served.extend(
-                binds_of(&address, bind_addresses)
-                    .into_iter()
-                    .map(|address| ListenerKey {
-                        address,
-                        port: port.port,
-                        protocol,
-                    }),
-            );
-        }
-    }
-    served
-}
-
 fn spec(key: &ObjectKey, request: &Request, service_port: u16) -> ListenerSpec {
     ListenerSpec {
         namespace: (&*key.namespace).into(),
@@ -265,8 +200,7 @@ fn outcome(
             .iter()
             .map(|port| {
                 let found = port_problems(settings, facts, winners, key, port, bind);
-                let error = found.serving.is_none().then(|| found.problems.first());
-                let error = error.flatten().map(Problem::port_error);
+                let error = found.error().map(Problem::port_error);
                 problems.extend(found.problems);
                 PortStatus {
                     port: port.port,
@@ -309,6 +243,18 @@ struct PortProblems {
     /// One of the bind addresses that serve the port.
     serving: Option<IpAddr>,
     problems: Vec<Problem>,
+}
+
+impl PortProblems {
+    /// Returns the error of the port in the status. An address that leads to the listener of another
+    /// Service as well does not serve the port.
+    fn error(&self) -> Option<&Problem> {
+        let mut problems = self.problems.iter();
+        match self.serving {
+            Some(_) => problems.find(|problem| matches!(problem, Problem::PortConflict { .. })),
+            None => problems.next(),
+        }
+    }
 }
 
 fn port_problems(

@@ -3,7 +3,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::LoadBalancer;
+use crate::config::{LoadBalancer, parse_published_address};
 
 const CLASS: &str = "kube-bastion.dev/bastion";
 
@@ -577,4 +577,96 @@ fn excluded_nodes_have_neither_listeners_nor_addresses() {
     assert_eq!(problems(&setting.assign(), "web"), ["NodesExcluded"]);
     setting.settings.node_name = Some("node-2".into());
     assert_eq!(setting.assign().listeners.len(), 1);
+}
+
+/// Two bind addresses, to both of which the name leads.
+fn with_two_addresses() -> Setting {
+    let mut setting = Setting::new();
+    setting.settings.bind_addresses =
+        vec!["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
+    setting.published = addresses(&["192.0.2.1", "192.0.2.2", "lb.test"]);
+    setting
+}
+
+fn at(address: &str) -> Value {
+    let name = "kube-bastion.dev/load-balancer-addresses";
+    json!({"metadata": {"annotations": {name: address}}})
+}
+
+#[test]
+fn address_that_leads_to_another_service_does_not_serve_the_port() {
+    let assignment = with_two_addresses()
+        .with("holder", 0, &["80/TCP"], &at("192.0.2.1"))
+        .with("wide", 1, &["80/TCP", "81/TCP"], &at("lb.test"))
+        .assign();
+    assert_eq!(
+        listeners(&assignment),
+        [
+            "192.0.2.1:80/TCP → holder:80",
+            "192.0.2.1:81/TCP → wide:81",
+            "192.0.2.2:80/TCP → wide:80",
+            "192.0.2.2:81/TCP → wide:81",
+        ]
+    );
+    assert_eq!(
+        ingress(&assignment, "wide"),
+        ["lb.test 80/TCP=PortConflict 81/TCP"]
+    );
+    assert_eq!(problems(&assignment, "wide"), ["PortConflict"]);
+}
+
+#[test]
+fn status_claims_no_port_of_another_service() {
+    // The name, to which every listener belongs, in the status of an older Service.
+    let claim = |error: Value| {
+        json!({"loadBalancer": {"ingress": [{"hostname": "lb.test", "ports": [
+            {"port": 80, "protocol": "TCP", "error": error},
+        ]}]}, "conditions": [marker()]})
+    };
+    let in_error = claim(json!("kube-bastion.dev/PortConflict"));
+    for (is_restarted, is_confirmed, status, winner) in [
+        // The holder keeps its port, before its own status and after.
+        (false, false, claim(Value::Null), "holder"),
+        (false, true, claim(Value::Null), "holder"),
+        (false, true, in_error.clone(), "holder"),
+        // After a restart, both statuses count, and one with an error does not.
+        (true, true, in_error.clone(), "holder"),
+        (true, true, claim(Value::Null), "wide"),
+        (true, false, in_error, "wide"),
+    ] {
+        let mut setting = with_two_addresses().with("holder", 9, &["80/TCP"], &at("192.0.2.1"));
+        if is_confirmed {
+            setting.step();
+        } else {
+            setting.holders = setting.assign().holders;
+        }
+        let mut wide = at("lb.test");
+        wide["status"] = status.clone();
+        setting.add("wide", 1, &["80/TCP"], &wide);
+        if is_restarted {
+            setting.holders.clear();
+        }
+        let assignment = setting.assign();
+        assert_eq!(
+            listeners(&assignment)[0],
+            format!("192.0.2.1:80/TCP → {winner}:80"),
+            "{is_restarted} {is_confirmed} {status}"
+        );
+    }
+}
+
+#[test]
+fn status_of_the_elected_replica_decides_between_replicas() {
+    let mut setting = Setting::new().with("elected", 9, &["80/TCP"], &json!({}));
+    setting.step();
+    setting.add("old", 1, &["80/TCP"], &json!({}));
+    setting.step();
+    // Another replica has seen them in another order.
+    for holder in setting.holders.values_mut() {
+        *holder = "old-1".into();
+    }
+    assert_eq!(
+        listeners(&setting.assign()),
+        ["192.0.2.1:80/TCP → elected:80"]
+    );
 }
