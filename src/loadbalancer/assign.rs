@@ -10,14 +10,19 @@ use std::sync::Arc;
 use super::listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
 use super::nodes::{NodeFacts, SliceNodes};
 pub use super::request::ANNOTATIONS;
-use super::request::{Problem, Request, RequestedPort, display};
+use super::request::{PortLimit, Problem, Request, RequestedPort, display};
 use super::service::{Ingress, PortStatus, Service};
 use crate::cluster::ObjectKey;
 use crate::config::{LabelSelector, PortRange, PublishedAddress};
-use winners::winners;
+use winners::{Winners, winners};
 
 /// `ipMode` of a proxy (KEP-1860): kube-proxy does not short-cut connections to the address.
 const IP_MODE: &str = "Proxy";
+
+/// Maximum number of ports of a Service that are served, the first ones.
+const MAX_PORTS: usize = 64;
+/// Maximum number of ports in a status, for each address, so that the API accepts it.
+const MAX_STATUS_PORTS: usize = 2 * MAX_PORTS;
 
 /// Settings of the assignment.
 #[derive(Clone, Debug)]
@@ -104,7 +109,7 @@ pub fn assign(settings: &Settings, facts: &Facts<'_>) -> Assignment {
         let outcome = outcome(settings, facts, &winners, key, request);
         services.insert((*key).clone(), outcome);
         for listener in claims(settings, request) {
-            if winners.get(&listener) != Some(key) {
+            if winners.service(&listener) != Some(*key) {
                 continue;
             }
             assignment.holders.insert(listener, service.uid());
@@ -140,7 +145,7 @@ fn request(
 /// Returns the listeners that a request claims.
 fn claims(settings: &Settings, request: &Request) -> Vec<ListenerKey> {
     let bind = request.bind_addresses();
-    let ports = request.ports.iter();
+    let ports = request.ports.iter().take(MAX_PORTS);
     let ports = ports.filter_map(|port| permitted(settings, port).ok());
     ports
         .flat_map(|(port, protocol)| {
@@ -183,23 +188,32 @@ fn spec(key: &ObjectKey, request: &Request, service_port: u16) -> ListenerSpec {
 }
 
 /// Returns the status and the problems of a Service with a valid request.
-fn outcome(
+fn outcome<'a>(
     settings: &Settings,
     facts: &Facts<'_>,
-    winners: &BTreeMap<ListenerKey, &ObjectKey>,
-    key: &ObjectKey,
+    winners: &Winners<'a>,
+    key: &'a ObjectKey,
     request: &Request,
 ) -> Outcome {
     let mut problems = BTreeSet::new();
     let nodes = request.local_only.then(|| endpoint_nodes(facts, key));
     let mut unavailable = None;
     let mut ingress = Vec::new();
+    if request.ports.len() > MAX_PORTS {
+        problems.insert(Problem::TooManyPorts(PortLimit::Service));
+    }
     for (address, bind) in &request.addresses {
         let ports: Vec<PortStatus> = request
             .ports
             .iter()
-            .map(|port| {
-                let found = port_problems(settings, facts, winners, key, port, bind);
+            .take(MAX_STATUS_PORTS)
+            .enumerate()
+            .map(|(index, port)| {
+                let found = if index < MAX_PORTS {
+                    port_problems(settings, facts, winners, key, port, bind)
+                } else {
+                    PortProblems::of(Problem::TooManyPorts(PortLimit::Service))
+                };
                 let error = found.error().map(Problem::port_error);
                 problems.extend(found.problems);
                 PortStatus {
@@ -246,35 +260,45 @@ struct PortProblems {
 }
 
 impl PortProblems {
+    /// Returns the only problem of a port that is not served.
+    fn of(problem: Problem) -> Self {
+        Self {
+            serving: None,
+            problems: vec![problem],
+        }
+    }
+
     /// Returns the error of the port in the status. An address that leads to the listener of another
-    /// Service as well does not serve the port.
+    /// Service as well, or to none, does not serve the port.
     fn error(&self) -> Option<&Problem> {
         let mut problems = self.problems.iter();
         match self.serving {
-            Some(_) => problems.find(|problem| matches!(problem, Problem::PortConflict { .. })),
+            Some(_) => problems.find(|problem| {
+                matches!(
+                    problem,
+                    Problem::PortConflict { .. } | Problem::TooManyPorts(_)
+                )
+            }),
             None => problems.next(),
         }
     }
 }
 
-fn port_problems(
+fn port_problems<'a>(
     settings: &Settings,
     facts: &Facts<'_>,
-    winners: &BTreeMap<ListenerKey, &ObjectKey>,
-    key: &ObjectKey,
+    winners: &Winners<'a>,
+    key: &'a ObjectKey,
     port: &RequestedPort,
     bind: &[IpAddr],
 ) -> PortProblems {
+    let (port, protocol) = match permitted(settings, port) {
+        Ok(permitted) => permitted,
+        Err(problem) => return PortProblems::of(problem),
+    };
     let mut found = PortProblems {
         serving: None,
         problems: Vec::new(),
-    };
-    let (port, protocol) = match permitted(settings, port) {
-        Ok(permitted) => permitted,
-        Err(problem) => {
-            found.problems.push(problem);
-            return found;
-        }
     };
     for address in bind {
         let listener = ListenerKey {
@@ -282,10 +306,14 @@ fn port_problems(
             port,
             protocol,
         };
-        match (winners.get(&listener), facts.failures.get(&listener)) {
-            (Some(winner), _) if *winner != key => found.problems.push(Problem::PortConflict {
+        if let Some(limit) = winners.limit(listener, key) {
+            found.problems.push(Problem::TooManyPorts(limit));
+            continue;
+        }
+        match (winners.service(&listener), facts.failures.get(&listener)) {
+            (Some(winner), _) if winner != key => found.problems.push(Problem::PortConflict {
                 key: listener,
-                holder: (*winner).clone(),
+                holder: winner.clone(),
             }),
             (_, Some(reason)) => found.problems.push(Problem::BindFailed {
                 key: listener,

@@ -6,11 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use super::assign::{self, Assignment, Facts, Holders, Outcome};
+use super::events;
 use super::inventory::Inventory;
-use super::listener::{BindFailures, Listeners};
+use super::listener::{BindFailures, ListenerSpec, Listeners};
 use super::service::Service;
 use crate::cluster::ObjectKey;
-use crate::model::Networks;
+use crate::telemetry::LogLimit;
+
+/// Log lines about listeners. Services are changed by many, and one may have many listeners.
+static CHANGES: LogLimit = LogLimit::new(600);
 
 /// Services that may need a change of their status, each in the version for which the outcome was
 /// determined. `None`: the Service is not of the class, or is being deleted.
@@ -120,21 +124,36 @@ fn publish(sender: &watch::Sender<Arc<Listeners>>, listeners: Listeners) {
             if present.get(key) == Some(spec) {
                 continue;
             }
-            let ranges = spec.source_ranges.iter().flat_map(Networks::iter);
-            let ranges: Vec<_> = ranges.map(|range| range.to_string()).collect();
+            if !CHANGES.permits() {
+                continue;
+            }
             tracing::info!(
                 listener = %key,
                 service = %format_args!("{}/{}", spec.namespace, spec.service),
-                clients = if spec.source_ranges.is_some() { ranges.join(",") } else { "all".into() },
+                clients = clients(spec),
                 "load balancer: listener opened or changed"
             );
         }
         for key in present.keys().filter(|key| !listeners.contains_key(key)) {
+            if !CHANGES.permits() {
+                break;
+            }
             tracing::info!(listener = %key, "load balancer: listener closed");
         }
         *present = Arc::new(listeners);
         true
     });
+}
+
+/// Returns the clients of a listener, cut to the length of a message.
+fn clients(spec: &ListenerSpec) -> String {
+    let Some(ranges) = &spec.source_ranges else {
+        return "all".to_owned();
+    };
+    let ranges: Vec<_> = ranges.iter().map(|range| range.to_string()).collect();
+    let mut clients = ranges.join(",");
+    events::cut(&mut clients);
+    clients
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use crate::model::error_chain;
 
 /// Name of the bastion as the source of events.
 const COMPONENT: &str = "kube-bastion";
-/// Maximum length of a message (events.k8s.io/v1), in bytes.
+/// Maximum length of a message (events.k8s.io/v1), in bytes. That of a condition may be longer, but
+/// helps nobody.
 const MAX_MESSAGE_BYTES: usize = 1024;
 /// Events that may be sent at the same moment, as client-go's limit for one object.
 const BURST: u32 = 25;
@@ -49,6 +50,11 @@ impl Notice {
             message: Cow::Borrowed(message),
         }
     }
+}
+
+/// Cuts a message of an event, a condition or a log line.
+pub fn cut(message: &mut String) {
+    message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
 }
 
 /// Sends events. They are hints for users, so an event beyond the rate, or one that the API server
@@ -99,7 +105,7 @@ fn event(service: &Service, notice: &Notice, instance: &str, now: Timestamp) -> 
     // Unique for the object, as client-go names events.
     let suffix = format!("{:x}", now.as_nanosecond());
     let mut message = notice.message.to_string();
-    message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+    cut(&mut message);
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{name}.{suffix}")),

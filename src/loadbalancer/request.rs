@@ -66,6 +66,8 @@ pub enum Problem {
     PortNotAllowed(u16, Protocol),
     #[error("{key} is in use by the Service {holder}; it is taken over when that Service lets go")]
     PortConflict { key: ListenerKey, holder: ObjectKey },
+    #[error("{0}; use fewer ports, or ask the administrator of the bastion")]
+    TooManyPorts(PortLimit),
     #[error("cannot listen on {key}: {reason}")]
     BindFailed { key: ListenerKey, reason: String },
 }
@@ -85,6 +87,7 @@ impl Problem {
             Self::UnsupportedProtocol { .. } => "UnsupportedProtocol",
             Self::PortNotAllowed(..) => "PortNotAllowed",
             Self::PortConflict { .. } => "PortConflict",
+            Self::TooManyPorts(_) => "TooManyPorts",
             Self::BindFailed { .. } => "BindFailed",
         }
     }
@@ -98,6 +101,17 @@ impl Problem {
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::NoLocalEndpoint | Self::NodesExcluded)
     }
+}
+
+/// Limit on listeners that is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum PortLimit {
+    #[error("only the first 64 ports of a Service are served")]
+    Service,
+    #[error("the Services of the namespace have 256 listeners, the maximum")]
+    Namespace,
+    #[error("the bastion has 4096 listeners, the maximum")]
+    Process,
 }
 
 /// A valid request of a Service.

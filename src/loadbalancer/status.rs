@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::assign::Outcome;
-use super::events::{EventType, Notice};
+use super::events::{self, EventType, Notice};
 use super::service::{CONDITION, Condition, FINALIZER, Ingress, Service};
 
 /// Condition of KEP-1435: at least one port is in error.
@@ -148,10 +148,12 @@ fn conditions(service: &Service, outcome: &Outcome, now: Timestamp) -> Vec<Condi
     conditions
 }
 
-/// Joins the problems of a Service into one text.
+/// Joins the problems of a Service into one text, which is cut.
 fn joined(outcome: &Outcome) -> String {
     let texts: Vec<_> = outcome.problems.iter().map(ToString::to_string).collect();
-    texts.join("; ")
+    let mut text = texts.join("; ");
+    events::cut(&mut text);
+    text
 }
 
 /// Returns the event that announces a result. `None` if only its form has changed.
@@ -191,10 +193,12 @@ fn notice(service: &Service, outcome: &Outcome, desired: &[Condition]) -> Option
     } else {
         "open to the clients in its source ranges"
     };
+    let mut message = format!("Listening at {}; {clients}", listed(ingress));
+    events::cut(&mut message);
     Some(Notice {
         r#type: EventType::Normal,
         reason,
-        message: format!("Listening at {}; {clients}", listed(ingress)).into(),
+        message: message.into(),
     })
 }
 

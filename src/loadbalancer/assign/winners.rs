@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Facts, Settings, claims};
 use crate::cluster::ObjectKey;
 use crate::config::parse_published_address;
-use crate::loadbalancer::request::{Request, binds_of};
+use crate::loadbalancer::request::{PortLimit, Request, binds_of};
 use crate::loadbalancer::service::Service;
 use crate::loadbalancer::{ListenerKey, Protocol};
 
@@ -24,12 +24,57 @@ enum Right {
     None,
 }
 
-/// Decides on each listener: by the right to it, then for the oldest Service, then by name.
+/// Maximum number of listeners of the Services of a namespace.
+pub(super) const MAX_OF_NAMESPACE: usize = 256;
+/// Maximum number of listeners of the process, each of which has a socket and a task per worker.
+pub(super) const MAX_OF_PROCESS: usize = 4096;
+
+/// Decision on all listeners.
+#[derive(Debug, Default)]
+pub(super) struct Winners<'a> {
+    services: BTreeMap<ListenerKey, &'a ObjectKey>,
+    of_namespace: BTreeMap<&'a str, usize>,
+    /// Listeners that their only claimants do not get because of a limit.
+    limited: BTreeMap<(ListenerKey, &'a ObjectKey), PortLimit>,
+}
+
+impl<'a> Winners<'a> {
+    /// Returns the Service that has a listener.
+    pub fn service(&self, listener: &ListenerKey) -> Option<&'a ObjectKey> {
+        self.services.get(listener).copied()
+    }
+
+    /// Returns the limit because of which a Service does not get a listener.
+    pub fn limit(&self, listener: ListenerKey, service: &'a ObjectKey) -> Option<PortLimit> {
+        self.limited.get(&(listener, service)).copied()
+    }
+
+    /// Gives a listener to a Service, if it is free and within the limits.
+    fn offer(&mut self, listener: ListenerKey, service: &'a ObjectKey) {
+        if self.services.contains_key(&listener) {
+            return;
+        }
+        let count = self.of_namespace.entry(&service.namespace).or_default();
+        let limit = if *count >= MAX_OF_NAMESPACE {
+            PortLimit::Namespace
+        } else if self.services.len() >= MAX_OF_PROCESS {
+            PortLimit::Process
+        } else {
+            *count += 1;
+            self.services.insert(listener, service);
+            return;
+        };
+        self.limited.insert((listener, service), limit);
+    }
+}
+
+/// Decides on each listener: by the right to it, then for the oldest Service, then by name. Who is
+/// first is within the limits first.
 pub(super) fn winners<'a>(
     settings: &Settings,
     facts: &Facts<'_>,
     requests: &BTreeMap<&'a ObjectKey, (&Arc<Service>, Request)>,
-) -> BTreeMap<ListenerKey, &'a ObjectKey> {
+) -> Winners<'a> {
     let mut ranked = Vec::new();
     for (key, (service, request)) in requests {
         let uid = service.uid();
@@ -54,9 +99,9 @@ pub(super) fn winners<'a>(
         }
     }
     ranked.sort_unstable();
-    let mut winners = BTreeMap::new();
+    let mut winners = Winners::default();
     for (.., key, listener) in ranked {
-        winners.entry(listener).or_insert(key);
+        winners.offer(listener, key);
     }
     winners
 }

@@ -338,3 +338,26 @@ fn adds_and_removes_its_finalizer_only() {
         assert_eq!(finalizers, expected, "{service:?}");
     }
 }
+
+#[test]
+fn messages_are_cut() {
+    let problems = (0..100).map(|number| Problem::BindFailed {
+        key: ListenerKey {
+            address: "192.0.2.1".parse().unwrap(),
+            port: number,
+            protocol: Protocol::Udp,
+        },
+        reason: "ä".repeat(50),
+    });
+    let outcome = Outcome {
+        problems: problems.collect(),
+        ..in_conflict()
+    };
+    let change = change(&service(&json!({})), Some(&outcome), &settings(false), NOW).unwrap();
+    let notice = change.notices.last().unwrap();
+    assert!((1000..=1024).contains(&notice.message.len()));
+    let Patch::Status(patch) = &change.patch else {
+        panic!("{change:?}");
+    };
+    assert_eq!(patch["status"]["conditions"][0]["message"], *notice.message);
+}
