@@ -11,7 +11,7 @@ use crate::drain::Drain;
 use crate::forward::OwnAddresses;
 use crate::loadbalancer::assign;
 use crate::loadbalancer::lease::{ApiStore, Elector, default_identity};
-use crate::loadbalancer::listeners::{AffinityTable, Binder, BoundListeners};
+use crate::loadbalancer::listeners::{AffinityTable, Binder, BoundListeners, ListenerLimits};
 use crate::loadbalancer::writer::{ApiRequests, Writer};
 use crate::loadbalancer::{BindFailures, Controller, Inventory, Listeners, status};
 use crate::supervise::Supervisor;
@@ -24,6 +24,7 @@ pub(super) struct LoadBalancer {
     /// Listeners that could not be bound, as the data path reports them.
     failures: watch::Sender<Arc<BindFailures>>,
     elector: Arc<Elector<ApiStore>>,
+    limits: ListenerLimits,
 }
 
 /// Bound listeners, which the workers serve.
@@ -32,6 +33,7 @@ pub(super) struct Served {
     pub bound: watch::Receiver<Arc<BoundListeners>>,
     pub own_udp: OwnAddresses,
     pub affinity: Arc<AffinityTable>,
+    pub limits: ListenerLimits,
 }
 
 impl LoadBalancer {
@@ -43,6 +45,7 @@ impl LoadBalancer {
             bound: binder.bound(),
             own_udp: binder.own_udp(),
             affinity: Arc::default(),
+            limits: self.limits.clone(),
         };
         supervisor.restart("loadbalancer-listeners", move || Arc::clone(&binder).run());
         served
@@ -62,7 +65,7 @@ impl Setup<'_> {
         addresses: Addresses,
         drain: &Drain,
     ) -> Result<Option<LoadBalancer>> {
-        let config = &self.config.load_balancer;
+        let (config, serving) = (&self.config.load_balancer, &self.config.serving);
         if !config.is_enabled() {
             return Ok(None);
         }
@@ -128,6 +131,10 @@ impl Setup<'_> {
             listeners,
             failures,
             elector,
+            limits: ListenerLimits::new(
+                serving.max_connections,
+                serving.max_connections_per_client,
+            ),
         }))
     }
 }

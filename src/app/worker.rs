@@ -19,7 +19,7 @@ use crate::balance::LoadBalancer;
 use crate::drain::Drain;
 use crate::forward::{Dialer, Forwarder, Pool, RetryPolicy, STALL_CHECK_INTERVAL};
 use crate::listen::{Limits, Listener};
-use crate::loadbalancer::listeners::{DataPath, ListenerLimits};
+use crate::loadbalancer::listeners::DataPath;
 use crate::model::Networks;
 use crate::proxy::{Proxy, Stages};
 use crate::telemetry::{AccessLog, LogLimit, Recorder};
@@ -150,11 +150,7 @@ async fn serve(ports: Vec<Port>, shared: &Shared, worker: (usize, usize)) -> Res
             forwarder: forwarder(),
             affinity: Arc::clone(&served.affinity),
             own_udp: served.own_udp.clone(),
-            limits: ListenerLimits {
-                connections: limits.connections.clone(),
-                clients: limits.clients.clone(),
-                flows: ListenerLimits::DEFAULT_FLOWS,
-            },
+            limits: served.limits.clone(),
             metrics: stages.metrics.load_balancer.clone(),
             drain: drain.clone(),
             tasks: tasks.clone(),

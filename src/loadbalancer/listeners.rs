@@ -36,6 +36,7 @@ use crate::telemetry::LogLimit;
 pub use affinity::AffinityTable;
 pub use binder::{Binder, BoundListeners};
 use binder::{Bound, Socket};
+pub use flow_table::FlowBudget;
 use flow_table::FlowTable;
 use udp::Flows;
 
@@ -71,13 +72,23 @@ pub struct ListenerLimits {
     pub connections: Option<Arc<Semaphore>>,
     /// Limit on connections per client address. `None` for no limit.
     pub clients: Option<Arc<ClientShares>>,
-    /// Maximum number of UDP flows of the process, each of which has a socket.
-    pub flows: usize,
+    /// Limit on UDP flows, each of which has a socket.
+    pub flows: Arc<FlowBudget>,
 }
 
 impl ListenerLimits {
-    /// Default of [`Self::flows`]: below the limits of open files of most systems.
-    pub const DEFAULT_FLOWS: usize = 16 * 1024;
+    /// Maximum number of UDP flows: below the limits of open files of most systems.
+    pub const MAX_FLOWS: usize = 16 * 1024;
+
+    /// Creates the limits of a process. They are not those of the bastion's own port, which clients
+    /// of public listeners must not use up. 0 for no limit.
+    pub fn new(connections: usize, per_client: usize) -> Self {
+        Self {
+            connections: (connections > 0).then(|| Arc::new(Semaphore::new(connections))),
+            clients: (per_client > 0).then(|| ClientShares::new(per_client)),
+            flows: FlowBudget::new(Self::MAX_FLOWS),
+        }
+    }
 }
 
 /// Listener whose task runs. The specification may be replaced while it does.
@@ -147,10 +158,9 @@ impl DataPath {
     /// Serves the listeners until the end of the drain. Connections continue in their tasks when
     /// their listener is closed.
     pub async fn run(self) {
-        let (_, workers) = self.worker;
         let mut bound = self.bound.clone();
         let path = Rc::new(self);
-        let flows: Flows = Rc::new(RefCell::new(FlowTable::new((path.limits.flows / workers).max(1))));
+        let flows: Flows = Rc::new(RefCell::new(FlowTable::new(Arc::clone(&path.limits.flows))));
         let mut serving = Serving::default();
         loop {
             let listeners = Arc::clone(&bound.borrow_and_update());

@@ -165,7 +165,7 @@ fn removed_listener_keeps_its_connections() {
 #[test]
 fn client_over_its_share_is_reset() {
     run(async {
-        let mut bed = Bed::with_share(Some(1));
+        let mut bed = Bed::with_limits(ListenerLimits::new(0, 1), (0, 1));
         let endpoints = Endpoints::start(&["127.0.0.2"]).await;
         bed.publish("web", &endpoints);
         let key = bed.serve(Protocol::Tcp, spec("web")).await;
@@ -382,7 +382,7 @@ fn endpoint_that_is_the_listener_itself_is_not_dialed() {
 fn listener_that_cannot_be_started_is_tried_again() {
     run(async {
         let bed = Bed::start();
-        let flows: Flows = Rc::new(RefCell::new(FlowTable::new(1)));
+        let flows: Flows = Rc::new(RefCell::new(FlowTable::new(FlowBudget::new(1))));
         let bound = |socket: OwnedFd| {
             let socket = std::net::TcpListener::from(socket);
             socket.set_nonblocking(true).unwrap();
@@ -409,5 +409,60 @@ fn listener_that_cannot_be_started_is_tried_again() {
         assert!(serving.update(&bed.idle, &listeners, &flows));
         assert_eq!((serving.listeners.len(), serving.tasks.len()), (1, 1));
         assert!(!serving.listeners[&key].task.is_finished());
+    });
+}
+
+#[test]
+fn connections_beyond_the_limit_wait() {
+    run(async {
+        let mut bed = Bed::with_limits(ListenerLimits::new(1, 0), (0, 1));
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        bed.publish("web", &endpoints);
+        let key = bed.serve(Protocol::Tcp, spec("web")).await;
+        let mut first = bed.connect(key).await;
+        assert_eq!(read_name(&mut first).await, "127.0.0.2");
+        let mut second = bed.connect(key).await;
+        let limit = bed.idle.limits.connections.as_ref().unwrap();
+        assert_eq!(limit.available_permits(), 0);
+        drop(first);
+        assert_eq!(read_name(&mut second).await, "127.0.0.2");
+    });
+}
+
+#[test]
+fn one_listener_may_have_all_flows_and_keeps_nothing_of_them() {
+    const FLOWS: u16 = 10_000;
+    run(async {
+        let limits = ListenerLimits {
+            flows: FlowBudget::new(FLOWS.into()),
+            ..ListenerLimits::new(0, 0)
+        };
+        let mut bed = Bed::with_limits(limits, (0, 4));
+        let silent = UdpSocket::bind("127.0.0.3:0").await.unwrap();
+        bed.publish_addresses("dns", silent.local_addr().unwrap().port(), &["127.0.0.3"]);
+        let ports = std::iter::repeat_with(bed::free_port);
+        let mut keys = ports.map(|port| listener(port, Protocol::Udp));
+        let key = keys.find(|key| home(key, 4) == 0).unwrap();
+        bed.change(key, Some(spec("dns")));
+        bed.wait_until_open(key).await;
+        for number in 1..=FLOWS {
+            let [high, low] = number.to_be_bytes();
+            let client = IpAddr::from([127, 1, high, low]);
+            let client = std::net::UdpSocket::bind((client, 0)).unwrap();
+            client.send_to(b"x", (key.address, key.port)).unwrap();
+            // As many as the buffer of the listener takes.
+            if number % 100 == 0 {
+                bed.wait_for(&format!("load_balancer_flows_open {number}"))
+                    .await;
+            }
+        }
+        let free = || bed.idle.limits.flows.free();
+        assert_eq!(free(), 0);
+        bed.wait_for("load_balancer_flows_evicted_total 0").await;
+        pause();
+        tokio::time::sleep(flow::UNANSWERED_TIMEOUT + Duration::from_secs(1)).await;
+        bed.wait_for("load_balancer_flows_open 0").await;
+        assert_eq!(free(), usize::from(FLOWS));
+        resume();
     });
 }

@@ -184,6 +184,13 @@ impl Receiver<'_> {
         count: u64,
     ) -> Option<Rc<Flow>> {
         let metrics = &self.path.metrics;
+        let Some(slot) = self.flows.borrow_mut().reserve(key.client.ip().into()) else {
+            metrics.dropped.no_socket.inc_by(count);
+            return None;
+        };
+        if slot.replaces {
+            metrics.evicted_flows.inc();
+        }
         let socket = match UdpSocket::connect(endpoint, Fragmentation::Allowed) {
             Ok(socket) => socket,
             Err(error) => {
@@ -224,10 +231,7 @@ impl Receiver<'_> {
             flow: Rc::clone(&flow),
             task: task.abort_handle(),
         };
-        let replaced = self.flows.borrow_mut().insert(key, open, self.now);
-        if replaced.is_some() {
-            metrics.evicted_flows.inc();
-        }
+        self.flows.borrow_mut().insert(key, open, slot, self.now);
         Some(flow)
     }
 }

@@ -79,11 +79,11 @@ pub struct Bed {
 
 impl Bed {
     pub fn start() -> Self {
-        Self::with_share(None)
+        Self::with_limits(ListenerLimits::new(0, 0), (0, 1))
     }
 
-    /// Limits the connections of a client address.
-    pub fn with_share(share: Option<usize>) -> Self {
+    /// `worker` is the number of the worker, and the number of workers.
+    pub fn with_limits(limits: ListenerLimits, worker: (usize, usize)) -> Self {
         let policy = AddressPolicy {
             allow_loopback: true,
         };
@@ -119,15 +119,11 @@ impl Bed {
             forwarder: forwarder(),
             affinity: Arc::default(),
             own_udp: binder.own_udp(),
-            limits: ListenerLimits {
-                connections: None,
-                clients: share.map(ClientShares::new),
-                flows: ListenerLimits::DEFAULT_FLOWS,
-            },
+            limits: limits.clone(),
             metrics: metrics.load_balancer.clone(),
             drain: drain.clone(),
             tasks: TaskTracker::new(),
-            worker: (0, 1),
+            worker,
         };
         let idle = Rc::new(path());
         tokio::task::spawn_local(path().run());
