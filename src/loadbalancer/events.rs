@@ -1,6 +1,7 @@
 //! Events of Services, named as those of cloud controllers.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,10 +20,12 @@ const COMPONENT: &str = "kube-bastion";
 /// Maximum length of a message (events.k8s.io/v1), in bytes. That of a condition may be longer, but
 /// helps nobody.
 const MAX_MESSAGE_BYTES: usize = 1024;
-/// Events that may be sent at the same moment, as client-go's limit for one object.
+/// Events of a namespace that may be sent at the same moment, as client-go's limit for one object.
 const BURST: u32 = 25;
 /// Interval at which one more event may be sent.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum number of namespaces with a rate of their own.
+const MAX_NAMESPACES: usize = 256;
 /// Maximum time of the request for an event.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -64,7 +67,7 @@ pub struct Events {
     client: Client,
     /// Name of this replica.
     instance: String,
-    rate: Mutex<Rate>,
+    rates: Mutex<Rates>,
 }
 
 impl Events {
@@ -72,7 +75,7 @@ impl Events {
         Self {
             client,
             instance: instance.to_owned(),
-            rate: Mutex::new(Rate::new(Instant::now())),
+            rates: Mutex::new(Rates::new(Instant::now())),
         }
     }
 
@@ -80,11 +83,12 @@ impl Events {
     pub async fn send(&self, service: &Service, notice: &Notice) {
         let key = service.key();
         let reason = notice.reason;
-        tracing::info!(service = %key, reason, message = %notice.message, "event");
-        if !self.rate.lock().await.take(Instant::now()) {
+        let permitted = self.rates.lock().await.take(&key.namespace, Instant::now());
+        if !permitted {
             tracing::debug!(service = %key, reason, "event dropped: too many at the same time");
             return;
         }
+        tracing::info!(service = %key, reason, message = %notice.message, "event");
         let event = event(service, notice, &self.instance, Timestamp::now());
         let api = Api::<Event>::namespaced(self.client.clone(), &key.namespace);
         let parameters = PostParams::default();
@@ -145,6 +149,39 @@ fn event(service: &Service, notice: &Notice, instance: &str, now: Timestamp) -> 
     }
 }
 
+/// Rates of the namespaces, so that the Services of one do not use up the events of others.
+#[derive(Debug)]
+struct Rates {
+    /// Namespaces without an entry have all tokens.
+    of_namespace: HashMap<Box<str>, Rate>,
+    /// Rate of all namespaces beyond the maximum.
+    rest: Rate,
+}
+
+impl Rates {
+    fn new(now: Instant) -> Self {
+        Self {
+            of_namespace: HashMap::new(),
+            rest: Rate::new(now),
+        }
+    }
+
+    /// Takes a token of a namespace. Returns false if there is none.
+    fn take(&mut self, namespace: &str, now: Instant) -> bool {
+        if let Some(rate) = self.of_namespace.get_mut(namespace) {
+            return rate.take(now);
+        }
+        if self.of_namespace.len() >= MAX_NAMESPACES {
+            self.of_namespace.retain(|_, rate| !rate.is_full(now));
+        }
+        if self.of_namespace.len() >= MAX_NAMESPACES {
+            return self.rest.take(now);
+        }
+        let rate = self.of_namespace.entry(namespace.into());
+        rate.or_insert_with(|| Rate::new(now)).take(now)
+    }
+}
+
 /// Token bucket of [`BURST`] tokens, filled at [`INTERVAL`].
 #[derive(Debug)]
 struct Rate {
@@ -160,8 +197,8 @@ impl Rate {
         }
     }
 
-    /// Takes a token. Returns false if there is none.
-    fn take(&mut self, now: Instant) -> bool {
+    /// Adds the tokens of the time that has passed. Returns true if there are all.
+    fn is_full(&mut self, now: Instant) -> bool {
         while self.tokens < BURST && now.duration_since(self.filled) >= INTERVAL {
             self.tokens += 1;
             self.filled += INTERVAL;
@@ -169,6 +206,12 @@ impl Rate {
         if self.tokens == BURST {
             self.filled = now;
         }
+        self.tokens == BURST
+    }
+
+    /// Takes a token. Returns false if there is none.
+    fn take(&mut self, now: Instant) -> bool {
+        self.is_full(now);
         let has_token = self.tokens > 0;
         self.tokens = self.tokens.saturating_sub(1);
         has_token
@@ -207,5 +250,24 @@ mod tests {
         assert_eq!(taken(&mut rate, start + INTERVAL / 2), 0);
         assert_eq!(taken(&mut rate, start + INTERVAL * 3), 3);
         assert_eq!(taken(&mut rate, start + INTERVAL * 3600), 25);
+    }
+    #[test]
+    fn namespaces_have_rates_of_their_own() {
+        let start = Instant::now();
+        let mut rates = Rates::new(start);
+        let taken = |rates: &mut Rates, namespace: &str, at| {
+            (0..100).filter(|_| rates.take(namespace, at)).count()
+        };
+        for number in 0..MAX_NAMESPACES {
+            assert_eq!(taken(&mut rates, &format!("ns-{number}"), start), 25);
+            assert!(!rates.take(&format!("ns-{number}"), start));
+        }
+        // Those beyond the maximum share one, until others have all tokens.
+        assert_eq!(taken(&mut rates, "beyond", start), 25);
+        assert_eq!(taken(&mut rates, "further", start), 0);
+        assert_eq!(rates.of_namespace.len(), MAX_NAMESPACES);
+        let later = start + INTERVAL * 25;
+        assert_eq!(taken(&mut rates, "further", later), 25);
+        assert_eq!(rates.of_namespace.len(), 1);
     }
 }

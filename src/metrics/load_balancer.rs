@@ -46,8 +46,10 @@ pub struct AcceptedConnections {
 pub struct DroppedDatagrams {
     /// The client is outside of `loadBalancerSourceRanges`.
     pub source_range: Counter,
+    /// The source is a listener of the process, or has no port.
+    pub source_address: Counter,
     pub no_endpoint: Counter,
-    /// No socket for another flow, as without free file descriptors.
+    /// No socket for another flow, as without free file descriptors, or beyond the limit on flows.
     pub no_socket: Counter,
     /// The system did not take the datagram, in either direction.
     pub not_sent: Counter,
@@ -108,6 +110,7 @@ impl LoadBalancerMetrics {
             datagrams_sent: datagrams("sent"),
             dropped: DroppedDatagrams {
                 source_range: dropped("source_range"),
+                source_address: dropped("source_address"),
                 no_endpoint: dropped("no_endpoint"),
                 no_socket: dropped("no_socket"),
                 not_sent: dropped("not_sent"),

@@ -466,3 +466,21 @@ fn one_listener_may_have_all_flows_and_keeps_nothing_of_them() {
         resume();
     });
 }
+
+#[test]
+fn datagram_of_a_listener_is_dropped() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        bed.publish("web", &endpoints);
+        let key = bed.serve(Protocol::Udp, spec("web")).await;
+        let client = bed.datagrams(key).await;
+        let own = vec![client.local_addr().unwrap()];
+        bed.idle.own_udp.set_listeners(own);
+        client.send(b"x").await.unwrap();
+        bed.wait_for(r#"load_balancer_datagrams_dropped_total{reason="source_address"} 1"#)
+            .await;
+        bed.idle.own_udp.set_listeners(Vec::new());
+        assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.2");
+    });
+}

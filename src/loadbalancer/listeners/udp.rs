@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::flow::{Flow, OpenFlow};
 use super::flow_table::{FlowKey, FlowTable};
 use super::{DataPath, SpecCell};
+use crate::forward::OwnAddresses;
 use crate::loadbalancer::{ListenerKey, ListenerSpec};
 use crate::model::Endpoint;
 use crate::resolve::Candidates;
@@ -153,6 +154,10 @@ impl Receiver<'_> {
             flows.remove(&key);
         }
         drop(flows);
+        if !is_client(key.client, &path.own_udp) {
+            path.metrics.dropped.source_address.inc_by(count);
+            return None;
+        }
         let client = key.client.ip();
         let preferred = spec.client_affinity.and_then(|timeout| {
             let endpoint = path
@@ -233,5 +238,23 @@ impl Receiver<'_> {
         };
         self.flows.borrow_mut().insert(key, open, slot, self.now);
         Some(flow)
+    }
+}
+
+/// Returns false for a source that must not be answered: a forged one without a port, or a listener,
+/// which would take the answer for a datagram of a client.
+fn is_client(source: SocketAddr, own: &OwnAddresses) -> bool {
+    source.port() != 0 && !own.contains(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_without_port_is_no_client() {
+        let own = OwnAddresses::default();
+        assert!(is_client(([127, 0, 0, 1], 53).into(), &own));
+        assert!(!is_client(([127, 0, 0, 1], 0).into(), &own));
     }
 }
