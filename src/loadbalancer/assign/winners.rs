@@ -34,7 +34,7 @@ pub(super) const MAX_OF_PROCESS: usize = 4096;
 pub(super) struct Winners<'a> {
     services: BTreeMap<ListenerKey, &'a ObjectKey>,
     of_namespace: BTreeMap<&'a str, usize>,
-    /// Listeners that their only claimants do not get because of a limit.
+    /// Listeners that Services do not get because of a limit.
     limited: BTreeMap<(ListenerKey, &'a ObjectKey), PortLimit>,
 }
 
