@@ -85,6 +85,12 @@ impl Pod {
             .map(|port| port.number)
     }
 
+    /// Returns true if a container declares the port.
+    pub fn declares(&self, number: u16, protocol: Protocol) -> bool {
+        let mut ports = self.ports.iter();
+        ports.any(|port| port.number == number && port.protocol == protocol)
+    }
+
     /// Returns true if no other pod and no node has its addresses.
     fn owns_addresses(&self) -> bool {
         !self.host_network && !self.phase.has_ended()

@@ -37,6 +37,14 @@ impl EndpointState {
     }
 }
 
+/// Endpoint that passed the checks of a join.
+struct Checked {
+    endpoint: Endpoint,
+    /// Its pod is on the network of its node and does not declare the port, which may be one of the
+    /// node.
+    on_node_port: bool,
+}
+
 /// Inputs for the join of one service.
 pub(super) struct Join<'a, P> {
     pub namespace: &'a str,
@@ -83,16 +91,17 @@ where
             .map(|service| service.ports(protocol))
             .and_then(|ports| ports.iter().find(|p| p.name == port.name));
         let wanted = (&*port.name, protocol);
-        let endpoints = self.endpoints(spec, wanted);
+        let (endpoints, tunnel_endpoints) = self.endpoints(spec, wanted);
         ServicePort {
-            excluded: if endpoints.is_empty() {
+            excluded: if tunnel_endpoints.is_empty() {
                 self.excluded(wanted)
             } else {
                 Box::default()
             },
-            local_endpoints: self.local(&endpoints),
-            hostnames: self.hostnames(wanted, &endpoints),
+            local_endpoints: self.local(&tunnel_endpoints),
+            hostnames: self.hostnames(wanted, &tunnel_endpoints),
             endpoints,
+            tunnel_endpoints,
             name: port.name.clone(),
             number: port.number,
             app_protocol: port.app_protocol,
@@ -103,8 +112,13 @@ where
     }
 
     /// Selects the ready endpoints of the primary family, else of the other family; if none is
-    /// ready, those that serve while terminating (C45, KEP-1669).
-    fn endpoints(&self, spec: &ServiceSpec, port: PortName<'_>) -> Arc<[Endpoint]> {
+    /// ready, those that serve while terminating (C45, KEP-1669). Also returns those of them that
+    /// tunnels may lead to.
+    fn endpoints(
+        &self,
+        spec: &ServiceSpec,
+        port: PortName<'_>,
+    ) -> (Arc<[Endpoint]>, Arc<[Endpoint]>) {
         let primary = spec.primary_family.unwrap_or(Family::V4);
         let secondary = if primary == Family::V4 {
             Family::V6
@@ -119,15 +133,26 @@ where
             (primary, EndpointState::Draining),
             (secondary, EndpointState::Draining),
         ];
-        preference
+        let selected = preference
             .into_iter()
             .map(|(family, state)| self.select(family, port, state))
             .find(|selected| !selected.is_empty())
-            .unwrap_or_default()
-            .into()
+            .unwrap_or_default();
+        let permitted = selected.iter().filter(|checked| !checked.on_node_port);
+        let permitted: Option<Arc<[Endpoint]>> = selected
+            .iter()
+            .any(|checked| checked.on_node_port)
+            .then(|| permitted.map(|checked| checked.endpoint.clone()).collect());
+        let endpoints: Arc<[Endpoint]> = selected
+            .into_iter()
+            .map(|checked| checked.endpoint)
+            .collect();
+        // Stored once in the usual case.
+        let permitted = permitted.unwrap_or_else(|| Arc::clone(&endpoints));
+        (endpoints, permitted)
     }
 
-    fn select(&self, family: Family, port: PortName<'_>, state: EndpointState) -> Vec<Endpoint> {
+    fn select(&self, family: Family, port: PortName<'_>, state: EndpointState) -> Vec<Checked> {
         let mut selected = Vec::new();
         for slice in self.slices.iter().filter(|slice| slice.family == family) {
             // Slices of one service may list different ports: with a named `targetPort`, the number
@@ -139,13 +164,14 @@ where
                 .endpoints
                 .iter()
                 .filter(|endpoint| state.matches(endpoint));
-            selected.extend(in_state.filter_map(|endpoint| self.check(endpoint, number).ok()));
+            let check = |endpoint| self.check(endpoint, (number, port.1)).ok();
+            selected.extend(in_state.filter_map(check));
         }
         // Slices come in the random order of a hash set. Sorting makes the order of the round-robin
         // the same after each join and in each replica.
-        selected.sort_unstable_by_key(|endpoint: &Endpoint| endpoint.address);
+        selected.sort_unstable_by_key(|checked: &Checked| checked.endpoint.address);
         // An endpoint may be in two slices for a moment while the controller moves it (KEP-752).
-        selected.dedup_by_key(|endpoint| endpoint.address);
+        selected.dedup_by_key(|checked| checked.endpoint.address);
         selected
     }
 
@@ -202,13 +228,19 @@ where
         let slices = self.slices.iter().filter_map(|slice| {
             let number = port_number(slice, port)?;
             Some(slice.endpoints.iter().map(move |endpoint| {
+                let is_usable = [EndpointState::Ready, EndpointState::Draining]
+                    .iter()
+                    .any(|state| state.matches(endpoint));
                 ExcludedEndpoint {
                     address: endpoint.address,
-                    // An endpoint that passes the check is here because of its conditions.
-                    reason: self
-                        .check(endpoint, number)
-                        .err()
-                        .unwrap_or(ExclusionReason::NotReady),
+                    reason: match self.check(endpoint, (number, port.1)) {
+                        Err(reason) => reason,
+                        Ok(checked) if is_usable && checked.on_node_port => {
+                            ExclusionReason::NodePort
+                        }
+                        // An endpoint that passes the check is here because of its conditions.
+                        Ok(_) => ExclusionReason::NotReady,
+                    },
                 }
             }))
         });
@@ -220,7 +252,11 @@ where
     ///
     /// Otherwise a user with write access to the EndpointSlices of one namespace could direct the
     /// proxy, with its network position, to another namespace, a node, or a metadata service.
-    fn check(&self, endpoint: &SliceEndpoint, port: u16) -> Result<Endpoint, ExclusionReason> {
+    fn check(
+        &self,
+        endpoint: &SliceEndpoint,
+        (port, protocol): (u16, Protocol),
+    ) -> Result<Checked, ExclusionReason> {
         // Before `pod_less`, which does not lift this restriction.
         if !self.addresses.permits(endpoint.address) {
             return Err(ExclusionReason::AddressNotAllowed);
@@ -228,9 +264,12 @@ where
         let address = SocketAddr::new(endpoint.address, port);
         let Some(key) = &endpoint.pod else {
             return if self.pod_less {
-                Ok(Endpoint {
-                    address,
-                    name: endpoint.address.to_string().into(),
+                Ok(Checked {
+                    endpoint: Endpoint {
+                        address,
+                        name: endpoint.address.to_string().into(),
+                    },
+                    on_node_port: false,
                 })
             } else {
                 Err(ExclusionReason::NoPod)
@@ -246,9 +285,12 @@ where
             return Err(ExclusionReason::PodEnded);
         }
         if pod.ips.contains(&endpoint.address) {
-            Ok(Endpoint {
-                address,
-                name: Arc::clone(&pod.name),
+            Ok(Checked {
+                endpoint: Endpoint {
+                    address,
+                    name: Arc::clone(&pod.name),
+                },
+                on_node_port: pod.host_network && !pod.declares(port, protocol),
             })
         } else {
             Err(ExclusionReason::AddressMismatch)

@@ -106,11 +106,15 @@ pub struct ServicePort {
     /// Usable endpoints ordered by address: the ready ones or, if none is ready, those that serve
     /// while they terminate.
     pub endpoints: Arc<[Endpoint]>,
-    /// Those of `endpoints` on the bastion's own node. Empty if its name is not configured.
+    /// Those of `endpoints` that tunnels and listeners may use, which carry any protocol: without
+    /// ports of nodes that no pod declares. The same allocation as `endpoints` if these are all.
+    pub tunnel_endpoints: Arc<[Endpoint]>,
+    /// Those of `tunnel_endpoints` on the bastion's own node. Empty if its name is not configured.
     pub local_endpoints: Arc<[Endpoint]>,
-    /// Host names of endpoints (`endpoints[].hostname`), with their addresses in `endpoints`.
+    /// Host names of endpoints (`endpoints[].hostname`), with their addresses in
+    /// `tunnel_endpoints`.
     pub hostnames: Box<[(Box<str>, SocketAddr)]>,
-    /// Some of the excluded endpoints. Empty if the port has a usable endpoint.
+    /// Some of the excluded endpoints. Empty if `tunnel_endpoints` is not.
     pub excluded: Box<[ExcludedEndpoint]>,
     pub rotation: Arc<RoundRobinCounter>,
 }
@@ -139,6 +143,9 @@ pub enum ExclusionReason {
     PodEnded,
     #[error("the pod in targetRef has another address")]
     AddressMismatch,
+    /// Excludes the endpoint from tunnels and listeners only.
+    #[error("the pod in targetRef is on the network of its node and does not declare the port")]
+    NodePort,
 }
 
 #[cfg(test)]

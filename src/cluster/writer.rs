@@ -116,10 +116,13 @@ impl Writer {
             }
             Object::Pod(key, mut pod) => {
                 pod.namespace = self.intern(pod.namespace);
-                // A join reads only the addresses of a pod and whether it has ended. Most updates
-                // of a pod change neither, and need no join.
+                // A join reads only the addresses of a pod, whether it has ended, and the ports on
+                // the network of its node. Most updates change none of them, and need no join.
                 let affects_join = self.cluster.pods.get(&key).is_none_or(|previous| {
-                    previous.ips != pod.ips || previous.phase.has_ended() != pod.phase.has_ended()
+                    previous.ips != pod.ips
+                        || previous.phase.has_ended() != pod.phase.has_ended()
+                        || previous.host_network != pod.host_network
+                        || pod.host_network && previous.ports != pod.ports
                 });
                 if affects_join {
                     touched.extend(self.services_of.get(&key).into_iter().flatten().cloned());

@@ -214,7 +214,7 @@ impl DataPath {
         let endpoints = if spec.local_only {
             &port.local_endpoints
         } else {
-            &port.endpoints
+            &port.tunnel_endpoints
         };
         (!endpoints.is_empty()).then(|| Candidates::Port {
             endpoints: Arc::clone(endpoints),

@@ -178,7 +178,7 @@ impl Resolver {
             PortRef::Name(port) => pod.named_port(port, protocol).ok_or_else(no_port)?,
             PortRef::Number(number) => *number,
         };
-        let is_declared = || declared().any(|declared| declared.number == port);
+        let is_declared = || pod.declares(port, protocol);
         if pod.host_network && !is_declared() {
             return Err(TunnelResolveError::HostNetwork {
                 name: name(),
@@ -215,14 +215,14 @@ impl Resolver {
             return named_endpoint(&service, hostname, object, target).map(Candidates::One);
         }
         let port = service_port(&service, object, target)?;
-        if port.endpoints.is_empty() {
+        if port.tunnel_endpoints.is_empty() {
             return Err(TunnelResolveError::NoEndpoints {
                 service: object.name.clone(),
                 excluded: port.excluded.to_vec(),
             });
         }
         Ok(Candidates::Port {
-            endpoints: Arc::clone(&port.endpoints),
+            endpoints: Arc::clone(&port.tunnel_endpoints),
             rotation: Arc::clone(&port.rotation),
             affinity: service.affinity,
         })
@@ -251,7 +251,7 @@ fn named_endpoint(
     let mut addresses = port.hostnames.iter();
     let address = addresses.find(|(name, _)| **name == *hostname);
     let endpoint = address.and_then(|(_, address)| {
-        let mut endpoints = port.endpoints.iter();
+        let mut endpoints = port.tunnel_endpoints.iter();
         endpoints.find(|endpoint| endpoint.address == *address)
     });
     endpoint

@@ -242,6 +242,18 @@ async fn refusals_have_status_and_proxy_status_and_close_the_connection() -> Res
             "no endpoints available",
         ),
         (
+            "node-port.default.svc:80",
+            503,
+            "destination_unavailable",
+            "127.0.0.1: the pod in targetRef is on the network of its node and does not declare",
+        ),
+        (
+            "h.node-port.default.svc:80",
+            404,
+            "destination_not_found",
+            "host name",
+        ),
+        (
             &format!("p.default.pod:{closed}"),
             502,
             "connection_refused",

@@ -162,6 +162,73 @@ fn reports_reason_of_each_excluded_endpoint() {
 }
 
 #[test]
+fn tunnels_reach_declared_ports_only_on_the_network_of_a_node() {
+    let pod = |name: &str, ip: &str, host_network: bool| {
+        let Object::Pod(key, pod) = pod(name, &[ip]) else {
+            unreachable!("pod() returns a pod")
+        };
+        Object::Pod(
+            key,
+            Pod {
+                host_network,
+                ..pod
+            },
+        )
+    };
+    let node = || endpoint("10.0.0.1", "host");
+    let own = || endpoint("10.0.0.2", "own");
+    for (port, endpoints, all, tunnels) in [
+        (8080, vec![node()], "10.0.0.1:8080", "10.0.0.1:8080"),
+        (10250, vec![node()], "10.0.0.1:10250", ""),
+        (10250, vec![own()], "10.0.0.2:10250", "10.0.0.2:10250"),
+        (
+            10250,
+            vec![node(), own()],
+            "10.0.0.1:10250 10.0.0.2:10250",
+            "10.0.0.2:10250",
+        ),
+    ] {
+        let listed = endpoints.into_iter().map(|endpoint| SliceEndpoint {
+            hostname: Some("h".into()),
+            node: Some("mine".into()),
+            ..endpoint
+        });
+        let namespace = Namespace::new(vec![
+            pod("host", "10.0.0.1", true),
+            pod("own", "10.0.0.2", false),
+            slice("s-1", "s", &[("", port)], listed.collect()),
+        ]);
+        let service = namespace.join(None);
+        let joined = &service.ports[0];
+        let text = |endpoints: &[Endpoint]| {
+            let addresses = endpoints.iter().map(|it| it.address.to_string());
+            addresses.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(text(&joined.endpoints), all);
+        assert_eq!(text(&joined.tunnel_endpoints), tunnels, "{all}");
+        assert_eq!(text(&joined.local_endpoints), tunnels, "{all}");
+        let named = joined.hostnames.iter().map(|(_, it)| it.to_string());
+        assert_eq!(named.collect::<Vec<_>>().join(" "), tunnels, "{all}");
+        let shared = Arc::ptr_eq(&joined.endpoints, &joined.tunnel_endpoints);
+        assert_eq!(shared, all == tunnels, "{all}");
+        let reasons: &[_] = match tunnels {
+            "" => &[ExclusionReason::NodePort],
+            _ => &[],
+        };
+        assert_eq!(namespace.reasons(), reasons, "{all}");
+    }
+}
+
+#[test]
+fn declared_tcp_port_of_a_node_permits_no_udp_tunnel() {
+    let Object::Pod(_, mut host) = pod("host", &["10.0.0.1"]) else {
+        unreachable!("pod() returns a pod")
+    };
+    host.host_network = true;
+    assert!(host.declares(8080, Protocol::Tcp) && !host.declares(8080, Protocol::Udp));
+}
+
+#[test]
 fn reports_bounded_number_of_excluded_endpoints() {
     let endpoints = (0..100).map(|n| endpoint(&format!("10.0.0.{n}"), "gone"));
     let namespace = Namespace::new(vec![slice(

@@ -338,3 +338,38 @@ fn joins_udp_ports_host_names_and_endpoints_of_own_node() {
     let b = ("b".into(), "10.0.0.2:5353".parse().unwrap());
     assert!(udp.hostnames.contains(&b), "{:?}", udp.hostnames);
 }
+
+#[test]
+fn declared_port_of_a_pod_on_its_node_opens_the_endpoint_to_tunnels() {
+    let (cluster, mut writer) = index();
+    writer.apply(service("s", HTTP));
+    writer.apply(slice(
+        "s-1",
+        "s",
+        &[("", 10250)],
+        vec![endpoint("10.0.0.1", "p")],
+    ));
+    let mut apply = |host_network: bool, number: u16| {
+        let Object::Pod(key, mut pod) = pod("p", &["10.0.0.1"]) else {
+            unreachable!("pod() returns a pod")
+        };
+        pod.host_network = host_network;
+        pod.ports[0].number = number;
+        writer.apply(Object::Pod(key, pod));
+        let service = cluster.service("ns", "s").unwrap();
+        service.ports[0].tunnel_endpoints.len()
+    };
+    for (host_network, number, expected) in [
+        (true, 80, 0),
+        (true, 10250, 1),
+        (true, 80, 0),
+        (false, 80, 1),
+        (true, 80, 0),
+    ] {
+        assert_eq!(
+            apply(host_network, number),
+            expected,
+            "{host_network} {number}"
+        );
+    }
+}
