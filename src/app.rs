@@ -141,9 +141,9 @@ impl Bound {
         setup.follow_files();
         let load_balancer = setup.load_balancer(api.as_ref(), addresses, &drain)?;
         let mut shared = setup.shared(stages, kubelet_token, addresses, &drain)?;
-        shared.load_balancer = load_balancer.as_ref().map(|load_balancer| {
-            load_balancer.bind(&shared.dialer.own_addresses, &drain, &mut supervisor)
-        });
+        shared.load_balancer = load_balancer
+            .as_ref()
+            .map(|load_balancer| load_balancer.bind(&shared.dialer, &drain, &mut supervisor));
         supervisor.fatal(
             "drain",
             enforce_drain_deadline(drain.clone(), ready.clone(), config.drain.timeout),

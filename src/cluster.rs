@@ -43,6 +43,14 @@ pub struct Node {
     pub kubelet_port: u16,
 }
 
+impl Node {
+    /// Returns the addresses that are not names.
+    fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        let values = self.addresses.iter();
+        values.filter_map(|(_, value)| value.parse::<IpAddr>().ok())
+    }
+}
+
 /// The fields of a pod that the proxy needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -135,6 +143,8 @@ pub struct Cluster {
     pods_by_ip: DashMap<IpAddr, Arc<Pod>>,
     /// Services by cluster IP.
     services_by_ip: DashMap<IpAddr, ObjectKey>,
+    /// Names of nodes by their IP addresses.
+    nodes_by_ip: DashMap<IpAddr, Arc<str>>,
 }
 
 impl Cluster {
@@ -179,6 +189,11 @@ impl Cluster {
     /// Returns the key of the service with this cluster IP.
     pub fn service_by_ip(&self, address: IpAddr) -> Option<ObjectKey> {
         self.services_by_ip.get(&address).map(|key| key.clone())
+    }
+
+    /// Returns true if the status of a node has this address.
+    pub fn is_node_address(&self, address: IpAddr) -> bool {
+        self.nodes_by_ip.contains_key(&address)
     }
 
     /// Number of objects of each kind, for the metrics.

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::Addresses;
 use super::spawn::Setup;
 use crate::drain::Drain;
-use crate::forward::OwnAddresses;
+use crate::forward::Dialer;
 use crate::loadbalancer::assign;
 use crate::loadbalancer::lease::{ApiStore, Elector, default_identity};
 use crate::loadbalancer::listeners::{AffinityTable, Binder, BoundListeners, ListenerLimits};
@@ -31,19 +31,19 @@ pub(super) struct LoadBalancer {
 #[derive(Debug)]
 pub(super) struct Served {
     pub bound: watch::Receiver<Arc<BoundListeners>>,
-    pub own_udp: OwnAddresses,
+    pub wanted: watch::Receiver<Arc<Listeners>>,
     pub affinity: Arc<AffinityTable>,
     pub limits: ListenerLimits,
 }
 
 impl LoadBalancer {
-    /// Starts the task that binds the listeners. `own` are the addresses that the dialer rejects.
-    pub fn bind(&self, own: &OwnAddresses, drain: &Drain, supervisor: &mut Supervisor) -> Served {
+    /// Starts the task that binds the listeners. The dialer rejects their addresses then.
+    pub fn bind(&self, dialer: &Dialer, drain: &Drain, supervisor: &mut Supervisor) -> Served {
         let (listeners, failures) = (self.listeners.clone(), self.failures.clone());
-        let binder = Binder::new(listeners, failures, own.clone(), drain.clone());
+        let binder = Binder::new(listeners, failures, dialer, drain.clone());
         let served = Served {
             bound: binder.bound(),
-            own_udp: binder.own_udp(),
+            wanted: self.listeners.clone(),
             affinity: Arc::default(),
             limits: self.limits.clone(),
         };

@@ -318,6 +318,7 @@ impl Setup<'_> {
             settings: config.upstream.clone(),
             tls: self.files.client_tls.clone(),
             own_addresses: OwnAddresses::new(own.into_iter().flatten()),
+            own_udp: OwnAddresses::default(),
             failures: self.metrics.dial_failures.clone(),
             http1_endpoints: Http1Endpoints::default(),
         };

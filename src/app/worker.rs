@@ -149,7 +149,7 @@ async fn serve(ports: Vec<Port>, shared: &Shared, worker: (usize, usize)) -> Res
             cluster: Arc::clone(&stages.resolver.cluster),
             forwarder: forwarder(),
             affinity: Arc::clone(&served.affinity),
-            own_udp: served.own_udp.clone(),
+            wanted: served.wanted.clone(),
             limits: served.limits.clone(),
             metrics: stages.metrics.load_balancer.clone(),
             drain: drain.clone(),

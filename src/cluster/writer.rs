@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::join::Join;
 use super::resources::{Kind, Object, ServiceSpec, Slice};
-use super::{Cluster, ObjectKey, Pod};
+use super::{Cluster, Node, ObjectKey, Pod};
 use crate::model::address::AddressPolicy;
 
 /// Applies changes to a [`Cluster`] by `apply`, `delete` and `reset`.
@@ -110,9 +110,10 @@ impl Writer {
     fn put(&mut self, object: Object, touched: &mut HashSet<ObjectKey>) {
         match object {
             Object::Node(node) => {
-                self.cluster
-                    .nodes
-                    .insert((*node.name).into(), Arc::new(node));
+                let node = Arc::new(node);
+                let nodes = &self.cluster.nodes;
+                let previous = nodes.insert((*node.name).into(), Arc::clone(&node));
+                self.move_node(previous.as_deref(), Some(&node));
             }
             Object::Pod(key, mut pod) => {
                 pod.namespace = self.intern(pod.namespace);
@@ -176,7 +177,8 @@ impl Writer {
     fn remove(&mut self, kind: Kind, key: &ObjectKey, touched: &mut HashSet<ObjectKey>) {
         match kind {
             Kind::Node => {
-                self.cluster.nodes.remove(&*key.name);
+                let previous = self.cluster.nodes.remove(&*key.name);
+                self.move_node(previous.map(|(_, node)| node).as_deref(), None);
             }
             Kind::Pod => {
                 let previous = self.cluster.pods.remove(key);
@@ -201,6 +203,24 @@ impl Writer {
         }
         self.namespaces.insert(Arc::clone(&namespace));
         namespace
+    }
+
+    /// Updates the nodes by address for a node that was changed, added or removed.
+    fn move_node(&self, previous: Option<&Node>, node: Option<&Node>) {
+        let by_ip = &self.cluster.nodes_by_ip;
+        if let Some(node) = node {
+            for address in node.ips() {
+                by_ip.insert(address, Arc::clone(&node.name));
+            }
+        }
+        if let Some(previous) = previous {
+            for address in previous.ips() {
+                if node.is_none_or(|node| node.ips().all(|kept| kept != address)) {
+                    // Another node may have it now.
+                    by_ip.remove_if(&address, |_, holder| *holder == previous.name);
+                }
+            }
+        }
     }
 
     /// Updates the pods by address for a pod that was changed, added or removed.

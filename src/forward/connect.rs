@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::dial::Protocol;
 use super::retry::{Decision, Failure};
-use super::{DialError, Forwarder, RetrySafety};
+use super::{DialError, Forwarder, OwnAddresses, RetrySafety};
 use crate::authorize::TunnelPermit;
 use crate::balance::EndpointKey;
 use crate::cluster::RetryWindow;
@@ -18,16 +18,18 @@ const TRANSPORT: Transport = Transport::Http;
 
 impl Forwarder {
     /// Selects the endpoint of a flow of datagrams, for which there is no connection to fail.
+    ///
+    /// # Errors
+    /// [`DialError::SelfCall`] if every endpoint is a UDP listener of this process, where the
+    /// datagrams would circulate (CONFORMANCE C110).
     pub fn select_tunnel(
         &self,
         _permit: &TunnelPermit<'_>,
         route: &TunnelRoute,
         client: IpAddr,
-    ) -> Endpoint {
-        let candidates = &route.candidates;
-        let mut order = self.balance.select(candidates, Transport::Http, client);
-        let first = order.next();
-        first.expect("a route has an endpoint").clone()
+    ) -> Result<Endpoint, DialError> {
+        let order = self.balance.select(&route.candidates, TRANSPORT, client);
+        select_foreign(order, &self.dialer.own_udp)
     }
 
     /// Connects to the endpoints in turn until one accepts, as often as the retry policy allows.
@@ -110,5 +112,49 @@ impl Forwarder {
             }
         }
         Err(failures)
+    }
+}
+
+/// Returns the first endpoint that is no UDP listener of this process.
+fn select_foreign<'e>(
+    order: impl Iterator<Item = &'e Endpoint>,
+    own: &OwnAddresses,
+) -> Result<Endpoint, DialError> {
+    let mut refused = None;
+    for endpoint in order {
+        if !own.contains(endpoint.address) {
+            return Ok(endpoint.clone());
+        }
+        refused.get_or_insert(endpoint.address);
+    }
+    Err(DialError::SelfCall {
+        network: "udp",
+        address: refused.expect("a route has an endpoint"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn datagrams_never_go_to_a_listener_of_this_process() {
+        let own = OwnAddresses::default();
+        own.set_listeners(vec!["10.0.0.1:53".parse().unwrap()]);
+        let endpoint = |address: &str| Endpoint {
+            address: address.parse().unwrap(),
+            name: "p".into(),
+        };
+        let listener = endpoint("10.0.0.1:53");
+        let (port, address) = (endpoint("10.0.0.1:54"), endpoint("10.0.0.2:53"));
+        for other in [&port, &address] {
+            let selected = select_foreign([&listener, other].into_iter(), &own);
+            assert_eq!(selected.unwrap().address, other.address);
+        }
+        let error = select_foreign([&listener].into_iter(), &own).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "dial udp 10.0.0.1:53: refusing to proxy to the bastion itself"
+        );
     }
 }

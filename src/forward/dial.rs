@@ -29,6 +29,9 @@ pub struct Dialer {
     pub settings: config::Upstream,
     pub tls: ClientTls,
     pub own_addresses: OwnAddresses,
+    /// Addresses of the UDP listeners of load balancers, which no flow of datagrams may have as its
+    /// endpoint.
+    pub own_udp: OwnAddresses,
     pub failures: DialFailures,
     /// Endpoints that require HTTP/1.1.
     pub http1_endpoints: Http1Endpoints,
@@ -75,8 +78,12 @@ pub enum DialError {
         source: hyper::Error,
     },
     /// The endpoint is this process, so the request would loop (CONFORMANCE C110).
-    #[error("dial tcp {address}: refusing to proxy to the bastion itself")]
-    SelfCall { address: SocketAddr },
+    #[error("dial {network} {address}: refusing to proxy to the bastion itself")]
+    SelfCall {
+        /// `tcp` or `udp`.
+        network: &'static str,
+        address: SocketAddr,
+    },
 }
 
 impl DialError {
@@ -137,7 +144,10 @@ impl Dialer {
         deadline: Instant,
     ) -> Result<Stream, DialError> {
         if self.own_addresses.contains(address) {
-            return Err(DialError::SelfCall { address });
+            return Err(DialError::SelfCall {
+                network: "tcp",
+                address,
+            });
         }
         let remaining = || deadline.saturating_duration_since(Instant::now());
         let stream = timeout(remaining(), TcpStream::connect(address))
@@ -315,6 +325,10 @@ mod tests {
         let source = TlsFailure::new(source(), Default::default());
         assert!(!DialError::Tls { address, source }.is_unreachable());
         assert!(DialError::TlsTimeout { address }.is_unreachable());
-        assert!(!DialError::SelfCall { address }.is_unreachable());
+        let error = DialError::SelfCall {
+            network: "tcp",
+            address,
+        };
+        assert!(!error.is_unreachable());
     }
 }

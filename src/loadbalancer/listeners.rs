@@ -25,12 +25,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::task::TaskTracker;
 
-use super::{ListenerKey, ListenerSpec, Protocol};
+use super::{ListenerKey, ListenerSpec, Listeners, Protocol};
 use crate::client_connection::ClientShares;
 use crate::cluster::{Affinity, Cluster};
 use crate::drain::Drain;
-use crate::forward::{Forwarder, OwnAddresses};
+use crate::forward::Forwarder;
 use crate::metrics::LoadBalancerMetrics;
+use crate::model::Endpoint;
 use crate::resolve::Candidates;
 use crate::telemetry::LogLimit;
 pub use affinity::AffinityTable;
@@ -54,8 +55,8 @@ pub struct DataPath {
     pub cluster: Arc<Cluster>,
     pub forwarder: Forwarder,
     pub affinity: Arc<AffinityTable>,
-    /// UDP listeners of this process, which no flow may have as its endpoint.
-    pub own_udp: OwnAddresses,
+    /// Listeners of all replicas.
+    pub wanted: watch::Receiver<Arc<Listeners>>,
     pub limits: ListenerLimits,
     pub metrics: LoadBalancerMetrics,
     pub drain: Drain,
@@ -216,12 +217,44 @@ impl DataPath {
         } else {
             &port.tunnel_endpoints
         };
+        let endpoints = self.without_listeners(key.protocol, endpoints);
         (!endpoints.is_empty()).then(|| Candidates::Port {
-            endpoints: Arc::clone(endpoints),
+            endpoints,
             rotation: Arc::clone(&port.rotation),
             // The affinity of a listener has a timeout, so it is in a table of its own.
             affinity: Affinity::None,
         })
+    }
+
+    /// Returns the endpoints without those that are listeners of other replicas: the port of one, at
+    /// the address of a node. Two Services could lead to each other there, and a connection would
+    /// circulate between the replicas (CONFORMANCE C110).
+    fn without_listeners(
+        &self,
+        protocol: Protocol,
+        endpoints: &Arc<[Endpoint]>,
+    ) -> Arc<[Endpoint]> {
+        let wanted = self.wanted.borrow();
+        let has_listener = |port| {
+            let mut keys = wanted.keys();
+            keys.any(|key| key.port == port && key.protocol == protocol)
+        };
+        // Most endpoints of a Service have the same port.
+        let mut last = None;
+        let mut is_listener = |endpoint: &Endpoint| {
+            let port = endpoint.address.port();
+            let has_listener = match last {
+                Some((known, has_listener)) if known == port => has_listener,
+                _ => has_listener(port),
+            };
+            last = Some((port, has_listener));
+            has_listener && self.cluster.is_node_address(endpoint.address.ip())
+        };
+        if !endpoints.iter().any(&mut is_listener) {
+            return Arc::clone(endpoints);
+        }
+        let others = endpoints.iter().filter(|endpoint| !is_listener(endpoint));
+        others.cloned().collect()
     }
 }
 

@@ -213,7 +213,8 @@ impl Proxy {
                 })
             }
             Protocol::Udp => {
-                let endpoint = self.forwarder.select_tunnel(&permit, &route, record.client);
+                let selected = self.forwarder.select_tunnel(&permit, &route, record.client);
+                let endpoint = selected.map_err(|error| ConnectError::Dial(vec![error]))?;
                 record.endpoint = Some(endpoint.clone());
                 Carrier::Datagrams {
                     client,

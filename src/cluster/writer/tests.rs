@@ -373,3 +373,29 @@ fn declared_port_of_a_pod_on_its_node_opens_the_endpoint_to_tunnels() {
         );
     }
 }
+
+#[test]
+fn knows_addresses_of_nodes() {
+    let (cluster, mut writer) = index();
+    let node = |name: &str, addresses: &[&str]| {
+        let addresses = addresses
+            .iter()
+            .map(|it| ("InternalIP".into(), (*it).into()));
+        Object::Node(Node {
+            name: name.into(),
+            addresses: addresses.collect(),
+            kubelet_port: 10250,
+        })
+    };
+    let known = |address: &str| cluster.is_node_address(address.parse().unwrap());
+    writer.apply(node("a", &["10.0.0.1", "fd00::1", "a.example"]));
+    assert!(known("10.0.0.1") && known("fd00::1") && !known("10.0.0.2"));
+    writer.apply(node("a", &["10.0.0.2"]));
+    assert!(!known("10.0.0.1") && !known("fd00::1") && known("10.0.0.2"));
+    // A new node got the address before the deletion of the old one is known.
+    writer.apply(node("b", &["10.0.0.2"]));
+    writer.delete(Kind::Node, &ObjectKey::new("", "a"));
+    assert!(known("10.0.0.2"));
+    writer.reset(Kind::Node, Vec::new());
+    assert!(!known("10.0.0.2"));
+}

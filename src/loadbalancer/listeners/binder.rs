@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::client_connection::configure_socket;
 use crate::drain::Drain;
-use crate::forward::OwnAddresses;
+use crate::forward::{Dialer, OwnAddresses};
 use crate::loadbalancer::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
 
 /// Interval at which failed binds are repeated.
@@ -49,26 +49,26 @@ pub struct Binder {
     wanted: watch::Receiver<Arc<Listeners>>,
     failures: watch::Sender<Arc<BindFailures>>,
     bound: watch::Sender<Arc<BoundListeners>>,
-    /// Own addresses of the dialer and of the data path for UDP.
+    /// Addresses that the dialer rejects.
     own_tcp: OwnAddresses,
     own_udp: OwnAddresses,
     drain: Drain,
 }
 
 impl Binder {
-    /// Creates the task of a process. `own_tcp` are the own addresses of the dialer.
+    /// Creates the task of a process, whose dialer learns the addresses of the listeners.
     pub fn new(
         wanted: watch::Receiver<Arc<Listeners>>,
         failures: watch::Sender<Arc<BindFailures>>,
-        own_tcp: OwnAddresses,
+        dialer: &Dialer,
         drain: Drain,
     ) -> Arc<Self> {
         Arc::new(Self {
             wanted,
             failures,
             bound: watch::Sender::default(),
-            own_tcp,
-            own_udp: OwnAddresses::default(),
+            own_tcp: dialer.own_addresses.clone(),
+            own_udp: dialer.own_udp.clone(),
             drain,
         })
     }
@@ -76,11 +76,6 @@ impl Binder {
     /// Returns the bound listeners, for the workers.
     pub fn bound(&self) -> watch::Receiver<Arc<BoundListeners>> {
         self.bound.subscribe()
-    }
-
-    /// Returns the addresses of the UDP listeners.
-    pub fn own_udp(&self) -> OwnAddresses {
-        self.own_udp.clone()
     }
 
     /// Follows the wanted listeners until the drain begins. Then TCP ports are closed; those of UDP

@@ -70,6 +70,36 @@ fn connection_without_endpoint_is_reset() {
 }
 
 #[test]
+fn listeners_of_other_replicas_are_no_endpoints() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2", "127.0.0.3"]).await;
+        bed.publish("web", &endpoints);
+        bed.publish_node("127.0.0.2");
+        let tcp = bed.serve(Protocol::Tcp, spec("web")).await;
+        let udp = bed.serve(Protocol::Udp, spec("web")).await;
+        // Another port of a node.
+        let mut names = [bed.name(tcp).await, bed.name(tcp).await];
+        names.sort();
+        assert_eq!(names, ["127.0.0.2", "127.0.0.3"]);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            // A replica at 127.0.0.2 has this listener, too.
+            let key = listener(endpoints.port, protocol);
+            bed.change(key, Some(spec("none")));
+            bed.wait_until_open(key).await;
+        }
+        for _ in 0..4 {
+            assert_eq!(bed.name(tcp).await, "127.0.0.3");
+            // A flow of its own.
+            let client = bed.datagrams(udp).await;
+            assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.3");
+        }
+        bed.publish_node("127.0.0.3");
+        assert!(bed.is_reset(tcp).await);
+    });
+}
+
+#[test]
 fn source_ranges_apply_to_tcp_and_udp() {
     run(async {
         let mut bed = Bed::start();
@@ -476,11 +506,11 @@ fn datagram_of_a_listener_is_dropped() {
         let key = bed.serve(Protocol::Udp, spec("web")).await;
         let client = bed.datagrams(key).await;
         let own = vec![client.local_addr().unwrap()];
-        bed.idle.own_udp.set_listeners(own);
+        bed.idle.forwarder.dialer.own_udp.set_listeners(own);
         client.send(b"x").await.unwrap();
         bed.wait_for(r#"load_balancer_datagrams_dropped_total{reason="source_address"} 1"#)
             .await;
-        bed.idle.own_udp.set_listeners(Vec::new());
+        bed.idle.forwarder.dialer.own_udp.set_listeners(Vec::new());
         assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.2");
     });
 }

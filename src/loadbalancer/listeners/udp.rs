@@ -154,7 +154,7 @@ impl Receiver<'_> {
             flows.remove(&key);
         }
         drop(flows);
-        if !is_client(key.client, &path.own_udp) {
+        if !is_client(key.client, &path.forwarder.dialer.own_udp) {
             path.metrics.dropped.source_address.inc_by(count);
             return None;
         }
@@ -168,7 +168,7 @@ impl Receiver<'_> {
         });
         let endpoint =
             preferred.unwrap_or_else(|| endpoints[rotation.advance() % endpoints.len()].address);
-        if path.own_udp.contains(endpoint) {
+        if path.forwarder.dialer.own_udp.contains(endpoint) {
             // Datagrams would circulate (CONFORMANCE C110).
             path.metrics.dropped.no_endpoint.inc_by(count);
             return None;

@@ -16,9 +16,9 @@ use super::super::*;
 use crate::balance::LoadBalancer;
 use crate::cluster::fixtures::{endpoint, slice};
 use crate::cluster::resources::{PortSpec, ServiceSpec};
-use crate::cluster::{AppProtocol, Object, ObjectKey, Writer};
+use crate::cluster::{AppProtocol, Node, Object, ObjectKey, Writer};
 use crate::config;
-use crate::forward::{Dialer, Http1Endpoints, Pool, RetryPolicy};
+use crate::forward::{Dialer, Http1Endpoints, OwnAddresses, Pool, RetryPolicy};
 use crate::loadbalancer::{BindFailures, Listeners};
 use crate::metrics::{EjectionMetrics, Metrics};
 use crate::model::address::AddressPolicy;
@@ -92,16 +92,17 @@ impl Bed {
         let metrics = Metrics::new(&mut registry);
         let settings = config::Upstream::default();
         let balance = Arc::new(LoadBalancer::new(EjectionMetrics::default()));
-        let own = OwnAddresses::default();
         let tls = ClientTls::new(&config::Targets::default(), settings.tls_min_version).unwrap();
+        let dialer = Arc::new(Dialer {
+            settings: settings.clone(),
+            tls,
+            own_addresses: OwnAddresses::default(),
+            own_udp: OwnAddresses::default(),
+            failures: metrics.dial_failures.clone(),
+            http1_endpoints: Http1Endpoints::default(),
+        });
         let forwarder = || Forwarder {
-            dialer: Arc::new(Dialer {
-                settings: settings.clone(),
-                tls: tls.clone(),
-                own_addresses: own.clone(),
-                failures: metrics.dial_failures.clone(),
-                http1_endpoints: Http1Endpoints::default(),
-            }),
+            dialer: Arc::clone(&dialer),
             pool: Rc::new(Pool::new(settings.clone(), Arc::clone(&balance))),
             balance: Arc::clone(&balance),
             retry: RetryPolicy::new(&settings, metrics.retries.clone()),
@@ -112,13 +113,13 @@ impl Bed {
         let reported = watch::Sender::<Arc<BindFailures>>::default();
         let failures = reported.subscribe();
         let drain = Drain::default();
-        let binder = Binder::new(wanted.subscribe(), reported, own.clone(), drain.clone());
+        let binder = Binder::new(wanted.subscribe(), reported, &dialer, drain.clone());
         let path = || DataPath {
             bound: binder.bound(),
             cluster: Arc::clone(&cluster),
             forwarder: forwarder(),
             affinity: Arc::default(),
-            own_udp: binder.own_udp(),
+            wanted: wanted.subscribe(),
             limits: limits.clone(),
             metrics: metrics.load_balancer.clone(),
             drain: drain.clone(),
@@ -169,6 +170,15 @@ impl Bed {
             slice.udp_ports = vec![("".into(), udp)];
         }
         self.writer.apply(object);
+    }
+
+    /// Publishes a node with this address.
+    pub fn publish_node(&mut self, address: &str) {
+        self.writer.apply(Object::Node(Node {
+            name: address.into(),
+            addresses: [("InternalIP".into(), address.into())].into(),
+            kubelet_port: 10250,
+        }));
     }
 
     /// Adds or replaces a listener, or removes it.
