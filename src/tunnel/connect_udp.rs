@@ -23,12 +23,18 @@ use crate::http::{Clock, ReadSize, Upgraded};
 /// Time without a datagram in either direction after which a flow ends. RFC 9298 section 3.1
 /// recommends at least two minutes, the minimum of NATs (RFC 4787 section 4.3).
 pub const IDLE_TIMEOUT: Duration = Duration::from_mins(2);
+/// Number of bytes of capsules after which nothing more is received before the client takes them.
+/// One buffer of the socket may exceed it.
+const MAX_PENDING: usize = 64 * 1024;
+/// Number of datagrams or trains for one write to the client.
+const MAX_RECEIVES: usize = 64;
 /// Number of reads of one side after which the task lets others run.
 const MAX_STEPS: usize = 16;
 
 /// Passes datagrams between the capsules of a client and one UDP endpoint until the client ends the
 /// stream or the flow is idle for [`IDLE_TIMEOUT`]. `received` and `sent` count the bytes of the
-/// payloads from and to the client while they pass.
+/// payloads from and to the client while they pass. If the client takes none of the capsules that
+/// wait for it within the same time, the stream is reset, also while it is being ended.
 ///
 /// Dropping the future resets the stream.
 ///
@@ -51,6 +57,7 @@ pub async fn run(
         written: 0,
         size: ReadSize::default(),
         clock: Clock::default(),
+        stalled: Clock::default(),
         is_active: false,
         is_closing: false,
         has_ended: false,
@@ -72,7 +79,7 @@ impl Socket<'_> {
         mut receive: impl FnMut(Datagrams<'_>),
     ) -> Poll<io::Result<()>> {
         loop {
-            match self.0.try_receive(&mut receive) {
+            match self.0.try_receive_one(&mut receive) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.1.poll(context))?;
                     self.1.set(self.0.readable());
@@ -95,6 +102,8 @@ struct Flow {
     written: usize,
     size: ReadSize,
     clock: Clock,
+    /// Runs while the client takes nothing.
+    stalled: Clock,
     /// A datagram has passed since the clock was looked at.
     is_active: bool,
     /// The stream is being ended in order.
@@ -112,6 +121,22 @@ impl Drop for Flow {
 
 impl Flow {
     fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        socket: &mut Socket<'_>,
+        received: &Cell<u64>,
+        sent: &Cell<u64>,
+    ) -> Poll<Result<(), TunnelError>> {
+        let polled = self.poll_flow(context, socket, received, sent);
+        if polled.is_pending() && (self.is_closing || !self.output.is_empty()) {
+            ready!(self.stalled.poll(context, IDLE_TIMEOUT));
+            let error = io::Error::new(io::ErrorKind::TimedOut, "the client does not read");
+            return Poll::Ready(Err(TunnelError::Client(error)));
+        }
+        polled
+    }
+
+    fn poll_flow(
         &mut self,
         context: &mut Context<'_>,
         socket: &mut Socket<'_>,
@@ -193,17 +218,25 @@ impl Flow {
             {
                 return Ok(());
             }
-            let output = &mut self.output;
-            let polled = socket.poll_receive(context, |datagrams: Datagrams<'_>| {
-                for datagram in datagrams.iter() {
-                    sent.set(sent.get() + datagram.len() as u64);
-                    encode_datagram(datagram, output);
+            // One write for many.
+            for _ in 0..MAX_RECEIVES {
+                if self.output.len() >= MAX_PENDING {
+                    break;
                 }
-            });
-            if polled.map_err(TunnelError::Endpoint)?.is_pending() {
-                return Ok(());
+                let output = &mut self.output;
+                let polled = socket.poll_receive(context, |datagrams: Datagrams<'_>| {
+                    for datagram in datagrams.iter() {
+                        sent.set(sent.get() + datagram.len() as u64);
+                        encode_datagram(datagram, output);
+                    }
+                });
+                if polled.map_err(TunnelError::Endpoint)?.is_pending() {
+                    // What was received before is written now.
+                    let _ = self.poll_write(context).map_err(TunnelError::Client)?;
+                    return Ok(());
+                }
+                self.is_active = true;
             }
-            self.is_active = true;
         }
         context.waker().wake_by_ref();
         Ok(())
@@ -221,11 +254,13 @@ impl Flow {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.written += written;
+            self.stalled.stop();
         }
         ready!(Pin::new(&mut self.client).poll_flush(context))?;
         // Without its memory: a flow is idle most of the time.
         self.output = Vec::new();
         self.written = 0;
+        self.stalled.stop();
         Poll::Ready(Ok(()))
     }
 

@@ -117,7 +117,23 @@ impl UdpSocket {
     ///
     /// # Errors
     /// `WouldBlock` if nothing has arrived; then [`Self::readable`] waits.
-    pub fn try_receive(&self, mut receive: impl FnMut(Datagrams<'_>)) -> io::Result<()> {
+    pub fn try_receive(&self, receive: impl FnMut(Datagrams<'_>)) -> io::Result<()> {
+        self.try_receive_buffers(BUFFERS, receive)
+    }
+
+    /// As [`Self::try_receive`], for one buffer: one datagram or train, of at most 64 KiB.
+    ///
+    /// # Errors
+    /// As [`Self::try_receive`].
+    pub fn try_receive_one(&self, receive: impl FnMut(Datagrams<'_>)) -> io::Result<()> {
+        self.try_receive_buffers(1, receive)
+    }
+
+    fn try_receive_buffers(
+        &self,
+        limit: usize,
+        mut receive: impl FnMut(Datagrams<'_>),
+    ) -> io::Result<()> {
         RECEIVED.with_borrow_mut(|buffer| {
             let mut meta = [RecvMeta::default(); BUFFERS];
             let mut chunks = buffer.chunks_exact_mut(BUFFER_SIZE).map(IoSliceMut::new);
@@ -125,9 +141,10 @@ impl UdpSocket {
                 std::array::from_fn(|_| chunks.next().unwrap_or(IoSliceMut::new(&mut [])));
             let count = Cell::new(0);
             let mut receive_batch = || {
-                let received = self.state.recv((&self.io).into(), &mut slices, &mut meta)?;
+                let (slices, meta) = (&mut slices[..limit], &mut meta[..limit]);
+                let received = self.state.recv((&self.io).into(), slices, meta)?;
                 count.set(received);
-                if received < BUFFERS {
+                if received < limit {
                     // Nothing is left, which the next call would only find out.
                     return Err(io::ErrorKind::WouldBlock.into());
                 }

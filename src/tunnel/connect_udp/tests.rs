@@ -122,3 +122,38 @@ async fn idle_flow_ends_in_order() {
     assert!(matches!(ended, (Ok(()), 0, 0)), "{ended:?}");
     assert_eq!(length, 0);
 }
+
+/// Its flow would hold the datagrams that wait for it forever.
+#[tokio::test(start_paused = true)]
+async fn client_that_does_not_read_is_reset() {
+    const LENGTH: usize = 60_000;
+    for closes in [false, true] {
+        let (socket, address) = endpoint().await;
+        let scenario = async |mut client: TcpStream| {
+            client.write_all(&capsules(&[b"ask"])).await.unwrap();
+            let (_, from) = socket.recv_from(&mut [0; 10]).await.unwrap();
+            // More than the buffers of the system hold.
+            for _ in 0..1000 {
+                socket.send_to(&[0; LENGTH], from).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            if closes {
+                client.shutdown().await.unwrap();
+                return client;
+            }
+            // Datagrams in the other direction do not extend the time.
+            while client.write_all(&capsules(&[b"more"])).await.is_ok() {
+                tokio::time::sleep(IDLE_TIMEOUT / 8).await;
+            }
+            client
+        };
+        let limit = IDLE_TIMEOUT * 100;
+        let flow = tokio::time::timeout(limit, flow(address, scenario)).await;
+        let ((ended, _, sent), _client) = flow.expect("the flow ends");
+        assert!(
+            matches!(&ended, Err(TunnelError::Client(error)) if error.kind() == ErrorKind::TimedOut),
+            "{closes}: {ended:?}"
+        );
+        assert!(sent < 1000 * LENGTH as u64, "{closes}: the client got all");
+    }
+}
