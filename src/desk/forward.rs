@@ -16,6 +16,7 @@ mod file;
 mod gateway;
 mod listen;
 mod pac;
+mod proxy;
 mod relay;
 mod report;
 mod resolve;
@@ -27,8 +28,6 @@ mod spec;
 mod udp;
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
@@ -44,8 +43,9 @@ use bastion::{TunnelError, Tunnels};
 pub use command::CommandError;
 pub use file::{FileError, read as read_file};
 use gateway::Gateway;
+use listen::Addresses;
 pub use listen::ListenError;
-use listen::{Addresses, Sockets};
+pub use proxy::{Proxy, ProxyError};
 use relay::Traffic;
 use report::{Lines, Report};
 pub use resolve::ResolveError;
@@ -63,19 +63,6 @@ pub enum Via {
     Bastion,
     /// Port-forwarding of the API server
     ApiServer,
-}
-
-/// Local proxy for all names of the cluster.
-#[derive(Clone, Debug)]
-pub struct Proxy {
-    /// As those of [`Options::addresses`].
-    pub address: String,
-    /// 0 for a free port.
-    pub port: u16,
-    /// File for the proxy auto-configuration, `-` for standard output.
-    pub pac: Option<PathBuf>,
-    /// DNS domain of the cluster, for the proxy auto-configuration.
-    pub cluster_domain: String,
 }
 
 /// Options of the command.
@@ -125,11 +112,8 @@ pub enum ForwardError {
          targets and ports instead"
     )]
     Proxy { server: String },
-    #[error("cannot write {file:?} (--pac): {source}")]
-    Pac {
-        file: PathBuf,
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    OpenProxy(#[from] ProxyError),
     #[error("no target can be forwarded")]
     Nothing,
     #[error(transparent)]
@@ -195,7 +179,7 @@ pub async fn run(
         }
     }
     let gateway = match (&options.proxy, &ways) {
-        (Some(proxy), Ways::Bastion(tunnels)) => Some(open_proxy(proxy, tunnels)?),
+        (Some(proxy), Ways::Bastion(tunnels)) => Some(proxy.open(tunnels)?),
         _ => None,
     };
     if forwards.is_empty() && gateway.is_none() {
@@ -247,40 +231,6 @@ async fn serve_until_end(
         ended = ended => ended,
         () = serving => Ok(ExitCode::SUCCESS),
     }
-}
-
-/// Listens for the local proxy, and writes its auto-configuration.
-fn open_proxy(proxy: &Proxy, tunnels: &Rc<Tunnels>) -> Result<Rc<Gateway>, ForwardError> {
-    let addresses = Addresses::parse(std::slice::from_ref(&proxy.address))?;
-    let listeners = match addresses.listen(proxy.port, 0, Protocol::Tcp)? {
-        Sockets::Tcp(listeners) => listeners,
-        Sockets::Udp(_) => Vec::new(),
-    };
-    let gateway = Rc::new(Gateway::new(listeners, Rc::clone(tunnels)));
-    let bound = gateway.addresses();
-    for address in bound.iter().filter(|address| !address.ip().is_loopback()) {
-        super::warn(format_args!(
-            "everyone who reaches {address} can open tunnels with your rights"
-        ));
-    }
-    if let (Some(file), Some(address)) = (&proxy.pac, bound.first()) {
-        let ip = match address.ip() {
-            ip if ip.is_unspecified() => IpAddr::from(Ipv4Addr::LOCALHOST),
-            ip => ip,
-        };
-        let address = SocketAddr::new(ip, address.port());
-        let text = pac::text(address, &proxy.cluster_domain);
-        let written = if file.as_os_str() == "-" {
-            std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
-        } else {
-            std::fs::write(file, text)
-        };
-        written.map_err(|source| {
-            let file = file.clone();
-            ForwardError::Pac { file, source }
-        })?;
-    }
-    Ok(gateway)
 }
 
 fn reject_udp(targets: &[TargetSpec]) -> Result<(), ForwardError> {

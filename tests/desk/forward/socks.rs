@@ -318,7 +318,10 @@ async fn proxy_that_cannot_start_is_an_error_of_one_line() -> Result<()> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let taken = listener.local_addr()?.to_string();
     for (arguments, expected) in [
-        (&["--socks", &taken][..], "is in use on 127.0.0.1"),
+        (
+            &["--socks", &taken][..],
+            "is in use on 127.0.0.1 (--socks); choose another, or 0",
+        ),
         (
             &["--socks", "example.com:1"],
             "is not an address to listen on",
