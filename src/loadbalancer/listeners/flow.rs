@@ -169,6 +169,6 @@ mod tests {
                 progress.send(()).unwrap();
             });
         });
-        progressed.recv_timeout(Duration::from_secs(60)).unwrap();
+        progressed.recv_timeout(Duration::from_mins(1)).unwrap();
     }
 }

@@ -195,7 +195,7 @@ fn removed_listener_keeps_its_connections() {
 #[test]
 fn client_over_its_share_is_reset() {
     run(async {
-        let mut bed = Bed::with_limits(ListenerLimits::new(0, 1), (0, 1));
+        let mut bed = Bed::with_limits(&ListenerLimits::new(0, 1), (0, 1));
         let endpoints = Endpoints::start(&["127.0.0.2"]).await;
         bed.publish("web", &endpoints);
         let key = bed.serve(Protocol::Tcp, spec("web")).await;
@@ -445,7 +445,7 @@ fn listener_that_cannot_be_started_is_tried_again() {
 #[test]
 fn connections_beyond_the_limit_wait() {
     run(async {
-        let mut bed = Bed::with_limits(ListenerLimits::new(1, 0), (0, 1));
+        let mut bed = Bed::with_limits(&ListenerLimits::new(1, 0), (0, 1));
         let endpoints = Endpoints::start(&["127.0.0.2"]).await;
         bed.publish("web", &endpoints);
         let key = bed.serve(Protocol::Tcp, spec("web")).await;
@@ -467,7 +467,7 @@ fn one_listener_may_have_all_flows_and_keeps_nothing_of_them() {
             flows: FlowBudget::new(FLOWS.into()),
             ..ListenerLimits::new(0, 0)
         };
-        let mut bed = Bed::with_limits(limits, (0, 4));
+        let mut bed = Bed::with_limits(&limits, (0, 4));
         let silent = UdpSocket::bind("127.0.0.3:0").await.unwrap();
         bed.publish_addresses("dns", silent.local_addr().unwrap().port(), &["127.0.0.3"]);
         let ports = std::iter::repeat_with(bed::free_port);

@@ -79,11 +79,11 @@ pub struct Bed {
 
 impl Bed {
     pub fn start() -> Self {
-        Self::with_limits(ListenerLimits::new(0, 0), (0, 1))
+        Self::with_limits(&ListenerLimits::new(0, 0), (0, 1))
     }
 
     /// `worker` is the number of the worker, and the number of workers.
-    pub fn with_limits(limits: ListenerLimits, worker: (usize, usize)) -> Self {
+    pub fn with_limits(limits: &ListenerLimits, worker: (usize, usize)) -> Self {
         let policy = AddressPolicy {
             allow_loopback: true,
         };
