@@ -139,7 +139,8 @@ pub struct Cluster {
     nodes: DashMap<Box<str>, Arc<Node>>,
     pods: DashMap<ObjectKey, Arc<Pod>>,
     services: DashMap<ObjectKey, Arc<Service>>,
-    /// Pods that have not ended and are not on the network of their node, by address.
+    /// Pods that have not ended and are not on the network of their node, by address. Of several,
+    /// the first keeps the address until it ends or has another.
     pods_by_ip: DashMap<IpAddr, Arc<Pod>>,
     /// Services by cluster IP.
     services_by_ip: DashMap<IpAddr, ObjectKey>,
@@ -181,8 +182,11 @@ impl Cluster {
     }
 
     /// Returns the pod with this address. Pods on the network of their node are not found: their
-    /// address is that of the node.
+    /// address is that of the node. Nor is any other pod whose status names the address of a node.
     pub fn pod_by_ip(&self, address: IpAddr) -> Option<Arc<Pod>> {
+        if self.is_node_address(address) {
+            return None;
+        }
         self.pods_by_ip.get(&address).map(|pod| Arc::clone(&pod))
     }
 

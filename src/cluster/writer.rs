@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::join::Join;
@@ -32,6 +33,8 @@ pub struct Writer {
     /// Pod → services whose slices refer to it, to be joined again when the pod changes. Entries
     /// exist before the pod, so that its arrival completes the join.
     services_of: HashMap<ObjectKey, HashSet<ObjectKey>>,
+    /// Addresses that another pod has, too, for the time after their holder.
+    contested: HashSet<IpAddr>,
 }
 
 impl Writer {
@@ -51,6 +54,7 @@ impl Writer {
             slices: HashMap::new(),
             slices_of: HashMap::new(),
             services_of: HashMap::new(),
+            contested: HashSet::new(),
         }
     }
 
@@ -224,22 +228,38 @@ impl Writer {
     }
 
     /// Updates the pods by address for a pod that was changed, added or removed.
-    fn move_pod(&self, previous: Option<&Pod>, pod: Option<&Arc<Pod>>) {
+    ///
+    /// A pod does not take over an address from another that has it: its status may be forged, or
+    /// older than the other pod.
+    fn move_pod(&mut self, previous: Option<&Pod>, pod: Option<&Arc<Pod>>) {
         let by_ip = &self.cluster.pods_by_ip;
         let owner = pod.filter(|pod| pod.owns_addresses());
         for address in previous.iter().flat_map(|previous| &previous.ips) {
             if owner.is_none_or(|pod| !pod.ips.contains(address)) {
                 // The address of an ended pod may belong to another one.
-                by_ip.remove_if(address, |_, holder| {
-                    previous.is_some_and(|previous| {
-                        holder.name == previous.name && holder.namespace == previous.namespace
-                    })
+                let released = by_ip.remove_if(address, |_, holder| {
+                    previous.is_some_and(|previous| is_same(holder, previous))
                 });
+                if released.is_some() && self.contested.remove(address) {
+                    let has_address = |pod: &Pod| pod.owns_addresses() && pod.ips.contains(address);
+                    let mut others = self.cluster.pods.iter().filter(|pod| has_address(pod));
+                    if let Some(other) = others.next() {
+                        by_ip.insert(*address, Arc::clone(&other));
+                    }
+                    if others.next().is_some() {
+                        self.contested.insert(*address);
+                    }
+                }
             }
         }
         if let Some(pod) = owner {
             for address in &pod.ips {
-                by_ip.insert(*address, Arc::clone(pod));
+                let mut holder = by_ip.entry(*address).or_insert_with(|| Arc::clone(pod));
+                if is_same(&holder, pod) {
+                    *holder = Arc::clone(pod);
+                } else {
+                    self.contested.insert(*address);
+                }
             }
         }
     }
@@ -333,6 +353,11 @@ fn key_of(object: &Object) -> ObjectKey {
             key.clone()
         }
     }
+}
+
+/// Returns true for two versions of one pod.
+fn is_same(pod: &Pod, other: &Pod) -> bool {
+    pod.name == other.name && pod.namespace == other.namespace
 }
 
 /// Removes `value` from the set of `key`, and the set if it is empty then.

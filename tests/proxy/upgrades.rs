@@ -174,6 +174,14 @@ async fn success_in_response_to_websocket_or_spdy_is_an_error() -> Result<()> {
 #[tokio::test]
 async fn requires_more_than_get_for_upgrade_to_node() -> Result<()> {
     let bed = TestBed::new().await?;
+    // No pod can be named by the address of a node, so it is not in all tests.
+    let manifest = "kind: Node\nmetadata: {name: n}\n\
+                    status: {addresses: [{type: InternalIP, address: 127.0.0.1}]}\n";
+    std::fs::write(bed.folder.path().join("manifests/node.yaml"), manifest)?;
+    eventually("the node", async || {
+        Ok(bed.get("/api/v1/nodes/n/proxy").await?.status == 301)
+    })
+    .await?;
     let node = format!(
         "/api/v1/nodes/n:{}/proxy/exec",
         bed.backend.local_addr()?.port()

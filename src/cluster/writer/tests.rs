@@ -233,7 +233,7 @@ fn deleting_everything_leaves_no_links() {
 #[test]
 fn finds_pods_and_services_by_address() {
     let (cluster, mut writer) = index();
-    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     let found = |address: &str| {
         cluster
             .pod_by_ip(ip(address))
@@ -398,4 +398,44 @@ fn knows_addresses_of_nodes() {
     assert!(known("10.0.0.2"));
     writer.reset(Kind::Node, Vec::new());
     assert!(!known("10.0.0.2"));
+}
+
+#[test]
+fn pod_takes_no_address_from_another_pod_or_a_node() {
+    let (cluster, mut writer) = index();
+    let found = |address: &str| {
+        let pod = cluster.pod_by_ip(address.parse().unwrap());
+        pod.map(|pod| pod.name.to_string())
+    };
+    writer.apply(pod("a", &["10.0.0.1"]));
+    for name in ["b", "c"] {
+        writer.apply(pod(name, &["10.0.0.1", "10.0.0.9"]));
+        assert_eq!(found("10.0.0.1"), Some("a".into()));
+    }
+    assert_eq!(found("10.0.0.9"), Some("b".into()));
+    // The others follow when the holder is gone.
+    writer.delete(Kind::Pod, &key("a"));
+    let next = found("10.0.0.1").unwrap();
+    assert!(next == "b" || next == "c", "{next}");
+    writer.apply(pod_in_phase(&next, &["10.0.0.1"], Phase::Failed));
+    let last = found("10.0.0.1").unwrap();
+    assert!(last != next && last != "a", "{last}");
+    // A list with the new holder before the old one.
+    writer.reset(
+        Kind::Pod,
+        vec![pod("d", &["10.0.0.1"]), pod(&last, &["10.0.0.2"])],
+    );
+    assert_eq!(found("10.0.0.1"), Some("d".into()));
+    assert_eq!(found("10.0.0.2"), Some(last));
+
+    writer.apply(Object::Node(Node {
+        name: "n".into(),
+        addresses: [("InternalIP".into(), "10.0.0.1".into())].into(),
+        kubelet_port: 10250,
+    }));
+    assert_eq!(found("10.0.0.1"), None);
+    writer.delete(Kind::Node, &ObjectKey::new("", "n"));
+    assert_eq!(found("10.0.0.1"), Some("d".into()));
+    writer.reset(Kind::Pod, Vec::new());
+    assert!(writer.contested.is_empty());
 }
