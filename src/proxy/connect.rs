@@ -20,7 +20,7 @@ use crate::forward::{DialError, Tunnel, Upgrade};
 use crate::http::{Request, RequestBody, RequestHead, RequestTarget, UpgradedConnection};
 use crate::model::Protocol;
 use crate::model::quote::GoQuoted;
-use crate::model::tunnel::{TunnelAddress, TunnelAddressError};
+use crate::model::tunnel::{TunnelAddress, TunnelAddressError, TunnelHost};
 use crate::resolve::TunnelResolveError;
 use crate::telemetry::Record;
 
@@ -183,7 +183,10 @@ impl Proxy {
             .authorize_tunnel(&identity, &target.object, client)
             .await
             .map_err(|error| match error {
-                AuthorizationError::Forbidden(_) if target.address.is_some() => unknown().into(),
+                // The same whether a pod has the address or not.
+                AuthorizationError::Forbidden(_) if !matches!(host, TunnelHost::Object(_)) => {
+                    unknown().into()
+                }
                 error => ProxyError::from(error),
             })?;
 

@@ -335,6 +335,17 @@ async fn requires_right_of_portforward_and_hides_owners_of_addresses() -> Result
         ),
         // The right comes before the look-up.
         ("f", "x.default.svc:80".to_owned(), "cannot create resource"),
+        // The same for an address of a pod and for one that no pod has.
+        (
+            "f",
+            format!("127-0-0-1.default.pod:{port}"),
+            r#"\"127-0-0-1\" is not the address of a service or pod to which you may open tunnels"#,
+        ),
+        (
+            "f",
+            format!("192-0-2-1.default.pod:{port}"),
+            r#"\"192-0-2-1\" is not the address of a service or pod to which you may open tunnels"#,
+        ),
         (
             "f",
             format!("127.0.0.1:{port}"),
