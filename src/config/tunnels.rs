@@ -7,16 +7,15 @@ use super::values::fields;
 
 const MAX_TUNNELS: usize = 1_000_000;
 
-/// Tunnels to services and pods by CONNECT, as `HTTPS_PROXY` and `kube-bastion forward` use them.
-/// They carry any protocol, and need the right to `create` `pods/portforward` or
+/// Tunnels to services and pods by CONNECT and CONNECT-UDP, as `HTTPS_PROXY` and
+/// `kube-bastion forward` use them. They carry any protocol, and need the right to `create` `pods/portforward` or
 /// `services/portforward`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Tunnels {
-    /// If false, CONNECT gets a 405.
+    /// If false, CONNECT and CONNECT-UDP get a 405.
     #[serde(deserialize_with = "fields::flag")]
     pub enabled: bool,
-    /// Maximum number of open tunnels of one user. Further ones get a 429.
     /// Maximum number of open tunnels of one user, from 1 to 1000000. Further ones get a 429.
     #[serde(deserialize_with = "fields::count::<_, 1, MAX_TUNNELS>")]
     #[schemars(range(min = 1, max = MAX_TUNNELS))]
@@ -27,7 +26,7 @@ impl Default for Tunnels {
     fn default() -> Self {
         Self {
             enabled: true,
-            max_per_caller: 1000,
+            max_per_caller: 256,
         }
     }
 }

@@ -40,7 +40,7 @@ pub struct Tunnels {
 /// Reason why a tunnel is not opened.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
-    #[error("CONNECT is turned off (tunnels.enabled)")]
+    #[error("CONNECT and CONNECT-UDP are turned off (tunnels.enabled)")]
     Disabled,
     #[error(
         "a request for {UDP_PREFIX} must have `Upgrade: connect-udp` and no content, or be an \

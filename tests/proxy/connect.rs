@@ -461,8 +461,15 @@ async fn limits_tunnels_of_a_user() -> Result<()> {
 #[tokio::test]
 async fn turned_off_by_configuration() -> Result<()> {
     let bed = TestBed::with_sections("tunnels: {enabled: false}").await?;
-    let response = refused(&bed, "s.default.svc:80").await?;
-    ensure!(response.starts_with("HTTP/1.1 405 "), "{response}");
+    let tcp = refused(&bed, "s.default.svc:80").await?;
+    let (udp, _) = send_udp(&bed, UDP_PATH, "Proxy-Authorization: Bearer t\r\n").await?;
+    for response in [tcp, udp] {
+        ensure!(response.starts_with("HTTP/1.1 405 "), "{response}");
+        ensure!(
+            response.contains("Proxy-Status: kube-bastion; error=http_request_denied"),
+            "{response}"
+        );
+    }
     Ok(())
 }
 
