@@ -9,15 +9,40 @@ use serde::{Deserialize, Serialize};
 
 use super::values::fields;
 
-/// Ports that Services may use by default. Left out are those of SSH, etcd, the API server and the
-/// node components of Kubernetes, and the default range of node ports.
-const DEFAULT_PORTS: [RangeInclusive<u16>; 6] = [
-    1..=21,
-    23..=2378,
-    2381..=6442,
-    6444..=10249,
-    10260..=29999,
-    32768..=65535,
+/// Ports that Services may not use by default, in order: programs of nodes listen there, and others
+/// connect to them with credentials, or take what they answer for that of the node. A Service with
+/// such a port would get these connections on nodes where the program does not run.
+const RESERVED_PORTS: [RangeInclusive<u16>; 16] = [
+    // SSH
+    22..=22,
+    // BGP
+    179..=179,
+    // Docker with TLS
+    2376..=2376,
+    // etcd and its metrics
+    2379..=2381,
+    // Health checks of Cilium
+    4240..=4240,
+    // VXLAN
+    4789..=4789,
+    // API server
+    6443..=6443,
+    // Membership of Swarm and MetalLB
+    7946..=7946,
+    // VXLAN of Flannel and Cilium
+    8472..=8472,
+    // Metrics of nodes, CoreDNS and cert-manager
+    9100..=9100,
+    9153..=9153,
+    9402..=9402,
+    // Longhorn
+    9500..=9500,
+    // kube-proxy, kubelet, scheduler and controllers
+    10249..=10259,
+    // Node ports
+    30000..=32767,
+    // WireGuard
+    51820..=51820,
 ];
 /// Name of the Lease.
 const LEASE_NAME: &str = "kube-bastion-load-balancer";
@@ -48,7 +73,9 @@ pub struct LoadBalancer {
     #[serde(deserialize_with = "fields::or_default")]
     pub namespace_selector: Option<LabelSelector>,
     /// Ports that Services may use, as numbers and ranges. The bastion's own ports are never
-    /// available. The default leaves out 22, 2379-2380, 6443, 10250-10259 and 30000-32767.
+    /// available. The default leaves out those of programs that run on nodes: 22, 179, 2376,
+    /// 2379-2381, 4240, 4789, 6443, 7946, 8472, 9100, 9153, 9402, 9500, 10249-10259, 30000-32767 and
+    /// 51820.
     #[serde(deserialize_with = "fields::port_ranges")]
     #[schemars(with = "Vec<String>", extend("x-type" = "list of port ranges"))]
     pub allowed_ports: Vec<PortRange>,
@@ -77,12 +104,24 @@ impl Default for LoadBalancer {
                 IpAddr::from([0, 0, 0, 0, 0, 0, 0, 0u16]),
             ],
             namespace_selector: None,
-            allowed_ports: DEFAULT_PORTS.into_iter().map(PortRange).collect(),
+            allowed_ports: default_ports(),
             finalizer: false,
             lease: Lease::default(),
             node_name: None,
         }
     }
+}
+
+/// Returns the ranges between the reserved ports.
+fn default_ports() -> Vec<PortRange> {
+    let mut first = 1;
+    let mut ranges = Vec::new();
+    for reserved in RESERVED_PORTS {
+        ranges.push(PortRange(first..=reserved.start() - 1));
+        first = reserved.end() + 1;
+    }
+    ranges.push(PortRange(first..=u16::MAX));
+    ranges
 }
 
 impl LoadBalancer {
@@ -202,6 +241,20 @@ impl LabelSelector {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn default_ports_are_all_but_the_reserved_ones() {
+        let default = default_ports();
+        for port in 1..=u16::MAX {
+            let is_reserved = RESERVED_PORTS.iter().any(|it| it.contains(&port));
+            let is_allowed = default.iter().any(|range| range.0.contains(&port));
+            assert_eq!(is_allowed, !is_reserved, "{port}");
+        }
+        for port in [22, 2380, 6443, 10249, 10250, 10256, 32767, 51820] {
+            assert!(!default.iter().any(|range| range.0.contains(&port)));
+        }
+        assert!(default.iter().all(|range| !range.0.is_empty()));
+    }
 
     #[test]
     fn selector_requires_all_labels_and_expressions() {
