@@ -132,9 +132,10 @@ async fn client_that_does_not_read_is_reset() {
         let scenario = async |mut client: TcpStream| {
             client.write_all(&capsules(&[b"ask"])).await.unwrap();
             let (_, from) = socket.recv_from(&mut [0; 10]).await.unwrap();
+            let payload = vec![0; LENGTH];
             // More than the buffers of the system hold.
             for _ in 0..1000 {
-                socket.send_to(&[0; LENGTH], from).await.unwrap();
+                socket.send_to(&payload, from).await.unwrap();
                 tokio::task::yield_now().await;
             }
             if closes {
