@@ -46,7 +46,7 @@ async fn each_client_has_a_flow_of_its_own() -> Result<()> {
         client(forward.ports[0]).await?,
         client(forward.ports[0]).await?,
     );
-    for payload in [&b"query"[..], b"", &[7; 1200], &[8; 60_000]] {
+    for payload in [&b"query"[..], b"", &[7; 1200], &vec![8; 60_000]] {
         exchange(&first, payload).await?;
         exchange(&second, payload).await?;
     }
