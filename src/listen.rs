@@ -260,7 +260,7 @@ impl Listener {
     }
 
     async fn serve(&self, opened: Opened, guard: ConnectionGuard, address: SocketAddr) {
-        let Opened { stream, peer } = opened;
+        let Opened { mut stream, peer } = opened;
         let handler = Rc::new(ConnectionHandler {
             proxy: Rc::clone(&self.proxy),
             peer,
@@ -272,7 +272,7 @@ impl Listener {
             ..
         } = &self.limits;
         let drain = &self.drain;
-        if stream.alpn_protocol() == Some(b"h2") {
+        if is_http2(&mut stream, timeouts.head).await {
             // The PINGs keep an unused connection open, so it needs an idle timeout.
             let idle = || wait_until_idle(&handler.guard, timeouts.idle);
             let (streams, memory) = (Rc::clone(&handler), head_memory.clone());
@@ -291,6 +291,16 @@ impl Listener {
             }
         }
     }
+}
+
+/// Returns true if the client speaks HTTP/2. Clients in Go offer it to an HTTPS proxy too, and send
+/// their CONNECT over HTTP/1.1 nevertheless; the preface of HTTP/2 begins with another letter.
+async fn is_http2(stream: &mut Stream, limit: Duration) -> bool {
+    if stream.alpn_protocol() != Some(b"h2") {
+        return false;
+    }
+    let first = tokio::time::timeout(limit, stream.first_byte()).await;
+    !matches!(first, Ok(Ok(Some(b'C'))))
 }
 
 /// Passes the requests of one connection to the pipeline.

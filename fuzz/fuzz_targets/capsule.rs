@@ -48,7 +48,7 @@ fuzz_target!(|bytes: &[u8]| {
             Written::Unknown { kind, value } => {
                 let value = &value[..value.len().min(63)];
                 stream.extend([(kind & 0x3f).max(1), value.len() as u8]);
-                stream.extend(*value);
+                stream.extend_from_slice(value);
             }
         }
     }

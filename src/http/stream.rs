@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::BytesMut;
 use futures::FutureExt;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsStream, client};
 
@@ -90,6 +90,18 @@ impl ReadSize {
 }
 
 impl Stream {
+    /// Waits for the first byte within TLS, which stays to be read. `None` at the end of the stream,
+    /// and for other streams.
+    ///
+    /// # Errors
+    /// An I/O error of the connection.
+    pub async fn first_byte(&mut self) -> io::Result<Option<u8>> {
+        match self {
+            Self::Tls(stream) => Ok(stream.fill_buf().await?.first().copied()),
+            _ => Ok(None),
+        }
+    }
+
     /// Reads up to `size` bytes and appends them to `input`. `Ok(0)` is the end of the stream.
     pub fn poll_fill(
         &mut self,

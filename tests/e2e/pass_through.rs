@@ -2,21 +2,17 @@
 
 mod aggregated;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
+use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 
 use crate::desk::{kubectl, reach_containers};
-use crate::fixture::{Fixture, SHOP, acceptor, bastion};
+use crate::fixture::{Fixture, SHOP, bastion};
 use crate::support::bastion::Bastion;
 use crate::support::client::{Client, Response};
 use crate::support::cluster::KubeconfigUser;
@@ -107,29 +103,39 @@ pub async fn kubectl_uses_the_bastion_as_its_server(fixture: &mut Fixture) -> Re
     Ok(())
 }
 
-/// kubectl behind a proxy with TLS, by which its `WebSockets` cannot pass: exec and port-forward fall
-/// back to SPDY (`kubernetes/kubernetes` issue 126134).
+/// Last byte of the address of the pod that leads to the bastion.
+const LAST: u8 = 48;
+
+/// kubectl with a bastion as its `HTTPS_PROXY`, by which its `WebSockets` cannot pass: exec and
+/// port-forward fall back to SPDY (`kubernetes/kubernetes` issue 126134).
 pub async fn kubectl_uses_the_bastion_behind_an_https_proxy(fixture: &mut Fixture) -> Result<()> {
     let bastion = passing(fixture, &[]).await?;
     let token = administrator(fixture, "proxied-administrator").await?;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let proxy = format!("https://localhost:{}", listener.local_addr()?.port());
-    let tunnels = Arc::<AtomicUsize>::default();
-    let tls = acceptor(&fixture.serving)?;
-    let (secure, count) = (bastion.secure, Arc::clone(&tunnels));
+    // The server is a Service of the cluster, which only the proxy can reach.
+    let address = fixture.namespace.address(LAST);
+    let listener = fixture.namespace.bind((address, 6443).into())?;
+    let secure = bastion.secure;
+    let listener = TcpListener::from_std(listener)?;
     let serving = tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let (tls, count) = (tls.clone(), Arc::clone(&count));
-            tokio::spawn(async move { tunnel(stream, tls, secure, &count).await });
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(secure).await?;
+                copy_bidirectional(&mut client, &mut server).await
+            });
         }
     });
-    // Not a loopback address, for which Go uses no proxy. The proxy knows its only destination.
-    let kubeconfig = fixture.cluster.kubeconfig(
-        "proxied",
-        "https://bastion.test:6443",
-        &fixture.cluster.ca.file,
-        &KubeconfigUser::Token(&token),
-    )?;
+    let (labels, ports) = (json!({"app": "bastion"}), json!([{"containerPort": 6443}]));
+    let objects = &fixture.objects;
+    objects.pod("bastion-0", labels, address, ports).await?;
+    let spec = json!({"selector": {"app": "bastion"}, "ports": [{"port": 6443}]});
+    objects.service("bastion", spec).await?;
+    fixture.wait_until_known("services/bastion").await?;
+    let server = format!("https://bastion.{SHOP}.svc:6443");
+    let by = KubeconfigUser::Token(&token);
+    let ca = &fixture.cluster.ca.file;
+    let kubeconfig = fixture.cluster.kubeconfig("proxied", &server, ca, &by)?;
+    let port = fixture.bastion.secure.port();
+    let proxy = format!("https://any:{token}@localhost:{port}");
     let kubelet =
         StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;
     let proxied = || {
@@ -137,35 +143,12 @@ pub async fn kubectl_uses_the_bastion_behind_an_https_proxy(fixture: &mut Fixtur
         command
             .arg("--tls-server-name=localhost")
             .env("HTTPS_PROXY", &proxy)
-            .env("SSL_CERT_FILE", &fixture.cluster.ca.file);
+            .env("SSL_CERT_FILE", ca);
         command
     };
     run(proxied(), &["get", "pods"])?;
     reach_containers(fixture, &kubelet, &proxied).await?;
-    ensure!(tunnels.load(Ordering::Relaxed) > 5, "{tunnels:?}");
     serving.abort();
-    Ok(())
-}
-
-/// Serves one CONNECT.
-async fn tunnel(
-    stream: TcpStream,
-    tls: TlsAcceptor,
-    destination: SocketAddr,
-    count: &AtomicUsize,
-) -> Result<()> {
-    let mut client = BufReader::new(tls.accept(stream).await?);
-    let mut line = String::new();
-    client.read_line(&mut line).await?;
-    ensure!(line.starts_with("CONNECT bastion.test:6443 "), "{line}");
-    while line.trim() != "" {
-        line.clear();
-        client.read_line(&mut line).await?;
-    }
-    let mut server = TcpStream::connect(destination).await?;
-    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
-    count.fetch_add(1, Ordering::Relaxed);
-    copy_bidirectional(&mut client, &mut server).await?;
     Ok(())
 }
 

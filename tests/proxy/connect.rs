@@ -144,6 +144,22 @@ async fn opens_tunnels_beside_requests_on_one_http2_connection() -> Result<()> {
     Ok(())
 }
 
+/// As clients in Go, kubectl among them, send it to their `HTTPS_PROXY`.
+#[tokio::test]
+async fn opens_tunnel_over_http1_although_http2_was_negotiated() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let mut client = bed.http2_client().await?;
+    let head = "CONNECT s.default.svc:80 HTTP/1.1\r\nHost: s.default.svc:80\r\n\
+                Proxy-Authorization: Bearer t\r\n\r\n";
+    client.write_all(head.as_bytes()).await?;
+    let head = read_until(&mut client, "\r\n\r\n").await?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let (mut backend, _) = bed.backend.accept().await?;
+    backend.write_all(b"hello").await?;
+    read_until(&mut client, "hello").await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn refusals_have_status_and_proxy_status_and_close_the_connection() -> Result<()> {
     let bed = TestBed::new().await?;
