@@ -114,7 +114,7 @@ pub struct ConnectionFlags {
     pub disable_compression: bool,
 }
 
-/// Timeout of a request. `None` is no timeout.
+/// Timeout of a request. `None` means without a timeout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeout(pub Option<Duration>);
 
@@ -157,7 +157,7 @@ pub fn go_bool(text: &str) -> Result<bool, FlagError> {
 }
 
 /// Parses `--request-timeout` as kubectl does: whole seconds, or the units of Go's durations with
-/// fractions. A duration that is not positive is no timeout.
+/// fractions. A duration that is not positive disables the timeout.
 fn parse_timeout(text: &str) -> Result<Timeout, FlagError> {
     let seconds = if let Ok(seconds) = text.parse::<u32>() {
         f64::from(seconds)

@@ -263,8 +263,8 @@ async fn uses_bastion(api: &Api, via: Option<Via>) -> Result<bool, ForwardError>
     Ok(is_bastion)
 }
 
-/// Looks up a target, and connects to it as far as its application does not notice. Returns the way
-/// of each port, and the port of lines about it.
+/// Looks up a target, and connects to the server or pod without a connection to its application.
+/// Returns the route of each port, and the remote port that is printed.
 async fn prepare(
     api: &Rc<Api>,
     ways: &Ways,
@@ -277,12 +277,12 @@ async fn prepare(
     let mut routes = Vec::new();
     for port in &target.ports {
         let route = route(ways, &target, port);
-        let shown = check(&route, options.pod_running_timeout).await;
-        let shown = shown.map_err(|source| ForwardError::Connect {
+        let printed = check(&route, options.pod_running_timeout).await;
+        let printed = printed.map_err(|source| ForwardError::Connect {
             target: target.to_string(),
             source,
         })?;
-        routes.push((route, shown.unwrap_or(port.remote)));
+        routes.push((route, printed.unwrap_or(port.remote)));
     }
     Ok((target, routes))
 }
@@ -360,14 +360,14 @@ fn listen(
     let addresses = target.addresses.as_ref().unwrap_or(&options.addresses);
     let addresses = Addresses::parse(addresses)?;
     let mut forwards = Vec::new();
-    for (port, (route, shown)) in target.ports.iter().zip(routes) {
+    for (port, (route, printed)) in target.ports.iter().zip(routes) {
         let sockets = addresses.listen(port.local, port.remote, port.protocol)?;
         let address = sockets.addresses().first().copied();
         forwards.push(Rc::new(Forward {
             target: target.to_string(),
             namespace: target.namespace.clone(),
             local_port: address.map_or(port.local, |address| address.port()),
-            remote_port: shown,
+            remote_port: printed,
             sockets,
             route,
             traffic: Rc::new(Traffic::default()),

@@ -47,7 +47,7 @@ pub(super) struct Grant {
     pub subject: Subject,
 }
 
-/// What a tunnel carries.
+/// Content of a tunnel.
 pub(super) enum Carrier {
     /// The bytes of two connections.
     Streams(Tunnel),

@@ -364,7 +364,7 @@ fn connection_removes_no_identity(
     Ok(())
 }
 
-/// Headers of front proxies have no effect, whoever sends them.
+/// Headers of front proxies have no effect for any caller.
 fn forgeries_have_no_effect(fixture: &Fixture, bastion: &Bastion) -> Result<()> {
     for user in ["X-Remote-User: admin", "X_Remote_User: admin"] {
         let output = Command::new("curl")

@@ -367,7 +367,7 @@ async fn requires_right_of_portforward_and_hides_owners_of_addresses() -> Result
             format!("127.0.0.1:{port}"),
             "is not the address of a service or pod to which you may open tunnels",
         ),
-        // `get` on the subresource proxy is no right for tunnels.
+        // `get` on the subresource proxy does not permit tunnels.
         ("r", "s.default.svc:80".to_owned(), "HTTP/1.1 403 "),
     ] {
         let lines = format!("Proxy-Authorization: Bearer {token}\r\n");

@@ -47,7 +47,7 @@ async fn reset_of_the_endpoint_resets_the_stream_of_http2() -> Result<()> {
     let (_send, mut body, backend) = open(&bed).await?;
     reset(backend)?;
     let ended = body.data().await.context("the stream ended in order")?;
-    let error = ended.err().context("data of nobody")?;
+    let error = ended.err().context("the stream is reset")?;
     ensure!(error.reason() == Some(Reason::CONNECT_ERROR), "{error}");
     Ok(())
 }

@@ -21,7 +21,7 @@ const MAX_STATUS_LINES: usize = 20;
 /// Interval of the status lines.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where the lines of kubectl go.
+/// Destination of the lines that kubectl prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lines {
     Stdout,
@@ -36,7 +36,7 @@ pub struct Report {
     lines: Lines,
     failures: RefCell<HashMap<(String, String), Instant>>,
     /// Number of status lines on the terminal.
-    shown: Cell<usize>,
+    printed: Cell<usize>,
     status: RefCell<Vec<(String, Rc<Traffic>)>>,
 }
 
@@ -45,7 +45,7 @@ impl Report {
         Self {
             lines,
             failures: RefCell::default(),
-            shown: Cell::new(0),
+            printed: Cell::new(0),
             status: RefCell::default(),
         }
     }
@@ -61,7 +61,7 @@ impl Report {
     pub fn line(&self, text: &str) {
         match self.lines {
             Lines::Stdout => self.above(|| {
-                // Fails if the output is closed, which is no reason to end the forwards.
+                // Fails if the output is closed; the forwards continue.
                 let _ = writeln!(std::io::stdout(), "{text}");
             }),
             Lines::Stderr => self.print(text),
@@ -117,10 +117,10 @@ impl Report {
 
     /// Removes the status lines.
     fn clear(&self) {
-        let shown = self.shown.take();
-        if shown > 0 {
+        let printed = self.printed.take();
+        if printed > 0 {
             // To the first of them, and erase to the end of the screen.
-            let _ = write!(std::io::stderr(), "\x1b[{shown}F\x1b[J");
+            let _ = write!(std::io::stderr(), "\x1b[{printed}F\x1b[J");
         }
     }
 
@@ -131,7 +131,7 @@ impl Report {
             .map(|(name, traffic)| format!("{}\n", status_line(name, traffic)))
             .collect();
         let _ = write!(std::io::stderr(), "{text}");
-        self.shown.set(targets.len());
+        self.printed.set(targets.len());
     }
 }
 

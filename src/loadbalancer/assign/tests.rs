@@ -287,7 +287,7 @@ fn oldest_service_gets_a_port_then_the_first_by_name() {
         assert_eq!(
             outcome.problems[0].to_string(),
             "192.0.2.1:80/TCP is in use by the Service shop/old; it is taken over when that Service \
-             lets go"
+             releases it"
         );
     }
 }

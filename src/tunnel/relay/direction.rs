@@ -38,7 +38,7 @@ pub(super) struct Direction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    /// The sender has ended, and the receiver has not been told yet.
+    /// The sender has ended; its end has not been written to the receiver yet.
     Ended,
     Closed,
 }

@@ -228,7 +228,7 @@ async fn outlive_pod(
         .await
 }
 
-/// What a session survives: the table of docs/desk.md.
+/// Events that a session survives: the table of docs/desk.md.
 #[derive(Debug, PartialEq, Eq)]
 struct Survived {
     parallel: bool,
@@ -238,7 +238,7 @@ struct Survived {
     refused: bool,
 }
 
-/// 100 connections at once, a half-close, a transfer of 1 GiB, a reset by the backend, and a port without a listener.
+/// 100 parallel connections, a half-close, a transfer of 1 GiB, a reset by the backend, and a port without a listener.
 pub async fn forward_survives_what_ends_kubectl_port_forward(fixture: &mut Fixture) -> Result<()> {
     let kubelet =
         StreamingKubelet::start(&fixture.cluster, &fixture.namespace, "node-1", 2).await?;

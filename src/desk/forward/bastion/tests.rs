@@ -58,7 +58,7 @@ impl AsyncWrite for Http2 {
     }
 }
 
-/// What the bastion does with a connection.
+/// Behavior of the bastion on a connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Script {
     Refuse,
