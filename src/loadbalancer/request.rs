@@ -64,7 +64,9 @@ pub enum Problem {
     UnsupportedProtocol { port: u16, protocol: String },
     #[error("port {0} is not allowed (loadBalancer.allowedPorts)")]
     PortNotAllowed(u16, Protocol),
-    #[error("{key} is in use by the Service {holder}; it is taken over when that Service releases it")]
+    #[error(
+        "{key} is in use by the Service {holder}; it is taken over when that Service releases it"
+    )]
     PortConflict { key: ListenerKey, holder: ObjectKey },
     #[error("{0}; use fewer ports, or ask the administrator of the bastion")]
     TooManyPorts(PortLimit),
