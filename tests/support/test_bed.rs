@@ -147,16 +147,21 @@ upstream: {{{upstream}}}
 
 /// Reads up to and including `end`.
 pub async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -> Result<String> {
-    let mut all = String::new();
-    let mut byte = [0];
-    while !all.ends_with(end) {
-        ensure!(
-            stream.read(&mut byte).await? == 1,
-            "the stream ended before {end:?}: {all:?}"
-        );
-        all.push(byte[0].into());
-    }
-    Ok(all)
+    let reading = async {
+        let mut all = String::new();
+        let mut byte = [0];
+        while !all.ends_with(end) {
+            ensure!(
+                stream.read(&mut byte).await? == 1,
+                "the stream ended before {end:?}: {all:?}"
+            );
+            all.push(byte[0].into());
+        }
+        Ok(all)
+    };
+    // With its many reads, it would use up the budget of the task in tokio. The next write to a TLS
+    // stream would then stay in the session until a flush.
+    tokio::task::unconstrained(reading).await
 }
 
 /// Reads until the other side closes, cleanly or not.
