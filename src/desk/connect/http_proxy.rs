@@ -27,6 +27,8 @@ pub(super) async fn connect(
     }
     request += "\r\n";
     stream.write_all(request.as_bytes()).await?;
+    // A TLS session may keep what it could not write yet.
+    stream.flush().await?;
     loop {
         let (status, reason) = parse_status(&read_head(stream).await?)?;
         match status {
