@@ -272,7 +272,10 @@ impl Listener {
             ..
         } = &self.limits;
         let drain = &self.drain;
-        if is_http2(&mut stream, timeouts.head).await {
+        let Some(is_http2) = is_http2(&mut stream, timeouts.head).await else {
+            return;
+        };
+        if is_http2 {
             // The PINGs keep an unused connection open, so it needs an idle timeout.
             let idle = || wait_until_idle(&handler.guard, timeouts.idle);
             let (streams, memory) = (Rc::clone(&handler), head_memory.clone());
@@ -293,14 +296,17 @@ impl Listener {
     }
 }
 
-/// Returns true if the client speaks HTTP/2. Clients in Go offer it to an HTTPS proxy too, and send
-/// their CONNECT over HTTP/1.1 nevertheless; the preface of HTTP/2 begins with another letter.
-async fn is_http2(stream: &mut Stream, limit: Duration) -> bool {
+/// Returns true if the client speaks HTTP/2, `None` if it negotiated that and sends nothing. Clients
+/// in Go offer HTTP/2 to an HTTPS proxy too, and send their CONNECT over HTTP/1.1 nevertheless; the
+/// preface of HTTP/2 begins with another letter.
+async fn is_http2(stream: &mut Stream, limit: Duration) -> Option<bool> {
     if stream.alpn_protocol() != Some(b"h2") {
-        return false;
+        return Some(false);
     }
-    let first = tokio::time::timeout(limit, stream.first_byte()).await;
-    !matches!(first, Ok(Ok(Some(b'C'))))
+    let first = tokio::time::timeout(limit, stream.first_byte())
+        .await
+        .ok()?;
+    Some(!matches!(first, Ok(Some(b'C'))))
 }
 
 /// Passes the requests of one connection to the pipeline.
