@@ -70,6 +70,13 @@ impl ApiError {
     }
 }
 
+/// Objects of a list.
+#[derive(Debug, Deserialize)]
+#[serde(bound = "T: DeserializeOwned")]
+struct Items<T> {
+    items: Vec<T>,
+}
+
 /// The part of a `metav1.Status` that people read.
 #[derive(Debug, Deserialize)]
 pub struct StatusMessage {
@@ -139,6 +146,21 @@ impl Api {
             path: path.to_owned(),
             source,
         })
+    }
+
+    /// Lists the objects of a collection that a label selector matches.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn select<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        selector: &str,
+    ) -> Result<Vec<T>, ApiError> {
+        let selector = escape(selector);
+        let path = format!("{path}?labelSelector={selector}&limit={MAX_OBJECTS}");
+        let items: Items<T> = self.get(&path).await?;
+        Ok(items.items)
     }
 
     /// Sends a request, and reads the complete response.

@@ -9,16 +9,13 @@ use http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use crate::desk::api::{Api, ApiError, MAX_OBJECTS, escape};
+use crate::desk::api::{Api, ApiError, escape};
 use crate::desk::targets::DialError;
-use crate::desk::targets::lookup::{list_path, object_path};
+use crate::desk::targets::Pods;
 use crate::desk::targets::pods::{self, NoPod};
-use crate::desk::targets::{Kind, Pods};
 
 /// Time for which a list of pods is used, with pods or without.
 const TTL: Duration = Duration::from_secs(2);
@@ -76,13 +73,6 @@ pub struct Endpoints {
     are_ready: Cell<bool>,
     /// The user may not read the slices.
     without_slices: Cell<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(bound = "T: DeserializeOwned")]
-struct Items<T> {
-    #[serde(default = "Vec::new")]
-    items: Vec<T>,
 }
 
 impl Endpoints {
@@ -190,7 +180,7 @@ impl Endpoints {
                 labels
             }
         };
-        let pods = self.pods(labels).await?;
+        let pods = pods::list(&self.api, &self.namespace, labels).await?;
         let mut usable = running(&pods);
         if usable.is_empty() {
             let selector = match labels {
@@ -208,24 +198,6 @@ impl Endpoints {
         Ok(usable.iter().map(candidate).collect())
     }
 
-    async fn pods(&self, pods: &Pods) -> Result<Vec<Pod>, ApiError> {
-        match pods {
-            Pods::None => Ok(Vec::new()),
-            Pods::Named(name) => {
-                let path = object_path(Kind::Pod, &self.namespace, name);
-                match self.api.get(&path).await {
-                    Ok(pod) => Ok(vec![pod]),
-                    Err(error) if error.is_not_found() => Ok(Vec::new()),
-                    Err(error) => Err(error),
-                }
-            }
-            Pods::Selected(selector) => {
-                let path = list_path(Kind::Pod, &self.namespace);
-                self.select(&path, selector).await
-            }
-        }
-    }
-
     /// Returns the ready endpoints of a service; none if the user may not read its slices.
     async fn slices(&self, service: &str) -> Result<Vec<Candidate>, ApiError> {
         if self.without_slices.get() {
@@ -234,7 +206,7 @@ impl Endpoints {
         let namespace = escape(&self.namespace);
         let path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
         let selector = format!("kubernetes.io/service-name={service}");
-        match self.select(&path, &selector).await {
+        match self.api.select(&path, &selector).await {
             Ok(slices) => Ok(ready_endpoints(&slices)),
             Err(ApiError::Status {
                 code: StatusCode::FORBIDDEN | StatusCode::NOT_FOUND,
@@ -245,17 +217,6 @@ impl Endpoints {
             }
             Err(error) => Err(error),
         }
-    }
-
-    async fn select<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        selector: &str,
-    ) -> Result<Vec<T>, ApiError> {
-        let selector = escape(selector);
-        let path = format!("{path}?labelSelector={selector}&limit={MAX_OBJECTS}");
-        let items: Items<T> = self.api.get(&path).await?;
-        Ok(items.items)
     }
 }
 

@@ -4,7 +4,10 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::lookup::{Pods, list_path, object_path};
 use super::ports::{self, Protocol};
+use super::reference::Kind;
+use crate::desk::api::{Api, ApiError};
 
 /// Maximum number of pods whose state a message lists.
 const MAX_LISTED: usize = 5;
@@ -18,6 +21,22 @@ pub enum NoPod {
     NotReady(Vec<String>),
     #[error("no container of the pod {pod} has a port named {port}")]
     NoPort { pod: String, port: String },
+}
+
+/// Lists the pods of a target, ready or not.
+///
+/// # Errors
+/// [`ApiError`]
+pub async fn list(api: &Api, namespace: &str, pods: &Pods) -> Result<Vec<Pod>, ApiError> {
+    match pods {
+        Pods::None => Ok(Vec::new()),
+        Pods::Named(name) => match api.get(&object_path(Kind::Pod, namespace, name)).await {
+            Ok(pod) => Ok(vec![pod]),
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        },
+        Pods::Selected(selector) => api.select(&list_path(Kind::Pod, namespace), selector).await,
+    }
 }
 
 /// Returns true if a pod serves requests.

@@ -5,12 +5,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
-use serde::Deserialize;
 
-use super::lookup::{Pods, list_path, object_path};
+use super::lookup::Pods;
 use super::pods;
-use super::reference::Kind;
-use crate::desk::api::{Api, ApiError, MAX_OBJECTS, escape};
+use crate::desk::api::Api;
 use crate::desk::targets::DialError;
 
 /// Time for which a list of pods is used.
@@ -24,11 +22,6 @@ pub struct ReadyPods {
     pods: Pods,
     listed: RefCell<Option<(Vec<Pod>, Instant)>>,
     turn: Cell<usize>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PodItems {
-    items: Vec<Pod>,
 }
 
 impl ReadyPods {
@@ -76,8 +69,7 @@ impl ReadyPods {
         if let Some(pod) = fresh {
             return Ok(pod);
         }
-        let listed = self.list().await;
-        let all = listed?;
+        let all = pods::list(&self.api, &self.namespace, &self.pods).await?;
         let mut ready: Vec<_> = all
             .iter()
             .filter(|pod| pods::is_ready(pod))
@@ -95,28 +87,5 @@ impl ReadyPods {
         let pod = ready[turn % ready.len()].clone();
         *self.listed.borrow_mut() = Some((ready, Instant::now()));
         Ok(pod)
-    }
-
-    async fn list(&self) -> Result<Vec<Pod>, ApiError> {
-        match &self.pods {
-            Pods::None => Ok(Vec::new()),
-            Pods::Named(name) => {
-                let path = object_path(Kind::Pod, &self.namespace, name);
-                match self.api.get(&path).await {
-                    Ok(pod) => Ok(vec![pod]),
-                    Err(error) if error.is_not_found() => Ok(Vec::new()),
-                    Err(error) => Err(error),
-                }
-            }
-            Pods::Selected(selector) => {
-                let path = format!(
-                    "{}?labelSelector={}&limit={MAX_OBJECTS}",
-                    list_path(Kind::Pod, &self.namespace),
-                    escape(selector)
-                );
-                let list: PodItems = self.api.get(&path).await?;
-                Ok(list.items)
-            }
-        }
     }
 }
