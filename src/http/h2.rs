@@ -5,11 +5,11 @@
 //! read.
 
 mod body;
+mod byte_stream;
 mod heads;
 mod keepalive;
 mod meter;
 mod response;
-mod upgraded;
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -29,12 +29,15 @@ use super::{MAX_HEADER_BYTES, ObservedStream, Request, RequestBody, Stream, Upgr
 use crate::drain::{Drain, DrainWatch};
 
 pub use body::Incoming;
-pub use upgraded::UpgradedStream;
+pub use byte_stream::ByteStream;
 
 use heads::{Blocks, Heads, fields_length};
 use keepalive::Keepalive;
 use meter::Meter;
 use response::ResponseWriter;
+
+/// Stream of a client that became a tunnel. It holds the share of the trailers, which are not read.
+pub type UpgradedStream = ByteStream<heads::OpenStream>;
 
 /// Maximum number of concurrent streams of a connection, as kube-apiserver (CONFORMANCE C102).
 const MAX_STREAMS: u32 = 100;

@@ -5,7 +5,6 @@
 //! waits for it; tunnels of other connections are not affected.
 
 mod link;
-mod stream;
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -19,8 +18,7 @@ use crate::apiservers::ServerConfig;
 use crate::desk::credentials::{Credentials, CredentialsError};
 use crate::desk::targets::Protocol;
 use link::{Answer, Link};
-pub use link::{Destination, LinkError, Refusal};
-pub use stream::TunnelStream;
+pub use link::{Destination, LinkError, Refusal, TunnelStream};
 
 /// Time to open a tunnel, with a new connection to the bastion if the old one is lost.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);

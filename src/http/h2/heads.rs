@@ -37,7 +37,7 @@ struct StreamHead {
 
 /// Open stream. Dropping it releases the share of its head and trailers.
 #[derive(Debug)]
-pub(super) struct OpenStream {
+pub struct OpenStream {
     heads: Rc<Heads>,
     stream: u32,
     /// Length of the target.

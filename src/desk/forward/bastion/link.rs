@@ -13,11 +13,13 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::stream::TunnelStream;
 use crate::apiservers::{Credential, ServerConfig};
 use crate::desk::api::{StatusMessage, escape};
+use crate::desk::client::USER_AGENT;
 use crate::desk::printable;
 use crate::desk::targets::Protocol;
+use crate::http::Transport;
+use crate::http::h2::ByteStream;
 
 /// Maximum time of a connection with TLS and proxies, and of the handshake of HTTP/2.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -30,14 +32,17 @@ const MAX_STREAMS: usize = 100;
 /// the connection has room for all streams, so that local clients that do not read hold up no other.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 100;
-const USER_AGENT: HeaderValue =
-    HeaderValue::from_static(concat!("kube-bastion/", env!("CARGO_PKG_VERSION")));
 /// Maximum size of a head in bytes.
 const MAX_HEAD: u32 = 64 * 1024;
 /// Maximum size in bytes of the body of a response that refuses a tunnel.
 const MAX_REFUSAL: usize = 64 * 1024;
 /// Maximum number of characters of a message that is not a `Status`.
 const MAX_MESSAGE: usize = 1000;
+
+/// Tunnel to a target.
+pub type TunnelStream = ByteStream<Slot>;
+
+impl Transport for TunnelStream {}
 
 /// Failure of a connection to a bastion.
 #[derive(Debug, thiserror::Error)]
