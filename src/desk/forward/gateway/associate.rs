@@ -55,15 +55,14 @@ impl Gateway {
             return reject(stream, &reply(Reply::Failure, UNSPECIFIED)).await;
         };
         self.associations.set(self.associations.get() + 1);
-        stream
-            .write_all(&reply(Reply::Succeeded, relay.address))
-            .await?;
         let client = (port != 0).then(|| SocketAddr::new(peer, port));
         let association = Rc::new(Association {
             relay,
             client: Cell::new(client),
             gateway: Rc::clone(self),
         });
+        let accepted = reply(Reply::Succeeded, association.relay.address);
+        stream.write_all(&accepted).await?;
         let mut flows = Flows::<Target>::new(MAX_FLOWS);
         let serving = async {
             loop {
