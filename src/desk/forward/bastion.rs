@@ -149,6 +149,8 @@ impl Tunnels {
             let opened = link.open(destination, authorization, impersonation);
             match opened.await {
                 Ok(answer) => return Ok(answer),
+                // Not a failure of the connection.
+                Err(error @ LinkError::Authority(_)) => return Err(self.unreachable(error)),
                 // Nothing was sent through the tunnel yet.
                 Err(error) => {
                     tracing::debug!(%error, "a connection to the bastion failed");
