@@ -43,8 +43,8 @@ use bastion::{TunnelError, Tunnels};
 pub use command::CommandError;
 pub use file::{FileError, read as read_file};
 use gateway::Gateway;
-use listen::Addresses;
 pub use listen::ListenError;
+use listen::{Addresses, Sockets};
 pub use proxy::{Proxy, ProxyError};
 use relay::Traffic;
 use report::{Lines, Report};
@@ -361,7 +361,10 @@ fn listen(
     let addresses = Addresses::parse(addresses)?;
     let mut forwards = Vec::new();
     for (port, (route, printed)) in target.ports.iter().zip(routes) {
-        let sockets = addresses.listen(port.local, port.remote, port.protocol)?;
+        let sockets = match port.protocol {
+            Protocol::Tcp => Sockets::Tcp(addresses.listen(port.local, port.remote)?),
+            Protocol::Udp => Sockets::Udp(addresses.listen(port.local, port.remote)?),
+        };
         let address = sockets.addresses().first().copied();
         forwards.push(Rc::new(Forward {
             target: target.to_string(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
 
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
@@ -15,6 +16,9 @@ use crate::tunnel::udp::{Fragmentation, UdpSocket};
 const BACKLOG: i32 = 1024;
 /// Number of free ports that are tried until one is free on all addresses.
 const MAX_PORTS: usize = 16;
+
+/// First port that every user may listen on.
+pub const FIRST_UNPRIVILEGED: u16 = 1024;
 
 /// Reason why a port is not listened on.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +35,10 @@ pub enum ListenError {
     )]
     InUse { address: SocketAddr, remote: u16 },
     #[error(
-        "ports below {limit} need privileges: {}; choose another, as in LOCAL:{remote}",
+        "ports below {FIRST_UNPRIVILEGED} need privileges: {}; choose another, as in LOCAL:{remote}",
         .address.port()
     )]
-    Privileged {
-        address: SocketAddr,
-        remote: u16,
-        limit: u16,
-    },
+    Privileged { address: SocketAddr, remote: u16 },
     #[error("cannot listen on {address}: {source}")]
     Bind {
         address: SocketAddr,
@@ -50,7 +50,7 @@ pub enum ListenError {
 #[derive(Debug)]
 pub enum Sockets {
     Tcp(Vec<TcpListener>),
-    Udp(Vec<UdpListener>),
+    Udp(Vec<Rc<UdpListener>>),
 }
 
 impl Sockets {
@@ -77,21 +77,58 @@ pub struct UdpListener {
     pub address: SocketAddr,
 }
 
-impl UdpListener {
-    fn new(socket: Socket) -> io::Result<Self> {
-        let socket = std::net::UdpSocket::from(socket);
-        let address = socket.local_addr()?;
-        let socket = UdpSocket::from_std(socket, Fragmentation::Allowed)?;
-        Ok(Self { socket, address })
-    }
-
-    /// Binds a free port of an address.
+/// Socket that is bound to a local address.
+pub trait Listener: Sized {
+    /// Binds an address, with a free port if that is 0.
     ///
     /// # Errors
     /// An I/O error of the system.
-    pub fn bind_free(address: IpAddr) -> io::Result<Self> {
-        Self::new(bind_socket(SocketAddr::new(address, 0), Protocol::Udp)?)
+    fn bind(address: SocketAddr) -> io::Result<Self>;
+
+    /// Returns the address with its port.
+    ///
+    /// # Errors
+    /// An I/O error of the system.
+    fn address(&self) -> io::Result<SocketAddr>;
+}
+
+impl Listener for TcpListener {
+    fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = new_socket(address, Type::STREAM, socket2::Protocol::TCP)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Self::from_std(socket.into())
     }
+
+    fn address(&self) -> io::Result<SocketAddr> {
+        self.local_addr()
+    }
+}
+
+impl Listener for Rc<UdpListener> {
+    fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = new_socket(address, Type::DGRAM, socket2::Protocol::UDP)?;
+        socket.bind(&address.into())?;
+        let socket = std::net::UdpSocket::from(socket);
+        let address = socket.local_addr()?;
+        let socket = UdpSocket::from_std(socket, Fragmentation::Allowed)?;
+        Ok(Self::new(UdpListener { socket, address }))
+    }
+
+    fn address(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}
+
+fn new_socket(address: SocketAddr, kind: Type, protocol: socket2::Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    if address.is_ipv6() {
+        // As with kubectl, `::` does not include IPv4.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// Addresses to listen on.
@@ -135,41 +172,18 @@ impl Addresses {
     ///
     /// # Errors
     /// [`ListenError`]
-    pub fn listen(
-        &self,
-        port: u16,
-        remote: u16,
-        protocol: Protocol,
-    ) -> Result<Sockets, ListenError> {
+    pub fn listen<L: Listener>(&self, port: u16, remote: u16) -> Result<Vec<L>, ListenError> {
         let mut tries = 0;
-        let sockets = loop {
+        loop {
             tries += 1;
-            match self.bind(port, remote, protocol) {
+            match self.bind(port, remote) {
                 Err(ListenError::InUse { .. }) if port == 0 && tries < MAX_PORTS => {}
-                result => break result?,
+                result => return result,
             }
-        };
-        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-        let failed = |source| ListenError::Bind { address, source };
-        let sockets = sockets.into_iter();
-        Ok(match protocol {
-            Protocol::Tcp => {
-                let listeners = sockets.map(|socket| TcpListener::from_std(socket.into()));
-                Sockets::Tcp(listeners.collect::<Result<_, _>>().map_err(failed)?)
-            }
-            Protocol::Udp => {
-                let listeners = sockets.map(UdpListener::new);
-                Sockets::Udp(listeners.collect::<Result<_, _>>().map_err(failed)?)
-            }
-        })
+        }
     }
 
-    fn bind(
-        &self,
-        mut port: u16,
-        remote: u16,
-        protocol: Protocol,
-    ) -> Result<Vec<Socket>, ListenError> {
+    fn bind<L: Listener>(&self, mut port: u16, remote: u16) -> Result<Vec<L>, ListenError> {
         let is_free = port == 0;
         let mut listeners = Vec::new();
         let mut failures = Vec::new();
@@ -180,7 +194,7 @@ impl Addresses {
         let localhost = loopback.into_iter().filter(|_| self.has_localhost);
         // An address that is listed itself must work.
         for address in localhost.filter(|address| !self.others.contains(address)) {
-            match bind(&mut port, address, remote, protocol) {
+            match bind(&mut port, address, remote) {
                 Ok(listener) => listeners.push(listener),
                 Err(error @ ListenError::InUse { .. }) if is_free && port != 0 => {
                     return Err(error);
@@ -203,54 +217,25 @@ impl Addresses {
             }
         }
         for address in &self.others {
-            listeners.push(bind(&mut port, *address, remote, protocol)?);
+            listeners.push(bind(&mut port, *address, remote)?);
         }
         Ok(listeners)
     }
 }
 
 /// Listens on a port; sets it if it is 0.
-fn bind(
-    port: &mut u16,
-    address: IpAddr,
-    remote: u16,
-    protocol: Protocol,
-) -> Result<Socket, ListenError> {
+fn bind<L: Listener>(port: &mut u16, address: IpAddr, remote: u16) -> Result<L, ListenError> {
     let address = SocketAddr::new(address, *port);
-    let socket = bind_socket(address, protocol).map_err(|source| match source.kind() {
+    let bound = L::bind(address).and_then(|listener| Ok((listener.address()?.port(), listener)));
+    let (bound, listener) = bound.map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::InUse { address, remote },
-        io::ErrorKind::PermissionDenied if *port < 1024 => ListenError::Privileged {
-            address,
-            remote,
-            limit: 1024,
-        },
+        io::ErrorKind::PermissionDenied if *port < FIRST_UNPRIVILEGED => {
+            ListenError::Privileged { address, remote }
+        }
         _ => ListenError::Bind { address, source },
     })?;
-    let bound = socket.local_addr().ok().and_then(|it| it.as_socket());
-    *port = bound.map_or(*port, |address| address.port());
-    Ok(socket)
-}
-
-fn bind_socket(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
-    let domain = Domain::for_address(address);
-    let (kind, number) = match protocol {
-        Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
-        Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
-    };
-    let socket = Socket::new(domain, kind, Some(number))?;
-    if address.is_ipv6() {
-        // As with kubectl, `::` does not include IPv4.
-        socket.set_only_v6(true)?;
-    }
-    if protocol == Protocol::Tcp {
-        socket.set_reuse_address(true)?;
-    }
-    socket.bind(&address.into())?;
-    if protocol == Protocol::Tcp {
-        socket.listen(BACKLOG)?;
-    }
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    *port = bound;
+    Ok(listener)
 }
 
 #[cfg(test)]
@@ -263,18 +248,21 @@ mod tests {
     }
 
     fn listen(texts: &[&str], port: u16) -> Result<Sockets, ListenError> {
-        addresses(texts).listen(port, 80, Protocol::Tcp)
+        addresses(texts).listen(port, 80).map(Sockets::Tcp)
     }
 
     fn has_ipv6() -> bool {
-        bind_socket((Ipv6Addr::LOCALHOST, 0).into(), Protocol::Tcp).is_ok()
+        <TcpListener as Listener>::bind((Ipv6Addr::LOCALHOST, 0).into()).is_ok()
     }
 
     #[tokio::test]
     async fn localhost_is_both_loopback_addresses_with_one_port() {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let sockets = addresses(&["localhost"]).listen(0, 80, protocol).unwrap();
-            let bound = sockets.addresses();
+        let localhost = addresses(&["localhost"]);
+        for sockets in [
+            localhost.listen(0, 80).map(Sockets::Tcp),
+            localhost.listen(0, 80).map(Sockets::Udp),
+        ] {
+            let bound = sockets.unwrap().addresses();
             assert_eq!(bound.len(), 1 + usize::from(has_ipv6()));
             for address in &bound {
                 assert!(

@@ -7,9 +7,8 @@ use std::rc::Rc;
 
 use super::bastion::Tunnels;
 use super::gateway::Gateway;
-use super::listen::{Addresses, ListenError, Sockets};
+use super::listen::{Addresses, FIRST_UNPRIVILEGED, ListenError};
 use super::pac;
-use crate::desk::targets::Protocol;
 use crate::desk::warn;
 
 /// Local proxy for all names of the cluster.
@@ -34,8 +33,8 @@ pub enum ProxyError {
         .0.ip()
     )]
     InUse(SocketAddr),
-    #[error("ports below {limit} need privileges: {port} (--socks); choose another")]
-    Privileged { port: u16, limit: u16 },
+    #[error("ports below {FIRST_UNPRIVILEGED} need privileges: {0} (--socks); choose another")]
+    Privileged(u16),
     #[error(transparent)]
     Listen(ListenError),
     #[error("cannot write {file:?} (--pac): {source}")]
@@ -46,10 +45,7 @@ impl From<ListenError> for ProxyError {
     fn from(error: ListenError) -> Self {
         match error {
             ListenError::InUse { address, .. } => Self::InUse(address),
-            ListenError::Privileged { address, limit, .. } => Self::Privileged {
-                port: address.port(),
-                limit,
-            },
+            ListenError::Privileged { address, .. } => Self::Privileged(address.port()),
             other => Self::Listen(other),
         }
     }
@@ -62,15 +58,12 @@ impl Proxy {
     /// [`ProxyError`]
     pub fn open(&self, tunnels: &Rc<Tunnels>) -> Result<Rc<Gateway>, ProxyError> {
         let addresses = Addresses::parse(std::slice::from_ref(&self.address))?;
-        let listeners = match addresses.listen(self.port, 0, Protocol::Tcp)? {
-            Sockets::Tcp(listeners) => listeners,
-            Sockets::Udp(_) => Vec::new(),
-        };
+        let listeners = addresses.listen(self.port, 0)?;
         let gateway = Rc::new(Gateway::new(listeners, Rc::clone(tunnels)));
         let bound = gateway.addresses();
         for address in bound.iter().filter(|address| !address.ip().is_loopback()) {
             warn(format_args!(
-                "everyone who reaches {address} can open tunnels with your rights"
+                "any client that can reach {address} can open tunnels with your credentials"
             ));
         }
         if let Some(address) = bound.first() {

@@ -67,9 +67,12 @@ pub async fn serve(forwards: &[Rc<Forward>], gateway: Option<&Rc<Gateway>>, repo
                 let on_failure = |text: &str| report.failure(&forward.target, "accept", text);
                 accept(listener, &permits, &tasks, on_failure, handle).boxed_local()
             })),
-            Sockets::Udp(listeners) => serving.extend(
-                (0..listeners.len()).map(|index| udp::serve(forward, index, report).boxed_local()),
-            ),
+            Sockets::Udp(listeners) => {
+                let listeners = listeners.iter();
+                serving.extend(
+                    listeners.map(|listener| udp::serve(forward, listener, report).boxed_local()),
+                );
+            }
         }
     }
     if let Some(gateway) = gateway {

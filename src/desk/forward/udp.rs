@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::listen::Sockets;
+use super::listen::UdpListener;
 use super::relay::Traffic;
 use super::report::Report;
 use super::serve::{Forward, Open};
@@ -158,20 +158,18 @@ impl<K: Clone + Eq + Hash> Flows<K> {
     }
 }
 
-/// Serves the datagrams of the UDP socket with a number. Does not end.
-pub async fn serve(forward: &Rc<Forward>, index: usize, report: &Rc<Report>) {
-    let Sockets::Udp(sockets) = &forward.sockets else {
-        return;
-    };
+/// Serves the datagrams of a socket of the forward. Does not end.
+pub async fn serve(forward: &Rc<Forward>, listener: &Rc<UdpListener>, report: &Rc<Report>) {
     // By the address that the client used, too, from which the answers are sent.
     let mut flows = Flows::<(SocketAddr, Option<IpAddr>)>::new(MAX_FLOWS);
     loop {
-        let received = sockets[index].socket.receive(|datagrams| {
+        let received = listener.socket.receive(|datagrams| {
             let (client, local) = (datagrams.from, datagrams.to);
             for payload in datagrams.iter() {
                 flows.push(&(client, local), payload, |flow| {
-                    let (forward, report) = (Rc::clone(forward), Rc::clone(report));
-                    async move { run(&flow, &forward, index, (client, local), &report).await }
+                    let (forward, listener) = (Rc::clone(forward), Rc::clone(listener));
+                    let report = Rc::clone(report);
+                    async move { run(&flow, &forward, &listener, (client, local), &report).await }
                 });
             }
         });
@@ -186,13 +184,10 @@ pub async fn serve(forward: &Rc<Forward>, index: usize, report: &Rc<Report>) {
 async fn run(
     flow: &Flow,
     forward: &Forward,
-    index: usize,
+    listener: &UdpListener,
     (client, local): (SocketAddr, Option<IpAddr>),
     report: &Report,
 ) {
-    let Sockets::Udp(sockets) = &forward.sockets else {
-        return;
-    };
     report.connection(forward.local_port);
     let _open = Open::new(&forward.traffic);
     let tunnel = match forward.route.connect().await {
@@ -204,8 +199,7 @@ async fn run(
         }
     };
     let answer = |payload: &[u8]| {
-        let socket = &sockets[index].socket;
-        let sent = socket.send(client, local, payload, payload.len());
+        let sent = listener.socket.send(client, local, payload, payload.len());
         if let Err(error) = sent
             && !is_transient(&error)
         {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use super::super::listen::UdpListener;
+use super::super::listen::{Listener, UdpListener};
 use super::super::report::Report;
 use super::super::route::ConnectError;
 use super::super::serve::Open;
@@ -25,7 +25,7 @@ const MAX_FLOWS: usize = 32;
 /// Relay of the datagrams of one client.
 #[derive(Debug)]
 struct Association {
-    relay: UdpListener,
+    relay: Rc<UdpListener>,
     /// Address of the client. `None` before its first datagram.
     client: Cell<Option<SocketAddr>>,
     gateway: Rc<Gateway>,
@@ -47,7 +47,7 @@ impl Gateway {
         report: &Rc<Report>,
     ) -> io::Result<()> {
         let (local, peer) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip());
-        let relay = UdpListener::bind_free(local);
+        let relay = <Rc<UdpListener>>::bind(SocketAddr::new(local, 0));
         let relay = relay
             .ok()
             .filter(|_| self.associations.get() < MAX_ASSOCIATIONS);
