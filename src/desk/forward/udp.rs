@@ -38,6 +38,8 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(200);
 pub struct Flow {
     /// Capsules that wait for the tunnel.
     waiting: RefCell<Vec<u8>>,
+    /// Bytes of their payloads.
+    waiting_payload: Cell<u64>,
     arrived: Notify,
     /// Time of the last datagram in either direction.
     used: Cell<Instant>,
@@ -47,6 +49,7 @@ impl Flow {
     fn new() -> Self {
         Self {
             waiting: RefCell::default(),
+            waiting_payload: Cell::new(0),
             arrived: Notify::new(),
             used: Cell::new(Instant::now()),
         }
@@ -58,6 +61,8 @@ impl Flow {
         let length = waiting.len() + MAX_HEAD + payload.len();
         if payload.len() <= MAX_PAYLOAD && length <= MAX_WAITING_BYTES {
             encode_datagram(payload, &mut waiting);
+            let bytes = self.waiting_payload.get() + payload.len() as u64;
+            self.waiting_payload.set(bytes);
             self.arrived.notify_one();
         }
         self.used.set(Instant::now());
@@ -78,10 +83,10 @@ impl Flow {
         let sending = async {
             loop {
                 self.arrived.notified().await;
-                let capsules = self.waiting.take();
+                let (capsules, payload) = (self.waiting.take(), self.waiting_payload.take());
                 writer.write_all(&capsules).await?;
                 writer.flush().await?;
-                traffic.sent.set(traffic.sent.get() + capsules.len() as u64);
+                traffic.sent.set(traffic.sent.get() + payload);
             }
         };
         let receiving = async {
