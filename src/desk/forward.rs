@@ -36,8 +36,9 @@ use futures::future::join_all;
 use serde_json::json;
 
 use super::Context;
-use super::api::{Api, ApiError};
-use super::targets::{Kind, Protocol, probe};
+use super::api::Api;
+use super::targets::probe::{self, ProbeError};
+use super::targets::{Kind, Protocol};
 use crate::drain::Drain;
 use bastion::{TunnelError, Tunnels};
 pub use command::CommandError;
@@ -51,7 +52,7 @@ use report::{Lines, Report};
 pub use resolve::ResolveError;
 use resolve::{ResolvedPort, Target};
 pub use route::ConnectError;
-use route::Route;
+use route::{PodWay, Route};
 use serve::{Forward, serve};
 use sessions::Sessions;
 pub use spec::{SpecError, TargetSpec};
@@ -96,8 +97,8 @@ pub enum ForwardError {
          not carry; use a bastion (--via=bastion)"
     )]
     Udp { target: String, port: String },
-    #[error("cannot find out if {server} is a bastion: {source}")]
-    Probe { server: String, source: ApiError },
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     #[error("{server} is not a bastion; omit --via=bastion")]
     NotBastion { server: String },
     #[error(transparent)]
@@ -251,14 +252,10 @@ async fn uses_bastion(api: &Api, via: Option<Via>) -> Result<bool, ForwardError>
     if via == Some(Via::ApiServer) {
         return Ok(false);
     }
-    let server = || api.client.names();
-    let is_bastion = probe::is_bastion(api).await;
-    let is_bastion = is_bastion.map_err(|source| {
-        let server = server();
-        ForwardError::Probe { server, source }
-    })?;
+    let is_bastion = probe::is_bastion(api).await?;
     if !is_bastion && via.is_some() {
-        return Err(ForwardError::NotBastion { server: server() });
+        let server = api.client.names();
+        return Err(ForwardError::NotBastion { server });
     }
     Ok(is_bastion)
 }
@@ -299,45 +296,35 @@ fn route(ways: &Ways, target: &Target, port: &ResolvedPort) -> Route {
         Kind::Service => "svc",
         _ => "pod",
     };
-    let authority = || format!("{name}.{namespace}.{domain}:{}", port.remote);
-    let endpoints = endpoints.clone();
-    let target_port = port.target.clone();
-    match (ways, endpoints) {
-        (Ways::ApiServer(sessions), Some(endpoints)) => Route::Pods {
-            sessions: Rc::clone(sessions),
-            endpoints,
-            port: target_port,
-        },
-        (Ways::Bastion(tunnels), Some(endpoints)) if !matches!(kind, Kind::Service | Kind::Pod) => {
-            Route::BastionPods {
+    let way = match ways {
+        // The bastion selects among the endpoints of a service.
+        Ways::Bastion(tunnels) if matches!(kind, Kind::Service | Kind::Pod) => {
+            return Route::Bastion {
                 tunnels: Rc::clone(tunnels),
                 protocol: port.protocol,
-                endpoints,
-                port: target_port,
-            }
+                authority: format!("{name}.{namespace}.{domain}:{}", port.remote),
+            };
         }
-        (Ways::Bastion(tunnels), _) => Route::Bastion {
-            tunnels: Rc::clone(tunnels),
-            protocol: port.protocol,
-            authority: authority(),
-        },
-        (Ways::ApiServer(_), None) => unreachable!("without a bastion, targets are looked up"),
+        Ways::Bastion(tunnels) => PodWay::Bastion(Rc::clone(tunnels), port.protocol),
+        Ways::ApiServer(sessions) => PodWay::ApiServer(Rc::clone(sessions)),
+    };
+    Route::Pods {
+        endpoints: Rc::clone(endpoints),
+        port: port.target.clone(),
+        way,
     }
 }
 
 /// Waits for a pod, and opens the session to it. Returns the number of its port. `None` if the
 /// bastion selects it.
 async fn check(route: &Route, limit: Duration) -> Result<Option<u16>, ConnectError> {
-    let (endpoints, port, sessions) = match route {
-        Route::Bastion { .. } => return Ok(None),
-        Route::BastionPods {
-            endpoints, port, ..
-        } => (endpoints, port, None),
-        Route::Pods {
-            endpoints,
-            port,
-            sessions,
-        } => (endpoints, port, Some(sessions)),
+    let Route::Pods {
+        endpoints,
+        port,
+        way,
+    } = route
+    else {
+        return Ok(None);
     };
     let (pod, number) = endpoints.wait(port, limit).await?;
     if !endpoints.are_ready() {
@@ -345,7 +332,7 @@ async fn check(route: &Route, limit: Duration) -> Result<Option<u16>, ConnectErr
             "no pod is ready; connections use running ones, such as {pod}"
         ));
     }
-    if let Some(sessions) = sessions {
+    if let PodWay::ApiServer(sessions) = way {
         sessions.check(endpoints.namespace(), &pod).await?;
     }
     Ok(Some(number))

@@ -19,9 +19,10 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
-use super::api::{Api, ApiError};
+use super::api::Api;
+use super::targets::probe::{self, ProbeError};
 use super::targets::{
-    DialError, Found, LookupError, Pods, ReadyPods, lookup, pods, probe, ready, reference,
+    DialError, Found, LookupError, Pods, ReadyPods, lookup, pods, ready, reference,
 };
 pub use super::targets::{Kind, Reference, ReferenceError};
 use super::{Context, browser, printable, warn};
@@ -57,8 +58,8 @@ pub enum OpenError {
     Lookup(#[from] LookupError),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("cannot find out if {server} is a bastion: {source}")]
-    Probe { server: String, source: ApiError },
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     #[error(
         "{server} is not a bastion that forwards requests in absolute form; omit --via=bastion"
     )]
@@ -94,14 +95,10 @@ pub async fn run(context: Context, options: Options, drain: Drain) -> Result<(),
     let is_bastion = match options.via {
         None if impersonates => false,
         None | Some(Via::Bastion) => {
-            let probed = probe::is_bastion(&api).await;
-            let server = || api.client.names();
-            let is_bastion = probed.map_err(|source| {
-                let server = server();
-                OpenError::Probe { server, source }
-            })?;
+            let is_bastion = probe::is_bastion(&api).await?;
             if !is_bastion && options.via.is_some() {
-                return Err(OpenError::NotBastion { server: server() });
+                let server = api.client.names();
+                return Err(OpenError::NotBastion { server });
             }
             is_bastion
         }

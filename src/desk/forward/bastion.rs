@@ -243,6 +243,41 @@ impl Tunnels {
     }
 }
 
+impl TunnelError {
+    /// Returns the kind of the failure, of which one message is enough.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Refused(refusal) => refusal.status.to_string(),
+            Self::Login(_) => "login".to_owned(),
+            Self::NoUdp { .. } => "udp".to_owned(),
+            Self::Unreachable { .. } | Self::Timeout { .. } => "unreachable".to_owned(),
+        }
+    }
+
+    /// Returns what helps against a refusal of a bastion.
+    pub fn remedy(&self) -> &'static str {
+        let Self::Refused(refusal) = self else {
+            return "";
+        };
+        match refusal.status {
+            StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                "; log in again"
+            }
+            StatusCode::FORBIDDEN if refusal.message.contains("services/portforward") => {
+                "; permission to create pods/portforward in the namespace is also sufficient"
+            }
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
+                "; the server offers no tunnels; use --via=api-server"
+            }
+            StatusCode::BAD_GATEWAY => {
+                "; what a pod binds to its own loopback address cannot be reached through a \
+                 bastion: use --via=api-server for it"
+            }
+            _ => "",
+        }
+    }
+}
+
 impl Refusal {
     /// Returns true if other credentials may be accepted.
     fn is_login(&self) -> bool {

@@ -13,9 +13,8 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::desk::api::{Api, ApiError, escape};
-use crate::desk::targets::DialError;
-use crate::desk::targets::Pods;
 use crate::desk::targets::pods::{self, NoPod};
+use crate::desk::targets::{DialError, Pods, Protocol};
 
 /// Time for which a list of pods is used, with pods or without.
 const TTL: Duration = Duration::from_secs(2);
@@ -119,7 +118,7 @@ impl Endpoints {
                     (None, IntOrString::Int(number)) => u16::try_from(*number).ok(),
                     (None, IntOrString::String(_)) => None,
                 };
-                number.ok_or_else(|| no_port(name, &port.port))?
+                number.ok_or_else(|| NoPod::no_port(name, &port.port))?
             }
         };
         Ok((name.clone(), number))
@@ -220,16 +219,6 @@ impl Endpoints {
     }
 }
 
-fn no_port(pod: &str, port: &IntOrString) -> NoPod {
-    NoPod::NoPort {
-        pod: pod.to_owned(),
-        port: match port {
-            IntOrString::Int(number) => number.to_string(),
-            IntOrString::String(name) => name.clone(),
-        },
-    }
-}
-
 /// Returns the ready pods; if there is none, those that run, as kubectl does.
 fn running(pods: &[Pod]) -> Vec<&Pod> {
     let ready: Vec<_> = pods.iter().filter(|pod| pods::is_ready(pod)).collect();
@@ -248,7 +237,7 @@ fn ready_endpoints(slices: &[EndpointSlice]) -> Vec<Candidate> {
     let mut found = BTreeMap::new();
     for slice in slices {
         let ports = slice.ports.iter().flatten();
-        let ports = ports.filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
+        let ports = ports.filter(|port| Protocol::Tcp.is_of(port.protocol.as_deref()));
         let ports = ports.filter_map(|port| {
             let number = u16::try_from(port.port?).ok()?;
             Some((port.name.clone().unwrap_or_default(), number))

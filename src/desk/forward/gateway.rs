@@ -1,7 +1,7 @@
 //! `--socks`: SOCKS5 and an HTTP proxy on one local port, for all names of a cluster.
 //!
-//! Each connection is a tunnel of its own, to whatever host the client names. The bastion decides
-//! which hosts there are; nothing is dialed from the local machine.
+//! Each connection is a tunnel of its own, to whatever host the client names. Only the bastion
+//! resolves the names of hosts; nothing is dialed from the local machine.
 
 mod associate;
 mod http;
@@ -21,7 +21,6 @@ use tokio::time::timeout;
 use super::bastion::{TunnelError, TunnelStream, Tunnels};
 use super::relay::{Client, Traffic};
 use super::report::Report;
-use super::route::ConnectError;
 use super::serve::Open;
 use super::socks::{self, Command, Parsed, Reply, Target};
 use crate::client_connection::configure_socket;
@@ -102,7 +101,7 @@ impl Gateway {
         if request.command == Command::UdpAssociate {
             return self.associate(stream, request.target.port, report).await;
         }
-        match self.open(&request.target, report).await {
+        match self.open(Protocol::Tcp, &request.target, report).await {
             Ok(tunnel) => {
                 stream
                     .write_all(&reply(Reply::Succeeded, UNSPECIFIED))
@@ -114,16 +113,17 @@ impl Gateway {
     }
 
     /// Opens a tunnel. Failures are reported.
-    async fn open(&self, target: &Target, report: &Report) -> Result<TunnelStream, TunnelError> {
+    async fn open(
+        &self,
+        protocol: Protocol,
+        target: &Target,
+        report: &Report,
+    ) -> Result<TunnelStream, TunnelError> {
         let authority = target.to_string();
-        let opened = self.tunnels.open(Protocol::Tcp, &authority).await;
-        opened.map_err(|error| {
-            let error = ConnectError::from(error);
-            report.failure(&authority, &error.kind(), &error.to_string());
-            match error {
-                ConnectError::Tunnel(error) => error,
-                ConnectError::Pod(_) => unreachable!("it was made of the other kind"),
-            }
+        let opened = self.tunnels.open(protocol, &authority).await;
+        opened.inspect_err(|error| {
+            let text = format!("{error}{}", error.remedy());
+            report.failure(&authority, &error.kind(), &text);
         })
     }
 

@@ -27,8 +27,8 @@ impl Client {
         Self(Some(stream))
     }
 
-    /// Relays bytes, first those of `input` to the target, until both sides have ended. The end of one is passed on as its end only, and a
-    /// failure resets the other.
+    /// Relays bytes, first those of `input` to the target, until both sides have ended. The end of
+    /// one is passed on as its end only, and a failure resets the other.
     ///
     /// # Errors
     /// [`TunnelError`] with the side that failed.

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::endpoints::{Endpoints, Source, TargetPort};
 use super::spec::{LocalPort, PortSpec, RemotePort, TargetSpec};
 use crate::desk::api::Api;
-use crate::desk::targets::{Kind, LookupError, Object, Port, Protocol, Reference};
+use crate::desk::targets::{Kind, LookupError, Object, Pods, Port, Protocol, Reference};
 use crate::model::dns::is_label;
 use crate::model::quote::GoQuoted;
 
@@ -20,8 +20,8 @@ pub struct Target {
     pub ports: Vec<ResolvedPort>,
     /// Local addresses. `None` for those of the command.
     pub addresses: Option<Vec<String>>,
-    /// `None` if the user may not look the target up, which a bastion does not require.
-    pub endpoints: Option<Rc<Endpoints>>,
+    /// Not used for a service or pod of a bastion.
+    pub endpoints: Rc<Endpoints>,
 }
 
 /// Port of a target.
@@ -87,16 +87,15 @@ impl Target {
         let ports = spec.ports.iter();
         let ports = ports.map(|port| resolve(&text, spec.kind, object.as_ref(), port));
         let ports = ports.collect::<Result<_, _>>()?;
-        let endpoints = object.map(|object| {
-            let source = match spec.kind {
-                Kind::Service => Source::Service {
-                    name: name.to_owned(),
-                    labels: object.pods,
-                },
-                _ => Source::Pods(object.pods),
-            };
-            Endpoints::new(Rc::clone(api), namespace, source)
-        });
+        let pods = object.map_or(Pods::None, |object| object.pods);
+        let source = match spec.kind {
+            Kind::Service => Source::Service {
+                name: name.to_owned(),
+                labels: pods,
+            },
+            _ => Source::Pods(pods),
+        };
+        let endpoints = Endpoints::new(Rc::clone(api), namespace, source);
         Ok(Self {
             kind: spec.kind,
             name: name.to_owned(),
@@ -247,7 +246,6 @@ mod tests {
 
     use super::*;
     use crate::desk::forward::spec::parse_port;
-    use crate::desk::targets::Pods;
     use crate::desk::targets::pods::container_port;
 
     /// Resolves ports against an object and a pod of it. Returns them as kubectl translates them.

@@ -27,61 +27,35 @@ pub enum Route {
         /// `NAME.NAMESPACE.svc:PORT` or `NAME.NAMESPACE.pod:PORT`
         authority: String,
     },
-    /// Pods of a workload through a bastion, in turn.
-    BastionPods {
-        tunnels: Rc<Tunnels>,
-        protocol: Protocol,
-        endpoints: Rc<Endpoints>,
-        port: TargetPort,
-    },
-    /// Pods through the API server, in turn.
+    /// Pods in turn.
     Pods {
-        sessions: Rc<Sessions>,
         endpoints: Rc<Endpoints>,
         port: TargetPort,
+        way: PodWay,
     },
+}
+
+/// Way to a pod.
+#[derive(Clone, Debug)]
+pub enum PodWay {
+    Bastion(Rc<Tunnels>, Protocol),
+    ApiServer(Rc<Sessions>),
 }
 
 /// Failure of a connection to a target.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("{error}{}", remedy(.0), error = .0)]
+    #[error("{error}{}", .0.remedy(), error = .0)]
     Tunnel(#[from] TunnelError),
     #[error(transparent)]
     Pod(#[from] DialError),
-}
-
-/// Returns what helps against a refusal of a bastion.
-fn remedy(error: &TunnelError) -> &'static str {
-    let TunnelError::Refused(refusal) = error else {
-        return "";
-    };
-    match refusal.status {
-        StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => "; log in again",
-        StatusCode::FORBIDDEN if refusal.message.contains("services/portforward") => {
-            "; the right to create pods/portforward in the namespace suffices, too"
-        }
-        StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
-            "; the server offers no tunnels; use --via=api-server"
-        }
-        StatusCode::BAD_GATEWAY => {
-            "; what a pod binds to its own loopback address cannot be reached through a bastion: \
-             use --via=api-server for it"
-        }
-        _ => "",
-    }
 }
 
 impl ConnectError {
     /// Returns the kind of the failure, of which one message is enough.
     pub fn kind(&self) -> String {
         match self {
-            Self::Tunnel(TunnelError::Refused(refusal)) => refusal.status.to_string(),
-            Self::Tunnel(TunnelError::Login(_)) => "login".to_owned(),
-            Self::Tunnel(TunnelError::NoUdp { .. }) => "udp".to_owned(),
-            Self::Tunnel(TunnelError::Unreachable { .. } | TunnelError::Timeout { .. }) => {
-                "unreachable".to_owned()
-            }
+            Self::Tunnel(error) => error.kind(),
             Self::Pod(DialError::NoPod(_)) => "no pod".to_owned(),
             Self::Pod(DialError::Session(OpenError::Refused { status, .. })) => status.to_string(),
             Self::Pod(DialError::Pod(_)) => "stream".to_owned(),
@@ -112,33 +86,28 @@ impl Route {
     /// # Errors
     /// [`ConnectError`]
     pub async fn connect(&self) -> Result<Box<dyn Transport>, ConnectError> {
-        let (endpoints, port) = match self {
+        let (endpoints, port, way) = match self {
             Self::Bastion {
                 tunnels,
                 protocol,
                 authority,
-            } => {
-                let tunnel = tunnels.open(*protocol, authority).await?;
-                return Ok(Box::new(tunnel));
-            }
-            Self::BastionPods {
-                endpoints, port, ..
-            }
-            | Self::Pods {
-                endpoints, port, ..
-            } => (endpoints, port),
+            } => return Ok(Box::new(tunnels.open(*protocol, authority).await?)),
+            Self::Pods {
+                endpoints,
+                port,
+                way,
+            } => (endpoints, port, way),
         };
+        let namespace = endpoints.namespace();
         let mut tries = 1;
         loop {
             let (pod, number) = endpoints.wait(port, POD_TIMEOUT).await?;
-            if let Self::Pods { sessions, .. } = self
-                && sessions.has_ended(endpoints.namespace(), &pod)
-            {
+            if way.has_ended(namespace, &pod) {
                 // Probably with its pod.
                 endpoints.forget();
                 continue;
             }
-            match self.connect_to(endpoints.namespace(), &pod, number).await {
+            match way.connect(namespace, &pod, number).await {
                 Err(error) if tries < MAX_TRIES && error.is_transient() => {
                     tracing::debug!(%error, pod, "trying the next pod");
                     endpoints.forget();
@@ -148,24 +117,28 @@ impl Route {
             }
         }
     }
+}
 
-    async fn connect_to(
+impl PodWay {
+    fn has_ended(&self, namespace: &str, pod: &str) -> bool {
+        match self {
+            Self::Bastion(..) => false,
+            Self::ApiServer(sessions) => sessions.has_ended(namespace, pod),
+        }
+    }
+
+    async fn connect(
         &self,
         namespace: &str,
         pod: &str,
         port: u16,
     ) -> Result<Box<dyn Transport>, ConnectError> {
         Ok(match self {
-            Self::Bastion {
-                tunnels, protocol, ..
-            }
-            | Self::BastionPods {
-                tunnels, protocol, ..
-            } => {
+            Self::Bastion(tunnels, protocol) => {
                 let authority = format!("{pod}.{namespace}.pod:{port}");
                 Box::new(tunnels.open(*protocol, &authority).await?)
             }
-            Self::Pods { sessions, .. } => Box::new(sessions.connect(namespace, pod, port).await?),
+            Self::ApiServer(sessions) => Box::new(sessions.connect(namespace, pod, port).await?),
         })
     }
 }

@@ -23,6 +23,18 @@ pub enum NoPod {
     NoPort { pod: String, port: String },
 }
 
+impl NoPod {
+    pub fn no_port(pod: &str, port: &IntOrString) -> Self {
+        Self::NoPort {
+            pod: pod.to_owned(),
+            port: match port {
+                IntOrString::Int(number) => number.to_string(),
+                IntOrString::String(name) => name.clone(),
+            },
+        }
+    }
+}
+
 /// Lists the pods of a target, ready or not.
 ///
 /// # Errors
@@ -117,13 +129,8 @@ pub fn container_port(pod: &Pod, target: &IntOrString) -> Result<u16, NoPod> {
             named.map(|port| port.number)
         }
     };
-    found.ok_or_else(|| NoPod::NoPort {
-        pod: pod.metadata.name.clone().unwrap_or_default(),
-        port: match target {
-            IntOrString::Int(number) => number.to_string(),
-            IntOrString::String(name) => name.clone(),
-        },
-    })
+    let pod = pod.metadata.name.as_deref().unwrap_or_default();
+    found.ok_or_else(|| NoPod::no_port(pod, target))
 }
 
 /// Converts a selector to the form of the query parameter `labelSelector`.

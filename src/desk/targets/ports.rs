@@ -17,7 +17,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// Returns true if the field `protocol` of a port names this one. TCP is the default.
-    fn is_of(self, field: Option<&str>) -> bool {
+    pub fn is_of(self, field: Option<&str>) -> bool {
         match self {
             Self::Tcp => matches!(field, None | Some("" | "TCP")),
             Self::Udp => field == Some("UDP"),

@@ -11,13 +11,21 @@ use crate::model::target::HOST_FORMS;
 /// Host below `svc` that names no service, so that no request reaches an application.
 const PROBE: &str = "probe.svc";
 
+/// The server did not respond.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot determine whether {server} is a bastion: {source}")]
+pub struct ProbeError {
+    server: String,
+    source: ApiError,
+}
+
 /// Returns true if the server is a bastion: it requires the credentials of a proxy (407), or rejects
 /// a host that names no service. Any other server responds as to a request for its own root, or
 /// aborts a request for another scheme over HTTP/2.
 ///
 /// # Errors
-/// [`ApiError`] if there is no response.
-pub async fn is_bastion(api: &Api) -> Result<bool, ApiError> {
+/// [`ProbeError`]
+pub async fn is_bastion(api: &Api) -> Result<bool, ProbeError> {
     // A server below a path is not a bastion, and such a path has no absolute form.
     if !api.are_roots() {
         return Ok(false);
@@ -30,7 +38,10 @@ pub async fn is_bastion(api: &Api) -> Result<bool, ApiError> {
     }
     let (code, body) = match api.fetch(&head, None).await {
         Err(ApiError::Send(SendError::Api(forward::ApiError::Failed { .. }))) => return Ok(false),
-        fetched => fetched?,
+        fetched => fetched.map_err(|source| {
+            let server = api.client.names();
+            ProbeError { server, source }
+        })?,
     };
     let names_forms = || StatusMessage::parse(&body).is_some_and(|it| it.contains(HOST_FORMS));
     Ok(code == StatusCode::PROXY_AUTHENTICATION_REQUIRED

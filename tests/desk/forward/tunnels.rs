@@ -173,8 +173,8 @@ async fn refusals_are_printed_once_with_the_remedy() -> Result<()> {
         }
     }
     for message in [
-        "service/forbidden: jane may not create services/portforward (status 403); the right \
-         to create pods/portforward in the namespace suffices, too",
+        "service/forbidden: jane may not create services/portforward (status 403); \
+         permission to create pods/portforward in the namespace is also sufficient",
         "service/closed: connection refused (status 502); what a pod binds to its own loopback \
          address cannot be reached through a bastion: use --via=api-server for it",
         "service/missing: no service missing; did you mean web? (status 404)",

@@ -11,7 +11,6 @@ use tokio::time::sleep;
 
 use super::super::listen::{Listener, UdpListener};
 use super::super::report::Report;
-use super::super::route::ConnectError;
 use super::super::serve::Open;
 use super::super::socks::{self, Reply, Target};
 use super::super::udp::{FAILURE_PAUSE, Flow, Flows};
@@ -104,15 +103,9 @@ impl Gateway {
 async fn run(flow: Rc<Flow>, association: Rc<Association>, target: Target, report: Rc<Report>) {
     let gateway = &association.gateway;
     let _open = Open::new(&gateway.traffic);
-    let authority = target.to_string();
-    let tunnel = match gateway.tunnels.open(Protocol::Udp, &authority).await {
-        Ok(tunnel) => tunnel,
-        Err(error) => {
-            let error = ConnectError::from(error);
-            report.failure(&authority, &error.kind(), &error.to_string());
-            sleep(FAILURE_PAUSE).await;
-            return;
-        }
+    let Ok(tunnel) = gateway.open(Protocol::Udp, &target, &report).await else {
+        sleep(FAILURE_PAUSE).await;
+        return;
     };
     let mut datagram = Vec::new();
     let answer = |payload: &[u8]| {

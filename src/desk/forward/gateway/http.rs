@@ -14,6 +14,7 @@ use super::super::bastion::TunnelError;
 use super::super::report::Report;
 use super::super::socks::{Host, Target};
 use super::{Gateway, HANDSHAKE_TIMEOUT, reject};
+use crate::desk::targets::Protocol;
 use crate::http::h1::{ParsedRequest, find_head_end, parse_request};
 use crate::http::{is_hop_by_hop, tokens};
 use crate::model::Scheme;
@@ -58,7 +59,7 @@ impl Gateway {
             let head =
                 head.map_err(|error| Rejection(StatusCode::BAD_REQUEST, error.to_string()))?;
             let (target, head) = destination(&head)?;
-            let tunnel = self.open(&target, report).await?;
+            let tunnel = self.open(Protocol::Tcp, &target, report).await?;
             Ok::<_, Rejection>((tunnel, head))
         };
         match opened.await {
