@@ -58,7 +58,7 @@ enum Command {
     Proxy(Box<proxy::Options>),
     /// Open services, pods and workloads in the browser, each at the root of a host of its own
     Open(Box<open::Options>),
-    /// Forward local TCP ports to services, pods and workloads
+    /// Forward local TCP and UDP ports to services, pods and workloads
     Forward(Box<forward::Options>),
     /// Validate a configuration and print the effective one, without secrets
     Check(Box<check::Options>),

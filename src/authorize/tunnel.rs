@@ -161,7 +161,7 @@ mod tests {
                 "other",
                 false,
             ),
-            // A right for some pods is none for the others of the service.
+            // Permission for some pods does not cover the other pods of the service.
             (
                 "pods/portforward",
                 "create",

@@ -17,13 +17,13 @@ use crate::model::dns::is_label;
 
 const HELP: &str = "\
 Targets and ports:
-  A target is TYPE/NAME with its ports behind it; several targets may follow each other. Types: svc,
-  pod, deploy, sts, ds, rs, rc, job. The first target may be the name of a pod alone.
+  A target is TYPE/NAME followed by its ports; several targets may follow each other. Types: svc, pod,
+  deploy, sts, ds, rs, rc, job. The first target may be the name of a pod alone.
   svc/NAME.NAMESPACE names a service of another namespace. So does TYPE/NAME.NAMESPACE, unless the
   namespace of -n has an object of the name NAME.NAMESPACE.
   A port is [LOCAL:]REMOTE, where REMOTE is a number or the name of a port. Without LOCAL, the local
-  port is the number of the remote one; in :REMOTE it is any free one. With /udp behind it, it is a
-  UDP port, which needs a bastion.
+  port is the number of the remote one; in :REMOTE it is any free one. The suffix /udp selects UDP,
+  which needs a bastion.
 
   kube-bastion forward svc/db 5432
   kube-bastion forward web-0 8080:80 svc/db.shop 5432 deploy/api :http
@@ -58,7 +58,7 @@ enum Output {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = HELP)]
 pub(super) struct Options {
-    /// Targets, each with its ports behind it
+    /// Targets, each followed by its ports
     #[arg(value_name = "TARGET PORT", required_unless_present_any = ["file", "socks"])]
     targets: Vec<String>,
 

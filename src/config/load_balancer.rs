@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::values::fields;
 
-/// Ports that Services may not use by default, in order: programs of nodes listen there, and others
-/// connect to them with credentials, or take what they answer for that of the node. A Service with
-/// such a port would get these connections on nodes where the program does not run.
+/// Ports of node components, which Services may not use by default, in order. On a node where the
+/// component does not run, a Service on its port would receive connections that are meant for it,
+/// possibly with credentials.
 const RESERVED_PORTS: [RangeInclusive<u16>; 16] = [
     // SSH
     22..=22,

@@ -115,7 +115,7 @@ impl Forwarder {
     }
 }
 
-/// Returns the first endpoint that is no UDP listener of this process.
+/// Returns the first endpoint that is not a UDP listener of this process.
 fn select_foreign<'e>(
     order: impl Iterator<Item = &'e Endpoint>,
     own: &OwnAddresses,

@@ -167,8 +167,8 @@ impl RequestTarget {
         }
     }
 
-    /// Splits the result of [`Self::to_absolute_form`] into the authority, and path and query, for
-    /// which HTTP/2 has different pseudo-headers. `None` for targets of clients.
+    /// Splits the result of [`Self::to_absolute_form`] into the authority, and path and query: the
+    /// pseudo-headers `:authority` and `:path` of HTTP/2. `None` for targets of clients.
     pub fn proxied(&self) -> Option<(&str, &str)> {
         let rest = self.text.strip_prefix("http://")?;
         Some(rest.split_at(rest.find('/').unwrap_or(rest.len())))

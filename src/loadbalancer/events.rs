@@ -17,8 +17,8 @@ use crate::model::error_chain;
 
 /// Name of the bastion as the source of events.
 const COMPONENT: &str = "kube-bastion";
-/// Maximum length of a message (events.k8s.io/v1), in bytes. That of a condition may be longer, but
-/// helps nobody.
+/// Maximum length of a message (events.k8s.io/v1), in bytes. Conditions use the same limit, for
+/// readability.
 const MAX_MESSAGE_BYTES: usize = 1024;
 /// Events of a namespace that may be sent at the same moment, as client-go's limit for one object.
 const BURST: u32 = 25;

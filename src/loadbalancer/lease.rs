@@ -183,7 +183,7 @@ impl<S: Store> Elector<S> {
         } else if changed {
             tracing::info!(
                 identity = self.identity,
-                "not elected any more; another replica writes the status of load balancers"
+                "no longer the leader; stopped writing the status of load balancers"
             );
         }
     }

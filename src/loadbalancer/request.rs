@@ -165,7 +165,7 @@ impl Request {
             .iter()
             .filter(is_requested)
             .map(|address| (address.clone(), binds_of(address, &bind)))
-            // None is left of another family.
+            // Drops addresses without a bind address of the Service's families.
             .filter(|(_, bind)| !bind.is_empty())
             .collect();
         if addresses.is_empty() {

@@ -202,8 +202,8 @@ impl Flow {
         Ok(Poll::Pending)
     }
 
-    /// Writes the datagrams of the endpoint to the client. While it takes none, the system keeps
-    /// what fits into the receive buffer of the socket, and drops the rest.
+    /// Writes the datagrams of the endpoint to the client. While it takes none, they fill the receive
+    /// buffer of the socket, and the system drops the rest.
     fn poll_answers(
         &mut self,
         context: &mut Context<'_>,

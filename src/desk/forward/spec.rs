@@ -1,4 +1,4 @@
-//! Arguments: targets, each with the ports behind it.
+//! Arguments: targets, each followed by its ports.
 //!
 //! ```text
 //!   TARGET  = [TYPE/]NAME | svc/NAME.NAMESPACE
@@ -65,7 +65,7 @@ pub enum SpecError {
         GoQuoted(port)
     )]
     NoTarget { port: String },
-    #[error("{0} has no port; add [LOCAL:]REMOTE behind it, such as {0} 8080:80")]
+    #[error("{0} has no port; append [LOCAL:]REMOTE, such as {0} 8080:80")]
     NoPort(String),
     #[error("write the port of {target} as an argument of its own: {target} {port}")]
     PortInTarget { target: String, port: String },
@@ -190,7 +190,7 @@ fn is_target(argument: &str) -> bool {
     })
 }
 
-/// Parses `[[LOCAL]:]REMOTE`, with `/PROTOCOL` or `@PROTOCOL` behind it.
+/// Parses `[[LOCAL]:]REMOTE`, followed by `/PROTOCOL` or `@PROTOCOL`.
 ///
 /// # Errors
 /// [`SpecError::Port`]
@@ -321,7 +321,7 @@ mod tests {
         for (arguments, message) in [
             (
                 &["svc/web"][..],
-                "service/web has no port; add [LOCAL:]REMOTE behind it",
+                "service/web has no port; append [LOCAL:]REMOTE",
             ),
             (&["svc/web", "pod/x", "80"], "service/web has no port"),
             (

@@ -68,8 +68,8 @@ impl<'a> Winners<'a> {
     }
 }
 
-/// Decides on each listener: by the right to it, then for the oldest Service, then by name. Who is
-/// first is within the limits first.
+/// Decides on each listener: by the right to it, then for the oldest Service, then by name. Limits
+/// apply in the same order.
 pub(super) fn winners<'a>(
     settings: &Settings,
     facts: &Facts<'_>,

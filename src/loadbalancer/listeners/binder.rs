@@ -136,7 +136,7 @@ impl Binder {
                     bound.insert(*key, Bound { spec, socket });
                 }
                 Err(error) => {
-                    failures.insert(*key, reason(*key, &error));
+                    failures.insert(*key, reason(&error));
                 }
             }
         }
@@ -206,19 +206,18 @@ fn bind(key: ListenerKey) -> io::Result<Socket> {
 }
 
 /// Returns the reason of a failed bind, for the event of a Service.
-fn reason(ListenerKey { address, port, .. }: ListenerKey, error: &io::Error) -> String {
+fn reason(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("port {port} of {address} is in use by another process; choose another port")
+        io::ErrorKind::AddrInUse => "in use by another process; choose another port".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied: set the sysctl net.ipv4.ip_unprivileged_port_start, or grant \
+             NET_BIND_SERVICE to the root user"
+                .to_owned()
         }
-        io::ErrorKind::PermissionDenied => format!(
-            "not allowed to bind port {port} of {address}: set the sysctl \
-             net.ipv4.ip_unprivileged_port_start, or grant NET_BIND_SERVICE to the root user"
-        ),
-        io::ErrorKind::AddrNotAvailable => format!(
-            "{address} is not an address of this machine; correct loadBalancer.bindAddresses"
-        ),
-        _ => format!("cannot bind port {port} of {address}: {error}"),
+        io::ErrorKind::AddrNotAvailable => {
+            "not an address of this machine; correct loadBalancer.bindAddresses".to_owned()
+        }
+        _ => error.to_string(),
     }
 }
 

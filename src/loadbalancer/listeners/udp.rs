@@ -241,8 +241,8 @@ impl Receiver<'_> {
     }
 }
 
-/// Returns false for a source that must not be answered: a forged one without a port, or a listener,
-/// which would take the answer for a datagram of a client.
+/// Returns false for a source that must not be answered: a forged one without a port, or a listener.
+/// A listener would take the answer for a datagram of a client.
 fn is_client(source: SocketAddr, own: &OwnAddresses) -> bool {
     source.port() != 0 && !own.contains(source)
 }
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn source_without_port_is_no_client() {
+    fn source_without_port_is_not_a_client() {
         let own = OwnAddresses::default();
         assert!(is_client(([127, 0, 0, 1], 53).into(), &own));
         assert!(!is_client(([127, 0, 0, 1], 0).into(), &own));

@@ -275,7 +275,7 @@ impl Watched for SlimService {
         let spec = ServiceSpec {
             ports: tcp,
             udp_ports: udp,
-            // `None` of a headless service is no address.
+            // `None` of a headless service is not an address.
             cluster_ips: cluster_ips
                 .iter()
                 .filter_map(|ip| ip.parse().ok())

@@ -317,7 +317,7 @@ async fn errors_before_the_start_are_one_line_with_the_remedy() -> Result<()> {
         ),
         (
             &["svc/web"],
-            "service/web has no port; add [LOCAL:]REMOTE behind it",
+            "service/web has no port; append [LOCAL:]REMOTE",
         ),
         (
             &["svc/web", "99"],
