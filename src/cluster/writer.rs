@@ -33,8 +33,8 @@ pub struct Writer {
     /// Pod → services whose slices refer to it, to be joined again when the pod changes. Entries
     /// exist before the pod, so that its arrival completes the join.
     services_of: HashMap<ObjectKey, HashSet<ObjectKey>>,
-    /// Addresses that another pod has, too, for the time after their holder.
-    contested: HashSet<IpAddr>,
+    /// Address → pods that have it, too, for the time after its holder.
+    contested: HashMap<IpAddr, HashSet<ObjectKey>>,
 }
 
 impl Writer {
@@ -54,7 +54,7 @@ impl Writer {
             slices: HashMap::new(),
             slices_of: HashMap::new(),
             services_of: HashMap::new(),
-            contested: HashSet::new(),
+            contested: HashMap::new(),
         }
     }
 
@@ -86,9 +86,7 @@ impl Writer {
         for key in &stale {
             self.remove(kind, key, &mut touched);
         }
-        // Namespaces without pods are held by nothing else.
-        self.namespaces
-            .retain(|namespace| Arc::strong_count(namespace) > 1);
+        self.namespaces.retain(|namespace| !is_unused(namespace));
         self.join(touched);
     }
 
@@ -187,6 +185,10 @@ impl Writer {
             Kind::Pod => {
                 let previous = self.cluster.pods.remove(key);
                 self.move_pod(previous.map(|(_, pod)| pod).as_deref(), None);
+                let namespace = self.namespaces.get(&*key.namespace);
+                if namespace.is_some_and(is_unused) {
+                    self.namespaces.remove(&*key.namespace);
+                }
                 // The links stay: they belong to the slices, and a pod of the same name may be
                 // created again (StatefulSet).
                 touched.extend(self.services_of.get(key).into_iter().flatten().cloned());
@@ -232,35 +234,45 @@ impl Writer {
     /// A pod does not take over an address from another that has it: its status may be forged, or
     /// older than the other pod.
     fn move_pod(&mut self, previous: Option<&Pod>, pod: Option<&Arc<Pod>>) {
-        let by_ip = &self.cluster.pods_by_ip;
         let owner = pod.filter(|pod| pod.owns_addresses());
-        for address in previous.iter().flat_map(|previous| &previous.ips) {
-            if owner.is_none_or(|pod| !pod.ips.contains(address)) {
-                // The address of an ended pod may belong to another one.
-                let released = by_ip.remove_if(address, |_, holder| {
-                    previous.is_some_and(|previous| is_same(holder, previous))
-                });
-                if released.is_some() && self.contested.remove(address) {
-                    let has_address = |pod: &Pod| pod.owns_addresses() && pod.ips.contains(address);
-                    let mut others = self.cluster.pods.iter().filter(|pod| has_address(pod));
-                    if let Some(other) = others.next() {
-                        by_ip.insert(*address, Arc::clone(&other));
-                    }
-                    if others.next().is_some() {
-                        self.contested.insert(*address);
-                    }
+        if let Some(previous) = previous {
+            for address in &previous.ips {
+                if owner.is_none_or(|pod| !pod.ips.contains(address)) {
+                    self.release(*address, previous);
                 }
             }
         }
+        let by_ip = &self.cluster.pods_by_ip;
         if let Some(pod) = owner {
             for address in &pod.ips {
                 let mut holder = by_ip.entry(*address).or_insert_with(|| Arc::clone(pod));
                 if is_same(&holder, pod) {
                     *holder = Arc::clone(pod);
                 } else {
-                    self.contested.insert(*address);
+                    let others = self.contested.entry(*address).or_default();
+                    others.insert(ObjectKey::new(&pod.namespace, &pod.name));
                 }
             }
+        }
+    }
+
+    /// Takes an address from a pod and gives it to another that has it. If another is the holder
+    /// already, as for the address of an ended pod, the pod only loses its claim.
+    fn release(&mut self, address: IpAddr, pod: &Pod) {
+        let by_ip = &self.cluster.pods_by_ip;
+        let released = by_ip.remove_if(&address, |_, holder| is_same(holder, pod));
+        if released.is_none() {
+            let key = ObjectKey::new(&pod.namespace, &pod.name);
+            remove_from(&mut self.contested, &address, &key);
+            return;
+        }
+        let others = self.contested.get(&address);
+        let next = others.and_then(|others| others.iter().next().cloned());
+        if let Some(next) = next {
+            if let Some(other) = self.cluster.pods.get(&next) {
+                by_ip.insert(address, Arc::clone(&other));
+            }
+            remove_from(&mut self.contested, &address, &next);
         }
     }
 
@@ -353,6 +365,11 @@ fn key_of(object: &Object) -> ObjectKey {
             key.clone()
         }
     }
+}
+
+/// Returns true for a namespace that nothing but its set holds.
+fn is_unused(namespace: &Arc<str>) -> bool {
+    Arc::strong_count(namespace) == 1
 }
 
 /// Returns true for two versions of one pod.

@@ -262,6 +262,9 @@ fn finds_pods_and_services_by_address() {
     assert_eq!(found("10.0.0.2"), Some("q".into()));
     writer.delete(Kind::Pod, &key("p"));
     assert_eq!(found("10.0.0.2"), Some("q".into()));
+    writer.delete(Kind::Pod, &key("q"));
+    assert!(writer.namespaces.is_empty());
+    writer.apply(pod("q", &["10.0.0.2"]));
     // That of a node belongs to no pod.
     writer.apply(changed("h", &|pod| pod.host_network = true));
     assert_eq!(found("10.0.0.1"), None);
@@ -420,6 +423,11 @@ fn pod_takes_no_address_from_another_pod_or_a_node() {
     writer.apply(pod_in_phase(&next, &["10.0.0.1"], Phase::Failed));
     let last = found("10.0.0.1").unwrap();
     assert!(last != next && last != "a", "{last}");
+    assert_eq!(writer.contested.len(), 0);
+    // One that is not the holder loses its claim with its address.
+    writer.apply(pod("e", &["10.0.0.1"]));
+    writer.apply(pod("e", &["10.0.0.3"]));
+    assert_eq!(writer.contested.len(), 0);
     // A list with the new holder before the old one.
     writer.reset(
         Kind::Pod,
