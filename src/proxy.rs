@@ -169,7 +169,7 @@ impl Proxy {
         // The headers that select the format are still there, unless `Connection` named them.
         let headers = &request.head.headers;
         let mut response = Box::pin(self.error_response(&error, &mut record, headers)).await;
-        if connect::asks_for_tunnel(&request.head.target) {
+        if connect::asks_for_tunnel(&request.head.target, &self.stages.cluster_domain) {
             connect::refusal::complete(&error, response.headers_mut());
         }
         reply(response, record, connection)
@@ -240,16 +240,16 @@ impl Proxy {
             sub_path_decoding,
             rewriting,
             pass_through,
+            cluster_domain,
             ..
         } = &*self.stages;
         if !ready.is_synced() {
             return Err(ProxyError::NotReady(ready.obstacle()));
         }
-        if connect::asks_for_tunnel(&request.head.target) {
+        if connect::asks_for_tunnel(&request.head.target, cluster_domain) {
             return Box::pin(self.connect(request, peer, record)).await;
         }
-        let forward_proxy =
-            forward_proxy::is_forward_proxy(&request.head.target, &self.stages.cluster_domain)?;
+        let forward_proxy = forward_proxy::is_forward_proxy(&request.head.target, cluster_domain)?;
         if let Some(pass_through) = pass_through
             && !forward_proxy
             && !Target::is_named_by(request.head.target.path())

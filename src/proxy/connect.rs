@@ -73,9 +73,15 @@ fn last(errors: &[DialError]) -> String {
     errors.last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// Returns true for CONNECT and for the path of CONNECT-UDP.
-pub(super) fn asks_for_tunnel(target: &RequestTarget) -> bool {
-    target.tunnel().is_some() || target.path().starts_with(UDP_PREFIX)
+/// Returns true for CONNECT, and for the path of CONNECT-UDP at the bastion itself: that of a target
+/// with a host of its own belongs to the target.
+pub(super) fn asks_for_tunnel(target: &RequestTarget, cluster_domain: &str) -> bool {
+    target.tunnel().is_some()
+        || target.path().starts_with(UDP_PREFIX)
+            && matches!(
+                forward_proxy::is_forward_proxy(target, cluster_domain),
+                Ok(false)
+            )
 }
 
 /// Parses host and port of a request.

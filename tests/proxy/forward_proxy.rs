@@ -84,6 +84,20 @@ async fn forwards_request_for_the_host_of_a_target_as_it_is() -> Result<()> {
 }
 
 #[tokio::test]
+async fn path_of_connect_udp_at_the_host_of_a_target_is_a_request_for_it() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let path = "/.well-known/masque/udp/p.default.pod/53/";
+    for lines in ["", "Connection: Upgrade\r\nUpgrade: connect-udp\r\n"] {
+        let head = received(&bed, &format!("GET http://s.default.svc{path}"), lines).await?;
+        ensure!(
+            head.starts_with(&format!("GET {path} HTTP/1.1\r\n")),
+            "{head}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn response_passes_unrewritten() -> Result<()> {
     let bed = TestBed::new().await?;
     let credentials = "Proxy-Authorization: Bearer t\r\nAccept: text/html\r\n";
