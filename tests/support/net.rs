@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-/// Network 10.254.240.0/24: the host has .1, the namespace .2 to .57 and .70. Its IPv6 addresses
-/// are `fd00:10:254:240::44` and `64:ff9b::7f00:1`.
+/// Network 10.254.240.0/24: the host has .1 and those of [`Namespace::host_address`], the namespace
+/// .2 to .57 and .70. Its IPv6 addresses are `fd00:10:254:240::44` and `64:ff9b::7f00:1`.
 const NETWORK: [u8; 3] = [10, 254, 240];
 
 /// Proxy settings in the environment of servers. They apply only to addresses beyond the first 64,
@@ -131,8 +131,15 @@ impl Namespace {
     /// not exist.
     ///
     /// # Errors
-    /// Returns an error if `ip` fails.
+    /// Returns an error if the address is one of the host, or `ip` fails.
     pub fn black_hole(&self, address: Ipv4Addr) -> Result<()> {
+        // Connecting a UDP socket selects the source address and sends nothing.
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((address, 9))?;
+        ensure!(
+            socket.local_addr()?.ip() != address,
+            "{address} is an address of the host, so that packets to it do not leave it"
+        );
         // The other end of the veth pair drops frames for an unknown MAC address.
         let (address, device) = (address.to_string(), format!("{}-h", self.name));
         ip(&[

@@ -72,7 +72,8 @@ pub async fn processes_killed_in_turn_fail_no_request(fixture: &mut Fixture) -> 
 /// including those of open connections.
 pub async fn black_holed_addresses_fail_no_request(fixture: &mut Fixture) -> Result<()> {
     const BLACKOUT: u64 = 800;
-    for last in [201, 202] {
+    const HOLES: [u8; 2] = [101, 102];
+    for last in HOLES {
         let address = fixture.namespace.address(last);
         fixture.namespace.black_hole(address)?;
         let ports = json!([{"name": "http", "containerPort": 8080}]);
@@ -96,7 +97,7 @@ pub async fn black_holed_addresses_fail_no_request(fixture: &mut Fixture) -> Res
     load.wait_for_requests(400).await;
     let outcome = load.stop().await;
     println!("     two of five addresses black-holed, and a third for some seconds: {outcome}");
-    for last in [201, 202] {
+    for last in HOLES {
         fixture.objects.delete_pod(&format!("hole-{last}")).await?;
         fixture.namespace.heal(fixture.namespace.address(last))?;
     }
