@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Client;
 use kube::api::{Api, PostParams};
 use tokio::sync::{Mutex, watch};
@@ -227,7 +227,7 @@ impl<S: Store> Elector<S> {
             lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
             renew_time: now.clone(),
             acquire_time: if is_own { previous.acquire_time } else { now },
-            lease_transitions: Some(transitions + i32::from(exists && !is_own)),
+            lease_transitions: Some(transitions.saturating_add(i32::from(exists && !is_own))),
             ..LeaseSpec::default()
         };
         self.write(seen, spec).await?;
@@ -266,10 +266,7 @@ impl<S: Store> Elector<S> {
 
     async fn write(&self, seen: &mut Seen, spec: LeaseSpec) -> Result<(), kube::Error> {
         let lease = Lease {
-            metadata: ObjectMeta {
-                resource_version: seen.lease.metadata.resource_version.clone(),
-                ..seen.lease.metadata.clone()
-            },
+            metadata: seen.lease.metadata.clone(),
             spec: Some(spec),
         };
         seen.lease = self.store.put(lease).await?;

@@ -189,7 +189,7 @@ impl<R: Requests> Writer<R> {
         let due = {
             let mut attempts = attempts.lock().await;
             attempts.retain(|key, _| results.contains_key(key));
-            self.due(results, &attempts)
+            self.due(results, &mut attempts)
         };
         let writes = stream::iter(due);
         writes
@@ -207,30 +207,33 @@ impl<R: Requests> Writer<R> {
         self.report(&*attempts.lock().await)
     }
 
-    fn due(&self, results: &Results, attempts: &HashMap<ObjectKey, Attempt>) -> Vec<Write> {
+    /// Returns the writes that are due, and forgets attempts whose write is not needed any more.
+    fn due(&self, results: &Results, attempts: &mut HashMap<ObjectKey, Attempt>) -> Vec<Write> {
         let now = Instant::now();
         let mut due = Vec::new();
         for (key, (service, outcome)) in results {
-            if let Some(attempt) = attempts.get(key) {
-                let is_same = attempt.version == service.metadata.resource_version
-                    && attempt.outcome == *outcome;
-                let waits = match &attempt.failed {
-                    Some(failed) => failed.retry > now,
-                    // The watch has not delivered the result yet.
-                    None => is_same,
-                };
-                if waits {
-                    continue;
-                }
-            }
             let change =
                 status::change(service, outcome.as_ref(), &self.settings, Timestamp::now());
-            due.extend(change.map(|change| Write {
-                key: key.clone(),
-                service: Arc::clone(service),
-                outcome: outcome.clone(),
-                change,
-            }));
+            let Some(change) = change else {
+                attempts.remove(key);
+                continue;
+            };
+            let waits = attempts.get(key).is_some_and(|attempt| match &attempt.failed {
+                Some(failed) => failed.retry > now,
+                // The watch has not delivered the result yet.
+                None => {
+                    attempt.version == service.metadata.resource_version
+                        && attempt.outcome == *outcome
+                }
+            });
+            if !waits {
+                due.push(Write {
+                    key: key.clone(),
+                    service: Arc::clone(service),
+                    outcome: outcome.clone(),
+                    change,
+                });
+            }
         }
         due
     }

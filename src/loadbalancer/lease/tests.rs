@@ -166,6 +166,23 @@ async fn never_takes_a_lease_that_changes_whatever_its_times_are() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn takes_a_lease_with_the_maximum_of_transitions() {
+    let server = Server::default();
+    let lease = Lease {
+        spec: Some(LeaseSpec {
+            holder_identity: Some("gone".into()),
+            lease_transitions: Some(i32::MAX),
+            ..LeaseSpec::default()
+        }),
+        ..Lease::default()
+    };
+    server.put(lease).await.unwrap();
+    let first = start(&server, "first");
+    eventually(WAIT, || first.leads()).await;
+    assert_eq!(server.transitions(), i32::MAX);
+}
+
+#[tokio::test(start_paused = true)]
 async fn leader_gives_up_before_its_lease_expires() {
     let server = Server::default();
     let first = start(&server, "first");

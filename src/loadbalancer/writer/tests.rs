@@ -197,6 +197,22 @@ async fn retries_with_backoff_and_reports_failures() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn forgets_a_failed_write_that_is_not_needed() {
+    let running = start();
+    running.answer_with(503);
+    let (key, (service, _)) = result("web", "1", None);
+    running.publish([result("web", "1", None)]);
+    eventually(WAIT, || running.patches() == 2).await;
+    // Its type is another one now.
+    let mut changed = Service::clone(&service);
+    changed.spec.r#type = "ClusterIP".into();
+    running.publish([(key, (Arc::new(changed), None))]);
+    settle().await;
+    assert_eq!(running.patches(), 2);
+    assert!(!running.ready.report().1.contains("load-balancer-status"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn forgets_a_service_that_was_deleted() {
     let running = start();
     running.answer_with(404);
