@@ -15,6 +15,7 @@ pub mod inventory;
 pub mod lease;
 pub mod listener;
 pub mod listeners;
+mod metadata;
 pub mod nodes;
 pub mod request;
 pub mod service;

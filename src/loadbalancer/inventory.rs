@@ -50,17 +50,25 @@ pub struct Objects {
     pub slices: BTreeMap<ObjectKey, SliceNodes>,
     /// Addresses of the bastion.
     pub published: Vec<PublishedAddress>,
-    /// Services, namespaces, nodes, slices: their list is not complete yet.
-    pending: [bool; 4],
+    /// Lists that are not complete yet.
+    pending: Pending,
+}
+
+#[derive(Debug)]
+struct Pending {
+    services: bool,
+    namespaces: bool,
+    nodes: bool,
+    slices: bool,
+}
+
+impl Pending {
+    fn is_any(&self) -> bool {
+        self.services || self.namespaces || self.nodes || self.slices
+    }
 }
 
 impl Objects {
-    /// Records that a list is complete. Returns true, because a list may change any decision.
-    fn complete(&mut self, list: usize) -> bool {
-        self.pending[list] = false;
-        true
-    }
-
     /// Returns true for a Service with the policy `Local`.
     fn has_local(&self, namespace: &str, service: &str) -> bool {
         let service = self.services.get(&ObjectKey::new(namespace, service));
@@ -81,12 +89,12 @@ impl Inventory {
                 nodes: BTreeMap::new(),
                 slices: BTreeMap::new(),
                 published: settings.addresses.clone(),
-                pending: [
-                    true,
-                    settings.namespace_selector.is_some(),
-                    true,
-                    settings.node_name.is_some(),
-                ],
+                pending: Pending {
+                    services: true,
+                    namespaces: settings.namespace_selector.is_some(),
+                    nodes: true,
+                    slices: settings.node_name.is_some(),
+                },
             }),
             changed: watch::Sender::new(()),
         })
@@ -101,7 +109,12 @@ impl Inventory {
     /// Services could take a port from its holder.
     pub fn read<T>(&self, read: impl FnOnce(&Objects) -> T) -> Option<T> {
         let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        (!objects.pending.contains(&true)).then(|| read(&objects))
+        (!objects.pending.is_any()).then(|| read(&objects))
+    }
+
+    /// Returns true if every list is complete.
+    pub fn is_complete(&self) -> bool {
+        self.read(|_| ()).is_some()
     }
 
     /// Applies a change. Readers are notified if it may change a decision: nodes and endpoints change
@@ -118,7 +131,8 @@ impl Inventory {
                 for service in services {
                     self.apply_service(objects, service);
                 }
-                objects.complete(0)
+                objects.pending.services = false;
+                true
             }
             Change::Service(service) => self.apply_service(objects, *service),
             Change::ServiceDeleted(key) => {
@@ -130,19 +144,22 @@ impl Inventory {
             }
             Change::Namespaces(namespaces) => {
                 objects.namespaces = namespaces.into_iter().collect();
-                objects.complete(1)
+                objects.pending.namespaces = false;
+                true
             }
             Change::Namespace(name, labels) => replace(&mut objects.namespaces, name, labels),
             Change::NamespaceDeleted(name) => objects.namespaces.remove(&name).is_some(),
             Change::Nodes(nodes) => {
                 objects.nodes = nodes.into_iter().collect();
-                objects.complete(2)
+                objects.pending.nodes = false;
+                true
             }
             Change::Node(name, facts) => replace(&mut objects.nodes, name, facts),
             Change::NodeDeleted(name) => objects.nodes.remove(&name).is_some(),
             Change::Slices(slices) => {
                 objects.slices = slices.into_iter().collect();
-                objects.complete(3)
+                objects.pending.slices = false;
+                true
             }
             Change::Slice(key, nodes) => {
                 let has_local = objects.has_local(&key.namespace, &nodes.service);
@@ -166,7 +183,7 @@ impl Inventory {
             objects.published = addresses(&service);
         }
         if service.is_of_class(&self.class) || service.is_marked() {
-            objects.services.insert(key, Arc::new(service.slim()));
+            objects.services.insert(key, Arc::new(service));
             return true;
         }
         objects.services.remove(&key).is_some() || has_addresses
@@ -198,7 +215,7 @@ mod tests {
 
     fn service(name: &str, class: &str, status: &Value) -> Service {
         serde_json::from_value(json!({
-            "metadata": {"name": name, "namespace": "shop", "managedFields": [{}]},
+            "metadata": {"name": name, "namespace": "shop"},
             "spec": {"type": "LoadBalancer", "loadBalancerClass": class},
             "status": status,
         }))

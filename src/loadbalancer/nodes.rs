@@ -1,4 +1,4 @@
-//! Nodes and EndpointSlices as the controller needs them: decoding of the API's objects.
+//! Nodes, namespaces and EndpointSlices as the controller needs them: decoding of the API's objects.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,11 +8,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::Deserialize;
 
+use super::metadata::metadata;
+
 /// A node of the API, without the fields that the controller does not use.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
 #[resource(inherit = "k8s_openapi::api::core::v1::Node")]
 #[serde(default)]
 pub struct Node {
+    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     status: NodeStatus,
 }
@@ -53,14 +56,23 @@ impl NodeFacts {
     }
 }
 
+/// A namespace of the API, without the fields that the controller does not use.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Namespace")]
+#[serde(default)]
+pub struct Namespace {
+    #[serde(deserialize_with = "metadata")]
+    pub metadata: ObjectMeta,
+}
+
 /// An EndpointSlice of the API, without the fields that the controller does not use.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
 #[resource(inherit = "k8s_openapi::api::discovery::v1::EndpointSlice")]
 #[serde(default)]
 pub struct EndpointSlice {
+    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
-    /// Null in a slice without endpoints.
-    endpoints: Option<Vec<SliceEndpoint>>,
+    endpoints: Vec<SliceEndpoint>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -89,7 +101,7 @@ impl SliceNodes {
     pub fn new(slice: &EndpointSlice) -> Self {
         let labels = slice.metadata.labels.as_ref();
         let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
-        let endpoints = slice.endpoints.iter().flatten();
+        let endpoints = slice.endpoints.iter();
         let ready = endpoints.filter(|endpoint| endpoint.conditions.ready != Some(false));
         Self {
             service: service.map_or("", String::as_str).into(),
@@ -153,8 +165,7 @@ mod tests {
             nodes.nodes,
             BTreeSet::from(["node-1".into(), "node-3".into()])
         );
-        let empty =
-            json!({"metadata": {}, "addressType": "IPv4", "endpoints": null, "ports": null});
+        let empty = json!({"metadata": {}, "addressType": "IPv4"});
         let empty: EndpointSlice = serde_json::from_value(empty).unwrap();
         assert_eq!(SliceNodes::new(&empty), SliceNodes::default());
     }

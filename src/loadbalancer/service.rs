@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::metadata::metadata;
 use crate::cluster::{Family, ObjectKey};
 
 /// Finalizer of Services whose load balancer must be removed first (KEP-1959).
@@ -23,6 +24,7 @@ const AFFINITY_TIMEOUT: u64 = 10_800;
 #[resource(inherit = "k8s_openapi::api::core::v1::Service")]
 #[serde(default)]
 pub struct Service {
+    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     pub spec: Spec,
     pub status: Status,
@@ -128,7 +130,14 @@ pub struct Condition {
     pub status: String,
     pub reason: String,
     pub message: String,
+    /// `None` for a time that cannot be represented, which the API server accepts.
+    #[serde(deserialize_with = "time")]
     pub last_transition_time: Option<Timestamp>,
+}
+
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.and_then(|text| text.parse().ok()))
 }
 
 impl Service {
@@ -211,8 +220,6 @@ impl Service {
 
     /// Removes what the controller does not use, so that all Services of a cluster can be kept.
     pub fn slim(mut self) -> Self {
-        self.metadata.managed_fields = None;
-        self.metadata.owner_references = None;
         self.metadata.labels = None;
         if let Some(annotations) = &mut self.metadata.annotations {
             annotations.retain(|name, _| super::assign::ANNOTATIONS.contains(&&**name));

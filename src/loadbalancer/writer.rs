@@ -218,14 +218,16 @@ impl<R: Requests> Writer<R> {
                 attempts.remove(key);
                 continue;
             };
-            let waits = attempts.get(key).is_some_and(|attempt| match &attempt.failed {
-                Some(failed) => failed.retry > now,
-                // The watch has not delivered the result yet.
-                None => {
-                    attempt.version == service.metadata.resource_version
-                        && attempt.outcome == *outcome
-                }
-            });
+            let waits = attempts
+                .get(key)
+                .is_some_and(|attempt| match &attempt.failed {
+                    Some(failed) => failed.retry > now,
+                    // The watch has not delivered the result yet.
+                    None => {
+                        attempt.version == service.metadata.resource_version
+                            && attempt.outcome == *outcome
+                    }
+                });
             if !waits {
                 due.push(Write {
                     key: key.clone(),

@@ -5,30 +5,22 @@ mod api_servers;
 mod authentication_config;
 mod client;
 mod failures;
+mod follow;
 mod load_balancer;
-
-use std::pin::pin;
-use std::time::Duration;
 
 pub use api_servers::follow_api_servers;
 pub use authentication_config::AuthenticationConfigMap;
 pub use client::{Connections, review_client};
 use client::{Health, watch_client};
-use failures::Failure;
 pub use failures::FailureLog;
-use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
-use kube::api::Api;
+use follow::{Sink, Update, follow, follow_all};
+use kube::Client;
 use kube::config::InClusterError;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::utils::Backoff;
-use kube::runtime::watcher::{self, DefaultBackoff, Event};
-use kube::{Client, Resource};
 pub use load_balancer::follow_load_balancers;
 
-use super::objects::{Item, SlimNode, SlimPod, SlimService, SlimSlice, Watched, key, trigger_time};
+use super::objects::{Indexed, SlimNode, SlimPod, SlimService, SlimSlice};
 use super::{Change, Feed};
-use crate::cluster::{Kind, Object, ObjectKey};
+use crate::cluster::{Kind, Object};
 use crate::config::KubernetesSource;
 use crate::kubeconfig::{self, Environment, KubeconfigError, Selection};
 use crate::metrics::Metrics;
@@ -93,22 +85,6 @@ pub struct KubernetesWatch {
     ready: Ready,
     metrics: Metrics,
     failures: FailureLog,
-}
-
-/// Event of the watch of one kind.
-enum WatchEvent {
-    /// A list begins. The previous objects stay until it is complete.
-    ListStarted,
-    Listed(Object),
-    ListCompleted,
-    /// An object was added or changed, with the trigger time of a slice.
-    Changed(Object, Option<f64>),
-    Deleted(ObjectKey),
-    /// The object is not needed, or malformed and already logged. After a malformed change, the
-    /// previous version of the object stays.
-    Skipped,
-    /// The watch or list failed.
-    Failed(Failure),
 }
 
 impl KubernetesWatch {
@@ -176,131 +152,41 @@ impl KubernetesWatch {
         };
         supervisor.restart(
             "watch-nodes",
-            follow::<SlimNode>(nodes, feed, health(SlimNode::KIND)),
+            follow_all::<SlimNode, _>(nodes, feed.clone(), health(Kind::Node)),
         );
         supervisor.restart(
             "watch-pods",
-            follow::<SlimPod>(pods, feed, health(SlimPod::KIND)),
+            follow_all::<SlimPod, _>(pods, feed.clone(), health(Kind::Pod)),
         );
         supervisor.restart(
             "watch-services",
-            follow::<SlimService>(services, feed, health(SlimService::KIND)),
+            follow_all::<SlimService, _>(services, feed.clone(), health(Kind::Service)),
         );
         supervisor.restart(
             "watch-endpointslices",
-            follow::<SlimSlice>(slices, feed, health(SlimSlice::KIND)),
+            follow_all::<SlimSlice, _>(slices, feed.clone(), health(Kind::EndpointSlice)),
         );
         supervisor.restart("watch-failures", move || failures.clone().run());
     }
 }
 
-/// Backoff after failures of a watch: a quarter of kube's, from 0.2 s to 7.5 s, plus up to the same
-/// as jitter. kube's own grows to 60 s, so that after an API server had been down for a minute,
-/// changes of endpoints were not seen for another 82 s. A handful of watches per replica does not
-/// need that protection.
-#[derive(Default)]
-struct WatchBackoff(DefaultBackoff);
-
-impl Iterator for WatchBackoff {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        self.0.next().map(|pause| pause / 4)
+impl<K: Indexed> Sink<K> for Feed {
+    async fn update(&mut self, update: Update<Object>) {
+        let change = match update {
+            Update::Reset(objects) => Change::Reset(K::KIND, objects),
+            Update::Apply(object, trigger) => Change::Apply(object, trigger),
+            Update::Delete(key) => Change::Delete(K::KIND, key),
+        };
+        self.send(change).await;
     }
-}
 
-impl Backoff for WatchBackoff {
-    fn reset(&mut self) {
-        self.0.reset();
-    }
-}
-
-/// Returns the task that lists and watches one kind.
-fn follow<K: Watched>(
-    client: Client,
-    feed: &Feed,
-    health: Health,
-) -> impl FnMut() -> BoxFuture<'static, ()> + Send + 'static + use<K> {
-    let feed = feed.clone();
-    move || run::<K>(client.clone(), feed.clone(), health.clone()).boxed()
-}
-
-/// Lists and watches one kind until the process ends, with backoff after failures.
-async fn run<K: Watched>(client: Client, feed: Feed, health: Health) {
-    let kind = K::KIND;
-    let events = watcher::watcher(Api::<Item<K>>::all(client), watcher::Config::default());
-    let mut events = pin!(events.backoff(WatchBackoff::default()));
-    let mut list = Vec::new();
-    while let Some(event) = events.next().await {
-        let event = translate::<K>(event, &health.metrics);
-        // kube reports the start of a list before it sends the request, so that event does not
-        // show that the API server responds.
-        if !matches!(event, WatchEvent::ListStarted | WatchEvent::Failed(_)) {
-            health.metrics.watch_event(kind.plural());
-        }
-        match event {
-            // The list is collected here rather than applied object by object: a list that fails
-            // half-way must not delete the objects that it did not reach.
-            WatchEvent::ListStarted => list.clear(),
-            WatchEvent::Listed(object) => list.push(object),
-            WatchEvent::ListCompleted => {
-                tracing::info!(
-                    resource = kind.plural(),
-                    objects = list.len(),
-                    "list complete"
-                );
-                feed.send(Change::Reset(kind, std::mem::take(&mut list)))
-                    .await;
-            }
-            WatchEvent::Changed(object, trigger) => feed.send(Change::Apply(object, trigger)).await,
-            WatchEvent::Deleted(key) => feed.send(Change::Delete(kind, key)).await,
-            WatchEvent::Skipped => {}
-            WatchEvent::Failed(failure) => {
-                let effect = if health.ready.is_pending(kind.plural()) {
-                    NOT_READY
-                } else {
-                    SERVING_LAST_STATE
-                };
-                health.set_failed(failure, effect);
-            }
+    fn failed(&self, ready: &Ready) -> &'static str {
+        if ready.is_pending(K::KIND.plural()) {
+            NOT_READY
+        } else {
+            SERVING_LAST_STATE
         }
     }
-}
-
-fn translate<K: Watched>(event: watcher::Result<Event<Item<K>>>, metrics: &Metrics) -> WatchEvent {
-    match event {
-        Ok(Event::Init) => WatchEvent::ListStarted,
-        Ok(Event::InitApply(item)) => match read(item, metrics) {
-            Ok(Some(object)) => WatchEvent::Listed(object),
-            Ok(None) | Err(Malformed) => WatchEvent::Skipped,
-        },
-        Ok(Event::InitDone) => WatchEvent::ListCompleted,
-        Ok(Event::Apply(item)) => {
-            let (key, trigger) = (key(item.meta()), trigger_time(item.meta()));
-            match read(item, metrics) {
-                Ok(Some(object)) => WatchEvent::Changed(object, trigger),
-                // The index may hold the previous version: a slice can lose the label of its
-                // service.
-                Ok(None) => WatchEvent::Deleted(key),
-                Err(Malformed) => WatchEvent::Skipped,
-            }
-        }
-        Ok(Event::Delete(item)) => WatchEvent::Deleted(key(item.meta())),
-        Err(error) => WatchEvent::Failed(Failure::new(&error, APPLY_ROLE)),
-    }
-}
-
-/// A malformed object, already logged and counted.
-struct Malformed;
-
-/// Converts an object. `None` if the index does not need it.
-fn read<K: Watched>(item: Item<K>, metrics: &Metrics) -> Result<Option<Object>, Malformed> {
-    let name = key(item.meta());
-    item.object().map_err(|error| {
-        tracing::warn!(resource = K::KIND.plural(), %name, %error, "skipping a malformed object");
-        metrics.watch_malformed(K::KIND.plural());
-        Malformed
-    })
 }
 
 /// Joins the causes of an error, without those that only name the layers of the client.

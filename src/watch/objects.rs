@@ -35,11 +35,19 @@ const PATH: &str = "kube-bastion.dev/path";
 pub(super) trait Watched:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
-    const KIND: Kind;
+    const IS_NAMESPACED: bool = true;
 
-    /// Converts the object into that of the index. `None` if the index does not need it, such as a
-    /// slice without a service.
-    fn object(self) -> Option<Object>;
+    /// Part of an object that is kept.
+    type Kept: Send;
+
+    /// Extracts the part that is kept. `None` if nothing of the object is needed, such as of a slice
+    /// without a service.
+    fn kept(self) -> Option<Self::Kept>;
+}
+
+/// A resource of the index.
+pub(super) trait Indexed: Watched<Kept = Object> {
+    const KIND: Kind;
 }
 
 /// Reason why an object is malformed.
@@ -61,13 +69,13 @@ pub(super) enum Item<K> {
 }
 
 impl<K: Watched> Item<K> {
-    /// Converts the object into that of the index. `None` if the index does not need it.
+    /// Extracts the part that is kept. `None` if nothing of the object is needed.
     ///
     /// # Errors
     /// The object is malformed.
-    pub fn object(self) -> Result<Option<Object>, ObjectError> {
+    pub fn kept(self) -> Result<Option<K::Kept>, ObjectError> {
         match self {
-            Self::Object(object) => Ok(object.object()),
+            Self::Object(object) => Ok(object.kept()),
             Self::Malformed(_, error) => Err(error),
         }
     }
@@ -105,7 +113,7 @@ impl<K: Watched> Item<K> {
         let meta = object.meta();
         let missing = if empty(meta.name.as_ref()) {
             "metadata.name"
-        } else if K::KIND != Kind::Node && empty(meta.namespace.as_ref()) {
+        } else if K::IS_NAMESPACED && empty(meta.namespace.as_ref()) {
             "metadata.namespace"
         } else {
             return Self::Object(object);
@@ -200,7 +208,9 @@ fn keeps_path(meta: &ObjectMeta) -> bool {
 }
 
 /// Decodes metadata without managed fields, owners, and labels and annotations that are not used.
-fn slim_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+pub(super) fn slim_meta<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<ObjectMeta, D::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Meta {

@@ -3,20 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
 use kube::api::Api;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::Config;
+use serde::Deserialize;
 
-use super::{APPLY_ROLE, Failure, FailureLog, Health, KubernetesError, WatchBackoff, watch_client};
+use super::{FailureLog, Health, KubernetesError, Sink, Update, follow, watch_client};
 use crate::metrics::Metrics;
 use crate::ready::Ready;
+use crate::watch::objects::{Watched, slim_meta};
 
 const NAMESPACE: &str = "default";
 const SELECTOR: &str = "kubernetes.io/service-name=kubernetes";
@@ -47,55 +46,102 @@ pub fn follow_api_servers(
         failures,
     };
     let client = watch_client(config, health.clone())?;
-    let api = Api::<EndpointSlice>::namespaced(client, NAMESPACE);
-    Ok(move || run(api.clone(), Arc::clone(&set), health.clone()).boxed())
+    let api = Api::namespaced(client, NAMESPACE);
+    let sink = ApiServers {
+        slices: BTreeMap::new(),
+        set,
+    };
+    Ok(follow(
+        api,
+        Config::default().labels(SELECTOR),
+        sink,
+        health,
+    ))
 }
 
-async fn run(api: Api<EndpointSlice>, set: SetAddresses, health: Health) {
-    let selector = watcher::Config::default().labels(SELECTOR);
-    let mut events = pin!(watcher::watcher(api, selector).backoff(WatchBackoff::default()));
-    let mut slices = BTreeMap::new();
-    let mut listed = BTreeMap::new();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(slice)) => {
-                listed.insert(slice.name_any(), addresses(&slice));
+/// Receiver of the slices.
+#[derive(Clone)]
+struct ApiServers {
+    /// Addresses by the name of their slice.
+    slices: BTreeMap<Box<str>, Vec<SocketAddr>>,
+    set: SetAddresses,
+}
+
+impl Sink<Slice> for ApiServers {
+    async fn update(&mut self, update: Update<(Box<str>, Vec<SocketAddr>)>) {
+        match update {
+            Update::Reset(slices) => self.slices = slices.into_iter().collect(),
+            Update::Apply((name, addresses), _) => {
+                self.slices.insert(name, addresses);
             }
-            Ok(Event::InitDone) => slices = std::mem::take(&mut listed),
-            Ok(Event::Apply(slice)) => {
-                slices.insert(slice.name_any(), addresses(&slice));
-            }
-            Ok(Event::Delete(slice)) => {
-                slices.remove(&slice.name_any());
-            }
-            Err(error) => {
-                let failure = Failure::new(&error, APPLY_ROLE);
-                health.set_failed(failure, "using the last known API servers");
-                continue;
+            Update::Delete(key) => {
+                self.slices.remove(&key.name);
             }
         }
-        let addresses: BTreeSet<_> = slices.values().flatten().copied().collect();
+        let addresses: BTreeSet<_> = self.slices.values().flatten().copied().collect();
         if !addresses.is_empty() {
-            set(addresses);
+            (self.set)(addresses);
         }
+    }
+
+    fn failed(&self, _: &Ready) -> &'static str {
+        "using the last known API servers"
+    }
+}
+
+/// EndpointSlice of the API, without the fields that are not used.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::discovery::v1::EndpointSlice")]
+struct Slice {
+    #[serde(deserialize_with = "slim_meta")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    endpoints: Vec<Endpoint>,
+    #[serde(default)]
+    ports: Vec<Port>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Endpoint {
+    addresses: Vec<String>,
+    conditions: Conditions,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Conditions {
+    ready: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Port {
+    name: Option<String>,
+    port: Option<i32>,
+}
+
+impl Watched for Slice {
+    /// Name and addresses.
+    type Kept = (Box<str>, Vec<SocketAddr>);
+
+    fn kept(self) -> Option<Self::Kept> {
+        let addresses = addresses(&self);
+        Some((self.metadata.name.unwrap_or_default().into(), addresses))
     }
 }
 
 /// Returns the addresses of a slice.
-fn addresses(slice: &EndpointSlice) -> Vec<SocketAddr> {
-    let ports = slice.ports.iter().flatten();
+fn addresses(slice: &Slice) -> Vec<SocketAddr> {
+    let ports = slice.ports.iter();
     let port = ports
         .filter(|port| port.name.as_deref().is_none_or(|name| name == PORT_NAME))
         .find_map(|port| u16::try_from(port.port?).ok());
     let Some(port) = port.filter(|port| *port > 0) else {
         return Vec::new();
     };
-    let endpoints = slice.endpoints.iter().flatten();
-    let ready = endpoints.filter(|endpoint| {
-        let conditions = endpoint.conditions.as_ref();
-        conditions.and_then(|conditions| conditions.ready) != Some(false)
-    });
+    let endpoints = slice.endpoints.iter();
+    let ready = endpoints.filter(|endpoint| endpoint.conditions.ready != Some(false));
     ready
         .flat_map(|endpoint| &endpoint.addresses)
         .filter_map(|address| address.parse::<IpAddr>().ok())
@@ -111,7 +157,7 @@ mod tests {
 
     #[test]
     fn reads_ready_addresses_with_their_port() {
-        let slice = |ports, ready: Option<bool>| -> EndpointSlice {
+        let slice = |ports, ready: Option<bool>| -> Slice {
             serde_json::from_value(json!({
                 "metadata": {"name": "kubernetes"}, "addressType": "IPv4", "ports": ports,
                 "endpoints": [

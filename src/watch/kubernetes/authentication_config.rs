@@ -2,25 +2,25 @@
 //! CAs for client certificates and its front proxies.
 
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
 use http::header::{HeaderName, InvalidHeaderName};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
 use kube::api::Api;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::Config;
+use serde::Deserialize;
 
 use super::{
-    APPLY_ROLE, Failure, FailureLog, Health, KubernetesError, NOT_READY, SERVING_LAST_STATE,
-    WatchBackoff, watch_client,
+    FailureLog, Health, KubernetesError, NOT_READY, SERVING_LAST_STATE, Sink, Update, follow,
+    watch_client,
 };
 use crate::metrics::Metrics;
 use crate::model::error_chain;
 use crate::ready::{BlockReady, Ready};
 use crate::trust::{DynamicClientCas, FrontProxy, RequestHeaderConfig};
+use crate::watch::objects::{Item, Watched, slim_meta};
 
 /// Namespace of the `ConfigMap`, which kube-apiserver writes for servers that delegate
 /// authentication.
@@ -57,58 +57,17 @@ impl AuthenticationConfigMap {
             failures,
         };
         let client = watch_client(config, health.clone())?;
-        let api = Api::<ConfigMap>::namespaced(client, AUTHENTICATION_NAMESPACE);
-        // Shared by the runs of the task, so that a panic of one does not make the bastion ready.
-        let blocker = Arc::new(Mutex::new(Some(ready.block(AUTHENTICATION))));
-        Ok(move || {
-            self.clone()
-                .run(api.clone(), Arc::clone(&blocker), health.clone())
-                .boxed()
-        })
-    }
-
-    async fn run(
-        self,
-        api: Api<ConfigMap>,
-        blocker: Arc<Mutex<Option<BlockReady>>>,
-        health: Health,
-    ) {
-        let unblock = || {
-            let mut blocker = blocker.lock().unwrap_or_else(PoisonError::into_inner);
-            *blocker = None;
-        };
+        let api = Api::<Item<ConfigMap>>::namespaced(client, AUTHENTICATION_NAMESPACE);
         // The Role permits this object only, and RBAC grants a list or watch by name only to
         // requests with this field selector.
-        let selector =
-            watcher::Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
-        let mut events = pin!(watcher::watcher(api, selector).backoff(WatchBackoff::default()));
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Apply(map) | Event::InitApply(map)) => {
-                    self.apply(&map.data.unwrap_or_default());
-                }
-                Ok(Event::InitDone) => unblock(),
-                // A missing ConfigMap keeps the CAs: the cluster still has them, and an empty list
-                // would lock out all users with certificates.
-                Ok(Event::Init | Event::Delete(_)) => {}
-                Err(error) => {
-                    // With configured CAs, only front proxies depend on the ConfigMap, and the
-                    // bastion can serve without them.
-                    let optional = self.client_cas.is_none();
-                    let effect = match health.ready.is_pending(AUTHENTICATION) {
-                        false => SERVING_LAST_STATE,
-                        true if optional => {
-                            "rejecting front proxies until the initial list succeeds"
-                        }
-                        true => NOT_READY,
-                    };
-                    health.set_failed(Failure::new(&error, APPLY_ROLE), effect);
-                    if optional {
-                        unblock();
-                    }
-                }
-            }
-        }
+        let selector = Config::default().fields(&format!("metadata.name={AUTHENTICATION_NAME}"));
+        let sink = Published {
+            config_map: self,
+            // Shared by the runs of the task, so that a panic of one does not make the bastion
+            // ready.
+            blocker: Arc::new(Mutex::new(Some(ready.block(AUTHENTICATION)))),
+        };
+        Ok(follow(api, selector, sink, health))
     }
 
     fn apply(&self, published: &BTreeMap<String, String>) {
@@ -127,6 +86,70 @@ impl AuthenticationConfigMap {
                 "invalid front proxy settings in the ConfigMap; keeping the previous ones"
             ),
         }
+    }
+}
+
+/// The `ConfigMap` of the API, without the metadata that is not used.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::ConfigMap")]
+struct ConfigMap {
+    #[serde(deserialize_with = "slim_meta")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    data: BTreeMap<String, String>,
+}
+
+impl Watched for ConfigMap {
+    type Kept = BTreeMap<String, String>;
+
+    fn kept(self) -> Option<Self::Kept> {
+        Some(self.data)
+    }
+}
+
+/// Receiver of the `ConfigMap`. Readiness is blocked until its list is complete.
+#[derive(Clone)]
+struct Published {
+    config_map: AuthenticationConfigMap,
+    blocker: Arc<Mutex<Option<BlockReady>>>,
+}
+
+impl Published {
+    fn unblock(&self) {
+        let mut blocker = self.blocker.lock().unwrap_or_else(PoisonError::into_inner);
+        *blocker = None;
+    }
+}
+
+impl Sink<ConfigMap> for Published {
+    async fn update(&mut self, update: Update<BTreeMap<String, String>>) {
+        match update {
+            Update::Reset(maps) => {
+                for map in &maps {
+                    self.config_map.apply(map);
+                }
+                self.unblock();
+            }
+            Update::Apply(map, _) => self.config_map.apply(&map),
+            // A missing ConfigMap keeps the CAs: the cluster still has them, and an empty list
+            // would lock out all users with certificates.
+            Update::Delete(_) => {}
+        }
+    }
+
+    fn failed(&self, ready: &Ready) -> &'static str {
+        // With configured CAs, only front proxies depend on the ConfigMap, and the bastion can
+        // serve without them.
+        let optional = self.config_map.client_cas.is_none();
+        let effect = match ready.is_pending(AUTHENTICATION) {
+            false => SERVING_LAST_STATE,
+            true if optional => "rejecting front proxies until the initial list succeeds",
+            true => NOT_READY,
+        };
+        if optional {
+            self.unblock();
+        }
+        effect
     }
 }
 

@@ -13,13 +13,18 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+use futures::StreamExt;
+use kube::runtime::watcher::Event;
+
 use super::client::Bounded;
+use super::follow::{WatchBackoff, WatchEvent, translate};
 use super::*;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, ObjectKey};
 use crate::drain::Drain;
 use crate::model::address::AddressPolicy;
 use crate::ready::Obstacle;
 use crate::testing::eventually;
+use crate::watch::objects::Item;
 
 const WAIT_TIMEOUT: Duration = Duration::from_mins(5);
 
@@ -36,7 +41,7 @@ struct TestBed {
 }
 
 impl TestBed {
-    fn new<K: Watched>() -> Self {
+    fn new<K: Indexed>() -> Self {
         let (responses, mut prepared) = unbounded_channel();
         let requests = Arc::<Mutex<Vec<String>>>::default();
         let received = Arc::clone(&requests);
@@ -80,7 +85,7 @@ impl TestBed {
             },
             "default",
         );
-        tokio::spawn(run::<K>(client, feed, health));
+        tokio::spawn(follow_all::<K, _>(client, feed, health)());
         Self {
             cluster,
             ready,
@@ -274,8 +279,13 @@ fn deletes_slice_that_lost_its_service_label() {
             "metadata": {"name": "s-1", "namespace": "ns", "labels": labels, "resourceVersion": "8"}})
     };
     let labelled = slice(json!({"kubernetes.io/service-name": "s"}));
-    let event_of =
-        |event| translate::<SlimSlice>(Ok(event), &Metrics::new(&mut Registry::default()));
+    let health = Health {
+        watch: "endpointslices",
+        ready: Ready::default(),
+        metrics: Metrics::new(&mut Registry::default()),
+        failures: FailureLog::default(),
+    };
+    let event_of = |event| translate::<SlimSlice>(Ok(event), &health);
     let read = |slice: &Value| serde_json::from_str::<Item<SlimSlice>>(&slice.to_string()).unwrap();
     assert!(matches!(
         event_of(Event::Apply(read(&labelled))),

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::super::objects::{
-    DecodeError, Item, ObjectError, SlimNode, SlimPod, SlimService, SlimSlice, Watched, decode,
+    DecodeError, Indexed, Item, ObjectError, SlimNode, SlimPod, SlimService, SlimSlice, decode,
 };
 use super::ManifestError;
 use super::changes::digest;
@@ -288,8 +288,8 @@ fn content(kind: &str, document: Value) -> Result<Option<Content>, DocumentError
     }))
 }
 
-fn object<K: Watched>(document: Value) -> Result<Option<Content>, DocumentError> {
-    let object = Item::<K>::from_value(document).object()?;
+fn object<K: Indexed>(document: Value) -> Result<Option<Content>, DocumentError> {
+    let object = Item::<K>::from_value(document).kept()?;
     Ok(object.map(|object| Content::Object(K::KIND, object)))
 }
 

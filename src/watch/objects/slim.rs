@@ -7,7 +7,7 @@ use kube::Resource;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
-use super::{SERVICE_NAME, Watched, keeps_path, key, slim_meta};
+use super::{Indexed, SERVICE_NAME, Watched, keeps_path, key, slim_meta};
 use crate::cluster::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
 use crate::cluster::{
     Affinity, AppProtocol, Family, Kind, Node, Object, ObjectKey, Phase, Pod, PodPort,
@@ -53,10 +53,16 @@ struct DaemonEndpoint {
     port: u16,
 }
 
-impl Watched for SlimNode {
+impl Indexed for SlimNode {
     const KIND: Kind = Kind::Node;
+}
 
-    fn object(self) -> Option<Object> {
+impl Watched for SlimNode {
+    const IS_NAMESPACED: bool = false;
+
+    type Kept = Object;
+
+    fn kept(self) -> Option<Object> {
         let NodeStatus {
             addresses,
             daemon_endpoints,
@@ -167,10 +173,14 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>,
     address.map(Some).map_err(D::Error::custom)
 }
 
-impl Watched for SlimPod {
+impl Indexed for SlimPod {
     const KIND: Kind = Kind::Pod;
+}
 
-    fn object(self) -> Option<Object> {
+impl Watched for SlimPod {
+    type Kept = Object;
+
+    fn kept(self) -> Option<Object> {
         let (spec, status) = (self.spec, self.status);
         // Sidecars last, so that the port of a pod does not change when one is injected (C37).
         let sidecars = spec.init_containers.into_iter();
@@ -241,10 +251,14 @@ struct SlimServicePort {
     app_protocol: Option<String>,
 }
 
-impl Watched for SlimService {
+impl Indexed for SlimService {
     const KIND: Kind = Kind::Service;
+}
 
-    fn object(self) -> Option<Object> {
+impl Watched for SlimService {
+    type Kept = Object;
+
+    fn kept(self) -> Option<Object> {
         let SlimServiceSpec {
             r#type,
             mut ports,
@@ -341,10 +355,14 @@ struct SlimPort {
     protocol: SlimProtocol,
 }
 
-impl Watched for SlimSlice {
+impl Indexed for SlimSlice {
     const KIND: Kind = Kind::EndpointSlice;
+}
 
-    fn object(self) -> Option<Object> {
+impl Watched for SlimSlice {
+    type Kept = Object;
+
+    fn kept(self) -> Option<Object> {
         let service = self
             .metadata
             .labels

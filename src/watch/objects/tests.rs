@@ -6,11 +6,11 @@ use crate::cluster::resources::PortSpec;
 use crate::model::Protocol;
 use serde_json::json;
 
-fn object<K: Watched>(json: &Value) -> Result<Option<Object>, ObjectError> {
+fn object<K: Indexed>(json: &Value) -> Result<Option<Object>, ObjectError> {
     // From text, as the API sends it.
     serde_json::from_str::<Item<K>>(&json.to_string())
         .unwrap()
-        .object()
+        .kept()
 }
 
 #[test]
@@ -368,10 +368,10 @@ fn malformed_object_does_not_fail_its_list() {
         let items = json!({"metadata": {"resourceVersion": "7"}, "items": [bad, good]}).to_string();
         let list: kube::core::ObjectList<Item<SlimPod>> = serde_json::from_str(&items).unwrap();
         let [bad_item, good_item] = <[_; 2]>::try_from(list.items).unwrap();
-        let error = bad_item.object().unwrap_err().to_string();
+        let error = bad_item.kept().unwrap_err().to_string();
         assert!(error.contains(reason), "{bad}: {error}");
         assert!(
-            matches!(good_item.object(), Ok(Some(Object::Pod(..)))),
+            matches!(good_item.kept(), Ok(Some(Object::Pod(..)))),
             "{bad}"
         );
     }
@@ -386,7 +386,7 @@ fn malformed_object_keeps_name_and_version_for_the_watch() {
         (item.meta().resource_version.as_deref(), key(item.meta())),
         (Some("9"), ObjectKey::new("ns", "p"))
     );
-    assert!(item.object().is_err());
+    assert!(item.kept().is_err());
 }
 
 #[test]
