@@ -119,6 +119,11 @@ impl LoadBalancer {
         order
     }
 
+    /// Returns true if the endpoint gets no new requests while others can serve.
+    pub fn is_ejected(&self, key: EndpointKey) -> bool {
+        !self.ejections.is_empty() && self.ejections.contains(key, Instant::now())
+    }
+
     /// Ejects an endpoint after a failed connect.
     pub fn record_connect_failure(&self, key: EndpointKey) {
         self.ejections.eject(key, Reason::Connect, Instant::now());

@@ -1,5 +1,6 @@
 //! Endpoints of tunnels, without HTTP.
 
+use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -8,7 +9,6 @@ use super::retry::{Decision, Failure};
 use super::{DialError, Forwarder, OwnAddresses, RetrySafety};
 use crate::authorize::TunnelPermit;
 use crate::balance::EndpointKey;
-use crate::cluster::RetryWindow;
 use crate::http::Stream;
 use crate::model::Endpoint;
 use crate::resolve::{Candidates, Transport, TunnelRoute};
@@ -45,12 +45,13 @@ impl Forwarder {
         dialed: &mut Option<Endpoint>,
     ) -> Result<Stream, Vec<DialError>> {
         let order = self.balance.select(&route.candidates, TRANSPORT, client);
-        let budget = route.candidates.retries();
-        self.connect_in_order(order, budget, dialed).await
+        self.connect_in_order(&route.candidates, order, dialed)
+            .await
     }
 
     /// As [`Self::connect_tunnel`], for a client of a listener, which is public. `preferred` is
-    /// tried first if it is among the candidates.
+    /// tried first if it is among the candidates and not ejected. Only the others take turns, so
+    /// that clients that keep their endpoint do not affect which one a new client gets.
     ///
     /// # Errors
     /// The failures of all endpoints that were tried, in their order.
@@ -61,30 +62,37 @@ impl Forwarder {
         client: IpAddr,
         dialed: &mut Option<Endpoint>,
     ) -> Result<Stream, Vec<DialError>> {
-        let mut order: Vec<_> = self.balance.select(candidates, TRANSPORT, client).collect();
-        // Stable: the others keep their order.
-        order.sort_by_key(|endpoint| Some(endpoint.address) != preferred);
-        let budget = candidates.retries();
-        self.connect_in_order(order.into_iter(), budget, dialed)
-            .await
+        let endpoints = candidates.endpoints();
+        let preferred = preferred.and_then(|address| {
+            let endpoint = endpoints.iter().find(|it| it.address == address)?;
+            let is_only = endpoints.len() == 1;
+            (is_only || !self.balance.is_ejected(key(endpoint))).then_some(endpoint)
+        });
+        let others = iter::once_with(|| self.balance.select(candidates, TRANSPORT, client));
+        let is_other =
+            |it: &&Endpoint| preferred.is_none_or(|preferred| preferred.address != it.address);
+        let order = preferred
+            .into_iter()
+            .chain(others.flatten().filter(is_other));
+        self.connect_in_order(candidates, order, dialed).await
     }
 
+    /// `order` has all endpoints of the candidates.
     async fn connect_in_order<'e>(
         &self,
-        mut order: impl ExactSizeIterator<Item = &'e Endpoint>,
-        budget: Option<&RetryWindow>,
+        candidates: &Candidates,
+        order: impl Iterator<Item = &'e Endpoint>,
         dialed: &mut Option<Endpoint>,
     ) -> Result<Stream, Vec<DialError>> {
-        let choice = order.len() > 1;
+        let count = candidates.endpoints().len();
+        let choice = count > 1;
+        let budget = candidates.retries();
         let mut attempts = self.retry.begin(budget, choice, false, Instant::now());
         let mut failures = Vec::new();
-        while let Some(endpoint) = order.next() {
+        for (tried, endpoint) in (1..).zip(order) {
             *dialed = Some(endpoint.clone());
-            let others = order.len() > 0;
-            let key = EndpointKey {
-                address: endpoint.address,
-                transport: TRANSPORT,
-            };
+            let others = tried < count;
+            let key = key(endpoint);
             let started = Instant::now();
             let limit = attempts.connect_timeout(others);
             let connected = self.dialer.dial(key, Protocol::Http1, None, limit).await;
@@ -112,6 +120,13 @@ impl Forwarder {
             }
         }
         Err(failures)
+    }
+}
+
+fn key(endpoint: &Endpoint) -> EndpointKey {
+    EndpointKey {
+        address: endpoint.address,
+        transport: TRANSPORT,
     }
 }
 

@@ -268,6 +268,28 @@ fn affinity_keeps_the_endpoint_of_a_client() {
 }
 
 #[test]
+fn clients_that_keep_their_endpoint_take_no_turns() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2", "127.0.0.3", "127.0.0.4"]).await;
+        bed.publish("web", &endpoints);
+        let sticky = ListenerSpec {
+            client_affinity: Some(Duration::from_hours(3)),
+            ..spec("web")
+        };
+        let key = bed.serve(Protocol::Tcp, sticky).await;
+        let mut names = std::collections::BTreeSet::new();
+        for last in 1..=3 {
+            let client = IpAddr::from([127, 0, 1, last]);
+            for _ in 0..3 {
+                names.insert(bed.name_from(client, key).await);
+            }
+        }
+        assert_eq!(names.len(), 3, "{names:?}");
+    });
+}
+
+#[test]
 fn endpoint_gets_header_of_the_proxy_protocol() {
     run(async {
         let mut bed = Bed::start();

@@ -1,14 +1,14 @@
 //! A data path with one worker, and endpoints on loopback.
 
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::AbortHandle;
 
@@ -225,6 +225,14 @@ impl Bed {
     /// Returns the name of the endpoint of a new connection.
     pub async fn name(&self, key: ListenerKey) -> String {
         read_name(&mut self.connect(key).await).await
+    }
+
+    /// As [`Self::name`], for a client with this address.
+    pub async fn name_from(&self, client: IpAddr, key: ListenerKey) -> String {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((client, 0).into()).unwrap();
+        let connected = socket.connect((key.address, key.port).into());
+        read_name(&mut connected.await.unwrap()).await
     }
 
     /// Waits until a new connection has an endpoint.
