@@ -1,11 +1,14 @@
 //! Services of `type: LoadBalancer`: status, events, conflicts, election and removal.
 
 mod dns;
+mod honored;
 
 pub use dns::dns_server_has_tcp_and_udp_on_one_address;
+pub use honored::listeners_honor_ranges_affinity_and_unready_addresses;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,8 +18,10 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::faults::WEB;
 use crate::fixture::{Fixture, SHOP, bastion};
 use crate::support::bastion::Bastion;
 use crate::support::client::get_plain;
@@ -30,16 +35,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const CONDITION: &str = "kube-bastion.dev/LoadBalancerReady";
 
 /// Services of the namespace of the fixture.
-struct Services(Api<Service>);
+pub struct Services(Api<Service>);
 
 impl Services {
-    fn new(fixture: &Fixture) -> Self {
+    pub fn new(fixture: &Fixture) -> Self {
         let client = fixture.cluster.client.clone();
         Self(Api::namespaced(client, SHOP))
     }
 
     /// Creates a Service of the class, or of that in `more`, with ports as `(80, "TCP")`.
-    async fn create(&self, name: &str, ports: &[(u16, &str)], more: Value) -> Result<()> {
+    pub async fn create(&self, name: &str, ports: &[(u16, &str)], more: Value) -> Result<()> {
         let ports: Vec<_> = ports
             .iter()
             .map(|(port, protocol)| {
@@ -66,7 +71,7 @@ impl Services {
         Ok(())
     }
 
-    async fn delete(&self, name: &str) -> Result<()> {
+    pub async fn delete(&self, name: &str) -> Result<()> {
         self.0.delete(name, &DeleteParams::default()).await?;
         Ok(())
     }
@@ -76,7 +81,7 @@ impl Services {
     }
 
     /// Waits until the reason of the condition is this one, and returns the status.
-    async fn reason(&self, name: &str, reason: &str) -> Result<Value> {
+    pub async fn reason(&self, name: &str, reason: &str) -> Result<Value> {
         let mut status = Value::Null;
         let what = format!("the condition of {name} to be {reason}");
         let waited = eventually(&what, async || {
@@ -94,8 +99,47 @@ fn condition(status: &Value) -> Value {
     own.next().cloned().unwrap_or_default()
 }
 
+/// UDP servers of the pods of `services/web`, which send datagrams back. Dropping it stops them.
+struct Echoes {
+    received: Arc<Mutex<Vec<Vec<u8>>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Echoes {
+    fn start(fixture: &Fixture) -> Result<Self> {
+        let received = Arc::<Mutex<Vec<_>>>::default();
+        let mut tasks = JoinSet::new();
+        for (_, last) in WEB {
+            let address = (fixture.namespace.address(last), 8080).into();
+            let socket = UdpSocket::from_std(fixture.namespace.bind_udp(address)?)?;
+            let received = Arc::clone(&received);
+            tasks.spawn(async move {
+                let mut buffer = [0; 64];
+                while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                    let datagram = &buffer[..length];
+                    received
+                        .lock()
+                        .expect("no thread panics with it")
+                        .push(datagram.to_vec());
+                    let _ = socket.send_to(datagram, from).await;
+                }
+            });
+        }
+        Ok(Self {
+            received,
+            _tasks: tasks,
+        })
+    }
+
+    /// Returns true if an endpoint has received the datagram.
+    fn has_received(&self, datagram: &[u8]) -> bool {
+        let received = self.received.lock().expect("no thread panics with it");
+        received.iter().any(|one| one == datagram)
+    }
+}
+
 /// Starts a bastion that serves the class, with settings of the section as JSON.
-async fn start(fixture: &Fixture, name: &str, more: Value) -> Result<Bastion> {
+pub async fn start(fixture: &Fixture, name: &str, more: Value) -> Result<Bastion> {
     // The permissions of the component, beside those of deploy/ that the fixture has applied.
     let rbac = "deploy/components/load-balancer-controller/rbac.yaml";
     fixture.cluster.kubectl(&["apply", "-f", rbac])?;
@@ -285,17 +329,7 @@ pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
     let expected = ["web-1", "web-1", "web-2", "web-2", "web-3", "web-3"];
     ensure!(names == expected, "{names:?}");
 
-    let mut servers = Vec::new();
-    for last in [11, 12, 13] {
-        let address = (fixture.namespace.address(last), 8080).into();
-        let socket = UdpSocket::from_std(fixture.namespace.bind_udp(address)?)?;
-        servers.push(tokio::spawn(async move {
-            let mut buffer = [0; 64];
-            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-                let _ = socket.send_to(&buffer[..length], from).await;
-            }
-        }));
-    }
+    let servers = Echoes::start(fixture)?;
     let client = UdpSocket::bind("127.0.0.1:0").await?;
     client.connect(address).await?;
     let mut answer = [0; 64];
@@ -315,9 +349,7 @@ pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
         Ok(TcpStream::connect(address).await.is_err())
     })
     .await?;
-    for server in servers {
-        server.abort();
-    }
+    drop(servers);
     has_no_failed_write(&running)
 }
 

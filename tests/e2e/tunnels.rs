@@ -10,8 +10,8 @@ pub use databases::{
     databases_work_through_tunnels, query_outlives_another_pod_and_another_bastion,
 };
 pub use faults::{
-    killed_endpoints_end_only_their_own_tunnels, rolling_update_fails_no_new_tunnel,
-    tunnels_open_without_the_api,
+    connections_open_without_the_api, killed_endpoints_end_only_their_own_connections,
+    rolling_update_fails_no_new_connection,
 };
 pub use names::host_name_reaches_its_pod;
 pub use servers::publish;

@@ -1,6 +1,8 @@
-//! Faults while tunnels are open and others are being opened.
+//! Faults while connections are open and others are being opened, through tunnels and a load
+//! balancer.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,44 +14,101 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::{account, client};
 use crate::faults::{WEB, restart};
 use crate::fixture::{Fixture, SHOP};
+use crate::loadbalancer::{self, Services};
 use crate::support::backend::Backend;
+use crate::support::bastion::Bastion;
 use crate::support::client::get_plain_over;
 use crate::support::connect::{TunnelClient, Version};
 use crate::support::eventually;
 
-/// Maximum time for an answer or the end of a tunnel, on a busy machine.
+/// Maximum time for an answer or the end of a connection, on a busy machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-const VERSIONS: [Version; 2] = [Version::Http1, Version::Http2];
 
-/// Open tunnel with a connection of HTTP/1.1 to an endpoint.
-struct OpenTunnel {
+/// Client of the endpoints of one Service.
+#[derive(Clone)]
+enum Client {
+    Tunnel {
+        client: TunnelClient,
+        authority: String,
+    },
+    LoadBalancer(SocketAddr),
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl Client {
+    async fn open(&self) -> Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Tunnel { client, authority } => Box::new(client.open(authority).await?),
+            Self::LoadBalancer(address) => Box::new(TcpStream::connect(address).await?),
+        })
+    }
+}
+
+/// A Service of `type: LoadBalancer` and a bastion that serves it, with the pods of a label.
+struct Balancer {
+    name: String,
+    address: SocketAddr,
+    bastion: Bastion,
+}
+
+impl Balancer {
+    async fn start(fixture: &Fixture, app: &str, last: u8) -> Result<Self> {
+        const PORT: u16 = 99;
+        let address = SocketAddr::from(([127, 0, 0, last], PORT));
+        let name = format!("lb-{app}-faults");
+        let settings = json!({"bindAddresses": [address.ip()]});
+        let bastion = loadbalancer::start(fixture, &name, settings).await?;
+        let services = Services::new(fixture);
+        let selector = json!({"selector": {"app": app}});
+        services.create(&name, &[(PORT, "TCP")], selector).await?;
+        services.reason(&name, "Ready").await?;
+        Ok(Self {
+            name,
+            address,
+            bastion,
+        })
+    }
+
+    async fn stop(self, fixture: &Fixture) -> Result<()> {
+        drop(self.bastion);
+        Services::new(fixture).delete(&self.name).await
+    }
+}
+
+/// Open connection of HTTP/1.1 to an endpoint.
+struct OpenConnection {
     /// Name of the endpoint.
     endpoint: String,
     sender: http1::SendRequest<Empty<Bytes>>,
 }
 
-impl OpenTunnel {
-    async fn new(client: &TunnelClient, authority: &str) -> Result<Self> {
-        let tunnel = client.open(authority).await?;
-        let (sender, connection) = http1::handshake(TokioIo::new(tunnel)).await?;
+impl OpenConnection {
+    async fn new(client: &Client) -> Result<Self> {
+        let stream = client.open().await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let mut tunnel = Self {
+        let mut open = Self {
             endpoint: String::new(),
             sender,
         };
-        tunnel.endpoint = tunnel.ask().await?;
-        Ok(tunnel)
+        open.endpoint = open.ask().await?;
+        Ok(open)
     }
 
     /// Returns the name of the endpoint.
     ///
     /// # Errors
-    /// Returns an error if the tunnel has ended.
+    /// Returns an error if the connection has ended.
     async fn ask(&mut self) -> Result<String> {
         self.sender.ready().await?;
         let request = Request::get("/name")
@@ -61,26 +120,29 @@ impl OpenTunnel {
     }
 }
 
-/// Checks that exactly the tunnels to `dead` have ended, and drops these.
-async fn ensure_ended(tunnels: &mut Vec<OpenTunnel>, dead: &str) -> Result<()> {
+/// Checks that exactly the connections to `dead` have ended, and drops these.
+async fn ensure_ended(connections: &mut Vec<OpenConnection>, dead: &str) -> Result<()> {
     let mut open = Vec::new();
     let mut ended = 0;
-    for mut tunnel in tunnels.drain(..) {
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, tunnel.ask()).await;
-        let answer = answer.context("a tunnel neither answers nor ends")?;
-        if tunnel.endpoint == dead {
-            ensure!(answer.is_err(), "a tunnel to {dead} is open: {answer:?}");
+    for mut connection in connections.drain(..) {
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, connection.ask()).await;
+        let answer = answer.context("a connection neither answers nor ends")?;
+        if connection.endpoint == dead {
+            ensure!(
+                answer.is_err(),
+                "a connection to {dead} is open: {answer:?}"
+            );
             ended += 1;
         } else {
-            let endpoint = &tunnel.endpoint;
+            let endpoint = &connection.endpoint;
             let answer =
-                answer.with_context(|| format!("a tunnel to {endpoint} ended with {dead}"))?;
+                answer.with_context(|| format!("a connection to {endpoint} ended with {dead}"))?;
             ensure!(answer == *endpoint, "{endpoint} answered as {answer}");
-            open.push(tunnel);
+            open.push(connection);
         }
     }
-    ensure!(ended > 0, "there was no tunnel to {dead}");
-    *tunnels = open;
+    ensure!(ended > 0, "there was no connection to {dead}");
+    *connections = open;
     Ok(())
 }
 
@@ -89,41 +151,50 @@ struct Counts {
     opened: AtomicU64,
     stop: AtomicBool,
     failures: Mutex<BTreeMap<String, u64>>,
+    /// Connections of load balancers without a response.
+    cut: AtomicU64,
 }
 
-/// Opens tunnels one after the other, in several tasks. Dropping it stops them.
+impl Counts {
+    async fn open(&self, client: &Client) {
+        match client.open().await {
+            Ok(stream) => {
+                let response = get_plain_over(stream, "web", "/name").await;
+                // A load balancer accepts before it knows whether an endpoint is reachable.
+                if response.is_err() && matches!(client, Client::LoadBalancer(_)) {
+                    self.cut.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Err(error) => {
+                let mut failures = self.failures.lock().expect("no thread panics with it");
+                *failures.entry(format!("{error:#}")).or_default() += 1;
+            }
+        }
+        self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Opens connections one after the other, in several tasks. Dropping it stops them.
 struct Opening {
     counts: Arc<Counts>,
     tasks: JoinSet<()>,
 }
 
 impl Opening {
-    /// Each tunnel carries one request. Its endpoint may die meanwhile, so that only the opening
-    /// counts.
-    fn start(clients: &[TunnelClient], authority: &str) -> Self {
-        const TASKS_PER_CLIENT: usize = 3;
+    const TASKS_PER_CLIENT: usize = 3;
+
+    /// Each connection carries one request. Its endpoint may die meanwhile, so that only the
+    /// opening counts.
+    fn start(clients: &[Client]) -> Self {
         /// So that an outage does not use a whole CPU.
         const PAUSE: Duration = Duration::from_millis(5);
         let counts = Arc::<Counts>::default();
         let mut tasks = JoinSet::new();
-        for client in clients.iter().flat_map(|it| [it; TASKS_PER_CLIENT]) {
-            let (client, authority) = (client.clone(), authority.to_owned());
-            let counts = Arc::clone(&counts);
+        for client in clients.iter().flat_map(|it| [it; Self::TASKS_PER_CLIENT]) {
+            let (client, counts) = (client.clone(), Arc::clone(&counts));
             tasks.spawn(async move {
                 while !counts.stop.load(Ordering::Relaxed) {
-                    match client.open(&authority).await {
-                        Ok(tunnel) => {
-                            let _ = get_plain_over(tunnel, "web", "/name").await;
-                        }
-                        Err(error) => {
-                            let mut failures = counts
-                                .failures
-                                .lock()
-                                .expect("no thread panics with the failures");
-                            *failures.entry(format!("{error:#}")).or_default() += 1;
-                        }
-                    }
-                    counts.opened.fetch_add(1, Ordering::Relaxed);
+                    counts.open(&client).await;
                     tokio::time::sleep(PAUSE).await;
                 }
             });
@@ -131,75 +202,99 @@ impl Opening {
         Self { counts, tasks }
     }
 
-    /// Waits for a number of further tunnels.
-    async fn wait_for(&self, tunnels: u64) -> Result<()> {
+    /// Waits for a number of further connections.
+    async fn wait_for(&self, connections: u64) -> Result<()> {
         let opened = || self.counts.opened.load(Ordering::Relaxed);
-        let goal = opened() + tunnels;
-        eventually("more tunnels", async || Ok(opened() >= goal)).await
+        let goal = opened() + connections;
+        eventually("more connections", async || Ok(opened() >= goal)).await
     }
 
-    /// Checks that no tunnel failed to open. Returns their number.
-    async fn stop(mut self) -> Result<u64> {
+    /// Checks that no connection failed to open, except for those that an endpoint had when it was
+    /// killed. Returns their number.
+    async fn stop(mut self, killed: usize) -> Result<u64> {
         self.counts.stop.store(true, Ordering::Relaxed);
         while let Some(task) = self.tasks.join_next().await {
             task?;
         }
         let failures = self.counts.failures.lock();
-        let failures = failures.expect("no thread panics with the failures");
-        ensure!(failures.is_empty(), "tunnels did not open: {failures:#?}");
+        let failures = failures.expect("no thread panics with it");
+        ensure!(failures.is_empty(), "it did not open: {failures:#?}");
+        let cut = self.counts.cut.load(Ordering::Relaxed);
+        let limit = (killed * Self::TASKS_PER_CLIENT) as u64;
+        ensure!(
+            cut <= limit,
+            "{cut} connections of the load balancer got no response, and {killed} endpoints died"
+        );
         let opened = self.counts.opened.load(Ordering::Relaxed);
-        ensure!(opened > 0, "no tunnel was opened");
+        ensure!(opened > 0, "no connection was opened");
         Ok(opened)
     }
 }
 
-/// Clients of both versions, and some open tunnels of each.
-async fn open(
+/// Clients of the Service `app` by tunnels of both versions, and by the load balancer.
+async fn clients(
     fixture: &Fixture,
     user: &str,
-    authority: &str,
-    tunnels: usize,
-) -> Result<(Vec<TunnelClient>, Vec<OpenTunnel>)> {
+    app: &str,
+    balancer: &Balancer,
+) -> Result<Vec<Client>> {
     let token = account(fixture, user).await?;
-    let clients = VERSIONS.map(|version| client(fixture, &fixture.bastion, &token, version));
-    let mut open = Vec::new();
+    let tunnel = |version| Client::Tunnel {
+        client: client(fixture, &fixture.bastion, &token, version),
+        authority: format!("{app}.{SHOP}.svc:80"),
+    };
+    let clients = vec![
+        tunnel(Version::Http1),
+        tunnel(Version::Http2),
+        Client::LoadBalancer(balancer.address),
+    ];
     for client in &clients {
-        eventually("the first tunnel", async || {
-            Ok(client.open(authority).await.is_ok())
+        eventually("the first connection", async || {
+            Ok(OpenConnection::new(client).await.is_ok())
         })
         .await?;
-        for _ in 0..tunnels {
-            open.push(OpenTunnel::new(client, authority).await?);
-        }
     }
-    Ok((clients.into(), open))
+    Ok(clients)
 }
 
-pub async fn killed_endpoints_end_only_their_own_tunnels(fixture: &mut Fixture) -> Result<()> {
-    let authority = format!("web.{SHOP}.svc:80");
-    let (clients, mut tunnels) = open(fixture, "killing", &authority, 6).await?;
-    let opening = Opening::start(&clients, &authority);
-    opening.wait_for(30).await?;
+async fn open(clients: &[Client], each: usize) -> Result<Vec<OpenConnection>> {
+    let mut open = Vec::new();
+    for client in clients {
+        for _ in 0..each {
+            open.push(OpenConnection::new(client).await?);
+        }
+    }
+    Ok(open)
+}
+
+pub async fn killed_endpoints_end_only_their_own_connections(fixture: &mut Fixture) -> Result<()> {
+    let balancer = Balancer::start(fixture, "web", 7).await?;
+    let clients = clients(fixture, "killing", "web", &balancer).await?;
+    let mut connections = open(&clients, 6).await?;
+    let opening = Opening::start(&clients);
+    opening.wait_for(45).await?;
     // The third endpoint stays, and one of the two others is dead at a time.
-    for (name, last) in &WEB[..2] {
+    let killed = &WEB[..2];
+    for (name, last) in killed {
         let backend = fixture.backends.remove(*name);
         backend.context("the backend runs")?.kill().await;
-        ensure_ended(&mut tunnels, name).await?;
-        opening.wait_for(100).await?;
+        ensure_ended(&mut connections, name).await?;
+        opening.wait_for(150).await?;
         restart(fixture, (name, *last)).await?;
-        opening.wait_for(30).await?;
+        opening.wait_for(45).await?;
     }
-    for tunnel in &mut tunnels {
-        ensure!(tunnel.ask().await? == WEB[2].0);
+    for connection in &mut connections {
+        ensure!(connection.ask().await? == WEB[2].0);
     }
-    ensure!(tunnels.len() >= VERSIONS.len());
-    let opened = opening.stop().await?;
-    println!("     two of three endpoints killed in turn: {opened} tunnels opened");
+    ensure!(connections.len() >= clients.len());
+    let opened = opening.stop(killed.len()).await?;
+    println!("     two of three endpoints killed in turn: {opened} connections opened");
+    balancer.stop(fixture).await?;
     fixture.endpoints("services/web", 3).await
 }
 
-/// Each pod is terminating before its process exits. Its tunnels stay open until then.
-pub async fn rolling_update_fails_no_new_tunnel(fixture: &mut Fixture) -> Result<()> {
+/// Each pod is terminating before its process exits. Its connections stay open until then.
+pub async fn rolling_update_fails_no_new_connection(fixture: &mut Fixture) -> Result<()> {
     const REPLICAS: u8 = 3;
     const FIRST: u8 = 3;
     let spec = json!({"selector": {"app": "shifted"}, "ports": [{"port": 80, "targetPort": 8080}]});
@@ -217,34 +312,40 @@ pub async fn rolling_update_fails_no_new_tunnel(fixture: &mut Fixture) -> Result
         old.push((name.clone(), run(&name, FIRST + replica).await?));
     }
     fixture.wait_until_known("services/shifted").await?;
-    let authority = format!("shifted.{SHOP}.svc:80");
-    let (clients, mut tunnels) = open(fixture, "shifting", &authority, 0).await?;
-    let opening = Opening::start(&clients, &authority);
+    let balancer = Balancer::start(fixture, "shifted", 8).await?;
+    let clients = clients(fixture, "shifting", "shifted", &balancer).await?;
+    let opening = Opening::start(&clients);
+    let mut connections = Vec::new();
     let mut new = Vec::new();
     for (replica, (name, process)) in (REPLICAS..).zip(old) {
-        eventually("a tunnel to each old pod", async || {
-            tunnels.push(OpenTunnel::new(&clients[0], &authority).await?);
-            tunnels.push(OpenTunnel::new(&clients[1], &authority).await?);
-            Ok(tunnels.iter().any(|tunnel| tunnel.endpoint == name))
+        eventually("a connection to each old pod", async || {
+            connections.extend(open(&clients, 1).await?);
+            Ok(connections
+                .iter()
+                .any(|connection: &OpenConnection| connection.endpoint == name))
         })
         .await?;
         // As in a Deployment, the new pod serves before an old one is deleted.
         let backend = run(&format!("shifted-{replica}"), FIRST + replica).await?;
-        eventually("a tunnel to the new pod", async || Ok(backend.served() > 0)).await?;
+        eventually("a connection to the new pod", async || {
+            Ok(backend.served() > 0)
+        })
+        .await?;
         new.push(backend);
         fixture.objects.terminate(&name).await?;
-        opening.wait_for(30).await?;
-        for tunnel in &mut tunnels {
-            let answer = tunnel.ask().await.context("while a pod is terminating")?;
-            ensure!(answer == tunnel.endpoint);
+        opening.wait_for(45).await?;
+        for connection in &mut connections {
+            let answer = connection.ask().await.context("while a pod terminates")?;
+            ensure!(answer == connection.endpoint);
         }
         process.kill().await;
-        ensure_ended(&mut tunnels, &name).await?;
+        ensure_ended(&mut connections, &name).await?;
         fixture.objects.delete_pod(&name).await?;
-        opening.wait_for(30).await?;
+        opening.wait_for(45).await?;
     }
-    let opened = opening.stop().await?;
-    println!("     three pods replaced one after the other: {opened} tunnels opened");
+    let opened = opening.stop(REPLICAS.into()).await?;
+    println!("     three pods replaced one after the other: {opened} connections opened");
+    balancer.stop(fixture).await?;
     for replica in REPLICAS..2 * REPLICAS {
         let name = format!("shifted-{replica}");
         fixture.objects.delete_pod(&name).await?;
@@ -252,30 +353,35 @@ pub async fn rolling_update_fails_no_new_tunnel(fixture: &mut Fixture) -> Result
     Ok(())
 }
 
-/// The outage is longer than the default TTLs of reviews, and an endpoint dies during it.
-pub async fn tunnels_open_without_the_api(fixture: &mut Fixture) -> Result<()> {
-    const OUTAGE: Duration = Duration::from_secs(15);
-    let authority = format!("web.{SHOP}.svc:80");
-    let (clients, mut tunnels) = open(fixture, "api-outage", &authority, 6).await?;
-    let opening = Opening::start(&clients, &authority);
-    opening.wait_for(30).await?;
+/// The outage is longer than the default TTLs of reviews and the Lease of the load balancers, and
+/// an endpoint dies during it.
+pub async fn connections_open_without_the_api(fixture: &mut Fixture) -> Result<()> {
+    const OUTAGE: Duration = Duration::from_mins(1);
+    let balancer = Balancer::start(fixture, "web", 7).await?;
+    let clients = clients(fixture, "api-outage", "web", &balancer).await?;
+    let mut connections = open(&clients, 6).await?;
+    let opening = Opening::start(&clients);
+    opening.wait_for(45).await?;
     fixture.cluster.stop_apiserver();
     tokio::time::sleep(OUTAGE).await;
-    for tunnel in &mut tunnels {
-        ensure!(tunnel.ask().await? == tunnel.endpoint);
+    for connection in &mut connections {
+        ensure!(connection.ask().await? == connection.endpoint);
     }
     let (name, last) = WEB[0];
     let backend = fixture.backends.remove(name);
     backend.context("the backend runs")?.kill().await;
-    ensure_ended(&mut tunnels, name).await?;
-    opening.wait_for(100).await?;
+    ensure_ended(&mut connections, name).await?;
+    opening.wait_for(150).await?;
     restart(fixture, (name, last)).await?;
     fixture.cluster.start_apiserver().await?;
-    opening.wait_for(100).await?;
-    for tunnel in &mut tunnels {
-        ensure!(tunnel.ask().await? == tunnel.endpoint);
+    opening.wait_for(150).await?;
+    for connection in &mut connections {
+        ensure!(connection.ask().await? == connection.endpoint);
     }
-    let opened = opening.stop().await?;
-    println!("     an API server down for {OUTAGE:?}: {opened} tunnels opened");
+    let opened = opening.stop(1).await?;
+    println!("     an API server down for {OUTAGE:?}: {opened} connections opened");
+    let services = Services::new(fixture);
+    services.reason(&balancer.name, "Ready").await?;
+    balancer.stop(fixture).await?;
     fixture.endpoints("services/web", 3).await
 }
