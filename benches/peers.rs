@@ -61,7 +61,7 @@ use peer::Peer;
 use settings::Settings;
 use stage::Stage;
 use statistics::Sample;
-use workloads::{Growth, HAPROXY, L4, Measure};
+use workloads::{Growth, HAPROXY, Held, L4, Measure};
 
 fn main() -> Result<()> {
     // `cargo test --benches` runs it too, and must not measure.
@@ -107,7 +107,10 @@ async fn bench(settings: &Settings) -> Result<Vec<Outcome>> {
             }
             eprintln!("round {round} of {}: {}", settings.rounds, workload.title);
             if let Measure::Memory(held) = workload.measure {
-                let fresh = peer::start_all(&stage, settings).await?;
+                let fresh = match held {
+                    Held::Tunnel(_) => vec![l4::tunnel_peer(&stage).await?],
+                    Held::Idle | Held::Stalled => peer::start_all(&stage, settings).await?,
+                };
                 let figures = memory::per_connection(&stage, &fresh, held).await?;
                 for (peer, figure) in fresh.iter().zip(figures) {
                     let sample = Sample {
@@ -127,6 +130,7 @@ async fn bench(settings: &Settings) -> Result<Vec<Outcome>> {
             };
             for peer in peers.of(workload.measure, workload.with_apiserver) {
                 let sample = measure::measure(&stage, peer, workload.measure, seconds)
+                    .await
                     .with_context(|| format!("{}, {}", workload.title, peer.name))?;
                 if round > 0 {
                     outcome.push(peer.name, sample);
@@ -145,32 +149,36 @@ struct Peers {
     services: Vec<Peer>,
     endpoints: Vec<Peer>,
     l4: Vec<Peer>,
+    tunnels: Vec<Peer>,
 }
 
 impl Peers {
     async fn start(stage: &Stage, settings: &Settings) -> Result<Self> {
+        let is_selected = |measures: &[Measure]| {
+            let mut workloads = settings.workloads.iter();
+            workloads.any(|workload| measures.contains(&workload.measure))
+        };
         let grown = async |growth| {
-            let is_selected = settings.workloads.iter().any(
-                |workload| matches!(workload.measure, Measure::Index(other) if other == growth),
-            );
-            if is_selected {
+            if is_selected(&[Measure::Index(growth)]) {
                 index::peers(stage, growth).await
             } else {
                 Ok(Vec::new())
             }
         };
-        let is_l4 = settings
-            .workloads
-            .iter()
-            .any(|workload| matches!(workload.measure, Measure::L4(_)));
+        let l4 = [L4::Transfer, L4::Connection, L4::Datagram].map(Measure::L4);
         Ok(Self {
             proxies: peer::start_all(stage, settings).await?,
             apiserver: peer::apiserver(stage).await?,
             to_api_server: peer::to_api_server(stage).await?,
             services: grown(Growth::Services).await?,
             endpoints: grown(Growth::Endpoints).await?,
-            l4: if is_l4 {
+            l4: if is_selected(&l4) {
                 l4::peers(stage).await?
+            } else {
+                Vec::new()
+            },
+            tunnels: if is_selected(&[Measure::L4(L4::Tunnels)]) {
+                l4::tunnels_and_relay(stage).await?
             } else {
                 Vec::new()
             },
@@ -182,6 +190,7 @@ impl Peers {
             Measure::PassThrough { .. } => &self.to_api_server,
             Measure::Index(Growth::Services) => &self.services,
             Measure::Index(Growth::Endpoints) => &self.endpoints,
+            Measure::L4(L4::Tunnels) => &self.tunnels,
             Measure::L4(_) => &self.l4,
             _ => &self.proxies,
         };

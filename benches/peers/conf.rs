@@ -43,7 +43,7 @@ pub fn backend(
 pid {folder_name}/backend.pid; error_log /dev/null;
 events {{ worker_connections 32768; }}
 http {{
-  access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; send_timeout 5m; sendfile on;
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; send_timeout 5m; client_header_timeout 1h; sendfile on;
   client_max_body_size 0; client_body_buffer_size {BODY_BYTES}; client_body_temp_path {folder_name}/backend-body;
   upstream answers {{ server 127.0.0.1:8079; keepalive 16; }}
   server {{

@@ -7,8 +7,15 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Service;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
 
 use crate::conf;
 use crate::generators::in_threads;
@@ -16,15 +23,54 @@ use crate::peer::{Peer, bastion, free_port, plain_peer};
 use crate::process::{CpuTime, Server};
 use crate::stage::{BODY_BYTES, LARGE, SMALL, Stage};
 use crate::statistics::Sample;
+use crate::support::connect::{self, TunnelClient};
 use crate::support::eventually;
-use crate::workloads::{BASTION, HAPROXY, L4, NGINX};
+use crate::workloads::{BASTION, HAPROXY, L4, NGINX, RELAY, Version};
 
-/// Class of the Service.
-const CLASS: &str = "kube-bastion.dev/bench";
 /// Port of the UDP backends.
 const ECHO_PORT: u16 = 8053;
 /// Size in bytes of a datagram.
 const DATAGRAM: usize = 200;
+
+/// Authority of the tunnels.
+pub const AUTHORITY: &str = "web.bench.svc:80";
+
+/// Starts a bastion whose caller may open tunnels.
+///
+/// # Errors
+/// Returns an error if no tunnel opens.
+pub async fn tunnel_peer(stage: &Stage) -> Result<Peer> {
+    let config = json!({
+        "apiVersion": "kube-bastion.dev/v1alpha1", "kind": "BastionConfiguration",
+        "tunnels": {"maxPerCaller": 100_000},
+    });
+    let file = stage.folder().join("tunnels.yaml");
+    std::fs::write(&file, config.to_string())?;
+    let caller = json!({"kind": "ServiceAccount", "name": "default", "namespace": "bench"});
+    stage
+        .objects
+        .allow("tunnels", caller, &["pods/portforward"], &["create"])
+        .await?;
+    let own = Path::new(env!("CARGO_BIN_EXE_kube-bastion"));
+    let flag = format!("--config={}", file.display());
+    let peer = bastion(stage, BASTION, own, &[&flag])?;
+    let client = tunnel_client(stage, &peer, Version::Http2);
+    eventually("a tunnel", async || {
+        Ok(client.open(AUTHORITY).await.is_ok())
+    })
+    .await?;
+    Ok(peer)
+}
+
+/// Returns a client with connections of its own.
+pub fn tunnel_client(stage: &Stage, peer: &Peer, version: Version) -> TunnelClient {
+    let version = match version {
+        Version::Http1 => connect::Version::Http1,
+        Version::Http2 => connect::Version::Http2,
+    };
+    let ca = stage.cluster.ca.file.clone();
+    TunnelClient::new(peer.address, ca, &stage.token, version)
+}
 
 /// Starts the bastion, HAProxy and nginx, each with a port for TCP and one of the same number for
 /// UDP, except for HAProxy.
@@ -39,31 +85,11 @@ pub async fn peers(stage: &Stage) -> Result<Vec<Peer>> {
         echoes.push(address);
     }
     let port = free_port()?;
-    stage
-        .objects
-        .create::<Service>(json!({
-            "metadata": {"name": "l4"},
-            "spec": {
-                "type": "LoadBalancer", "loadBalancerClass": CLASS, "selector": {"app": "web"},
-                "allocateLoadBalancerNodePorts": false,
-                "ports": [
-                    {"name": "tcp", "port": port, "protocol": "TCP", "targetPort": 8080},
-                    {"name": "udp", "port": port, "protocol": "UDP", "targetPort": ECHO_PORT},
-                ],
-            },
-        }))
-        .await?;
-    let rbac = "deploy/components/load-balancer-controller/rbac.yaml";
-    stage.cluster.kubectl(&["apply", "-f", rbac])?;
-    let own = Path::new(env!("CARGO_BIN_EXE_kube-bastion"));
-    let class = format!("--load-balancer-class={CLASS}");
-    let flags = [
-        &*class,
-        "--load-balancer-address=127.0.0.1",
-        "--load-balancer-bind-address=127.0.0.1",
-    ];
-    let mut balancer = bastion(stage, BASTION, own, &flags)?;
-    balancer.address.set_port(port);
+    let ports = json!([
+        {"name": "tcp", "port": port, "protocol": "TCP", "targetPort": 8080},
+        {"name": "udp", "port": port, "protocol": "UDP", "targetPort": ECHO_PORT},
+    ]);
+    let balancer = balancer(stage, BASTION, "l4", port, &ports).await?;
     let port = free_port()?;
     let file = conf::haproxy_tcp(stage.folder(), port, &stage.backends)?;
     let haproxy = Server::start(Command::new("haproxy").arg("-f").arg(file))?;
@@ -77,6 +103,54 @@ pub async fn peers(stage: &Stage) -> Result<Vec<Peer>> {
         eventually(&what, async || Ok(get(peer.address, SMALL, true).is_ok())).await?;
     }
     Ok(peers)
+}
+
+/// Starts the bastion and its relay of TCP, each as a peer of the other.
+///
+/// # Errors
+/// Returns an error if one of them does not reach the backends.
+pub async fn tunnels_and_relay(stage: &Stage) -> Result<Vec<Peer>> {
+    let port = free_port()?;
+    let ports = json!([{"port": port, "targetPort": 8080}]);
+    let relay = balancer(stage, RELAY, "relay", port, &ports).await?;
+    eventually("the relay", async || {
+        Ok(get(relay.address, SMALL, true).is_ok())
+    })
+    .await?;
+    Ok(vec![tunnel_peer(stage).await?, relay])
+}
+
+/// Starts a bastion that serves a Service of `type: LoadBalancer` on loopback.
+async fn balancer(
+    stage: &Stage,
+    name: &'static str,
+    service: &str,
+    port: u16,
+    ports: &Value,
+) -> Result<Peer> {
+    let class = format!("kube-bastion.dev/{service}");
+    stage
+        .objects
+        .create::<Service>(json!({
+            "metadata": {"name": service},
+            "spec": {
+                "type": "LoadBalancer", "loadBalancerClass": class, "selector": {"app": "web"},
+                "allocateLoadBalancerNodePorts": false, "ports": ports,
+            },
+        }))
+        .await?;
+    let rbac = "deploy/components/load-balancer-controller/rbac.yaml";
+    stage.cluster.kubectl(&["apply", "-f", rbac])?;
+    let own = Path::new(env!("CARGO_BIN_EXE_kube-bastion"));
+    let class = format!("--load-balancer-class={class}");
+    let flags = [
+        &*class,
+        "--load-balancer-address=127.0.0.1",
+        "--load-balancer-bind-address=127.0.0.1",
+    ];
+    let mut peer = bastion(stage, name, own, &flags)?;
+    peer.address.set_port(port);
+    Ok(peer)
 }
 
 /// Echoes datagrams for the rest of the run.
@@ -95,20 +169,24 @@ fn echo(socket: UdpSocket) -> Result<()> {
 ///
 /// # Errors
 /// Returns an error if a transfer fails.
-pub fn measure(peer: &Peer, what: L4, duration: Duration) -> Result<Sample> {
+pub async fn measure(stage: &Stage, peer: &Peer, what: L4, duration: Duration) -> Result<Sample> {
     let before = CpuTime::of(&peer.process.ids())?;
     let began = Instant::now();
     let count = match what {
         L4::Transfer => transfers(peer.address, duration)?,
         L4::Connection => connections(peer.address, duration)?,
         L4::Datagram => datagrams(peer.address, duration)?,
+        L4::Tunnels => streams(stage, peer, duration).await?,
     };
     let elapsed = began.elapsed().as_secs_f64();
     ensure!(count > 0, "nothing has passed");
     let count = f64::from(u32::try_from(count)?);
     let spent = before.spent(&peer.process.ids(), count)?;
     Ok(Sample {
-        figure: spent.total(),
+        figure: match what {
+            L4::Tunnels => elapsed * 1e6 / count,
+            _ => spent.total(),
+        },
         user: Some(spent.user),
         per_second: Some(count / elapsed),
         latency: None,
@@ -132,6 +210,48 @@ fn transfers(address: SocketAddr, duration: Duration) -> Result<u64> {
     })?;
     Ok(counts.iter().sum())
 }
+
+/// Downloads of a large body on 100 connections at the same time: through tunnels of one HTTP/2
+/// connection, or of the relay. Returns their number.
+async fn streams(stage: &Stage, peer: &Peer, duration: Duration) -> Result<u64> {
+    const STREAMS: usize = 100;
+    let end = Instant::now() + duration;
+    let client = (peer.name == BASTION).then(|| tunnel_client(stage, peer, Version::Http2));
+    let mut tasks = JoinSet::new();
+    for _ in 0..STREAMS {
+        let (client, address) = (client.clone(), peer.address);
+        tasks.spawn(async move {
+            let stream: Box<dyn Stream> = match client {
+                Some(client) => Box::new(client.open(AUTHORITY).await?),
+                None => Box::new(tokio::net::TcpStream::connect(address).await?),
+            };
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            let mut count = 0;
+            while count == 0 || Instant::now() < end {
+                let request = Request::get(LARGE).header(header::HOST, "bench");
+                let request = request.body(Empty::<Bytes>::new())?;
+                let mut body = sender.send_request(request).await?.into_body();
+                let mut length = 0;
+                while let Some(frame) = body.frame().await {
+                    length += frame?.data_ref().map_or(0, Bytes::len) as u64;
+                }
+                ensure!(length == BODY_BYTES, "a download has {length} bytes");
+                count += 1;
+            }
+            anyhow::Ok(count)
+        });
+    }
+    let mut sum = 0;
+    while let Some(count) = tasks.join_next().await {
+        sum += count??;
+    }
+    Ok(sum)
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// Connections with one small request each. Returns their number.
 fn connections(address: SocketAddr, duration: Duration) -> Result<u64> {

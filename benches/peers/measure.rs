@@ -22,7 +22,7 @@ const RATE: u32 = 4000;
 ///
 /// # Errors
 /// Returns an error if a response is not 2xx or a process ends.
-pub fn measure(stage: &Stage, peer: &Peer, what: Measure, seconds: u64) -> Result<Sample> {
+pub async fn measure(stage: &Stage, peer: &Peer, what: Measure, seconds: u64) -> Result<Sample> {
     let duration = Duration::from_secs(seconds);
     match what {
         Measure::Small {
@@ -84,7 +84,7 @@ pub fn measure(stage: &Stage, peer: &Peer, what: Measure, seconds: u64) -> Resul
             })
         }
         Measure::Index(growth) => grown(stage, peer, growth, seconds),
-        Measure::L4(what) => l4::measure(peer, what, duration),
+        Measure::L4(what) => l4::measure(stage, peer, what, duration).await,
         Measure::Memory(_) => anyhow::bail!("memory is measured for all peers together"),
     }
 }

@@ -10,7 +10,7 @@ pub struct Workload {
     pub with_apiserver: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     /// CPU time per small request in a closed loop.
     Small {
@@ -52,6 +52,8 @@ impl Measure {
             Self::Handshake { .. } | Self::L4(L4::Connection) => "CPU µs/connection",
             Self::L4(L4::Transfer) => "CPU µs/10 MiB",
             Self::L4(L4::Datagram) => "CPU µs/datagram and answer",
+            Self::L4(L4::Tunnels) => "µs/10 MiB",
+            Self::Memory(Held::Tunnel(_)) => "KiB/tunnel",
             Self::Latency(_) => "p99 µs",
             Self::Memory(_) => "KiB/connection",
         }
@@ -63,6 +65,7 @@ impl Measure {
             Self::Index(_) => SMALL_INDEX,
             // HAProxy has no UDP.
             Self::L4(L4::Datagram) => NGINX,
+            Self::L4(L4::Tunnels) => RELAY,
             _ => HAPROXY,
         }
     }
@@ -96,6 +99,8 @@ pub enum Held {
     Idle,
     /// The client has stopped to read a large response.
     Stalled,
+    /// Tunnel by CONNECT without traffic.
+    Tunnel(Version),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +117,8 @@ pub enum L4 {
     /// Connection with a small request.
     Connection,
     Datagram,
+    /// As [`Self::Transfer`], on 100 tunnels of one HTTP/2 connection.
+    Tunnels,
 }
 
 /// Upper limit for the subject of a workload.
@@ -128,6 +135,8 @@ pub const BASELINE: &str = "baseline";
 pub const HAPROXY: &str = "HAProxy";
 pub const HAPROXY_TCP: &str = "HAProxy (TCP)";
 pub const NGINX: &str = "nginx";
+/// The bastion's relay of TCP, as a load balancer.
+pub const RELAY: &str = "TCP relay";
 pub const APISERVER: &str = "kube-apiserver";
 pub const SMALL_INDEX: &str = "10 services x 3";
 pub const MANY_SERVICES: &str = "10,000 services x 3";
@@ -137,7 +146,7 @@ pub const MANY_ENDPOINTS: &str = "10 services, 5,000";
 /// with both.
 pub const APISERVER_GOAL: f64 = 25.0;
 
-pub const WORKLOADS: [Workload; 18] = [
+pub const WORKLOADS: [Workload; 21] = [
     Workload {
         title: "HTTP/1.1 small, 64 connections",
         measure: Measure::Small {
@@ -264,6 +273,25 @@ pub const WORKLOADS: [Workload; 18] = [
         title: "L4: UDP datagram and its answer",
         measure: Measure::L4(L4::Datagram),
         goal: Goal::Ratio(1.0),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "L4: 10 MiB by CONNECT, 1 connection x 100 streams",
+        measure: Measure::L4(L4::Tunnels),
+        // 0.8 of the throughput.
+        goal: Goal::Ratio(1.25),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "L4: memory of an idle tunnel, HTTP/1.1",
+        measure: Measure::Memory(Held::Tunnel(Version::Http1)),
+        goal: Goal::Figure(20.0),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "L4: memory of an idle tunnel, HTTP/2",
+        measure: Measure::Memory(Held::Tunnel(Version::Http2)),
+        goal: Goal::Figure(20.0),
         with_apiserver: false,
     },
 ];

@@ -11,7 +11,7 @@ mod kubectl;
 mod site;
 mod websocket;
 
-pub use browser::{browser_shows_a_site, browser_shows_a_site_behind_kubectl_proxy, drive};
+pub use browser::{browser_shows_a_site, browser_shows_a_site_behind_kubectl_proxy, drive, serve};
 pub use curl::{curl_streams_responses, curl_uses_both_versions_of_http};
 pub use generated::{javascript_client_reaches_sub_paths, python_client_reaches_sub_paths};
 pub use go::{client_go_uses_proxy_get, program as go_program};

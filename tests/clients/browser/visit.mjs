@@ -1,20 +1,25 @@
 // Visits the small site in ../site through the proxy subresource, and checks the content of its pages.
 //
-//   echo '{"chromium": PATH, "base": URL ending in /proxy, "token": TOKEN or null}' | node visit.mjs
+//   echo '{"chromium": PATH, "base": URL ending in /proxy, "token": TOKEN or null, "pac": TEXT or null}' | node visit.mjs
 //
-// With a token the browser connects to the bastion; without one, kubectl proxy adds the token.
+// With a token the browser connects to the bastion; without one, kubectl proxy adds the token. A PAC file names the
+// proxy of the browser.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
-const { chromium: executablePath, base, token } = JSON.parse(readFileSync(0, "utf8"));
+const { chromium: executablePath, base, token, pac } = JSON.parse(readFileSync(0, "utf8"));
 const PATIENCE = 15_000;
+
+const proxy = pac
+  ? `--proxy-pac-url=data:application/x-ns-proxy-autoconfig;base64,${Buffer.from(pac).toString("base64")}`
+  : "--no-proxy-server";
 
 const browser = await chromium.launch({
   executablePath,
   args: [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-proxy-server",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", proxy,
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
   ],
 });

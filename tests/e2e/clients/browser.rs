@@ -48,7 +48,8 @@ pub async fn browser_shows_a_site_behind_kubectl_proxy(fixture: &mut Fixture) ->
     .await
 }
 
-async fn serve(fixture: &Fixture, name: &str, port: u16) -> Result<App> {
+/// Serves the site by a service.
+pub async fn serve(fixture: &Fixture, name: &str, port: u16) -> Result<App> {
     let app = App::start(&fixture.namespace, LAST, port, None, site)?;
     fixture
         .objects

@@ -5,9 +5,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use tokio::net::UdpSocket;
 
 use super::forward::{Forward, account, forward};
+use crate::clients::{drive, serve};
 use crate::fixture::{Fixture, SHOP};
 use crate::support::dns::{self, DNS_PORT, dnsmasq};
 use crate::support::eventually;
@@ -57,8 +59,10 @@ pub async fn forward_reaches_udp_ports_and_all_names(fixture: &mut Fixture) -> R
     let address = fixture.namespace.address(DNS);
     let _server = dnsmasq(&fixture.namespace, address, ADDRESS).await?;
     publish(fixture, "resolver", (DNS_PORT, "UDP"), &[address]).await?;
-    let arguments = ["svc/resolver", ":53/udp", "--socks", "127.0.0.1:0"];
+    let file = fixture.cluster.folder.path().join("cluster.pac");
+    let arguments = ["svc/resolver", ":53/udp", "--socks", "127.0.0.1:0", "--pac"];
     let mut command = forward(&bastion, &arguments);
+    command.arg(&file);
     let forward = Forward::start(&mut command, 2).await?;
     let output = || forward.program.output().join("\n");
     ask(forward.ports[0]).await.with_context(output)?;
@@ -78,5 +82,10 @@ pub async fn forward_reaches_udp_ports_and_all_names(fixture: &mut Fixture) -> R
     }
     let refused = curl(&["--proxy", &proxy, "http://example.com/"]).await?;
     ensure!(refused.contains("(status 403)"), "{refused}");
-    Ok(())
+
+    let _site = serve(fixture, "named-site", 8083).await?;
+    let base = format!("http://named-site.{SHOP}.svc");
+    let pac = std::fs::read_to_string(&file)?;
+    let setting = json!({"base": base, "token": null, "pac": pac});
+    drive("visit.mjs", setting).await.with_context(output)
 }
