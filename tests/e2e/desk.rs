@@ -1,6 +1,7 @@
 //! The commands for the desk, and the API server as they use it.
 
 mod databases;
+mod envoy;
 mod failover;
 mod forward;
 mod kubelet;
@@ -12,6 +13,7 @@ mod side_by_side;
 mod through_proxy;
 
 pub use databases::psql_works_through_forward;
+pub use envoy::envoy_ends_udp_tunnels_of_forward;
 pub use failover::proxy_fails_no_read_when_an_api_server_is_killed;
 pub use forward::*;
 pub use kubelet::{kubectl, kubectl_reaches_containers_through_the_kubelet, reach_containers};

@@ -174,6 +174,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         desk::forward_reaches_services_pods_and_workloads,
         desk::forward_survives_what_ends_kubectl_port_forward,
         desk::forward_reaches_udp_ports_and_all_names,
+        desk::envoy_ends_udp_tunnels_of_forward,
         desk::psql_works_through_forward,
         desk::proxy_fails_no_read_when_an_api_server_is_killed,
         loadbalancer::status_follows_the_services,

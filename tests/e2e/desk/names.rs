@@ -38,8 +38,8 @@ async fn curl(arguments: &[&str]) -> Result<String> {
     Ok(curl.output().join("\n"))
 }
 
-/// Asks a DNS server for the known name at a local port.
-async fn ask(server: SocketAddr) -> Result<()> {
+/// Asks a DNS server for the known name at a local port until it answers with this address.
+pub(super) async fn ask(server: SocketAddr, address: Ipv4Addr) -> Result<()> {
     let socket = UdpSocket::bind("127.0.0.1:0").await?;
     socket.connect(server).await?;
     eventually("an answer", async || {
@@ -49,7 +49,7 @@ async fn ask(server: SocketAddr) -> Result<()> {
         let Ok(Ok(length)) = received else {
             return Ok(false);
         };
-        Ok(dns::address(&answer[..length], QUERY)? == ADDRESS)
+        Ok(dns::address(&answer[..length], QUERY)? == address)
     })
     .await
 }
@@ -65,7 +65,7 @@ pub async fn forward_reaches_udp_ports_and_all_names(fixture: &mut Fixture) -> R
     command.arg(&file);
     let forward = Forward::start(&mut command, 2).await?;
     let output = || forward.program.output().join("\n");
-    ask(forward.ports[0]).await.with_context(output)?;
+    ask(forward.ports[0], ADDRESS).await.with_context(output)?;
     let proxy = forward.ports[1].to_string();
     let url = format!("http://web.{SHOP}.svc/name");
     for arguments in [
