@@ -1,5 +1,6 @@
 # Targets for people and CI. `make test` runs all tests; it needs Rust and valgrind, and for e2e root, Go, Node, Python,
-# curl, Chromium, Prometheus, RabbitMQ, PostgreSQL, Redis and dnsmasq. `make lint` needs Go and Python too.
+# curl, Chromium, Prometheus, RabbitMQ, PostgreSQL, Redis, dnsmasq, OpenSSH and proxytunnel. `make lint` needs Go and
+# Python too.
 
 CARGO ?= cargo
 

@@ -9,7 +9,7 @@
 //! The scenarios need root for the namespace, Go for the control plane (unless `KUBEBUILDER_ASSETS`
 //! provides it) and for clients, and Node with npm, Python with pip, curl and Chromium for the
 //! other clients. Those of `apps` need Debian's packages of Prometheus and `RabbitMQ`, too, and those
-//! of `tunnels` `PostgreSQL`, Redis and dnsmasq. All scenarios fail if the cluster cannot be set up.
+//! of `tunnels` `PostgreSQL`, Redis, dnsmasq, OpenSSH and proxytunnel. All scenarios fail if the cluster cannot be set up.
 
 mod apiservers;
 mod apps;
@@ -159,6 +159,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         tunnels::node_opens_tunnels_over_http2,
         tunnels::host_name_reaches_its_pod,
         tunnels::databases_work_through_tunnels,
+        tunnels::ssh_works_through_connect,
         tunnels::query_outlives_another_pod_and_another_bastion,
         tunnels::dns_answers_through_udp_tunnels,
         tunnels::http3_passes_through_udp_tunnels,

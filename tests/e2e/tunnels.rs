@@ -4,6 +4,7 @@ mod databases;
 mod faults;
 mod names;
 mod servers;
+mod ssh;
 mod udp;
 
 pub use databases::{
@@ -15,6 +16,7 @@ pub use faults::{
 };
 pub use names::host_name_reaches_its_pod;
 pub use servers::publish;
+pub use ssh::ssh_works_through_connect;
 pub use udp::{dns_answers_through_udp_tunnels, http3_passes_through_udp_tunnels};
 
 use std::collections::BTreeMap;
