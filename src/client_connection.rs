@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::OpenGuard;
 use crate::model::ClientAddress;
@@ -105,6 +105,66 @@ pub struct ConnectionPermits {
     pub share: Option<ClientShare>,
 }
 
+/// Limits on connections, shared by the workers.
+#[derive(Clone, Debug)]
+pub struct ConnectionQuota {
+    /// Of all connections. `None` for no limit.
+    connections: Option<Arc<Semaphore>>,
+    /// Of each client address. `None` for no limit.
+    clients: Option<Arc<ClientShares>>,
+}
+
+impl ConnectionQuota {
+    /// Allows a number of connections, and a number for each client address; 0 for no limit.
+    pub fn new(connections: usize, per_client: usize) -> Self {
+        Self {
+            connections: (connections > 0).then(|| Arc::new(Semaphore::new(connections))),
+            clients: (per_client > 0).then(|| ClientShares::new(per_client)),
+        }
+    }
+
+    /// Acquires the permits for a connection that was accepted from `client`. `None` if the address
+    /// is at its limit and the connection must be closed. `delayed` is called if it must wait.
+    pub async fn admit(
+        &self,
+        client: ClientAddress,
+        delayed: impl FnOnce(),
+    ) -> Option<ConnectionPermits> {
+        let mut permits = ConnectionPermits::default();
+        // Checked before the wait below, so that a client over its limit does not make others wait
+        // behind it; and before TLS, so that it costs no more than the accept.
+        if let Some(clients) = &self.clients {
+            permits.share = Some(clients.take(client)?);
+        }
+        // The permit is acquired after the accept, so that an idle listener holds none. While one
+        // accepted connection waits here, the others wait in the kernel's queue.
+        if let Some(connections) = &self.connections {
+            permits.permit = if let Ok(permit) = Arc::clone(connections).try_acquire_owned() {
+                Some(permit)
+            } else {
+                delayed();
+                Arc::clone(connections).acquire_owned().await.ok()
+            };
+        }
+        Some(permits)
+    }
+
+    /// Exchanges the share of a load balancer's address for one of the client that it names.
+    /// Returns false if the client is at its limit.
+    #[must_use]
+    pub fn transfer(&self, permits: &mut ConnectionPermits, client: ClientAddress) -> bool {
+        let Some(clients) = &self.clients else {
+            return true;
+        };
+        let share = clients.take(client);
+        let is_taken = share.is_some();
+        if is_taken {
+            permits.share = share;
+        }
+        is_taken
+    }
+}
+
 /// Permits and metrics of an open connection, released when the last clone is dropped. The
 /// connection holds one clone, each request another until the last byte of its response, and each
 /// tunnel another, because it may outlive the connection's task.
@@ -146,7 +206,14 @@ mod tests {
     use super::*;
     use std::net::IpAddr;
 
+    use std::pin::pin;
+
+    use tokio::time::timeout;
+
     use crate::metrics::OpenGauge;
+    use crate::testing::client;
+
+    const TIMEOUT: Duration = Duration::from_secs(90);
 
     #[test]
     fn limits_connections_per_client_address() {
@@ -164,6 +231,57 @@ mod tests {
             shares.open.is_empty(),
             "an address without connections is removed"
         );
+    }
+
+    #[tokio::test]
+    async fn connection_of_client_at_its_limit_is_not_admitted() {
+        let quota = ConnectionQuota::new(0, 1);
+        let admit = async |last| quota.admit(client(last), || panic!("no wait")).await;
+        let first = admit(1).await;
+        assert!(first.is_some());
+        assert!(admit(1).await.is_none());
+        assert!(admit(2).await.is_some());
+        drop(first);
+        assert!(admit(1).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_over_total_limit_waits_for_permit() {
+        let quota = ConnectionQuota::new(1, 0);
+        let first = quota.admit(client(1), || panic!("no wait")).await;
+        let waits = Cell::new(false);
+        let mut second = pin!(quota.admit(client(2), || waits.set(true)));
+        assert!(timeout(TIMEOUT, second.as_mut()).await.is_err());
+        assert!(waits.get());
+        drop(first);
+        assert!(second.await.unwrap().permit.is_some());
+    }
+
+    #[tokio::test]
+    async fn client_at_its_limit_takes_no_permit() {
+        let quota = ConnectionQuota::new(2, 1);
+        let admit = async |last| quota.admit(client(last), || panic!("no wait")).await;
+        let _first = admit(1).await;
+        assert!(admit(1).await.is_none());
+        assert!(admit(2).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn share_passes_from_load_balancer_to_its_client() {
+        let quota = ConnectionQuota::new(0, 1);
+        let (balancer, named) = (client(1), client(2));
+        let admit = async || quota.admit(balancer, || panic!("no wait")).await;
+        let mut first = admit().await.unwrap();
+        assert!(quota.transfer(&mut first, named));
+        let mut second = admit().await.unwrap();
+        assert!(!quota.transfer(&mut second, named));
+        assert!(
+            admit().await.is_none(),
+            "a rejected transfer keeps the share of the load balancer until the connection ends"
+        );
+        drop((first, second));
+        let mut third = admit().await.unwrap();
+        assert!(quota.transfer(&mut third, named));
     }
 
     #[test]

@@ -13,17 +13,16 @@ use std::time::Duration;
 use http::{Response, Version};
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_util::task::TaskTracker;
 
 use crate::authenticate::{ClientCertificate, Peer};
-use crate::client_connection::{ClientShares, ConnectionGuard, ConnectionPermits};
+use crate::client_connection::{ConnectionGuard, ConnectionPermits, ConnectionQuota};
 use crate::drain::Drain;
 use crate::http::h1::{RejectedLine, RequestError, ServerConnection, Timeouts};
 use crate::http::{Handler, HeadMemory, Interim, Reply, Request, Stream, h2};
-use crate::metrics::{ConnectionLimits, Metrics};
-use crate::model::{ClientAddress, Networks};
+use crate::metrics::Metrics;
+use crate::model::Networks;
 use crate::proxy::{Body, Proxy};
 use crate::telemetry::LogLimit;
 use crate::tls::{ServerTls, is_certificate_error};
@@ -44,10 +43,7 @@ pub struct Limits {
     pub timeouts: Timeouts,
     /// Memory for large heads, shared by the workers.
     pub head_memory: HeadMemory,
-    /// Limit on all connections, shared by the workers. `None` for no limit.
-    pub connections: Option<Arc<Semaphore>>,
-    /// Limit per client address, shared by the workers. `None` for no limit.
-    pub clients: Option<Arc<ClientShares>>,
+    pub quota: ConnectionQuota,
 }
 
 /// Listener of one port on one worker.
@@ -126,9 +122,14 @@ impl Listener {
         loop {
             let (stream, address) = socket.accept().await?;
             let metrics = &self.metrics.connection_limits;
-            if let Some(permits) = self.limits.admit(address.ip().into(), metrics).await {
+            let quota = &self.limits.quota;
+            let admitted = quota.admit(address.ip().into(), || {
+                metrics.delayed.inc();
+            });
+            if let Some(permits) = admitted.await {
                 return Ok((stream, address, permits));
             }
+            metrics.over_share.inc();
             tracing::debug!(
                 %address,
                 "connection closed: its client address is at serving.maxConnectionsPerClient"
@@ -172,7 +173,9 @@ impl Listener {
             })?;
             if let Some(source) = header.source {
                 client = source;
-                self.limits.transfer(permits, source)?;
+                if !self.limits.quota.transfer(permits, source.into()) {
+                    return Err(OpenError::ClientShare(source));
+                }
             }
         }
         let Some(tls) = &self.tls else {
@@ -329,47 +332,6 @@ impl Handler for ConnectionHandler {
 
     fn reject(&self, error: RequestError, line: RejectedLine) -> Response<Body> {
         self.proxy.reject(error, line, &self.peer, &self.guard)
-    }
-}
-
-impl Limits {
-    /// Acquires the permits for a connection that was accepted from `client`. `None` if the address
-    /// is at its limit and the connection must be closed.
-    async fn admit(
-        &self,
-        client: ClientAddress,
-        metrics: &ConnectionLimits,
-    ) -> Option<ConnectionPermits> {
-        let mut permits = ConnectionPermits::default();
-        // Checked before the wait below, so that a client over its limit does not make others wait
-        // behind it; and before TLS, so that it costs no more than the accept.
-        if let Some(clients) = &self.clients {
-            permits.share = clients.take(client);
-            if permits.share.is_none() {
-                metrics.over_share.inc();
-                return None;
-            }
-        }
-        // The permit is acquired after the accept, so that an idle listener holds none. While one
-        // accepted connection waits here, the others wait in the kernel's queue.
-        if let Some(connections) = &self.connections {
-            permits.permit = if let Ok(permit) = Arc::clone(connections).try_acquire_owned() {
-                Some(permit)
-            } else {
-                metrics.delayed.inc();
-                Arc::clone(connections).acquire_owned().await.ok()
-            };
-        }
-        Some(permits)
-    }
-
-    /// Exchanges the share of a load balancer's address for one of the client that it names.
-    fn transfer(&self, permits: &mut ConnectionPermits, client: IpAddr) -> Result<(), OpenError> {
-        if let Some(clients) = &self.clients {
-            let share = clients.take(client.into());
-            permits.share = Some(share.ok_or(OpenError::ClientShare(client))?);
-        }
-        Ok(())
     }
 }
 

@@ -33,7 +33,7 @@ use pass_through::PassThroughError;
 use respond::AcceptPreference;
 use tunnel::{Carrier, Grant, Subject};
 
-use crate::authenticate::{Authenticator, Caller, Peer};
+use crate::authenticate::{Authenticator, Peer};
 use crate::authorize::Authorizer;
 use crate::client_connection::ConnectionGuard;
 use crate::drain::Drain;
@@ -273,10 +273,7 @@ impl Proxy {
         let credentials = upgrade
             .is_some()
             .then(|| Box::new(authenticator.credentials(&head.headers)));
-        let Caller {
-            identity,
-            impersonates,
-        } = if forward_proxy {
+        let caller = if forward_proxy {
             Box::pin(authenticator.authenticate_proxy(&mut head.headers, peer))
                 .await
                 .map_err(forward_proxy::unauthenticated)?
@@ -285,17 +282,10 @@ impl Proxy {
                 .authenticate(&mut head.headers, peer, websocket)
                 .await?
         };
-        record.identity = Some(Arc::clone(&identity));
-        let identity = match impersonates {
-            None => identity,
-            Some(impersonation) => {
-                let impersonated =
-                    authorizer.impersonate(&identity, *impersonation, record.client.into());
-                let identity = Box::pin(impersonated).await?;
-                record.impersonated_user = Some(Arc::clone(&identity));
-                identity
-            }
-        };
+        record.identity = Some(Arc::clone(&caller.identity));
+        let impersonates = caller.impersonates.is_some();
+        let identity = authorizer.acting(caller, record.client.into()).await?;
+        record.impersonated_user = impersonates.then(|| Arc::clone(&identity));
 
         let client_target = head.target.clone();
         let target = forward_proxy::parse_target(&client_target, &self.stages.cluster_domain)?;

@@ -7,7 +7,6 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use secrecy::ExposeSecret;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 use super::Addresses;
 use super::load::{Files, Source, api_certificate};
@@ -18,7 +17,7 @@ use crate::authenticate::{
 };
 use crate::authorize::{AccessReviewHandler, Authorizer, PolicySource, Reviews};
 use crate::balance::LoadBalancer;
-use crate::client_connection::{ClientShares, Shares};
+use crate::client_connection::{ConnectionQuota, Shares};
 use crate::cluster::{Cluster, Kind, Writer};
 use crate::config::Config;
 use crate::drain::Drain;
@@ -342,15 +341,10 @@ impl Setup<'_> {
                     write: config.serving.write_timeout,
                 },
                 head_memory: HeadMemory::new(config.serving.max_head_memory),
-                // 0 removes a limit; a semaphore of that size would reject everything.
-                connections: match config.serving.max_connections {
-                    0 => None,
-                    limit => Some(Arc::new(Semaphore::new(limit))),
-                },
-                clients: match config.serving.max_connections_per_client {
-                    0 => None,
-                    limit => Some(ClientShares::new(limit)),
-                },
+                quota: ConnectionQuota::new(
+                    config.serving.max_connections,
+                    config.serving.max_connections_per_client,
+                ),
             },
             proxy_protocol: config.serving.proxy_protocol.from.clone(),
             access: access.map(Arc::new),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{AuthorizationError, Authorizer};
-use crate::authenticate::Impersonation;
+use crate::authenticate::{Caller, Impersonation};
 use crate::model::identity::{ANONYMOUS_USER, UNAUTHENTICATED, with_authenticated};
 use crate::model::{Attributes, ClientAddress, Identity, Verb, dns};
 use crate::review::ReviewFailure;
@@ -16,6 +16,25 @@ const AUTHENTICATION: &str = "authentication.k8s.io";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
 impl Authorizer {
+    /// Returns the identity with which the caller acts: its own, or that of the user whom it
+    /// impersonates.
+    ///
+    /// # Errors
+    /// As [`Self::impersonate`].
+    pub async fn acting(
+        &self,
+        caller: Caller,
+        client: ClientAddress,
+    ) -> Result<Arc<Identity>, AuthorizationError> {
+        match caller.impersonates {
+            None => Ok(caller.identity),
+            // Boxed, because it is large and rare.
+            Some(requested) => {
+                Box::pin(self.impersonate(&caller.identity, *requested, client)).await
+            }
+        }
+    }
+
     /// Returns the identity that `caller` requests. User, groups, uid and extra attributes are each
     /// authorized with the verb `impersonate`, as in kube-apiserver.
     ///

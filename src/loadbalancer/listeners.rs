@@ -21,12 +21,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::task::TaskTracker;
 
 use super::{ListenerKey, ListenerSpec, Listeners, Protocol};
-use crate::client_connection::ClientShares;
+use crate::client_connection::ConnectionQuota;
 use crate::cluster::{Affinity, Cluster};
 use crate::drain::Drain;
 use crate::forward::Forwarder;
@@ -69,10 +69,7 @@ pub struct DataPath {
 /// Limits of the listeners, shared by the workers.
 #[derive(Clone, Debug)]
 pub struct ListenerLimits {
-    /// Limit on all connections. `None` for no limit.
-    pub connections: Option<Arc<Semaphore>>,
-    /// Limit on connections per client address. `None` for no limit.
-    pub clients: Option<Arc<ClientShares>>,
+    pub quota: ConnectionQuota,
     /// Limit on UDP flows, each of which has a socket.
     pub flows: Arc<FlowBudget>,
 }
@@ -85,8 +82,7 @@ impl ListenerLimits {
     /// of public listeners must not use up. 0 for no limit.
     pub fn new(connections: usize, per_client: usize) -> Self {
         Self {
-            connections: (connections > 0).then(|| Arc::new(Semaphore::new(connections))),
-            clients: (per_client > 0).then(|| ClientShares::new(per_client)),
+            quota: ConnectionQuota::new(connections, per_client),
             flows: FlowBudget::new(Self::MAX_FLOWS),
         }
     }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::tunnel::{Carrier, Grant, Subject};
 use super::{Proxy, ProxyError, Reply, forward_proxy};
-use crate::authenticate::{Caller, Peer};
+use crate::authenticate::Peer;
 use crate::authorize::AuthorizationError;
 use crate::client_connection::Shares;
 use crate::forward::{DialError, Tunnel, Upgrade};
@@ -159,25 +159,14 @@ impl Proxy {
         let authenticated = stages
             .authenticator
             .authenticate_tunnel(&mut request.head.headers, peer);
-        let Caller {
-            identity,
-            impersonates,
-        } = authenticated
+        let caller = authenticated
             .await
             .map_err(forward_proxy::unauthenticated)?;
-        record.identity = Some(Arc::clone(&identity));
+        record.identity = Some(Arc::clone(&caller.identity));
         let client = record.client.into();
-        let identity = match impersonates {
-            None => identity,
-            Some(impersonation) => {
-                let impersonated = stages
-                    .authorizer
-                    .impersonate(&identity, *impersonation, client);
-                let identity = impersonated.await?;
-                record.impersonated_user = Some(Arc::clone(&identity));
-                identity
-            }
-        };
+        let impersonates = caller.impersonates.is_some();
+        let identity = stages.authorizer.acting(caller, client).await?;
+        record.impersonated_user = impersonates.then(|| Arc::clone(&identity));
 
         let address = parse_address(request, &stages.cluster_domain)?;
         let host = address.host.clone();

@@ -11,15 +11,15 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Stages, forward_proxy};
-use crate::authenticate::{AuthenticationError, Caller, Peer};
-use crate::authorize::{AuthorizationError, Authorizer};
+use crate::authenticate::{AuthenticationError, Peer};
+use crate::authorize::AuthorizationError;
 use crate::client_connection::{ConnectionGuard, Share};
 use crate::drain::Drain;
 use crate::forward::Tunnel;
 use crate::http::{RequestTarget, Upgraded};
 use crate::model::target::TargetError;
 use crate::model::tunnel::TunnelObject;
-use crate::model::{ClientAddress, Identity, Target, Verb};
+use crate::model::{ClientAddress, Target, Verb};
 use crate::telemetry::Record;
 use crate::tunnel::{TunnelError, connect_udp};
 
@@ -144,6 +144,7 @@ impl Grant {
         // A copy, because authentication strips the credentials from the headers.
         let mut credentials = self.credentials.clone();
         let (headers, peer) = (&mut credentials, &self.peer);
+        let client = ClientAddress::from(peer.client);
         let (websocket, verb, request) = match &self.subject {
             Subject::Upgrade {
                 websocket,
@@ -152,8 +153,7 @@ impl Grant {
             } => (*websocket, *verb, target),
             Subject::Tunnel(object, _) => {
                 let caller = authenticator.authenticate_tunnel(headers, peer).await?;
-                let identity = self.identity(caller, authorizer).await?;
-                let client = ClientAddress::from(self.peer.client);
+                let identity = authorizer.acting(caller, client).await?;
                 authorizer
                     .authorize_tunnel(&identity, object, client)
                     .await?;
@@ -166,8 +166,7 @@ impl Grant {
         } else {
             authenticator.authenticate(headers, peer, websocket).await?
         };
-        let client = ClientAddress::from(self.peer.client);
-        let identity = self.identity(caller, authorizer).await?;
+        let identity = authorizer.acting(caller, client).await?;
         authorizer
             .authorize(&identity, verb, &target, client)
             .await?;
@@ -175,23 +174,6 @@ impl Grant {
         Ok(authorizer
             .authorize_upgrade(&identity, &target, client)
             .await?)
-    }
-
-    /// Returns the identity of the caller, or that of the user whom it impersonates.
-    async fn identity(
-        &self,
-        caller: Caller,
-        authorizer: &Authorizer,
-    ) -> Result<Arc<Identity>, AuthorizationError> {
-        let client = ClientAddress::from(self.peer.client);
-        match caller.impersonates {
-            None => Ok(caller.identity),
-            Some(impersonation) => {
-                authorizer
-                    .impersonate(&caller.identity, *impersonation, client)
-                    .await
-            }
-        }
     }
 }
 

@@ -78,20 +78,14 @@ impl DataPath {
             reset(&client.stream);
             return None;
         }
-        let mut permits = ConnectionPermits::default();
-        if let Some(clients) = &self.limits.clients {
-            permits.share = clients.take(client.address.ip().into());
-            if permits.share.is_none() {
-                accepted.client_share.inc();
-                reset(&client.stream);
-                return None;
-            }
+        let quota = &self.limits.quota;
+        // Further connections wait in the kernel's queue.
+        let permits = quota.admit(client.address.ip().into(), || {}).await;
+        if permits.is_none() {
+            accepted.client_share.inc();
+            reset(&client.stream);
         }
-        if let Some(connections) = &self.limits.connections {
-            // Further connections wait in the kernel's queue.
-            permits.permit = Arc::clone(connections).acquire_owned().await.ok();
-        }
-        Some(permits)
+        permits
     }
 
     async fn connection(self: Rc<Self>, client: Client, _permits: ConnectionPermits) {
