@@ -9,6 +9,8 @@ mod certificates;
 mod connect;
 #[path = "proxy/connect_ends.rs"]
 mod connect_ends;
+#[path = "proxy/connect_udp.rs"]
+mod connect_udp;
 #[path = "proxy/endpoint_tls.rs"]
 mod endpoint_tls;
 #[path = "proxy/exchange.rs"]

@@ -75,7 +75,12 @@ impl Stage {
         }
         let caller = json!({"kind": "ServiceAccount", "name": "default", "namespace": "bench"});
         objects
-            .allow("caller", caller, &["services/proxy"], &["get", "create"])
+            .allow(
+                "caller",
+                caller,
+                &["services/proxy", "pods/portforward"],
+                &["get", "create"],
+            )
             .await?;
         let token = cluster.token("bench", "default", None).await?;
         let kubeconfig = cluster

@@ -165,6 +165,15 @@ pub enum PublishedAddress {
     Hostname(String),
 }
 
+impl std::fmt::Display for PublishedAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Hostname(name) => f.write_str(name),
+        }
+    }
+}
+
 /// Range of ports, as `80` or `8000-8999`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortRange(pub RangeInclusive<u16>);

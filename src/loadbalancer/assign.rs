@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use super::listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
 use super::nodes::{NodeFacts, SliceNodes};
-pub use super::request::ANNOTATIONS;
-use super::request::{PortLimit, Problem, Request, RequestedPort, display};
+use super::request::{MAX_PORTS, PortLimit, Problem, Request, RequestedPort};
 use super::service::{Ingress, PortStatus, Service};
 use crate::cluster::ObjectKey;
 use crate::config::{LabelSelector, PortRange, PublishedAddress};
@@ -19,8 +18,6 @@ use winners::{Winners, winners};
 /// `ipMode` of a proxy (KEP-1860): kube-proxy does not short-cut connections to the address.
 const IP_MODE: &str = "Proxy";
 
-/// Maximum number of ports of a Service that are served, the first ones.
-const MAX_PORTS: usize = 64;
 /// Maximum number of ports in a status, for each address, so that the API accepts it.
 const MAX_STATUS_PORTS: usize = 2 * MAX_PORTS;
 
@@ -254,8 +251,8 @@ fn endpoint_nodes(facts: &Facts<'_>, service: &ObjectKey) -> BTreeSet<Arc<str>> 
 
 /// Problems of a port at an address.
 struct PortProblems {
-    /// One of the bind addresses that serve the port.
-    serving: Option<IpAddr>,
+    /// A bind address serves the port.
+    is_served: bool,
     problems: Vec<Problem>,
 }
 
@@ -263,7 +260,7 @@ impl PortProblems {
     /// Returns the only problem of a port that is not served.
     fn of(problem: Problem) -> Self {
         Self {
-            serving: None,
+            is_served: false,
             problems: vec![problem],
         }
     }
@@ -272,15 +269,15 @@ impl PortProblems {
     /// Service as well, or to none, does not serve the port.
     fn error(&self) -> Option<&Problem> {
         let mut problems = self.problems.iter();
-        match self.serving {
-            Some(_) => problems.find(|problem| {
-                matches!(
-                    problem,
-                    Problem::PortConflict { .. } | Problem::TooManyPorts(_)
-                )
-            }),
-            None => problems.next(),
+        if !self.is_served {
+            return problems.next();
         }
+        problems.find(|problem| {
+            matches!(
+                problem,
+                Problem::PortConflict { .. } | Problem::TooManyPorts(_)
+            )
+        })
     }
 }
 
@@ -297,7 +294,7 @@ fn port_problems<'a>(
         Err(problem) => return PortProblems::of(problem),
     };
     let mut found = PortProblems {
-        serving: None,
+        is_served: false,
         problems: Vec::new(),
     };
     for address in bind {
@@ -319,7 +316,7 @@ fn port_problems<'a>(
                 key: listener,
                 reason: reason.clone(),
             }),
-            (_, None) => found.serving = Some(*address),
+            (_, None) => found.is_served = true,
         }
     }
     found
@@ -348,7 +345,7 @@ fn unavailability(
 }
 
 fn ingress_of(address: &PublishedAddress, ports: Vec<PortStatus>) -> Ingress {
-    let text = Some(display(address));
+    let text = Some(address.to_string());
     match address {
         PublishedAddress::Ip(_) => Ingress {
             ip: text,

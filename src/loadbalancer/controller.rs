@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-use super::assign::{self, Assignment, Facts, Holders, Outcome};
+use super::assign::{self, Facts, Holders, Outcome};
 use super::events;
 use super::inventory::Inventory;
 use super::listener::{BindFailures, ListenerSpec, Listeners};
@@ -80,7 +80,7 @@ impl Controller {
     fn update(&self, failures: &BindFailures) {
         let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
         let assigned = self.inventory.read(|objects| {
-            let assignment = assign::assign(
+            let mut assignment = assign::assign(
                 &self.settings,
                 &Facts {
                     services: &objects.services,
@@ -92,7 +92,7 @@ impl Controller {
                     failures,
                 },
             );
-            let results = results(&objects.services, &assignment);
+            let results = results(&objects.services, &mut assignment.services);
             (assignment, results)
         });
         let Some((assignment, results)) = assigned else {
@@ -104,11 +104,14 @@ impl Controller {
     }
 }
 
-fn results(services: &BTreeMap<ObjectKey, Arc<Service>>, assignment: &Assignment) -> Results {
+fn results(
+    services: &BTreeMap<ObjectKey, Arc<Service>>,
+    outcomes: &mut BTreeMap<ObjectKey, Outcome>,
+) -> Results {
     let services = services.iter();
     services
         .map(|(key, service)| {
-            let outcome = assignment.services.get(key).cloned();
+            let outcome = outcomes.remove(key);
             (key.clone(), (Arc::clone(service), outcome))
         })
         .collect()

@@ -362,9 +362,7 @@ mod tests {
         let published = || {
             inventory.read(|objects| {
                 let addresses = objects.published.iter();
-                addresses
-                    .map(super::super::request::display)
-                    .collect::<Vec<_>>()
+                addresses.map(ToString::to_string).collect::<Vec<_>>()
             })
         };
         inventory.apply(Change::Services(vec![front(json!([

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::listener::{ListenerKey, Protocol};
 use super::service::{Port, Service};
-use crate::cluster::{Family, ObjectKey};
+use crate::cluster::ObjectKey;
 use crate::config::{PublishedAddress, parse_published_address};
 use crate::model::network::NetworkError;
 use crate::model::{Network, Networks};
@@ -105,14 +105,21 @@ impl Problem {
     }
 }
 
+/// Maximum number of ports of a Service that are served, the first ones.
+pub const MAX_PORTS: usize = 64;
+/// Maximum number of listeners of the Services of a namespace.
+pub const MAX_OF_NAMESPACE: usize = 256;
+/// Maximum number of listeners of the process, each of which has a socket and a task per worker.
+pub const MAX_OF_PROCESS: usize = 4096;
+
 /// Limit on listeners that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum PortLimit {
-    #[error("only the first 64 ports of a Service are served")]
+    #[error("only the first {MAX_PORTS} ports of a Service are served")]
     Service,
-    #[error("the Services of the namespace have 256 listeners, the maximum")]
+    #[error("the Services of the namespace have {MAX_OF_NAMESPACE} listeners, the maximum")]
     Namespace,
-    #[error("the bastion has 4096 listeners, the maximum")]
+    #[error("the bastion has {MAX_OF_PROCESS} listeners, the maximum")]
     Process,
 }
 
@@ -152,14 +159,14 @@ impl Request {
         let requested = requested_addresses(service)?;
         let unknown = requested.iter().find(|wanted| !published.contains(wanted));
         if let Some(unknown) = unknown {
-            return Err(Problem::AddressNotConfigured(display(unknown)));
+            return Err(Problem::AddressNotConfigured(unknown.to_string()));
         }
         let is_requested =
             |address: &&PublishedAddress| requested.is_empty() || requested.contains(address);
         let bind: Vec<IpAddr> = bind_addresses
             .iter()
             .copied()
-            .filter(|address| service.has_family(family(*address)))
+            .filter(|address| service.has_family_of(*address))
             .collect();
         let addresses: Vec<_> = published
             .iter()
@@ -196,11 +203,7 @@ impl RequestedPort {
         Self {
             port: port.port,
             name_of_protocol: port.protocol.clone(),
-            protocol: match &*port.protocol {
-                "TCP" => Some(Protocol::Tcp),
-                "UDP" => Some(Protocol::Udp),
-                _ => None,
-            },
+            protocol: Protocol::parse(&port.protocol),
         }
     }
 }
@@ -215,21 +218,6 @@ pub fn binds_of(address: &PublishedAddress, bind: &[IpAddr]) -> Vec<IpAddr> {
             same_family.copied().collect()
         }
         PublishedAddress::Hostname(_) => bind.to_vec(),
-    }
-}
-
-/// Formats an address as in the status.
-pub fn display(address: &PublishedAddress) -> String {
-    match address {
-        PublishedAddress::Ip(ip) => ip.to_string(),
-        PublishedAddress::Hostname(name) => name.clone(),
-    }
-}
-
-fn family(address: IpAddr) -> Family {
-    match address {
-        IpAddr::V4(_) => Family::V4,
-        IpAddr::V6(_) => Family::V6,
     }
 }
 

@@ -10,7 +10,7 @@ use kube::Resource;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::metadata::metadata;
-use crate::cluster::{Family, ObjectKey};
+use crate::cluster::ObjectKey;
 
 /// Finalizer of Services whose load balancer must be removed first (KEP-1959).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
@@ -189,19 +189,14 @@ impl Service {
         Some(annotations.get(name)?.trim()).filter(|value| !value.is_empty())
     }
 
-    /// Returns true if the Service has addresses of the family. One without families, which the API
+    /// Returns true if the Service has addresses of the family of this one. One without families, which the API
     /// server completes, has that of its cluster IP.
-    pub fn has_family(&self, family: Family) -> bool {
-        let name = match family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        };
+    pub fn has_family_of(&self, address: IpAddr) -> bool {
+        let name = if address.is_ipv4() { "IPv4" } else { "IPv6" };
         let families = &self.spec.ip_families;
         if families.is_empty() {
             let cluster_ip = self.spec.cluster_ip.parse::<IpAddr>();
-            return cluster_ip.map_or(true, |address| {
-                address.is_ipv4() == matches!(family, Family::V4)
-            });
+            return cluster_ip.map_or(true, |own| own.is_ipv4() == address.is_ipv4());
         }
         families.iter().any(|listed| listed == name)
     }
@@ -222,7 +217,7 @@ impl Service {
     pub fn slim(mut self) -> Self {
         self.metadata.labels = None;
         if let Some(annotations) = &mut self.metadata.annotations {
-            annotations.retain(|name, _| super::assign::ANNOTATIONS.contains(&&**name));
+            annotations.retain(|name, _| super::request::ANNOTATIONS.contains(&&**name));
         }
         self
     }
@@ -269,8 +264,8 @@ mod tests {
         ] {
             let service = service(&spec);
             let families = (
-                service.has_family(Family::V4),
-                service.has_family(Family::V6),
+                service.has_family_of([192, 0, 2, 1].into()),
+                service.has_family_of(std::net::Ipv6Addr::LOCALHOST.into()),
             );
             assert_eq!(families, (v4, v6), "{spec}");
         }

@@ -90,18 +90,9 @@ fn silent(patch: Patch) -> Change {
 
 fn status_change(service: &Service, outcome: &Outcome, now: Timestamp) -> Option<Change> {
     let desired = conditions(service, outcome, now);
-    let present = |r#type: &str| service.condition(r#type);
     let is_equal = [CONDITION, PORTS_CONDITION].iter().all(|r#type| {
-        let wanted = desired
-            .iter()
-            .find(|condition| condition.r#type == **r#type);
-        match (present(r#type), wanted) {
-            (Some(present), Some(wanted)) => {
-                (&present.status, &present.reason, &present.message)
-                    == (&wanted.status, &wanted.reason, &wanted.message)
-            }
-            (present, wanted) => present.is_none() && wanted.is_none(),
-        }
+        let mut desired = desired.iter();
+        service.condition(r#type) == desired.find(|condition| condition.r#type == **r#type)
     });
     if is_equal && service.status.load_balancer.ingress == outcome.ingress {
         return None;
@@ -176,7 +167,7 @@ fn notice(service: &Service, outcome: &Outcome, desired: &[Condition]) -> Option
         return Some(Notice {
             r#type: EventType::Warning,
             reason,
-            message: joined(outcome).into(),
+            message: wanted.message.clone().into(),
         });
     }
     let was_ready = present.is_some_and(|present| present.status == "True");

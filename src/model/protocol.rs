@@ -18,6 +18,15 @@ impl Protocol {
             Self::Udp => "UDP",
         }
     }
+
+    /// Parses the name in the Kubernetes API. `None` for other protocols.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "TCP" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Protocol {

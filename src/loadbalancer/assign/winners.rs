@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::{Facts, Settings, claims};
 use crate::cluster::ObjectKey;
 use crate::config::parse_published_address;
-use crate::loadbalancer::request::{PortLimit, Request, binds_of};
+use crate::loadbalancer::request::{
+    MAX_OF_NAMESPACE, MAX_OF_PROCESS, PortLimit, Request, binds_of,
+};
 use crate::loadbalancer::service::Service;
 use crate::loadbalancer::{ListenerKey, Protocol};
 
@@ -23,11 +25,6 @@ enum Right {
     Unconfirmed,
     None,
 }
-
-/// Maximum number of listeners of the Services of a namespace.
-pub(super) const MAX_OF_NAMESPACE: usize = 256;
-/// Maximum number of listeners of the process, each of which has a socket and a task per worker.
-pub(super) const MAX_OF_PROCESS: usize = 4096;
 
 /// Decision on all listeners.
 #[derive(Debug, Default)]
@@ -119,10 +116,8 @@ fn served(service: &Service, bind_addresses: &[IpAddr]) -> BTreeSet<ListenerKey>
         let Some(address) = address else { continue };
         let binds = binds_of(&address, bind_addresses);
         for port in ingress.ports.iter().filter(|port| port.error.is_none()) {
-            let protocol = match &*port.protocol {
-                "TCP" => Protocol::Tcp,
-                "UDP" => Protocol::Udp,
-                _ => continue,
+            let Some(protocol) = Protocol::parse(&port.protocol) else {
+                continue;
             };
             served.extend(binds.iter().map(|address| ListenerKey {
                 address: *address,

@@ -79,7 +79,7 @@ fn selects_addresses_by_families_and_request() {
         let request = read(annotations, spec).map_err(|problem| problem.reason())?;
         let all = request.addresses.iter();
         Ok(all
-            .map(|(address, bind)| format!("{} {bind:?}", display(address)))
+            .map(|(address, bind)| format!("{address} {bind:?}"))
             .collect())
     };
     let none = json!({});
