@@ -48,7 +48,7 @@ pub async fn per_connection(stage: &Stage, peers: &[Peer], held: Held) -> Result
 
 /// An open connection or tunnel.
 enum Open {
-    Connection(Connection),
+    Connection(Box<Connection>),
     Tunnel(Tunnel),
 }
 
@@ -71,7 +71,7 @@ async fn open(stage: &Stage, peer: &Peer, held: Held, count: u32) -> Result<Vec<
             connection.exchange(&request)?;
             connection
         };
-        Ok(Open::Connection(connection))
+        Ok(Open::Connection(Box::new(connection)))
     };
     (0..count).map(one).collect()
 }

@@ -49,13 +49,13 @@ fn configuration(address: Ipv4Addr, serving: &Pair) -> Value {
         },
         {"match": {"prefix": "/"}, "direct_response": {"status": 407}},
     ]);
-    let router = format!("{TYPE}.filters.http.router.v3.Router");
+    let last_filter = format!("{TYPE}.filters.http.router.v3.Router");
     let http = json!({
         "@type": format!("{TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "tunnels",
         "http2_protocol_options": {"allow_connect": true},
         "upgrade_configs": [{"upgrade_type": "CONNECT-UDP"}],
-        "http_filters": [{"name": "router", "typed_config": {"@type": router}}],
+        "http_filters": [{"name": "router", "typed_config": {"@type": last_filter}}],
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
     });
     let socket = |protocol: &str, port: u16| {
