@@ -206,6 +206,7 @@ impl Proxy {
             version,
         } = line;
         let error = ProxyError::from(error);
+        let asks_for_tunnel = method == Some(Method::CONNECT);
         let audit_id = new_audit_id();
         let mut record = Record::start(
             &self.recorder,
@@ -219,6 +220,9 @@ impl Proxy {
         record.error = Some(error.to_string());
         let mut response = respond::error_response(&error, Vec::new(), OutputFormat::Json);
         response.headers_mut().insert(AUDIT_ID, audit_id);
+        if asks_for_tunnel {
+            connect::refusal::complete(&error, response.headers_mut());
+        }
         record.code = response.status();
         response.map(|body| body.recorded(record, guard.track_request()))
     }
