@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::StatusCode;
+use tokio::time::{Instant, sleep};
 
 use super::bastion::{TunnelError, Tunnels};
 use super::endpoints::{Endpoints, TargetPort};
@@ -91,7 +92,7 @@ impl Route {
                 tunnels,
                 protocol,
                 authority,
-            } => return Ok(Box::new(tunnels.open(*protocol, authority).await?)),
+            } => return open(tunnels, *protocol, authority).await,
             Self::Pods {
                 endpoints,
                 port,
@@ -115,6 +116,27 @@ impl Route {
                 }
                 result => return result,
             }
+        }
+    }
+}
+
+/// Opens a tunnel whose endpoint the bastion selects, and waits for one.
+async fn open(
+    tunnels: &Tunnels,
+    protocol: Protocol,
+    authority: &str,
+) -> Result<Box<dyn Transport>, ConnectError> {
+    const PAUSE: Duration = Duration::from_millis(500);
+    let last = Instant::now() + POD_TIMEOUT;
+    loop {
+        match tunnels.open(protocol, authority).await {
+            Err(TunnelError::Refused(refusal))
+                if refusal.status == StatusCode::SERVICE_UNAVAILABLE && Instant::now() < last =>
+            {
+                tracing::debug!(%refusal, authority, "waiting for an endpoint");
+                sleep(PAUSE).await;
+            }
+            opened => return Ok(Box::new(opened?)),
         }
     }
 }

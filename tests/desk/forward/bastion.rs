@@ -230,6 +230,10 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
             "jane may not create services/portforward",
         )),
         "closed" => Some((StatusCode::BAD_GATEWAY, "connection refused")),
+        "starting" if lock(&state.requests).len() < 3 => Some((
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no endpoints available for service \"starting\"",
+        )),
         "missing" => Some((
             StatusCode::NOT_FOUND,
             "no service missing; did you mean web?",

@@ -156,6 +156,15 @@ async fn lost_connection_to_the_bastion_is_replaced() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connection_waits_for_an_endpoint() -> Result<()> {
+    let bastion = Bastion::start([]).await?;
+    let forward = Forward::start(&bastion.kubeconfig, 1, &["svc/starting", ":80"]).await?;
+    echo(&mut forward.connect(0).await?, "served").await?;
+    ensure!(bastion.requests().len() == 3, "{:?}", bastion.requests());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_printed_once_with_the_remedy() -> Result<()> {
     let bastion = Bastion::start([]).await?;
     let arguments = [
