@@ -119,9 +119,10 @@ impl LoadBalancer {
         order
     }
 
-    /// Returns true if the endpoint gets no new requests while others can serve.
-    pub fn is_ejected(&self, key: EndpointKey) -> bool {
-        !self.ejections.is_empty() && self.ejections.contains(key, Instant::now())
+    /// Returns false if connects to the endpoint have failed lately. For a client that keeps its
+    /// endpoint.
+    pub fn admits_connection(&self, key: EndpointKey) -> bool {
+        self.ejections.is_empty() || self.ejections.admits_connection(key, Instant::now())
     }
 
     /// Ejects an endpoint after a failed connect.

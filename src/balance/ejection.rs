@@ -151,6 +151,23 @@ impl Ejections {
         }
     }
 
+    /// Returns false for an endpoint that was ejected because connects fail. After its ejection, the
+    /// caller's connection is the probe. Whether it sends responses does not matter.
+    pub fn admits_connection(&self, key: EndpointKey, now: Instant) -> bool {
+        let Some(mut ejection) = self.entries.get_mut(&key) else {
+            return true;
+        };
+        if ejection.reason != Reason::Connect {
+            return true;
+        }
+        let admits = ejection.until <= now;
+        if admits {
+            ejection.until = now + BASE_EJECTION;
+            ejection.probing = true;
+        }
+        admits
+    }
+
     /// Ends the ejection of an endpoint that accepts connections again. A stalled endpoint stays
     /// ejected: a frozen process still accepts connections, because the kernel does so for it.
     pub fn connected(&self, key: EndpointKey) {
@@ -310,6 +327,22 @@ mod tests {
             ),
             (0, 0)
         );
+    }
+
+    #[test]
+    fn only_failed_connects_keep_connections_away() {
+        let (ejections, now) = (Ejections::default(), Instant::now());
+        assert!(ejections.admits_connection(KEY, now));
+        ejections.eject(KEY, Reason::Stalled, now);
+        assert!(ejections.admits_connection(KEY, now));
+        ejections.responded(KEY);
+        ejections.eject(KEY, Reason::Connect, now);
+        assert!(!ejections.admits_connection(KEY, now));
+        let end = now + BASE_EJECTION;
+        assert!(ejections.admits_connection(KEY, end));
+        assert!(!ejections.admits_connection(KEY, end), "one is the probe");
+        ejections.eject(KEY, Reason::Connect, end);
+        assert!(ejections.contains(KEY, end + BASE_EJECTION), "it is longer");
     }
 
     #[test]

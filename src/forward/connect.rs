@@ -50,7 +50,7 @@ impl Forwarder {
     }
 
     /// As [`Self::connect_tunnel`], for a client of a listener, which is public. `preferred` is
-    /// tried first if it is among the candidates and not ejected. Only the others take turns, so
+    /// tried first if it is among the candidates and accepts connections. Only the others take turns, so
     /// that clients that keep their endpoint do not affect which one a new client gets.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl Forwarder {
         let preferred = preferred.and_then(|address| {
             let endpoint = endpoints.iter().find(|it| it.address == address)?;
             let is_only = endpoints.len() == 1;
-            (is_only || !self.balance.is_ejected(key(endpoint))).then_some(endpoint)
+            (is_only || self.balance.admits_connection(key(endpoint))).then_some(endpoint)
         });
         let others = iter::once_with(|| self.balance.select(candidates, TRANSPORT, client));
         let is_other =
