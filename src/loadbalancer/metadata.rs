@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Deserializer};
 
-/// Decodes metadata without managed fields and owners, which may be large, and whose times may be
-/// beyond those that a client can represent.
+/// Decodes metadata without owners and managed fields. The latter may be large, and have times that
+/// cannot be represented.
 pub(super) fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Default, Deserialize)]
     #[serde(default, rename_all = "camelCase")]

@@ -1,4 +1,5 @@
-//! Nodes, namespaces and EndpointSlices as the controller needs them: decoding of the API's objects.
+//! Nodes, namespaces and EndpointSlices as the controller needs them: decoding of the API's
+//! objects.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

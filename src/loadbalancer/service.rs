@@ -189,8 +189,8 @@ impl Service {
         Some(annotations.get(name)?.trim()).filter(|value| !value.is_empty())
     }
 
-    /// Returns true if the Service has addresses of the family of this one. One without families, which the API
-    /// server completes, has that of its cluster IP.
+    /// Returns true if the Service has addresses of the family of `address`. A Service without
+    /// families, which the API server completes, has that of its cluster IP.
     pub fn has_family_of(&self, address: IpAddr) -> bool {
         let name = if address.is_ipv4() { "IPv4" } else { "IPv6" };
         let families = &self.spec.ip_families;

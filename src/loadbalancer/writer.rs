@@ -207,7 +207,7 @@ impl<R: Requests> Writer<R> {
         self.report(&*attempts.lock().await)
     }
 
-    /// Returns the writes that are due, and forgets attempts whose write is not needed any more.
+    /// Returns the writes that are due, and forgets failed ones that are not needed any more.
     fn due(&self, results: &Results, attempts: &mut HashMap<ObjectKey, Attempt>) -> Vec<Write> {
         let now = Instant::now();
         let mut due = Vec::new();
@@ -215,7 +215,10 @@ impl<R: Requests> Writer<R> {
             let change =
                 status::change(service, outcome.as_ref(), &self.settings, Timestamp::now());
             let Some(change) = change else {
-                attempts.remove(key);
+                let failed = attempts.get(key).is_some_and(|it| it.failed.is_some());
+                if failed {
+                    attempts.remove(key);
+                }
                 continue;
             };
             let waits = attempts

@@ -13,7 +13,7 @@ mod side_by_side;
 mod through_proxy;
 
 pub use databases::psql_works_through_forward;
-pub use envoy::envoy_ends_udp_tunnels_of_forward;
+pub use envoy::envoy_terminates_udp_tunnels_of_forward;
 pub use failover::proxy_fails_no_read_when_an_api_server_is_killed;
 pub use forward::*;
 pub use kubelet::{kubectl, kubectl_reaches_containers_through_the_kubelet, reach_containers};

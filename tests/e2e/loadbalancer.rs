@@ -65,7 +65,7 @@ impl Services {
         Ok(())
     }
 
-    async fn patch(&self, name: &str, spec: Value) -> Result<()> {
+    pub async fn patch(&self, name: &str, spec: Value) -> Result<()> {
         let patch = Patch::Merge(json!({"spec": spec}));
         self.0.patch(name, &PatchParams::default(), &patch).await?;
         Ok(())

@@ -9,7 +9,8 @@
 //! The scenarios need root for the namespace, Go for the control plane (unless `KUBEBUILDER_ASSETS`
 //! provides it) and for clients, and Node with npm, Python with pip, curl and Chromium for the
 //! other clients. Those of `apps` need Debian's packages of Prometheus and `RabbitMQ`, too, and those
-//! of `tunnels` `PostgreSQL`, Redis, dnsmasq, OpenSSH and proxytunnel. All scenarios fail if the cluster cannot be set up.
+//! of `tunnels` `PostgreSQL`, Redis, dnsmasq, OpenSSH and proxytunnel. All scenarios fail if the
+//! cluster cannot be set up.
 
 mod apiservers;
 mod apps;
@@ -175,7 +176,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         desk::forward_reaches_services_pods_and_workloads,
         desk::forward_survives_what_ends_kubectl_port_forward,
         desk::forward_reaches_udp_ports_and_all_names,
-        desk::envoy_ends_udp_tunnels_of_forward,
+        desk::envoy_terminates_udp_tunnels_of_forward,
         desk::psql_works_through_forward,
         desk::proxy_fails_no_read_when_an_api_server_is_killed,
         loadbalancer::status_follows_the_services,

@@ -107,7 +107,8 @@ impl Watched for ConfigMap {
     }
 }
 
-/// Receiver of the `ConfigMap`. Readiness is blocked until its list is complete.
+/// Receiver of the `ConfigMap`. Readiness is blocked until its list is complete, or has failed if
+/// the CAs are configured.
 #[derive(Clone)]
 struct Published {
     config_map: AuthenticationConfigMap,

@@ -1,4 +1,4 @@
-//! `kube-bastion forward` of a UDP port with Envoy in the place of the bastion.
+//! `kube-bastion forward` of a UDP port with Envoy in place of the bastion.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -22,7 +22,7 @@ const LAST: u8 = 50;
 const PORT: u16 = 8443;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 55);
 
-/// Envoy ends the tunnels of CONNECT-UDP over HTTP/2 (RFC 9298). It asks for the credentials of a
+/// Envoy terminates the tunnels of CONNECT-UDP over HTTP/2 (RFC 9298). It asks for the credentials of a
 /// proxy, as a bastion does, and has no API.
 fn configuration(address: Ipv4Addr, serving: &Pair) -> Value {
     const TYPE: &str = "type.googleapis.com/envoy.extensions";
@@ -80,7 +80,7 @@ fn configuration(address: Ipv4Addr, serving: &Pair) -> Value {
     }})
 }
 
-pub async fn envoy_ends_udp_tunnels_of_forward(fixture: &mut Fixture) -> Result<()> {
+pub async fn envoy_terminates_udp_tunnels_of_forward(fixture: &mut Fixture) -> Result<()> {
     let (cluster, address) = (&fixture.cluster, fixture.namespace.address(LAST));
     let folder = cluster.folder.path();
     let _server = dnsmasq(&fixture.namespace, address, ADDRESS).await?;

@@ -13,8 +13,9 @@ use crate::fixture::Fixture;
 use crate::support::client::get_plain_over;
 use crate::support::eventually;
 
-/// In the source ranges, and beyond them.
+/// Client in the source ranges.
 const ALLOWED: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Client beyond them.
 const DENIED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
 
 /// Sends a request from an address. Returns the name of the endpoint.
@@ -90,6 +91,19 @@ pub async fn listeners_honor_ranges_affinity_and_unready_addresses(
     let none = json!({"sessionAffinity": "None", "sessionAffinityConfig": null});
     services.patch("lb-honored", none).await?;
     fixture.objects.set_ready("web-2", false).await?;
+    let followed = follow_readiness(&services, listener, &all).await;
+    fixture.objects.set_ready("web-2", true).await?;
+    services.delete("lb-honored").await?;
+    followed?;
+    fixture.endpoints("services/web", 3).await?;
+    has_no_failed_write(&running)
+}
+
+async fn follow_readiness(
+    services: &Services,
+    listener: SocketAddr,
+    all: &BTreeSet<String>,
+) -> Result<()> {
     eventually("the ready endpoints only", async || {
         let names = names(ALLOWED, listener).await?;
         Ok(names.len() == 2 && !names.contains("web-2"))
@@ -98,11 +112,7 @@ pub async fn listeners_honor_ranges_affinity_and_unready_addresses(
     let unready = json!({"publishNotReadyAddresses": true});
     services.patch("lb-honored", unready).await?;
     eventually("the endpoint that is not ready, too", async || {
-        Ok(names(ALLOWED, listener).await? == all)
+        Ok(names(ALLOWED, listener).await? == *all)
     })
-    .await?;
-    fixture.objects.set_ready("web-2", true).await?;
-    fixture.endpoints("services/web", 3).await?;
-    has_no_failed_write(&running)?;
-    services.delete("lb-honored").await
+    .await
 }

@@ -62,18 +62,17 @@ struct Balancer {
 }
 
 impl Balancer {
-    async fn start(fixture: &Fixture, app: &str, last: u8) -> Result<Self> {
-        const PORT: u16 = 99;
-        let address = SocketAddr::from(([127, 0, 0, last], PORT));
-        let name = format!("lb-{app}-faults");
+    /// Each scenario has a name and port of its own, because a failed one leaves its Service.
+    async fn start(fixture: &Fixture, name: &str, app: &str, port: u16) -> Result<Self> {
+        let address = SocketAddr::from(([127, 0, 0, 7], port));
         let settings = json!({"bindAddresses": [address.ip()]});
-        let bastion = loadbalancer::start(fixture, &name, settings).await?;
+        let bastion = loadbalancer::start(fixture, name, settings).await?;
         let services = Services::new(fixture);
         let selector = json!({"selector": {"app": app}});
-        services.create(&name, &[(PORT, "TCP")], selector).await?;
-        services.reason(&name, "Ready").await?;
+        services.create(name, &[(port, "TCP")], selector).await?;
+        services.reason(name, "Ready").await?;
         Ok(Self {
-            name,
+            name: name.to_owned(),
             address,
             bastion,
         })
@@ -218,7 +217,10 @@ impl Opening {
         }
         let failures = self.counts.failures.lock();
         let failures = failures.expect("no thread panics with it");
-        ensure!(failures.is_empty(), "it did not open: {failures:#?}");
+        ensure!(
+            failures.is_empty(),
+            "connections did not open: {failures:#?}"
+        );
         let cut = self.counts.cut.load(Ordering::Relaxed);
         let limit = (killed * Self::TASKS_PER_CLIENT) as u64;
         ensure!(
@@ -268,7 +270,7 @@ async fn open(clients: &[Client], each: usize) -> Result<Vec<OpenConnection>> {
 }
 
 pub async fn killed_endpoints_end_only_their_own_connections(fixture: &mut Fixture) -> Result<()> {
-    let balancer = Balancer::start(fixture, "web", 7).await?;
+    let balancer = Balancer::start(fixture, "lb-killing", "web", 99).await?;
     let clients = clients(fixture, "killing", "web", &balancer).await?;
     let mut connections = open(&clients, 6).await?;
     let opening = Opening::start(&clients);
@@ -312,7 +314,7 @@ pub async fn rolling_update_fails_no_new_connection(fixture: &mut Fixture) -> Re
         old.push((name.clone(), run(&name, FIRST + replica).await?));
     }
     fixture.wait_until_known("services/shifted").await?;
-    let balancer = Balancer::start(fixture, "shifted", 8).await?;
+    let balancer = Balancer::start(fixture, "lb-shifting", "shifted", 100).await?;
     let clients = clients(fixture, "shifting", "shifted", &balancer).await?;
     let opening = Opening::start(&clients);
     let mut connections = Vec::new();
@@ -357,7 +359,7 @@ pub async fn rolling_update_fails_no_new_connection(fixture: &mut Fixture) -> Re
 /// an endpoint dies during it.
 pub async fn connections_open_without_the_api(fixture: &mut Fixture) -> Result<()> {
     const OUTAGE: Duration = Duration::from_mins(1);
-    let balancer = Balancer::start(fixture, "web", 7).await?;
+    let balancer = Balancer::start(fixture, "lb-outage", "web", 101).await?;
     let clients = clients(fixture, "api-outage", "web", &balancer).await?;
     let mut connections = open(&clients, 6).await?;
     let opening = Opening::start(&clients);
@@ -380,7 +382,12 @@ pub async fn connections_open_without_the_api(fixture: &mut Fixture) -> Result<(
     }
     let opened = opening.stop(1).await?;
     println!("     an API server down for {OUTAGE:?}: {opened} connections opened");
+    // The Lease, which has expired, is acquired again.
     let services = Services::new(fixture);
+    let port = |port: u16| json!({"ports": [{"name": "p", "port": port, "targetPort": 8080}]});
+    services.patch(&balancer.name, port(22)).await?;
+    services.reason(&balancer.name, "PortNotAllowed").await?;
+    services.patch(&balancer.name, port(101)).await?;
     services.reason(&balancer.name, "Ready").await?;
     balancer.stop(fixture).await?;
     fixture.endpoints("services/web", 3).await

@@ -74,7 +74,14 @@ pub async fn ssh_works_through_connect(fixture: &mut Fixture) -> Result<()> {
             .arg(&own)
             .args(["-o", &format!("ProxyCommand={through}")])
             .args(["-o", &format!("UserKnownHostsFile={}", known.display())])
-            .args(["-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes"])
+            .args([
+                "-o",
+                "StrictHostKeyChecking=yes",
+                "-o",
+                "BatchMode=yes",
+                "-o",
+                "IdentitiesOnly=yes",
+            ])
             .args(["-p", &PORT.to_string()])
             .args([&format!("root@{name}"), command]);
         let mut ssh = Program::start(&mut ssh)?;
