@@ -53,14 +53,20 @@ fn client(fixture: &Fixture, bastion: &Bastion, token: &str, version: Version) -
 
 /// Runs curl with the bastion as its proxy. Returns its output and error.
 async fn curl(fixture: &Fixture, token: &str, arguments: &[&str]) -> Result<String> {
+    let user = format!("any:{token}");
+    curl_as(fixture, &["--proxy-user", &user], arguments).await
+}
+
+/// As [`curl`], with options for the credentials.
+async fn curl_as(fixture: &Fixture, credentials: &[&str], arguments: &[&str]) -> Result<String> {
     let curl = find_program(&["curl"], "on Debian, apt-get install curl")?;
     let proxy = format!("https://{}", fixture.bastion.secure);
-    let user = format!("any:{token}");
     let mut command = Command::new(curl);
     command
         .args(["--silent", "--show-error", "--max-time", "25"])
-        .args(["--proxy", &proxy, "--proxy-user", &user, "--proxy-cacert"])
+        .args(["--proxy", &proxy, "--proxy-cacert"])
         .arg(&fixture.cluster.ca.file)
+        .args(credentials)
         .args(arguments);
     let mut curl = Program::start(&mut command)?;
     let _ = curl.finish().await;
@@ -98,6 +104,22 @@ pub async fn curl_reaches_services_and_pods_by_connect(fixture: &mut Fixture) ->
     // The form without a tunnel for an http:// URL.
     let output = curl(fixture, &token, &[&format!("http://web.{SHOP}.svc/name")]).await?;
     ensure!(output.starts_with("web-"), "{output}");
+
+    // The certificate of a user instead of a token.
+    let (objects, ca) = (&fixture.objects, &fixture.cluster.ca);
+    let group = json!({"kind": "Group", "name": "tunnelers"});
+    objects
+        .allow("tunnelers", group, &["pods/portforward"], &["create"])
+        .await?;
+    let folder = fixture.cluster.folder.path();
+    for (group, expected) in [("tunnelers", "web-1"), ("others", "response 403")] {
+        let pair = ca.client(folder, &format!("tunneler-of-{group}"), group)?;
+        let files = [&pair.certificate, &pair.key].map(|file| file.display().to_string());
+        let credentials = ["--proxy-cert", &files[0], "--proxy-key", &files[1]];
+        let url = format!("http://web-1.{SHOP}.pod:8080/name");
+        let output = curl_as(fixture, &credentials, &["--proxytunnel", &url]).await?;
+        ensure!(output.contains(expected), "{group}: {output}");
+    }
 
     // Each connection goes to the next endpoint.
     let mut names = BTreeMap::<String, u32>::new();

@@ -103,6 +103,22 @@ async fn opens_tunnel_by_name_and_by_address() -> Result<()> {
         drop(backend);
         ensure!(read_all(&mut client).await == "rest");
     }
+    let counted = [("received", 4 * 12), ("sent", 8 * 12)];
+    eventually("the bytes of the tunnels", async || {
+        let metrics = bed.bastion.metrics().await?;
+        let total = |direction: &str| -> u64 {
+            let label = format!("direction=\"{direction}\"");
+            let lines = metrics.lines().filter(|line| {
+                line.starts_with("kube_bastion_body_bytes_total{") && line.contains(&label)
+            });
+            let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+            values.sum()
+        };
+        Ok(counted
+            .iter()
+            .all(|(direction, bytes)| total(direction) == *bytes))
+    })
+    .await?;
     Ok(())
 }
 

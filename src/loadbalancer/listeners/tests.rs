@@ -127,6 +127,45 @@ fn source_ranges_apply_to_tcp_and_udp() {
 }
 
 #[test]
+fn listeners_of_both_families_have_one_number() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoints = Endpoints::start(&["127.0.0.2"]).await;
+        bed.publish("web", &endpoints);
+        let port = bed::free_port();
+        let key = |address: &str, protocol| ListenerKey {
+            address: address.parse().unwrap(),
+            port,
+            protocol,
+        };
+        let only = |range: &str| ListenerSpec {
+            source_ranges: Some([range.parse().unwrap()].into_iter().collect()),
+            ..spec("web")
+        };
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            bed.change(key("0.0.0.0", protocol), Some(spec("web")));
+            bed.change(key("::", protocol), Some(only("::1/128")));
+        }
+        for address in ["127.0.0.1", "::1"] {
+            bed.wait_for_name(key(address, Protocol::Tcp)).await;
+            assert_eq!(
+                bed.name(key(address, Protocol::Tcp)).await,
+                "127.0.0.2",
+                "{address}"
+            );
+            let client = UdpSocket::bind((address, 0)).await.unwrap();
+            // It accepts answers of the address that it asks only.
+            client.connect((address, port)).await.unwrap();
+            let name = bed.ask_until_answered(&client).await;
+            assert_eq!(name, "127.0.0.2", "{address}");
+        }
+        bed.change(key("::", Protocol::Tcp), Some(only("4700::/32")));
+        bed.wait_for_reset(key("::1", Protocol::Tcp)).await;
+        assert_eq!(bed.name(key("127.0.0.1", Protocol::Tcp)).await, "127.0.0.2");
+    });
+}
+
+#[test]
 fn tcp_and_udp_of_one_number_are_two_listeners() {
     run(async {
         let mut bed = Bed::start();
