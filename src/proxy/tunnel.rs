@@ -178,6 +178,15 @@ impl Grant {
 }
 
 impl GrantError {
+    /// Returns true if the check was rejected for overload.
+    fn is_rejection(&self) -> bool {
+        matches!(
+            self,
+            Self::Authenticate(AuthenticationError::Rejected(_))
+                | Self::Authorize(AuthorizationError::Rejected(_))
+        )
+    }
+
     /// Returns true if the caller has lost access, false if that could not be checked.
     fn is_denial(&self) -> bool {
         match self {
@@ -262,14 +271,22 @@ async fn grant_ended(grant: Option<&Grant>, stages: &Stages) -> String {
         }
     };
     let unconfirmed = async {
-        let mut confirmed = opened;
+        let (mut confirmed, mut rejected) = (opened, None);
         loop {
             checks.tick().await;
-            match grant.check(stages).await {
-                Ok(()) => confirmed = Instant::now(),
-                // Measured from the last success, so that alternating causes do not extend it.
-                Err(error) if confirmed.elapsed() < error.tolerated_for(stages.tunnel_policy) => {}
-                Err(error) => return error,
+            let Err(error) = grant.check(stages).await else {
+                (confirmed, rejected) = (Instant::now(), None);
+                continue;
+            };
+            // Measured from the last success, so that alternating causes do not extend it. Rejections
+            // are measured from the check before the first of them: they may follow an outage.
+            let since = if error.is_rejection() {
+                *rejected.get_or_insert_with(|| Instant::now() - check_interval)
+            } else {
+                confirmed
+            };
+            if since.max(confirmed).elapsed() >= error.tolerated_for(stages.tunnel_policy) {
+                return error;
             }
         }
     };

@@ -164,6 +164,15 @@ impl Counts {
                     self.cut.fetch_add(1, Ordering::Relaxed);
                 }
             }
+            // Its endpoint has reset it already.
+            Err(error)
+                if matches!(client, Client::LoadBalancer(_))
+                    && error.downcast_ref::<std::io::Error>().is_some_and(|error| {
+                        error.kind() == std::io::ErrorKind::ConnectionReset
+                    }) =>
+            {
+                self.cut.fetch_add(1, Ordering::Relaxed);
+            }
             Err(error) => {
                 let mut failures = self.failures.lock().expect("no thread panics with it");
                 *failures.entry(format!("{error:#}")).or_default() += 1;
@@ -378,7 +387,15 @@ pub async fn connections_open_without_the_api(fixture: &mut Fixture) -> Result<(
     fixture.cluster.start_apiserver().await?;
     opening.wait_for(150).await?;
     for connection in &mut connections {
-        ensure!(connection.ask().await? == connection.endpoint);
+        let answer = connection.ask().await;
+        let answer = answer.with_context(|| {
+            let log = fixture.bastion.log();
+            let lines = log.lines().filter(|line| line.contains("tunnel"));
+            let lines: Vec<_> = lines.rev().take(10).collect();
+            let endpoint = &connection.endpoint;
+            format!("a connection to {endpoint} ended: {}", lines.join("\n"))
+        })?;
+        ensure!(answer == connection.endpoint);
     }
     let opened = opening.stop(1).await?;
     println!("     an API server down for {OUTAGE:?}: {opened} connections opened");
