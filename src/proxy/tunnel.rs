@@ -223,6 +223,49 @@ impl GrantError {
     }
 }
 
+/// Checks of the grant of an open tunnel.
+#[derive(Debug)]
+struct Checks {
+    /// Time of the last check that confirmed it.
+    confirmed: Instant,
+    /// Time of the last check.
+    last: Instant,
+    /// Time of the check before the first one since `confirmed` that was rejected for overload.
+    before_rejections: Option<Instant>,
+}
+
+impl Checks {
+    fn new(opened: Instant) -> Self {
+        Self {
+            confirmed: opened,
+            last: opened,
+            before_rejections: None,
+        }
+    }
+
+    /// Records a check. Returns its error if the tunnel must be closed.
+    fn ended(
+        &mut self,
+        check: Result<(), GrantError>,
+        policy: TunnelPolicy,
+        now: Instant,
+    ) -> Option<GrantError> {
+        let before = std::mem::replace(&mut self.last, now);
+        let Err(error) = check else {
+            (self.confirmed, self.before_rejections) = (now, None);
+            return None;
+        };
+        // Reset by a success only, so that alternating causes extend nothing. Rejections may follow
+        // an outage, which is tolerated longer.
+        let since = if error.is_rejection() {
+            *self.before_rejections.get_or_insert(before)
+        } else {
+            self.confirmed
+        };
+        (now.duration_since(since) >= error.tolerated_for(policy)).then_some(error)
+    }
+}
+
 /// Copies bytes between the two connections of a tunnel until either side closes, the grant ends or
 /// the drain deadline passes. Then writes the access-log record.
 pub(super) async fn run(
@@ -271,21 +314,11 @@ async fn grant_ended(grant: Option<&Grant>, stages: &Stages) -> String {
         }
     };
     let unconfirmed = async {
-        let (mut confirmed, mut rejected) = (opened, None);
+        let mut history = Checks::new(opened);
         loop {
             checks.tick().await;
-            let Err(error) = grant.check(stages).await else {
-                (confirmed, rejected) = (Instant::now(), None);
-                continue;
-            };
-            // Measured from the last success, so that alternating causes do not extend it. Rejections
-            // are measured from the check before the first of them: they may follow an outage.
-            let since = if error.is_rejection() {
-                *rejected.get_or_insert_with(|| Instant::now() - check_interval)
-            } else {
-                confirmed
-            };
-            if since.max(confirmed).elapsed() >= error.tolerated_for(stages.tunnel_policy) {
+            let check = grant.check(stages).await;
+            if let Some(error) = history.ended(check, stages.tunnel_policy, Instant::now()) {
                 return error;
             }
         }
@@ -310,6 +343,32 @@ mod tests {
     use super::*;
     use crate::authenticate::CredentialError;
     use crate::review::{Rejection, ReviewFailure};
+
+    #[test]
+    fn rejected_checks_after_an_outage_close_the_tunnel_after_their_own_tolerance() {
+        let second = Duration::from_secs;
+        let policy = TunnelPolicy::new(second(10), second(300), None);
+        let down = || {
+            let failure = ReviewFailure::Timeout;
+            Err(AuthorizationError::Unavailable(failure).into())
+        };
+        let busy = || Err(AuthorizationError::Rejected(Rejection::Timeout).into());
+        let start = Instant::now();
+        let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
+        let mut checks = Checks::new(start);
+        for tenths in [75, 150, 600] {
+            assert!(checks.ended(down(), policy, at(tenths)).is_none());
+        }
+        assert!(checks.ended(busy(), policy, at(675)).is_none());
+        // Neither is extended by the other.
+        assert!(checks.ended(down(), policy, at(750)).is_none());
+        assert!(checks.ended(busy(), policy, at(824)).is_none());
+        assert!(checks.ended(busy(), policy, at(825)).is_some());
+        assert!(checks.ended(down(), policy, at(3000)).is_some());
+        assert!(checks.ended(Ok(()), policy, at(3001)).is_none());
+        assert!(checks.ended(busy(), policy, at(3225)).is_none());
+        assert!(checks.ended(busy(), policy, at(3226)).is_some());
+    }
 
     #[test]
     fn denial_closes_tunnel_immediately_and_other_errors_after_their_tolerance() {
