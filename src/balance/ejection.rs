@@ -62,6 +62,17 @@ impl Ejection {
         self.until = now + self.length();
     }
 
+    /// Begins a probe. Returns false during the ejection, and during another probe.
+    fn begin_probe(&mut self, now: Instant) -> bool {
+        let begins = self.until <= now;
+        if begins {
+            // If the probe never ends, as when its client disconnects, another follows.
+            self.until = now + BASE_EJECTION;
+            self.probing = true;
+        }
+        begins
+    }
+
     /// Extends the ejection of an endpoint on which requests still wait, up to [`MAX_EJECTION`]
     /// after its start. Without this bound, one caller's long poll could eject an endpoint for all
     /// callers as long as it waits.
@@ -142,12 +153,8 @@ impl Ejections {
     pub fn probe(&self, key: EndpointKey, now: Instant) {
         // The write lock decides the race of two requests: the second one finds `until` in the
         // future.
-        if let Some(mut ejection) = self.entries.get_mut(&key)
-            && ejection.until <= now
-        {
-            // If the probe never ends, as when its client disconnects, another follows.
-            ejection.until = now + BASE_EJECTION;
-            ejection.probing = true;
+        if let Some(mut ejection) = self.entries.get_mut(&key) {
+            ejection.begin_probe(now);
         }
     }
 
@@ -160,12 +167,7 @@ impl Ejections {
         if ejection.reason != Reason::Connect {
             return true;
         }
-        let admits = ejection.until <= now;
-        if admits {
-            ejection.until = now + BASE_EJECTION;
-            ejection.probing = true;
-        }
-        admits
+        ejection.begin_probe(now)
     }
 
     /// Ends the ejection of an endpoint that accepts connections again. A stalled endpoint stays
