@@ -55,10 +55,16 @@ that it prints, which defines kb USER PATH:
   # A user without permission: 403
   kb guest /api/v1/namespaces/demo/services/web/proxy/
 
+The commands for the desk work with the kubeconfigs of both users:
+
+  kube-bastion open svc/web --kubeconfig $KB_DIR/jane.kubeconfig
+  kube-bastion forward svc/web :80 --kubeconfig $KB_DIR/jane.kubeconfig
+
 Change a manifest, such as the rules in rbac-page.yaml: the bastion reloads it
 within seconds, and prints the objects that were added, changed and removed.
 
-The user jane may read all services, pods and nodes, the user guest nothing.
+The user jane may read all services, pods and nodes, and open tunnels to them;
+the user guest may do nothing.
 Requests without credentials are those of system:anonymous, which may use the
 services of the page only. The page is served as plain HTTP, on loopback only.";
 
@@ -136,7 +142,7 @@ pub async fn run(options: Options, drain: Drain) -> Result<()> {
     files.write_manifests(&ports)?;
     let bastion = Bound::new(config(&options, &files)).await?;
     let url = format!("https://{}", bastion.addresses.secure);
-    files.write_environment(directory, &url)?;
+    files.write_clients(directory, &url)?;
     println!("{}", guide(&bastion.addresses, directory, &files));
     bastion.run(drain).await
 }

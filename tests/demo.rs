@@ -76,6 +76,17 @@ fn printed_commands_return_documented_results() {
         );
     }
     assert_eq!(results.len(), 7, "{help}");
+    let forward = help.lines().map(str::trim);
+    let forward = forward.filter(|line| line.starts_with("kube-bastion forward "));
+    let forward = forward.collect::<String>();
+    let forward = forward.replacen("kube-bastion", env!("CARGO_BIN_EXE_kube-bastion"), 1);
+    let curl = "curl -sS --max-time 60 http://127.0.0.1:$FORWARD_PORT_1/";
+    let forwarded = demo.sh(&format!("{forward} -- sh -c '{curl}' 2>&1"));
+    assert!(forwarded.contains("hello from web-"), "{forwarded}");
+    let forbidden = forward.replace("jane", "guest");
+    let forbidden = demo.sh(&format!("{forbidden} -- sh -c '{curl}' 2>&1"));
+    assert!(forbidden.contains("\"guest\" cannot create"), "{forbidden}");
+
     let too_long: Vec<&str> = help
         .lines()
         .skip_while(|line| !line.starts_with("The demo is"))
@@ -139,7 +150,14 @@ fn files_with_secrets_are_readable_by_their_owner_only() {
     secrets.sort();
     assert_eq!(
         secrets,
-        ["guest.header", "jane.header", "tls.key", "tokens.csv"]
+        [
+            "guest.header",
+            "guest.kubeconfig",
+            "jane.header",
+            "jane.kubeconfig",
+            "tls.key",
+            "tokens.csv"
+        ]
     );
     assert!(!demo.guide.contains("demo-token"), "{}", demo.guide);
     let log = demo.stop();

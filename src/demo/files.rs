@@ -1,4 +1,4 @@
-//! Files of the demo: certificates, tokens, manifests, and a shell function for requests.
+//! Files of the demo: certificates, tokens, manifests, a shell function for requests, and kubeconfigs.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use aws_lc_rs::rand;
+use serde_json::json;
 
 use super::backends::Ports;
 use super::manifests;
@@ -32,6 +33,8 @@ pub(super) struct Files {
     pub permissions: PathBuf,
     pub tokens: PathBuf,
     pub environment: PathBuf,
+    /// Users with their tokens.
+    users: Vec<(&'static str, String)>,
 }
 
 impl Files {
@@ -41,13 +44,14 @@ impl Files {
     /// The file that cannot be written.
     pub fn write(directory: &Path, listen: SocketAddr) -> Result<Self> {
         let manifests = directory.join("manifests");
-        let files = Self {
+        let mut files = Self {
             certificate: directory.join("tls.crt"),
             key: directory.join("tls.key"),
             permissions: manifests.join("rbac-page.yaml"),
             manifests,
             tokens: directory.join("tokens.csv"),
             environment: directory.join("env.sh"),
+            users: Vec::new(),
         };
         // As `serving.selfSignedDir` does.
         tls::store_self_signed(directory, listen)?;
@@ -64,6 +68,7 @@ impl Files {
                 &header,
                 SECRET_MODE,
             )?;
+            files.users.push((user, token));
         }
         write(&files.tokens, &csv, SECRET_MODE)?;
         fs::DirBuilder::new()
@@ -91,11 +96,31 @@ impl Files {
         Ok(())
     }
 
-    /// Writes the file that defines the function `kb`.
+    /// Writes the files for clients of the bastion at `url`: the function `kb`, and a kubeconfig for
+    /// each user.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn write_environment(&self, directory: &Path, url: &str) -> Result<()> {
+    /// The file that cannot be written.
+    pub fn write_clients(&self, directory: &Path, url: &str) -> Result<()> {
+        for (user, token) in &self.users {
+            let cluster = json!({
+                "server": url,
+                "certificate-authority": directory.join("ca.crt"),
+            });
+            let context = json!({"cluster": "demo", "user": user, "namespace": "demo"});
+            let kubeconfig = json!({
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "demo", "cluster": cluster}],
+                "users": [{"name": user, "user": {"token": token}}],
+                "contexts": [{"name": "demo", "context": context}],
+                "current-context": "demo",
+            });
+            // JSON is YAML.
+            let text = format!("{kubeconfig:#}\n");
+            let file = directory.join(format!("{user}.kubeconfig"));
+            write(&file, &text, SECRET_MODE)?;
+        }
         let directory = quoted(&directory.to_string_lossy());
         let script = format!(
             "\

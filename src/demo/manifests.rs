@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use super::backends::{Ports, WEB};
 
-/// Permissions: the group `viewers` has `get` on the proxy of services, pods and nodes.
+/// Permissions: the group `viewers` has `get` on the proxy of services, pods and nodes, and may open
+/// tunnels to services and pods.
 pub(super) const RBAC: &str = r#"apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: proxy-viewer}
@@ -12,6 +13,9 @@ rules:
 - apiGroups: [""]
   resources: [services/proxy, pods/proxy, nodes/proxy]
   verbs: [get]
+- apiGroups: [""]
+  resources: [pods/portforward]
+  verbs: [create]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
