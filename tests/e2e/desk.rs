@@ -10,6 +10,7 @@ mod open;
 mod plugin;
 mod portforward;
 mod side_by_side;
+mod survival;
 mod through_proxy;
 
 pub use databases::psql_works_through_forward;
@@ -22,4 +23,5 @@ pub use open::open_shows_sites_through_the_bastion_and_the_api_server;
 pub use plugin::*;
 pub use portforward::*;
 pub use side_by_side::proxy_behaves_as_kubectl_proxy;
+pub use survival::forward_survives_what_ends_kubectl_port_forward;
 pub use through_proxy::kubectl_works_through_the_proxy_and_the_bastion;

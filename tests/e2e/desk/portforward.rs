@@ -33,7 +33,7 @@ pub(super) const ECHO: u16 = 7001;
 pub(super) const SINK: u16 = 7002;
 const SOURCE: u16 = 7003;
 pub(super) const RESETTING: u16 = 7004;
-const CLOSED: u16 = 7005;
+pub(super) const CLOSED: u16 = 7005;
 /// Size of a large transfer.
 const LARGE: usize = 64 * 1024 * 1024;
 /// Limit of a whole step, so that a stall fails instead of hanging.
