@@ -1,8 +1,8 @@
 //! A TCP relay to an address, whose connections a test can close or freeze.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,8 +16,8 @@ pub struct Relay {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
+    to: Mutex<SocketAddr>,
     cut: Notify,
     freeze: Notify,
     open: AtomicUsize,
@@ -25,16 +25,25 @@ struct Shared {
 
 impl Relay {
     pub async fn start(to: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::serve(TcpListener::bind("127.0.0.1:0").await?, to)
+    }
+
+    /// Relays the connections of a listener, which may be in another network namespace than `to`.
+    pub fn serve(listener: TcpListener, to: SocketAddr) -> Result<Self> {
         let address = listener.local_addr()?;
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::new(Shared {
+            to: Mutex::new(to),
+            cut: Notify::default(),
+            freeze: Notify::default(),
+            open: AtomicUsize::default(),
+        });
         let relay = Arc::clone(&shared);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     shared.open.fetch_add(1, Ordering::Relaxed);
-                    relay_connection(near, to, &shared).await;
+                    relay_connection(near, &shared).await;
                     shared.open.fetch_sub(1, Ordering::Relaxed);
                 });
             }
@@ -43,6 +52,11 @@ impl Relay {
             address,
             shared: relay,
         })
+    }
+
+    /// Relays later connections to another address, as the Service in front of replicas does.
+    pub fn redirect(&self, to: SocketAddr) {
+        *self.shared.to.lock().expect("no thread panics with it") = to;
     }
 
     pub fn cut(&self) {
@@ -61,7 +75,8 @@ impl Relay {
     }
 }
 
-async fn relay_connection(mut near: TcpStream, to: SocketAddr, shared: &Shared) {
+async fn relay_connection(mut near: TcpStream, shared: &Shared) {
+    let to = *shared.to.lock().expect("no thread panics with it");
     let Ok(mut far) = TcpStream::connect(to).await else {
         return;
     };

@@ -16,11 +16,13 @@ use crate::support::eventually;
 use crate::support::pki::Ca;
 use crate::support::postgres::{POSTGRES_PORT, Postgres};
 use crate::support::program::{Program, find_program};
+use crate::support::relay::Relay;
 
 /// Last octets of the pods' addresses.
 const DB: u8 = 15;
 const CACHE: u8 = 16;
 const ORDERS: [u8; 2] = [17, 18];
+const EVENTS: u8 = 21;
 
 /// Returns psql for a server at `address`, with unaligned output and without a user's settings.
 fn psql(address: SocketAddr, settings: &str) -> Result<Command> {
@@ -85,11 +87,9 @@ pub async fn databases_work_through_tunnels(fixture: &mut Fixture) -> Result<()>
             ensure!(port.failures().is_empty(), "{:?}", port.failures());
         }
     }
-    let mut forward = forward(
-        fixture,
-        &token,
-        &["svc/postgres", ":5432", "svc/redis", ":6379"],
-    )?;
+    let server = fixture.bastion.secure;
+    let arguments = ["svc/postgres", ":5432", "svc/redis", ":6379"];
+    let mut forward = forward(fixture, server, &token, &arguments)?;
     let ports = local_ports(&mut forward).await?;
     let [db, cache] = ports[..] else {
         bail!("two ports: {ports:?}");
@@ -100,12 +100,14 @@ pub async fn databases_work_through_tunnels(fixture: &mut Fixture) -> Result<()>
     postgres.stop().await
 }
 
-/// Returns `kube-bastion forward` through the shared bastion.
-fn forward(fixture: &Fixture, token: &str, arguments: &[&str]) -> Result<Program> {
-    let (cluster, server) = (
-        &fixture.cluster,
-        format!("https://{}", fixture.bastion.secure),
-    );
+/// Returns `kube-bastion forward` through a bastion.
+fn forward(
+    fixture: &Fixture,
+    bastion: SocketAddr,
+    token: &str,
+    arguments: &[&str],
+) -> Result<Program> {
+    let (cluster, server) = (&fixture.cluster, format!("https://{bastion}"));
     let user = KubeconfigUser::Token(token);
     let kubeconfig = cluster.kubeconfig("databases", &server, &cluster.ca.file, &user)?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
@@ -174,32 +176,47 @@ async fn failed_connect_leaves_session(address: SocketAddr) -> Result<()> {
     session.finish().await
 }
 
-async fn redis_answers_and_publishes(address: SocketAddr) -> Result<()> {
+fn redis_cli(address: SocketAddr, arguments: &[&str]) -> Result<Program> {
     let redis_cli = find_program(&["redis-cli"], "on Debian, apt-get install redis-tools")?;
-    let command = |arguments: &[&str]| {
-        let mut command = Command::new(&redis_cli);
-        let port = address.port().to_string();
-        command
-            .args(["-h", "127.0.0.1", "-p", &port])
-            .args(arguments);
-        command
-    };
-    let run = async |arguments: &[&str]| -> Result<String> {
-        let mut redis_cli = Program::start(&mut command(arguments))?;
-        redis_cli.finish().await?;
-        Ok(redis_cli.output().join("\n"))
-    };
-    ensure!(run(&["set", "color", "green"]).await? == "OK");
-    ensure!(run(&["get", "color"]).await? == "green");
-    // A message for a connection that only waits.
-    let mut subscriber = Program::start(&mut command(&["subscribe", "news"]))?;
-    subscriber.wait_for_line("subscribe").await?;
-    eventually("a subscriber", async || {
-        Ok(run(&["publish", "news", "hello"]).await? == "1")
-    })
-    .await?;
-    subscriber.wait_for_line("hello").await?;
-    Ok(())
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    let mut command = Command::new(redis_cli);
+    command.args(["-h", &host, "-p", &port]).args(arguments);
+    Program::start(&mut command)
+}
+
+/// Runs one command. Returns its output.
+async fn run_redis(address: SocketAddr, arguments: &[&str]) -> Result<String> {
+    let mut redis_cli = redis_cli(address, arguments)?;
+    redis_cli.finish().await?;
+    Ok(redis_cli.output().join("\n"))
+}
+
+/// Connection that only waits, for the messages that others publish.
+struct Subscriber(Program);
+
+impl Subscriber {
+    async fn start(address: SocketAddr) -> Result<Self> {
+        let mut subscriber = redis_cli(address, &["subscribe", "news"])?;
+        subscriber.wait_for_line("subscribe").await?;
+        Ok(Self(subscriber))
+    }
+
+    /// Publishes a message and waits until it arrives.
+    async fn receive(&mut self, from: SocketAddr, message: &str) -> Result<()> {
+        eventually("a subscriber", async || {
+            Ok(run_redis(from, &["publish", "news", message]).await? != "0")
+        })
+        .await?;
+        self.0.wait_for_line(message).await?;
+        Ok(())
+    }
+}
+
+async fn redis_answers_and_publishes(address: SocketAddr) -> Result<()> {
+    ensure!(run_redis(address, &["set", "color", "green"]).await? == "OK");
+    ensure!(run_redis(address, &["get", "color"]).await? == "green");
+    let mut subscriber = Subscriber::start(address).await?;
+    subscriber.receive(address, "hello").await
 }
 
 /// Session of psql that reads queries from its input.
@@ -232,7 +249,8 @@ impl Session {
     }
 }
 
-/// A tunnel ends with its own endpoint, or at the end of the drain of its own bastion.
+/// A tunnel ends with its own endpoint, or at the end of the drain of its own bastion. `forward`
+/// continues with another replica behind the same address.
 pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixture) -> Result<()> {
     let token = account(fixture, "reports").await?;
     let addresses = ORDERS.map(|last| fixture.namespace.address(last));
@@ -241,11 +259,16 @@ pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixtur
     let kept = Postgres::start(namespace, kept, &fixture.serving).await?;
     let removed = Postgres::start(namespace, removed, &fixture.serving).await?;
     publish(fixture, "orders", (POSTGRES_PORT, "TCP"), &addresses).await?;
+    let events = namespace.address(EVENTS);
+    let _redis = redis(namespace, events).await?;
+    publish(fixture, "events", (REDIS_PORT, "TCP"), &[events]).await?;
+    let events = SocketAddr::from((events, REDIS_PORT));
     let cluster = &fixture.cluster;
     let kubeconfig = cluster.bastion_kubeconfig("replica", &cluster.server);
     let drain = ["--drain-timeout=10s"];
     let mut replica = bastion(&kubeconfig.await?, &fixture.serving, &drain)?;
     replica.ready().await?;
+    let service = Relay::start(replica.secure).await?;
 
     let authority = format!("orders.{SHOP}.svc:{POSTGRES_PORT}");
     let direct = SocketAddr::from((kept.address, POSTGRES_PORT));
@@ -256,8 +279,12 @@ pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixtur
     let by_replica = client(fixture, &replica, &token, Version::Http2);
     let by_fixture = port(&by_fixture, &authority).await?;
     let by_replica = port(&by_replica, &authority).await?;
-    let mut forward = forward(fixture, &token, &["svc/orders", ":5432"])?;
-    let by_forward = local_ports(&mut forward).await?[0];
+    let arguments = ["svc/orders", ":5432", "svc/events", ":6379"];
+    let mut forward = forward(fixture, service.address, &token, &arguments)?;
+    let ports = local_ports(&mut forward).await?;
+    let [by_forward, by_forward_events] = ports[..] else {
+        bail!("two ports: {ports:?}");
+    };
     // All queries wait for the lock.
     let mut sessions = Vec::new();
     for address in [by_fixture.address, by_forward, by_replica.address] {
@@ -265,6 +292,7 @@ pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixtur
         session.send("select 'finished', pg_advisory_lock_shared(1)")?;
         sessions.push(session);
     }
+    let mut subscriber = Subscriber::start(by_forward_events).await?;
     let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
     eventually("three queries", async || {
         Ok(query(direct, "", waiting).await? == "3")
@@ -274,12 +302,17 @@ pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixtur
     fixture.objects.terminate("orders-1").await?;
     removed.stop().await?;
     fixture.objects.delete_pod("orders-1").await?;
+    service.redirect(fixture.bastion.secure);
     replica.signal(Signal::SIGTERM)?;
     eventually("the port of the replica to close", async || {
         Ok(TcpStream::connect(replica.secure).await.is_err())
     })
     .await?;
     ensure!(query(direct, "", waiting).await? == "3", "a query ended");
+    subscriber.receive(events, "during the drain").await?;
+    // New connections use the other replica, beside those that are open.
+    let mut later = Session::with(by_forward, kept.address).await?;
+    let mut later_subscriber = Subscriber::start(by_forward_events).await?;
     holder
         .query("select 'unlocked', pg_advisory_unlock(1)", "unlocked")
         .await?;
@@ -290,9 +323,14 @@ pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixtur
     let ended = tokio::task::spawn_blocking(move || replica.wait()).await??;
     ensure!(ended.success(), "{ended}");
     let lost = "connection to server was lost";
-    for (session, line) in sessions.iter_mut().zip(["answer 42", "answer 42", lost]) {
+    for (session, line) in sessions.iter_mut().zip(["answer 42", lost, lost]) {
         session.query("select 'answer ' || 6 * 7", line).await?;
     }
+    later
+        .query("select 'answer ' || 6 * 7", "answer 42")
+        .await?;
+    later_subscriber.receive(events, "after the drain").await?;
+    ensure!(query(by_forward, "", "select 6 * 7").await? == "42");
     kept.stop().await
 }
 
