@@ -153,3 +153,42 @@ fn has_keepalive(bed: &TestBed, local: SocketAddr, remote: SocketAddr) -> Result
     let timer = timer.context("the connection is in the table")?;
     Ok(timer.starts_with(KEEPALIVE_TIMER))
 }
+
+/// Connections to an endpoint that take up its backlog, so that the system drops the SYN of further
+/// ones.
+fn fill_backlog(bed: &TestBed) -> Result<Vec<std::net::TcpStream>> {
+    // Of one connection.
+    SockRef::from(&bed.backend).listen(0)?;
+    let address = bed.backend.local_addr()?;
+    let mut connections = Vec::new();
+    loop {
+        match std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            Ok(connection) => connections.push(connection),
+            Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(connections),
+            Err(error) => return Err(error.into()),
+        }
+        ensure!(connections.len() < 100, "the backlog has no end");
+    }
+}
+
+#[tokio::test]
+async fn endpoint_that_does_not_answer_is_504() -> Result<()> {
+    let bed = TestBed::upstream("dialTimeout: 300ms").await?;
+    let backlog = fill_backlog(&bed)?;
+    let mut client = send(&bed, AUTHORITY, "Proxy-Authorization: Bearer t\r\n").await?;
+    let response = read_all(&mut client).await;
+    ensure!(
+        response.starts_with("HTTP/1.1 504 ")
+            && response.contains("Proxy-Status: kube-bastion; error=connection_timeout\r\n")
+            && response.contains(r#""kind":"Status""#),
+        "{response}"
+    );
+    let mut sender = http2(&bed).await?;
+    let (response, _) = send_http2(&mut sender, AUTHORITY).await?;
+    ensure!(
+        response.status() == StatusCode::GATEWAY_TIMEOUT,
+        "{response:?}"
+    );
+    drop(backlog);
+    Ok(())
+}
