@@ -2,9 +2,11 @@
 
 mod dns;
 mod honored;
+mod restricted;
 
 pub use dns::dns_server_has_tcp_and_udp_on_one_address;
 pub use honored::listeners_honor_ranges_affinity_and_unready_addresses;
+pub use restricted::low_port_needs_the_sysctl_of_the_pod;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -23,15 +25,21 @@ use tokio::time::timeout;
 
 use crate::faults::WEB;
 use crate::fixture::{Fixture, SHOP, bastion};
+use crate::support::backend::Backend;
 use crate::support::bastion::Bastion;
 use crate::support::client::get_plain;
 use crate::support::cluster::HOME;
+use crate::support::connect::Version;
+use crate::support::connect_udp::UdpTunnel;
 use crate::support::eventually;
+use crate::tunnels;
 
 const CLASS: &str = "kube-bastion.dev/bastion";
 const ADDRESS: &str = "203.0.113.10";
 /// Maximum time for an answer, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Length of a datagram that does not fit into a packet to the pods.
+const ABOVE_MTU: usize = 2000;
 const CONDITION: &str = "kube-bastion.dev/LoadBalancerReady";
 
 /// Services of the namespace of the fixture.
@@ -114,7 +122,7 @@ impl Echoes {
             let socket = UdpSocket::from_std(fixture.namespace.bind_udp(address)?)?;
             let received = Arc::clone(&received);
             tasks.spawn(async move {
-                let mut buffer = [0; 64];
+                let mut buffer = [0; 4096];
                 while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
                     let datagram = &buffer[..length];
                     received
@@ -140,6 +148,18 @@ impl Echoes {
 
 /// Starts a bastion that serves the class, with settings of the section as JSON.
 pub async fn start(fixture: &Fixture, name: &str, more: Value) -> Result<Bastion> {
+    let file = fixture.cluster.folder.path().join(format!("{name}.yaml"));
+    std::fs::write(&file, configuration(fixture, name, &more)?)?;
+    let server = &fixture.cluster.server;
+    let kubeconfig = fixture.cluster.bastion_kubeconfig(name, server).await?;
+    let flag = format!("--config={}", file.display());
+    let started = bastion(&kubeconfig, &fixture.serving, &[&flag])?;
+    started.ready().await?;
+    Ok(started)
+}
+
+/// Returns the configuration of a bastion that serves the class, whose account gets the permissions.
+fn configuration(fixture: &Fixture, name: &str, more: &Value) -> Result<String> {
     // The permissions of the component, beside those of deploy/ that the fixture has applied.
     let rbac = "deploy/components/load-balancer-controller/rbac.yaml";
     fixture.cluster.kubectl(&["apply", "-f", rbac])?;
@@ -154,14 +174,7 @@ pub async fn start(fixture: &Fixture, name: &str, more: Value) -> Result<Bastion
         "apiVersion": "kube-bastion.dev/v1alpha1", "kind": "BastionConfiguration",
         "loadBalancer": section,
     });
-    let file = fixture.cluster.folder.path().join(format!("{name}.yaml"));
-    std::fs::write(&file, config.to_string())?;
-    let server = &fixture.cluster.server;
-    let kubeconfig = fixture.cluster.bastion_kubeconfig(name, server).await?;
-    let flag = format!("--config={}", file.display());
-    let started = bastion(&kubeconfig, &fixture.serving, &[&flag])?;
-    started.ready().await?;
-    Ok(started)
+    Ok(config.to_string())
 }
 
 /// Waits until a replica holds the Lease. Returns its name.
@@ -282,14 +295,46 @@ pub async fn status_follows_the_services(fixture: &mut Fixture) -> Result<()> {
     Ok(())
 }
 
+/// A pod on each of two nodes, and a bastion on the first one.
 pub async fn local_policy_follows_the_endpoints(fixture: &mut Fixture) -> Result<()> {
+    const OTHER_NODE: u8 = 52;
+    const PODS: [(&str, &str, u8); 2] =
+        [("local-1", "node-1", 53), ("local-2", "local-node-2", 54)];
+    let (objects, namespace) = (&fixture.objects, &fixture.namespace);
+    objects
+        .node("local-node-2", namespace.address(OTHER_NODE))
+        .await?;
+    let mut backends = Vec::new();
+    for (name, node, last) in PODS {
+        let (labels, fields) = (json!({"app": "local"}), json!({"nodeName": node}));
+        objects
+            .pod_with(name, labels, namespace.address(last), json!([]), fields)
+            .await?;
+        backends.push(Backend::start(namespace, last, 8080, name, None)?);
+    }
     let services = Services::new(fixture);
-    let node = fixture.namespace.address(2).to_string();
-    let settings = json!({"nodeName": "node-1", "addresses": [ADDRESS, node]});
+    let node = namespace.address(2).to_string();
+    let listener = SocketAddr::from(([127, 0, 0, 8], 90));
+    let settings = json!({
+        "nodeName": "node-1", "addresses": [ADDRESS, node], "bindAddresses": [listener.ip()],
+    });
     let running = start(fixture, "lb-local", settings).await?;
-    let local = json!({"externalTrafficPolicy": "Local"});
-    services.create("lb-local", &[(90, "TCP")], local).await?;
+    let policy =
+        |policy: &str| json!({"externalTrafficPolicy": policy, "selector": {"app": "local"}});
+    services
+        .create("lb-local", &[(90, "TCP")], policy("Local"))
+        .await?;
     let status = services.reason("lb-local", "Ready").await?;
+    endpoints_are(listener, &["local-1"]).await?;
+    for (name, expected) in [
+        ("Cluster", &["local-1", "local-2"][..]),
+        ("Local", &["local-1"]),
+    ] {
+        services.patch("lb-local", policy(name)).await?;
+        endpoints_are(listener, expected)
+            .await
+            .with_context(|| name)?;
+    }
     let ingress = status["loadBalancer"]["ingress"].as_array();
     ensure!(
         ingress.is_some_and(|ingress| ingress.len() == 2),
@@ -301,12 +346,32 @@ pub async fn local_policy_follows_the_endpoints(fixture: &mut Fixture) -> Result
     let status = services.reason("lb-local", "NoLocalEndpoint").await?;
     ensure!(status["loadBalancer"]["ingress"].is_null(), "{status:#}");
     events(fixture, "lb-local", &["UnAvailableLoadBalancer"]).await?;
-    services
-        .patch("lb-local", json!({"selector": {"app": "web"}}))
-        .await?;
+    ensure!(get_plain(listener, "/name").await.is_err());
+    services.patch("lb-local", policy("Local")).await?;
     services.reason("lb-local", "Ready").await?;
+    endpoints_are(listener, &["local-1"]).await?;
     has_no_failed_write(&running)?;
+    for (name, ..) in PODS {
+        objects.delete_pod(name).await?;
+    }
     services.delete("lb-local").await
+}
+
+/// Waits until the connections of a listener reach exactly these endpoints.
+async fn endpoints_are(listener: SocketAddr, expected: &[&str]) -> Result<()> {
+    let mut names = BTreeSet::new();
+    let waited = eventually("connections to the endpoints", async || {
+        names.clear();
+        for _ in 0..6 {
+            if let Ok((_, name)) = get_plain(listener, "/name").await {
+                names.insert(name);
+            }
+        }
+        Ok(names.iter().eq(expected))
+    });
+    waited
+        .await
+        .with_context(|| format!("{names:?} instead of {expected:?}"))
 }
 
 pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
@@ -332,10 +397,14 @@ pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
     let servers = Echoes::start(fixture)?;
     let client = UdpSocket::bind("127.0.0.1:0").await?;
     client.connect(address).await?;
-    let mut answer = [0; 64];
-    client.send(b"question").await?;
-    let length = timeout(PATIENCE, client.recv(&mut answer)).await??;
-    ensure!(&answer[..length] == b"question");
+    let mut answer = [0; 4096];
+    // The second one in fragments, as with kube-proxy.
+    for question in [&b"question"[..], &[1; ABOVE_MTU]] {
+        client.send(question).await?;
+        let length = timeout(PATIENCE, client.recv(&mut answer)).await??;
+        ensure!(answer[..length] == *question, "{length} bytes");
+    }
+    drops_datagrams_above_the_mtu(fixture, &servers).await?;
     // A socket of its own for each client socket: all endpoints serve within three flows.
     for _ in 0..3 {
         let client = UdpSocket::bind("127.0.0.1:0").await?;
@@ -351,6 +420,21 @@ pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
     .await?;
     drop(servers);
     has_no_failed_write(&running)
+}
+
+/// A tunnel must not fragment datagrams (RFC 9298 section 6).
+async fn drops_datagrams_above_the_mtu(fixture: &Fixture, servers: &Echoes) -> Result<()> {
+    let token = tunnels::account(fixture, "above-mtu").await?;
+    let (bastion, ca) = (fixture.bastion.secure, &fixture.cluster.ca.file);
+    let target = format!("lb-traffic.{SHOP}.svc/95");
+    let mut tunnel = UdpTunnel::open(bastion, ca, &token, Version::Http2, &target).await?;
+    let long = [2; ABOVE_MTU];
+    tunnel.send(&long).await?;
+    tunnel.send(b"short").await?;
+    let received = timeout(PATIENCE, tunnel.receive()).await??;
+    ensure!(received[..] == *b"short", "{} bytes", received.len());
+    ensure!(!servers.has_received(&long), "sent in fragments");
+    Ok(())
 }
 
 pub async fn port_in_use_is_reported_until_it_is_free(fixture: &mut Fixture) -> Result<()> {

@@ -34,7 +34,7 @@ use crate::support::connect::{TunnelClient, Version};
 use crate::support::program::{Program, find_program};
 
 /// Returns the token of an account that may open tunnels to all services and pods.
-async fn account(fixture: &Fixture, name: &str) -> Result<String> {
+pub async fn account(fixture: &Fixture, name: &str) -> Result<String> {
     let token = fixture.account(name).await?;
     let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": SHOP});
     let role = format!("{name}-tunnels");

@@ -356,7 +356,7 @@ pub enum KubeconfigUser<'a> {
     TokenFile(&'a Path),
 }
 
-fn kubeconfig(
+pub fn kubeconfig(
     folder: &Path,
     name: &str,
     server: &str,
