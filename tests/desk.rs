@@ -14,6 +14,8 @@ mod forward_pods;
 mod forward_program;
 #[path = "desk/forward/socks.rs"]
 mod forward_socks;
+#[path = "desk/forward/terminal.rs"]
+mod forward_terminal;
 #[path = "desk/forward/tunnels.rs"]
 mod forward_tunnels;
 #[path = "desk/forward/udp.rs"]

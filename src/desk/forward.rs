@@ -214,7 +214,7 @@ async fn serve_until_end(
         let drain = drain().map_err(CommandError::Signals)?;
         let status = forwards.iter().map(|forward| {
             let name = format!(
-                "{}: {} -> {}",
+                "{} {} -> {}",
                 forward.target,
                 forward.local_port,
                 forward.remote_name()

@@ -126,11 +126,16 @@ impl Report {
 
     fn draw(&self) {
         let targets = self.status.borrow();
+        if targets.is_empty() {
+            return;
+        }
         let text: String = targets
             .iter()
             .map(|(name, traffic)| format!("{}\n", status_line(name, traffic)))
             .collect();
-        let _ = write!(std::io::stderr(), "{text}");
+        // A line that is longer than the terminal is wide is cut off: wrapped, it would have two
+        // lines to remove.
+        let _ = write!(std::io::stderr(), "\x1b[?7l{text}\x1b[?7h");
         self.printed.set(targets.len());
     }
 }
