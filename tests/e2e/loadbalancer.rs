@@ -172,7 +172,7 @@ fn configuration(fixture: &Fixture, name: &str, more: &Value) -> Result<String> 
     }
     let config = json!({
         "apiVersion": "kube-bastion.dev/v1alpha1", "kind": "BastionConfiguration",
-        "loadBalancer": section,
+        "loadBalancer": section, "drain": {"timeout": "1s"},
     });
     Ok(config.to_string())
 }
@@ -206,9 +206,19 @@ async fn events(fixture: &Fixture, service: &str, expected: &[&str]) -> Result<(
     waited.await.with_context(|| format!("{reasons:?}"))
 }
 
-fn has_no_failed_write(bastion: &Bastion) -> Result<()> {
+/// Ends a bastion, which must have written every status. It releases the Lease, so that the next one
+/// need not wait for its end.
+async fn stop(bastion: Bastion) -> Result<()> {
     let log = bastion.log();
     ensure!(!log.contains("cannot write the status"), "{log}");
+    terminate(bastion).await
+}
+
+/// Ends a bastion.
+pub async fn terminate(mut bastion: Bastion) -> Result<()> {
+    bastion.signal(Signal::SIGTERM)?;
+    let ended = tokio::task::spawn_blocking(move || bastion.wait()).await??;
+    ensure!(ended.success(), "{ended}");
     Ok(())
 }
 
@@ -288,7 +298,7 @@ pub async fn status_follows_the_services(fixture: &mut Fixture) -> Result<()> {
         services.0.get("lb-cloud").await?,
     ];
     ensure!(before == after, "changed: {before:?} {after:?}");
-    has_no_failed_write(&running)?;
+    stop(running).await?;
     for name in ["lb-late", "lb-foreign", "lb-cloud"] {
         services.delete(name).await?;
     }
@@ -350,7 +360,7 @@ pub async fn local_policy_follows_the_endpoints(fixture: &mut Fixture) -> Result
     services.patch("lb-local", policy("Local")).await?;
     services.reason("lb-local", "Ready").await?;
     endpoints_are(listener, &["local-1"]).await?;
-    has_no_failed_write(&running)?;
+    stop(running).await?;
     for (name, ..) in PODS {
         objects.delete_pod(name).await?;
     }
@@ -419,7 +429,7 @@ pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
     })
     .await?;
     drop(servers);
-    has_no_failed_write(&running)
+    stop(running).await
 }
 
 /// A tunnel must not fragment datagrams (RFC 9298 section 6).
@@ -459,7 +469,7 @@ pub async fn port_in_use_is_reported_until_it_is_free(fixture: &mut Fixture) -> 
     drop(other);
     services.reason("lb-busy", "Ready").await?;
     ensure!(get_plain(address, "/name").await?.0 == 200);
-    has_no_failed_write(&running)?;
+    stop(running).await?;
     services.delete("lb-busy").await
 }
 
@@ -501,7 +511,7 @@ pub async fn another_replica_takes_over(fixture: &mut Fixture) -> Result<()> {
     };
     services.delete("lb-first").await?;
     services.reason("lb-second", "Ready").await?;
-    has_no_failed_write(&last)?;
+    stop(last).await?;
     for name in ["lb-second", "lb-third", "lb-fourth"] {
         services.delete(name).await?;
     }
@@ -554,8 +564,7 @@ pub async fn deleted_services_go_away(fixture: &mut Fixture) -> Result<()> {
         .patch("lb-gone", &parameters, &Patch::Merge(none))
         .await?;
     ensure!(services.0.get_opt("lb-gone").await?.is_none());
-    has_no_failed_write(&with)?;
-    drop(with);
+    stop(with).await?;
 
     // Before an uninstall, the finalizers are removed by the setting.
     let without = start(fixture, "lb-without", json!({})).await?;
@@ -565,8 +574,7 @@ pub async fn deleted_services_go_away(fixture: &mut Fixture) -> Result<()> {
         })
         .await?;
     }
-    has_no_failed_write(&without)?;
-    drop(without);
+    stop(without).await?;
     for name in ["lb-kept", "lb-later"] {
         services.delete(name).await?;
         ensure!(services.0.get_opt(name).await?.is_none(), "{name} is stuck");

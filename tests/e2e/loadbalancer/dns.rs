@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::{PATIENCE, Services, has_no_failed_write, start};
+use super::{PATIENCE, Services, start, stop};
 use crate::fixture::Fixture;
 use crate::support::dns::{self, DNS_PORT, dnsmasq};
 use crate::support::eventually;
@@ -97,5 +97,5 @@ pub async fn dns_server_has_tcp_and_udp_on_one_address(fixture: &mut Fixture) ->
         services.delete(name).await?;
     }
     fixture.objects.delete_pod("lb-dns-1").await?;
-    has_no_failed_write(&running)
+    stop(running).await
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::timeout;
 
-use super::{Echoes, PATIENCE, Services, has_no_failed_write, start};
+use super::{Echoes, PATIENCE, Services, start, stop};
 use crate::fixture::Fixture;
 use crate::support::client::get_plain_over;
 use crate::support::eventually;
@@ -96,7 +96,7 @@ pub async fn listeners_honor_ranges_affinity_and_unready_addresses(
     services.delete("lb-honored").await?;
     followed?;
     fixture.endpoints("services/web", 3).await?;
-    has_no_failed_write(&running)
+    stop(running).await
 }
 
 async fn follow_readiness(

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::{Services, condition, configuration, events};
+use super::{Services, condition, configuration, events, stop};
 use crate::fixture::{Fixture, SHOP};
 use crate::support::bastion::Bastion;
 use crate::support::client::get_plain;
@@ -92,7 +92,7 @@ pub async fn low_port_needs_the_sysctl_of_the_pod(fixture: &mut Fixture) -> Resu
     let settings = json!({"bindAddresses": [listener.ip()]});
     let config = configuration(fixture, "lb-restricted", &settings)?;
     let folder = tempfile::tempdir()?;
-    let _bastion = start(fixture, folder.path(), &config).await?;
+    let bastion = start(fixture, folder.path(), &config).await?;
 
     let services = Services::new(fixture);
     services
@@ -115,5 +115,6 @@ pub async fn low_port_needs_the_sysctl_of_the_pod(fixture: &mut Fixture) -> Resu
     })
     .await
     .with_context(|| format!("{SHOP}/lb-low at {listener}"))?;
-    services.delete("lb-low").await
+    services.delete("lb-low").await?;
+    stop(bastion).await
 }

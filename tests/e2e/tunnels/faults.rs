@@ -79,7 +79,7 @@ impl Balancer {
     }
 
     async fn stop(self, fixture: &Fixture) -> Result<()> {
-        drop(self.bastion);
+        loadbalancer::terminate(self.bastion).await?;
         Services::new(fixture).delete(&self.name).await
     }
 }
