@@ -157,6 +157,8 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         apps::rabbitmq_management_creates_a_queue_opened,
         apps::prometheus_answers_a_query,
         tunnels::curl_reaches_services_and_pods_by_connect,
+        tunnels::built_in_roles_decide_on_tunnels,
+        tunnels::curl_opens_tunnels_over_http2,
         tunnels::node_opens_tunnels_over_http2,
         tunnels::host_name_reaches_its_pod,
         tunnels::databases_work_through_tunnels,

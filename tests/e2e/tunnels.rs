@@ -20,10 +20,12 @@ pub use ssh::ssh_works_through_connect;
 pub use udp::{dns_answers_through_udp_tunnels, http3_passes_through_udp_tunnels};
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::Api;
 use serde_json::json;
 
@@ -31,6 +33,7 @@ use crate::fixture::{Fixture, SHOP};
 use crate::packages;
 use crate::support::bastion::Bastion;
 use crate::support::connect::{TunnelClient, Version};
+use crate::support::eventually;
 use crate::support::program::{Program, find_program};
 
 /// Returns the token of an account that may open tunnels to all services and pods.
@@ -68,6 +71,36 @@ async fn curl_as(fixture: &Fixture, credentials: &[&str], arguments: &[&str]) ->
         .arg(&fixture.cluster.ca.file)
         .args(credentials)
         .args(arguments);
+    let mut curl = Program::start(&mut command)?;
+    let _ = curl.finish().await;
+    Ok(curl.output().join("\n"))
+}
+
+/// Returns a file of `tests/clients/tunnels`.
+fn file(name: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root.join("tests/clients/tunnels").join(name)
+}
+
+/// Sends a request by libcurl, which opens a tunnel for it: with a version of HTTP to the bastion,
+/// and one in the tunnel. Returns its output and error.
+async fn libcurl(
+    fixture: &Fixture,
+    token: &str,
+    versions: [&str; 2],
+    url: &str,
+    bytes: usize,
+) -> Result<String> {
+    let packages = packages::pip("tunnels")?;
+    let mut command = Command::new(packages::python()?);
+    command
+        .arg(file("curl.py"))
+        .arg(format!("https://{}", fixture.bastion.secure))
+        .arg(&fixture.cluster.ca.file)
+        .args(versions)
+        .args([url, &bytes.to_string()])
+        .env("PYTHONPATH", packages)
+        .env("TOKEN", token);
     let mut curl = Program::start(&mut command)?;
     let _ = curl.finish().await;
     Ok(curl.output().join("\n"))
@@ -142,6 +175,67 @@ pub async fn curl_reaches_services_and_pods_by_connect(fixture: &mut Fixture) ->
         let output = curl(fixture, token, &[url]).await?;
         let expected = format!("response {code}");
         ensure!(output.contains(&expected), "{url}: {output}");
+    }
+    Ok(())
+}
+
+/// The built-in roles: `edit` may forward ports of pods, `view` may not.
+pub async fn built_in_roles_decide_on_tunnels(fixture: &mut Fixture) -> Result<()> {
+    for (role, expected) in [("edit", "web-"), ("view", "response 403")] {
+        let name = format!("built-in-{role}");
+        let objects = &fixture.objects;
+        objects
+            .create::<ServiceAccount>(json!({"metadata": {"name": name}}))
+            .await?;
+        objects
+            .create::<RoleBinding>(json!({
+                "metadata": {"name": name},
+                "roleRef": {
+                    "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role,
+                },
+                "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": SHOP}],
+            }))
+            .await?;
+        let user = format!("--as=system:serviceaccount:{SHOP}:{name}");
+        eventually("the role to be known", async || {
+            let list = ["auth", "can-i", "list", "services", "-n", SHOP, &user];
+            Ok(fixture.cluster.kubectl(&list).is_ok())
+        })
+        .await?;
+        let token = fixture.cluster.token(SHOP, &name, None).await?;
+        for authority in authorities(fixture).await? {
+            let url = format!("http://{authority}/name");
+            let output = curl(fixture, &token, &["--proxytunnel", &url]).await?;
+            ensure!(output.contains(expected), "{role}, {authority}: {output}");
+        }
+    }
+    Ok(())
+}
+
+pub async fn curl_opens_tunnels_over_http2(fixture: &mut Fixture) -> Result<()> {
+    let token = account(fixture, "curl-http2").await?;
+    let send = async |token: &str, url: &str, bytes| {
+        let output = libcurl(fixture, token, ["2", "1.1"], url, bytes).await?;
+        let negotiated = output.contains("Establishing HTTP/2 proxy tunnel");
+        ensure!(negotiated, "{url}: {output}");
+        Ok(output)
+    };
+    for authority in authorities(fixture).await? {
+        let output = send(&token, &format!("http://{authority}/name"), 0).await?;
+        let answered = output.contains("response 200 over HTTP/1.1\nweb-");
+        ensure!(answered, "{authority}: {output}");
+    }
+    let url = format!("http://web.{SHOP}.svc/echo");
+    let output = send(&token, &url, 300_000).await?;
+    ensure!(output.contains(&"x".repeat(300_000)), "{output}");
+    for (token, authority, code) in [
+        (&*token, "example.com", 403),
+        (&token, "nobody.shop.svc", 404),
+        ("wrong", "web.shop.svc", 407),
+    ] {
+        let output = send(token, &format!("http://{authority}/"), 0).await?;
+        let expected = format!("CONNECT tunnel failed, response {code}");
+        ensure!(output.contains(&expected), "{authority}: {output}");
     }
     Ok(())
 }

@@ -166,15 +166,18 @@ impl Cluster {
         )?;
         let client = client(&kubeconfig).await?;
         wait_until_ready(&client, folder.path()).await?;
-        let manager = spawn(folder.path(), &binaries.join("kube-controller-manager"), &[
-            format!("--kubeconfig={}", kubeconfig.display()),
-            "--controllers=endpointslice-controller,endpoints-controller,serviceaccount-controller,root-ca-certificate-publisher-controller"
-                .into(),
-            format!("--root-ca-file={}", ca.file.display()),
-            "--leader-elect=false".into(),
-            "--secure-port=0".into(),
-            "--endpointslice-updates-batch-period=0s".into(),
-        ])?;
+        let manager = spawn(
+            folder.path(),
+            &binaries.join("kube-controller-manager"),
+            &[
+                format!("--kubeconfig={}", kubeconfig.display()),
+                format!("--controllers={}", CONTROLLERS.join(",")),
+                format!("--root-ca-file={}", ca.file.display()),
+                "--leader-elect=false".into(),
+                "--secure-port=0".into(),
+                "--endpointslice-updates-batch-period=0s".into(),
+            ],
+        )?;
         Ok(Self {
             kubectl: binaries.join("kubectl"),
             folder,
@@ -348,6 +351,15 @@ impl Cluster {
         wait_until_ready(&self.client, self.folder.path()).await
     }
 }
+
+/// Controllers of the cluster. The last one fills the built-in roles.
+const CONTROLLERS: [&str; 5] = [
+    "endpointslice-controller",
+    "endpoints-controller",
+    "serviceaccount-controller",
+    "root-ca-certificate-publisher-controller",
+    "clusterrole-aggregation-controller",
+];
 
 /// Credentials in a kubeconfig.
 pub enum KubeconfigUser<'a> {

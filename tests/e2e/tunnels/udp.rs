@@ -1,8 +1,6 @@
 //! Tunnels of UDP: DNS with a client of the test, and HTTP/3 with libcurl.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 
 use super::servers::publish;
-use super::{account, client};
+use super::{account, client, file, libcurl};
 use crate::fixture::{Fixture, SHOP};
 use crate::packages;
 use crate::support::connect::Version;
@@ -118,12 +116,6 @@ pub async fn dns_answers_through_udp_tunnels(fixture: &mut Fixture) -> Result<()
     Ok(())
 }
 
-/// Returns a file of `tests/clients/tunnels`.
-fn file(name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    root.join("tests/clients/tunnels").join(name)
-}
-
 /// libcurl, which opens the UDP tunnel, and aioquic know nothing of the bastion.
 pub async fn http3_passes_through_udp_tunnels(fixture: &mut Fixture) -> Result<()> {
     let token = account(fixture, "http3-user").await?;
@@ -148,27 +140,11 @@ pub async fn http3_passes_through_udp_tunnels(fixture: &mut Fixture) -> Result<(
         Ok(open(fixture, &token, Version::Http1, &target).await.is_ok())
     })
     .await?;
-    let run = async |version: &str, token: &str, path: &str, bytes: usize| -> Result<String> {
-        let mut command = Command::new(&python);
-        command
-            .arg(file("http3_client.py"))
-            .arg(format!("https://{}", fixture.bastion.secure))
-            .arg(&cluster.ca.file)
-            .args([
-                version,
-                &format!("https://{host}{path}"),
-                &bytes.to_string(),
-            ])
-            .env("PYTHONPATH", &packages)
-            .env("TOKEN", token);
-        let mut client = Program::start(&mut command)?;
-        let _ = client.finish().await;
-        Ok(client.output().join("\n"))
-    };
     for version in ["1.1", "2"] {
         for (path, bytes, length) in [("/name", 0, 0), ("/large", 0, 1_000_000), ("/", 300_000, 0)]
         {
-            let output = run(version, &token, path, bytes).await?;
+            let url = format!("https://{host}{path}");
+            let output = libcurl(fixture, &token, [version, "3"], &url, bytes).await?;
             let text = format!("http3-0 {path} after {bytes} bytes");
             ensure!(
                 output.contains("response 200 over HTTP/3")
@@ -177,7 +153,8 @@ pub async fn http3_passes_through_udp_tunnels(fixture: &mut Fixture) -> Result<(
                 "{path} over {version}: {output}"
             );
         }
-        let output = run(version, "wrong", "/name", 0).await?;
+        let url = format!("https://{host}/name");
+        let output = libcurl(fixture, "wrong", [version, "3"], &url, 0).await?;
         ensure!(output.contains("407"), "{version}: {output}");
     }
     Ok(())
