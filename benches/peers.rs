@@ -54,7 +54,7 @@ mod workloads;
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outcome::Outcome;
 use peer::Peer;
@@ -106,20 +106,15 @@ async fn bench(settings: &Settings) -> Result<Vec<Outcome>> {
                 continue;
             }
             eprintln!("round {round} of {}: {}", settings.rounds, workload.title);
-            if let Measure::Memory(held) = workload.measure {
-                let fresh = match held {
-                    Held::Tunnel(_) => vec![l4::tunnel_peer(&stage).await?],
-                    Held::Idle | Held::Stalled => peer::start_all(&stage, settings).await?,
-                };
-                let figures = memory::per_connection(&stage, &fresh, held).await?;
-                for (peer, figure) in fresh.iter().zip(figures) {
+            if workload.measure.is_memory() {
+                for (name, figure) in memory_of(&stage, settings, workload.measure).await? {
                     let sample = Sample {
                         figure,
                         user: None,
                         per_second: None,
                         latency: None,
                     };
-                    outcome.push(peer.name, sample);
+                    outcome.push(name, sample);
                 }
                 continue;
             }
@@ -139,6 +134,32 @@ async fn bench(settings: &Settings) -> Result<Vec<Outcome>> {
         }
     }
     Ok(outcomes)
+}
+
+/// Measures the memory of peers that are started for it.
+async fn memory_of(
+    stage: &Stage,
+    settings: &Settings,
+    measure: Measure,
+) -> Result<Vec<(&'static str, f64)>> {
+    let (peers, figures) = match measure {
+        Measure::ExpiredFlows => {
+            let peers = vec![l4::flow_peer(stage).await?];
+            let figures = memory::growth_by_flows(&peers).await?;
+            (peers, figures)
+        }
+        Measure::Memory(held) => {
+            let peers = match held {
+                Held::Tunnel(_) => vec![l4::tunnel_peer(stage).await?],
+                Held::Idle | Held::Stalled => peer::start_all(stage, settings).await?,
+            };
+            let figures = memory::per_connection(stage, &peers, held).await?;
+            (peers, figures)
+        }
+        _ => bail!("{measure:?} is not memory"),
+    };
+    let names = peers.iter().map(|peer| peer.name);
+    Ok(names.zip(figures).collect())
 }
 
 /// Peers that run during all rounds.

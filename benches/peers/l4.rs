@@ -1,7 +1,7 @@
 //! TCP relays and UDP flows: peers, and their load.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use crate::process::{CpuTime, Server};
 use crate::stage::{BODY_BYTES, LARGE, SMALL, Stage};
 use crate::statistics::Sample;
 use crate::support::connect::{self, TunnelClient};
-use crate::support::eventually;
+use crate::support::{eventually, within};
 use crate::workloads::{BASTION, HAPROXY, L4, NGINX, RELAY, Version};
 
 /// Port of the UDP backends.
@@ -146,6 +146,78 @@ async fn balancer(
     let mut peer = bastion(stage, name, own, &flags)?;
     peer.address.set_port(port);
     Ok(peer)
+}
+
+/// Starts a bastion with a UDP port whose endpoints never answer.
+///
+/// # Errors
+/// Returns an error if the port is not served.
+pub async fn flow_peer(stage: &Stage) -> Result<Peer> {
+    let port = free_port()?;
+    for backend in &stage.backends {
+        // Held for the rest of the run.
+        let address = SocketAddr::new(backend.ip(), port);
+        std::mem::forget(stage.namespace.bind_udp(address)?);
+    }
+    let ports = json!([{"port": port, "protocol": "UDP", "targetPort": port}]);
+    let peer = balancer(stage, BASTION, &format!("flows-{port}"), port, &ports).await?;
+    let before = descriptors(&peer)?;
+    let client = UdpSocket::bind("127.0.0.1:0")?;
+    client.connect(peer.address)?;
+    eventually("the first flow", async || {
+        // Refused while the port is not open.
+        let _ = client.send(b"x");
+        Ok(descriptors(&peer)? > before)
+    })
+    .await?;
+    Ok(peer)
+}
+
+/// Opens a number of UDP flows, and waits until all have expired.
+///
+/// # Errors
+/// Returns an error if they do not open, or do not end.
+pub async fn expire_flows(peer: &Peer, count: u32) -> Result<()> {
+    /// A client address may have a quarter of all flows.
+    const CLIENTS: u8 = 8;
+    /// Number of datagrams after which the port gets time to take them.
+    const TRAIN: usize = 32;
+    /// Flows that expire later than those of this function, or descriptors of something else.
+    const OTHERS: usize = 16;
+    let before = descriptors(peer)?;
+    let mut clients = Vec::new();
+    for client in 1..=CLIENTS {
+        for _ in 0..count / u32::from(CLIENTS) {
+            let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 1, client), 0))?;
+            socket.connect(peer.address)?;
+            clients.push(socket);
+        }
+    }
+    // A datagram may be lost.
+    for _ in 0..2 {
+        for train in clients.chunks(TRAIN) {
+            for socket in train {
+                socket.send(b"x")?;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let opened = before + clients.len() - OTHERS;
+    eventually("the flows", async || Ok(descriptors(peer)? >= opened)).await?;
+    drop(clients);
+    within(Duration::from_mins(2), "the end of the flows", async || {
+        Ok(descriptors(peer)? <= before + OTHERS)
+    })
+    .await
+}
+
+/// Number of open descriptors: each flow has one.
+fn descriptors(peer: &Peer) -> Result<usize> {
+    let mut count = 0;
+    for id in peer.process.ids() {
+        count += std::fs::read_dir(format!("/proc/{id}/fd"))?.count();
+    }
+    Ok(count)
 }
 
 /// Echoes datagrams for the rest of the run.

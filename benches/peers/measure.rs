@@ -85,7 +85,9 @@ pub async fn measure(stage: &Stage, peer: &Peer, what: Measure, seconds: u64) ->
         }
         Measure::Index(growth) => grown(stage, peer, growth, seconds),
         Measure::L4(what) => l4::measure(stage, peer, what, duration).await,
-        Measure::Memory(_) => anyhow::bail!("memory is measured for all peers together"),
+        Measure::Memory(_) | Measure::ExpiredFlows => {
+            anyhow::bail!("memory is measured for all peers together")
+        }
     }
 }
 

@@ -46,6 +46,28 @@ pub async fn per_connection(stage: &Stage, peers: &[Peer], held: Held) -> Result
     Ok(before.iter().zip(&after).map(slope).collect())
 }
 
+/// Lets UDP flows expire, and as many once more. Returns the KiB by which each of the second ones has
+/// increased the memory. The first ones leave what allocators keep.
+///
+/// # Errors
+/// As [`l4::expire_flows`].
+pub async fn growth_by_flows(peers: &[Peer]) -> Result<Vec<f64>> {
+    const FLOWS: u32 = 10_000;
+    /// jemalloc returns freed pages after 10 s, all at once after so many frees.
+    const RETURN: Duration = Duration::from_secs(15);
+    let mut memory = Vec::new();
+    for _ in 0..2 {
+        for peer in peers {
+            l4::expire_flows(peer, FLOWS).await?;
+        }
+        tokio::time::sleep(RETURN).await;
+        memory.push(settled(peers).await?);
+    }
+    let growth = memory[0].iter().zip(&memory[1]);
+    let per_flow = growth.map(|(before, after)| (after - before) / f64::from(FLOWS));
+    Ok(per_flow.collect())
+}
+
 /// An open connection or tunnel.
 enum Open {
     Connection(Box<Connection>),

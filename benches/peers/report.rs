@@ -32,7 +32,7 @@ fn goals(outcomes: &[Outcome], settings: &Settings) -> String {
         let subject = outcome.workload.measure.subject();
         let goal = match outcome.workload.goal {
             Goal::Ratio(limit) => format!("x <= {limit:.2}"),
-            Goal::Figure(limit) => format!("<= {limit:.0}"),
+            Goal::Figure(limit) => format!("<= {limit}"),
         };
         let mut row = vec![
             outcome.workload.title.to_owned(),

@@ -26,6 +26,8 @@ pub enum Measure {
     Latency(Version),
     /// Resident memory per open connection.
     Memory(Held),
+    /// Growth of the resident memory by UDP flows that have expired.
+    ExpiredFlows,
     /// CPU time per small request that passes to the API server, in a closed loop.
     PassThrough {
         version: Version,
@@ -40,7 +42,7 @@ pub enum Measure {
 
 impl Measure {
     pub fn is_memory(self) -> bool {
-        matches!(self, Self::Memory(_))
+        matches!(self, Self::Memory(_) | Self::ExpiredFlows)
     }
 
     /// Name and unit of the figure.
@@ -54,6 +56,7 @@ impl Measure {
             Self::L4(L4::Datagram) => "CPU µs/datagram and answer",
             Self::L4(L4::Tunnels) => "µs/10 MiB",
             Self::Memory(Held::Tunnel(_)) => "KiB/tunnel",
+            Self::ExpiredFlows => "KiB/flow",
             Self::Latency(_) => "p99 µs",
             Self::Memory(_) => "KiB/connection",
         }
@@ -146,7 +149,7 @@ pub const MANY_ENDPOINTS: &str = "10 services, 5,000";
 /// with both.
 pub const APISERVER_GOAL: f64 = 25.0;
 
-pub const WORKLOADS: [Workload; 21] = [
+pub const WORKLOADS: [Workload; 22] = [
     Workload {
         title: "HTTP/1.1 small, 64 connections",
         measure: Measure::Small {
@@ -292,6 +295,13 @@ pub const WORKLOADS: [Workload; 21] = [
         title: "L4: memory of an idle tunnel, HTTP/2",
         measure: Measure::Memory(Held::Tunnel(Version::Http2)),
         goal: Goal::Figure(20.0),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "L4: growth by 10,000 expired UDP flows",
+        measure: Measure::ExpiredFlows,
+        // 1 MiB in total, as much as allocators keep.
+        goal: Goal::Figure(0.1),
         with_apiserver: false,
     },
 ];
