@@ -82,6 +82,14 @@ impl Bed {
         Self::with_limits(&ListenerLimits::new(0, 0), (0, 1))
     }
 
+    /// Starts a bed whose Service `web` has endpoints at these addresses.
+    pub async fn web(addresses: &[&str]) -> (Self, Endpoints) {
+        let mut bed = Self::start();
+        let endpoints = Endpoints::start(addresses).await;
+        bed.publish("web", &endpoints);
+        (bed, endpoints)
+    }
+
     /// `worker` is the number of the worker, and the number of workers.
     pub fn with_limits(limits: &ListenerLimits, worker: (usize, usize)) -> Self {
         let policy = AddressPolicy {
