@@ -2,15 +2,18 @@
 
 mod dns;
 mod honored;
+mod local;
 mod restricted;
+mod traffic;
 
 pub use dns::dns_server_has_tcp_and_udp_on_one_address;
 pub use honored::listeners_honor_ranges_affinity_and_unready_addresses;
+pub use local::local_policy_follows_the_endpoints;
 pub use restricted::low_port_needs_the_sysctl_of_the_pod;
+pub use traffic::listeners_carry_tcp_and_udp;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,27 +22,18 @@ use k8s_openapi::api::core::v1::{Event, Service};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::net::TcpListener;
 
-use crate::faults::WEB;
 use crate::fixture::{Fixture, SHOP, bastion};
-use crate::support::backend::Backend;
 use crate::support::bastion::Bastion;
 use crate::support::client::get_plain;
 use crate::support::cluster::HOME;
-use crate::support::connect::Version;
-use crate::support::connect_udp::UdpTunnel;
 use crate::support::eventually;
-use crate::tunnels;
 
 const CLASS: &str = "kube-bastion.dev/bastion";
 const ADDRESS: &str = "203.0.113.10";
 /// Maximum time for an answer, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Length of a datagram that does not fit into a packet to the pods.
-const ABOVE_MTU: usize = 2000;
 const CONDITION: &str = "kube-bastion.dev/LoadBalancerReady";
 
 /// Services of the namespace of the fixture.
@@ -105,45 +99,6 @@ fn condition(status: &Value) -> Value {
     let conditions = status["conditions"].as_array().into_iter().flatten();
     let mut own = conditions.filter(|condition| condition["type"] == CONDITION);
     own.next().cloned().unwrap_or_default()
-}
-
-/// UDP servers of the pods of `services/web`, which send datagrams back. Dropping it stops them.
-struct Echoes {
-    received: Arc<Mutex<Vec<Vec<u8>>>>,
-    _tasks: JoinSet<()>,
-}
-
-impl Echoes {
-    fn start(fixture: &Fixture) -> Result<Self> {
-        let received = Arc::<Mutex<Vec<_>>>::default();
-        let mut tasks = JoinSet::new();
-        for (_, last) in WEB {
-            let address = (fixture.namespace.address(last), 8080).into();
-            let socket = UdpSocket::from_std(fixture.namespace.bind_udp(address)?)?;
-            let received = Arc::clone(&received);
-            tasks.spawn(async move {
-                let mut buffer = [0; 4096];
-                while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-                    let datagram = &buffer[..length];
-                    received
-                        .lock()
-                        .expect("no thread panics with it")
-                        .push(datagram.to_vec());
-                    let _ = socket.send_to(datagram, from).await;
-                }
-            });
-        }
-        Ok(Self {
-            received,
-            _tasks: tasks,
-        })
-    }
-
-    /// Returns true if an endpoint has received the datagram.
-    fn has_received(&self, datagram: &[u8]) -> bool {
-        let received = self.received.lock().expect("no thread panics with it");
-        received.iter().any(|one| one == datagram)
-    }
 }
 
 /// Starts a bastion that serves the class, with settings of the section as JSON.
@@ -302,148 +257,6 @@ pub async fn status_follows_the_services(fixture: &mut Fixture) -> Result<()> {
     for name in ["lb-late", "lb-foreign", "lb-cloud"] {
         services.delete(name).await?;
     }
-    Ok(())
-}
-
-/// A pod on each of two nodes, and a bastion on the first one.
-pub async fn local_policy_follows_the_endpoints(fixture: &mut Fixture) -> Result<()> {
-    const OTHER_NODE: u8 = 52;
-    const PODS: [(&str, &str, u8); 2] =
-        [("local-1", "node-1", 53), ("local-2", "local-node-2", 54)];
-    let (objects, namespace) = (&fixture.objects, &fixture.namespace);
-    objects
-        .node("local-node-2", namespace.address(OTHER_NODE))
-        .await?;
-    let mut backends = Vec::new();
-    for (name, node, last) in PODS {
-        let (labels, fields) = (json!({"app": "local"}), json!({"nodeName": node}));
-        objects
-            .pod_with(name, labels, namespace.address(last), json!([]), fields)
-            .await?;
-        backends.push(Backend::start(namespace, last, 8080, name, None)?);
-    }
-    let services = Services::new(fixture);
-    let node = namespace.address(2).to_string();
-    let listener = SocketAddr::from(([127, 0, 0, 8], 90));
-    let settings = json!({
-        "nodeName": "node-1", "addresses": [ADDRESS, node], "bindAddresses": [listener.ip()],
-    });
-    let running = start(fixture, "lb-local", settings).await?;
-    let policy =
-        |policy: &str| json!({"externalTrafficPolicy": policy, "selector": {"app": "local"}});
-    services
-        .create("lb-local", &[(90, "TCP")], policy("Local"))
-        .await?;
-    let status = services.reason("lb-local", "Ready").await?;
-    endpoints_are(listener, &["local-1"]).await?;
-    for (name, expected) in [
-        ("Cluster", &["local-1", "local-2"][..]),
-        ("Local", &["local-1"]),
-    ] {
-        services.patch("lb-local", policy(name)).await?;
-        endpoints_are(listener, expected)
-            .await
-            .with_context(|| name)?;
-    }
-    let ingress = status["loadBalancer"]["ingress"].as_array();
-    ensure!(
-        ingress.is_some_and(|ingress| ingress.len() == 2),
-        "{status:#}"
-    );
-    services
-        .patch("lb-local", json!({"selector": {"app": "none"}}))
-        .await?;
-    let status = services.reason("lb-local", "NoLocalEndpoint").await?;
-    ensure!(status["loadBalancer"]["ingress"].is_null(), "{status:#}");
-    events(fixture, "lb-local", &["UnAvailableLoadBalancer"]).await?;
-    ensure!(get_plain(listener, "/name").await.is_err());
-    services.patch("lb-local", policy("Local")).await?;
-    services.reason("lb-local", "Ready").await?;
-    endpoints_are(listener, &["local-1"]).await?;
-    stop(running).await?;
-    for (name, ..) in PODS {
-        objects.delete_pod(name).await?;
-    }
-    services.delete("lb-local").await
-}
-
-/// Waits until the connections of a listener reach exactly these endpoints.
-async fn endpoints_are(listener: SocketAddr, expected: &[&str]) -> Result<()> {
-    let mut names = BTreeSet::new();
-    let waited = eventually("connections to the endpoints", async || {
-        names.clear();
-        for _ in 0..6 {
-            if let Ok((_, name)) = get_plain(listener, "/name").await {
-                names.insert(name);
-            }
-        }
-        Ok(names.iter().eq(expected))
-    });
-    waited
-        .await
-        .with_context(|| format!("{names:?} instead of {expected:?}"))
-}
-
-pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
-    let services = Services::new(fixture);
-    let address = SocketAddr::from(([127, 0, 0, 5], 95));
-    let settings = json!({"bindAddresses": [address.ip()]});
-    let running = start(fixture, "lb-traffic", settings).await?;
-    let ports = [(95, "TCP"), (95, "UDP")];
-    services.create("lb-traffic", &ports, json!({})).await?;
-    services.reason("lb-traffic", "Ready").await?;
-    eventually("the listener to be open", async || {
-        Ok(get_plain(address, "/name").await.is_ok())
-    })
-    .await?;
-    let mut names = Vec::new();
-    for _ in 0..6 {
-        names.push(get_plain(address, "/name").await?.1);
-    }
-    names.sort();
-    let expected = ["web-1", "web-1", "web-2", "web-2", "web-3", "web-3"];
-    ensure!(names == expected, "{names:?}");
-
-    let servers = Echoes::start(fixture)?;
-    let client = UdpSocket::bind("127.0.0.1:0").await?;
-    client.connect(address).await?;
-    let mut answer = [0; 4096];
-    // The second one in fragments, as with kube-proxy.
-    for question in [&b"question"[..], &[1; ABOVE_MTU]] {
-        client.send(question).await?;
-        let length = timeout(PATIENCE, client.recv(&mut answer)).await??;
-        ensure!(answer[..length] == *question, "{length} bytes");
-    }
-    drops_datagrams_above_the_mtu(fixture, &servers).await?;
-    // A socket of its own for each client socket: all endpoints serve within three flows.
-    for _ in 0..3 {
-        let client = UdpSocket::bind("127.0.0.1:0").await?;
-        client.connect(address).await?;
-        client.send(b"x").await?;
-        ensure!(timeout(PATIENCE, client.recv(&mut answer)).await?? == 1);
-    }
-
-    services.delete("lb-traffic").await?;
-    eventually("the listener to be closed", async || {
-        Ok(TcpStream::connect(address).await.is_err())
-    })
-    .await?;
-    drop(servers);
-    stop(running).await
-}
-
-/// A tunnel must not fragment datagrams (RFC 9298 section 6).
-async fn drops_datagrams_above_the_mtu(fixture: &Fixture, servers: &Echoes) -> Result<()> {
-    let token = tunnels::account(fixture, "above-mtu").await?;
-    let (bastion, ca) = (fixture.bastion.secure, &fixture.cluster.ca.file);
-    let target = format!("lb-traffic.{SHOP}.svc/95");
-    let mut tunnel = UdpTunnel::open(bastion, ca, &token, Version::Http2, &target).await?;
-    let long = [2; ABOVE_MTU];
-    tunnel.send(&long).await?;
-    tunnel.send(b"short").await?;
-    let received = timeout(PATIENCE, tunnel.receive()).await??;
-    ensure!(received[..] == *b"short", "{} bytes", received.len());
-    ensure!(!servers.has_received(&long), "sent in fragments");
     Ok(())
 }
 

@@ -8,7 +8,8 @@ use serde_json::json;
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::timeout;
 
-use super::{Echoes, PATIENCE, Services, start, stop};
+use super::traffic::Echoes;
+use super::{PATIENCE, Services, start, stop};
 use crate::fixture::Fixture;
 use crate::support::client::get_plain_over;
 use crate::support::eventually;
