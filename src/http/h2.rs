@@ -5,6 +5,7 @@
 //! read.
 
 mod body;
+mod burst;
 mod byte_stream;
 mod heads;
 mod keepalive;
@@ -31,6 +32,7 @@ use crate::drain::{Drain, DrainWatch};
 pub use body::Incoming;
 pub use byte_stream::ByteStream;
 
+use burst::Burst;
 use heads::{Blocks, Heads, fields_length};
 use keepalive::Keepalive;
 use meter::Meter;
@@ -124,7 +126,7 @@ where
     I: Future<Output = ()>,
 {
     let meter = Rc::<RefCell<Meter>>::default();
-    let stream = ObservedStream::new(stream, Rc::clone(&meter));
+    let (stream, burst) = Burst::new(ObservedStream::new(stream, Rc::clone(&meter)));
     let handshake = h2::server::Builder::new()
         .max_concurrent_streams(MAX_STREAMS)
         .initial_window_size(STREAM_WINDOW)
@@ -149,7 +151,9 @@ where
     let mut finishing = false;
     loop {
         let event = poll_fn(|context| {
-            if let Poll::Ready(accepted) = connection.poll_accept(context) {
+            let accepted = connection.poll_accept(context);
+            burst.end();
+            if let Poll::Ready(accepted) = accepted {
                 return Poll::Ready(accepted.map_or(Event::Ended, Event::Accepted));
             }
             if !blocks.account() || blocks.poll_timeout(context, timeouts.head).is_ready() {

@@ -32,6 +32,10 @@ impl<O: ReadObserver> ObservedStream<O> {
         Self { stream, observer }
     }
 
+    pub fn get_ref(&self) -> &Stream {
+        &self.stream
+    }
+
     fn stream(self: Pin<&mut Self>) -> Pin<&mut Stream> {
         Pin::new(&mut self.get_mut().stream)
     }

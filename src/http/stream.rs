@@ -216,6 +216,17 @@ impl Stream {
         socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
     }
 
+    /// Lets the system send full segments only, until it is unset. Without effect beyond Linux.
+    pub fn set_cork(&self, is_set: bool) {
+        #[cfg(target_os = "linux")]
+        if let Some(stream) = self.tcp() {
+            // Fails if the connection is already broken.
+            let _ = socket2::SockRef::from(stream).set_tcp_cork(is_set);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = is_set;
+    }
+
     fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(stream) => Some(stream),

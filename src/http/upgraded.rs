@@ -65,6 +65,15 @@ impl Upgraded {
         }
     }
 
+    /// Returns the number of bytes to write next. Pending while most of those before have not left.
+    /// `None` for a connection, whose socket decides when bytes are written.
+    pub fn poll_room(&self, context: &Context<'_>) -> Poll<Option<usize>> {
+        match self {
+            Self::Http1(_) => Poll::Ready(None),
+            Self::Http2(stream) => stream.poll_room(context).map(Some),
+        }
+    }
+
     /// Reads bytes and appends them to `input`. `Ok(0)` is the end of the stream.
     pub fn poll_fill(
         &mut self,

@@ -2,14 +2,23 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use futures::task::AtomicWaker;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Maximum number of bytes of one write.
 const MAX_WRITE: usize = 64 * 1024;
+/// Maximum payload of a DATA frame, whose head of 9 bytes shares a TLS record with it. One byte more
+/// would take another record.
+const MAX_FRAME: usize = 16 * 1024 - 9;
+/// Number of unsent bytes above which a stream has no room. Frames leave one at a time: without it,
+/// each of them would be followed by a read of its size.
+const LOW_WATER: usize = 16 * 1024;
 
 /// DATA frames of a stream as bytes. Shutting it down closes the sending side only (`END_STREAM`).
 /// Dropping it before both sides have ended resets the stream. A reset by the peer is an error of
@@ -20,6 +29,7 @@ pub struct ByteStream<G> {
     receive: RecvStream,
     /// Received bytes that were not read.
     input: Bytes,
+    unsent: Arc<Unsent>,
     is_shut_down: bool,
     /// Held as long as the stream.
     _guard: G,
@@ -31,6 +41,7 @@ impl<G> ByteStream<G> {
             send,
             receive,
             input: Bytes::new(),
+            unsent: Arc::default(),
             is_shut_down: false,
             _guard: guard,
         }
@@ -58,6 +69,19 @@ impl<G> ByteStream<G> {
         let _ = self.receive.flow_control().release_capacity(length);
     }
 
+    /// Returns the number of bytes to write next. Pending while most of those before have not left.
+    pub fn poll_room(&self, context: &Context<'_>) -> Poll<usize> {
+        let mut unsent = self.unsent.bytes.load(Ordering::Relaxed);
+        if unsent > LOW_WATER {
+            self.unsent.waker.register(context.waker());
+            unsent = self.unsent.bytes.load(Ordering::Relaxed);
+        }
+        if unsent > LOW_WATER {
+            return Poll::Pending;
+        }
+        Poll::Ready(MAX_WRITE - unsent)
+    }
+
     /// Resets the stream.
     pub fn abort(&mut self) {
         self.send.send_reset(Reason::CONNECT_ERROR);
@@ -66,6 +90,49 @@ impl<G> ByteStream<G> {
     /// Ready once the peer has reset the stream or its connection has failed.
     pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.send.poll_reset(context).map(|_| ())
+    }
+}
+
+/// Bytes that were written to a stream, and that h2 has not written to the connection.
+#[derive(Debug, Default)]
+struct Unsent {
+    bytes: AtomicUsize,
+    /// Task that waits for room.
+    waker: AtomicWaker,
+}
+
+/// Bytes of one write. h2 drops them once they have left, or the stream is reset.
+struct Chunk {
+    bytes: Box<[u8]>,
+    unsent: Arc<Unsent>,
+}
+
+impl Chunk {
+    /// Copies bytes.
+    fn copy(bytes: &[u8], unsent: &Arc<Unsent>) -> Bytes {
+        unsent.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        Bytes::from_owner(Self {
+            bytes: bytes.into(),
+            unsent: Arc::clone(unsent),
+        })
+    }
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        let before = self
+            .unsent
+            .bytes
+            .fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        if before > LOW_WATER && before - self.bytes.len() <= LOW_WATER {
+            self.unsent.waker.wake();
+        }
     }
 }
 
@@ -120,8 +187,11 @@ impl<G: Unpin> AsyncWrite for ByteStream<G> {
             };
         }
         let length = capacity.min(bytes.len()).min(MAX_WRITE);
-        let data = Bytes::copy_from_slice(&bytes[..length]);
-        self.send.send_data(data, false).map_err(failure)?;
+        let mut data = Chunk::copy(&bytes[..length], &self.unsent);
+        while !data.is_empty() {
+            let frame = data.split_to(data.len().min(MAX_FRAME));
+            self.send.send_data(frame, false).map_err(failure)?;
+        }
         Poll::Ready(Ok(length))
     }
 
@@ -136,5 +206,68 @@ impl<G: Unpin> AsyncWrite for ByteStream<G> {
             self.send.send_data(Bytes::new(), true).map_err(failure)?;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http::{Request, Response};
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn has_room_again_once_frames_have_left() {
+        const LENGTH: usize = 60 * 1024;
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let client = async {
+            let mut builder = h2::client::Builder::new();
+            builder.initial_window_size(1 << 20);
+            let (sender, connection) = builder.handshake::<_, Bytes>(far).await.unwrap();
+            tokio::spawn(connection);
+            let mut sender = sender.ready().await.unwrap();
+            let request = Request::connect("a:1").body(()).unwrap();
+            let (response, _sending) = sender.send_request(request, false).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            let (mut frames, mut sum) = (Vec::new(), 0);
+            while sum < LENGTH {
+                let data = body.data().await.unwrap().unwrap();
+                sum += data.len();
+                frames.push(data.len());
+            }
+            frames
+        };
+        let server = async {
+            let mut builder = h2::server::Builder::new();
+            builder.max_send_buffer_size(MAX_WRITE);
+            let mut connection = builder.handshake::<_, Bytes>(near).await.unwrap();
+            let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+            let send = respond.send_response(Response::new(()), false).unwrap();
+            let mut stream = ByteStream::new(send, request.into_body(), ());
+            // The connection is not polled, so that no frame leaves.
+            let room = poll_fn(|context| Poll::Ready(stream.poll_room(context))).await;
+            assert_eq!(room, Poll::Ready(MAX_WRITE));
+            stream.write_all(&vec![0; LENGTH]).await.unwrap();
+            let room = poll_fn(|context| Poll::Ready(stream.poll_room(context))).await;
+            assert_eq!(room, Poll::Pending);
+            let room = poll_fn(|context| stream.poll_room(context));
+            let room = tokio::select! {
+                room = room => room,
+                _ = connection.accept() => panic!("one request"),
+            };
+            assert_eq!(room, MAX_WRITE);
+            tokio::select! {
+                () = std::future::pending() => {}
+                _ = connection.accept() => {}
+            }
+        };
+        let frames = tokio::select! {
+            frames = client => frames,
+            () = server => panic!("the client is served until it has ended"),
+        };
+        assert_eq!(frames.iter().sum::<usize>(), LENGTH);
+        assert!(frames.iter().all(|frame| *frame <= MAX_FRAME), "{frames:?}");
     }
 }

@@ -28,9 +28,11 @@ thread_local! {
 pub(super) struct Direction {
     /// Bytes that were read, and that the receiver has not taken.
     pending: Bytes,
-    /// Number of bytes to read next.
+    /// Number of bytes to read next for a receiver that does not tell its room.
     size: usize,
     state: State,
+    /// The receiver has no room, so the sender is not read.
+    is_full: bool,
     /// Bytes were written since the receiver was flushed.
     is_unflushed: bool,
 }
@@ -58,6 +60,7 @@ impl Default for Direction {
             pending: Bytes::new(),
             size: MIN_READ,
             state: State::Open,
+            is_full: false,
             is_unflushed: false,
         }
     }
@@ -66,7 +69,7 @@ impl Default for Direction {
 impl Direction {
     /// Returns true if the sender is read, which reports its failures.
     pub fn is_reading(&self) -> bool {
-        self.state == State::Open && self.pending.is_empty()
+        self.state == State::Open && self.pending.is_empty() && !self.is_full
     }
 
     /// Returns true if the receiver took everything that the sender had sent until its end.
@@ -159,8 +162,14 @@ impl Direction {
                 return Ok(Poll::Ready(()));
             }
         }
+        let room = to.poll_room(context);
+        self.is_full = room.is_pending();
+        let Poll::Ready(room) = room else {
+            return Ok(Poll::Pending);
+        };
+        let length = room.unwrap_or(self.size);
         BUFFER.with_borrow_mut(|buffer| {
-            let mut read = ReadBuf::new(&mut buffer[..self.size]);
+            let mut read = ReadBuf::new(&mut buffer[..length]);
             let polled = Pin::new(from).poll_read(context, &mut read);
             if polled.map_err(Failure::Read)?.is_pending() {
                 return Ok(Poll::Pending);
