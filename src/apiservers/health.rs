@@ -32,7 +32,8 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 #[derive(Clone, Debug)]
 pub struct Probe {
     pub credential: Credential,
-    /// `Authorization` of the bastion itself, replaced as its token rotates.
+    /// `Authorization` of the bastion itself, replaced as its token rotates; that of a user is removed
+    /// once it is rejected.
     pub authorization: Arc<ArcSwapOption<HeaderValue>>,
     /// Checks a server that is ready also while it is the only one.
     pub always: bool,
@@ -138,7 +139,8 @@ async fn check(
         .header(header::HOST, host)
         .body(Empty::new())
         .map_err(io::Error::other)?;
-    if let Some(authorization) = &*probe.authorization.load() {
+    let authorization = probe.authorization.load_full();
+    if let Some(authorization) = &authorization {
         let authorization = HeaderValue::clone(authorization);
         request
             .headers_mut()
@@ -156,8 +158,16 @@ async fn check(
     if status.is_success() {
         may_probe.store(true, Ordering::Relaxed);
     }
+    // Checks do not renew the credentials of a user, which may have expired since the last request.
+    let is_user = matches!(probe.credential, Credential::Own { .. });
+    if is_user && status == StatusCode::UNAUTHORIZED {
+        probe.authorization.store(None);
+        *connection = None;
+        return Ok(Checked::Ready);
+    }
     // A server that starts denies what it allows once it knows the roles of the cluster.
-    let denies = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let denies = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+        && (authorization.is_some() || !is_user);
     // Any other status is an answer, as a server gives it that always requires credentials, or a
     // gateway that does not know the path.
     Ok(
@@ -253,15 +263,52 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn health_follows_the_responses_of_the_server() {
-        let status = Arc::new(AtomicU16::new(200));
-        let servers = ApiServers::new(vec![ServerConfig {
+    fn servers(status: &Arc<AtomicU16>) -> ApiServers {
+        ApiServers::new(vec![ServerConfig {
             name: "a".into(),
             host: None,
             path: String::new(),
-            connector: Arc::new(Scripted(Arc::clone(&status))),
-        }]);
+            connector: Arc::new(Scripted(Arc::clone(status))),
+        }])
+    }
+
+    /// The token of a user expires while no request renews it.
+    #[tokio::test]
+    async fn expired_token_of_a_user_is_no_failure_of_the_server() {
+        let status = Arc::new(AtomicU16::new(200));
+        let servers = servers(&status);
+        let probe = Probe {
+            credential: Credential::Own { generation: 0 },
+            authorization: Arc::new(ArcSwapOption::from_pointee(HeaderValue::from_static("t"))),
+            always: true,
+        };
+        let may_probe = AtomicBool::new(false);
+        let mut connection = None;
+        for (code, is_ready, has_token) in [
+            (200, true, true),
+            (403, false, true),
+            (401, true, false),
+            // Without credentials.
+            (403, true, false),
+            (200, true, false),
+            (500, false, false),
+        ] {
+            status.store(code, Ordering::SeqCst);
+            let server = &servers.snapshot()[0];
+            let checked = check(server, &probe, &mut connection, &may_probe).await;
+            assert_eq!(
+                matches!(checked.unwrap(), Checked::Ready),
+                is_ready,
+                "{code}"
+            );
+            assert_eq!(probe.authorization.load().is_some(), has_token, "{code}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn health_follows_the_responses_of_the_server() {
+        let status = Arc::new(AtomicU16::new(200));
+        let servers = servers(&status);
         let probe = Probe {
             credential: Credential::Proven,
             authorization: Arc::default(),
