@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{AuthorizationError, Authorizer};
 use crate::authenticate::{Caller, Impersonation};
-use crate::model::identity::{ANONYMOUS_USER, UNAUTHENTICATED, with_authenticated};
+use crate::model::identity::with_implied;
 use crate::model::{Attributes, ClientAddress, Identity, Verb, dns};
 use crate::review::ReviewFailure;
 
@@ -121,14 +121,6 @@ fn service_account(user: &str) -> Option<(&str, &str)> {
     (dns::is_label(namespace) && dns::is_subdomain(name)).then_some((namespace, name))
 }
 
-/// Adds the group that kube-apiserver implies for `user`, unless the caller requests the opposite.
-fn with_implied(user: &str, mut groups: Vec<String>) -> Vec<String> {
-    if user == ANONYMOUS_USER && !groups.iter().any(|group| group == UNAUTHENTICATED) {
-        groups.push(UNAUTHENTICATED.into());
-    }
-    with_authenticated(user, groups)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,26 +139,6 @@ mod tests {
             "system:serviceaccount:Shop_1:x",
         ] {
             assert_eq!(service_account(user), None, "{user}");
-        }
-    }
-
-    #[test]
-    fn adds_implied_authentication_group() {
-        use crate::model::identity::AUTHENTICATED;
-        let groups = |groups: &[&str]| groups.iter().map(ToString::to_string).collect::<Vec<_>>();
-        for (user, requested, expected) in [
-            ("jane", &[][..], &[AUTHENTICATED][..]),
-            ("jane", &["devs"], &["devs", AUTHENTICATED]),
-            ("jane", &[AUTHENTICATED], &[AUTHENTICATED]),
-            ("jane", &[UNAUTHENTICATED], &[UNAUTHENTICATED]),
-            (ANONYMOUS_USER, &[], &[UNAUTHENTICATED]),
-            (ANONYMOUS_USER, &[UNAUTHENTICATED], &[UNAUTHENTICATED]),
-        ] {
-            assert_eq!(
-                with_implied(user, groups(requested)),
-                groups(expected),
-                "{user} {requested:?}"
-            );
         }
     }
 }

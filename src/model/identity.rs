@@ -25,6 +25,14 @@ pub fn with_authenticated(user: &str, mut groups: Vec<String>) -> Vec<String> {
     groups
 }
 
+/// Adds the group that kube-apiserver implies for a user who is impersonated with these groups.
+pub fn with_implied(user: &str, mut groups: Vec<String>) -> Vec<String> {
+    if user == ANONYMOUS_USER && !groups.iter().any(|group| group == UNAUTHENTICATED) {
+        groups.push(UNAUTHENTICATED.into());
+    }
+    with_authenticated(user, groups)
+}
+
 /// Authenticated caller: user name, uid, groups and extra attributes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -111,6 +119,25 @@ fn fingerprint(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn adds_implied_authentication_group() {
+        let groups = |groups: &[&str]| groups.iter().map(ToString::to_string).collect::<Vec<_>>();
+        for (user, requested, expected) in [
+            ("jane", &[][..], &[AUTHENTICATED][..]),
+            ("jane", &["devs"], &["devs", AUTHENTICATED]),
+            ("jane", &[AUTHENTICATED], &[AUTHENTICATED]),
+            ("jane", &[UNAUTHENTICATED], &[UNAUTHENTICATED]),
+            (ANONYMOUS_USER, &[], &[UNAUTHENTICATED]),
+            (ANONYMOUS_USER, &[UNAUTHENTICATED], &[UNAUTHENTICATED]),
+        ] {
+            assert_eq!(
+                with_implied(user, groups(requested)),
+                groups(expected),
+                "{user} {requested:?}"
+            );
+        }
+    }
 
     fn identity(user: &str, groups: &[&str], extra: &[(&str, &[&str])]) -> Identity {
         let extra = extra

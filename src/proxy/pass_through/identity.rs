@@ -4,7 +4,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::model::Identity;
-use crate::model::identity::{AUTHENTICATED, UNAUTHENTICATED};
+use crate::model::identity::{AUTHENTICATED, UNAUTHENTICATED, with_authenticated, with_implied};
 use crate::trust::RequestHeaderConfig;
 
 const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
@@ -53,7 +53,7 @@ pub(super) fn name_caller(
     if let (Some(uid), false) = (names.uid.first(), identity.uid.is_empty()) {
         headers.insert(uid, value(&identity.uid, "uid")?);
     }
-    append_groups(identity, &group, headers)?;
+    append_groups(identity, with_authenticated, &group, headers)?;
     append_extra(identity, extra, headers)
 }
 
@@ -66,20 +66,32 @@ pub(super) fn impersonate(
     if !identity.uid.is_empty() {
         headers.insert(IMPERSONATE_UID, value(&identity.uid, "uid")?);
     }
-    append_groups(identity, &IMPERSONATE_GROUP, headers)?;
+    append_groups(identity, with_implied, &IMPERSONATE_GROUP, headers)?;
     append_extra(identity, IMPERSONATE_EXTRA, headers)
 }
 
+/// Adds the groups without those that the API server implies, which the bastion need not be allowed
+/// to impersonate.
 fn append_groups(
     identity: &Identity,
+    with_implied: fn(&str, Vec<String>) -> Vec<String>,
     name: &HeaderName,
     headers: &mut HeaderMap,
 ) -> Result<(), IdentityHeaderError> {
-    for group in &identity.groups {
-        // Added by the API server.
-        if group != AUTHENTICATED && group != UNAUTHENTICATED {
-            headers.append(name, value(group, "group")?);
-        }
+    const SPECIAL: [&str; 2] = [AUTHENTICATED, UNAUTHENTICATED];
+    let named = identity.groups.iter();
+    let named: Vec<_> = named
+        .filter(|group| !SPECIAL.contains(&&***group))
+        .cloned()
+        .collect();
+    let implied = with_implied(&identity.user, named.clone());
+    let has = |groups: &[String], special: &str| groups.iter().any(|group| group == special);
+    let is_implied = SPECIAL
+        .iter()
+        .all(|special| has(&implied, special) == has(&identity.groups, special));
+    let groups = if is_implied { &named } else { &identity.groups };
+    for group in groups {
+        headers.append(name, value(group, "group")?);
     }
     Ok(())
 }
@@ -168,6 +180,37 @@ mod tests {
                 "impersonate-user: jane",
             ]
         );
+    }
+
+    #[test]
+    fn api_server_completes_the_groups_to_those_of_the_identity() {
+        for (user, groups, sent) in [
+            ("jane", &[AUTHENTICATED][..], &[][..]),
+            ("jane", &["devs", AUTHENTICATED], &["devs"]),
+            // `--as=jane --as-group=system:unauthenticated`
+            ("jane", &[UNAUTHENTICATED], &[UNAUTHENTICATED]),
+            (
+                "jane",
+                &[UNAUTHENTICATED, AUTHENTICATED],
+                &[UNAUTHENTICATED, AUTHENTICATED],
+            ),
+            ("system:anonymous", &[UNAUTHENTICATED], &[]),
+            (
+                "system:anonymous",
+                &[AUTHENTICATED, UNAUTHENTICATED],
+                &[AUTHENTICATED, UNAUTHENTICATED],
+            ),
+        ] {
+            let groups: Vec<String> = groups.iter().map(ToString::to_string).collect();
+            let identity =
+                Identity::new(user, "", groups.clone(), std::collections::BTreeMap::new());
+            let mut headers = HeaderMap::new();
+            impersonate(&identity, &mut headers).unwrap();
+            let values = headers.get_all(IMPERSONATE_GROUP).iter();
+            let values: Vec<_> = values.map(|it| it.to_str().unwrap().to_owned()).collect();
+            assert_eq!(values, sent, "{user} {groups:?}");
+            assert_eq!(with_implied(user, values).len(), groups.len());
+        }
     }
 
     #[test]
