@@ -139,7 +139,11 @@ impl Api {
         let (code, body) = self.fetch(&head, Some(Login::Server)).await?;
         if !code.is_success() {
             let message = StatusMessage::parse(&body);
-            let message = message.unwrap_or_else(|| "the API server rejects the request".into());
+            let mut message =
+                message.unwrap_or_else(|| "the API server rejects the request".into());
+            if code == StatusCode::UNAUTHORIZED {
+                message += ": the credentials are not accepted; log in again";
+            }
             return Err(ApiError::Status { code, message });
         }
         serde_json::from_slice(&body).map_err(|source| ApiError::Malformed {

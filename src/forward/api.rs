@@ -287,9 +287,16 @@ impl ApiForwarder {
                     server.suspect();
                     let name = server.config.name.clone();
                     if !is_repeatable(safety, &mut pending) {
-                        return Err(ApiError::Interrupted {
-                            server: name,
-                            source,
+                        return Err(match safety {
+                            // Its body is too long to be kept: the client has it.
+                            RetrySafety::Unprocessed => ApiError::Failed {
+                                server: name,
+                                source,
+                            },
+                            _ => ApiError::Interrupted {
+                                server: name,
+                                source,
+                            },
                         });
                     }
                     // A server that refuses a request on a new connection is alive, and may be the

@@ -66,9 +66,14 @@ async fn published(loaded: &Loaded) -> Result<Vec<(String, u16)>, String> {
         match request_slice(connector, &server.path, loaded).await {
             Ok((StatusCode::OK, body)) => return addresses(&body),
             Ok((status, _)) => {
+                let remedy = if status == StatusCode::UNAUTHORIZED {
+                    "log in again"
+                } else {
+                    "grant get on it"
+                };
                 failure = format!(
-                    "{} returned {status} for the EndpointSlice default/kubernetes; grant get on \
-                     it, or list the servers with --server",
+                    "{} returned {status} for the EndpointSlice default/kubernetes; {remedy}, or \
+                     list the servers with --server",
                     connector.name()
                 );
             }

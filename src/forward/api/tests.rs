@@ -147,3 +147,90 @@ async fn frozen_server_fails_a_request_over_http1() {
         }
     }
 }
+
+/// Server that refuses each request once it has received its body.
+#[derive(Debug)]
+struct Refusing;
+
+/// Connection on which ALPN has selected HTTP/2.
+#[derive(Debug)]
+struct Http2(tokio::io::DuplexStream);
+
+impl tokio::io::AsyncRead for Http2 {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl tokio::io::AsyncWrite for Http2 {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
+        std::pin::Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+impl crate::http::Transport for Http2 {
+    fn alpn_protocol(&self) -> Option<&[u8]> {
+        Some(b"h2")
+    }
+}
+
+impl Connect for Refusing {
+    fn connect(&self, _: Credential, _: bool) -> BoxFuture<'_, io::Result<Stream>> {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(async move {
+            let mut builder = h2::server::Builder::new();
+            builder.initial_window_size(1 << 20);
+            builder.initial_connection_window_size(1 << 20);
+            let mut connection = builder.handshake::<_, bytes::Bytes>(theirs).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                tokio::spawn(async move {
+                    let mut body = request.into_body();
+                    while let Some(Ok(_)) = body.data().await {}
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                });
+            }
+        });
+        async { Ok(Stream::Boxed(Box::new(Http2(ours)))) }.boxed()
+    }
+}
+
+/// The client may send it again, which the bastion cannot.
+#[tokio::test]
+async fn refused_request_that_is_too_long_to_repeat_has_no_effect() {
+    let forwarder = ApiForwarder::new(ApiServers::new(vec![ServerConfig {
+        name: "a".into(),
+        host: None,
+        path: String::new(),
+        connector: Arc::new(Refusing),
+    }]));
+    let body: &'static str = Box::leak("x".repeat(200_000).into_boxed_str());
+    let mut head = head(Request::post("/").header("host", "a"));
+    tokio::task::LocalSet::new()
+        .run_until(async {
+            let error = forwarder.send(request(&mut head, body)).await.unwrap_err();
+            assert!(matches!(error, ApiError::Failed { .. }), "{error:?}");
+        })
+        .await;
+}

@@ -251,7 +251,7 @@ async fn says_why_the_target_has_no_endpoint_and_recovers() -> Result<()> {
 async fn rejected_credentials_are_an_error_of_the_command_not_of_a_proxy() -> Result<()> {
     let bed = TestBed::new().await?;
     let error = fail(&of_bed(&bed, "wrong")?, &["svc/s"])?;
-    ensure!(error.contains("Unauthorized"), "{error}");
+    ensure!(error.contains("log in again (status 401)"), "{error}");
     // A token that is revoked later.
     let open = Open::start(&of_bed(&bed, "r")?, &["pod/p"])?;
     std::fs::write(
