@@ -260,8 +260,8 @@ async fn uses_bastion(api: &Api, via: Option<Via>) -> Result<bool, ForwardError>
     Ok(is_bastion)
 }
 
-/// Looks up a target, and connects to the server or pod without a connection to its application.
-/// Returns the route of each port, and the remote port that is printed.
+/// Looks up a target, and connects to the server or pod without a connection to its application; with
+/// one before a command is run, which needs all targets. Returns the route of each port, and the remote port that is printed.
 async fn prepare(
     api: &Rc<Api>,
     ways: &Ways,
@@ -274,11 +274,16 @@ async fn prepare(
     let mut routes = Vec::new();
     for port in &target.ports {
         let route = route(ways, &target, port);
-        let printed = check(&route, options.pod_running_timeout).await;
-        let printed = printed.map_err(|source| ForwardError::Connect {
+        let failed = |source| ForwardError::Connect {
             target: target.to_string(),
             source,
-        })?;
+        };
+        let printed = check(&route, options.pod_running_timeout).await;
+        let printed = printed.map_err(failed)?;
+        if !options.command.is_empty() {
+            let ready = route.wait(options.pod_running_timeout).await;
+            ready.map_err(failed)?;
+        }
         routes.push((route, printed.unwrap_or(port.remote)));
     }
     Ok((target, routes))
@@ -303,6 +308,7 @@ fn route(ways: &Ways, target: &Target, port: &ResolvedPort) -> Route {
                 tunnels: Rc::clone(tunnels),
                 protocol: port.protocol,
                 authority: format!("{name}.{namespace}.{domain}:{}", port.remote),
+                known: Rc::default(),
             };
         }
         Ways::Bastion(tunnels) => PodWay::Bastion(Rc::clone(tunnels), port.protocol),

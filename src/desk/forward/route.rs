@@ -1,5 +1,6 @@
 //! Way from a local connection to its target.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub enum Route {
         protocol: Protocol,
         /// `NAME.NAMESPACE.svc:PORT` or `NAME.NAMESPACE.pod:PORT`
         authority: String,
+        /// The bastion has known the target. A pod may be unknown while it is replaced.
+        known: Rc<Cell<bool>>,
     },
     /// Pods in turn.
     Pods {
@@ -81,6 +84,34 @@ impl ConnectError {
 }
 
 impl Route {
+    /// Waits until the bastion can reach an endpoint that it selects, by a tunnel that is closed at
+    /// once. An endpoint that refuses the connection exists. Pods are waited for by their list.
+    ///
+    /// # Errors
+    /// [`ConnectError`]
+    pub async fn wait(&self, limit: Duration) -> Result<(), ConnectError> {
+        let Self::Bastion {
+            tunnels,
+            protocol,
+            authority,
+            known,
+        } = self
+        else {
+            return Ok(());
+        };
+        match open(tunnels, *protocol, authority, known, limit).await {
+            Err(ConnectError::Tunnel(TunnelError::Refused(refusal)))
+                if matches!(
+                    refusal.status,
+                    StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
+                ) =>
+            {
+                Ok(())
+            }
+            opened => opened.map(drop),
+        }
+    }
+
     /// Connects to the target, to the next of its pods. Datagrams of UDP are in capsules
     /// (RFC 9297).
     ///
@@ -92,7 +123,8 @@ impl Route {
                 tunnels,
                 protocol,
                 authority,
-            } => return open(tunnels, *protocol, authority).await,
+                known,
+            } => return open(tunnels, *protocol, authority, known, POD_TIMEOUT).await,
             Self::Pods {
                 endpoints,
                 port,
@@ -125,19 +157,29 @@ async fn open(
     tunnels: &Tunnels,
     protocol: Protocol,
     authority: &str,
+    known: &Cell<bool>,
+    limit: Duration,
 ) -> Result<Box<dyn Transport>, ConnectError> {
     const PAUSE: Duration = Duration::from_millis(500);
-    let last = Instant::now() + POD_TIMEOUT;
+    let last = Instant::now() + limit;
     loop {
-        match tunnels.open(protocol, authority).await {
-            Err(TunnelError::Refused(refusal))
-                if refusal.status == StatusCode::SERVICE_UNAVAILABLE && Instant::now() < last =>
-            {
-                tracing::debug!(%refusal, authority, "waiting for an endpoint");
-                sleep(PAUSE).await;
+        let refusal = match tunnels.open(protocol, authority).await {
+            Err(TunnelError::Refused(refusal)) => refusal,
+            opened => {
+                known.set(known.get() || opened.is_ok());
+                return Ok(Box::new(opened?));
             }
-            opened => return Ok(Box::new(opened?)),
+        };
+        let waits = match refusal.status {
+            StatusCode::NOT_FOUND => known.get(),
+            StatusCode::SERVICE_UNAVAILABLE => true,
+            _ => false,
+        };
+        if !waits || Instant::now() >= last {
+            return Err(TunnelError::Refused(refusal).into());
         }
+        tracing::debug!(%refusal, authority, "waiting for an endpoint");
+        sleep(PAUSE).await;
     }
 }
 

@@ -234,6 +234,10 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
             StatusCode::SERVICE_UNAVAILABLE,
             "no endpoints available for service \"starting\"",
         )),
+        // Replaced between the first connection and the fourth.
+        "replaced" if matches!(lock(&state.requests).len(), 2 | 3) => {
+            Some((StatusCode::NOT_FOUND, "pods \"replaced\" not found"))
+        }
         "missing" => Some((
             StatusCode::NOT_FOUND,
             "no service missing; did you mean web?",

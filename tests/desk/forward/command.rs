@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::forward_api_server::{ApiServer, objects};
+use crate::forward_bastion::Bastion;
 use crate::forward_program::{command, kubeconfig};
 use crate::support::program::Program;
 
@@ -60,6 +61,41 @@ async fn exit_status_is_that_of_the_command_or_its_signal() -> Result<()> {
             output.status.code() == Some(expected)
                 && error.contains(&format!("cannot run \"{program}\"")),
             "{output:?}"
+        );
+    }
+    Ok(())
+}
+
+/// The bastion selects the endpoint, so only a tunnel shows that there is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn command_runs_once_the_bastion_has_an_endpoint() -> Result<()> {
+    let script = "exec 3<>/dev/tcp/127.0.0.1/$FORWARD_PORT_1; echo hello >&3; head -n 1 <&3";
+    for (arguments, expected) in [
+        (&["svc/starting", ":80"][..], "hello"),
+        // It exists; the command finds out that it refuses connections.
+        (&["svc/closed", ":80"], "connection refused"),
+        (
+            &["svc/starting", ":80", "--pod-running-timeout=1ms"],
+            "no endpoints available",
+        ),
+        (&["svc/missing", ":80"], "did you mean web?"),
+        (&["svc/forbidden", ":80"], "may not create"),
+    ] {
+        let bastion = Bastion::start([]).await?;
+        let arguments = [arguments, &["--", "bash", "-c", script]].concat();
+        let output = command(&bastion.kubeconfig, &arguments).output()?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let runs = text.contains("Forwarding from");
+        ensure!(text.contains(expected), "{arguments:?}: {text}");
+        ensure!(
+            runs == matches!(expected, "hello" | "connection refused"),
+            "{arguments:?}: {text}"
+        );
+        ensure!(
+            runs || output.status.code() == Some(1),
+            "{arguments:?}: {}",
+            output.status
         );
     }
     Ok(())

@@ -47,6 +47,21 @@ async fn connections_are_streams_of_one_connection_to_the_bastion() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connection_waits_for_a_pod_that_is_replaced() -> Result<()> {
+    let bastion = Bastion::start([]).await?;
+    let forward = Forward::start(&bastion.kubeconfig, 1, &["pod/replaced", ":80"]).await?;
+    for connections in [1, 4] {
+        echo(&mut forward.connect(0).await?, "hello").await?;
+        ensure!(
+            bastion.requests().len() == connections,
+            "{:?}",
+            bastion.requests()
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hundred_connections_transfer_at_once() -> Result<()> {
     const LENGTH: usize = 1024 * 1024;
     let bastion = Bastion::start(objects()).await?;
