@@ -46,6 +46,14 @@ impl AffinityTable {
         self.0
             .insert((listener, client.to_canonical()), (endpoint, now));
     }
+
+    /// Forgets that the client uses an endpoint, which has failed.
+    pub(super) fn forget(&self, listener: ListenerKey, client: IpAddr, endpoint: SocketAddr) {
+        self.0
+            .remove_if(&(listener, client.to_canonical()), |(used, _)| {
+                *used == endpoint
+            });
+    }
 }
 
 #[cfg(test)]
@@ -79,5 +87,9 @@ mod tests {
         assert_eq!(at(80, IpAddr::from([192, 0, 2, 2]), 0), None);
         table.record(listener(80), client, endpoint, start + timeout);
         assert_eq!(at(80, client, 100), Some(endpoint));
+        table.forget(listener(80), client, SocketAddr::from(([10, 0, 0, 2], 80)));
+        assert_eq!(at(80, client, 100), Some(endpoint));
+        table.forget(listener(80), client, endpoint);
+        assert_eq!(at(80, client, 100), None);
     }
 }

@@ -1,6 +1,7 @@
 //! UDP flow: the datagrams of one client socket, and the socket of its own to an endpoint.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -70,14 +71,16 @@ impl Flow {
         self.used.get() + timeout
     }
 
-    /// Passes answers to the client until the flow is idle for its timeout, or its socket fails, as
-    /// by an ICMP message.
+    /// Passes answers to the client until the flow is idle for its timeout.
+    ///
+    /// # Errors
+    /// A failure of its socket, as by an ICMP message.
     pub async fn pass_answers(
         &self,
         key: FlowKey,
         listener: &UdpSocket,
         metrics: &LoadBalancerMetrics,
-    ) {
+    ) -> io::Result<()> {
         let mut expiry = pin!(sleep_until(self.deadline()));
         loop {
             let answers = self.socket.receive(|answers| {
@@ -91,13 +94,11 @@ impl Flow {
                 }
             });
             tokio::select! {
-                received = answers => if received.is_err() {
-                    return;
-                },
+                received = answers => received?,
                 () = &mut expiry => {
                     let deadline = self.deadline();
                     if deadline <= Instant::now() {
-                        return;
+                        return Ok(());
                     }
                     expiry.as_mut().reset(deadline);
                 }
@@ -149,7 +150,7 @@ mod tests {
             client,
             local: None,
         };
-        flow.pass_answers(key, &ours(listener), &metrics).await;
+        let _ = flow.pass_answers(key, &ours(listener), &metrics).await;
     }
 
     #[test]

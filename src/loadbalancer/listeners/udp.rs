@@ -124,6 +124,8 @@ impl Receiver<'_> {
                 if !is_transient(&error) {
                     // An ICMP message: the next datagram gets another endpoint.
                     self.flows.borrow_mut().remove(&key);
+                    let affinity = &self.path.affinity;
+                    affinity.forget(key.listener, client.ip(), flow.endpoint);
                 }
             }
         }
@@ -221,8 +223,11 @@ impl Receiver<'_> {
                 Rc::clone(self.flows),
             );
             let metrics = metrics.clone();
+            let affinity = Arc::clone(&self.path.affinity);
             async move {
-                flow.pass_answers(key, &socket, &metrics).await;
+                if flow.pass_answers(key, &socket, &metrics).await.is_err() {
+                    affinity.forget(key.listener, key.client.ip(), flow.endpoint);
+                }
                 let mut flows = flows.borrow_mut();
                 if flows
                     .peek(&key)

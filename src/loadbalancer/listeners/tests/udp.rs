@@ -25,6 +25,32 @@ fn udp_flow_moves_when_its_pod_is_replaced() {
 }
 
 #[test]
+fn client_does_not_keep_an_endpoint_whose_port_is_closed() {
+    run(async {
+        let mut bed = Bed::start();
+        let first = Endpoints::start(&["127.0.0.2"]).await;
+        let second = Endpoints::start_on(first.port, &["127.0.0.3"]).await;
+        let addresses = ["127.0.0.2", "127.0.0.3"];
+        bed.publish_addresses("web", first.port, &addresses);
+        let sticky = ListenerSpec {
+            client_affinity: Some(Duration::from_hours(3)),
+            ..spec("web")
+        };
+        let key = bed.serve(Protocol::Udp, sticky).await;
+        let client = bed.datagrams(key).await;
+        let used = bed.ask_until_answered(&client).await;
+        let [ended, other] = if used == addresses[0] {
+            [first, second]
+        } else {
+            [second, first]
+        };
+        drop(ended);
+        let name = bed.ask_until_answered(&client).await;
+        assert_eq!([name], other.addresses()[..]);
+    });
+}
+
+#[test]
 fn udp_answers_come_from_the_address_that_was_asked() {
     run(async {
         let (bed, _endpoints) = Bed::web(&["127.0.0.2"]).await;
