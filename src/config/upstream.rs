@@ -80,7 +80,8 @@ impl Default for Upstream {
 pub struct Retry {
     /// Maximum number of endpoints tried per request, the first included, from 1 to 10. A reused
     /// connection that turns out to be closed does not count. The default survives the loss of two
-    /// endpoints during a rolling restart.
+    /// endpoints during a rolling restart. Connections of tunnels and load balancers try up to 16,
+    /// unless it is 1.
     #[serde(deserialize_with = "fields::count::<_, 1, MAX_ATTEMPTS>")]
     #[schemars(range(min = 1, max = MAX_ATTEMPTS))]
     pub max_attempts: usize,

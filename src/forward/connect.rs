@@ -86,8 +86,7 @@ impl Forwarder {
     ) -> Result<Stream, Vec<DialError>> {
         let count = candidates.endpoints().len();
         let choice = count > 1;
-        let budget = candidates.retries();
-        let mut attempts = self.retry.begin(budget, choice, false, Instant::now());
+        let mut attempts = self.retry.begin_connection(choice, Instant::now());
         let mut failures = Vec::new();
         for (tried, endpoint) in (1..).zip(order) {
             *dialed = Some(endpoint.clone());

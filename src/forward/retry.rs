@@ -43,6 +43,9 @@ pub(super) struct Failure {
     pub requires_http1: bool,
 }
 
+/// Minimum number of endpoints that a connection without a request may try, within the deadline.
+const MAX_CONNECTS: usize = 16;
+
 /// Limits on retries.
 #[derive(Debug)]
 pub struct RetryPolicy {
@@ -92,9 +95,20 @@ impl RetryPolicy {
             budget,
             choice,
             safe,
+            limit: self.max_attempts,
             failed: 0,
             connecting: Duration::ZERO,
         }
+    }
+
+    /// Begins a connection without a request. It loads only the endpoint that accepts it, so that it
+    /// has more attempts than a request, unless those of requests are turned off.
+    pub(super) fn begin_connection(&self, choice: bool, now: Instant) -> Attempts<'_> {
+        let mut attempts = self.begin(None, choice, false, now);
+        if self.max_attempts > 1 {
+            attempts.limit = self.max_attempts.max(MAX_CONNECTS);
+        }
+        attempts
     }
 }
 
@@ -105,6 +119,8 @@ pub(super) struct Attempts<'p> {
     budget: Option<&'p RetryWindow>,
     choice: bool,
     safe: bool,
+    /// Maximum number of failed attempts.
+    limit: usize,
     /// Failed attempts, without those on stale connections.
     failed: usize,
     /// Time spent on connects, over all attempts.
@@ -123,7 +139,7 @@ impl Attempts<'_> {
             return policy.dial_timeout;
         }
         let remaining = policy.connect_deadline.saturating_sub(self.connecting);
-        if others && self.failed + 1 < policy.max_attempts {
+        if others && self.failed + 1 < self.limit {
             // Another attempt can follow: a short timeout leaves time for it if this endpoint
             // drops packets.
             policy.failover_dial_timeout.min(remaining)
@@ -182,7 +198,7 @@ impl Attempts<'_> {
             // likely fail too.
             return Decision::GiveUp;
         };
-        if self.failed >= policy.max_attempts {
+        if self.failed >= self.limit {
             policy.counters.attempts_exhausted.inc();
             return Decision::GiveUp;
         }

@@ -165,6 +165,8 @@ impl Proxy {
         record.identity = Some(Arc::clone(&caller.identity));
         let client = record.client.into();
         let impersonates = caller.impersonates.is_some();
+        // Whoever it acts for: a caller who may impersonate has one share, and uses up no other's.
+        let user: Arc<str> = Arc::from(&*caller.identity.user);
         let identity = stages.authorizer.acting(caller, client).await?;
         record.impersonated_user = impersonates.then(|| Arc::clone(&identity));
 
@@ -185,10 +187,7 @@ impl Proxy {
                 error => ProxyError::from(error),
             })?;
 
-        let share = tunnels
-            .callers
-            .take(Arc::from(&*identity.user))
-            .ok_or(ConnectError::TooMany)?;
+        let share = tunnels.callers.take(user).ok_or(ConnectError::TooMany)?;
         let route = stages
             .resolver
             .resolve_tunnel(&permit, &target)

@@ -495,6 +495,11 @@ async fn limits_tunnels_of_a_user() -> Result<()> {
         head.starts_with("HTTP/1.1 429 ") && head.contains("error=connection_limit_reached"),
         "{head}"
     );
+    // Nor does it help to act for another user, whose own limit is not used up.
+    let lines = "Proxy-Authorization: Bearer t\r\nImpersonate-User: forwarder\r\n";
+    let mut acting = send(&bed, "s.default.svc:80", lines).await?;
+    let head = read_until(&mut acting, "\r\n\r\n").await?;
+    ensure!(head.starts_with("HTTP/1.1 429 "), "{head}");
     // Other users have limits of their own.
     let mut other = send(
         &bed,
