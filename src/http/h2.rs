@@ -193,6 +193,7 @@ where
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 // Writes GOAWAY, unless the client does not read. The memory is released now.
                 let _ = poll_fn(|context| Poll::Ready(connection.poll_closed(context))).await;
+                burst.end();
                 return Err(Reason::ENHANCE_YOUR_CALM.into());
             }
             Event::Ended => return Ok(()),

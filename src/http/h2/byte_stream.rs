@@ -11,14 +11,16 @@ use futures::task::AtomicWaker;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Maximum number of bytes of one write.
-const MAX_WRITE: usize = 64 * 1024;
 /// Maximum payload of a DATA frame, whose head of 9 bytes shares a TLS record with it. One byte more
 /// would take another record.
 const MAX_FRAME: usize = 16 * 1024 - 9;
-/// Number of unsent bytes above which a stream has no room. Frames leave one at a time: without it,
-/// each of them would be followed by a read of its size.
+/// Maximum number of bytes of one write, in full frames.
+const MAX_WRITE: usize = 4 * MAX_FRAME;
+/// Number of unsent bytes above which a stream has no room. The sender is read once for several
+/// frames then, not for each that has left.
 const LOW_WATER: usize = 16 * 1024;
+/// Memory of a write and its frame beside their bytes, which counts as unsent bytes.
+const OVERHEAD: usize = 512;
 
 /// DATA frames of a stream as bytes. Shutting it down closes the sending side only (`END_STREAM`).
 /// Dropping it before both sides have ended resets the stream. A reset by the peer is an error of
@@ -96,6 +98,7 @@ impl<G> ByteStream<G> {
 /// Bytes that were written to a stream, and that h2 has not written to the connection.
 #[derive(Debug, Default)]
 struct Unsent {
+    /// With the overhead of each write.
     bytes: AtomicUsize,
     /// Task that waits for room.
     waker: AtomicWaker,
@@ -110,7 +113,9 @@ struct Chunk {
 impl Chunk {
     /// Copies bytes.
     fn copy(bytes: &[u8], unsent: &Arc<Unsent>) -> Bytes {
-        unsent.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        unsent
+            .bytes
+            .fetch_add(OVERHEAD + bytes.len(), Ordering::Relaxed);
         Bytes::from_owner(Self {
             bytes: bytes.into(),
             unsent: Arc::clone(unsent),
@@ -126,11 +131,9 @@ impl AsRef<[u8]> for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        let before = self
-            .unsent
-            .bytes
-            .fetch_sub(self.bytes.len(), Ordering::Relaxed);
-        if before > LOW_WATER && before - self.bytes.len() <= LOW_WATER {
+        let cost = OVERHEAD + self.bytes.len();
+        let before = self.unsent.bytes.fetch_sub(cost, Ordering::Relaxed);
+        if before > LOW_WATER && before - cost <= LOW_WATER {
             self.unsent.waker.wake();
         }
     }
@@ -221,6 +224,7 @@ mod tests {
     #[tokio::test]
     async fn has_room_again_once_frames_have_left() {
         const LENGTH: usize = 60 * 1024;
+        const SMALL: usize = 3;
         let (near, far) = tokio::io::duplex(1 << 20);
         let client = async {
             let mut builder = h2::client::Builder::new();
@@ -241,7 +245,7 @@ mod tests {
         };
         let server = async {
             let mut builder = h2::server::Builder::new();
-            builder.max_send_buffer_size(MAX_WRITE);
+            builder.max_send_buffer_size(64 * 1024);
             let mut connection = builder.handshake::<_, Bytes>(near).await.unwrap();
             let (request, mut respond) = connection.accept().await.unwrap().unwrap();
             let send = respond.send_response(Response::new(()), false).unwrap();
@@ -249,7 +253,12 @@ mod tests {
             // The connection is not polled, so that no frame leaves.
             let room = poll_fn(|context| Poll::Ready(stream.poll_room(context))).await;
             assert_eq!(room, Poll::Ready(MAX_WRITE));
-            stream.write_all(&vec![0; LENGTH]).await.unwrap();
+            for _ in 0..SMALL {
+                stream.write_all(b"x").await.unwrap();
+            }
+            let room = poll_fn(|context| Poll::Ready(stream.poll_room(context))).await;
+            assert_eq!(room, Poll::Ready(MAX_WRITE - SMALL * (OVERHEAD + 1)));
+            stream.write_all(&vec![0; LENGTH - SMALL]).await.unwrap();
             let room = poll_fn(|context| Poll::Ready(stream.poll_room(context))).await;
             assert_eq!(room, Poll::Pending);
             let room = poll_fn(|context| stream.poll_room(context));
