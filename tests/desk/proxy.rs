@@ -418,6 +418,11 @@ async fn warns_as_kubectl_does() -> Result<()> {
         !output.contains("server path") && !output.contains("XSRF"),
         "{output}"
     );
+    let server = "--server=https://127.0.0.1:1";
+    let proxy = Proxy::start(&[server, "--insecure-skip-tls-verify"]).await?;
+    let output = proxy.stop().await?.join("\n");
+    let warning = "the certificate of https://127.0.0.1:1 is not verified";
+    assert!(output.contains(warning), "{output}");
     Ok(())
 }
 

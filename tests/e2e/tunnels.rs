@@ -234,7 +234,7 @@ pub async fn curl_opens_tunnels_over_http2(fixture: &mut Fixture) -> Result<()> 
         ("wrong", "web.shop.svc", 407),
     ] {
         let output = send(token, &format!("http://{authority}/"), 0).await?;
-        let expected = format!("CONNECT tunnel failed, response {code}");
+        let expected = format!("CONNECT Response Status {code}\n");
         ensure!(output.contains(&expected), "{authority}: {output}");
     }
     Ok(())

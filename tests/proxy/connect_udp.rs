@@ -1,6 +1,6 @@
 //! Tunnels of datagrams by CONNECT-UDP (RFC 9298), over HTTP/1.1 and HTTP/2.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use http::{Method, Request, StatusCode, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -15,7 +15,12 @@ pub const UDP_PATH: &str = "/.well-known/masque/udp/dns.default.svc/53/";
 
 /// A test bed with a UDP service, and its endpoint.
 async fn udp_bed() -> Result<(TestBed, UdpSocket)> {
-    let bed = TestBed::new().await?;
+    udp_bed_with("").await
+}
+
+/// As [`udp_bed`], with further sections of the configuration.
+async fn udp_bed_with(sections: &str) -> Result<(TestBed, UdpSocket)> {
+    let bed = TestBed::with_sections(sections).await?;
     let endpoint = UdpSocket::bind("127.0.0.1:0").await?;
     let manifests = include_str!("../fixtures/udp.yaml");
     let port = endpoint.local_addr()?.port().to_string();
@@ -91,6 +96,49 @@ async fn datagrams_pass_in_capsules_over_http1() -> Result<()> {
         client.read_exact(&mut received).await?;
         ensure!(received == [capsule(b"re:one"), capsule(b"re:two")].concat());
     }
+    Ok(())
+}
+
+/// Right of the user `forwarder` to the UDP service.
+const RIGHT: &str = "apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: dns, namespace: default}
+rules:
+- {apiGroups: [''], resources: [services/portforward], resourceNames: [dns], verbs: [create]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: dns, namespace: default}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: dns}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: forwarder}]
+";
+
+#[tokio::test]
+async fn revoked_right_ends_open_flow() -> Result<()> {
+    let sections =
+        "authentication: {tokenReview: {cacheTTL: 1s}}\nauthorization: {allowedCacheTTL: 1s}";
+    let (bed, endpoint) = udp_bed_with(sections).await?;
+    let right = bed.folder.path().join("manifests/right.yaml");
+    std::fs::write(&right, RIGHT)?;
+    let mut client = None;
+    eventually("the right", async || {
+        let lines = "Proxy-Authorization: Bearer f\r\n";
+        let (head, opened) = send_udp(&bed, UDP_PATH, lines).await?;
+        client = Some(opened);
+        Ok(head.starts_with("HTTP/1.1 101 "))
+    })
+    .await?;
+    let mut client = client.context("a tunnel")?;
+    client.write_all(&capsule(b"hello")).await?;
+    let mut buffer = [0; 64];
+    let (length, _) = endpoint.recv_from(&mut buffer).await?;
+    ensure!(buffer[..length] == *b"hello");
+    std::fs::remove_file(&right)?;
+    // Ends.
+    read_all(&mut client).await;
+    let metrics = bed.bastion.metrics().await?;
+    let closed = r#"tunnels_closed_total{reason="permit_revoked"} 1"#;
+    ensure!(metrics.contains(closed), "{metrics}");
     Ok(())
 }
 
