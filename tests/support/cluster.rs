@@ -78,7 +78,19 @@ impl Cluster {
     /// Returns an error if the binaries cannot be built (the message names what to install) or do
     /// not start.
     pub async fn start() -> Result<Self> {
+        const ATTEMPTS: u32 = 3;
         let binaries = binaries()?;
+        for _ in 1..ATTEMPTS {
+            match Self::start_once(&binaries).await {
+                // A connection of another process may take a free port before a server does.
+                Err(error) => eprintln!("starting the control plane again: {error:#}"),
+                started => return started,
+            }
+        }
+        Self::start_once(&binaries).await
+    }
+
+    async fn start_once(binaries: &Path) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let at = |name: &str| folder.path().join(name).display().to_string();
         let ca = Ca::new(folder.path(), "ca")?;
@@ -99,7 +111,7 @@ impl Cluster {
             at("sa.key"),
             KeyPair::generate_for(&PKCS_RSA_SHA256)?.serialize_pem(),
         )?;
-        let (etcd_port, peer_port, api_port) = (free_port()?, free_port()?, free_port()?);
+        let [etcd_port, peer_port, api_port] = free_ports()?;
 
         let etcd_url = format!("http://127.0.0.1:{etcd_port}");
         let peer_url = format!("http://127.0.0.1:{peer_port}");
@@ -186,7 +198,7 @@ impl Cluster {
             kubelet_client,
             client,
             server,
-            binaries,
+            binaries: binaries.to_path_buf(),
             apiserver_arguments,
             etcd_arguments,
             apiserver,
@@ -286,7 +298,7 @@ impl Cluster {
         &self,
         wrap: impl FnOnce(&Path) -> Command,
     ) -> Result<(SocketAddr, Process)> {
-        let port = free_port()?;
+        let [port] = free_ports()?;
         let mut arguments = self.apiserver_arguments.clone();
         arguments.push(format!("--secure-port={port}"));
         let command = wrap(&self.binaries.join("kube-apiserver"));
@@ -465,6 +477,14 @@ fn start(folder: &Path, name: &str, mut command: Command, arguments: &[String]) 
     Ok(Process(child))
 }
 
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// Returns different ports that no process uses.
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let mut held = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        *port = listener.local_addr()?.port();
+        held.push(listener);
+    }
+    Ok(ports)
 }
