@@ -165,12 +165,16 @@ pub fn objects(fixture: &Fixture, kubeconfig: &Path) -> Result<()> {
         Ok(std::fs::write(manifest, map.to_string())?)
     };
     let color = ["get", "configmap", "passed", "-o=jsonpath={.data.color}"];
-    write("red")?;
-    kubectl(&["apply", "--server-side", "-f", manifest])?;
-    ensure!(kubectl(&color)? == "red");
-    write("blue")?;
-    kubectl(&["apply", "--server-side", "-f", manifest])?;
-    ensure!(kubectl(&color)? == "blue");
+    for side in ["--server-side=false", "--server-side=true"] {
+        for expected in ["red", "blue"] {
+            write(expected)?;
+            kubectl(&["apply", side, "-f", manifest])?;
+            ensure!(kubectl(&color)? == expected, "{side}");
+        }
+        if side == "--server-side=false" {
+            kubectl(&["delete", "-f", manifest, "--wait"])?;
+        }
+    }
     kubectl(&["label", "configmap", "passed", "a=b"])?;
     kubectl(&["annotate", "configmap", "passed", "a=b"])?;
     let watched = kubectl(&[
