@@ -16,8 +16,8 @@ pub struct Tunnels {
     /// If false, CONNECT and CONNECT-UDP get a 405.
     #[serde(deserialize_with = "fields::flag")]
     pub enabled: bool,
-    /// Maximum number of open tunnels of one user in each replica, from 1 to 1000000, those for users
-    /// whom it impersonates included. Further ones get a 429.
+    /// Maximum number of open tunnels of one user in each replica, from 1 to 1000000. Those for
+    /// impersonated users count for the user who opens them. Further ones get a 429.
     #[serde(deserialize_with = "fields::count::<_, 1, MAX_TUNNELS>")]
     #[schemars(range(min = 1, max = MAX_TUNNELS))]
     pub max_per_caller: usize,
