@@ -43,7 +43,7 @@ pub(super) struct Failure {
     pub requires_http1: bool,
 }
 
-/// Minimum number of endpoints that a connection without a request may try, within the deadline.
+/// Maximum number of endpoints that a connection without a request tries, within the deadline.
 const MAX_CONNECTS: usize = 16;
 
 /// Limits on retries.
@@ -106,7 +106,7 @@ impl RetryPolicy {
     pub(super) fn begin_connection(&self, choice: bool, now: Instant) -> Attempts<'_> {
         let mut attempts = self.begin(None, choice, false, now);
         if self.max_attempts > 1 {
-            attempts.limit = self.max_attempts.max(MAX_CONNECTS);
+            attempts.limit = MAX_CONNECTS;
         }
         attempts
     }
