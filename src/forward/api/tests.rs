@@ -152,45 +152,7 @@ async fn frozen_server_fails_a_request_over_http1() {
 #[derive(Debug)]
 struct Refusing;
 
-/// Connection on which ALPN has selected HTTP/2.
-#[derive(Debug)]
-struct Http2(tokio::io::DuplexStream);
-
-impl tokio::io::AsyncRead for Http2 {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl tokio::io::AsyncWrite for Http2 {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.0).poll_shutdown(context)
-    }
-}
-
-impl crate::http::Transport for Http2 {
+impl crate::http::Transport for tokio::io::DuplexStream {
     fn alpn_protocol(&self) -> Option<&[u8]> {
         Some(b"h2")
     }
@@ -212,7 +174,7 @@ impl Connect for Refusing {
                 });
             }
         });
-        async { Ok(Stream::Boxed(Box::new(Http2(ours)))) }.boxed()
+        async { Ok(Stream::Boxed(Box::new(ours))) }.boxed()
     }
 }
 

@@ -95,7 +95,8 @@ impl<G> ByteStream<G> {
     }
 }
 
-/// Bytes that were written to a stream, and that h2 has not written to the connection.
+/// Bytes that were written to a stream, and that h2 has not written to the connection. Atomic,
+/// because [`Bytes`] may be dropped on any thread.
 #[derive(Debug, Default)]
 struct Unsent {
     /// With the overhead of each write.

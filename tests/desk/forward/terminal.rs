@@ -19,7 +19,7 @@ use crate::support::eventually;
 struct OnTerminal {
     child: Child,
     port: u16,
-    /// What the terminal has received, with its control sequences.
+    /// Text that the terminal has received, with its control sequences.
     text: Arc<Mutex<String>>,
 }
 

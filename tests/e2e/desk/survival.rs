@@ -1,5 +1,5 @@
-//! What a session of `kube-bastion forward` survives, beside `kubectl port-forward`: the table of
-//! docs/desk.md.
+//! Events that a session of `kube-bastion forward` survives, beside `kubectl port-forward`: the table
+//! of docs/desk.md.
 
 use std::net::SocketAddr;
 use std::process::Command;
