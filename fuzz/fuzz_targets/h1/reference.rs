@@ -210,7 +210,9 @@ fn response(head: &[u8], method: &str) -> Option<Head> {
     }
     let (fields, dropped) = fields(field_lines, true)?;
     let mut sorted = sort(fields);
-    let no_body = method == "HEAD" || status < 200 || status == 204 || status == 304;
+    let opens_tunnel = method == "CONNECT" && (200..300).contains(&status);
+    let no_body =
+        method == "HEAD" || opens_tunnel || status < 200 || status == 204 || status == 304;
     let framing = match (&sorted.codings[..], &sorted.lengths[..]) {
         ([], []) if no_body => Framing::Empty,
         ([], []) => Framing::UntilClose,

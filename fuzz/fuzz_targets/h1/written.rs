@@ -70,6 +70,7 @@ pub fn check_response(
     let length = match head.framing {
         _ if *status < 200 || *status == 204 => BodyLength::None,
         _ if *status == 304 || *method == Method::HEAD => BodyLength::Unframed,
+        _ if *status < 300 && *method == Method::CONNECT => BodyLength::Unframed,
         Framing::Empty => BodyLength::Known(0),
         Framing::Length(length) => BodyLength::Known(length),
         Framing::Chunked | Framing::UntilClose if version == Version::HTTP_10 => {
