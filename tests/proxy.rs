@@ -9,6 +9,10 @@ mod certificates;
 mod connect;
 #[path = "proxy/connect_ends.rs"]
 mod connect_ends;
+#[path = "proxy/connect_log.rs"]
+mod connect_log;
+#[path = "proxy/connect_refusals.rs"]
+mod connect_refusals;
 #[path = "proxy/connect_udp.rs"]
 mod connect_udp;
 #[path = "proxy/endpoint_tls.rs"]

@@ -14,7 +14,7 @@ use crate::support::test_bed::{TestBed, read_all, read_until};
 pub const UDP_PATH: &str = "/.well-known/masque/udp/dns.default.svc/53/";
 
 /// A test bed with a UDP service, and its endpoint.
-async fn udp_bed() -> Result<(TestBed, UdpSocket)> {
+pub async fn udp_bed() -> Result<(TestBed, UdpSocket)> {
     udp_bed_with("").await
 }
 
@@ -59,7 +59,7 @@ pub async fn send_udp(
 }
 
 /// DATAGRAM capsule with context 0 of a payload of less than 63 bytes (RFC 9297 section 3.5).
-fn capsule(payload: &[u8]) -> Vec<u8> {
+pub fn capsule(payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len() + 1).expect("a short payload");
     [&[0, length, 0], payload].concat()
 }
@@ -206,9 +206,19 @@ async fn rejects_connect_udp_that_opens_no_flow() -> Result<()> {
         "{}",
         plain.body
     );
-    // A malformed capsule ends the flow.
+    // A malformed capsule ends the flow, and nothing behind it is sent.
     let (_, mut client) = send_udp(&bed, UDP_PATH, "Proxy-Authorization: Bearer t\r\n").await?;
-    client.write_all(&[0, 0x80, 0xff, 0xff, 0xff, 0]).await?;
+    let malformed = [0, 0x80, 0xff, 0xff, 0xff, 0];
+    client
+        .write_all(&[&malformed[..], &capsule(b"behind")].concat())
+        .await?;
     read_all(&mut client).await;
+    let received = endpoint.try_recv(&mut [0; 64]);
+    ensure!(
+        received
+            .as_ref()
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock),
+        "{received:?}"
+    );
     Ok(())
 }

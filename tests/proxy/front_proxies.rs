@@ -1,7 +1,6 @@
 //! Front proxies whose `X-Forwarded-*` headers count.
 
 use std::net::IpAddr;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -10,9 +9,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
-use crate::support::bastion::Bastion;
+use crate::support::access_log::AccessLog;
 use crate::support::client::{tls_from, tls_over};
-use crate::support::eventually;
 use crate::support::test_bed::{PREFIX, TestBed, read_until};
 use crate::{OK_RESPONSE, SWITCH_TO_X};
 
@@ -166,20 +164,12 @@ async fn links_with_the_reported_host_lead_through_the_bastion() -> Result<()> {
 
 /// Sends requests through a bastion with an access log, and returns the clients in its lines.
 async fn logged_clients(settings: &str, starts: &[(&str, &[u8], &str)]) -> Result<Vec<String>> {
-    let bed = TestBed::serving(settings, &[]).await?;
-    let log = bed.folder.path().join("access");
-    let mut command = Command::new("sh");
-    command
-        .arg("-c")
-        .arg(format!(r#"exec "$0" "$@" >{}"#, log.display()))
-        .args([env!("CARGO_BIN_EXE_kube-bastion"), "serve", "--config"])
-        .arg(bed.folder.path().join("config.yaml"));
-    let bastion = Bastion::run(command)?;
-    bastion.ready().await?;
+    let mut bed = TestBed::serving(settings, &[]).await?;
+    let log = AccessLog::of(&mut bed).await?;
     for (from, start, lines) in starts {
         let socket = TcpSocket::new_v4()?;
         socket.bind((from.parse::<IpAddr>()?, 0).into())?;
-        let mut stream = socket.connect(bastion.secure).await?;
+        let mut stream = socket.connect(bed.bastion.secure).await?;
         stream.write_all(start).await?;
         let mut client = tls_over(stream, &bed.ca.file, None, &[]).await?;
         // Rejected without an endpoint: the lines of such requests name the client as well.
@@ -188,16 +178,9 @@ async fn logged_clients(settings: &str, starts: &[(&str, &[u8], &str)]) -> Resul
         let response = read_until(&mut client, "\r\n\r\n").await?;
         ensure!(response.starts_with("HTTP/1.1 404 "), "{response}");
     }
-    eventually("the lines of the access log", async || {
-        Ok(std::fs::read_to_string(&log)?.lines().count() == starts.len())
-    })
-    .await?;
-    let lines = std::fs::read_to_string(&log)?;
-    let client = |line: &str| {
-        let line: serde_json::Value = serde_json::from_str(line)?;
-        Ok(line["client"].as_str().context("a client")?.to_owned())
-    };
-    lines.lines().map(client).collect()
+    let lines = log.lines(starts.len()).await?;
+    let client = |line: &serde_json::Value| Ok(line["client"].as_str().context("a client")?.into());
+    lines.iter().map(client).collect()
 }
 
 #[tokio::test]

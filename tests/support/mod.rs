@@ -2,6 +2,7 @@
 //! backends, the bastion as a process, and small clients.
 #![allow(dead_code, reason = "each test binary uses a part of them")]
 
+pub mod access_log;
 pub mod api_load;
 pub mod app;
 pub mod backend;
