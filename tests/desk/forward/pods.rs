@@ -203,6 +203,26 @@ async fn canceled_connections_leave_room_for_others() -> Result<()> {
     .await
 }
 
+/// Each client has a descriptor; without a free one, new clients wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_descriptors_end_neither_the_command_nor_its_connections() -> Result<()> {
+    let bed = bed().await?;
+    let arguments = ["svc/web", ":80"];
+    let mut forward = Forward::start_with_few_files(&bed.kubeconfig, &arguments).await?;
+    let mut streams = Vec::new();
+    for _ in 0..60 {
+        streams.push(forward.connect(0).await?);
+    }
+    forward
+        .program
+        .wait_for_line("raise the limit of open files")
+        .await?;
+    echo(&mut streams[0], "still open").await?;
+    let mut last = streams.pop().expect("there are 60");
+    streams.clear();
+    echo(&mut last, "served later").await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn several_targets_of_arguments_and_a_file_are_printed_as_json() -> Result<()> {
     let bed = bed().await?;

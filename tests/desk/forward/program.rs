@@ -24,7 +24,21 @@ pub struct Forward {
 impl Forward {
     /// Starts the command with arguments for `count` free ports, and waits for them.
     pub async fn start(kubeconfig: &Path, count: usize, arguments: &[&str]) -> Result<Self> {
-        let mut program = Program::start(&mut command(kubeconfig, arguments))?;
+        Self::run(command(kubeconfig, arguments), count).await
+    }
+
+    /// As [`Self::start`], with room for about 30 connections: a limit of open files.
+    pub async fn start_with_few_files(kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
+        let inner = command(kubeconfig, arguments);
+        let mut limited = Command::new("bash");
+        limited.args(["-c", "ulimit -n 40; exec \"$@\"", "bash"]);
+        limited.arg(inner.get_program()).args(inner.get_args());
+        limited.envs(PROXY_ENVIRONMENT);
+        Self::run(limited, 1).await
+    }
+
+    async fn run(mut command: Command, count: usize) -> Result<Self> {
+        let mut program = Program::start(&mut command)?;
         let mut ports = Vec::new();
         // The lines of all ports are written together, that of the last one at the end.
         program.wait_for_line("Forwarding from 127.0.0.1:").await?;

@@ -16,6 +16,8 @@ use crate::support::net::PROXY_ENVIRONMENT;
 use crate::support::program::find_program;
 
 const GREETING: &[u8] = &[5, 1, 0];
+/// Request of a UDP association whose client may have any port.
+const ASSOCIATE: &[u8] = &[5, 3, 0, 1, 0, 0, 0, 0, 0, 0];
 
 async fn start(bastion: &Bastion) -> Result<Forward> {
     Forward::start(&bastion.kubeconfig, 1, &["--socks", "127.0.0.1:0"]).await
@@ -216,9 +218,9 @@ async fn curl_reaches_names_by_socks_and_http() -> Result<()> {
 async fn associate(forward: &Forward, port: u16) -> Result<(TcpStream, SocketAddr)> {
     let mut stream = forward.connect(0).await?;
     stream.write_all(GREETING).await?;
-    let head = [5, 3, 0, 1, 0, 0, 0, 0];
+    let head = ASSOCIATE[..8].to_vec();
     stream
-        .write_all(&[&head[..], &port.to_be_bytes()].concat())
+        .write_all(&[head, port.to_be_bytes().to_vec()].concat())
         .await?;
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await?;
@@ -290,6 +292,34 @@ async fn udp_associations_relay_datagrams_of_their_client() -> Result<()> {
     let last = targets(&bastion);
     ensure!(last[2..] == ["udp c.shop.svc/53/"], "{last:?}");
     Ok(())
+}
+
+/// Each client has a descriptor, and each association two; without a free one, new clients wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_descriptors_end_neither_the_command_nor_its_connections() -> Result<()> {
+    let bastion = Bastion::start([]).await?;
+    let arguments = ["--socks", "127.0.0.1:0"];
+    let mut forward = Forward::start_with_few_files(&bastion.kubeconfig, &arguments).await?;
+    let mut first = forward.connect(0).await?;
+    ensure!(ask(&mut first, &request(1, "echo.shop.svc", 7)).await? == 0);
+    let mut association = forward.connect(0).await?;
+    ensure!(ask(&mut association, ASSOCIATE).await? == 0);
+    let mut clients = Vec::new();
+    for _ in 0..60 {
+        clients.push(forward.connect(0).await?);
+    }
+    forward
+        .program
+        .wait_for_line("raise the limit of open files")
+        .await?;
+    // The client was accepted with the last descriptor, or before: none is left for its socket.
+    let code = ask(&mut clients[0], ASSOCIATE).await?;
+    ensure!(code == 1, "{code}");
+    echo(&mut first, "still open").await?;
+    let mut last = clients.pop().expect("there are 60");
+    clients.clear();
+    ensure!(ask(&mut last, &request(1, "echo.shop.svc", 7)).await? == 0);
+    echo(&mut last, "served later").await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -258,23 +258,14 @@ async fn canceled_connections_leave_room_for_others() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_descriptors_end_neither_the_command_nor_its_connections() -> Result<()> {
     let bastion = Bastion::start(objects()).await?;
-    let script = "ulimit -n 40; exec \"$@\"";
-    let mut command = std::process::Command::new("bash");
-    let inner = crate::forward_program::command(&bastion.kubeconfig, &["svc/web", ":80"]);
-    command.args(["-c", script, "bash"]);
-    command.arg(inner.get_program()).args(inner.get_args());
-    let mut program = crate::support::program::Program::start(&mut command)?;
-    let line = program.wait_for_line("Forwarding from 127.0.0.1:").await?;
-    let port = line
-        .split([':', ' '])
-        .nth(3)
-        .unwrap_or_default()
-        .parse::<u16>()?;
+    let mut forward =
+        Forward::start_with_few_files(&bastion.kubeconfig, &["svc/web", ":80"]).await?;
     let mut streams = Vec::new();
     for _ in 0..60 {
-        streams.push(tokio::net::TcpStream::connect(("127.0.0.1", port)).await?);
+        streams.push(forward.connect(0).await?);
     }
-    program
+    forward
+        .program
         .wait_for_line("raise the limit of open files")
         .await?;
     echo(&mut streams[0], "still open").await?;
