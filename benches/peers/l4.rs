@@ -298,6 +298,8 @@ async fn streams(stage: &Stage, peer: &Peer, duration: Duration) -> Result<u64> 
             while count == 0 || Instant::now() < end {
                 let request = Request::get(LARGE).header(header::HOST, "bench");
                 let request = request.body(Empty::<Bytes>::new())?;
+                // After the body, the connection may still have to finish the response.
+                sender.ready().await?;
                 let mut body = sender.send_request(request).await?.into_body();
                 let mut length = 0;
                 while let Some(frame) = body.frame().await {
