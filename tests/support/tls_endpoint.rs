@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ServerConfig, SupportedProtocolVersion};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -63,10 +65,34 @@ impl TlsEndpoint {
         Self::with(&pair, &[version], HTTP2).await
     }
 
+    /// As [`Self::start_http1`], and requires a client certificate of the CA.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with_clients(ca: &Ca, folder: &Path, hosts: &[&str]) -> Result<Self> {
+        let pair = ca.server(folder, "endpoint", hosts)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&ca.file)?)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build()?;
+        Self::verifying(&pair, rustls::DEFAULT_VERSIONS, HTTP1, clients).await
+    }
+
     async fn with(
         pair: &Pair,
         versions: &[&'static SupportedProtocolVersion],
         alpn: &[&[u8]],
+    ) -> Result<Self> {
+        let clients = WebPkiClientVerifier::no_client_auth();
+        Self::verifying(pair, versions, alpn, clients).await
+    }
+
+    async fn verifying(
+        pair: &Pair,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&[u8]],
+        clients: Arc<dyn ClientCertVerifier>,
     ) -> Result<Self> {
         let chain =
             CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
@@ -74,7 +100,7 @@ impl TlsEndpoint {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)?
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(chain, key)?;
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(Self {
