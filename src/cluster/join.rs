@@ -3,8 +3,7 @@
 //! The result for a port is the first non-empty set of four: ready endpoints of the primary family,
 //! ready endpoints of the other family, then draining endpoints in the same order.
 
-use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
@@ -98,7 +97,7 @@ where
             } else {
                 Box::default()
             },
-            local_endpoints: self.local(&tunnel_endpoints),
+            local_endpoints: self.local(spec, wanted),
             hostnames: self.hostnames(wanted, &tunnel_endpoints),
             endpoints,
             tunnel_endpoints,
@@ -119,25 +118,7 @@ where
         spec: &ServiceSpec,
         port: PortName<'_>,
     ) -> (Arc<[Endpoint]>, Arc<[Endpoint]>) {
-        let primary = spec.primary_family.unwrap_or(Family::V4);
-        let secondary = if primary == Family::V4 {
-            Family::V6
-        } else {
-            Family::V4
-        };
-        // A ready endpoint of the secondary family goes before a draining one of the primary: a
-        // draining backend may close the connection at any time.
-        let preference = [
-            (primary, EndpointState::Ready),
-            (secondary, EndpointState::Ready),
-            (primary, EndpointState::Draining),
-            (secondary, EndpointState::Draining),
-        ];
-        let selected = preference
-            .into_iter()
-            .map(|(family, state)| self.select(family, port, state))
-            .find(|selected| !selected.is_empty())
-            .unwrap_or_default();
+        let selected = self.preferred(spec, port, |_| true);
         let permitted = selected.iter().filter(|checked| !checked.on_node_port);
         let permitted: Option<Arc<[Endpoint]>> = selected
             .iter()
@@ -152,7 +133,58 @@ where
         (endpoints, permitted)
     }
 
-    fn select(&self, family: Family, port: PortName<'_>, state: EndpointState) -> Vec<Checked> {
+    /// Selects among the endpoints on the node of this process those that a tunnel may lead to, as
+    /// [`Self::endpoints`]. Draining ones are used although other nodes have ready ones (KEP-1669).
+    fn local(&self, spec: &ServiceSpec, port: PortName<'_>) -> Arc<[Endpoint]> {
+        // The writer has removed the names of other nodes.
+        let is_local = |endpoint: &SliceEndpoint| endpoint.node.is_some();
+        let mut all = self.slices.iter().flat_map(|slice| &slice.endpoints);
+        if !all.any(is_local) {
+            return Arc::default();
+        }
+        let selected = self.preferred(spec, port, is_local).into_iter();
+        let permitted = selected.filter(|checked| !checked.on_node_port);
+        permitted.map(|checked| checked.endpoint).collect()
+    }
+
+    /// Selects the endpoints of the first family and state that some have.
+    fn preferred(
+        &self,
+        spec: &ServiceSpec,
+        port: PortName<'_>,
+        is_wanted: impl Fn(&SliceEndpoint) -> bool,
+    ) -> Vec<Checked> {
+        let primary = spec.primary_family.unwrap_or(Family::V4);
+        let secondary = if primary == Family::V4 {
+            Family::V6
+        } else {
+            Family::V4
+        };
+        // A ready endpoint of the secondary family goes before a draining one of the primary: a
+        // draining backend may close the connection at any time.
+        let preference = [
+            (primary, EndpointState::Ready),
+            (secondary, EndpointState::Ready),
+            (primary, EndpointState::Draining),
+            (secondary, EndpointState::Draining),
+        ];
+        preference
+            .into_iter()
+            .map(|(family, state)| {
+                let matches =
+                    |endpoint: &SliceEndpoint| state.matches(endpoint) && is_wanted(endpoint);
+                self.select(family, port, matches)
+            })
+            .find(|selected| !selected.is_empty())
+            .unwrap_or_default()
+    }
+
+    fn select(
+        &self,
+        family: Family,
+        port: PortName<'_>,
+        matches: impl Fn(&SliceEndpoint) -> bool,
+    ) -> Vec<Checked> {
         let mut selected = Vec::new();
         for slice in self.slices.iter().filter(|slice| slice.family == family) {
             // Slices of one service may list different ports: with a named `targetPort`, the number
@@ -160,12 +192,9 @@ where
             let Some(number) = port_number(slice, port) else {
                 continue;
             };
-            let in_state = slice
-                .endpoints
-                .iter()
-                .filter(|endpoint| state.matches(endpoint));
+            let matching = slice.endpoints.iter().filter(|endpoint| matches(endpoint));
             let check = |endpoint| self.check(endpoint, (number, port.1)).ok();
-            selected.extend(in_state.filter_map(check));
+            selected.extend(matching.filter_map(check));
         }
         // Slices come in the random order of a hash set. Sorting makes the order of the round-robin
         // the same after each join and in each replica.
@@ -173,26 +202,6 @@ where
         // An endpoint may be in two slices for a moment while the controller moves it (KEP-752).
         selected.dedup_by_key(|checked| checked.endpoint.address);
         selected
-    }
-
-    /// Returns those of the endpoints that are on the node of this process.
-    fn local(&self, endpoints: &Arc<[Endpoint]>) -> Arc<[Endpoint]> {
-        // The writer has removed the names of other nodes.
-        let local: HashSet<IpAddr> = self.listed(|endpoint| endpoint.node.is_some()).collect();
-        if local.is_empty() {
-            return Arc::default();
-        }
-        let on_node = endpoints
-            .iter()
-            .filter(|it| local.contains(&it.address.ip()));
-        on_node.cloned().collect()
-    }
-
-    /// Returns the addresses of endpoints in slices for which `is_wanted` is true.
-    fn listed(&self, is_wanted: impl Fn(&SliceEndpoint) -> bool) -> impl Iterator<Item = IpAddr> {
-        let all = self.slices.iter().flat_map(|slice| &slice.endpoints);
-        all.filter(move |endpoint| is_wanted(endpoint))
-            .map(|endpoint| endpoint.address)
     }
 
     /// Returns the host names of usable endpoints.

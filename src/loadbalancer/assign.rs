@@ -82,6 +82,7 @@ pub struct Outcome {
 pub fn assign(settings: &Settings, facts: &Facts<'_>) -> Assignment {
     let mut requests = BTreeMap::new();
     let mut services = BTreeMap::new();
+    let mut without_address = Vec::new();
     for (key, service) in facts.services {
         if !service.is_of_class(&settings.class) || service.is_deleting() {
             continue;
@@ -89,6 +90,9 @@ pub fn assign(settings: &Settings, facts: &Facts<'_>) -> Assignment {
         match request(settings, facts, key, service) {
             Ok(request) => drop(requests.insert(key, (service, request))),
             Err(problem) => {
+                if problem == Problem::NoAddress {
+                    without_address.push(service);
+                }
                 let outcome = Outcome {
                     problems: vec![problem],
                     ..Outcome::default()
@@ -117,6 +121,15 @@ pub fn assign(settings: &Settings, facts: &Facts<'_>) -> Assignment {
         }
     }
     assignment.services = services;
+    // The addresses may come back, as those of a Service that is created again.
+    for service in without_address {
+        for (listener, uid) in facts.holders {
+            if *uid == service.uid() && service.has_port(listener.port, listener.protocol) {
+                let holder = assignment.holders.entry(*listener);
+                holder.or_insert_with(|| Arc::clone(uid));
+            }
+        }
+    }
     assignment
 }
 
@@ -220,7 +233,7 @@ fn outcome<'a>(
                 }
             })
             .collect();
-        if let Some(problem) = unavailability(facts, address, nodes.as_ref()) {
+        if let Some(problem) = unavailability(settings, facts, address, nodes.as_ref()) {
             unavailable = Some(problem);
         } else if ports.iter().any(|port| port.error.is_none()) {
             ingress.push(ingress_of(address, ports));
@@ -236,7 +249,7 @@ fn outcome<'a>(
     }
 }
 
-/// Returns the nodes with ready endpoints of a Service.
+/// Returns the nodes with ready endpoints of a Service, whose replicas have listeners.
 fn endpoint_nodes(facts: &Facts<'_>, service: &ObjectKey) -> BTreeSet<Arc<str>> {
     let first = ObjectKey::new(&service.namespace, "");
     let of_namespace = facts
@@ -246,6 +259,10 @@ fn endpoint_nodes(facts: &Facts<'_>, service: &ObjectKey) -> BTreeSet<Arc<str>> 
     of_namespace
         .filter(|(_, slice)| slice.service == service.name)
         .flat_map(|(_, slice)| slice.nodes.iter().cloned())
+        .filter(|name| {
+            let node = facts.nodes.get(&**name);
+            !node.is_some_and(|node| node.is_excluded)
+        })
         .collect()
 }
 
@@ -325,6 +342,7 @@ fn port_problems<'a>(
 /// Returns the reason why an address is not published. Addresses that are not those of nodes lead
 /// to any replica.
 fn unavailability(
+    settings: &Settings,
     facts: &Facts<'_>,
     address: &PublishedAddress,
     endpoint_nodes: Option<&BTreeSet<Arc<str>>>,
@@ -340,8 +358,17 @@ fn unavailability(
         (Some((_, node)), _) if node.is_excluded => Some(Problem::NodesExcluded),
         (Some((name, _)), Some(with)) if !with.contains(&**name) => Some(Problem::NoLocalEndpoint),
         (None, Some(with)) if with.is_empty() => Some(Problem::NoLocalEndpoint),
+        (None, None) if no_replica_listens(settings, facts) => Some(Problem::NodesExcluded),
         _ => None,
     }
+}
+
+/// Returns true if all replicas are on nodes that are excluded.
+fn no_replica_listens(settings: &Settings, facts: &Facts<'_>) -> bool {
+    // A replica that does not know its node has listeners.
+    settings.node_name.is_some()
+        && !facts.nodes.is_empty()
+        && facts.nodes.values().all(|node| node.is_excluded)
 }
 
 fn ingress_of(address: &PublishedAddress, ports: Vec<PortStatus>) -> Ingress {

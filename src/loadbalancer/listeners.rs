@@ -16,6 +16,7 @@ mod udp;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -222,26 +223,21 @@ impl DataPath {
         })
     }
 
-    /// Returns the endpoints without those that are listeners of other replicas: the port of one, at
-    /// the address of a node. Two Services could lead to each other there, and a connection would
-    /// circulate between the replicas (CONFORMANCE C110).
+    /// Returns the endpoints without those that are listeners of other replicas. Two Services could
+    /// lead to each other there, and a connection would circulate between the replicas (CONFORMANCE
+    /// C110).
     fn without_listeners(
         &self,
         protocol: Protocol,
         endpoints: &Arc<[Endpoint]>,
     ) -> Arc<[Endpoint]> {
-        let wanted = self.wanted.borrow();
-        let has_listener = |port| {
-            let mut keys = wanted.keys();
-            keys.any(|key| key.port == port && key.protocol == protocol)
-        };
         // Most endpoints of a Service have the same port.
         let mut last = None;
         let mut is_listener = |endpoint: &Endpoint| {
             let port = endpoint.address.port();
             let has_listener = match last {
                 Some((known, has_listener)) if known == port => has_listener,
-                _ => has_listener(port),
+                _ => self.has_listener(protocol, port),
             };
             last = Some((port, has_listener));
             has_listener && self.cluster.is_node_address(endpoint.address.ip())
@@ -251,6 +247,18 @@ impl DataPath {
         }
         let others = endpoints.iter().filter(|endpoint| !is_listener(endpoint));
         others.cloned().collect()
+    }
+
+    /// Returns true if an address may be that of a listener of another replica: all replicas have
+    /// the same listeners, at the addresses of their nodes.
+    fn is_of_replica(&self, protocol: Protocol, address: SocketAddr) -> bool {
+        self.has_listener(protocol, address.port()) && self.cluster.is_node_address(address.ip())
+    }
+
+    fn has_listener(&self, protocol: Protocol, port: u16) -> bool {
+        let wanted = self.wanted.borrow();
+        let mut keys = wanted.keys();
+        keys.any(|key| key.port == port && key.protocol == protocol)
     }
 }
 

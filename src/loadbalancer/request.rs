@@ -58,7 +58,7 @@ pub enum Problem {
         "no replica of the bastion has a ready endpoint on its node (externalTrafficPolicy: Local)"
     )]
     NoLocalEndpoint,
-    #[error("all addresses are those of nodes that are excluded from external load balancers")]
+    #[error("the nodes of the addresses, or all nodes, are excluded from external load balancers")]
     NodesExcluded,
     #[error("{protocol} port {port} is not served; only TCP and UDP are")]
     UnsupportedProtocol { port: u16, protocol: String },

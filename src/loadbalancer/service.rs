@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::metadata::metadata;
 use crate::cluster::ObjectKey;
+use crate::model::Protocol;
 
 /// Finalizer of Services whose load balancer must be removed first (KEP-1959).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
@@ -199,6 +200,12 @@ impl Service {
             return cluster_ip.map_or(true, |own| own.is_ipv4() == address.is_ipv4());
         }
         families.iter().any(|listed| listed == name)
+    }
+
+    /// Returns true if the Service has a port with this number.
+    pub fn has_port(&self, number: u16, protocol: Protocol) -> bool {
+        let mut ports = self.spec.ports.iter();
+        ports.any(|port| port.port == number && Protocol::parse(&port.protocol) == Some(protocol))
     }
 
     /// Returns true for `externalTrafficPolicy: Local`.

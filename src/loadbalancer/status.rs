@@ -55,7 +55,8 @@ pub fn change(
     let is_foreign = !is_of_class && service.spec.r#type == "LoadBalancer";
     let has_finalizer = service.has_finalizer() && !is_foreign;
     match outcome {
-        Some(_) if settings.finalizer && !has_finalizer => {
+        // After the condition, by which a Service that leaves the class is recognized.
+        Some(_) if settings.finalizer && !has_finalizer && service.is_marked() => {
             let mut finalizers = service.metadata.finalizers.clone().unwrap_or_default();
             finalizers.push(FINALIZER.to_owned());
             Some(silent(finalizers_patch(service, &finalizers)))

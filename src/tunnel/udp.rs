@@ -156,8 +156,14 @@ impl UdpSocket {
                 received = self.io.try_io(Interest::ERROR, receive_batch);
             }
             let count = count.get();
-            if count == 0 {
-                received?;
+            match received {
+                // A router cannot forward one of the datagrams that were sent. It is lost, and the
+                // report is consumed (RFC 9298 section 5).
+                Err(error) if count == 0 && quinn_udp::is_msg_size_err(&error) => {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Err(error) if count == 0 => return Err(error),
+                _ => {}
             }
             for (meta, bytes) in meta[..count].iter().zip(buffer.chunks_exact(BUFFER_SIZE)) {
                 receive(Datagrams {

@@ -220,6 +220,40 @@ fn tunnels_reach_declared_ports_only_on_the_network_of_a_node() {
 }
 
 #[test]
+fn local_endpoints_may_drain_while_other_nodes_have_ready_ones() {
+    let local = |endpoint: SliceEndpoint| SliceEndpoint {
+        node: Some("mine".into()),
+        ..endpoint
+    };
+    let elsewhere = || endpoint("10.0.0.1", "p");
+    for (own, expected) in [
+        (vec![local(endpoint("10.0.0.2", "q"))], "10.0.0.2:8080"),
+        (vec![local(draining("10.0.0.2", "q"))], "10.0.0.2:8080"),
+        (
+            vec![
+                local(draining("10.0.0.2", "q")),
+                local(endpoint("10.0.0.3", "r")),
+            ],
+            "10.0.0.3:8080",
+        ),
+        (vec![draining("10.0.0.2", "q")], ""),
+    ] {
+        let mut endpoints = own;
+        endpoints.push(elsewhere());
+        let namespace = Namespace::new(vec![
+            pod("p", &["10.0.0.1"]),
+            pod("q", &["10.0.0.2"]),
+            pod("r", &["10.0.0.3"]),
+            slice("s-1", "s", UNNAMED, endpoints),
+        ]);
+        let service = namespace.join(None);
+        let local = service.ports[0].local_endpoints.iter();
+        let local: Vec<_> = local.map(|it| it.address.to_string()).collect();
+        assert_eq!(local.join(" "), expected);
+    }
+}
+
+#[test]
 fn declared_tcp_port_of_a_node_permits_no_udp_tunnel() {
     let Object::Pod(_, mut host) = pod("host", &["10.0.0.1"]) else {
         unreachable!("pod() returns a pod")

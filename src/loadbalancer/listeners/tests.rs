@@ -94,6 +94,14 @@ fn listeners_of_other_replicas_are_no_endpoints() {
             let client = bed.datagrams(udp).await;
             assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.3");
         }
+        // One of them is no client, either: it would take the answer for a datagram of one.
+        let replica = UdpSocket::bind(("127.0.0.2", udp.port)).await.unwrap();
+        replica
+            .send_to(b"x", (udp.address, udp.port))
+            .await
+            .unwrap();
+        bed.wait_for(r#"load_balancer_datagrams_dropped_total{reason="source_address"} 1"#)
+            .await;
         bed.publish_node("127.0.0.3");
         assert!(bed.is_reset(tcp).await);
     });

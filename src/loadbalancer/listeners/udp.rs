@@ -156,7 +156,8 @@ impl Receiver<'_> {
             flows.remove(&key);
         }
         drop(flows);
-        if !is_client(key.client, &path.forwarder.dialer.own_udp) {
+        let is_listener = path.is_of_replica(key.listener.protocol, key.client);
+        if is_listener || !is_client(key.client, &path.forwarder.dialer.own_udp) {
             path.metrics.dropped.source_address.inc_by(count);
             return None;
         }
@@ -246,8 +247,8 @@ impl Receiver<'_> {
     }
 }
 
-/// Returns false for a source that must not be answered: a forged one without a port, or a listener.
-/// A listener would take the answer for a datagram of a client.
+/// Returns false for a source that must not be answered: a forged one without a port, or an own
+/// listener, which would take the answer for a datagram of a client.
 fn is_client(source: SocketAddr, own: &OwnAddresses) -> bool {
     source.port() != 0 && !own.contains(source)
 }

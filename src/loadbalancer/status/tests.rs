@@ -295,7 +295,8 @@ fn adds_and_removes_its_finalizer_only() {
         if !deleting.is_null() {
             metadata["deletionTimestamp"] = deleting;
         }
-        service(&json!({"metadata": metadata}))
+        let marker = json!([{"type": CONDITION, "status": "False"}]);
+        service(&json!({"metadata": metadata, "status": {"conditions": marker}}))
     };
     let deleting = || json!("2026-01-01T00:00:00Z");
     let outcome = served();
@@ -337,6 +338,13 @@ fn adds_and_removes_its_finalizer_only() {
         });
         assert_eq!(finalizers, expected, "{service:?}");
     }
+}
+
+/// A Service that leaves the class is recognized by its condition, so that the finalizer is removed.
+#[test]
+fn finalizer_is_added_after_the_condition() {
+    let change = change(&service(&json!({})), Some(&served()), &settings(true), NOW).unwrap();
+    assert!(matches!(change.patch, Patch::Status(_)), "{change:?}");
 }
 
 #[test]

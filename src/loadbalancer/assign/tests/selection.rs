@@ -97,6 +97,9 @@ fn excluded_nodes_have_neither_listeners_nor_addresses() {
     setting
         .nodes
         .insert("node-1".into(), node("192.0.2.1", true));
+    setting
+        .nodes
+        .insert("node-2".into(), node("192.0.2.2", false));
     let assignment = setting.assign();
     assert!(assignment.listeners.is_empty());
     // Other replicas serve the other address, and the port stays with its holder.
@@ -106,4 +109,36 @@ fn excluded_nodes_have_neither_listeners_nor_addresses() {
     assert_eq!(problems(&setting.assign(), "web"), ["NodesExcluded"]);
     setting.settings.node_name = Some("node-2".into());
     assert_eq!(setting.assign().listeners.len(), 1);
+}
+
+#[test]
+fn address_of_no_node_needs_a_replica_that_listens() {
+    let local = json!({"spec": {"externalTrafficPolicy": "Local"}});
+    for (service, excluded, published, problem) in [
+        (json!({}), [true, false], true, None),
+        (json!({}), [true, true], false, Some("NodesExcluded")),
+        // The only endpoint is on the first node.
+        (local.clone(), [false, true], true, None),
+        (local, [true, false], false, Some("NoLocalEndpoint")),
+    ] {
+        let mut setting = Setting::new().with("web", 0, &["80/TCP"], &service);
+        setting.published = addresses(&["203.0.113.1"]);
+        let nodes = [("node-1", "192.0.2.1"), ("node-2", "192.0.2.2")];
+        for ((name, address), is_excluded) in nodes.into_iter().zip(excluded) {
+            setting
+                .nodes
+                .insert(name.into(), node(address, is_excluded));
+        }
+        let key = ObjectKey::new("shop", "web-a");
+        setting.slices.insert(key, slice("web", "node-1"));
+        let assignment = setting.assign();
+        let is_published = !ingress(&assignment, "web").is_empty();
+        assert_eq!(is_published, published, "{service} {excluded:?}");
+        let problem = problem.into_iter().collect::<Vec<_>>();
+        assert_eq!(
+            problems(&assignment, "web"),
+            problem,
+            "{service} {excluded:?}"
+        );
+    }
 }
