@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -21,9 +22,17 @@ use crate::tunnels;
 /// Length of a datagram that does not fit into a packet to the pods.
 const ABOVE_MTU: usize = 2000;
 
+/// Datagram of a flow at its endpoint.
+#[derive(Clone)]
+struct Received {
+    from: SocketAddr,
+    endpoint: SocketAddr,
+    bytes: Vec<u8>,
+}
+
 /// UDP servers of the pods of `services/web`, which send datagrams back. Dropping it stops them.
 pub(super) struct Echoes {
-    received: Arc<Mutex<Vec<Vec<u8>>>>,
+    received: Arc<Mutex<Vec<Received>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -32,7 +41,7 @@ impl Echoes {
         let received = Arc::<Mutex<Vec<_>>>::default();
         let mut tasks = JoinSet::new();
         for (_, last) in WEB {
-            let address = (fixture.namespace.address(last), 8080).into();
+            let address: SocketAddr = (fixture.namespace.address(last), 8080).into();
             let socket = UdpSocket::from_std(fixture.namespace.bind_udp(address)?)?;
             let received = Arc::clone(&received);
             tasks.spawn(async move {
@@ -42,7 +51,11 @@ impl Echoes {
                     received
                         .lock()
                         .expect("no thread panics with it")
-                        .push(datagram.to_vec());
+                        .push(Received {
+                            from,
+                            endpoint: address,
+                            bytes: datagram.to_vec(),
+                        });
                     let _ = socket.send_to(datagram, from).await;
                 }
             });
@@ -55,8 +68,12 @@ impl Echoes {
 
     /// Returns true if an endpoint has received the datagram.
     pub(super) fn has_received(&self, datagram: &[u8]) -> bool {
+        self.received(datagram).is_some()
+    }
+
+    fn received(&self, datagram: &[u8]) -> Option<Received> {
         let received = self.received.lock().expect("no thread panics with it");
-        received.iter().any(|one| one == datagram)
+        received.iter().find(|it| it.bytes == datagram).cloned()
     }
 }
 
@@ -99,6 +116,8 @@ pub async fn listeners_carry_tcp_and_udp(fixture: &mut Fixture) -> Result<()> {
         ensure!(timeout(PATIENCE, client.recv(&mut answer)).await?? == 1);
     }
 
+    flows_survive_a_smaller_mtu_on_their_path(fixture, &servers, &client).await?;
+
     services.delete("lb-traffic").await?;
     eventually("the listener to be closed", async || {
         Ok(TcpStream::connect(address).await.is_err())
@@ -120,5 +139,63 @@ async fn drops_datagrams_above_the_mtu(fixture: &Fixture, servers: &Echoes) -> R
     let received = timeout(PATIENCE, tunnel.receive()).await??;
     ensure!(received[..] == *b"short", "{} bytes", received.len());
     ensure!(!servers.has_received(&long), "sent in fragments");
+    Ok(())
+}
+
+/// A router reports that it cannot forward a datagram: the datagram alone is lost.
+async fn flows_survive_a_smaller_mtu_on_their_path(
+    fixture: &Fixture,
+    servers: &Echoes,
+    client: &UdpSocket,
+) -> Result<()> {
+    let mut answer = [0; 64];
+    let before = servers.received(b"question").context("a flow")?;
+    report_smaller_mtu(&before)?;
+    client.send(b"after").await?;
+    let length = timeout(PATIENCE, client.recv(&mut answer)).await??;
+    ensure!(answer[..length] == *b"after");
+    let after = servers.received(b"after").context("the same flow")?;
+    ensure!((after.from, after.endpoint) == (before.from, before.endpoint));
+
+    let token = tunnels::account(fixture, "smaller-mtu").await?;
+    let (bastion, ca) = (fixture.bastion.secure, &fixture.cluster.ca.file);
+    let target = format!("lb-traffic.{SHOP}.svc/95");
+    let mut tunnel = UdpTunnel::open(bastion, ca, &token, Version::Http2, &target).await?;
+    for payload in [b"tunnel", b"second"] {
+        tunnel.send(payload).await?;
+        let received = timeout(PATIENCE, tunnel.receive()).await??;
+        ensure!(received[..] == payload[..]);
+        report_smaller_mtu(&servers.received(payload).context("a datagram")?)?;
+    }
+    tunnel.send(b"third").await?;
+    let received = timeout(PATIENCE, tunnel.receive()).await??;
+    ensure!(received[..] == *b"third");
+    Ok(())
+}
+
+/// Sends an ICMP message "fragmentation needed" (RFC 792, RFC 1191) for a datagram to its sender.
+fn report_smaller_mtu(datagram: &Received) -> Result<()> {
+    const MTU: u16 = 1490;
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (datagram.from, datagram.endpoint) else {
+        bail!("not IPv4");
+    };
+    let mut message = vec![3, 4, 0, 0, 0, 0];
+    message.extend(MTU.to_be_bytes());
+    // The heads of the datagram: IPv4 without options, whose checksum is not read, and UDP.
+    message.extend([0x45, 0, 5, 0xdc, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+    message.extend(from.ip().octets());
+    message.extend(to.ip().octets());
+    message.extend(from.port().to_be_bytes());
+    message.extend(to.port().to_be_bytes());
+    message.extend([5, 0xc8, 0, 0]);
+    let words = message.chunks_exact(2);
+    let sum: u32 = words
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16))?;
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+    socket.send_to(&message, &SocketAddr::from((*from.ip(), 0)).into())?;
     Ok(())
 }
