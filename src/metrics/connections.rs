@@ -82,6 +82,8 @@ pub struct TunnelsClosed {
     pub unverified: Counter,
     /// The tunnel reached `serving.tunnelMaxAge`.
     pub max_age: Counter,
+    /// The endpoint of a flow of datagrams is gone.
+    pub endpoint_gone: Counter,
 }
 
 impl TunnelsClosed {
@@ -96,6 +98,7 @@ impl TunnelsClosed {
             revoked: closed("permit_revoked"),
             unverified: closed("unverified"),
             max_age: closed("max_age"),
+            endpoint_gone: closed("endpoint_gone"),
         }
     }
 }

@@ -193,6 +193,7 @@ impl Proxy {
             .resolve_tunnel(&permit, &target)
             .map_err(ConnectError::from)?;
         let (sender, client) = oneshot::channel();
+        let mut datagrams = None;
         let carrier = match target.protocol {
             Protocol::Tcp => {
                 let (address, dialed) = (record.client, &mut record.endpoint);
@@ -213,6 +214,7 @@ impl Proxy {
                 let selected = self.forwarder.select_tunnel(&permit, &route, record.client);
                 let endpoint = selected.map_err(|error| ConnectError::Dial(vec![error]))?;
                 record.endpoint = Some(endpoint.clone());
+                datagrams = Some(endpoint.clone());
                 Carrier::Datagrams {
                     client,
                     endpoint: endpoint.address,
@@ -222,7 +224,11 @@ impl Proxy {
         let grant = Grant {
             peer: peer.clone(),
             credentials,
-            subject: Subject::Tunnel(target.object, share),
+            subject: Subject::Tunnel {
+                object: target.object,
+                datagrams,
+                share,
+            },
         };
         let response = accepted(&request.head);
         Ok(Reply::Upgrade(

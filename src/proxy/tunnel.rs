@@ -19,7 +19,7 @@ use crate::forward::Tunnel;
 use crate::http::{RequestTarget, Upgraded};
 use crate::model::target::TargetError;
 use crate::model::tunnel::TunnelObject;
-use crate::model::{ClientAddress, Target, Verb};
+use crate::model::{ClientAddress, Endpoint, Target, Verb};
 use crate::telemetry::Record;
 use crate::tunnel::{TunnelError, connect_udp};
 
@@ -79,11 +79,15 @@ pub(super) enum Subject {
         /// Target without the path that the endpoint sees.
         target: RequestTarget,
     },
-    /// Service or pod of a CONNECT, and the share of the caller.
-    Tunnel(
-        TunnelObject,
-        #[expect(dead_code, reason = "held until the tunnel ends")] Share<Arc<str>>,
-    ),
+    /// Service or pod of a CONNECT or CONNECT-UDP.
+    Tunnel {
+        object: TunnelObject,
+        /// Endpoint of the datagrams of a CONNECT-UDP. The connection of a CONNECT ends by itself
+        /// when its endpoint is gone.
+        datagrams: Option<Endpoint>,
+        #[expect(dead_code, reason = "held until the tunnel ends")]
+        share: Share<Arc<str>>,
+    },
 }
 
 /// Result of a check that did not confirm the grant.
@@ -101,6 +105,9 @@ enum GrantError {
 /// flood of reviews must not close the tunnels of other clients immediately, nor keep a tunnel open
 /// whose caller has lost access.
 const MAX_REJECTED_CHECKS: u32 = 3;
+
+/// Interval between two looks at the index for the endpoint of datagrams.
+const ENDPOINT_INTERVAL: Duration = Duration::from_secs(2);
 
 impl TunnelPolicy {
     /// Returns a policy for results that are cached for `ttl`, the shortest TTL that a check uses.
@@ -151,7 +158,7 @@ impl Grant {
                 verb,
                 target,
             } => (*websocket, *verb, target),
-            Subject::Tunnel(object, _) => {
+            Subject::Tunnel { object, .. } => {
                 let caller = authenticator.authenticate_tunnel(headers, peer).await?;
                 let identity = authorizer.acting(caller, client).await?;
                 authorizer
@@ -266,8 +273,8 @@ impl Checks {
     }
 }
 
-/// Copies bytes between the two connections of a tunnel until either side closes, the grant ends or
-/// the drain deadline passes. Then writes the access-log record.
+/// Copies bytes between the two connections of a tunnel until either side closes, the grant ends, the
+/// endpoint of datagrams is gone or the drain deadline passes. Then writes the access-log record.
 pub(super) async fn run(
     carrier: Carrier,
     grant: Option<Box<Grant>>,
@@ -323,7 +330,25 @@ async fn grant_ended(grant: Option<&Grant>, stages: &Stages) -> String {
             }
         }
     };
+    let gone = async {
+        if let Subject::Tunnel {
+            object,
+            datagrams: Some(endpoint),
+            ..
+        } = &grant.subject
+        {
+            while stages.resolver.has_endpoint(object, endpoint) {
+                tokio::time::sleep(ENDPOINT_INTERVAL).await;
+            }
+        } else {
+            std::future::pending().await
+        }
+    };
     tokio::select! {
+        () = gone => {
+            stages.metrics.tunnels_closed.endpoint_gone.inc();
+            "the tunnel was closed: its endpoint is gone".to_owned()
+        }
         () = expiry => {
             stages.metrics.tunnels_closed.max_age.inc();
             "the tunnel was closed: it reached its maximum age (serving.tunnelMaxAge)".to_owned()

@@ -142,6 +142,34 @@ async fn revoked_right_ends_open_flow() -> Result<()> {
     Ok(())
 }
 
+/// The address of a pod may be that of another one later.
+#[tokio::test]
+async fn flow_ends_with_the_pod_of_its_endpoint() -> Result<()> {
+    let (bed, endpoint) = udp_bed().await?;
+    let (_, mut client) = send_udp(&bed, UDP_PATH, "Proxy-Authorization: Bearer t\r\n").await?;
+    let mut buffer = [0; 64];
+    let file = bed.folder.path().join("manifests/udp.yaml");
+    let manifests = std::fs::read_to_string(&file)?;
+    // An endpoint that is not ready keeps its flows.
+    let not_ready = manifests.replace("targetRef:", "conditions: {ready: false}, targetRef:");
+    std::fs::write(&file, &not_ready)?;
+    eventually("the change", async || {
+        let (head, _) = send_udp(&bed, UDP_PATH, "Proxy-Authorization: Bearer t\r\n").await?;
+        Ok(head.starts_with("HTTP/1.1 503 "))
+    })
+    .await?;
+    client.write_all(&capsule(b"still open")).await?;
+    let (length, _) = endpoint.recv_from(&mut buffer).await?;
+    ensure!(buffer[..length] == *b"still open");
+
+    std::fs::write(&file, not_ready.replace("ip: 127.0.0.1", "ip: 127.0.0.9"))?;
+    read_all(&mut client).await;
+    let metrics = bed.bastion.metrics().await?;
+    let closed = r#"tunnels_closed_total{reason="endpoint_gone"} 1"#;
+    ensure!(metrics.contains(closed), "{metrics}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn datagrams_pass_in_capsules_over_http2() -> Result<()> {
     let (bed, endpoint) = udp_bed().await?;
