@@ -27,11 +27,11 @@ pub struct UpgradedConnection {
 }
 
 impl Upgraded {
-    /// Wraps a TCP connection that was never HTTP.
-    pub fn from_tcp(stream: TcpStream) -> Self {
+    /// Wraps a TCP connection that was never HTTP. `input` was received from it.
+    pub fn from_tcp(stream: TcpStream, input: Bytes) -> Self {
         Self::Http1(UpgradedConnection {
             stream: Stream::Plain(stream),
-            input: Bytes::new(),
+            input,
         })
     }
 

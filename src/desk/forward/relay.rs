@@ -45,11 +45,7 @@ impl Client {
             stream: Stream::Boxed(remote),
             input: Bytes::new(),
         });
-        let mut local = Upgraded::from_tcp(local);
-        if let Upgraded::Http1(connection) = &mut local {
-            connection.input = input;
-        }
-        let relay = Relay::new(local, remote);
+        let relay = Relay::new(Upgraded::from_tcp(local, input), remote);
         relay.run(&traffic.sent, &traffic.received).await
     }
 }

@@ -107,7 +107,7 @@ impl DataPath {
             address,
             spec,
         } = client;
-        let relay = Relay::new(Upgraded::from_tcp(stream), endpoint);
+        let relay = Relay::new(Upgraded::from_tcp(stream, Bytes::new()), endpoint);
         let ended = tokio::select! {
             ended = relay.run(&received, &sent) => ended.map_err(|error| error.to_string()),
             // Dropping the relay resets both sides.

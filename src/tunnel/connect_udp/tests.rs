@@ -17,7 +17,7 @@ where
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-    let stream = Upgraded::from_tcp(accepted.unwrap().0);
+    let stream = Upgraded::from_tcp(accepted.unwrap().0, bytes::Bytes::new());
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let (ended, output) = tokio::join!(
         run(stream, endpoint, &received, &sent),

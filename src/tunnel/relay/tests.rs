@@ -20,7 +20,10 @@ where
     F: Future,
 {
     let ((client, near), (endpoint, far)) = (pair().await, pair().await);
-    let relay = Relay::new(Upgraded::from_tcp(near), Upgraded::from_tcp(far));
+    let relay = Relay::new(
+        Upgraded::from_tcp(near, Bytes::new()),
+        Upgraded::from_tcp(far, Bytes::new()),
+    );
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let (ended, output) = tokio::join!(relay.run(&received, &sent), scenario(client, endpoint));
     ((ended, received.get(), sent.get()), output)
@@ -143,7 +146,10 @@ async fn reset_passes_a_side_that_does_not_read() {
 #[tokio::test]
 async fn dropped_relay_resets_both_sides() {
     let ((mut client, near), (mut endpoint, far)) = (pair().await, pair().await);
-    let relay = Relay::new(Upgraded::from_tcp(near), Upgraded::from_tcp(far));
+    let relay = Relay::new(
+        Upgraded::from_tcp(near, Bytes::new()),
+        Upgraded::from_tcp(far, Bytes::new()),
+    );
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let passed = async {
         client.write_all(b"x").await.unwrap();
@@ -192,7 +198,10 @@ async fn passes_large_transfers_in_both_directions() {
 #[tokio::test]
 async fn idle_relay_is_small() {
     let ((_client, near), (_endpoint, far)) = (pair().await, pair().await);
-    let relay = Relay::new(Upgraded::from_tcp(near), Upgraded::from_tcp(far));
+    let relay = Relay::new(
+        Upgraded::from_tcp(near, Bytes::new()),
+        Upgraded::from_tcp(far, Bytes::new()),
+    );
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let size = size_of_val(&relay.run(&received, &sent));
     assert!(size <= 768, "{size} bytes");

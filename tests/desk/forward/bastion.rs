@@ -46,6 +46,8 @@ struct State {
     requests: Mutex<Vec<(String, String)>>,
     /// Streams that the client has reset.
     resets: AtomicUsize,
+    /// What the targets `kept` and `cut` have received.
+    received: Mutex<Vec<u8>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -90,6 +92,12 @@ impl Bastion {
 
     pub fn requests(&self) -> Vec<(String, String)> {
         lock(&self.state.requests).clone()
+    }
+
+    /// Returns what the targets `kept` and `cut` have received since the last call.
+    pub fn take_received(&self) -> String {
+        let received = std::mem::take(&mut *lock(&self.state.received));
+        String::from_utf8_lossy(&received).into_owned()
     }
 
     pub fn resets(&self) -> usize {
@@ -276,6 +284,20 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
         let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", head.len());
         let response = [response.into_bytes(), head].concat();
         let _ = sending.send_data(response.into(), true);
+        return;
+    }
+    if name == "kept" || name == "cut" {
+        // Whatever the request says, the connection stays open. `cut` ends within its content.
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nKeep-Alive: timeout=9\r\n\r\n";
+        let body = "5\r\nhello\r\n";
+        let end = if name == "kept" { "0\r\n\r\n" } else { "" };
+        let mut is_answered = false;
+        while let Some(Ok(data)) = receiving.data().await {
+            lock(&state.received).extend_from_slice(&data);
+            if !std::mem::replace(&mut is_answered, true) {
+                let _ = sending.send_data([head, body, end].concat().into(), name == "cut");
+            }
+        }
         return;
     }
     if name == "once" {

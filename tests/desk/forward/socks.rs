@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use crate::forward_api_server::objects;
 use crate::forward_bastion::Bastion;
-use crate::forward_program::{Forward, echo, fail, read_to_end};
+use crate::forward_program::{Forward, echo, expect_reset, fail, read_to_end, within};
 use crate::support::eventually;
 use crate::support::net::PROXY_ENVIRONMENT;
 use crate::support::program::find_program;
@@ -170,6 +170,79 @@ async fn malformed_handshakes_open_no_tunnel() -> Result<()> {
     ensure!(received == *b"HTTP/1.1 400", "{received:?}");
     ensure!(targets(&bastion).is_empty(), "{:?}", targets(&bastion));
     Ok(())
+}
+
+/// The next request of a client may be for another target, with credentials for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn target_gets_one_request_of_a_client_only() -> Result<()> {
+    let bastion = Bastion::start([]).await?;
+    let forward = start(&bastion).await?;
+    let other =
+        "GET http://echo.shop.svc/ HTTP/1.1\r\nHost: echo.shop.svc\r\nCookie: secret\r\n\r\n";
+    for (head, body, answer) in [
+        (
+            "GET http://kept.shop.svc/a HTTP/1.1\r\nHost: x\r\n",
+            "",
+            "HTTP/1.1 200 OK\r\n",
+        ),
+        (
+            "POST http://kept.shop.svc/a HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n",
+            "body",
+            "HTTP/1.1 200 OK\r\n",
+        ),
+        (
+            "POST http://kept.shop.svc/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n",
+            "4\r\nbody\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n",
+        ),
+        // One without chunks.
+        (
+            "GET http://kept.shop.svc/a HTTP/1.0\r\n",
+            "",
+            "HTTP/1.0 200 OK\r\n",
+        ),
+    ] {
+        let mut stream = forward.connect(0).await?;
+        let proxied = "Proxy-Connection: keep-alive\r\nProxy-Authorization: Basic eDp5\r\n\r\n";
+        let bytes = [head, proxied, body, other].concat();
+        stream.write_all(bytes.as_bytes()).await?;
+        let mut response = Vec::new();
+        // The unread request resets the connection behind the response.
+        let _ = within(async { Ok(stream.read_to_end(&mut response).await) }).await?;
+        let response = String::from_utf8(response)?.to_ascii_lowercase();
+        ensure!(
+            response.starts_with(&answer.to_ascii_lowercase()),
+            "{head}: {response}"
+        );
+        ensure!(response.contains("hello"), "{head}: {response}");
+        ensure!(!response.contains("keep-alive: "), "{head}: {response}");
+        let is_chunked = response.contains("transfer-encoding: chunked\r\n");
+        ensure!(
+            is_chunked == answer.starts_with("HTTP/1.1"),
+            "{head}: {response}"
+        );
+        let received = bastion.take_received();
+        let line = head.split(' ').next().unwrap_or_default();
+        ensure!(
+            received.starts_with(&format!("{line} /a HTTP/1.1\r\n")),
+            "{received}"
+        );
+        let received = received.to_ascii_lowercase();
+        for expected in ["host: kept.shop.svc\r\n", "connection: close\r\n", body] {
+            ensure!(received.contains(expected), "{head}: {received}");
+        }
+        for absent in ["proxy-", "secret", "host: x"] {
+            ensure!(!received.contains(absent), "{head}: {received}");
+        }
+    }
+    let expected = ["kept.shop.svc:80"; 4];
+    ensure!(targets(&bastion) == expected, "{:?}", targets(&bastion));
+    // A part of a response does not look like all of it.
+    let mut stream = forward.connect(0).await?;
+    stream
+        .write_all(b"GET http://cut.shop.svc/ HTTP/1.0\r\n\r\n")
+        .await?;
+    expect_reset(&mut stream).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

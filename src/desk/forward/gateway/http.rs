@@ -1,23 +1,36 @@
-//! HTTP proxy: CONNECT, and requests in absolute form, one for each connection.
+//! HTTP proxy: CONNECT, and requests in absolute form, one for each connection: the next one of a
+//! client may be for another target.
 
+mod counted;
+
+use std::cell::RefCell;
+use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use http::uri::Authority;
-use http::{HeaderName, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{client, server};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::super::bastion::TunnelError;
+use super::super::bastion::{TunnelError, TunnelStream};
 use super::super::report::Report;
+use super::super::serve::Open;
 use super::super::socks::{Host, Target};
-use super::{Gateway, HANDSHAKE_TIMEOUT, reject};
+use super::{Gateway, HANDSHAKE_TIMEOUT, LINGER, reject};
 use crate::desk::targets::Protocol;
-use crate::http::h1::{ParsedRequest, find_head_end, parse_request};
-use crate::http::{is_hop_by_hop, tokens};
+use crate::http::h1::{find_head_end, parse_request};
+use crate::http::{Upgraded, remove_hop_by_hop};
 use crate::model::Scheme;
+use counted::Counted;
 
 /// Maximum size of the head of a request in bytes.
 const MAX_HEAD: usize = 64 * 1024;
@@ -58,18 +71,19 @@ impl Gateway {
             let head = head.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             let head =
                 head.map_err(|error| Rejection(StatusCode::BAD_REQUEST, error.to_string()))?;
-            let (target, head) = destination(&head)?;
+            let (target, form) = destination(&head)?;
             let tunnel = self.open(Protocol::Tcp, &target, report).await?;
-            Ok::<_, Rejection>((tunnel, head))
+            Ok::<_, Rejection>((tunnel, form, head))
         };
         match opened.await {
-            Ok((tunnel, None)) => {
+            Ok((tunnel, Form::Connect, _)) => {
                 stream.write_all(ACCEPTED).await?;
                 self.relay(stream, input, tunnel).await
             }
-            Ok((tunnel, Some(mut head))) => {
-                head.extend_from_slice(&input);
-                self.relay(stream, head, tunnel).await
+            Ok((tunnel, Form::Absolute, head)) => {
+                let input = Bytes::from([&head[..], &input].concat());
+                self.forward(Upgraded::from_tcp(stream, input), tunnel)
+                    .await
             }
             Err(Rejection(status, message)) => {
                 let response = format!(
@@ -83,6 +97,92 @@ impl Gateway {
             }
         }
     }
+
+    /// Serves one request through a tunnel, and closes the connection of the client.
+    async fn forward(&self, client: Upgraded, tunnel: TunnelStream) -> io::Result<()> {
+        let _open = Open::new(&self.traffic);
+        let stream = TokioIo::new(Counted::new(tunnel, Rc::clone(&self.traffic)));
+        let target = client::conn::http1::Builder::new()
+            .preserve_header_case(true)
+            .handshake(stream);
+        let (sender, target) = target.await.map_err(io::Error::other)?;
+        let target = AbortOnDropHandle::new(tokio::task::spawn_local(target));
+        // Taken by the first request, which is the only one.
+        let sender = RefCell::new(Some(sender));
+        let service = hyper::service::service_fn(|request| {
+            let sender = sender.take();
+            async move {
+                let sent = match sender {
+                    Some(mut sender) => sender.send_request(for_target(request)).await,
+                    None => return Ok::<_, Infallible>(failed("another request")),
+                };
+                Ok(match sent {
+                    Ok(response) => for_client(response),
+                    Err(error) => failed(&error.to_string()),
+                })
+            }
+        });
+        let mut serving = server::conn::http1::Builder::new()
+            .keep_alive(false)
+            .preserve_header_case(true)
+            .timer(TokioTimer::new())
+            .header_read_timeout(HANDSHAKE_TIMEOUT)
+            .serve_connection(TokioIo::new(client), service);
+        let served = (&mut serving).await;
+        let mut client = serving.into_parts().io.into_inner();
+        if let Err(error) = served {
+            // So that the client does not take a part of a response for all of it.
+            client.abort();
+            return Err(io::Error::other(error));
+        }
+        drop(sender);
+        // Time for closing the tunnel in order.
+        let _ = timeout(LINGER, target).await;
+        Ok(())
+    }
+}
+
+/// Form of the target of a request.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Connect,
+    Absolute,
+}
+
+/// Returns the request in origin form, without the fields for this proxy.
+fn for_target(mut request: Request<Incoming>) -> Request<Incoming> {
+    let uri = request.uri();
+    let host = uri.authority().map(Authority::as_str).unwrap_or_default();
+    // An authority is a valid value of a field.
+    let host = HeaderValue::from_str(host).unwrap_or(HeaderValue::from_static(""));
+    let path = uri.path_and_query().cloned();
+    *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
+    *request.version_mut() = http::Version::HTTP_11;
+    let headers = request.headers_mut();
+    remove_hop_by_hop(headers, |_| false);
+    headers.insert(header::HOST, host);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    request
+}
+
+type ResponseBody = BoxBody<Bytes, hyper::Error>;
+
+fn for_client(mut response: Response<Incoming>) -> Response<ResponseBody> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return failed("an upgrade that was not asked for");
+    }
+    remove_hop_by_hop(response.headers_mut(), |_| false);
+    response.map(BodyExt::boxed)
+}
+
+fn failed(reason: &str) -> Response<ResponseBody> {
+    let message = format!("the request to the target failed: {reason}\n");
+    let body = Full::from(message).map_err(|never| match never {});
+    let mut response = Response::new(body.boxed());
+    *response.status_mut() = StatusCode::BAD_GATEWAY;
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    response
 }
 
 /// Reads the head of a request. Bytes that follow it remain in `input`.
@@ -102,18 +202,17 @@ async fn read_head(stream: &mut TcpStream, input: &mut BytesMut) -> io::Result<B
     }
 }
 
-/// Returns the target of a request, and its head for the target. `None` for CONNECT.
-fn destination(head: &Bytes) -> Result<(Target, Option<BytesMut>), Rejection> {
+/// Returns the target of a request.
+fn destination(head: &Bytes) -> Result<(Target, Form), Rejection> {
     let bad = |message: String| Rejection(StatusCode::BAD_REQUEST, message);
     let request = parse_request(head).map_err(|(error, _)| bad(error.to_string()))?;
     let target = &request.head.target;
     if let Some(authority) = target.tunnel() {
-        return Ok((parse_authority(authority, None)?, None));
+        return Ok((parse_authority(authority, None)?, Form::Connect));
     }
     match target.absolute() {
         Some((Scheme::Http, authority)) => {
-            let to = parse_authority(authority, Some(80))?;
-            Ok((to, Some(rewrite(&request, authority))))
+            Ok((parse_authority(authority, Some(80))?, Form::Absolute))
         }
         _ => Err(bad(
             "this port is a proxy: it serves CONNECT and requests for http:// URLs".to_owned(),
@@ -128,6 +227,9 @@ fn parse_authority(text: &str, default_port: Option<u16>) -> Result<Target, Reje
             "the host or port is invalid".into(),
         )
     };
+    if text.contains('@') {
+        return Err(invalid());
+    }
     let authority: Authority = text.parse().map_err(|_| invalid())?;
     let port = authority.port_u16().or(default_port).ok_or_else(invalid)?;
     let host = authority.host();
@@ -136,43 +238,8 @@ fn parse_authority(text: &str, default_port: Option<u16>) -> Result<Target, Reje
         .and_then(|host| host.strip_suffix(']'));
     let host = match bare.unwrap_or(host).parse() {
         Ok(address) => Host::Address(address),
-        Err(_) if bare.is_some() || host.is_empty() || text.contains('@') => {
-            return Err(invalid());
-        }
+        Err(_) if bare.is_some() || host.is_empty() => return Err(invalid()),
         Err(_) => Host::Name(host.to_owned()),
     };
     Ok(Target { host, port })
-}
-
-/// Returns the head in origin form, without the fields for this proxy. The target closes the
-/// connection after its response, since the next request may be for another one.
-fn rewrite(request: &ParsedRequest, authority: &str) -> BytesMut {
-    let head = &request.head;
-    let named = |name: &HeaderName| {
-        let values = head.headers.get_all(header::CONNECTION).into_iter();
-        let mut tokens = values.flat_map(tokens);
-        tokens.any(|token| token.eq_ignore_ascii_case(name.as_str().as_bytes()))
-    };
-    let mut output = BytesMut::new();
-    let mut push = |parts: &[&[u8]]| parts.iter().for_each(|part| output.extend_from_slice(part));
-    let method = head.method.as_str().as_bytes();
-    let path = head.target.path_and_query().as_bytes();
-    push(&[method, b" ", path, b" HTTP/1.1\r\n"]);
-    push(&[b"Host: ", authority.as_bytes(), b"\r\n"]);
-    for (name, value) in &head.headers {
-        // The body passes as it is.
-        let is_framing = [
-            header::CONTENT_LENGTH,
-            header::TRANSFER_ENCODING,
-            header::TRAILER,
-        ]
-        .contains(name);
-        let is_dropped =
-            name == header::HOST || !is_framing && (is_hop_by_hop(name.as_str()) || named(name));
-        if !is_dropped {
-            push(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
-        }
-    }
-    push(&[b"Connection: close\r\n\r\n"]);
-    output
 }
