@@ -17,6 +17,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -47,6 +48,11 @@ const MAX_STREAMS: u32 = 100;
 /// room for all streams, so that slow uploads do not block the others.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+/// Number of streams that a connection remembers after their reset, and for how long. What a client
+/// has sent meanwhile is ignored then. Frames of other ended streams count as errors, too many of
+/// which close the connection.
+const MAX_RESET_STREAMS: usize = 2 * MAX_STREAMS as usize;
+const RESET_STREAM_DURATION: Duration = Duration::from_secs(30);
 /// Maximum number of bytes that wait in h2 for a client that does not read, per stream.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
 
@@ -133,6 +139,8 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_send_buffer_size(MAX_SEND_BUFFER)
+        .max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        .reset_stream_duration(RESET_STREAM_DURATION)
         // WebSockets over HTTP/2 (RFC 8441).
         .enable_connect_protocol()
         .handshake(stream);

@@ -14,7 +14,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::connect::{data, http2, send, send_http2};
+use crate::flooded::{headers, single, stream_id};
 use crate::support::eventually;
+use crate::support::frames::{DATA, FrameClient, MAX_PAYLOAD, RST_STREAM, literal};
 use crate::support::test_bed::{TestBed, read_all, read_until};
 
 const AUTHORITY: &str = "s.default.svc:80";
@@ -75,6 +77,46 @@ async fn reset_tunnels_leave_others_of_their_connection_open() -> Result<()> {
     tunnel.stream.send_reset(Reason::CANCEL);
     ensure_reset(&mut tunnel.endpoint).await?;
     other.ensure_open().await
+}
+
+/// Frames of clients that do not know of the reset yet are no errors of theirs.
+#[tokio::test]
+async fn frames_behind_resets_leave_the_connection_open() -> Result<()> {
+    const TUNNELS: u32 = 100;
+    /// As many as the window of a stream has room for.
+    const FRAMES_OF_TUNNEL: usize = 16;
+    let bed = TestBed::new().await?;
+    let mut client = FrameClient::new(bed.http2_client().await?, &[]).await?;
+    let mut block = Vec::new();
+    for (name, value) in [
+        (":method", "CONNECT"),
+        (":authority", AUTHORITY),
+        ("proxy-authorization", "Bearer t"),
+    ] {
+        literal(&mut block, name.as_bytes(), value.as_bytes());
+    }
+    let part = [b'x'; MAX_PAYLOAD];
+    for round in 0..2 {
+        let ids = || (round * TUNNELS..(round + 1) * TUNNELS).map(stream_id);
+        let sent: Vec<u8> = ids().flat_map(|id| headers(0, id, &block)).collect();
+        client.send(&sent).await?;
+        let mut endpoints = Vec::new();
+        for _ in ids() {
+            endpoints.push(bed.backend.accept().await?.0);
+        }
+        for endpoint in endpoints {
+            SockRef::from(&endpoint).set_linger(Some(Duration::ZERO))?;
+        }
+        for _ in ids() {
+            client.until(|frame| frame.kind == RST_STREAM).await?;
+        }
+        for _ in 0..FRAMES_OF_TUNNEL {
+            let frames: Vec<u8> = ids().flat_map(|id| single(DATA, 0, id, &part)).collect();
+            client.send(&frames).await?;
+            client.processed().await?;
+        }
+    }
+    Ok(())
 }
 
 /// The end of a connection, without those of its streams, is not a complete transfer.
