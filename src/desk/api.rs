@@ -57,6 +57,18 @@ impl ApiError {
         matches!(self, Self::Status { code, .. } if *code == StatusCode::NOT_FOUND)
     }
 
+    /// Returns true if another request may have a response: no server was reached, or it failed.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Send(error) => !matches!(error, SendError::Credentials(_)),
+            Self::Body { .. } => true,
+            Self::Status { code, .. } => {
+                code.is_server_error() || *code == StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::Malformed { .. } => false,
+        }
+    }
+
     /// Returns true if the server does not serve the path at all, as a bastion that passes nothing
     /// to API servers.
     pub fn is_no_route(&self) -> bool {

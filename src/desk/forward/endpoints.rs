@@ -158,10 +158,15 @@ impl Endpoints {
             return Ok(candidates.clone()?);
         }
         self.is_stale.set(false);
-        let candidates = match self.list().await {
-            Ok(candidates) => Ok(Rc::new(candidates)),
-            Err(DialError::NoPod(error)) => Err(error),
-            Err(error) => return Err(error),
+        let candidates = match (self.list().await, &*listed) {
+            (Ok(candidates), _) => Ok(Rc::new(candidates)),
+            (Err(DialError::NoPod(error)), _) => Err(error),
+            // The pods are probably those of the last list.
+            (Err(DialError::Api(error)), Some((Ok(last), _))) if error.is_outage() => {
+                tracing::debug!(%error, "cannot list the pods");
+                Ok(Rc::clone(last))
+            }
+            (Err(error), _) => return Err(error),
         };
         *listed = Some((candidates.clone(), Instant::now()));
         Ok(candidates?)
