@@ -55,6 +55,8 @@ pub struct Tunnels {
     dialing: Mutex<()>,
     /// Server that was reached last.
     current: Cell<usize>,
+    /// Server to connect to.
+    next: Cell<usize>,
     pause: Cell<Duration>,
     /// Time before which no connection is tried.
     not_before: Cell<Option<Instant>>,
@@ -70,6 +72,7 @@ impl Tunnels {
             links: RefCell::default(),
             dialing: Mutex::default(),
             current: Cell::new(0),
+            next: Cell::new(0),
             pause: Cell::new(MIN_PAUSE),
             not_before: Cell::default(),
             failure: RefCell::default(),
@@ -142,7 +145,7 @@ impl Tunnels {
         destination: Destination<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Answer, TunnelError> {
-        let mut tries = 0;
+        let (mut tries, mut drained) = (0, 0);
         loop {
             let link = self.link().await;
             let impersonation = self.credentials.impersonation();
@@ -151,6 +154,11 @@ impl Tunnels {
                 Ok(answer) => return Ok(answer),
                 // Not a failure of the connection.
                 Err(error @ LinkError::Authority(_)) => return Err(self.unreachable(error)),
+                // All of the connections to a replica end at once.
+                Err(LinkError::Draining(_)) if drained < MAX_LINKS => {
+                    drained += 1;
+                    self.discard(&link);
+                }
                 // Nothing was sent through the tunnel yet.
                 Err(error) => {
                     tracing::debug!(%error, "a connection to the bastion failed");
@@ -219,8 +227,8 @@ impl Tunnels {
     /// Connects to the server used last, and to the next one if that fails.
     async fn dial(&self) -> Result<Arc<Link>, LinkError> {
         let mut failure = LinkError::Closed;
-        for offset in 0..self.servers.len() {
-            let index = (self.current.get() + offset) % self.servers.len();
+        for _ in 0..self.servers.len() {
+            let index = self.next.get();
             match Link::connect(&self.servers[index], self.credentials.generation()).await {
                 Ok(link) => {
                     self.current.set(index);
@@ -228,6 +236,8 @@ impl Tunnels {
                 }
                 Err(error) => failure = error,
             }
+            // Also for the next call, if the time of this one ends before all have been tried.
+            self.next.set((index + 1) % self.servers.len());
         }
         Err(failure)
     }

@@ -39,6 +39,8 @@ struct State {
     objects: HashMap<String, Value>,
     /// New connections are closed.
     is_down: AtomicBool,
+    /// Look-ups fail.
+    is_api_down: AtomicBool,
     /// Open HTTP/2 connections.
     connections: Mutex<Vec<AbortHandle>>,
     accepted: AtomicUsize,
@@ -46,6 +48,8 @@ struct State {
     requests: Mutex<Vec<(String, String)>>,
     /// Streams that the client has reset.
     resets: AtomicUsize,
+    /// Signals the connections to accept no more streams.
+    drains: tokio::sync::watch::Sender<()>,
     /// What the targets `kept` and `cut` have received.
     received: Mutex<Vec<u8>>,
 }
@@ -111,6 +115,16 @@ impl Bastion {
             .for_each(|connection| connection.abort());
     }
 
+    /// Sends GOAWAY on all HTTP/2 connections. Their streams go on.
+    pub fn drain(&self) {
+        self.state.drains.send_replace(());
+    }
+
+    /// Answers look-ups as while no API server can be reached.
+    pub fn set_api_down(&self, is_down: bool) {
+        self.state.is_api_down.store(is_down, Ordering::SeqCst);
+    }
+
     /// Closes new connections, or accepts them again.
     pub fn set_down(&self, is_down: bool) {
         self.state.is_down.store(is_down, Ordering::SeqCst);
@@ -149,7 +163,18 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) -> R
             return;
         };
         let mut streams = tokio::task::JoinSet::new();
-        while let Some(Ok((request, respond))) = connection.accept().await {
+        let mut drained = shared.drains.subscribe();
+        loop {
+            let accepted = tokio::select! {
+                accepted = connection.accept() => accepted,
+                _ = drained.changed() => {
+                    connection.graceful_shutdown();
+                    continue;
+                }
+            };
+            let Some(Ok((request, respond))) = accepted else {
+                break;
+            };
             let is_connect_udp = request.extensions().get::<Protocol>();
             let is_connect_udp = is_connect_udp.is_some_and(|it| it.as_str() == "connect-udp");
             let is_connect = request.method() == Method::CONNECT
@@ -200,6 +225,12 @@ impl State {
     fn object(&self, is_probe: bool, path: &str) -> (u16, Value) {
         if is_probe {
             return (407, json!({}));
+        }
+        if self.is_api_down.load(Ordering::SeqCst) {
+            return (
+                503,
+                json!({"kind": "Status", "code": 503, "message": "no API server"}),
+            );
         }
         if let Some(object) = self.objects.get(path) {
             return (200, object.clone());

@@ -1,5 +1,7 @@
 //! `kube-bastion forward` through a bastion: tunnels over HTTP/2.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -145,6 +147,40 @@ async fn tunnels_are_opened_as_the_user_to_impersonate() -> Result<()> {
     Ok(())
 }
 
+/// The replica behind all connections drains.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_accept_no_more_tunnels_are_replaced() -> Result<()> {
+    const CONNECTIONS: usize = 5;
+    let bastion = Bastion::start(objects()).await?;
+    let forward = Forward::start(&bastion.kubeconfig, 1, &["svc/web", ":80"]).await?;
+    let mut open = Vec::new();
+    while bastion.connections() < CONNECTIONS {
+        let mut stream = forward.connect(0).await?;
+        echo(&mut stream, "before").await?;
+        open.push(stream);
+    }
+    // One stays open on each connection.
+    let (mut open, closed): (Vec<_>, Vec<_>) = open
+        .into_iter()
+        .enumerate()
+        .partition(|(number, _)| number % 100 == 0);
+    for (_, stream) in &closed {
+        stream.set_zero_linger()?;
+    }
+    let count = closed.len();
+    drop(closed);
+    eventually("the end of the others", async || {
+        Ok(bastion.resets() == count)
+    })
+    .await?;
+    bastion.drain();
+    echo(&mut forward.connect(0).await?, "after").await?;
+    for (_, stream) in &mut open {
+        echo(stream, "still open").await?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_connection_to_the_bastion_is_replaced() -> Result<()> {
     let bastion = Bastion::start(objects()).await?;
@@ -226,6 +262,12 @@ async fn pods_of_a_workload_are_used_in_turn() -> Result<()> {
         authorities == [expected[0], expected[0], expected[1], expected[1]],
         "{authorities:?}"
     );
+    // Without the API, those of the last list, which is used again for 2 s.
+    bastion.set_api_down(true);
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+        echo(&mut forward.connect(0).await?, "open").await?;
+    }
     Ok(())
 }
 

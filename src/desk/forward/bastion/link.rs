@@ -59,6 +59,9 @@ pub enum LinkError {
     Authority(#[from] http::Error),
     #[error("the connection was closed")]
     Closed,
+    /// Nothing was sent. The streams that are open may go on, as after GOAWAY.
+    #[error("the connection accepts no more streams: {0}")]
+    Draining(#[source] h2::Error),
 }
 
 /// Response of a bastion that opens no tunnel.
@@ -193,7 +196,8 @@ impl Link {
         }
         let mut request = request.header(header::USER_AGENT, USER_AGENT).body(())?;
         request.headers_mut().extend(impersonation.clone());
-        let mut sender = self.sender.clone().ready().await?;
+        let ready = self.sender.clone().ready().await;
+        let mut sender = ready.map_err(LinkError::Draining)?;
         let (response, sending) = sender.send_request(request, false)?;
         let response = response.await?;
         let status = response.status();
