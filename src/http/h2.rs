@@ -12,6 +12,7 @@ mod keepalive;
 mod meter;
 mod response;
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
@@ -27,7 +28,7 @@ use http::{HeaderMap, Response, StatusCode, Version, header};
 use super::h1::{RejectedLine, RequestError, Timeouts};
 use super::handler::{self, Handler, Reply};
 use super::head_memory::HeadMemory;
-use super::{MAX_HEADER_BYTES, ObservedStream, Request, RequestBody, Stream, Upgraded};
+use super::{MAX_HEADER_BYTES, ObservedStream, Request, RequestBody, Stream};
 use crate::drain::{Drain, DrainWatch};
 
 pub use body::Incoming;
@@ -39,8 +40,8 @@ use keepalive::Keepalive;
 use meter::Meter;
 use response::ResponseWriter;
 
-/// Stream of a client that became a tunnel. It holds the share of the trailers, which are not read.
-pub type UpgradedStream = ByteStream<heads::OpenStream>;
+/// Stream that became a tunnel, with what its owner holds as long.
+pub type UpgradedStream = ByteStream<Box<dyn Any>>;
 
 /// Maximum number of concurrent streams of a connection, as kube-apiserver (CONFORMANCE C102).
 const MAX_STREAMS: u32 = 100;
@@ -281,9 +282,10 @@ fn serve_stream<H: Handler>(
             (Some(upgrade), Some(stream)) => {
                 if let Ok(send) = ResponseWriter::begin(respond, response, false) {
                     open.release_head();
-                    let stream = UpgradedStream::new(send, stream, open);
+                    // Holds the share of the trailers, which are not read.
+                    let stream = ByteStream::new(send, stream, open);
                     // Fails if the tunnel was closed before it opened.
-                    let _ = upgrade.send(Upgraded::Http2(stream));
+                    let _ = upgrade.send(stream.into());
                 }
             }
             _ => {

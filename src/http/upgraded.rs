@@ -8,8 +8,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::h2::UpgradedStream;
-use super::{ReadSize, Stream};
+use super::h2::{ByteStream, UpgradedStream};
+use super::{ReadSize, Stream, Transport};
 
 /// Connection of HTTP/1.1 or stream of HTTP/2 that switched to another protocol.
 #[derive(Debug)]
@@ -32,6 +32,14 @@ impl Upgraded {
         Self::Http1(UpgradedConnection {
             stream: Stream::Plain(stream),
             input,
+        })
+    }
+
+    /// Wraps any other stream.
+    pub fn from_transport(stream: Box<dyn Transport>) -> Self {
+        Self::Http1(UpgradedConnection {
+            stream: Stream::Boxed(stream),
+            input: Bytes::new(),
         })
     }
 
@@ -119,6 +127,12 @@ impl Upgraded {
             Self::Http1(connection) => connection.stream.has_failed(),
             Self::Http2(_) => false,
         }
+    }
+}
+
+impl<G: 'static> From<ByteStream<G>> for Upgraded {
+    fn from(stream: ByteStream<G>) -> Self {
+        Self::Http2(stream.erased())
     }
 }
 

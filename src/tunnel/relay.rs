@@ -111,6 +111,9 @@ impl Relay {
         if client && self.client.poll_reset(context).is_ready() {
             return Poll::Ready(TunnelError::Client(reset()));
         }
+        if endpoint && self.endpoint.poll_reset(context).is_ready() {
+            return Poll::Ready(TunnelError::Endpoint(reset()));
+        }
         loop {
             ready!(self.clock.poll(context, RESET_CHECK));
             self.clock.stop();

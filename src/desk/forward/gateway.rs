@@ -136,7 +136,7 @@ impl Gateway {
     ) -> io::Result<()> {
         let _open = Open::new(&self.traffic);
         let client = Client::new(stream);
-        let relayed = client.relay(input.freeze(), Box::new(tunnel), &self.traffic);
+        let relayed = client.relay(input.freeze(), tunnel.into(), &self.traffic);
         relayed.await.map_err(io::Error::other)
     }
 }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
-use crate::http::{Stream, Transport, Upgraded, UpgradedConnection};
+use crate::http::Upgraded;
 use crate::tunnel::{Relay, TunnelError};
 
 /// Connections and bytes of a target so far.
@@ -35,16 +35,12 @@ impl Client {
     pub async fn relay(
         mut self,
         input: Bytes,
-        remote: Box<dyn Transport>,
+        remote: Upgraded,
         traffic: &Traffic,
     ) -> Result<(), TunnelError> {
         let Some(local) = self.0.take() else {
             return Ok(());
         };
-        let remote = Upgraded::Http1(UpgradedConnection {
-            stream: Stream::Boxed(remote),
-            input: Bytes::new(),
-        });
         let relay = Relay::new(Upgraded::from_tcp(local, input), remote);
         relay.run(&traffic.sent, &traffic.received).await
     }

@@ -12,7 +12,7 @@ use super::endpoints::{Endpoints, TargetPort};
 use super::sessions::{Sessions, is_transient};
 use crate::desk::portforward::OpenError;
 use crate::desk::targets::{DialError, Protocol};
-use crate::http::Transport;
+use crate::http::Upgraded;
 
 /// Maximum number of pods that are tried for one connection.
 const MAX_TRIES: usize = 3;
@@ -117,7 +117,7 @@ impl Route {
     ///
     /// # Errors
     /// [`ConnectError`]
-    pub async fn connect(&self) -> Result<Box<dyn Transport>, ConnectError> {
+    pub async fn connect(&self) -> Result<Upgraded, ConnectError> {
         let (endpoints, port, way) = match self {
             Self::Bastion {
                 tunnels,
@@ -159,7 +159,7 @@ async fn open(
     authority: &str,
     known: &Cell<bool>,
     limit: Duration,
-) -> Result<Box<dyn Transport>, ConnectError> {
+) -> Result<Upgraded, ConnectError> {
     const PAUSE: Duration = Duration::from_millis(500);
     let last = Instant::now() + limit;
     loop {
@@ -167,7 +167,7 @@ async fn open(
             Err(TunnelError::Refused(refusal)) => refusal,
             opened => {
                 known.set(known.get() || opened.is_ok());
-                return Ok(Box::new(opened?));
+                return Ok(opened?.into());
             }
         };
         let waits = match refusal.status {
@@ -196,13 +196,16 @@ impl PodWay {
         namespace: &str,
         pod: &str,
         port: u16,
-    ) -> Result<Box<dyn Transport>, ConnectError> {
+    ) -> Result<Upgraded, ConnectError> {
         Ok(match self {
             Self::Bastion(tunnels, protocol) => {
                 let authority = format!("{pod}.{namespace}.pod:{port}");
-                Box::new(tunnels.open(*protocol, &authority).await?)
+                tunnels.open(*protocol, &authority).await?.into()
             }
-            Self::ApiServer(sessions) => Box::new(sessions.connect(namespace, pod, port).await?),
+            Self::ApiServer(sessions) => {
+                let stream = sessions.connect(namespace, pod, port).await?;
+                Upgraded::from_transport(Box::new(stream))
+            }
         })
     }
 }

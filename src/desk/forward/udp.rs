@@ -19,7 +19,7 @@ use super::listen::UdpListener;
 use super::relay::Traffic;
 use super::report::Report;
 use super::serve::{Forward, Open};
-use crate::http::Transport;
+use crate::http::Upgraded;
 use crate::tunnel::capsule::{Decoder, MAX_HEAD, MAX_PAYLOAD, encode_datagram};
 use crate::tunnel::connect_udp::IDLE_TIMEOUT;
 use crate::tunnel::udp::is_transient;
@@ -75,7 +75,7 @@ impl Flow {
     /// The tunnel was reset, or carries malformed capsules.
     pub async fn relay(
         &self,
-        tunnel: Box<dyn Transport>,
+        tunnel: Upgraded,
         traffic: &Traffic,
         mut answer: impl FnMut(&[u8]),
     ) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Streams of HTTP/2 as byte streams, of both sides (RFC 9113 section 8.5).
 
+use std::any::Any;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -46,6 +47,21 @@ impl<G> ByteStream<G> {
             unsent: Arc::default(),
             is_shut_down: false,
             _guard: guard,
+        }
+    }
+
+    /// Hides the type of the guard.
+    pub fn erased(self) -> ByteStream<Box<dyn Any>>
+    where
+        G: 'static,
+    {
+        ByteStream {
+            send: self.send,
+            receive: self.receive,
+            input: self.input,
+            unsent: self.unsent,
+            is_shut_down: self.is_shut_down,
+            _guard: Box::new(self._guard),
         }
     }
 

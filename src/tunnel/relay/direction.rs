@@ -28,6 +28,8 @@ thread_local! {
 pub(super) struct Direction {
     /// Bytes that were read, and that the receiver has not taken.
     pending: Bytes,
+    /// Those behind them. Empty if there are none before.
+    gathered: Vec<u8>,
     /// Number of bytes to read next for a receiver that does not tell its room.
     size: usize,
     state: State,
@@ -58,6 +60,7 @@ impl Default for Direction {
     fn default() -> Self {
         Self {
             pending: Bytes::new(),
+            gathered: Vec::new(),
             size: MIN_READ,
             state: State::Open,
             is_full: false,
@@ -93,7 +96,7 @@ impl Direction {
         is_last: bool,
     ) -> Poll<Result<(), Failure>> {
         for _ in 0..MAX_STEPS {
-            ready!(self.poll_write_pending(context, from, to))?;
+            ready!(self.poll_write_pending(context, from, to, count))?;
             match self.state {
                 State::Open => {
                     if self.poll_read(context, from, to, count)?.is_pending() {
@@ -126,17 +129,47 @@ impl Direction {
         context: &mut Context<'_>,
         from: &mut Upgraded,
         to: &mut Upgraded,
+        count: &Cell<u64>,
     ) -> Poll<Result<(), Failure>> {
         while !self.pending.is_empty() {
-            let written = ready!(Pin::new(&mut *to).poll_write(context, &self.pending));
+            let Poll::Ready(written) = Pin::new(&mut *to).poll_write(context, &self.pending) else {
+                self.gather(context, from, count)?;
+                return Poll::Pending;
+            };
             let written = written.and_then(not_zero).map_err(Failure::Write)?;
             self.is_unflushed = true;
             self.pending.advance(written);
             from.release(written);
+            if self.pending.is_empty() {
+                // Releases the memory, too.
+                self.pending = std::mem::take(&mut self.gathered).into();
+            }
         }
-        // Releases the memory, too.
-        self.pending = Bytes::new();
         Poll::Ready(Ok(()))
+    }
+
+    /// Takes what has arrived on a stream of HTTP/2 while the receiver takes nothing, at most its
+    /// flow-control window. In h2, each small frame would count as a part of a flood, for which it
+    /// closes the connection with all of its streams.
+    fn gather(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut Upgraded,
+        count: &Cell<u64>,
+    ) -> Result<(), Failure> {
+        while self.state == State::Open {
+            let Some(Poll::Ready(chunk)) = from.poll_chunk(context) else {
+                return Ok(());
+            };
+            match chunk.map_err(Failure::Read)? {
+                Some(chunk) => {
+                    count.set(count.get() + chunk.len() as u64);
+                    self.gathered.extend_from_slice(&chunk);
+                }
+                None => self.state = State::Ended,
+            }
+        }
+        Ok(())
     }
 
     /// Reads once, and writes as much as the receiver takes.

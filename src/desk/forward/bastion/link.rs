@@ -18,7 +18,6 @@ use crate::desk::api::{StatusMessage, escape};
 use crate::desk::client::USER_AGENT;
 use crate::desk::printable;
 use crate::desk::targets::Protocol;
-use crate::http::Transport;
 use crate::http::h2::ByteStream;
 
 /// Maximum time of a connection with TLS and proxies, and of the handshake of HTTP/2.
@@ -41,8 +40,6 @@ const MAX_MESSAGE: usize = 1000;
 
 /// Tunnel to a target.
 pub type TunnelStream = ByteStream<Slot>;
-
-impl Transport for TunnelStream {}
 
 /// Failure of a connection to a bastion.
 #[derive(Debug, thiserror::Error)]

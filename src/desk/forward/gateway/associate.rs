@@ -121,7 +121,7 @@ async fn run(flow: Rc<Flow>, association: Rc<Association>, target: Target, repor
             tracing::debug!(%error, "cannot send a datagram to the local client");
         }
     };
-    if let Err(error) = flow.relay(Box::new(tunnel), &gateway.traffic, answer).await {
+    if let Err(error) = flow.relay(tunnel.into(), &gateway.traffic, answer).await {
         tracing::debug!(%error, "the flow has failed");
     }
 }
