@@ -341,7 +341,7 @@ async fn grant_ended(grant: Option<&Grant>, stages: &Stages) -> String {
                 tokio::time::sleep(ENDPOINT_INTERVAL).await;
             }
         } else {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     };
     tokio::select! {

@@ -35,7 +35,7 @@ pub struct ByteStream<G> {
     unsent: Arc<Unsent>,
     is_shut_down: bool,
     /// Held as long as the stream.
-    _guard: G,
+    guard: G,
 }
 
 impl<G> ByteStream<G> {
@@ -46,7 +46,7 @@ impl<G> ByteStream<G> {
             input: Bytes::new(),
             unsent: Arc::default(),
             is_shut_down: false,
-            _guard: guard,
+            guard,
         }
     }
 
@@ -61,7 +61,7 @@ impl<G> ByteStream<G> {
             input: self.input,
             unsent: self.unsent,
             is_shut_down: self.is_shut_down,
-            _guard: Box::new(self._guard),
+            guard: Box::new(self.guard),
         }
     }
 

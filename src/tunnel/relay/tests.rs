@@ -223,8 +223,8 @@ async fn small_frames_for_a_slow_receiver_are_no_flood() {
         builder.initial_connection_window_size(25 << 20);
         let mut connection = builder.handshake::<_, Bytes>(near).await.unwrap();
         let (request, mut respond) = connection.accept().await.unwrap().unwrap();
-        let send = respond.send_response(Response::new(()), false).unwrap();
-        let stream = ByteStream::new(send, request.into_body(), ());
+        let sending = respond.send_response(Response::new(()), false).unwrap();
+        let stream = ByteStream::new(sending, request.into_body(), ());
         let relay = Relay::new(stream.into(), Upgraded::from_transport(Box::new(ours)));
         let (received, sent) = (Cell::new(0), Cell::new(0));
         let endpoint = async {
