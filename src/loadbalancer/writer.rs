@@ -194,9 +194,14 @@ impl<R: Requests> Writer<R> {
         let writes = stream::iter(due);
         writes
             .for_each_concurrent(MAX_CONCURRENT, async |write| {
-                // Another replica may write as soon as this one is not elected any more.
-                if *self.is_leader.borrow() {
-                    let written = self.write(&write).await;
+                let mut is_leader = self.is_leader.clone();
+                let written = tokio::select! {
+                    biased;
+                    // Another replica may write as soon as this one is not elected any more.
+                    _ = is_leader.wait_for(|leads| !leads) => None,
+                    written = self.write(&write) => Some(written),
+                };
+                if let Some(written) = written {
                     let mut attempts = attempts.lock().await;
                     let previous = attempts.get(&write.key).cloned();
                     let attempt = attempt(&write, written, previous.as_ref());

@@ -169,6 +169,8 @@ async fn stops_a_pass_when_it_is_not_elected_any_more() {
     running.is_leader.send_replace(false);
     settle().await;
     assert!(running.patches() < 40);
+    // Those in flight were dropped.
+    assert!(running.server.0.lock().unwrap().concurrent > 0);
 }
 
 #[tokio::test(start_paused = true)]
