@@ -14,6 +14,8 @@ use crate::http::Upgraded;
 /// that does not take them holds as much memory.
 const MIN_READ: usize = 16 * 1024;
 const MAX_READ: usize = 128 * 1024;
+/// Maximum number of bytes by which the memory for gathered bytes grows at once.
+const MAX_GROWTH: usize = 64 * 1024;
 /// Number of reads after which the task lets others run.
 const MAX_STEPS: usize = 32;
 
@@ -164,7 +166,13 @@ impl Direction {
             match chunk.map_err(Failure::Read)? {
                 Some(chunk) => {
                     count.set(count.get() + chunk.len() as u64);
-                    self.gathered.extend_from_slice(&chunk);
+                    let gathered = &mut self.gathered;
+                    if gathered.capacity() - gathered.len() < chunk.len() {
+                        // Doubled at first, since chunks may be small.
+                        let more = gathered.len().min(MAX_GROWTH);
+                        gathered.reserve_exact(more.max(chunk.len()));
+                    }
+                    gathered.extend_from_slice(&chunk);
                 }
                 None => self.state = State::Ended,
             }
