@@ -28,7 +28,7 @@ use super::super::socks::{Host, Target};
 use super::{Gateway, HANDSHAKE_TIMEOUT, LINGER, reject};
 use crate::desk::targets::Protocol;
 use crate::http::h1::{find_head_end, parse_request};
-use crate::http::{Upgraded, remove_hop_by_hop};
+use crate::http::{MAX_HEADERS, Upgraded, remove_hop_by_hop};
 use crate::model::Scheme;
 use counted::Counted;
 
@@ -104,6 +104,10 @@ impl Gateway {
         let stream = TokioIo::new(Counted::new(tunnel, Rc::clone(&self.traffic)));
         let target = client::conn::http1::Builder::new()
             .preserve_header_case(true)
+            .max_headers(MAX_HEADERS)
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .ignore_invalid_headers_in_responses(true)
             .handshake(stream);
         let (sender, target) = target.await.map_err(io::Error::other)?;
         let target = AbortOnDropHandle::new(tokio::task::spawn_local(target));
@@ -125,6 +129,7 @@ impl Gateway {
         let mut serving = server::conn::http1::Builder::new()
             .keep_alive(false)
             .preserve_header_case(true)
+            .max_headers(MAX_HEADERS)
             .timer(TokioTimer::new())
             .header_read_timeout(HANDSHAKE_TIMEOUT)
             .serve_connection(TokioIo::new(client), service);
