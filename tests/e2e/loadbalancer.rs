@@ -346,9 +346,10 @@ pub async fn deleted_services_go_away(fixture: &mut Fixture) -> Result<()> {
     };
     for name in ["lb-kept", "lb-gone"] {
         services.reason(name, "Ready").await?;
-        let finalizers = finalizers(name).await?;
-        let expected = ["service.kubernetes.io/load-balancer-cleanup"];
-        ensure!(finalizers == expected, "{finalizers:?}");
+        eventually("the finalizer", async || {
+            Ok(finalizers(name).await? == ["service.kubernetes.io/load-balancer-cleanup"])
+        })
+        .await?;
     }
     // Another finalizer keeps the Service while it is changed.
     let both = json!({"metadata": {"finalizers": [
