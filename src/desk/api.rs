@@ -57,7 +57,8 @@ impl ApiError {
         matches!(self, Self::Status { code, .. } if *code == StatusCode::NOT_FOUND)
     }
 
-    /// Returns true if another request may have a response: no server was reached, or it failed.
+    /// Returns true if the same request may succeed later: no server responded, or it failed or was
+    /// overloaded.
     pub fn is_outage(&self) -> bool {
         match self {
             Self::Send(error) => !matches!(error, SendError::Credentials(_)),

@@ -40,7 +40,7 @@ use keepalive::Keepalive;
 use meter::Meter;
 use response::ResponseWriter;
 
-/// Stream that became a tunnel, with what its owner holds as long.
+/// Stream that became a tunnel.
 pub type UpgradedStream = ByteStream<Box<dyn Any>>;
 
 /// Maximum number of concurrent streams of a connection, as kube-apiserver (CONFORMANCE C102).
@@ -49,9 +49,9 @@ const MAX_STREAMS: u32 = 100;
 /// room for all streams, so that slow uploads do not block the others.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
-/// Number of streams that a connection remembers after their reset, and for how long. What a client
-/// has sent meanwhile is ignored then. Frames of other ended streams count as errors, too many of
-/// which close the connection.
+/// Number of streams that a connection remembers after their reset, and for how long. Frames of a
+/// client that does not know of the reset yet are ignored then. Those of other ended streams count
+/// as errors, and too many errors close the connection.
 const MAX_RESET_STREAMS: usize = 2 * MAX_STREAMS as usize;
 const RESET_STREAM_DURATION: Duration = Duration::from_secs(30);
 /// Maximum number of bytes that wait in h2 for a client that does not read, per stream.

@@ -82,7 +82,7 @@ pub struct Outcome {
 pub fn assign(settings: &Settings, facts: &Facts<'_>) -> Assignment {
     let mut requests = BTreeMap::new();
     let mut services = BTreeMap::new();
-    let mut without_address = Vec::new();
+    let mut without_address = BTreeMap::new();
     for (key, service) in facts.services {
         if !service.is_of_class(&settings.class) || service.is_deleting() {
             continue;
@@ -91,7 +91,7 @@ pub fn assign(settings: &Settings, facts: &Facts<'_>) -> Assignment {
             Ok(request) => drop(requests.insert(key, (service, request))),
             Err(problem) => {
                 if problem == Problem::NoAddress {
-                    without_address.push(service);
+                    without_address.insert(service.uid(), service);
                 }
                 let outcome = Outcome {
                     problems: vec![problem],
@@ -122,12 +122,11 @@ pub fn assign(settings: &Settings, facts: &Facts<'_>) -> Assignment {
     }
     assignment.services = services;
     // The addresses may come back, as those of a Service that is created again.
-    for service in without_address {
-        for (listener, uid) in facts.holders {
-            if *uid == service.uid() && service.has_port(listener.port, listener.protocol) {
-                let holder = assignment.holders.entry(*listener);
-                holder.or_insert_with(|| Arc::clone(uid));
-            }
+    for (listener, uid) in facts.holders {
+        let service = without_address.get(uid);
+        if service.is_some_and(|it| it.has_port(listener.port, listener.protocol)) {
+            let holder = assignment.holders.entry(*listener);
+            holder.or_insert_with(|| Arc::clone(uid));
         }
     }
     assignment

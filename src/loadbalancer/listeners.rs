@@ -252,7 +252,7 @@ impl DataPath {
     /// Returns true if an address may be that of a listener of another replica: all replicas have
     /// the same listeners, at the addresses of their nodes.
     fn is_of_replica(&self, protocol: Protocol, address: SocketAddr) -> bool {
-        self.has_listener(protocol, address.port()) && self.cluster.is_node_address(address.ip())
+        self.cluster.is_node_address(address.ip()) && self.has_listener(protocol, address.port())
     }
 
     fn has_listener(&self, protocol: Protocol, port: u16) -> bool {

@@ -82,8 +82,8 @@ pub(super) enum Subject {
     /// Service or pod of a CONNECT or CONNECT-UDP.
     Tunnel {
         object: TunnelObject,
-        /// Endpoint of the datagrams of a CONNECT-UDP. The connection of a CONNECT ends by itself
-        /// when its endpoint is gone.
+        /// Endpoint of the datagrams of a CONNECT-UDP. A connection of CONNECT ends by itself with
+        /// its endpoint.
         datagrams: Option<Endpoint>,
         #[expect(dead_code, reason = "held until the tunnel ends")]
         share: Share<Arc<str>>,
@@ -337,7 +337,7 @@ async fn grant_ended(grant: Option<&Grant>, stages: &Stages) -> String {
             ..
         } = &grant.subject
         {
-            while stages.resolver.has_endpoint(object, endpoint) {
+            while stages.resolver.has_udp_endpoint(object, endpoint) {
                 tokio::time::sleep(ENDPOINT_INTERVAL).await;
             }
         } else {

@@ -131,10 +131,9 @@ impl Resolver {
         })
     }
 
-    /// Returns true while an endpoint is that of an object: its pod has the address, or the service
-    /// lists it. Ready or not, so that an open tunnel ends with its own endpoint only. Later, the
-    /// address may be that of another pod.
-    pub fn has_endpoint(&self, object: &TunnelObject, endpoint: &Endpoint) -> bool {
+    /// Returns true while a UDP endpoint is that of an object: its pod has the address, ready or not,
+    /// or the service lists it. Later, the address may be that of another pod.
+    pub fn has_udp_endpoint(&self, object: &TunnelObject, endpoint: &Endpoint) -> bool {
         let address = endpoint.address;
         let pod = self.cluster.pod(&object.namespace, &endpoint.name);
         if pod.is_some_and(|pod| !pod.phase.has_ended() && pod.ips.contains(&address.ip())) {
@@ -146,12 +145,8 @@ impl Resolver {
                 .cluster
                 .service(&object.namespace, &object.name)
                 .is_some_and(|service| {
-                    let ports = [Protocol::Tcp, Protocol::Udp].map(|it| service.ports(it));
-                    let mut endpoints = ports
-                        .iter()
-                        .copied()
-                        .flatten()
-                        .flat_map(|port| &*port.tunnel_endpoints);
+                    let ports = service.ports(Protocol::Udp).iter();
+                    let mut endpoints = ports.flat_map(|port| &*port.tunnel_endpoints);
                     endpoints.any(|it| it.address == address)
                 })
     }

@@ -156,14 +156,16 @@ impl UdpSocket {
                 received = self.io.try_io(Interest::ERROR, receive_batch);
             }
             let count = count.get();
-            match received {
-                // A router cannot forward one of the datagrams that were sent. It is lost, and the
-                // report is consumed (RFC 9298 section 5).
-                Err(error) if count == 0 && quinn_udp::is_msg_size_err(&error) => {
-                    return Err(io::ErrorKind::WouldBlock.into());
-                }
-                Err(error) if count == 0 => return Err(error),
-                _ => {}
+            if count == 0 {
+                received.map_err(|error| {
+                    if quinn_udp::is_msg_size_err(&error) {
+                        // A router cannot forward one of the datagrams that were sent. It is lost,
+                        // and the report is consumed (RFC 9298 section 5).
+                        io::ErrorKind::WouldBlock.into()
+                    } else {
+                        error
+                    }
+                })?;
             }
             for (meta, bytes) in meta[..count].iter().zip(buffer.chunks_exact(BUFFER_SIZE)) {
                 receive(Datagrams {

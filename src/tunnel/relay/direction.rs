@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http::Upgraded;
@@ -13,9 +13,10 @@ use crate::http::Upgraded;
 /// Range of the number of bytes of one read. Large reads cost fewer system calls, but a receiver
 /// that does not take them holds as much memory.
 const MIN_READ: usize = 16 * 1024;
-const MAX_READ: usize = 128 * 1024;
-/// Maximum number of bytes by which the memory for gathered bytes grows at once.
-const MAX_GROWTH: usize = 64 * 1024;
+const MAX_READ: usize = MIN_READ << MAX_DOUBLINGS;
+const MAX_DOUBLINGS: u8 = 3;
+/// Maximum number of bytes by which the memory for gathered bytes is larger than them.
+const MAX_RESERVE: usize = 64 * 1024;
 /// Number of reads after which the task lets others run.
 const MAX_STEPS: usize = 32;
 
@@ -30,10 +31,9 @@ thread_local! {
 pub(super) struct Direction {
     /// Bytes that were read, and that the receiver has not taken.
     pending: Bytes,
-    /// Those behind them. Empty if there are none before.
-    gathered: Vec<u8>,
-    /// Number of bytes to read next for a receiver that does not tell its room.
-    size: usize,
+    /// Number of bytes to read next for a receiver that does not tell its room: [`MIN_READ`],
+    /// doubled as often.
+    doublings: u8,
     state: State,
     /// The receiver has no room, so the sender is not read.
     is_full: bool,
@@ -62,8 +62,7 @@ impl Default for Direction {
     fn default() -> Self {
         Self {
             pending: Bytes::new(),
-            gathered: Vec::new(),
-            size: MIN_READ,
+            doublings: 0,
             state: State::Open,
             is_full: false,
             is_unflushed: false,
@@ -72,6 +71,10 @@ impl Default for Direction {
 }
 
 impl Direction {
+    fn size(&self) -> usize {
+        MIN_READ << self.doublings
+    }
+
     /// Returns true if the sender is read, which reports its failures.
     pub fn is_reading(&self) -> bool {
         self.state == State::Open && self.pending.is_empty() && !self.is_full
@@ -142,11 +145,9 @@ impl Direction {
             self.is_unflushed = true;
             self.pending.advance(written);
             from.release(written);
-            if self.pending.is_empty() {
-                // Releases the memory, too.
-                self.pending = std::mem::take(&mut self.gathered).into();
-            }
         }
+        // Releases the memory, too.
+        self.pending = Bytes::new();
         Poll::Ready(Ok(()))
     }
 
@@ -159,23 +160,31 @@ impl Direction {
         from: &mut Upgraded,
         count: &Cell<u64>,
     ) -> Result<(), Failure> {
+        let mut gathered = None;
         while self.state == State::Open {
             let Some(Poll::Ready(chunk)) = from.poll_chunk(context) else {
-                return Ok(());
+                break;
             };
-            match chunk.map_err(Failure::Read)? {
-                Some(chunk) => {
-                    count.set(count.get() + chunk.len() as u64);
-                    let gathered = &mut self.gathered;
-                    if gathered.capacity() - gathered.len() < chunk.len() {
-                        // Doubled at first, since chunks may be small.
-                        let more = gathered.len().min(MAX_GROWTH);
-                        gathered.reserve_exact(more.max(chunk.len()));
-                    }
-                    gathered.extend_from_slice(&chunk);
-                }
-                None => self.state = State::Ended,
+            let Some(chunk) = chunk.map_err(Failure::Read)? else {
+                self.state = State::Ended;
+                break;
+            };
+            count.set(count.get() + chunk.len() as u64);
+            let bytes = gathered.get_or_insert_with(|| {
+                let pending = std::mem::take(&mut self.pending).try_into_mut();
+                pending.unwrap_or_else(|shared| BytesMut::from(&shared[..]))
+            });
+            let length = bytes.len() + chunk.len();
+            if bytes.capacity() < length {
+                // Doubled at first, since chunks may be small.
+                let mut larger = BytesMut::with_capacity(length + length.min(MAX_RESERVE));
+                larger.extend_from_slice(bytes);
+                *bytes = larger;
             }
+            bytes.extend_from_slice(&chunk);
+        }
+        if let Some(gathered) = gathered {
+            self.pending = gathered.freeze();
         }
         Ok(())
     }
@@ -208,7 +217,7 @@ impl Direction {
         let Poll::Ready(room) = room else {
             return Ok(Poll::Pending);
         };
-        let length = room.unwrap_or(self.size);
+        let length = room.unwrap_or(self.size());
         BUFFER.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(&mut buffer[..length]);
             let polled = Pin::new(from).poll_read(context, &mut read);
@@ -243,15 +252,15 @@ impl Direction {
                 }
                 Poll::Pending => {
                     self.pending = Bytes::copy_from_slice(rest);
-                    self.size = (self.size / 2).max(MIN_READ);
+                    self.doublings = self.doublings.saturating_sub(1);
                     return Ok(());
                 }
             }
         }
-        if bytes.len() == self.size {
-            self.size = (self.size * 2).min(MAX_READ);
-        } else if bytes.len() < self.size / 4 {
-            self.size = (self.size / 2).max(MIN_READ);
+        if bytes.len() == self.size() {
+            self.doublings = (self.doublings + 1).min(MAX_DOUBLINGS);
+        } else if bytes.len() < self.size() / 4 {
+            self.doublings = self.doublings.saturating_sub(1);
         }
         Ok(())
     }

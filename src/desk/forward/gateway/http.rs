@@ -1,8 +1,6 @@
 //! HTTP proxy: CONNECT, and requests in absolute form, one for each connection: the next one of a
 //! client may be for another target.
 
-mod counted;
-
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
@@ -19,6 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_util::io::{InspectReader, InspectWriter};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::bastion::{TunnelError, TunnelStream};
@@ -30,7 +29,6 @@ use crate::desk::targets::Protocol;
 use crate::http::h1::{find_head_end, parse_request};
 use crate::http::{MAX_HEADERS, Upgraded, remove_hop_by_hop};
 use crate::model::Scheme;
-use counted::Counted;
 
 /// Maximum size of the head of a request in bytes.
 const MAX_HEAD: usize = 64 * 1024;
@@ -101,7 +99,15 @@ impl Gateway {
     /// Serves one request through a tunnel, and closes the connection of the client.
     async fn forward(&self, client: Upgraded, tunnel: TunnelStream) -> io::Result<()> {
         let _open = Open::new(&self.traffic);
-        let stream = TokioIo::new(Counted::new(tunnel, Rc::clone(&self.traffic)));
+        let (sent, received) = (Rc::clone(&self.traffic), Rc::clone(&self.traffic));
+        let tunnel = InspectWriter::new(tunnel, move |bytes: &[u8]| {
+            sent.sent.set(sent.sent.get() + bytes.len() as u64);
+        });
+        let tunnel = InspectReader::new(tunnel, move |bytes: &[u8]| {
+            let before = received.received.get();
+            received.received.set(before + bytes.len() as u64);
+        });
+        let stream = TokioIo::new(tunnel);
         let target = client::conn::http1::Builder::new()
             .preserve_header_case(true)
             .max_headers(MAX_HEADERS)
