@@ -24,6 +24,8 @@ mod forward_udp;
 mod kubeconfig;
 #[path = "desk/proxy.rs"]
 mod proxy;
+#[path = "desk/rotation.rs"]
+mod rotation;
 
 #[path = "desk/open.rs"]
 mod open;

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use http::StatusCode;
@@ -11,13 +10,12 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio_rustls::server::TlsStream;
 
 use crate::api::{Desk, ok, response};
 use crate::support::client::get_plain_over;
 use crate::support::eventually;
 use crate::support::program::Program;
-use crate::support::test_bed::{read_all, read_until};
+use crate::support::test_bed::read_until;
 use crate::support::tls_endpoint::TlsEndpoint;
 
 const STARTED: &str = "Starting to serve on ";
@@ -35,14 +33,14 @@ fn command(arguments: &[&str]) -> Command {
 }
 
 /// Running proxy.
-struct Proxy {
+pub struct Proxy {
     program: Program,
     address: SocketAddr,
 }
 
 impl Proxy {
     /// Starts the proxy on a free port and waits until it listens.
-    async fn start(arguments: &[&str]) -> Result<Self> {
+    pub async fn start(arguments: &[&str]) -> Result<Self> {
         let mut program = Program::start(&mut command(&[arguments, &["--port=0"]].concat()))?;
         let line = program.wait_for_line(STARTED).await?;
         let address = line.strip_prefix(STARTED).context("the line has it")?;
@@ -69,7 +67,7 @@ impl Proxy {
         Answer::parse(&text)
     }
 
-    async fn get(&self, path: &str) -> Result<Answer> {
+    pub async fn get(&self, path: &str) -> Result<Answer> {
         self.send(&format!("GET {path}"), "", "").await
     }
 
@@ -82,8 +80,8 @@ impl Proxy {
 }
 
 #[derive(Debug)]
-struct Answer {
-    status: StatusCode,
+pub struct Answer {
+    pub status: StatusCode,
     head: String,
     body: String,
 }
@@ -160,48 +158,6 @@ async fn rejected_token_of_a_plugin_is_renewed_and_the_request_sent_again() -> R
     );
     assert_eq!(api.requests().len(), 3);
     assert_eq!(desk.plugin_runs()?, 2);
-    Ok(())
-}
-
-/// Client certificates are read again every 10 s.
-#[tokio::test]
-async fn rotated_client_certificate_closes_connections_with_the_earlier_one() -> Result<()> {
-    let desk = Desk::new()?;
-    let folder = desk.folder.path();
-    let endpoint = TlsEndpoint::start_with_clients(&desk.ca, folder, &["127.0.0.1"]).await?;
-    let pair = desk.ca.client(folder, "jane", "developers")?;
-    let (certificate, key) = (pair.certificate.display(), pair.key.display());
-    let user = format!("{{client-certificate: {certificate}, client-key: {key}}}");
-    let kubeconfig = desk.kubeconfig(&format!("https://{}", endpoint.address()?), &user)?;
-    let proxy = Proxy::start(&[&kubeconfig]).await?;
-    let respond = async |stream: &mut TlsStream<TcpStream>| -> Result<()> {
-        read_until(stream, "\r\n\r\n").await?;
-        Ok(stream.write_all(&ok("ok")).await?)
-    };
-    // Returns the certificate of the next connection, after its first response.
-    let serve = async || -> Result<_> {
-        let mut stream = endpoint.accept_http1().await?;
-        respond(&mut stream).await?;
-        let shown = stream.get_ref().1.peer_certificates();
-        let shown = shown.and_then(<[_]>::first).context("a certificate")?;
-        Ok((shown.clone().into_owned(), stream))
-    };
-    let (answer, served) = tokio::join!(proxy.get("/api"), serve());
-    let (first, mut stream) = served?;
-    assert_eq!(answer?.status, 200);
-    // Requests share a connection.
-    let (answer, responded) = tokio::join!(proxy.get("/api"), respond(&mut stream));
-    responded?;
-    assert_eq!(answer?.status, 200);
-
-    desk.ca.client(folder, "jane", "developers")?;
-    tokio::time::sleep(Duration::from_secs(11)).await;
-    let (answer, served) = tokio::join!(proxy.get("/api"), serve());
-    assert_eq!(answer?.status, 200);
-    ensure!(served?.0 != first, "the earlier certificate was shown");
-    // Before the idle timeout of a minute.
-    let end = tokio::time::timeout(Duration::from_secs(30), read_all(&mut stream)).await;
-    ensure!(end?.is_empty());
     Ok(())
 }
 

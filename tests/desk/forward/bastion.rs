@@ -50,7 +50,7 @@ struct State {
     resets: AtomicUsize,
     /// Signals the connections to accept no more streams.
     drains: tokio::sync::watch::Sender<()>,
-    /// What the targets `kept` and `cut` have received.
+    /// Bytes that the targets `kept` and `cut` have received.
     received: Mutex<Vec<u8>>,
 }
 

@@ -62,6 +62,19 @@ impl Forward {
         })
     }
 
+    /// Connects clients until the program has no file for another. Some of them wait.
+    pub async fn use_up_files(&mut self) -> Result<Vec<TcpStream>> {
+        let mut clients = Vec::new();
+        for _ in 0..60 {
+            clients.push(self.connect(0).await?);
+        }
+        let program = &mut self.program;
+        program
+            .wait_for_line("raise the limit of open files")
+            .await?;
+        Ok(clients)
+    }
+
     /// Connects to the port with a number, from 0.
     pub async fn connect(&self, port: usize) -> Result<TcpStream> {
         Ok(TcpStream::connect(self.ports[port]).await?)

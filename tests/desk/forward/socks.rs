@@ -377,14 +377,7 @@ async fn missing_descriptors_end_neither_the_command_nor_its_connections() -> Re
     ensure!(ask(&mut first, &request(1, "echo.shop.svc", 7)).await? == 0);
     let mut association = forward.connect(0).await?;
     ensure!(ask(&mut association, ASSOCIATE).await? == 0);
-    let mut clients = Vec::new();
-    for _ in 0..60 {
-        clients.push(forward.connect(0).await?);
-    }
-    forward
-        .program
-        .wait_for_line("raise the limit of open files")
-        .await?;
+    let mut clients = forward.use_up_files().await?;
     // The client was accepted with the last descriptor, or before: none is left for its socket.
     let code = ask(&mut clients[0], ASSOCIATE).await?;
     ensure!(code == 1, "{code}");

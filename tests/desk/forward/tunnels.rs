@@ -302,14 +302,7 @@ async fn missing_descriptors_end_neither_the_command_nor_its_connections() -> Re
     let bastion = Bastion::start(objects()).await?;
     let mut forward =
         Forward::start_with_few_files(&bastion.kubeconfig, &["svc/web", ":80"]).await?;
-    let mut streams = Vec::new();
-    for _ in 0..60 {
-        streams.push(forward.connect(0).await?);
-    }
-    forward
-        .program
-        .wait_for_line("raise the limit of open files")
-        .await?;
+    let mut streams = forward.use_up_files().await?;
     echo(&mut streams[0], "still open").await?;
     let mut last = streams.pop().expect("there are 60");
     streams.clear();
