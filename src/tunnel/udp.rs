@@ -201,7 +201,16 @@ impl UdpSocket {
                 src_ip: source,
             };
             // Not by `try_io`: nothing waits for the socket to become writable.
-            self.state.try_send((&self.io).into(), &datagrams)
+            let send = || self.state.try_send((&self.io).into(), &datagrams);
+            // The error may be that which an ICMP message reported for an earlier datagram. It was
+            // consumed, and nothing was sent.
+            send().or_else(|error| {
+                if quinn_udp::is_msg_size_err(&error) {
+                    send()
+                } else {
+                    Err(error)
+                }
+            })
         };
         if bytes.len() <= size {
             return transmit(bytes, None);

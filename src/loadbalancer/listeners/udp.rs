@@ -107,28 +107,30 @@ impl Receiver<'_> {
                 .to
                 .filter(|_| self.listener.address.is_unspecified()),
         };
-        let Some(flow) = self.flow(key, count) else {
-            return;
-        };
-        flow.used.set(self.now);
-        let sent = flow
-            .socket
-            .send(flow.endpoint, None, datagrams.bytes, datagrams.size);
-        match sent {
-            Ok(()) => {
-                metrics.received.inc_by(datagrams.bytes.len() as u64);
-                metrics.datagrams_received.inc_by(count);
-            }
-            Err(error) => {
-                metrics.dropped.not_sent.inc_by(count);
-                if !is_transient(&error) {
-                    // An ICMP message: the next datagram gets another endpoint.
+        // An ICMP message about an earlier datagram ends the flow: then a new one sends.
+        for _ in 0..2 {
+            let Some(flow) = self.flow(key, count) else {
+                return;
+            };
+            flow.used.set(self.now);
+            let sent = flow
+                .socket
+                .send(flow.endpoint, None, datagrams.bytes, datagrams.size);
+            match sent {
+                Ok(()) => {
+                    metrics.received.inc_by(datagrams.bytes.len() as u64);
+                    metrics.datagrams_received.inc_by(count);
+                    return;
+                }
+                Err(error) if is_transient(&error) => break,
+                Err(_) => {
                     self.flows.borrow_mut().remove(&key);
                     let affinity = &self.path.affinity;
                     affinity.forget(key.listener, client.ip(), flow.endpoint);
                 }
             }
         }
+        metrics.dropped.not_sent.inc_by(count);
     }
 
     /// Returns the flow of a datagram, a new one if there is none or its endpoint is gone. `None` if

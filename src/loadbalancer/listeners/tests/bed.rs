@@ -26,7 +26,7 @@ use crate::testing::eventually;
 use crate::tls::ClientTls;
 
 /// Maximum time of a step, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a test on a runtime as that of a worker.
 pub fn run(test: impl Future<Output = ()>) {

@@ -25,6 +25,28 @@ fn udp_flow_moves_when_its_pod_is_replaced() {
 }
 
 #[test]
+fn datagram_behind_one_to_a_closed_port_reaches_another_endpoint() {
+    run(async {
+        let mut bed = Bed::start();
+        let first = Endpoints::start(&["127.0.0.2"]).await;
+        let second = Endpoints::start_on(first.port, &["127.0.0.3"]).await;
+        bed.publish_addresses("web", first.port, &["127.0.0.2", "127.0.0.3"]);
+        let key = bed.serve(Protocol::Udp, spec("web")).await;
+        drop(second);
+        for _ in 0..50 {
+            let client = bed.datagrams(key).await;
+            // With the second datagram, the flow either receives the ICMP message or sends first.
+            client.send(b"lost, if to 127.0.0.3").await.unwrap();
+            client.send(b"name?").await.unwrap();
+            let mut answer = [0; 64];
+            let length = tokio::time::timeout(bed::PATIENCE, client.recv(&mut answer));
+            let length = length.await.expect("an answer").unwrap();
+            assert_eq!(answer[..length], *b"127.0.0.2");
+        }
+    });
+}
+
+#[test]
 fn client_does_not_keep_an_endpoint_whose_port_is_closed() {
     run(async {
         let mut bed = Bed::start();
