@@ -12,6 +12,7 @@
 //! docs/performance.md describes the workloads. Environment variables:
 //!
 //! - `KUBE_BASTION_BASELINE`: path of another build of the bastion, measured in the same rounds.
+//! - `BENCH_ENVOY`: path of Envoy's binary, which terminates tunnels of CONNECT in the same rounds.
 //! - `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (3): number of rounds, and seconds per load.
 //! - `BENCH_ONLY`: runs the workloads whose title contains this text.
 
@@ -199,7 +200,7 @@ impl Peers {
                 Vec::new()
             },
             tunnels: if is_selected(&[Measure::L4(L4::Tunnels)]) {
-                l4::tunnels_and_relay(stage).await?
+                l4::tunnels_and_relay(stage, settings).await?
             } else {
                 Vec::new()
             },

@@ -1,4 +1,4 @@
-//! Configuration files of HAProxy and nginx.
+//! Configuration files of HAProxy, nginx and Envoy.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
 use crate::stage::{BODY_BYTES, STALLED_BYTES};
 use crate::support::pki::Pair;
@@ -225,6 +226,65 @@ stream {{
 "
     );
     write(folder, &format!("nginx-{port}.conf"), &text)
+}
+
+/// Writes the configuration of Envoy for tunnels of CONNECT over HTTP/2.
+///
+/// # Errors
+/// Returns an error if the file cannot be written.
+pub fn envoy_connect(
+    folder: &Path,
+    port: u16,
+    serving: &Pair,
+    backends: &[SocketAddr],
+) -> Result<PathBuf> {
+    const TYPE: &str = "type.googleapis.com/envoy.extensions";
+    let address = |address: SocketAddr| {
+        let (ip, port) = (address.ip().to_string(), address.port());
+        json!({"socket_address": {"address": ip, "port_value": port}})
+    };
+    let endpoint = |backend: &SocketAddr| json!({"endpoint": {"address": address(*backend)}});
+    let endpoints: Vec<Value> = backends.iter().map(endpoint).collect();
+    let tls = json!({
+        "@type": format!("{TYPE}.transport_sockets.tls.v3.DownstreamTlsContext"),
+        "common_tls_context": {
+            "alpn_protocols": ["h2"],
+            "tls_certificates": [{
+                "certificate_chain": {"filename": serving.certificate},
+                "private_key": {"filename": serving.key},
+            }],
+        },
+    });
+    let tunnel = json!({
+        "match": {"connect_matcher": {}},
+        "route": {
+            "cluster": "web",
+            "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
+        },
+    });
+    let router = format!("{TYPE}.filters.http.router.v3.Router");
+    let http = json!({
+        "@type": format!("{TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "tunnels",
+        "http2_protocol_options": {"allow_connect": true},
+        "upgrade_configs": [{"upgrade_type": "CONNECT"}],
+        "http_filters": [{"name": "router", "typed_config": {"@type": router}}],
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [tunnel]}]},
+    });
+    let config = json!({"static_resources": {
+        "listeners": [{
+            "address": address(([127, 0, 0, 1], port).into()),
+            "filter_chains": [{
+                "transport_socket": {"name": "tls", "typed_config": tls},
+                "filters": [{"name": "http", "typed_config": http}],
+            }],
+        }],
+        "clusters": [{
+            "name": "web",
+            "load_assignment": {"cluster_name": "web", "endpoints": [{"lb_endpoints": endpoints}]},
+        }],
+    }});
+    write(folder, &format!("envoy-{port}.json"), &config.to_string())
 }
 
 /// Writes a file and returns its path.

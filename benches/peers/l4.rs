@@ -21,11 +21,12 @@ use crate::conf;
 use crate::generators::in_threads;
 use crate::peer::{Peer, bastion, free_port, plain_peer};
 use crate::process::{CpuTime, Server};
+use crate::settings::Settings;
 use crate::stage::{BODY_BYTES, LARGE, SMALL, Stage};
 use crate::statistics::Sample;
 use crate::support::connect::{self, TunnelClient};
 use crate::support::{eventually, within};
-use crate::workloads::{BASTION, HAPROXY, L4, NGINX, RELAY, Version};
+use crate::workloads::{BASTION, ENVOY, HAPROXY, L4, NGINX, RELAY, Version};
 
 /// Port of the UDP backends.
 const ECHO_PORT: u16 = 8053;
@@ -49,12 +50,14 @@ pub async fn tunnel_peer(stage: &Stage) -> Result<Peer> {
     let own = Path::new(env!("CARGO_BIN_EXE_kube-bastion"));
     let flag = format!("--config={}", file.display());
     let peer = bastion(stage, BASTION, own, &[&flag])?;
-    let client = tunnel_client(stage, &peer, Version::Http2);
-    eventually("a tunnel", async || {
-        Ok(client.open(AUTHORITY).await.is_ok())
-    })
-    .await?;
+    reach_by_tunnel(stage, &peer).await?;
     Ok(peer)
+}
+
+async fn reach_by_tunnel(stage: &Stage, peer: &Peer) -> Result<()> {
+    let client = tunnel_client(stage, peer, Version::Http2);
+    let what = format!("a tunnel of {}", peer.name);
+    eventually(&what, async || Ok(client.open(AUTHORITY).await.is_ok())).await
 }
 
 /// Returns a client with connections of its own.
@@ -100,11 +103,11 @@ pub async fn peers(stage: &Stage) -> Result<Vec<Peer>> {
     Ok(peers)
 }
 
-/// Starts the bastion and its relay of TCP, each as a peer of the other.
+/// Starts the bastion, its relay of TCP, and Envoy if it is given.
 ///
 /// # Errors
 /// Returns an error if one of them does not reach the backends.
-pub async fn tunnels_and_relay(stage: &Stage) -> Result<Vec<Peer>> {
+pub async fn tunnels_and_relay(stage: &Stage, settings: &Settings) -> Result<Vec<Peer>> {
     let port = free_port()?;
     let ports = json!([{"port": port, "targetPort": 8080}]);
     let relay = balancer(stage, RELAY, "relay", port, &ports).await?;
@@ -112,7 +115,19 @@ pub async fn tunnels_and_relay(stage: &Stage) -> Result<Vec<Peer>> {
         Ok(get(relay.address, SMALL, true).is_ok())
     })
     .await?;
-    Ok(vec![tunnel_peer(stage).await?, relay])
+    let mut peers = vec![tunnel_peer(stage).await?, relay];
+    if let Some(binary) = &settings.envoy {
+        let port = free_port()?;
+        let file = conf::envoy_connect(stage.folder(), port, &stage.serving, &stage.backends)?;
+        let mut command = Command::new(binary);
+        command.arg("--config-path").arg(file);
+        command.args(["--use-dynamic-base-id", "--concurrency", "2"]);
+        command.args(["--log-level", "error"]);
+        let envoy = plain_peer(ENVOY, port, Server::start(&mut command)?);
+        reach_by_tunnel(stage, &envoy).await?;
+        peers.push(envoy);
+    }
+    Ok(peers)
 }
 
 /// Starts a bastion that serves a Service of `type: LoadBalancer` on loopback.
@@ -283,7 +298,7 @@ fn transfers(address: SocketAddr, duration: Duration) -> Result<u64> {
 async fn streams(stage: &Stage, peer: &Peer, duration: Duration) -> Result<u64> {
     const STREAMS: usize = 100;
     let end = Instant::now() + duration;
-    let client = (peer.name == BASTION).then(|| tunnel_client(stage, peer, Version::Http2));
+    let client = (peer.name != RELAY).then(|| tunnel_client(stage, peer, Version::Http2));
     let mut tasks = JoinSet::new();
     for _ in 0..STREAMS {
         let (client, address) = (client.clone(), peer.address);

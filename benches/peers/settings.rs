@@ -19,10 +19,12 @@ pub struct Settings {
     pub workloads: Vec<&'static Workload>,
     /// Another build of the bastion.
     pub baseline: Option<PathBuf>,
+    /// Envoy's binary.
+    pub envoy: Option<PathBuf>,
 }
 
 impl Settings {
-    /// Reads `BENCH_ROUNDS`, `BENCH_SECONDS`, `BENCH_ONLY` and `KUBE_BASTION_BASELINE`.
+    /// Reads `BENCH_ROUNDS`, `BENCH_SECONDS`, `BENCH_ONLY`, `BENCH_ENVOY` and `KUBE_BASTION_BASELINE`.
     ///
     /// # Errors
     /// Returns an error if a number is invalid or no workload is selected.
@@ -38,14 +40,12 @@ impl Settings {
             "BENCH_ONLY={only:?} is in the title of no workload; choose from:\n{}",
             WORKLOADS.map(|workload| workload.title).join("\n")
         );
-        let baseline = std::env::var_os("KUBE_BASTION_BASELINE")
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from);
         Ok(Self {
             rounds: positive("BENCH_ROUNDS", 5)?,
             seconds: positive("BENCH_SECONDS", 3)?,
             workloads,
-            baseline,
+            baseline: path("KUBE_BASTION_BASELINE"),
+            envoy: path("BENCH_ENVOY"),
         })
     }
 
@@ -57,6 +57,11 @@ impl Settings {
             self.rounds
         }
     }
+}
+
+fn path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os(name).filter(|path| !path.is_empty());
+    path.map(PathBuf::from)
 }
 
 fn positive(name: &str, default: u64) -> Result<u64> {

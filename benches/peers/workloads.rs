@@ -140,6 +140,7 @@ pub const HAPROXY_TCP: &str = "HAProxy (TCP)";
 pub const NGINX: &str = "nginx";
 /// The bastion's relay of TCP, as a load balancer.
 pub const RELAY: &str = "TCP relay";
+pub const ENVOY: &str = "Envoy";
 pub const APISERVER: &str = "kube-apiserver";
 pub const SMALL_INDEX: &str = "10 services x 3";
 pub const MANY_SERVICES: &str = "10,000 services x 3";

@@ -44,6 +44,9 @@ pub enum UpstreamError {
     Http1(#[from] h1::BodyError),
     #[error("the target aborted its response: {0}")]
     Http2(#[from] hyper::Error),
+    /// hyper takes a reset without an error for the end, also in the middle of a body.
+    #[error("the target aborted its response: the stream was reset before its end")]
+    Incomplete,
     #[error("the response has more than {} trailer fields", MAX_HEADERS)]
     TooManyTrailers,
     #[error("the bastion is shutting down")]
@@ -143,15 +146,19 @@ impl Body for UpstreamBody {
                 None => None,
             },
             Incoming::Http2(incoming) => {
-                ready!(Pin::new(incoming).poll_frame(context)).map(|frame| {
-                    let frame = frame.map(without_forbidden_trailers)?;
-                    match frame.trailers_ref() {
-                        Some(trailers) if trailers.len() > MAX_HEADERS => {
-                            Err(UpstreamError::TooManyTrailers)
+                match ready!(Pin::new(&mut *incoming).poll_frame(context)) {
+                    None if !incoming.is_end_stream() => Some(Err(UpstreamError::Incomplete)),
+                    None => None,
+                    Some(frame) => Some(frame.map_err(UpstreamError::Http2).and_then(|frame| {
+                        let frame = without_forbidden_trailers(frame);
+                        match frame.trailers_ref() {
+                            Some(trailers) if trailers.len() > MAX_HEADERS => {
+                                Err(UpstreamError::TooManyTrailers)
+                            }
+                            _ => Ok(frame),
                         }
-                        _ => Ok(frame),
-                    }
-                })
+                    })),
+                }
             }
         };
         if frame.is_none() {

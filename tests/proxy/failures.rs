@@ -126,6 +126,36 @@ async fn retries_refused_upload_with_complete_body() -> Result<()> {
     Ok(())
 }
 
+/// Proxies in front of an endpoint reset a stream in this way when theirs has failed.
+#[tokio::test]
+async fn cuts_response_whose_stream_is_reset_without_an_error() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let path = "/api/v1/namespaces/default/services/h2c/proxy/log";
+    let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n");
+    for is_complete in [false, true] {
+        let mut client = bed.client().await?;
+        client.write_all(request.as_bytes()).await?;
+        let mut backend = h2::server::handshake(bed.backend.accept().await?.0).await?;
+        let (_, mut respond) = backend.accept().await.context("a request")??;
+        let driven = tokio::spawn(async move { while backend.accept().await.is_some() {} });
+        let mut body = respond.send_response(http::Response::new(()), false)?;
+        body.send_data("part".into(), is_complete)?;
+        let mut response = read_until(&mut client, "part").await?;
+        if is_complete {
+            response += &read_until(&mut client, "\r\n0\r\n\r\n").await?;
+        } else {
+            body.send_reset(h2::Reason::NO_ERROR);
+            response += &read_all(&mut client).await;
+        }
+        ensure!(
+            response.ends_with("\r\n0\r\n\r\n") == is_complete,
+            "{response:?}"
+        );
+        driven.abort();
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn aborts_connection_on_truncated_response() -> Result<()> {
     let bed = TestBed::new().await?;
