@@ -34,6 +34,12 @@ pub enum Conflict {
          servers; list them, with apiServers.certificateAuthority"
     )]
     NoApiServers,
+    /// The headers that the API servers read are only known from the Kubernetes API.
+    #[error(
+        "apiServers.clientCertificates: \"frontProxy\", but source.type is \"manifests\", which does \
+         not publish the names of the headers; use \"impersonation\" or \"reject\""
+    )]
+    UnknownFrontProxyHeaders,
     /// The certificate and its mode belong together.
     #[error(
         "apiServers.frontProxyClientCertificate: {}; set it (and frontProxyClientKey) if, and only \
@@ -140,8 +146,12 @@ pub(super) fn validate(config: &Config) -> Result<(), Conflict> {
     {
         return Err(Conflict::NoApiServers);
     }
+    let by_front_proxy = api_servers.client_certificates == CertificateCallers::FrontProxy;
+    if by_front_proxy && config.source.kind == SourceKind::Manifests {
+        return Err(Conflict::UnknownFrontProxyHeaders);
+    }
     let is_set = api_servers.front_proxy_client_certificate.is_some();
-    if is_set != (api_servers.client_certificates == CertificateCallers::FrontProxy) {
+    if is_set != by_front_proxy {
         return Err(Conflict::FrontProxyCertificate { is_set });
     }
     load_balancer(&config.load_balancer, config.source.kind)?;

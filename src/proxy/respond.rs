@@ -4,6 +4,7 @@
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::connect::ConnectError;
+use super::pass_through::IdentityHeaderError;
 use super::pass_through::UnprovenLimit;
 use super::{Body, PassThroughError, ProxyError};
 use crate::authenticate::{AuthenticationError, CredentialError};
@@ -343,7 +344,13 @@ fn status(error: &ProxyError) -> Status {
                 message: message(),
             }]),
             PassThroughError::Anonymous => Status::unauthorized(),
-            PassThroughError::Identity(_) => Status::bad_request(message()),
+            PassThroughError::Identity(IdentityHeaderError::Value(_)) => {
+                Status::bad_request(message())
+            }
+            PassThroughError::Identity(IdentityHeaderError::UnknownNames) => {
+                Status::service_unavailable(message())
+                    .with_retry_after(API_SERVER_RETRY_AFTER_SECONDS)
+            }
             PassThroughError::Unproven(limit) => match limit {
                 UnprovenLimit::Client => Status::too_many_requests(message()),
                 UnprovenLimit::All => Status::service_unavailable(message()),

@@ -12,11 +12,6 @@ const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
 const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
 const IMPERSONATE_EXTRA: &str = "impersonate-extra-";
 
-/// Defaults of kube-apiserver, for a cluster that publishes no names.
-const REMOTE_USER: HeaderName = HeaderName::from_static("x-remote-user");
-const REMOTE_GROUP: HeaderName = HeaderName::from_static("x-remote-group");
-const REMOTE_EXTRA: &str = "x-remote-extra-";
-
 /// Characters of keys that are escaped: all but those of a header name without `%`.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'!')
@@ -34,10 +29,19 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'|')
     .remove(b'~');
 
-/// A value of an identity has no form as a header.
+/// An identity cannot be written as headers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {0} of the caller contains characters that a header cannot have")]
-pub struct IdentityHeaderError(&'static str);
+pub enum IdentityHeaderError {
+    #[error("the {0} of the caller contains characters that a header cannot have")]
+    Value(&'static str),
+    /// The API server may read headers by which the caller could name itself another.
+    #[error(
+        "the bastion does not know the names of the headers by which the API servers let a front \
+         proxy name callers; they are in the ConfigMap extension-apiserver-authentication of the \
+         namespace kube-system if --requestheader-client-ca-file is set"
+    )]
+    UnknownNames,
+}
 
 /// Adds the headers of a front proxy. Those of the request have been removed before.
 pub(super) fn name_caller(
@@ -45,16 +49,20 @@ pub(super) fn name_caller(
     identity: &Identity,
     headers: &mut HeaderMap,
 ) -> Result<(), IdentityHeaderError> {
-    let user = names.user.first().cloned().unwrap_or(REMOTE_USER);
-    let group = names.group.first().cloned().unwrap_or(REMOTE_GROUP);
-    let extra = names.extra.first().map_or(REMOTE_EXTRA, String::as_str);
+    let user = names.user.first();
+    let user = user.ok_or(IdentityHeaderError::UnknownNames)?;
     headers.insert(user, value(&identity.user, "user name")?);
     // API servers before 1.33 know no header for it.
     if let (Some(uid), false) = (names.uid.first(), identity.uid.is_empty()) {
         headers.insert(uid, value(&identity.uid, "uid")?);
     }
-    append_groups(identity, with_authenticated, &group, headers)?;
-    append_extra(identity, extra, headers)
+    if let Some(group) = names.group.first() {
+        append_groups(identity, with_authenticated, group, headers)?;
+    }
+    if let Some(extra) = names.extra.first() {
+        append_extra(identity, extra, headers)?;
+    }
+    Ok(())
 }
 
 /// Adds the headers of impersonation. Those of the request have been removed before.
@@ -105,7 +113,7 @@ fn append_extra(
     for (key, values) in &identity.extra {
         let key = utf8_percent_encode(&key.to_lowercase(), ESCAPED).to_string();
         let name = HeaderName::try_from([prefix, &key].concat());
-        let name = name.map_err(|_| IdentityHeaderError(EXTRA))?;
+        let name = name.map_err(|_| IdentityHeaderError::Value(EXTRA))?;
         for text in values {
             headers.append(&name, value(text, EXTRA)?);
         }
@@ -116,9 +124,9 @@ fn append_extra(
 fn value(text: &str, of: &'static str) -> Result<HeaderValue, IdentityHeaderError> {
     // Leading and trailing spaces would be lost.
     if text.trim() != text {
-        return Err(IdentityHeaderError(of));
+        return Err(IdentityHeaderError::Value(of));
     }
-    HeaderValue::from_bytes(text.as_bytes()).map_err(|_| IdentityHeaderError(of))
+    HeaderValue::from_bytes(text.as_bytes()).map_err(|_| IdentityHeaderError::Value(of))
 }
 
 #[cfg(test)]
@@ -149,6 +157,8 @@ mod tests {
         let names = RequestHeaderConfig {
             user: vec![HeaderName::from_static("x-user")],
             uid: vec![HeaderName::from_static("x-remote-uid")],
+            group: vec![HeaderName::from_static("x-remote-group")],
+            extra: vec!["x-remote-extra-".into()],
             ..RequestHeaderConfig::default()
         };
         name_caller(&names, &identity("jäne"), &mut headers).unwrap();
@@ -163,6 +173,17 @@ mod tests {
                 "x-user: jäne",
             ]
         );
+    }
+
+    #[test]
+    fn names_no_caller_before_the_names_of_the_headers_are_known() {
+        let mut headers = HeaderMap::new();
+        let named = name_caller(
+            &RequestHeaderConfig::default(),
+            &identity("j"),
+            &mut headers,
+        );
+        assert_eq!(named, Err(IdentityHeaderError::UnknownNames));
     }
 
     #[test]
