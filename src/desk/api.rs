@@ -97,6 +97,8 @@ pub struct StatusMessage {
     #[serde(default)]
     message: String,
     #[serde(default)]
+    reason: String,
+    #[serde(default)]
     details: Option<StatusDetails>,
 }
 
@@ -113,6 +115,12 @@ struct StatusCause {
 }
 
 impl StatusMessage {
+    /// Returns true for the `Status` with which an API server rejects credentials.
+    pub fn is_unauthorized(body: &[u8]) -> bool {
+        serde_json::from_slice(body)
+            .is_ok_and(|status: Self| status.kind == "Status" && status.reason == "Unauthorized")
+    }
+
     /// Returns the message of a `Status` with its causes. `None` for other bodies.
     pub fn parse(body: &[u8]) -> Option<String> {
         let status: Self = serde_json::from_slice(body).ok()?;

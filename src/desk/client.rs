@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use super::api::StatusMessage;
 use super::credentials::{Credentials, CredentialsError, Presented};
 use crate::apiservers::{ApiServers, Credential, Probe, ServerConfig, keep_probing};
 use crate::forward::{
     ApiError, ApiForwarder, ApiRequest, ApiResponse, Pool, Upgrade, UpgradeOutcome, UpstreamBody,
 };
 use crate::http::{Interim, ReceiveError, RequestBody, RequestHead};
+use crate::model::Target;
 use content::Content;
 pub use content::outgoing;
 
@@ -28,6 +31,9 @@ pub const USER_AGENT: HeaderValue =
 /// Interval at which idle connections are checked for expiry.
 const POOL_SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Maximum wait for the body of a response that may be that of an application.
+const PEEK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Client of the API servers of a context.
 #[derive(Debug)]
 pub struct Client {
@@ -35,6 +41,8 @@ pub struct Client {
     pub credentials: Arc<Credentials>,
     /// `Authorization` of health checks: that of the last request, so that they run no plugin.
     probe_authorization: Arc<ArcSwapOption<HeaderValue>>,
+    /// Starts the health checks, which wait for a certificate that a plugin may return.
+    has_credentials: Rc<Notify>,
     /// Generation of the credentials at the last request.
     generation: Cell<u32>,
     /// Health checks, and the expiry of idle connections.
@@ -95,6 +103,26 @@ impl Login {
             Self::Proxy => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
         }
     }
+
+    /// Returns true if the server rejects the credentials. A 401 behind the API server's proxy may be
+    /// that of an application, for which the request must not be sent again (RFC 9110 section
+    /// 9.2.2): the API server sends a `Status`.
+    async fn is_rejected(self, head: &RequestHead, answer: &mut Answer) -> bool {
+        if status(answer) != self.rejection() {
+            return false;
+        }
+        if self == Self::Proxy || Target::parse(head.target.path()).is_err() {
+            return true;
+        }
+        let (UpgradeOutcome::Ignored(response) | UpgradeOutcome::Refused(response)) =
+            &mut answer.response
+        else {
+            return false;
+        };
+        let peeked = tokio::time::timeout(PEEK_TIMEOUT, response.body_mut().peek()).await;
+        let body = response.body().peeked();
+        peeked.is_ok() && body.is_some_and(|body| StatusMessage::is_unauthorized(body))
+    }
 }
 
 impl Client {
@@ -103,20 +131,32 @@ impl Client {
         let forwarder = ApiForwarder::new(ApiServers::new(servers));
         let probe_authorization = Arc::default();
         let generation = credentials.generation();
+        let has_credentials = Rc::new(Notify::new());
+        if !credentials.may_obtain_certificate() {
+            has_credentials.notify_one();
+        }
         let mut background = JoinSet::new();
-        background.spawn_local(keep_probing(
+        let probing = keep_probing(
             forwarder.servers.clone(),
             Probe {
                 credential: Credential::Own { generation },
                 authorization: Arc::clone(&probe_authorization),
                 always: false,
             },
-        ));
+        );
+        background.spawn_local({
+            let has_credentials = Rc::clone(&has_credentials);
+            async move {
+                has_credentials.notified().await;
+                probing.await;
+            }
+        });
         background.spawn_local(keep_sweeping(Rc::clone(&forwarder.pool)));
         Self {
             forwarder,
             credentials,
             probe_authorization,
+            has_credentials,
             generation: Cell::new(generation),
             _background: background,
         }
@@ -162,16 +202,23 @@ impl Client {
             }
         };
         let Some(login) = login else {
+            // Before the dial, which has a timeout: the user may be logging in.
+            if self.credentials.may_obtain_certificate() {
+                self.credentials.current().await?;
+                self.has_credentials.notify_one();
+            }
             return attempt(None).await;
         };
         let sent = self.credentials.with_renewal(
             async |presented: &Presented| {
                 self.remember(presented);
-                attempt(Some(presented)).await
+                let mut answer = attempt(Some(presented)).await?;
+                let is_rejected = can_repeat && login.is_rejected(head, &mut answer).await;
+                Ok((answer, is_rejected))
             },
-            |answer: &Answer| can_repeat && status(answer) == login.rejection(),
+            |&(_, is_rejected)| is_rejected,
         );
-        sent.await
+        sent.await.map(|(answer, _)| answer)
     }
 
     /// Returns the names of the servers.
@@ -183,6 +230,7 @@ impl Client {
 
     /// Uses the credentials for health checks.
     fn remember(&self, presented: &Presented) {
+        self.has_credentials.notify_one();
         let authorization = presented.authorization();
         if self.probe_authorization.load().as_deref() != authorization {
             self.probe_authorization

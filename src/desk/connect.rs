@@ -83,15 +83,11 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`] with the server, the cause and the remedy.
     pub async fn open(&self, http2: bool) -> Result<Stream, ConnectError> {
-        // Before the connection: a credential plugin may take longer than an idle connection lives.
-        let config = match &self.tls {
-            Some(tls) => Some((tls, tls.config(http2).await?)),
-            None => None,
-        };
         let tunnel = self.tunnel(self.tls.is_some()).await?;
-        let Some((tls, config)) = config else {
+        let Some(tls) = &self.tls else {
             return Ok(tunnel.into());
         };
+        let config = tls.config(http2)?;
         let connector = TlsConnector::from(config);
         let name = tls.server_name(&self.host)?;
         let handshake = async {

@@ -158,7 +158,7 @@ impl Credentials {
     /// again once, unless nothing newer can be had.
     ///
     /// # Errors
-    /// That of an attempt, or the credentials cannot be had.
+    /// That of an attempt, or there were no credentials for the first one.
     pub async fn with_renewal<T, E: From<CredentialsError>>(
         &self,
         mut attempt: impl AsyncFnMut(&Presented) -> Result<T, E>,
@@ -169,13 +169,14 @@ impl Credentials {
         if !is_rejected(&response) {
             return Ok(response);
         }
-        match self.renew(&presented).await? {
+        match self.renew(&presented).await {
             // Before the next attempt, which may need the connection of this response.
-            Some(newer) => {
+            Ok(Some(newer)) => {
                 drop(response);
                 attempt(&newer).await
             }
-            None => Ok(response),
+            // A failed renewal has printed its warning.
+            Ok(None) | Err(_) => Ok(response),
         }
     }
 
@@ -225,19 +226,20 @@ impl Credentials {
         headers.extend(own.map(|(name, value)| (name.clone(), value.clone())));
     }
 
-    /// Returns the client certificate with its number.
-    pub(super) async fn certificate(
-        &self,
-    ) -> Result<(u32, Option<Arc<CertifiedKey>>), CredentialsError> {
+    /// Returns true if a plugin may return a client certificate, so that credentials have to be
+    /// obtained before a connection.
+    pub fn may_obtain_certificate(&self) -> bool {
+        self.renewal.has_certificate()
+    }
+
+    /// Returns the client certificate with its number. Never runs a plugin, which may take longer
+    /// than the timeout of a connection: [`Self::current`] does.
+    pub(super) fn certificate(&self) -> (u32, Option<Arc<CertifiedKey>>) {
         if let Some(certificate) = self.certificate.current() {
-            return Ok((self.generation(), Some(certificate)));
+            return (self.generation(), Some(certificate));
         }
-        if !self.renewal.has_certificate() {
-            return Ok((0, None));
-        }
-        // The number first: a certificate that changes in between gets another one.
-        let current = self.renewal.current().await?;
-        Ok((self.generation(), current.certificate))
+        let (generation, certificate) = self.renewal.certificate();
+        (self.certificate.generation() + generation, certificate)
     }
 }
 

@@ -6,7 +6,6 @@ use rustls::{AlertDescription, CertificateError, Error};
 
 use super::proxy::ProxyError;
 use super::tls::TlsSetupError;
-use crate::desk::credentials::CredentialsError;
 
 /// Reason why no connection to a server could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +57,6 @@ pub enum ConnectError {
     Handshake { server: String, source: io::Error },
     #[error(transparent)]
     Setup(#[from] TlsSetupError),
-    #[error(transparent)]
-    Credentials(#[from] CredentialsError),
 }
 
 impl ConnectError {
@@ -125,7 +122,7 @@ impl ConnectError {
             Self::Lookup { .. } => io::ErrorKind::NotFound,
             Self::Connect { source, .. } => source.kind(),
             Self::Proxy { .. } => io::ErrorKind::ConnectionAborted,
-            Self::Setup(_) | Self::Credentials(_) => io::ErrorKind::Other,
+            Self::Setup(_) => io::ErrorKind::Other,
             Self::UnknownAuthority { .. }
             | Self::Name { .. }
             | Self::Expired { .. }

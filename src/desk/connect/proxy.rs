@@ -236,8 +236,7 @@ impl Proxies {
             self.tls.get_or_init(|| Arc::new(tls))
         };
         // A tunnel needs HTTP/1.1.
-        let config = tls.config(false).await;
-        let config = config.map_err(|error| ProxyError::Tls(Box::new(error)))?;
+        let config = tls.config(false).map_err(of_setup)?;
         let name = tls.server_name(&proxy.host).map_err(of_setup)?;
         let handshake = TlsConnector::from(config).connect(name, stream);
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {

@@ -9,7 +9,6 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 
-use super::ConnectError;
 use super::own_root::OwnRootVerifier;
 use crate::config::TlsVersion;
 use crate::desk::credentials::Credentials;
@@ -113,9 +112,9 @@ impl ServerTls {
     }
 
     /// Returns the configuration of the next handshake, with the current client certificate.
-    pub(super) async fn config(&self, http2: bool) -> Result<Arc<ClientConfig>, ConnectError> {
+    pub(super) fn config(&self, http2: bool) -> Result<Arc<ClientConfig>, TlsSetupError> {
         let (generation, certificate) = match &self.credentials {
-            Some(credentials) => credentials.certificate().await?,
+            Some(credentials) => credentials.certificate(),
             None => (0, None),
         };
         let mut configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::{Context, ContextError, Loaded};
 use crate::apiservers::ServerConfig;
-use crate::desk::connect::{ConnectError, Connector, ServerTls};
+use crate::desk::connect::{Connector, ServerTls};
 use crate::desk::request;
 use crate::model::error_chain;
 
@@ -90,7 +90,7 @@ async fn request_slice(
 ) -> Result<(StatusCode, Bytes), String> {
     let credentials = &loaded.context.credentials;
     let authorization = credentials.authorization().await;
-    let authorization = authorization.map_err(|error| error_chain(&ConnectError::from(error)))?;
+    let authorization = authorization.map_err(|error| error_chain(&error))?;
     let mut request = Request::get(format!("{path}{SLICE}"))
         .header(ACCEPT, "application/json")
         .header(HOST, connector.name());

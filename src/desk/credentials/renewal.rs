@@ -130,6 +130,14 @@ impl Renewal {
         self.state().generation
     }
 
+    /// Returns the client certificate that was obtained last, if any, with the number of changes.
+    pub fn certificate(&self) -> (u32, Option<Arc<CertifiedKey>>) {
+        let state = self.state();
+        let current = state.current.as_ref();
+        let certificate = current.and_then(|current| current.obtained.certificate.clone());
+        (state.generation, certificate)
+    }
+
     /// Returns valid credentials.
     pub async fn current(self: &Arc<Self>) -> Result<Obtained, CredentialsError> {
         if let Provider::Fixed(authorization) = &self.provider {
@@ -288,10 +296,8 @@ impl Renewal {
         match result {
             Ok(obtained) => {
                 let before = state.current.as_ref();
-                let before = before.map(|current| &current.obtained.certificate);
-                if before
-                    .is_some_and(|before| !is_same(before.as_ref(), obtained.certificate.as_ref()))
-                {
+                let before = before.and_then(|current| current.obtained.certificate.as_ref());
+                if !is_same(before, obtained.certificate.as_ref()) {
                     state.generation += 1;
                 }
                 let renew_at = match self.provider {

@@ -260,17 +260,21 @@ async fn a_rotated_certificate_of_a_plugin_is_a_new_generation() {
             jiff::Timestamp::from_second(START.try_into().unwrap()).unwrap()
         )
     };
-    let first = status();
-    fixture.prints_status(&first);
-    let (generation, certificate) = fixture.credentials.certificate().await.unwrap();
-    assert!(certificate.is_some());
+    let before = fixture.credentials.generation();
+    let certificate = async || {
+        fixture.credentials.current().await.unwrap();
+        fixture.credentials.certificate()
+    };
+    fixture.prints_status(&status());
+    let (generation, first) = certificate().await;
+    assert!(first.is_some() && generation != before);
     fixture.clock.advance(10);
-    let same = fixture.credentials.certificate().await.unwrap();
+    let same = certificate().await;
     assert_eq!((fixture.runs(), same.0), (2, generation));
     fixture.prints_status(&status());
     fixture.clock.advance(10);
-    let (changed, other) = fixture.credentials.certificate().await.unwrap();
-    assert!(changed != generation && other.unwrap().cert != certificate.unwrap().cert);
+    let (changed, other) = certificate().await;
+    assert!(changed != generation && other.unwrap().cert != first.unwrap().cert);
 }
 
 #[tokio::test]
@@ -325,7 +329,7 @@ async fn reloads_a_client_certificate_whose_files_change() {
     let credentials = Credentials::with_clock(login(user), clock.clock()).unwrap();
     let generation = || async {
         assert_eq!(credentials.authorization().await.unwrap(), None);
-        let (generation, certificate) = credentials.certificate().await.unwrap();
+        let (generation, certificate) = credentials.certificate();
         assert_eq!(generation, credentials.generation());
         (generation, certificate.unwrap().cert[0].to_vec())
     };

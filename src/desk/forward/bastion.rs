@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::apiservers::ServerConfig;
-use crate::desk::credentials::{Credentials, CredentialsError};
+use crate::desk::credentials::{Credentials, CredentialsError, Presented};
 use crate::desk::targets::Protocol;
 use link::{Answer, Link};
 pub use link::{Destination, LinkError, Refusal, TunnelStream};
@@ -90,6 +90,9 @@ impl Tunnels {
     /// # Errors
     /// [`TunnelError`]
     pub async fn check(&self) -> Result<(), TunnelError> {
+        if self.credentials.may_obtain_certificate() {
+            self.credentials.current().await?;
+        }
         let connected = timeout(OPEN_TIMEOUT, self.dial()).await;
         let link = connected.map_err(|_| self.timed_out())?;
         let link = link.map_err(|source| self.unreachable(source))?;
@@ -111,22 +114,22 @@ impl Tunnels {
             protocol,
             authority,
         };
-        let opened = timeout(OPEN_TIMEOUT, self.open_patiently(destination)).await;
-        opened.unwrap_or_else(|_| {
-            let failure = self.failure.borrow_mut().take();
-            Err(match failure {
-                Some(source) => self.unreachable(source),
-                None => self.timed_out(),
+        // Without the time of a credential plugin: the user may be logging in.
+        let ask = async |presented: &Presented| {
+            let asked = timeout(
+                OPEN_TIMEOUT,
+                self.ask(destination, presented.authorization()),
+            );
+            asked.await.unwrap_or_else(|_| {
+                let failure = self.failure.borrow_mut().take();
+                Err(match failure {
+                    Some(source) => self.unreachable(source),
+                    None => self.timed_out(),
+                })
             })
-        })
-    }
-
-    async fn open_patiently(
-        &self,
-        destination: Destination<'_>,
-    ) -> Result<TunnelStream, TunnelError> {
+        };
         let answer = self.credentials.with_renewal(
-            async |presented| self.ask(destination, presented.authorization()).await,
+            ask,
             |answer| matches!(answer, Answer::Refused(refusal) if refusal.is_login()),
         );
         match answer.await? {
