@@ -7,18 +7,20 @@ mod lifetime;
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use http::HeaderValue;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::http::Stream;
 pub use direct::{DirectConnector, InvalidServerName};
 pub use health::{Probe, keep_probing};
-pub use lifetime::{Lifetime, is_watch};
+pub use lifetime::{Lifetime, is_long, is_watch};
 
 /// Opens connections to one API server: TCP and TLS to an address, or through the proxies of a
 /// desk.
@@ -41,7 +43,7 @@ pub enum Credential {
     /// Token that may be invalid, or none. HTTP/1.1 only, on which such requests do not end the
     /// connection.
     Unproven,
-    /// Watch with such a token. HTTP/2, whose keepalive detects a frozen server.
+    /// Watch, or followed log, with such a token. HTTP/2, whose keepalive detects a frozen server.
     UnprovenWatch,
     /// The credentials of the user on the desk. A new client certificate is a new generation.
     Own { generation: u32 },
@@ -66,6 +68,11 @@ pub struct ServerConfig {
     pub path: String,
     pub connector: Arc<dyn Connect>,
 }
+
+/// Number of connections that broke, without a response between them, after which a server is used
+/// only if no other is ready, and for how long.
+const MAX_BROKEN: u32 = 3;
+const EJECTION: Duration = Duration::from_secs(5);
 
 /// Number of a server, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,6 +108,11 @@ pub struct ApiServer {
     has_checks: bool,
     /// Wakes the health check.
     suspected: Notify,
+    /// Number of connections that broke since the last response.
+    broken: AtomicU32,
+    /// Time until which other servers are preferred, in milliseconds from `created`.
+    ejected_until: AtomicU64,
+    created: Instant,
 }
 
 impl ApiServer {
@@ -115,6 +127,9 @@ impl ApiServer {
             reason: Mutex::default(),
             has_checks,
             suspected: Notify::new(),
+            broken: AtomicU32::new(0),
+            ejected_until: AtomicU64::new(0),
+            created: Instant::now(),
         })
     }
 
@@ -145,9 +160,42 @@ impl ApiServer {
         }
     }
 
-    /// Requests a health check, for a connection that broke: its server may have been replaced.
+    /// Requests a health check: the server may have been replaced.
     pub fn suspect(&self) {
         self.suspected.notify_one();
+    }
+
+    /// Notes that the connection of a request broke before its response. A server on which several
+    /// requests broke without a response between them is used only if no other is ready, for some
+    /// seconds: it has the fewest outstanding requests, and its health checks may succeed.
+    pub fn connection_broke(&self) {
+        self.suspect();
+        if self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_BROKEN {
+            let until = self.created.elapsed() + EJECTION;
+            let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+            self.ejected_until.store(until, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the server has responded to a request.
+    pub fn responded(&self) {
+        if self.broken.load(Ordering::Relaxed) != 0 {
+            self.broken.store(0, Ordering::Relaxed);
+            self.ejected_until.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn is_ejected(&self) -> bool {
+        let until = self.ejected_until.load(Ordering::Relaxed);
+        until != 0 && self.created.elapsed() < Duration::from_millis(until)
+    }
+
+    /// Health by which the server is selected.
+    fn rank(&self) -> Health {
+        match self.health() {
+            Health::Ready if self.is_ejected() => Health::NotReady,
+            health => health,
+        }
     }
 
     fn set_reason(&self, reason: &str) {
@@ -286,21 +334,19 @@ impl ApiServers {
             .filter(|server| !tried.contains(&server.id))
             .map(|server| {
                 let outstanding = server.outstanding(lifetime).load(Ordering::Relaxed);
-                ((server.health(), outstanding), server)
+                ((server.rank(), outstanding), server)
             })
-            .filter(|((health, _), _)| *health != Health::Unreachable)
+            .filter(|((rank, _), _)| *rank != Health::Unreachable)
             // The first of several minima.
             .min_by_key(|(load, _)| *load)?;
         Some(RequestGuard::new(best.1, lifetime))
     }
 
-    /// Returns the number of servers.
-    pub fn len(&self) -> usize {
-        self.0.servers.load().len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// Returns true if [`Self::select`] can return a server after this one was tried, too.
+    pub fn has_another(&self, tried: &[ServerId], server: ServerId) -> bool {
+        self.0.servers.load().iter().any(|it| {
+            it.id != server && !tried.contains(&it.id) && it.health() != Health::Unreachable
+        })
     }
 
     /// Returns the servers with their state.
@@ -417,6 +463,48 @@ mod tests {
             servers.failures(),
             "a: shutting down; b: connection refused; c: no answer"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn server_on_which_connections_break_is_last_for_some_seconds() {
+        let servers = servers(&["a", "b"]);
+        let all = servers.snapshot();
+        let selected = || {
+            let pair = [0; 2].map(|_| servers.select(&[], Lifetime::Short).unwrap());
+            let mut names = pair.each_ref().map(|guard| name(guard).to_owned());
+            names.sort();
+            names
+        };
+        for _ in 1..MAX_BROKEN {
+            all[0].connection_broke();
+        }
+        assert_eq!(selected(), ["a", "b"]);
+        all[0].connection_broke();
+        assert_eq!(selected(), ["b", "b"]);
+        assert_eq!(
+            name(&servers.select(&[all[1].id], Lifetime::Short).unwrap()),
+            "a"
+        );
+        tokio::time::advance(EJECTION).await;
+        assert_eq!(selected(), ["a", "b"]);
+        // One more is enough until a response.
+        all[0].connection_broke();
+        assert_eq!(selected(), ["b", "b"]);
+        all[0].responded();
+        all[0].connection_broke();
+        assert_eq!(selected(), ["a", "b"]);
+    }
+
+    #[test]
+    fn only_servers_that_can_be_selected_are_others() {
+        let servers = servers(&["a", "b", "c"]);
+        let all = servers.snapshot();
+        assert!(servers.has_another(&[], all[0].id));
+        all[1].set_aside(Health::Unreachable, "connection refused");
+        assert!(servers.has_another(&[], all[0].id));
+        assert!(!servers.has_another(&[all[2].id], all[0].id));
+        all[1].set_aside(Health::NotReady, "shutting down");
+        assert!(servers.has_another(&[all[2].id], all[0].id));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use repeat::{is_apply, is_repeatable, replayable};
 use shutdown::announces_shutdown;
 
 use crate::apiservers::{
-    ApiServer, ApiServers, Credential, Health, Lifetime, RequestGuard, is_watch,
+    ApiServer, ApiServers, Credential, Health, Lifetime, RequestGuard, is_long,
 };
 use crate::balance::LoadBalancer;
 use crate::config;
@@ -214,7 +214,7 @@ impl ApiForwarder {
         } = request;
         let target = head.target.clone();
         let is_long =
-            protocol == Protocol::Http1 || is_watch(&head.method, target.path(), target.query());
+            protocol == Protocol::Http1 || is_long(&head.method, target.path(), target.query());
         let lifetime = if is_long {
             Lifetime::Long
         } else {
@@ -240,7 +240,7 @@ impl ApiForwarder {
             };
             let server = Arc::clone(guard.server());
             readdress(&mut pending, &server, &target);
-            let others = self.servers.len() > tried.len() + 1;
+            let others = self.servers.has_another(&tried, server.id);
             let attempt = Attempt {
                 credential,
                 protocol,
@@ -255,6 +255,7 @@ impl ApiForwarder {
             };
             match self.attempt(&attempt, guard, &mut pending).await {
                 Ok(answer) => {
+                    server.responded();
                     let answer = match announces_shutdown(answer).await {
                         (answer, false) => answer,
                         (answer, true) => {
@@ -284,7 +285,7 @@ impl ApiForwarder {
                     return Err(error.into());
                 }
                 Err(Failed::Connection(Classified::Broken { source, safety, .. })) => {
-                    server.suspect();
+                    server.connection_broke();
                     let name = server.config.name.clone();
                     if !is_repeatable(safety, &mut pending) {
                         return Err(match safety {
@@ -301,7 +302,7 @@ impl ApiForwarder {
                     }
                     // A server that refuses a request on a new connection is alive, and may be the
                     // only one.
-                    if safety != RetrySafety::Unprocessed {
+                    if safety != RetrySafety::Unprocessed || others {
                         tried.push(server.id);
                     }
                     failure = Some(ApiError::Failed {

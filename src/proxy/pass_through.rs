@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::tunnel::Carrier;
 use super::{AUDIT_ID, Body, Proxy, ProxyError, Reply};
-use crate::apiservers::{ApiServers, Credential, is_watch};
+use crate::apiservers::{ApiServers, Credential, is_long, is_watch};
 use crate::authenticate::{Authenticator, DelegatedCaller, Peer};
 use crate::config::CertificateCallers;
 use crate::forward::{
@@ -101,14 +101,16 @@ impl Proxy {
             return Err(ProxyError::MethodNotAllowed);
         }
         let websocket = upgrade.as_ref().is_some_and(Upgrade::is_websocket);
-        let is_watch = is_watch(&head.method, head.target.path(), head.target.query());
+        let (path, query) = (head.target.path(), head.target.query());
+        let is_watch = is_watch(&head.method, path, query);
+        let is_long = is_long(&head.method, path, query);
         // Before the credentials of the caller are read and those of the bastion are set: `Connection`
         // of a client must remove neither.
         remove_hop_by_hop(&mut head.headers, |_| false);
         let authenticator = &self.stages.authenticator;
         let caller = authenticator.delegate(&mut head.headers, peer, websocket)?;
         let presented = self
-            .present(pass_through, caller, &mut head.headers, is_watch, record)
+            .present(pass_through, caller, &mut head.headers, is_long, record)
             .await?;
 
         if let Some(authority) = head.target.authority()
@@ -195,7 +197,7 @@ impl Proxy {
         pass_through: &PassThrough,
         caller: DelegatedCaller,
         headers: &mut HeaderMap,
-        is_watch: bool,
+        is_long: bool,
         record: &mut Record,
     ) -> Result<Presented, ProxyError> {
         let proven = |credential| Presented {
@@ -245,7 +247,7 @@ impl Proxy {
         }
         let permit = pass_through.unproven.enter(record.client.into());
         Ok(Presented {
-            credential: if is_watch {
+            credential: if is_long {
                 Credential::UnprovenWatch
             } else {
                 Credential::Unproven
