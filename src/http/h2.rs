@@ -52,8 +52,8 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 /// Number of streams that a connection remembers after their reset, and for how long. Frames of a
 /// client that does not know of the reset yet are ignored then. Those of other ended streams count
 /// as errors, and too many errors close the connection.
-const MAX_RESET_STREAMS: usize = 2 * MAX_STREAMS as usize;
-const RESET_STREAM_DURATION: Duration = Duration::from_secs(30);
+const MAX_RESET_STREAMS: usize = 10 * MAX_STREAMS as usize;
+const RESET_STREAM_DURATION: Duration = Duration::from_secs(10);
 /// Maximum number of bytes that wait in h2 for a client that does not read, per stream.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
 
@@ -153,7 +153,7 @@ where
     let mut keepalive = Keepalive::new(connection.ping_pong());
     let shared = Rc::new(Shared { handler, timeouts });
     let heads = Heads::new(memory);
-    let mut blocks = Blocks::new(meter, Rc::clone(&heads));
+    let mut blocks = Blocks::new(Rc::clone(&meter), Rc::clone(&heads));
     let mut begun = pin!(drain.begun());
     let mut drained = DrainWatch::new(drain, begun.as_mut());
     let mut idling = pin!(idle());
@@ -171,7 +171,8 @@ where
             if blocks.resume() {
                 context.waker().wake_by_ref();
             }
-            if keepalive.poll_dead(context).is_ready() {
+            let has_received = || meter.borrow_mut().take_received();
+            if keepalive.poll_dead(context, has_received).is_ready() {
                 return Poll::Ready(Event::Ended);
             }
             if !finishing && drained.has_begun(context) {

@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use crate::connect::{data, http2, send, send_http2};
 use crate::flooded::{headers, single, stream_id};
 use crate::support::eventually;
-use crate::support::frames::{DATA, FrameClient, MAX_PAYLOAD, RST_STREAM, literal};
+use crate::support::frames::{DATA, FrameClient, HEADERS, MAX_PAYLOAD, RST_STREAM, literal};
 use crate::support::test_bed::{TestBed, read_all, read_until};
 
 const AUTHORITY: &str = "s.default.svc:80";
@@ -96,13 +96,17 @@ async fn frames_behind_resets_leave_the_connection_open() -> Result<()> {
         literal(&mut block, name.as_bytes(), value.as_bytes());
     }
     let part = [b'x'; MAX_PAYLOAD];
-    for round in 0..2 {
+    for round in 0..5 {
         let ids = || (round * TUNNELS..(round + 1) * TUNNELS).map(stream_id);
         let sent: Vec<u8> = ids().flat_map(|id| headers(0, id, &block)).collect();
         client.send(&sent).await?;
         let mut endpoints = Vec::new();
         for _ in ids() {
             endpoints.push(bed.backend.accept().await?.0);
+        }
+        // A reset before the response would be a failed dial.
+        for _ in ids() {
+            client.until(|frame| frame.kind == HEADERS).await?;
         }
         for endpoint in endpoints {
             SockRef::from(&endpoint).set_linger(Some(Duration::ZERO))?;

@@ -36,6 +36,8 @@ pub(super) struct Meter {
     allowance: usize,
     /// h2 had to pause.
     paused: bool,
+    /// Bytes have arrived since [`Self::take_received`].
+    received: bool,
     /// Number of bytes until the next head of a frame.
     skip: usize,
     head: [u8; FRAME_HEAD],
@@ -50,6 +52,7 @@ impl Default for Meter {
         Self {
             allowance: MAX_READ,
             paused: false,
+            received: false,
             skip: PREFACE,
             head: [0; FRAME_HEAD],
             head_length: 0,
@@ -78,7 +81,13 @@ impl Meter {
     }
 
     /// Follows bytes that h2 has read.
+    /// Returns true if bytes have arrived since the last call.
+    pub fn take_received(&mut self) -> bool {
+        std::mem::take(&mut self.received)
+    }
+
     pub fn read(&mut self, mut bytes: &[u8]) {
+        self.received |= !bytes.is_empty();
         self.allowance = self.allowance.saturating_sub(bytes.len());
         while !bytes.is_empty() {
             if self.skip > 0 {

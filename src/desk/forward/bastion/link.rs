@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,10 +20,11 @@ use crate::desk::client::USER_AGENT;
 use crate::desk::printable;
 use crate::desk::targets::Protocol;
 use crate::http::h2::ByteStream;
+use crate::http::{ObservedStream, ReadObserver};
 
 /// Maximum time of a connection with TLS and proxies, and of the handshake of HTTP/2.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Interval of the PINGs and timeout of their acknowledgements.
+/// Interval of the PINGs, and time after which a bastion that sends nothing does not answer.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of streams of a connection, as kube-apiserver and bastions accept.
@@ -112,6 +114,8 @@ impl Link {
     /// [`LinkError`]
     pub async fn connect(server: &ServerConfig, generation: u32) -> Result<Self, LinkError> {
         let credential = Credential::Own { generation };
+        let received = Received::default();
+        let observer = received.clone();
         let connecting = async {
             let stream = server.connector.connect(credential, true).await?;
             if stream.alpn_protocol() != Some(b"h2") {
@@ -126,7 +130,7 @@ impl Link {
                 // Each frame that is in flight when a client leaves may count as an error, and the
                 // count is never reset.
                 .max_local_error_reset_streams(None)
-                .handshake::<_, Bytes>(stream);
+                .handshake::<_, Bytes>(ObservedStream::new(stream, observer));
             Ok(handshake.await?)
         };
         let connected = timeout(CONNECT_TIMEOUT, connecting).await;
@@ -141,7 +145,7 @@ impl Link {
                     tracing::debug!(%error, "the connection to the bastion ended");
                 },
                 // Dropping the connection resets its streams.
-                () = until_dead(pings, &known) => tracing::debug!("the bastion answers no PING"),
+                () = until_dead(pings, &received, &known) => tracing::debug!("the bastion answers no PING"),
             }
             closed.store(true, Ordering::Relaxed);
         });
@@ -249,20 +253,46 @@ impl Drop for Slot {
     }
 }
 
-/// Sends PINGs until one is not acknowledged, as after the machine has slept. `known` is set by the
-/// first acknowledgement: the settings of the server precede it (RFC 9113 section 3.4).
-async fn until_dead(pings: Option<PingPong>, known: &watch::Sender<bool>) {
+/// True if bytes have arrived since it was read last.
+#[derive(Clone, Debug, Default)]
+struct Received(Arc<AtomicBool>);
+
+impl Received {
+    fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl ReadObserver for Received {
+    fn observe(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Sends PINGs until one is not acknowledged while nothing else arrives, as after the machine has
+/// slept. `known` is set by the first acknowledgement: the settings of the server precede it (RFC 9113
+/// section 3.4).
+async fn until_dead(pings: Option<PingPong>, received: &Received, known: &watch::Sender<bool>) {
     if let Some(mut pings) = pings {
         loop {
-            match timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await {
-                Ok(Ok(_)) => {
-                    known.send_replace(true);
-                    sleep(PING_INTERVAL).await;
+            received.take();
+            let mut pong = pin!(pings.ping(Ping::opaque()));
+            let answered = loop {
+                match timeout(PING_TIMEOUT, &mut pong).await {
+                    Ok(answered) => break answered,
+                    // Behind a slow network, the acknowledgement follows what was sent before.
+                    Err(_) if received.take() => {}
+                    Err(_) => return,
                 }
+            };
+            if answered.is_err() {
                 // The connection has ended, which its own future reports.
-                Ok(Err(_)) => break,
-                Err(_) => return,
+                break;
             }
+            known.send_replace(true);
+            sleep(PING_INTERVAL).await;
         }
     }
     std::future::pending::<()>().await;
