@@ -281,19 +281,17 @@ impl PortProblems {
         }
     }
 
-    /// Returns the error of the port in the status. An address that leads to the listener of another
-    /// Service as well, or to none, does not serve the port.
+    /// Returns the error of the port in the status: that it lacks a listener, before that none is
+    /// served. An address that leads to the listener of another Service as well, or to none, does not
+    /// serve the port.
     fn error(&self) -> Option<&Problem> {
-        let mut problems = self.problems.iter();
-        if !self.is_served {
-            return problems.next();
-        }
-        problems.find(|problem| {
+        let lack = self.problems.iter().find(|problem| {
             matches!(
                 problem,
                 Problem::PortConflict { .. } | Problem::TooManyPorts(_)
             )
-        })
+        });
+        lack.or_else(|| self.problems.first().filter(|_| !self.is_served))
     }
 }
 

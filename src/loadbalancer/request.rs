@@ -22,8 +22,17 @@ const ADDRESSES: &str = "kube-bastion.dev/load-balancer-addresses";
 
 /// Domain of the errors in `ports[]`.
 const DOMAIN: &str = "kube-bastion.dev";
+/// Reasons of the condition of Services that hold all listeners that they claim, although not all
+/// are served.
+const HOLDING: [&str; 4] = [
+    "NoAddress",
+    "NoLocalEndpoint",
+    "NodesExcluded",
+    "BindFailed",
+];
 
-/// Reason why a Service, or one of its ports, is not served.
+/// Reason why a Service, or one of its ports, is not served. The first one in the order of the
+/// variants is the reason of the condition: of a Service that lacks a listener, one that says so.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Problem {
     #[error(
@@ -55,23 +64,23 @@ pub enum Problem {
     )]
     NoNodeName,
     #[error(
-        "no replica of the bastion has a ready endpoint on its node (externalTrafficPolicy: Local)"
-    )]
-    NoLocalEndpoint,
-    #[error("the nodes of the addresses, or all nodes, are excluded from external load balancers")]
-    NodesExcluded,
-    #[error("{protocol} port {port} is not served; only TCP and UDP are")]
-    UnsupportedProtocol { port: u16, protocol: String },
-    #[error("port {0} is not allowed (loadBalancer.allowedPorts)")]
-    PortNotAllowed(u16, Protocol),
-    #[error(
         "{key} is in use by the Service {holder}; it is taken over when that Service releases it"
     )]
     PortConflict { key: ListenerKey, holder: ObjectKey },
     #[error("{0}; use fewer ports, or ask the administrator of the bastion")]
     TooManyPorts(PortLimit),
+    #[error(
+        "no replica of the bastion has a ready endpoint on its node (externalTrafficPolicy: Local)"
+    )]
+    NoLocalEndpoint,
+    #[error("the nodes of the addresses, or all nodes, are excluded from external load balancers")]
+    NodesExcluded,
     #[error("cannot listen on {key}: {reason}")]
     BindFailed { key: ListenerKey, reason: String },
+    #[error("{protocol} port {port} is not served; only TCP and UDP are")]
+    UnsupportedProtocol { port: u16, protocol: String },
+    #[error("port {0} is not allowed (loadBalancer.allowedPorts)")]
+    PortNotAllowed(u16, Protocol),
 }
 
 impl Problem {
@@ -97,6 +106,19 @@ impl Problem {
     /// Returns the reason as an error in `ports[]`, `DOMAIN/CamelCase`.
     pub fn port_error(&self) -> String {
         format!("{DOMAIN}/{}", self.reason())
+    }
+
+    /// Returns true if a Service whose condition has this reason holds all listeners that it claims.
+    pub fn is_holding(reason: &str) -> bool {
+        HOLDING.contains(&reason)
+    }
+
+    /// Returns true if a port with this error in `ports[]` has its listeners.
+    pub fn is_holding_error(error: &str) -> bool {
+        let reason = error
+            .strip_prefix(DOMAIN)
+            .and_then(|it| it.strip_prefix('/'));
+        reason.is_some_and(Self::is_holding)
     }
 
     /// Returns true if the configuration is valid, and no replica can serve the Service now.

@@ -5,8 +5,10 @@ mod selection;
 use std::ops::Range;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::super::status::{self, Patch};
 use super::*;
 use crate::config::{LoadBalancer, parse_published_address};
 
@@ -119,15 +121,17 @@ impl Setting {
     fn step(&mut self) -> Assignment {
         let assignment = self.assign();
         self.holders.clone_from(&assignment.holders);
+        let settings = status::Settings {
+            class: CLASS.into(),
+            finalizer: false,
+        };
         for (key, outcome) in &assignment.services {
             let mut service = Service::clone(&self.services[key]);
-            service
-                .status
-                .load_balancer
-                .ingress
-                .clone_from(&outcome.ingress);
-            service.status.conditions = vec![marker()];
-            self.services.insert(key.clone(), Arc::new(service));
+            let change = status::change(&service, Some(outcome), &settings, Timestamp::UNIX_EPOCH);
+            if let Some(Patch::Status(patch)) = change.map(|change| change.patch) {
+                service.status = serde_json::from_value(patch["status"].clone()).unwrap();
+                self.services.insert(key.clone(), Arc::new(service));
+            }
         }
         assignment
     }
@@ -237,10 +241,10 @@ fn serves_other_ports_beside_those_in_error() {
     assert_eq!(
         problems(&assignment, "web"),
         [
+            "PortConflict",
             "UnsupportedProtocol",
             "PortNotAllowed",
-            "PortNotAllowed",
-            "PortConflict"
+            "PortNotAllowed"
         ]
     );
     assert_eq!(

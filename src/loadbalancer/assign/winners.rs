@@ -8,9 +8,9 @@ use super::{Facts, Settings, claims};
 use crate::cluster::ObjectKey;
 use crate::config::parse_published_address;
 use crate::loadbalancer::request::{
-    MAX_OF_NAMESPACE, MAX_OF_PROCESS, PortLimit, Request, binds_of,
+    MAX_OF_NAMESPACE, MAX_OF_PROCESS, PortLimit, Problem, Request, binds_of,
 };
-use crate::loadbalancer::service::Service;
+use crate::loadbalancer::service::{CONDITION, Service};
 use crate::loadbalancer::{ListenerKey, Protocol};
 
 /// Right of a Service to a listener, the strongest first.
@@ -20,6 +20,8 @@ enum Right {
     Holder,
     /// Its status has the listener.
     Status,
+    /// Its status says that it lacks no listener, but does not list them, because it is not served.
+    Unserved,
     /// It holds the listener, and its status lacks it. All replicas see the same status, while they
     /// may have seen Services in another order.
     Unconfirmed,
@@ -75,14 +77,17 @@ pub(super) fn winners<'a>(
     let mut ranked = Vec::new();
     for (key, (service, request)) in requests {
         let uid = service.uid();
-        let served = served(service, &settings.bind_addresses);
+        let listed = listed(service, &settings.bind_addresses);
+        let condition = service.condition(CONDITION);
+        let lacks_none = condition.is_some_and(|it| Problem::is_holding(&it.reason));
         let created = service.created();
         for listener in claims(settings, request) {
             let is_holder = facts.holders.get(&listener) == Some(&uid);
-            let right = match (is_holder, served.contains(&listener)) {
+            let right = match (is_holder, listed.contains(&listener)) {
                 (true, true) => Right::Holder,
-                (true, false) if !service.is_marked() => Right::Holder,
+                (true, false) if condition.is_none() || lacks_none => Right::Holder,
                 (false, true) => Right::Status,
+                (false, false) if lacks_none => Right::Unserved,
                 (true, false) => Right::Unconfirmed,
                 (false, false) => Right::None,
             };
@@ -103,28 +108,31 @@ pub(super) fn winners<'a>(
     winners
 }
 
-/// Returns the listeners that the Service has according to its status.
-fn served(service: &Service, bind_addresses: &[IpAddr]) -> BTreeSet<ListenerKey> {
-    let mut served = BTreeSet::new();
+/// Returns the listeners that the status of the Service lists, also those that could not be bound.
+fn listed(service: &Service, bind_addresses: &[IpAddr]) -> BTreeSet<ListenerKey> {
+    let mut listed = BTreeSet::new();
     // The status of another controller, from before the class changed, holds nothing.
     if !service.is_marked() {
-        return served;
+        return listed;
     }
     for ingress in &service.status.load_balancer.ingress {
         let text = ingress.ip.as_deref().or(ingress.hostname.as_deref());
         let address = text.and_then(|text| parse_published_address(text).ok());
         let Some(address) = address else { continue };
         let binds = binds_of(&address, bind_addresses);
-        for port in ingress.ports.iter().filter(|port| port.error.is_none()) {
+        for port in &ingress.ports {
+            if !port.error.as_deref().is_none_or(Problem::is_holding_error) {
+                continue;
+            }
             let Some(protocol) = Protocol::parse(&port.protocol) else {
                 continue;
             };
-            served.extend(binds.iter().map(|address| ListenerKey {
+            listed.extend(binds.iter().map(|address| ListenerKey {
                 address: *address,
                 port: port.port,
                 protocol,
             }));
         }
     }
-    served
+    listed
 }

@@ -47,6 +47,119 @@ fn holder_keeps_its_port_until_it_lets_go() {
     );
 }
 
+/// Two Services that claim the ports 80 and 81 with the policy `Local`, the younger one first.
+fn with_local_endpoints() -> Setting {
+    let local = json!({"spec": {"externalTrafficPolicy": "Local"}});
+    let mut setting = Setting::new().with("young", 9, &["80/TCP", "81/TCP"], &local);
+    for service in ["young", "old"] {
+        let key = ObjectKey::new("shop", service);
+        setting.slices.insert(key, slice(service, "node-1"));
+    }
+    setting.step();
+    setting.add("old", 1, &["80/TCP", "81/TCP"], &local);
+    setting.step();
+    setting
+}
+
+#[test]
+fn holder_that_is_not_served_keeps_its_ports_after_a_restart() {
+    let held = ["192.0.2.1:80/TCP → young:80", "192.0.2.1:81/TCP → young:81"];
+    let failures: [(fn(&mut Setting), _); 3] = [
+        // Of the waiting Service as well.
+        (|setting| setting.slices.clear(), "NoLocalEndpoint"),
+        (
+            |setting| {
+                let excluded = node("192.0.2.1", true);
+                setting.nodes.insert("node-1".into(), excluded);
+            },
+            "NodesExcluded",
+        ),
+        (
+            |setting| {
+                let listeners = setting.holders.keys();
+                setting.failures = listeners.map(|key| (*key, "in use".into())).collect();
+            },
+            "BindFailed",
+        ),
+    ];
+    for (fail, reason) in failures {
+        let mut setting = with_local_endpoints();
+        let served = (setting.slices.clone(), setting.nodes.clone());
+        fail(&mut setting);
+        let unserved = setting.step();
+        assert_eq!(problems(&unserved, "young").first(), Some(&reason));
+        assert_eq!(ingress(&unserved, "young"), [""; 0], "{reason}");
+        setting.holders.clear();
+        setting.step();
+        (setting.slices, setting.nodes) = served;
+        setting.failures.clear();
+        assert_eq!(listeners(&setting.step()), held, "{reason}");
+    }
+}
+
+#[test]
+fn new_service_takes_no_port_of_one_without_address_after_a_restart() {
+    let mut setting = Setting::new().with("young", 9, &["80/TCP"], &json!({}));
+    setting.step();
+    let published = std::mem::take(&mut setting.published);
+    setting.step();
+    setting.holders.clear();
+    setting.step();
+    setting.published = published;
+    setting.add("old", 1, &["80/TCP"], &json!({}));
+    assert_eq!(listeners(&setting.step()), ["192.0.2.1:80/TCP → young:80"]);
+}
+
+#[test]
+fn service_that_is_not_served_takes_no_port_of_another_after_a_restart() {
+    let local = json!({"spec": {"externalTrafficPolicy": "Local"}});
+    let mut setting = Setting::new()
+        .with("young", 9, &["80/TCP"], &json!({}))
+        .with("old", 1, &["81/TCP"], &local);
+    let unserved = setting.step();
+    assert_eq!(problems(&unserved, "old"), ["NoLocalEndpoint"]);
+    // Its status is that of its previous ports.
+    let key = ObjectKey::new("shop", "old");
+    let status = setting.services[&key].status.clone();
+    setting.add("old", 1, &["80/TCP", "81/TCP"], &local);
+    let service = setting.services.get_mut(&key).unwrap();
+    Arc::get_mut(service).unwrap().status = status;
+    setting.holders.clear();
+    assert_eq!(
+        listeners(&setting.step()),
+        ["192.0.2.1:80/TCP → young:80", "192.0.2.1:81/TCP → old:81"]
+    );
+}
+
+#[test]
+fn port_that_could_not_be_bound_stays_with_its_holder_after_a_restart() {
+    let mut setting = Setting::new()
+        .with("other", 5, &["82/TCP"], &json!({}))
+        .with("young", 9, &["80/TCP", "81/TCP", "82/TCP"], &json!({}));
+    setting.step();
+    let key = ListenerKey {
+        address: "192.0.2.1".parse().unwrap(),
+        port: 81,
+        protocol: Protocol::Tcp,
+    };
+    setting.failures.insert(key, "in use".into());
+    setting.add("old", 1, &["81/TCP", "82/TCP"], &json!({}));
+    let assignment = setting.step();
+    assert_eq!(
+        ingress(&assignment, "young"),
+        ["192.0.2.1 80/TCP 81/TCP=BindFailed 82/TCP=PortConflict"]
+    );
+    setting.holders.clear();
+    assert_eq!(
+        listeners(&setting.step()),
+        [
+            "192.0.2.1:80/TCP → young:80",
+            "192.0.2.1:81/TCP → young:81",
+            "192.0.2.1:82/TCP → other:82"
+        ]
+    );
+}
+
 #[test]
 fn holder_keeps_its_port_before_its_status_is_written() {
     let mut setting = Setting::new().with("young", 9, &["80/TCP"], &json!({}));
