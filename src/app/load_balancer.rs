@@ -93,7 +93,12 @@ impl Setup<'_> {
             node_name: config.node_name.as_deref().map(Into::into),
         };
         let failures = watch::Sender::<Arc<BindFailures>>::default();
-        let controller = Controller::new(settings, inventory, failures.subscribe());
+        let controller = Controller::new(
+            settings,
+            inventory,
+            failures.subscribe(),
+            self.ready.clone(),
+        );
         let listeners = controller.listeners();
         let client = kubernetes::review_client(api, Connections::Pooled)?;
         let lease = &config.lease;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -11,7 +12,11 @@ use super::inventory::Inventory;
 use super::listener::{BindFailures, ListenerSpec, Listeners};
 use super::service::Service;
 use crate::cluster::ObjectKey;
+use crate::ready::Ready;
 use crate::telemetry::LogLimit;
+
+/// Interval at which the controller checks at the start whether the index is loaded.
+const SYNC_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Log lines about listeners. Services are changed by many, and one may have many listeners.
 static CHANGES: LogLimit = LogLimit::new(600);
@@ -26,6 +31,7 @@ pub struct Controller {
     settings: assign::Settings,
     inventory: Arc<Inventory>,
     failures: watch::Receiver<Arc<BindFailures>>,
+    ready: Ready,
     /// Kept here, so that a restart of the task takes no port from its holder.
     holders: Mutex<Holders>,
     listeners: watch::Sender<Arc<Listeners>>,
@@ -33,16 +39,19 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// `failures` are the listeners that the data path could not bind.
+    /// `failures` are the listeners that the data path could not bind. `ready` is blocked until the
+    /// index has the endpoints of the Services.
     pub fn new(
         settings: assign::Settings,
         inventory: Arc<Inventory>,
         failures: watch::Receiver<Arc<BindFailures>>,
+        ready: Ready,
     ) -> Arc<Self> {
         Arc::new(Self {
             settings,
             inventory,
             failures,
+            ready,
             holders: Mutex::default(),
             listeners: watch::Sender::default(),
             results: watch::Sender::default(),
@@ -59,8 +68,12 @@ impl Controller {
         self.results.subscribe()
     }
 
-    /// Assigns listeners until the process ends.
+    /// Assigns listeners until the process ends. The first are published once the index is loaded:
+    /// before, their connections would be reset for lack of endpoints.
     pub async fn run(self: Arc<Self>) {
+        while !self.ready.is_synced() {
+            tokio::time::sleep(SYNC_INTERVAL).await;
+        }
         let mut changes = self.inventory.changes();
         let mut failures = self.failures.clone();
         loop {
@@ -162,7 +175,6 @@ fn clients(spec: &ListenerSpec) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::time::Duration;
 
     use serde_json::{Value, json};
 
@@ -196,7 +208,7 @@ mod tests {
         failures: watch::Sender<Arc<BindFailures>>,
     }
 
-    fn start() -> Running {
+    fn start(ready: &Ready) -> Running {
         let settings = json!({"class": "a/b", "addresses": ["192.0.2.1"]});
         let settings: LoadBalancer = serde_json::from_value(settings).unwrap();
         let inventory = Inventory::new(&settings);
@@ -212,6 +224,7 @@ mod tests {
             },
             Arc::clone(&inventory),
             failures.subscribe(),
+            ready.clone(),
         );
         tokio::spawn(Arc::clone(&controller).run());
         Running {
@@ -243,7 +256,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn listeners_follow_the_services() {
-        let running = start();
+        let running = start(&Ready::default());
         let apply = |change| running.inventory.apply(change);
         apply(Change::Nodes(Vec::new()));
         apply(Change::Services(vec![
@@ -266,8 +279,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn nothing_is_assigned_before_the_index_is_loaded() {
+        let ready = Ready::default();
+        let blocker = ready.block("endpointslices");
+        let running = start(&ready);
+        running.inventory.apply(Change::Nodes(Vec::new()));
+        running
+            .inventory
+            .apply(Change::Services(vec![service("a", &json!({}))]));
+        tokio::time::sleep(WAIT).await;
+        assert_eq!(running.holder(), None);
+        assert!(running.controller.results.borrow().is_empty());
+        drop(blocker);
+        eventually(WAIT, || running.holder().as_deref() == Some("a")).await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn results_follow_bind_failures_and_nodes_of_endpoints() {
-        let running = start();
+        let running = start(&Ready::default());
         running.inventory.apply(Change::Nodes(Vec::new()));
         let local = json!({"externalTrafficPolicy": "Local"});
         running
