@@ -48,13 +48,14 @@ impl DataPath {
         loop {
             match socket.accept().await {
                 Ok((stream, address)) => {
-                    let client = Client {
-                        listener,
-                        stream,
-                        address,
-                        spec: spec.get(),
-                    };
-                    if let Some(permits) = self.admit(&client).await {
+                    let admitted = self.admit(&stream, address, &spec).await;
+                    if let Some((spec, permits)) = admitted {
+                        let client = Client {
+                            listener,
+                            stream,
+                            address,
+                            spec,
+                        };
                         let serving = Rc::clone(&self).connection(client, permits);
                         self.tasks.spawn_local(serving);
                     }
@@ -69,23 +70,44 @@ impl DataPath {
         }
     }
 
-    /// Acquires the permits of a connection. `None` if it must be closed.
-    async fn admit(&self, client: &Client) -> Option<ConnectionPermits> {
-        let accepted = &self.metrics.accepted;
-        let ranges = client.spec.source_ranges.as_ref();
-        if ranges.is_some_and(|ranges| !ranges.contains(client.address.ip())) {
-            accepted.source_range.inc();
-            reset(&client.stream);
-            return None;
-        }
+    /// Acquires the permits of a connection, and returns them with the specification that applies
+    /// to it. `None` if it must be closed.
+    async fn admit(
+        &self,
+        stream: &TcpStream,
+        address: SocketAddr,
+        spec: &SpecCell,
+    ) -> Option<(Arc<ListenerSpec>, ConnectionPermits)> {
+        // A client outside of the source ranges takes no permit.
+        self.allowed(stream, address, spec)?;
         let quota = &self.limits.quota;
         // Further connections wait in the kernel's queue.
-        let permits = quota.admit(client.address.ip().into(), || {}).await;
-        if permits.is_none() {
-            accepted.client_share.inc();
-            reset(&client.stream);
+        let Some(permits) = quota.admit(address.ip().into(), || {}).await else {
+            self.metrics.accepted.client_share.inc();
+            reset(stream);
+            return None;
+        };
+        // The specification may have been replaced meanwhile.
+        let spec = self.allowed(stream, address, spec)?;
+        Some((spec, permits))
+    }
+
+    /// Returns the current specification of a listener. `None` if its source ranges reject the
+    /// client, whose connection is reset then.
+    fn allowed(
+        &self,
+        stream: &TcpStream,
+        address: SocketAddr,
+        spec: &SpecCell,
+    ) -> Option<Arc<ListenerSpec>> {
+        let spec = spec.get();
+        let ranges = spec.source_ranges.as_ref();
+        if ranges.is_some_and(|ranges| !ranges.contains(address.ip())) {
+            self.metrics.accepted.source_range.inc();
+            reset(stream);
+            return None;
         }
-        permits
+        Some(spec)
     }
 
     async fn connection(self: Rc<Self>, client: Client, _permits: ConnectionPermits) {

@@ -446,3 +446,38 @@ fn connections_beyond_the_limit_wait() {
         assert_eq!(read_name(&mut second).await, "127.0.0.2");
     });
 }
+
+#[test]
+fn connection_that_has_waited_is_served_by_the_changed_listener() {
+    run(async {
+        let mut bed = Bed::with_limits(&ListenerLimits::new(1, 0), (0, 1));
+        let (web, dns) = (
+            Endpoints::start(&["127.0.0.2"]).await,
+            Endpoints::start(&["127.0.0.3"]).await,
+        );
+        bed.publish("web", &web);
+        bed.publish("dns", &dns);
+        let key = bed.serve(Protocol::Tcp, spec("web")).await;
+        let foreign = ListenerSpec {
+            source_ranges: Some(["4700::/32".parse().unwrap()].into_iter().collect()),
+            ..spec("web")
+        };
+        let mut open = bed.connect(key).await;
+        assert_eq!(read_name(&mut open).await, "127.0.0.2");
+        for (changed, name) in [(spec("dns"), Some("127.0.0.3")), (foreign, None)] {
+            let mut waiting = bed.connect(key).await;
+            let waits = tokio::time::timeout(Duration::from_millis(100), waiting.read_u8());
+            assert!(waits.await.is_err());
+            bed.change(key, Some(changed));
+            bed.wait_until_applied().await;
+            drop(open);
+            if let Some(name) = name {
+                assert_eq!(read_name(&mut waiting).await, name);
+            } else {
+                let error = waiting.read_u8().await.unwrap_err();
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+            }
+            open = waiting;
+        }
+    });
+}

@@ -209,6 +209,17 @@ impl Bed {
         key
     }
 
+    /// Waits until the data path has applied all earlier changes.
+    pub async fn wait_until_applied(&self) {
+        let foreign = ListenerSpec {
+            source_ranges: Some(["4700::/32".parse().unwrap()].into_iter().collect()),
+            ..spec("none")
+        };
+        // Rejected by the task of the listener, also while connections wait for the limit.
+        let probe = self.serve(Protocol::Tcp, foreign).await;
+        assert!(self.is_reset(probe).await);
+    }
+
     pub async fn wait_until_open(&self, key: ListenerKey) {
         eventually(PATIENCE, || match key.protocol {
             Protocol::Tcp => std::net::TcpListener::bind((key.address, key.port)).is_err(),
