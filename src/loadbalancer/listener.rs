@@ -39,6 +39,13 @@ pub struct ListenerSpec {
     pub proxy_protocol: bool,
 }
 
+impl ListenerSpec {
+    /// Returns true if both are listeners of the same Service.
+    pub fn is_of_same_service(&self, other: &Self) -> bool {
+        (&self.namespace, &self.service) == (&other.namespace, &other.service)
+    }
+}
+
 /// Listeners that the data path must serve, and no others.
 pub type Listeners = BTreeMap<ListenerKey, Arc<ListenerSpec>>;
 

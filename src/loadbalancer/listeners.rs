@@ -133,7 +133,12 @@ impl Serving {
         let mut all_served = true;
         for (key, bound) in bound {
             if let Some(served) = self.listeners.get(key) {
-                served.spec.0.replace(Arc::clone(&bound.spec));
+                let previous = served.spec.0.replace(Arc::clone(&bound.spec));
+                if !previous.is_of_same_service(&bound.spec) {
+                    // The next datagram of a client would end its flow, but answers of the previous
+                    // Service would reach the client until then.
+                    flows.borrow_mut().retain(|flow| flow.listener != *key);
+                }
             } else if key.protocol == Protocol::Tcp || home(key, workers) == worker {
                 match path.start(*key, bound, flows, &mut self.tasks) {
                     Ok(started) => {

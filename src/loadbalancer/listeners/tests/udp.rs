@@ -25,6 +25,37 @@ fn udp_flow_moves_when_its_pod_is_replaced() {
 }
 
 #[test]
+fn udp_flows_end_when_another_service_takes_their_listener() {
+    run(async {
+        let (mut bed, _endpoints) = Bed::web(&["127.0.0.2"]).await;
+        let endpoint = UdpSocket::bind("127.0.0.3:0").await.unwrap();
+        bed.publish_addresses("dns", endpoint.local_addr().unwrap().port(), &["127.0.0.3"]);
+        let key = bed.serve(Protocol::Udp, spec("dns")).await;
+        let other = bed.serve(Protocol::Udp, spec("web")).await;
+        let (client, untouched) = (bed.datagrams(key).await, bed.datagrams(other).await);
+        assert_eq!(bed.ask_until_answered(&untouched).await, "127.0.0.2");
+        client.send(b"x").await.unwrap();
+        let (_, flow) = endpoint.recv_from(&mut [0; 8]).await.unwrap();
+        // Another setting of the same Service ends nothing.
+        let sticky = ListenerSpec {
+            client_affinity: Some(Duration::from_hours(3)),
+            ..spec("dns")
+        };
+        bed.change(key, Some(sticky));
+        bed.wait_until_applied().await;
+        endpoint.send_to(b"answer", flow).await.unwrap();
+        let mut answer = [0; 8];
+        assert_eq!(client.recv(&mut answer).await.unwrap(), 6);
+        bed.change(key, Some(spec("web")));
+        bed.wait_until_applied().await;
+        bed.wait_for("load_balancer_flows_open 1").await;
+        // The client has an answer of the new Service only.
+        let _ = endpoint.send_to(b"late", flow).await;
+        assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.2");
+    });
+}
+
+#[test]
 fn datagram_behind_one_to_a_closed_port_reaches_another_endpoint() {
     run(async {
         let mut bed = Bed::start();
