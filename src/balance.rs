@@ -61,6 +61,16 @@ impl LoadBalancer {
         self.select_at(candidates, transport, client, Instant::now)
     }
 
+    /// As [`Self::select`], for datagrams: an ejection is that of connections, and the result of a
+    /// probe would never be reported.
+    pub fn select_for_datagrams<'r>(
+        &self,
+        candidates: &'r Candidates,
+        client: IpAddr,
+    ) -> EndpointIter<'r> {
+        self.order(candidates, client, None)
+    }
+
     fn select_at<'r>(
         &self,
         candidates: &'r Candidates,
@@ -83,6 +93,22 @@ impl LoadBalancer {
                 .any(|endpoint| self.ejections.has(key(endpoint))))
         .then(now);
         let healthy = now.and_then(|now| self.healthy_first(endpoints, transport, now));
+        let order = self.order(candidates, client, healthy);
+        if let (Some(now), Some(first)) = (now, order.peek()) {
+            self.ejections.probe(key(first), now);
+        }
+        order
+    }
+
+    /// Returns the candidates from that whose turn it is. `healthy` is `None` if all endpoints take
+    /// turns.
+    fn order<'r>(
+        &self,
+        candidates: &'r Candidates,
+        client: IpAddr,
+        healthy: Option<HealthyFirst>,
+    ) -> EndpointIter<'r> {
+        let endpoints = candidates.endpoints();
         let healthy_count = healthy
             .as_ref()
             .map_or(endpoints.len(), |order| order.healthy);
@@ -112,11 +138,7 @@ impl LoadBalancer {
             order.indices[..healthy_count].rotate_left(turn);
             order.indices
         });
-        let order = EndpointIter::new(endpoints, turn, indices);
-        if let (Some(now), Some(first)) = (now, order.peek()) {
-            self.ejections.probe(key(first), now);
-        }
-        order
+        EndpointIter::new(endpoints, turn, indices)
     }
 
     /// Returns false if connects to the endpoint have failed lately. For a client that keeps its

@@ -8,7 +8,7 @@ use super::dial::Protocol;
 use super::retry::{Decision, Failure};
 use super::{DialError, Forwarder, OwnAddresses, RetrySafety};
 use crate::authorize::TunnelPermit;
-use crate::balance::EndpointKey;
+use crate::balance::{EndpointKey, LoadBalancer};
 use crate::http::Stream;
 use crate::model::Endpoint;
 use crate::resolve::{Candidates, Transport, TunnelRoute};
@@ -28,8 +28,8 @@ impl Forwarder {
         route: &TunnelRoute,
         client: IpAddr,
     ) -> Result<Endpoint, DialError> {
-        let order = self.balance.select(&route.candidates, TRANSPORT, client);
-        select_foreign(order, &self.dialer.own_udp)
+        let candidates = &route.candidates;
+        select_foreign(&self.balance, candidates, client, &self.dialer.own_udp)
     }
 
     /// Connects to the endpoints in turn until one accepts, as often as the retry policy allows.
@@ -129,13 +129,15 @@ fn key(endpoint: &Endpoint) -> EndpointKey {
     }
 }
 
-/// Returns the first endpoint that is not a UDP listener of this process.
-fn select_foreign<'e>(
-    order: impl Iterator<Item = &'e Endpoint>,
+/// Selects the first endpoint that is not a UDP listener of this process.
+fn select_foreign(
+    balance: &LoadBalancer,
+    candidates: &Candidates,
+    client: IpAddr,
     own: &OwnAddresses,
 ) -> Result<Endpoint, DialError> {
     let mut refused = None;
-    for endpoint in order {
+    for endpoint in balance.select_for_datagrams(candidates, client) {
         if !own.contains(endpoint.address) {
             return Ok(endpoint.clone());
         }
@@ -149,26 +151,68 @@ fn select_foreign<'e>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
+    use crate::cluster::Affinity;
+    use crate::metrics::EjectionMetrics;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn balance() -> LoadBalancer {
+        LoadBalancer::new(EjectionMetrics::default())
+    }
+
+    fn candidates(addresses: &[&str]) -> Candidates {
+        let endpoints = addresses.iter().map(|address| Endpoint {
+            address: address.parse().unwrap(),
+            name: "p".into(),
+        });
+        Candidates::Port {
+            endpoints: endpoints.collect(),
+            rotation: Arc::default(),
+            affinity: Affinity::None,
+        }
+    }
 
     #[test]
     fn datagrams_never_go_to_a_listener_of_this_process() {
         let own = OwnAddresses::default();
         own.set_listeners(vec!["10.0.0.1:53".parse().unwrap()]);
-        let endpoint = |address: &str| Endpoint {
-            address: address.parse().unwrap(),
-            name: "p".into(),
-        };
-        let listener = endpoint("10.0.0.1:53");
-        let (port, address) = (endpoint("10.0.0.1:54"), endpoint("10.0.0.2:53"));
-        for other in [&port, &address] {
-            let selected = select_foreign([&listener, other].into_iter(), &own);
-            assert_eq!(selected.unwrap().address, other.address);
+        let select =
+            |addresses: &[&str]| select_foreign(&balance(), &candidates(addresses), CLIENT, &own);
+        for other in ["10.0.0.1:54", "10.0.0.2:53"] {
+            let selected = select(&["10.0.0.1:53", other]).unwrap();
+            assert_eq!(selected.address.to_string(), other);
         }
-        let error = select_foreign([&listener].into_iter(), &own).unwrap_err();
+        let error = select(&["10.0.0.1:53"]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "dial udp 10.0.0.1:53: refusing to proxy to the bastion itself"
         );
+    }
+
+    #[test]
+    fn datagrams_neither_avoid_nor_probe_an_endpoint_that_is_ejected() {
+        let (balance, own) = (balance(), OwnAddresses::default());
+        let candidates = candidates(&["10.0.0.1:53", "10.0.0.2:53"]);
+        let ejected = key(&candidates.endpoints()[0]);
+        let is_selected = || {
+            let selected = select_foreign(&balance, &candidates, CLIENT, &own);
+            selected.unwrap().address == ejected.address
+        };
+        balance.record_connect_failure(ejected);
+        assert_eq!([(); 4].map(|()| is_selected()), [true, false, true, false]);
+        balance.record_connect(ejected);
+        // The ejection has ended, and the next connection to the endpoint is the probe.
+        let past = Instant::now().checked_sub(Duration::from_secs(2)).unwrap();
+        balance.record_stall(ejected, past);
+        assert!(is_selected());
+        let connects = [(); 2].map(|()| {
+            let mut order = balance.select(&candidates, TRANSPORT, CLIENT);
+            order.next().unwrap().address == ejected.address
+        });
+        assert_eq!(connects, [false, true]);
     }
 }
