@@ -20,12 +20,41 @@ const PODS: [(u8, Ipv4Addr); 2] = [
     (49, Ipv4Addr::new(192, 0, 2, 49)),
 ];
 
-/// Sends a query once. Returns the address in the answer.
+/// Time without an answer after which a query is sent again.
+const RESEND_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after an error of a socket, which may be the refusal of an earlier datagram.
+const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Sends a query until it is answered, because a datagram is lost if it precedes the listener, or
+/// the change of an endpoint. Returns the address in the answer.
 async fn ask(socket: &UdpSocket, id: u16) -> Result<Ipv4Addr> {
-    socket.send(&dns::query(id)).await?;
-    let mut answer = [0; 512];
-    let length = timeout(PATIENCE, socket.recv(&mut answer)).await??;
-    dns::address(&answer[..length], id)
+    let query = dns::query(id);
+    let answered = async {
+        loop {
+            let exchange = async {
+                socket.send(&query).await?;
+                receive(socket, id).await
+            };
+            match timeout(RESEND_INTERVAL, exchange).await {
+                Ok(Ok(answer)) => return dns::address(&answer, id),
+                Ok(Err(_)) => tokio::time::sleep(REFUSED_PAUSE).await,
+                Err(_) => {}
+            }
+        }
+    };
+    timeout(PATIENCE, answered).await?
+}
+
+/// Receives the answer to a query. Ignores late answers to other queries.
+async fn receive(socket: &UdpSocket, id: u16) -> std::io::Result<Vec<u8>> {
+    let mut answer = vec![0; 512];
+    loop {
+        let length = socket.recv(&mut answer).await?;
+        if answer[..length].starts_with(&id.to_be_bytes()) {
+            answer.truncate(length);
+            return Ok(answer);
+        }
+    }
 }
 
 /// Sends a query over TCP, where each message has its length before it (RFC 1035 section 4.2.2).
@@ -73,6 +102,8 @@ pub async fn dns_server_has_tcp_and_udp_on_one_address(fixture: &mut Fixture) ->
         Ok(ask_by_tcp(server, 1).await.is_ok())
     })
     .await?;
+    // The UDP socket may open after the TCP listener.
+    ask(&socket(server).await?, 1).await?;
     let client = socket(server).await?;
     for id in 2..5 {
         ensure!(ask(&client, id).await? == PODS[0].1);
@@ -86,12 +117,16 @@ pub async fn dns_server_has_tcp_and_udp_on_one_address(fixture: &mut Fixture) ->
     eventually("a new client to reach the new pod", async || {
         // Until the change is known, a datagram may be sent to the pod that is gone.
         let client = socket(server).await?;
-        let answer = timeout(Duration::from_secs(1), ask(&client, 5)).await;
+        let answer = timeout(RESEND_INTERVAL, ask(&client, 5)).await;
         Ok(answer.is_ok_and(|answer| answer.is_ok_and(|it| it == PODS[1].1)))
     })
     .await?;
     ensure!(ask(&client, 6).await? == PODS[1].1);
-    ensure!(ask_by_tcp(server, 7).await? == PODS[1].1);
+    eventually("the new pod over TCP", async || {
+        let answer = ask_by_tcp(server, 7).await;
+        Ok(answer.is_ok_and(|it| it == PODS[1].1))
+    })
+    .await?;
 
     for name in ["lb-dns-tcp", "lb-dns-udp"] {
         services.delete(name).await?;
