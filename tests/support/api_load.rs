@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Client, Response};
+use super::client::{Client, Cut, Response};
 
 /// Pause between a response and the next request of a task.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -27,6 +27,8 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum time of a request, after which it has failed. Longer than the bastion takes to find out
 /// that a server is frozen.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(45);
+/// Tasks that send repeatable requests, one after the other, with each version of HTTP.
+const SENDERS: [(Kind, usize); 3] = [(Kind::Get, 3), (Kind::List, 1), (Kind::Apply, 2)];
 /// Maximum number of distinct failures that are counted separately.
 const MAX_FAILURES: usize = 20;
 
@@ -99,6 +101,8 @@ struct Counts {
 struct Results {
     sent: u64,
     succeeded: u64,
+    /// Number of requests whose responses were cut, without watches.
+    cut_responses: u64,
     /// Number of watches that were cut.
     cut: u64,
     /// Number of watches that ended completely.
@@ -135,6 +139,10 @@ impl Counts {
                 self.with(kind, |results| results.succeeded += 1);
                 Some(value)
             }
+            Ok(Err(error)) if error.is::<Cut>() => {
+                self.with(kind, |results| results.cut_responses += 1);
+                None
+            }
             Ok(Err(error)) => {
                 self.fail(kind, &format!("{error:#}"));
                 None
@@ -162,7 +170,7 @@ impl ApiLoad {
             tasks: JoinSet::new(),
         };
         for http2 in [false, true] {
-            for (kind, tasks) in [(Kind::Get, 3), (Kind::List, 1), (Kind::Apply, 2)] {
+            for (kind, tasks) in SENDERS {
                 for number in 0..tasks {
                     load.spawn(target, kind, http2, number);
                 }
@@ -189,6 +197,12 @@ impl ApiLoad {
         let (target, counts) = (target.clone(), Arc::clone(&self.counts));
         self.tasks
             .spawn(keep_sending(target, kind, http2, number, counts));
+    }
+
+    /// Maximum number of repeatable requests in flight, without watches.
+    pub fn max_in_flight() -> u64 {
+        let tasks: usize = SENDERS.iter().map(|(_, tasks)| tasks).sum();
+        2 * tasks as u64
     }
 
     /// Number of successful requests of a kind so far.
@@ -344,19 +358,32 @@ fn expect(response: &Response, statuses: &[u16], part: &str) -> Result<()> {
 pub struct ApiReport(BTreeMap<Kind, Results>);
 
 impl ApiReport {
-    /// Checks that requests of these kinds were sent and none failed.
+    /// Checks that requests of these kinds were sent and none failed or was cut.
     ///
     /// # Errors
     /// Returns an error with all results otherwise.
     pub fn ensure_none_failed(&self, kinds: &[Kind]) -> Result<()> {
+        self.ensure_at_most_cut(kinds, 0)
+    }
+
+    /// Checks that requests of these kinds were sent, none failed, and the responses of at most
+    /// `limit` were cut.
+    ///
+    /// # Errors
+    /// Returns an error with all results otherwise.
+    pub fn ensure_at_most_cut(&self, kinds: &[Kind], limit: u64) -> Result<()> {
+        let mut cut = 0;
         for kind in kinds {
             let results = self.0.get(kind).cloned().unwrap_or_default();
             ensure!(results.sent > 0, "no request of kind {kind:?}:\n{self}");
+            let completed = results.succeeded + results.cut_responses;
             ensure!(
-                results.failures.is_empty() && results.succeeded == results.sent,
+                results.failures.is_empty() && completed == results.sent,
                 "{kind:?} failed:\n{self}"
             );
+            cut += results.cut_responses;
         }
+        ensure!(cut <= limit, "{cut} responses were cut:\n{self}");
         Ok(())
     }
 
@@ -374,7 +401,10 @@ impl Display for ApiReport {
             writeln!(
                 formatter,
                 "       {kind:?}: {} requests, {} succeeded, {failed} failed, {} cut, {} ended",
-                results.sent, results.succeeded, results.cut, results.ended
+                results.sent,
+                results.succeeded,
+                results.cut + results.cut_responses,
+                results.ended
             )?;
             for (failure, count) in &results.failures {
                 writeln!(formatter, "         {count} × {failure}")?;

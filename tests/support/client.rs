@@ -1,5 +1,6 @@
 //! HTTP clients on single connections, so that a test knows which connection a request used.
 
+use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +29,16 @@ pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: String,
+}
+
+/// Context of the error of a response that ended within its body.
+#[derive(Debug)]
+pub struct Cut;
+
+impl Display for Cut {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str("the response was cut")
+    }
 }
 
 /// One keep-alive HTTP/1.1 connection over TLS, or a handle of an HTTP/2 connection.
@@ -115,11 +126,11 @@ impl Client {
     /// replaced.
     ///
     /// # Errors
-    /// As [`Self::send`].
+    /// As [`Self::send`]. The error has the context [`Cut`] if the head was received.
     pub async fn complete(&mut self, path: &str, request: Request<Bytes>) -> Result<Response> {
         let response = self.open(path, request).await?;
         let (parts, body) = response.into_parts();
-        let body = body.collect().await?.to_bytes();
+        let body = body.collect().await.context(Cut)?.to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
         Ok(Response {
             status: parts.status,
