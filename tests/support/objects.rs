@@ -2,7 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
@@ -126,7 +127,8 @@ impl Objects {
         Ok(())
     }
 
-    /// Allows a subject `verbs` on `resources` in the namespace.
+    /// Allows a subject `verbs` on `resources` in the namespace, and waits until the API server
+    /// does.
     pub async fn allow(
         &self,
         name: &str,
@@ -138,13 +140,13 @@ impl Objects {
         self.create::<Role>(json!({"metadata": {"name": name}, "rules": rules}))
             .await?;
         let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name});
-        self.create::<RoleBinding>(
-            json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]}),
-        )
-        .await
+        let binding = json!({"metadata": {"name": name}, "roleRef": role, "subjects": [&subject]});
+        self.create::<RoleBinding>(binding).await?;
+        let namespace = Some(&*self.namespace);
+        wait_until_allowed(&self.client, namespace, &subject, resources, verbs).await
     }
 
-    /// Allows a subject `verbs` on `resources` in the whole cluster.
+    /// Allows as [`Self::allow`], in the whole cluster.
     pub async fn allow_cluster_wide(
         &self,
         name: &str,
@@ -160,8 +162,9 @@ impl Objects {
         .await?;
         let role =
             json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name});
-        let binding = json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]});
-        create_global::<ClusterRoleBinding>(&self.client, binding).await
+        let binding = json!({"metadata": {"name": name}, "roleRef": role, "subjects": [&subject]});
+        create_global::<ClusterRoleBinding>(&self.client, binding).await?;
+        wait_until_allowed(&self.client, None, &subject, resources, verbs).await
     }
 
     pub async fn create<K>(&self, object: Value) -> Result<()>
@@ -186,5 +189,44 @@ where
     Api::<K>::all(client.clone())
         .create(&PostParams::default(), &serde_json::from_value(object)?)
         .await?;
+    Ok(())
+}
+
+/// Waits until the API server allows what a binding grants. Its authorizer reads new bindings from a
+/// watch, and the bastion caches 'denied' results.
+async fn wait_until_allowed(
+    client: &Client,
+    namespace: Option<&str>,
+    subject: &Value,
+    resources: &[&str],
+    verbs: &[&str],
+) -> Result<()> {
+    let name = subject["name"].as_str().context("a subject has a name")?;
+    let (user, groups) = match subject["kind"].as_str() {
+        Some("ServiceAccount") => {
+            let namespace = subject["namespace"].as_str().context("an account")?;
+            (format!("system:serviceaccount:{namespace}:{name}"), vec![])
+        }
+        Some("Group") => ("member".to_owned(), vec![name]),
+        _ => (name.to_owned(), vec![]),
+    };
+    let reviews = Api::<SubjectAccessReview>::all(client.clone());
+    for resource in resources {
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        for verb in verbs {
+            let review = serde_json::from_value(json!({"spec": {
+                "user": user, "groups": groups,
+                "resourceAttributes": {
+                    "namespace": namespace, "verb": verb,
+                    "resource": resource, "subresource": subresource,
+                },
+            }}))?;
+            eventually("the binding to be known", async || {
+                let reviewed = reviews.create(&PostParams::default(), &review).await?;
+                Ok(reviewed.status.is_some_and(|status| status.allowed))
+            })
+            .await?;
+        }
+    }
     Ok(())
 }
