@@ -4,8 +4,9 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Client;
@@ -16,12 +17,18 @@ use nix::unistd::Pid;
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use tempfile::TempDir;
 
-use super::eventually;
 use super::net::PROXY_ENVIRONMENT;
 use super::pki::{Ca, Pair};
+use super::within;
 
 /// Namespace and service account of the bastion in `deploy/`.
 pub const HOME: &str = "kube-bastion";
+
+/// Maximum time until an apiserver is ready, on a busy machine.
+pub const START_TIMEOUT: Duration = Duration::from_mins(3);
+
+/// Maximum number of starts of a server whose port may be taken.
+const MAX_STARTS: usize = 3;
 
 /// Control plane in a temporary folder. Dropping it kills its processes.
 pub struct Cluster {
@@ -78,9 +85,8 @@ impl Cluster {
     /// Returns an error if the binaries cannot be built (the message names what to install) or do
     /// not start.
     pub async fn start() -> Result<Self> {
-        const ATTEMPTS: u32 = 3;
         let binaries = binaries()?;
-        for _ in 1..ATTEMPTS {
+        for _ in 1..MAX_STARTS {
             match Self::start_once(&binaries).await {
                 // A connection of another process may take a free port before a server does.
                 Err(error) => eprintln!("starting the control plane again: {error:#}"),
@@ -163,7 +169,7 @@ impl Cluster {
             format!("--kubelet-client-key={}", kubelet_client.key.display()),
             format!("--kubelet-certificate-authority={}", ca.file.display()),
         ];
-        let apiserver = spawn(
+        let mut apiserver = spawn(
             folder.path(),
             &binaries.join("kube-apiserver"),
             &apiserver_arguments,
@@ -177,7 +183,7 @@ impl Cluster {
             &KubeconfigUser::Certificate(&admin),
         )?;
         let client = client(&kubeconfig).await?;
-        wait_until_ready(&client, folder.path()).await?;
+        wait_until_ready(&client, folder.path(), &mut apiserver).await?;
         let manager = spawn(
             folder.path(),
             &binaries.join("kube-controller-manager"),
@@ -290,20 +296,34 @@ impl Cluster {
     }
 
     /// Starts a second apiserver on the same data, with the command that `wrap` returns for its
-    /// binary. Does not wait until it is ready.
+    /// binary, and waits until it is ready.
     ///
     /// # Errors
-    /// Returns an error if it cannot be started.
-    pub fn another_apiserver(
+    /// Returns an error if it cannot be started or does not become ready.
+    pub async fn another_apiserver(
         &self,
-        wrap: impl FnOnce(&Path) -> Command,
+        wrap: impl Fn(&Path) -> Command,
     ) -> Result<(SocketAddr, Process)> {
-        let [port] = free_ports()?;
-        let mut arguments = self.apiserver_arguments.clone();
-        arguments.push(format!("--secure-port={port}"));
-        let command = wrap(&self.binaries.join("kube-apiserver"));
-        let process = start(self.folder.path(), "another-apiserver", command, &arguments)?;
-        Ok((SocketAddr::from(([127, 0, 0, 1], port)), process))
+        let name = "another-apiserver";
+        for _ in 0..MAX_STARTS {
+            let [port] = free_ports()?;
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            let mut arguments = self.apiserver_arguments.clone();
+            arguments.push(format!("--secure-port={port}"));
+            let command = wrap(&self.binaries.join("kube-apiserver"));
+            let mut process = start(self.folder.path(), name, command, &arguments)?;
+            let mut has_exited = false;
+            within(START_TIMEOUT, "another apiserver to be ready", async || {
+                has_exited = process.has_exited()?;
+                Ok(has_exited || is_ready(address, &self.ca.file).await)
+            })
+            .await?;
+            if !has_exited {
+                return Ok((address, process));
+            }
+            // A connection of another process may take a free port before the server does.
+        }
+        bail!("{name} exited {MAX_STARTS} times: see its log");
     }
 
     /// Starts an apiserver of several on the same data, which publishes its address in the service
@@ -339,7 +359,7 @@ impl Cluster {
     pub async fn start_apiserver(&mut self) -> Result<()> {
         let binary = self.binaries.join("kube-apiserver");
         self.apiserver = spawn(self.folder.path(), &binary, &self.apiserver_arguments)?;
-        wait_until_ready(&self.client, self.folder.path()).await
+        wait_until_ready(&self.client, self.folder.path(), &mut self.apiserver).await
     }
 }
 
@@ -360,7 +380,7 @@ impl Cluster {
             &self.binaries.join("etcd"),
             &self.etcd_arguments,
         )?;
-        wait_until_ready(&self.client, self.folder.path()).await
+        wait_until_ready(&self.client, self.folder.path(), &mut self.apiserver).await
     }
 }
 
@@ -420,8 +440,19 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-async fn wait_until_ready(client: &Client, folder: &Path) -> Result<()> {
-    let ready = eventually("the apiserver to be ready", async || {
+/// Returns true if the apiserver at an address is ready.
+pub async fn is_ready(address: SocketAddr, ca: &Path) -> bool {
+    let client = super::client::Client::connect(address, ca, None, None).await;
+    let Ok(mut client) = client else {
+        return false;
+    };
+    let response = client.get("/readyz").await;
+    response.is_ok_and(|response| response.status == 200)
+}
+
+async fn wait_until_ready(client: &Client, folder: &Path, apiserver: &mut Process) -> Result<()> {
+    let ready = within(START_TIMEOUT, "the apiserver to be ready", async || {
+        ensure!(!apiserver.has_exited()?, "the apiserver exited");
         let request = http::Request::get("/readyz").body(Vec::new())?;
         Ok(client.request_text(request).await.is_ok())
     });

@@ -10,7 +10,7 @@ use kube::api::Api;
 use nix::sys::signal::Signal;
 
 use super::client::Client;
-use super::cluster::{Cluster, Process};
+use super::cluster::{Cluster, Process, START_TIMEOUT, is_ready};
 use super::net::Namespace;
 use super::pki::Pair;
 use super::within;
@@ -19,8 +19,6 @@ use super::within;
 const LAST: [u8; 3] = [201, 202, 203];
 const PORT: u16 = 6443;
 
-/// Maximum time until an apiserver is ready, on a busy machine.
-const START_TIMEOUT: Duration = Duration::from_mins(3);
 /// Maximum time of a graceful shutdown: its delay, and a minute for requests.
 const DRAIN_TIMEOUT: Duration = Duration::from_mins(2);
 /// Maximum time until addresses are published. A lease lasts 15 s and is checked every 10 s.
@@ -76,12 +74,7 @@ impl ControlPlane {
         let server = &self.servers[index];
         let what = format!("{} to be ready", server.name);
         let ready = within(START_TIMEOUT, &what, async || {
-            let client = Client::connect(server.address, &cluster.ca.file, None, None).await;
-            let Ok(mut client) = client else {
-                return Ok(false);
-            };
-            let response = client.get("/readyz").await;
-            Ok(response.is_ok_and(|response| response.status == 200))
+            Ok(is_ready(server.address, &cluster.ca.file).await)
         });
         ready.await.with_context(|| {
             let log = cluster.folder.path().join(format!("{}.log", server.name));

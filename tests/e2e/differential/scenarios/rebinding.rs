@@ -16,7 +16,8 @@ use super::super::send::Side;
 use super::super::setting::Setting;
 use super::{get, send_row};
 use crate::support::bastion::Bastion;
-use crate::support::eventually;
+use crate::support::cluster::START_TIMEOUT;
+use crate::support::within;
 
 /// Address of the name server: a loopback address that nothing else uses.
 const SERVER: ([u8; 4], u16) = ([127, 0, 0, 153], 53);
@@ -50,14 +51,15 @@ pub async fn rebinding(setting: &Setting<'_>, side: &Side) -> Result<Observation
         let (address, process) = setting
             .fixture
             .cluster
-            .another_apiserver(|binary| wrapped(&resolver, binary))?;
+            .another_apiserver(|binary| wrapped(&resolver, binary))
+            .await?;
         (address, Running::Apiserver(process))
     };
     let side = Side {
         address,
         ..side.clone()
     };
-    eventually("the server of its own", async || {
+    within(START_TIMEOUT, "the server of its own", async || {
         let known = send_row(setting, &side, &get("pods/p/proxy/x"))
             .await
             .unwrap_or_default();
