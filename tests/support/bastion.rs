@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
@@ -19,6 +20,8 @@ pub struct Bastion {
     pub secure: SocketAddr,
     pub admin: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    /// Thread that reads the log to its end.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Bastion {
@@ -69,7 +72,7 @@ impl Bastion {
                 };
                 let (secure, admin) = (address("secure")?, address("admin")?);
                 let shared_log = Arc::clone(&log);
-                std::thread::spawn(move || {
+                let reader = std::thread::spawn(move || {
                     lines.map_while(Result::ok).for_each(|line| {
                         let mut log = shared_log.lock().expect("no thread panics with the log");
                         log.push(line);
@@ -80,6 +83,7 @@ impl Bastion {
                     secure,
                     admin,
                     log,
+                    reader: Some(reader),
                 });
             }
         }
@@ -160,8 +164,16 @@ impl Bastion {
         Ok(kill(Pid::from_raw(self.child.id().try_into()?), signal)?)
     }
 
+    /// Waits until the process has exited, after which [`Self::log`] is complete.
+    ///
+    /// # Errors
+    /// Returns the error of the system.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        Ok(self.child.wait()?)
+        let status = self.child.wait()?;
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the thread does not panic");
+        }
+        Ok(status)
     }
 }
 

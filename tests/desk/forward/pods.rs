@@ -52,8 +52,7 @@ async fn connections_share_a_session_without_a_websocket() -> Result<()> {
     ensure!(bed.server.sessions("web-0") == 1);
     ensure!(forward.count("-> 7") >= 1, "{:?}", forward.program.output());
     let line = format!("Handling connection for {}", forward.ports[0].port());
-    ensure!(forward.count(&line) == 2, "{:?}", forward.program.output());
-    Ok(())
+    forward.expect_count(&line, 2).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,12 +169,7 @@ async fn refused_port_ends_its_own_connection_with_one_message() -> Result<()> {
     echo(&mut forward.connect(1).await?, "new").await?;
     let message =
         "pod/web-0: error forwarding port 9 to pod web-0: failed to connect to localhost:9";
-    ensure!(
-        forward.count(message) == 1,
-        "{:?}",
-        forward.program.output()
-    );
-    Ok(())
+    forward.expect_count(message, 1).await
 }
 
 /// kubernetes/kubernetes issue 78446.
@@ -298,7 +292,8 @@ async fn target_that_fails_is_skipped_with_keep_going() -> Result<()> {
             .await?
             .starts_with("web-")
     );
-    ensure!(forward.count("kube-bastion: service \"nothing\" not found") == 1);
+    let message = "kube-bastion: service \"nothing\" not found";
+    forward.expect_count(message, 1).await?;
     let arguments = ["svc/nothing", ":80", "--keep-going"];
     let output = command(&bed.kubeconfig, &arguments).output()?;
     let error = String::from_utf8(output.stderr)?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::eventually;
 use crate::support::net::PROXY_ENVIRONMENT;
 use crate::support::program::Program;
 
@@ -42,7 +43,7 @@ impl Forward {
         let mut ports = Vec::new();
         // The lines of all ports are written together, that of the last one at the end.
         program.wait_for_line("Forwarding from 127.0.0.1:").await?;
-        crate::support::eventually("the lines of all ports", async || {
+        eventually("the lines of all ports", async || {
             let lines = program.output();
             let lines = lines
                 .iter()
@@ -87,6 +88,18 @@ impl Forward {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Waits until at least `count` lines contain a text, and checks that no more do. Threads read
+    /// the output.
+    pub async fn expect_count(&self, text: &str, count: usize) -> Result<()> {
+        eventually(text, async || Ok(self.count(text) >= count))
+            .await
+            .with_context(|| self.program.output().join("\n"))?;
+        let found = self.count(text);
+        let output = self.program.output();
+        ensure!(found == count, "{found} times {text:?}: {output:?}");
+        Ok(())
     }
 
     /// Returns the number of lines that contain a text.

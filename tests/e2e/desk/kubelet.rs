@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::fixture::{Fixture, SHOP};
+use crate::support::eventually;
 use crate::support::program::Program;
 use crate::support::streaming_kubelet::StreamingKubelet;
 
@@ -19,7 +20,9 @@ pub async fn kubectl_reaches_containers_through_the_kubelet(fixture: &mut Fixtur
     reach_containers(fixture, &kubelet, &|| kubectl(fixture, &kubeconfig)).await?;
     // The API server translates WebSockets: a kubelet without the feature gets SPDY.
     for path in ["POST /exec/", "POST /attach/", "POST /portForward/"] {
-        ensure!(kubelet.count(path) > 0, "{path}: {:?}", kubelet.output());
+        eventually(path, async || Ok(kubelet.count(path) > 0))
+            .await
+            .with_context(|| format!("{:?}", kubelet.output()))?;
     }
     Ok(())
 }

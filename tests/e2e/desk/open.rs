@@ -12,6 +12,7 @@ use crate::clients::{drive, site};
 use crate::fixture::{Fixture, SHOP};
 use crate::support::app::{App, Body, status};
 use crate::support::cluster::KubeconfigUser;
+use crate::support::eventually;
 use crate::support::program::Program;
 use crate::support::streaming_kubelet::StreamingKubelet;
 
@@ -78,8 +79,9 @@ pub async fn open_shows_sites_through_the_bastion_and_the_api_server(
         "through port-forwarding",
     )
     .await?;
-    ensure!(kubelet.count("dial") > sessions, "{:?}", kubelet.output());
-    Ok(())
+    eventually("a session", async || Ok(kubelet.count("dial") > sessions))
+        .await
+        .with_context(|| format!("{:?}", kubelet.output()))
 }
 
 async fn visit(kubeconfig: &Path, way: &str) -> Result<()> {
