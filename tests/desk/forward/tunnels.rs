@@ -65,7 +65,7 @@ async fn connection_waits_for_a_pod_that_is_replaced() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hundred_connections_transfer_at_once() -> Result<()> {
-    const LENGTH: usize = 1024 * 1024;
+    const LENGTH: usize = 256 * 1024;
     let bastion = Bastion::start(objects()).await?;
     let forward = Forward::start(&bastion.kubeconfig, 1, &["svc/web", ":80"]).await?;
     let transfer = async |number: usize| -> Result<()> {
@@ -239,11 +239,7 @@ async fn refusals_are_printed_once_with_the_remedy() -> Result<()> {
          address cannot be reached through a bastion: use --via=api-server for it",
         "service/missing: no service missing; did you mean web? (status 404)",
     ] {
-        ensure!(
-            forward.count(message) == 1,
-            "{message}: {:?}",
-            forward.program.output()
-        );
+        forward.expect_count(message, 1).await?;
     }
     Ok(())
 }

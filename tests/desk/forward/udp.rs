@@ -7,7 +7,7 @@ use tokio::net::UdpSocket;
 
 use crate::forward_api_server::objects;
 use crate::forward_bastion::Bastion;
-use crate::forward_program::{Forward, echo, fail};
+use crate::forward_program::{Forward, echo, fail, within};
 use crate::support::eventually;
 
 async fn client(port: SocketAddr) -> Result<UdpSocket> {
@@ -18,7 +18,7 @@ async fn client(port: SocketAddr) -> Result<UdpSocket> {
 
 async fn receive(socket: &UdpSocket) -> Result<Vec<u8>> {
     let mut buffer = vec![0; 65_536];
-    let length = socket.recv(&mut buffer).await?;
+    let length = within(async { Ok(socket.recv(&mut buffer).await?) }).await?;
     buffer.truncate(length);
     Ok(buffer)
 }
