@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::connect::{http2, send, send_http2};
-use crate::connect_udp::{UDP_PATH, capsule, send_udp, udp_bed};
+use crate::connect_udp::{UDP_PATH, capsule, receive, send_udp, udp_bed};
 use crate::support::access_log::AccessLog;
 use crate::support::test_bed::{TestBed, read_all, read_until};
 
@@ -92,8 +92,7 @@ async fn line_and_metrics_of_a_udp_flow_count_its_payloads() -> Result<()> {
     let (_, mut client) = send_udp(&bed, UDP_PATH, CREDENTIALS).await?;
     let (query, answer) = (b"query", b"the answer");
     client.write_all(&capsule(query)).await?;
-    let mut buffer = [0; 64];
-    let (_, from) = endpoint.recv_from(&mut buffer).await?;
+    let (_, from) = receive(&endpoint).await?;
     endpoint.send_to(answer, from).await?;
     client.read_exact(&mut capsule(answer)).await?;
     client.shutdown().await?;

@@ -1,9 +1,13 @@
 //! Tunnels of datagrams by CONNECT-UDP (RFC 9298), over HTTP/1.1 and HTTP/2.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use http::{Method, Request, StatusCode, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use crate::connect::{data, http2, port};
@@ -58,6 +62,15 @@ pub async fn send_udp(
     Ok((head, client))
 }
 
+/// Receives a datagram at the endpoint. Returns it with the address of its sender.
+pub async fn receive(endpoint: &UdpSocket) -> Result<(Vec<u8>, SocketAddr)> {
+    let mut buffer = vec![0; 65_536];
+    let received = timeout(Duration::from_secs(30), endpoint.recv_from(&mut buffer)).await;
+    let (length, from) = received.context("no datagram")??;
+    buffer.truncate(length);
+    Ok((buffer, from))
+}
+
 /// DATAGRAM capsule with context 0 of a payload of less than 63 bytes (RFC 9297 section 3.5).
 pub fn capsule(payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len() + 1).expect("a short payload");
@@ -84,10 +97,9 @@ async fn datagrams_pass_in_capsules_over_http1() -> Result<()> {
         client
             .write_all(&[skipped, capsule(b"one"), capsule(b"two")].concat())
             .await?;
-        let mut buffer = [0; 64];
         for expected in [b"one", b"two"] {
-            let (length, from) = endpoint.recv_from(&mut buffer).await?;
-            ensure!(buffer[..length] == *expected, "{:?}", &buffer[..length]);
+            let (datagram, from) = receive(&endpoint).await?;
+            ensure!(datagram == expected, "{datagram:?}");
             endpoint
                 .send_to(&[b"re:", &expected[..]].concat(), from)
                 .await?;
@@ -130,9 +142,8 @@ async fn revoked_right_ends_open_flow() -> Result<()> {
     .await?;
     let mut client = client.context("a tunnel")?;
     client.write_all(&capsule(b"hello")).await?;
-    let mut buffer = [0; 64];
-    let (length, _) = endpoint.recv_from(&mut buffer).await?;
-    ensure!(buffer[..length] == *b"hello");
+    let (datagram, _) = receive(&endpoint).await?;
+    ensure!(datagram == b"hello");
     std::fs::remove_file(&right)?;
     // Ends.
     read_all(&mut client).await;
@@ -147,7 +158,6 @@ async fn revoked_right_ends_open_flow() -> Result<()> {
 async fn flow_ends_with_the_pod_of_its_endpoint() -> Result<()> {
     let (bed, endpoint) = udp_bed().await?;
     let (_, mut client) = send_udp(&bed, UDP_PATH, "Proxy-Authorization: Bearer t\r\n").await?;
-    let mut buffer = [0; 64];
     let file = bed.folder.path().join("manifests/udp.yaml");
     let manifests = std::fs::read_to_string(&file)?;
     // An endpoint that is not ready keeps its flows.
@@ -159,8 +169,8 @@ async fn flow_ends_with_the_pod_of_its_endpoint() -> Result<()> {
     })
     .await?;
     client.write_all(&capsule(b"still open")).await?;
-    let (length, _) = endpoint.recv_from(&mut buffer).await?;
-    ensure!(buffer[..length] == *b"still open");
+    let (datagram, _) = receive(&endpoint).await?;
+    ensure!(datagram == b"still open");
 
     std::fs::write(&file, not_ready.replace("ip: 127.0.0.1", "ip: 127.0.0.9"))?;
     read_all(&mut client).await;
@@ -184,9 +194,8 @@ async fn datagrams_pass_in_capsules_over_http2() -> Result<()> {
     let (response, mut stream) = sender.send_request(request, false)?;
     // Datagrams may precede the response.
     stream.send_data(capsule(b"early").into(), false)?;
-    let mut buffer = [0; 64];
-    let (length, from) = endpoint.recv_from(&mut buffer).await?;
-    ensure!(buffer[..length] == *b"early");
+    let (datagram, from) = receive(&endpoint).await?;
+    ensure!(datagram == b"early");
     let response = response.await?;
     ensure!(response.status() == StatusCode::OK && response.headers()["capsule-protocol"] == "?1");
     endpoint.send_to(b"answer", from).await?;

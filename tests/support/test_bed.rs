@@ -1,10 +1,12 @@
 //! A bastion with the manifests source, and an endpoint that a test plays byte by byte.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::bastion::Bastion;
@@ -138,10 +140,17 @@ upstream: {{{upstream}}}
     }
 
     /// Accepts the next connection to the endpoint. Returns it with the head of its first request.
+    ///
+    /// # Errors
+    /// Returns an error if they do not arrive within 30 seconds.
     pub async fn accept(&self) -> Result<(TcpStream, String)> {
-        let (mut stream, _) = self.backend.accept().await?;
-        let head = read_until(&mut stream, "\r\n\r\n").await?;
-        Ok((stream, head))
+        let accepting = async {
+            let (mut stream, _) = self.backend.accept().await?;
+            let head = read_until(&mut stream, "\r\n\r\n").await?;
+            Ok((stream, head))
+        };
+        let accepted = timeout(Duration::from_secs(30), accepting).await;
+        accepted.context("no request reaches the endpoint")?
     }
 }
 
