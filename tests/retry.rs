@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use support::bastion::Bastion;
@@ -331,15 +332,27 @@ async fn ejects_stalled_endpoint_until_it_responds() -> Result<()> {
         Ok(ejected().await? == 1)
     })
     .await?;
-    for _ in 0..20 {
-        ensure!(bed.get(WEB).await?.status == 200);
-    }
     // On a busy machine the ejection may expire before the next stall check, which allows one
-    // probe.
+    // probe. It waits for the stalled endpoint.
+    let mut waiting = 0;
+    for _ in 0..20 {
+        let mut request = bed.spawn_get(WEB.to_owned());
+        let ended = tokio::time::timeout(Duration::from_secs(5), &mut request).await;
+        if let Ok(response) = ended {
+            ensure!(response??.status == 200);
+        } else {
+            stuck.push(request);
+            waiting += 1;
+        }
+    }
     let reached = backends[0].requests();
     ensure!(
         reached <= 2,
         "{reached} requests reached the stalled endpoint"
+    );
+    ensure!(
+        waiting < reached,
+        "{waiting} requests wait for another endpoint"
     );
     backends[0].mode.send(Mode::Respond)?;
     for stuck in stuck {
