@@ -23,7 +23,7 @@ pub use script::{Script, Step};
 pub use wire::{Field, Head, Wire};
 
 /// Maximum time to wait for any step.
-pub const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time in which bytes that are forwarded immediately must arrive.
 pub const IMMEDIATE: Duration = Duration::from_millis(300);
