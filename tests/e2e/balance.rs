@@ -99,9 +99,9 @@ pub async fn changing_endpoints_fail_no_request(fixture: &mut Fixture) -> Result
 /// several tries must be within the limit, and none may be so late that it was not due to the
 /// watch.
 pub async fn uses_new_endpoint_immediately(fixture: &mut Fixture) -> Result<()> {
-    const MAX_TRIES: usize = 5;
+    const MAX_TRIES: usize = 20;
     const LIMIT: Duration = Duration::from_millis(100);
-    const LATE_LIMIT: Duration = Duration::from_secs(2);
+    const LATE_LIMIT: Duration = Duration::from_secs(10);
     let mut lags = Vec::new();
     while lags.len() < MAX_TRIES && lags.iter().min().is_none_or(|best| *best > LIMIT) {
         lags.push(lag(fixture).await?);

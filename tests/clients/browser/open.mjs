@@ -7,7 +7,7 @@ import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
 const { chromium: executablePath, bases } = JSON.parse(readFileSync(0, "utf8"));
-const PATIENCE = 15_000;
+const PATIENCE = 60_000;
 
 const browser = await chromium.launch({
   executablePath,

@@ -10,7 +10,7 @@ import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
 const { chromium: executablePath, base, token, pac } = JSON.parse(readFileSync(0, "utf8"));
-const PATIENCE = 15_000;
+const PATIENCE = 60_000;
 
 const proxy = pac
   ? `--proxy-pac-url=data:application/x-ns-proxy-autoconfig;base64,${Buffer.from(pac).toString("base64")}`

@@ -47,6 +47,8 @@ struct Forwarder<'a> {
     command: &'a dyn Fn(&[&str]) -> Command,
     /// The argument for a UDP port, of any local port.
     udp: &'a str,
+    /// True if a failed connection is expected to end the program.
+    ends: bool,
 }
 
 /// 100 parallel connections, a half-close, a transfer of 1 GiB, a reset by the backend, a port without a listener, the
@@ -63,6 +65,7 @@ pub async fn forward_survives_what_ends_kubectl_port_forward(fixture: &mut Fixtu
         let forwarder = Forwarder {
             command: &|arguments| forward(kubeconfig, arguments),
             udp: ":7/udp",
+            ends: false,
         };
         let survived = forwarder.survive(fixture, &kubelet).await?;
         let expected = Survived {
@@ -79,6 +82,7 @@ pub async fn forward_survives_what_ends_kubectl_port_forward(fixture: &mut Fixtu
     let forwarder = Forwarder {
         command: &|arguments| forward(&restricted, arguments),
         udp: ":7/udp",
+        ends: false,
     };
     ensure!(
         forwarder.pod_deleted(fixture, &kubelet).await?,
@@ -93,6 +97,7 @@ pub async fn forward_survives_what_ends_kubectl_port_forward(fixture: &mut Fixtu
             command
         },
         udp: ":7",
+        ends: true,
     };
     let survived = forwarder.survive(fixture, &kubelet).await?;
     let expected = Survived {
@@ -168,12 +173,14 @@ impl Forwarder<'_> {
         let _ = stream.write_all(b"x").await;
         let _ = stream.read_to_end(&mut Vec::new()).await;
         // kubectl ends after it has closed the connection.
-        let mut running = true;
-        for _ in 0..20 {
-            running &= is_running(&forward).await;
+        let checks = if self.ends { 200 } else { 20 };
+        for _ in 0..checks {
+            if !is_running(&forward).await {
+                return Ok(false);
+            }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(running)
+        Ok(true)
     }
 
     /// Deletes the pod of a connection while another one is ready. Returns true if new connections

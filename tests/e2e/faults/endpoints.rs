@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::fixture::{Fixture, bastion, path};
 use crate::support::backend::Backend;
+use crate::support::eventually;
 use crate::support::load::{Load, Shape};
 use crate::support::process::BackendProcess;
 
@@ -127,7 +128,11 @@ pub async fn stopped_process_gets_no_new_requests(fixture: &mut Fixture) -> Resu
     let load = Load::start_at_rate(&fixture.target(&unbiased), CONNECTIONS, INTERVAL).await?;
     load.wait_for_requests(REQUESTS).await;
     process.freeze()?;
-    // Long enough to be detected.
+    let ejected = r#"endpoints_ejected{reason="stalled"} 1"#;
+    eventually("the stopped process to be ejected", async || {
+        Ok(unbiased.metrics().await?.contains(ejected))
+    })
+    .await?;
     load.wait_for_requests(REQUESTS).await;
     let at_first = process.waiting()?;
     load.wait_for_requests(REQUESTS).await;
@@ -175,7 +180,7 @@ pub async fn rolling_update_fails_no_request(fixture: &mut Fixture) -> Result<()
                 )
                 .await?;
             // As in a Deployment, the new pod serves before an old one is deleted.
-            crate::support::eventually("a request to the new pod", async || {
+            eventually("a request to the new pod", async || {
                 if load.is_none() {
                     fixture.wait_until_known("services/rolled").await?;
                     return Ok(true);
