@@ -25,7 +25,7 @@ use crate::tunnel::connect_udp::IDLE_TIMEOUT;
 use crate::tunnel::udp::is_transient;
 
 /// Maximum number of flows of a local socket, of which the least recently used one ends.
-const MAX_FLOWS: usize = 256;
+const MAX_FLOWS: usize = 64;
 /// Maximum number of bytes of datagrams that wait for their tunnel; further ones are dropped.
 const MAX_WAITING_BYTES: usize = 128 * 1024;
 /// Time for which the datagrams of a flow are dropped after its tunnel has failed.

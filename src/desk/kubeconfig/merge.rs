@@ -69,8 +69,9 @@ pub enum MergeError {
 }
 
 /// Merges entries into a file, which is created if it is missing, under the lock file of client-go.
-/// The file gets the mode 0600. Other entries, unknown fields and comments stay. The context becomes
-/// the current one if the file has none.
+/// The file gets the mode 0600. Other entries, unknown fields and comments stay, as do the fields of a
+/// cluster and a context of the same names that the new ones do not have, except for those that
+/// verify the server. The context becomes the current one if the file has none.
 ///
 /// # Errors
 /// The file cannot be read or written, is not a kubeconfig, or has other entries of these names.
@@ -79,9 +80,12 @@ pub fn merge(path: &Path, entries: &Entries, options: Options) -> Result<Merged,
     let lock = Lock::acquire(path)?;
     let text = read(path)?;
     let mut document = parse(path, &text)?;
+    let mut entries = entries.clone();
     if !options.overwrite {
-        reject_conflicts(path, &document, entries)?;
+        reject_conflicts(path, &document, &entries)?;
+        keep_fields(&document, &mut entries);
     }
+    let entries = &entries;
     let current = document["current-context"].as_str().unwrap_or_default();
     let sets_current = options.set_current || current.is_empty();
     let is_current = sets_current || current == entries.name;
@@ -158,18 +162,47 @@ fn parse(path: &Path, text: &str) -> Result<Value, MergeError> {
     Ok(document)
 }
 
+/// Returns the fields of an entry of this name.
+fn existing<'d>(document: &'d Value, section: Section, name: &str) -> Option<&'d Value> {
+    let mut list = document[section.key()].as_array().into_iter().flatten();
+    let entry = list.find(|entry| entry["name"] == name)?;
+    Some(&entry[section.field()])
+}
+
+/// Takes over the fields of the existing cluster and context that the new ones do not have.
+fn keep_fields(document: &Value, entries: &mut Entries) {
+    const VERIFICATION: [&str; 4] = [
+        "certificate-authority",
+        "certificate-authority-data",
+        "insecure-skip-tls-verify",
+        "tls-server-name",
+    ];
+    let name = &entries.name;
+    for (section, fields) in [
+        (Section::Clusters, &mut entries.cluster),
+        (Section::Contexts, &mut entries.context),
+    ] {
+        let old = existing(document, section, name).and_then(Value::as_object);
+        let (Some(old), Some(fields)) = (old, fields.as_object_mut()) else {
+            continue;
+        };
+        for (key, value) in old {
+            if !fields.contains_key(key) && !VERIFICATION.contains(&key.as_str()) {
+                fields.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
 fn reject_conflicts(path: &Path, document: &Value, entries: &Entries) -> Result<(), MergeError> {
     for (section, name, fields) in entries.all() {
-        let list = document[section.key()].as_array();
-        let existing = list
-            .into_iter()
-            .flatten()
-            .find(|entry| entry["name"] == name)
-            .map(|entry| &entry[section.field()]);
+        let existing = existing(document, section, name);
         // What identifies an entry; the rest may be newer.
         let is_same = |existing: &Value| match section {
             Section::Clusters => existing["server"] == fields["server"],
-            Section::Contexts => existing["cluster"] == fields["cluster"],
+            Section::Contexts => ["cluster", "user"]
+                .iter()
+                .all(|field| existing[field] == fields[field]),
             Section::Users => existing == fields,
         };
         if existing.is_some_and(|existing| !is_same(existing)) {

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
 
@@ -18,7 +17,9 @@ use crate::desk::client::{Login, Outgoing, SendError};
 use crate::desk::printable;
 use crate::desk::proxy::Body;
 use crate::desk::targets::DialError;
-use crate::forward::{ApiError, ConnectionError, Upgrade, UpgradeOutcome, UpstreamBody};
+use crate::forward::{
+    ApiError, ConnectionError, Upgrade, UpgradeOutcome, UpstreamBody, UpstreamError,
+};
 use crate::http::{
     Interim, KUBE_BASTION_HOST, RequestBody, RequestHead, UpgradedConnection, remove_hop_by_hop,
 };
@@ -81,6 +82,9 @@ pub enum SiteError {
     /// A connection to a pod failed.
     #[error("the connection failed before the response: {0}")]
     Pod(ConnectionError),
+    /// An error response, which is read before it is passed on, broke off.
+    #[error("the response broke off: {0}")]
+    Cut(UpstreamError),
 }
 
 /// Response of a target.
@@ -108,7 +112,9 @@ impl SiteError {
             | Self::Dial(_)
             | Self::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Send(SendError::Timeout(_)) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Rejected { .. } | Self::Send(_) | Self::Pod(_) => StatusCode::BAD_GATEWAY,
+            Self::Rejected { .. } | Self::Send(_) | Self::Pod(_) | Self::Cut(_) => {
+                StatusCode::BAD_GATEWAY
+            }
         }
     }
 }
@@ -196,7 +202,7 @@ impl Site {
             // Bytes behind the request are of the protocol that was refused.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(Answer::Response(self.finish(response).await))
+        Ok(Answer::Response(self.finish(response).await?))
     }
 
     /// Returns the place of the credentials.
@@ -279,11 +285,17 @@ impl Site {
 
     /// Prints the reason if the server could not reach the target, and converts URLs of a
     /// subresource to those of the site.
-    async fn finish(&self, mut response: Response<UpstreamBody>) -> Response<Body> {
+    ///
+    /// # Errors
+    /// The response broke off.
+    async fn finish(
+        &self,
+        mut response: Response<UpstreamBody>,
+    ) -> Result<Response<Body>, SiteError> {
         match &self.route {
             Route::PortForward { .. } => {
                 self.report(None);
-                return response.map(Body::upstream);
+                return Ok(response.map(Body::upstream));
             }
             Route::Subresource {
                 host: Host::Fixed(name),
@@ -295,17 +307,10 @@ impl Site {
         }
         if !may_be_status(&response) {
             self.report(None);
-            return response.map(Body::upstream);
+            return Ok(response.map(Body::upstream));
         }
         let (parts, body) = response.into_parts();
-        let bytes = match body.collect().await {
-            Ok(collected) => collected.to_bytes(),
-            // The browser gets a response that is cut short, too.
-            Err(error) => {
-                tracing::debug!(%error, "a response broke off");
-                Bytes::new()
-            }
-        };
+        let bytes = body.collect().await.map_err(SiteError::Cut)?.to_bytes();
         let message = StatusMessage::parse(&bytes);
         if message.is_some()
             && let Route::Bastion {
@@ -318,7 +323,7 @@ impl Site {
             pods.forget();
         }
         self.report(message);
-        Response::from_parts(parts, Body::full(bytes))
+        Ok(Response::from_parts(parts, Body::full(bytes)))
     }
 
     /// Prints a problem unless it was the last one printed, and its end.

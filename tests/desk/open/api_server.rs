@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use http::{Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
@@ -18,7 +22,7 @@ use tokio::net::TcpListener;
 use super::{Open, fail, kubeconfig};
 
 /// API server with some objects, for tests with several threads, which rejects port-forwarding and
-/// echoes requests for `/proxy/`.
+/// echoes requests for `/proxy/`, except for one that breaks off.
 async fn api_server(objects: &[(&str, Value)]) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -42,21 +46,44 @@ async fn api_server(objects: &[(&str, Value)]) -> Result<SocketAddr> {
     Ok(address)
 }
 
-fn respond(request: &Request<Incoming>, objects: &HashMap<String, Value>) -> Response<Full<Bytes>> {
+type Body = BoxBody<Bytes, io::Error>;
+
+fn full(text: String) -> Body {
+    Full::new(text.into())
+        .map_err(|never| match never {})
+        .boxed()
+}
+
+fn respond(request: &Request<Incoming>, objects: &HashMap<String, Value>) -> Response<Body> {
     let json = |status: StatusCode, body: &Value| {
-        let mut response = Response::new(Full::new(body.to_string().into()));
+        let mut response = Response::new(full(body.to_string()));
         *response.status_mut() = status;
         let json = "application/json".parse().expect("a media type");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         response
     };
     let path = request.uri().path();
+    if path.ends_with("/proxy/cut") {
+        let first = stream::once(async { Ok(Frame::data("{".into())) });
+        let rest = stream::once(async {
+            // The first part leaves before.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Err(io::ErrorKind::Other.into())
+        });
+        let mut response = json(StatusCode::INTERNAL_SERVER_ERROR, &Value::Null);
+        let length = header::HeaderValue::from_static("300");
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length);
+        *response.body_mut() = BoxBody::new(StreamBody::new(first.chain(rest)));
+        return response;
+    }
     if let Some((prefix, rest)) = path.split_once("/proxy/") {
         let mut text = format!("{} {prefix} {rest}\n", request.method());
         for (name, value) in request.headers() {
             text += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
         }
-        let mut response = Response::new(Full::new(text.into()));
+        let mut response = Response::new(full(text));
         let location = format!("{prefix}/proxy/login").parse().expect("a path");
         response.headers_mut().insert(header::LOCATION, location);
         return response;
@@ -145,6 +172,11 @@ async fn plain_api_server_without_port_forwarding_serves_through_its_subresource
         ensure!(
             response.contains(&format!("GET {prefix} a\n")),
             "{target}: {response}"
+        );
+        let response = open.response("GET /cut", "127.0.0.1:PORT", "").await?;
+        ensure!(
+            response.starts_with("HTTP/1.1 502 ") && response.contains("the response broke off"),
+            "{response}"
         );
         open.prints("is opened through /proxy/ of the API server")
             .await?;

@@ -127,6 +127,30 @@ fn replaces_entries_of_the_same_server() {
     second.cluster["certificate-authority-data"] = "TkVX".into();
     merge(&file.path, &second, Options::default()).unwrap();
     assert_eq!(file.text(), once.replace("UEVN", "TkVX"));
+
+    let mut document = file.document();
+    let clusters = document["clusters"].as_array_mut().unwrap();
+    let bastion = clusters.iter_mut().find(|it| it["name"] == "bastion");
+    let cluster = &mut bastion.unwrap()["cluster"];
+    cluster["proxy-url"] = "http://proxy.example".into();
+    cluster["tls-server-name"] = "other".into();
+    fs::write(&file.path, document.to_string()).unwrap();
+    merge(&file.path, &second, Options::default()).unwrap();
+    let document = file.document();
+    let cluster = existing(&document, Section::Clusters, "bastion").unwrap();
+    assert_eq!(cluster["proxy-url"], "http://proxy.example");
+    assert_eq!(cluster["tls-server-name"], Value::Null);
+}
+
+#[test]
+fn rejects_the_context_of_another_user() {
+    let file = File::new(FILE);
+    let mut bastion = entries("bastion", None);
+    bastion.context["user"] = "readonly".into();
+    merge(&file.path, &bastion, Options::default()).unwrap();
+    bastion.context["user"] = "admin".into();
+    let error = merge(&file.path, &bastion, Options::default()).unwrap_err();
+    assert!(error.to_string().contains("context \"bastion\""), "{error}");
 }
 
 #[test]
