@@ -81,7 +81,8 @@ async fn serve(stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Returns a response by the last segment of the path.
+/// Returns a response by the last segment of the path. Those without a length have a type: kubectl
+/// guesses one only if its first write precedes its first flush.
 fn response(name: &str, echoed: &str, is_head: bool) -> Vec<u8> {
     let fixed: &[u8] = match name {
         "no-content" => b"HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n",
@@ -100,11 +101,12 @@ fn response(name: &str, echoed: &str, is_head: bool) -> Vec<u8> {
               HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
         }
         "trailers" => {
-            b"HTTP/1.1 200 OK\r\nTrailer: X-End\r\nTransfer-Encoding: chunked\r\n\r\n\
-              3\r\nabc\r\n0\r\nX-End: 1\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTrailer: X-End\r\n\
+              Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-End: 1\r\n\r\n"
         }
         "chunks" => {
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n\
+              1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"
         }
         "cookies" => {
             b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\
