@@ -69,9 +69,10 @@ pub struct ServerConfig {
     pub connector: Arc<dyn Connect>,
 }
 
-/// Number of connections that broke, without a response between them, after which a server is used
-/// only if no other is ready, and for how long.
+/// Number of failures, without a response between them, after which a server is used only if no other
+/// is ready, and for how long. The requests of one connection fail together, within the burst.
 const MAX_BROKEN: u32 = 3;
+const BURST: Duration = Duration::from_millis(100);
 const EJECTION: Duration = Duration::from_secs(5);
 
 /// Number of a server, unique in the process.
@@ -108,9 +109,11 @@ pub struct ApiServer {
     has_checks: bool,
     /// Wakes the health check.
     suspected: Notify,
-    /// Number of connections that broke since the last response.
+    /// Number of failures since the last response.
     broken: AtomicU32,
-    /// Time until which other servers are preferred, in milliseconds from `created`.
+    /// Times in milliseconds from `created`, and 0 for none: that of the last failure, and that until
+    /// which other servers are preferred.
+    broke_at: AtomicU64,
     ejected_until: AtomicU64,
     created: Instant,
 }
@@ -128,6 +131,7 @@ impl ApiServer {
             has_checks,
             suspected: Notify::new(),
             broken: AtomicU32::new(0),
+            broke_at: AtomicU64::new(0),
             ejected_until: AtomicU64::new(0),
             created: Instant::now(),
         })
@@ -165,15 +169,19 @@ impl ApiServer {
         self.suspected.notify_one();
     }
 
-    /// Notes that the connection of a request broke before its response. A server on which several
-    /// requests broke without a response between them is used only if no other is ready, for some
-    /// seconds: it has the fewest outstanding requests, and its health checks may succeed.
+    /// Notes that a connection or stream broke before the response. A server on which several did,
+    /// without a response between them, is used only if no other is ready, for some seconds: it has
+    /// the fewest outstanding requests, and its health checks may succeed.
     pub fn connection_broke(&self) {
         self.suspect();
+        let now = self.created.elapsed();
+        let before = self.broke_at.swap(millis(now).max(1), Ordering::Relaxed);
+        if before != 0 && now < Duration::from_millis(before) + BURST {
+            return;
+        }
         if self.broken.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_BROKEN {
-            let until = self.created.elapsed() + EJECTION;
-            let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-            self.ejected_until.store(until, Ordering::Relaxed);
+            self.ejected_until
+                .store(millis(now + EJECTION), Ordering::Relaxed);
         }
     }
 
@@ -222,6 +230,10 @@ impl ApiServer {
         let reason = self.reason.lock();
         reason.unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Set of API servers that serve the same cluster. Clones share it.
@@ -342,11 +354,15 @@ impl ApiServers {
         Some(RequestGuard::new(best.1, lifetime))
     }
 
-    /// Returns true if [`Self::select`] can return a server after this one was tried, too.
-    pub fn has_another(&self, tried: &[ServerId], server: ServerId) -> bool {
-        self.0.servers.load().iter().any(|it| {
-            it.id != server && !tried.contains(&it.id) && it.health() != Health::Unreachable
-        })
+    /// Returns the health of the server that [`Self::select`] can return after this one was tried,
+    /// too. `None` if there is none.
+    pub fn next_health(&self, tried: &[ServerId], server: ServerId) -> Option<Health> {
+        let servers = self.0.servers.load();
+        let others = servers
+            .iter()
+            .filter(|it| it.id != server && !tried.contains(&it.id));
+        let ranks = others.map(|it| it.rank());
+        ranks.filter(|rank| *rank != Health::Unreachable).min()
     }
 
     /// Returns the servers with their state.
@@ -476,7 +492,10 @@ mod tests {
             names
         };
         for _ in 1..MAX_BROKEN {
+            // Requests of one connection.
             all[0].connection_broke();
+            all[0].connection_broke();
+            tokio::time::advance(2 * BURST).await;
         }
         assert_eq!(selected(), ["a", "b"]);
         all[0].connection_broke();
@@ -491,20 +510,22 @@ mod tests {
         all[0].connection_broke();
         assert_eq!(selected(), ["b", "b"]);
         all[0].responded();
+        tokio::time::advance(2 * BURST).await;
         all[0].connection_broke();
         assert_eq!(selected(), ["a", "b"]);
     }
 
     #[test]
-    fn only_servers_that_can_be_selected_are_others() {
+    fn only_servers_that_can_be_selected_are_next() {
         let servers = servers(&["a", "b", "c"]);
         let all = servers.snapshot();
-        assert!(servers.has_another(&[], all[0].id));
+        let next = |tried: &[ServerId]| servers.next_health(tried, all[0].id);
+        assert_eq!(next(&[]), Some(Health::Ready));
         all[1].set_aside(Health::Unreachable, "connection refused");
-        assert!(servers.has_another(&[], all[0].id));
-        assert!(!servers.has_another(&[all[2].id], all[0].id));
+        assert_eq!(next(&[]), Some(Health::Ready));
+        assert_eq!(next(&[all[2].id]), None);
         all[1].set_aside(Health::NotReady, "shutting down");
-        assert!(servers.has_another(&[all[2].id], all[0].id));
+        assert_eq!(next(&[all[2].id]), Some(Health::NotReady));
     }
 
     #[test]

@@ -105,13 +105,16 @@ impl Login {
     }
 
     /// Returns true if the server rejects the credentials. A 401 behind the API server's proxy may be
-    /// that of an application, for which the request must not be sent again (RFC 9110 section
-    /// 9.2.2): the API server sends a `Status`.
+    /// that of an application, for which a request with an effect must not be sent again (RFC 9110
+    /// section 9.2.2): the API server sends a `Status`.
     async fn is_rejected(self, head: &RequestHead, answer: &mut Answer) -> bool {
         if status(answer) != self.rejection() {
             return false;
         }
-        if self == Self::Proxy || Target::parse(head.target.path()).is_err() {
+        if self == Self::Proxy
+            || head.method.is_safe()
+            || Target::parse(head.target.path()).is_err()
+        {
             return true;
         }
         let (UpgradeOutcome::Ignored(response) | UpgradeOutcome::Refused(response)) =
@@ -202,9 +205,10 @@ impl Client {
             }
         };
         let Some(login) = login else {
-            // Before the dial, which has a timeout: the user may be logging in.
-            if self.credentials.may_obtain_certificate() {
-                self.credentials.current().await?;
+            // Before the dial, which has a timeout: the user may be logging in. The server decides on a
+            // client with credentials of its own.
+            if self.credentials.may_obtain_certificate() && self.credentials.current().await.is_ok()
+            {
                 self.has_credentials.notify_one();
             }
             return attempt(None).await;

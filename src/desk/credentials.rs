@@ -175,7 +175,7 @@ impl Credentials {
                 drop(response);
                 attempt(&newer).await
             }
-            // A failed renewal has printed its warning.
+            // A failed renewal prints a warning, at most one a minute.
             Ok(None) | Err(_) => Ok(response),
         }
     }

@@ -240,7 +240,8 @@ impl ApiForwarder {
             };
             let server = Arc::clone(guard.server());
             readdress(&mut pending, &server, &target);
-            let others = self.servers.has_another(&tried, server.id);
+            let next = self.servers.next_health(&tried, server.id);
+            let others = next.is_some();
             let attempt = Attempt {
                 credential,
                 protocol,
@@ -285,7 +286,9 @@ impl ApiForwarder {
                     return Err(error.into());
                 }
                 Err(Failed::Connection(Classified::Broken { source, safety, .. })) => {
-                    server.connection_broke();
+                    if safety != RetrySafety::Never {
+                        server.connection_broke();
+                    }
                     let name = server.config.name.clone();
                     if !is_repeatable(safety, &mut pending) {
                         return Err(match safety {
@@ -301,8 +304,8 @@ impl ApiForwarder {
                         });
                     }
                     // A server that refuses a request on a new connection is alive, and may be the
-                    // only one.
-                    if safety != RetrySafety::Unprocessed || others {
+                    // only one that is ready.
+                    if safety != RetrySafety::Unprocessed || next == Some(Health::Ready) {
                         tried.push(server.id);
                     }
                     failure = Some(ApiError::Failed {

@@ -308,14 +308,17 @@ impl Renewal {
                 state.failure = None;
             }
             Err(error) => {
-                let is_valid = |current: &Current| !current.obtained.has_expired(now);
-                if state.current.as_ref().is_some_and(is_valid)
+                if let Some(current) = &state.current
                     && is_past(state.last_warning, WARN_INTERVAL, now)
                 {
+                    let effect = if current.obtained.has_expired(now) {
+                        "the old ones have expired"
+                    } else {
+                        "using the old ones until they expire"
+                    };
                     state.last_warning = Some(now);
                     crate::desk::warn(format_args!(
-                        "cannot renew the credentials of the user {:?}; using the old ones until \
-                         they expire: {}",
+                        "cannot renew the credentials of the user {:?}; {effect}: {}",
                         self.user,
                         error_chain(&error)
                     ));

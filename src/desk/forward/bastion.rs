@@ -20,7 +20,8 @@ use crate::desk::targets::Protocol;
 use link::{Answer, Link};
 pub use link::{Destination, LinkError, Refusal, TunnelStream};
 
-/// Time to open a tunnel, with a new connection to the bastion if the old one is lost.
+/// Time to open a tunnel, with a new connection to the bastion if the old one is lost. After a 401 or
+/// 407, there is a second time.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a failed connection to the bastion, which doubles up to the maximum.
 const MIN_PAUSE: Duration = Duration::from_millis(100);

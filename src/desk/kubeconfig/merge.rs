@@ -200,9 +200,13 @@ fn reject_conflicts(path: &Path, document: &Value, entries: &Entries) -> Result<
         // What identifies an entry; the rest may be newer.
         let is_same = |existing: &Value| match section {
             Section::Clusters => existing["server"] == fields["server"],
-            Section::Contexts => ["cluster", "user"]
-                .iter()
-                .all(|field| existing[field] == fields[field]),
+            Section::Contexts => {
+                let user =
+                    |context: &Value| context["user"].as_str().unwrap_or_default().to_owned();
+                let (old, new) = (user(existing), user(fields));
+                existing["cluster"] == fields["cluster"]
+                    && (old == new || old.is_empty() || new.is_empty())
+            }
             Section::Users => existing == fields,
         };
         if existing.is_some_and(|existing| !is_same(existing)) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Time without bytes from the client after which it gets a PING, and then until it is gone.
+/// Interval in which a client that has sent nothing gets a PING, and then time until it is gone.
 const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(15);
 

@@ -80,12 +80,12 @@ impl Meter {
         std::mem::take(&mut self.trailers)
     }
 
-    /// Follows bytes that h2 has read.
     /// Returns true if bytes have arrived since the last call.
     pub fn take_received(&mut self) -> bool {
         std::mem::take(&mut self.received)
     }
 
+    /// Follows bytes that h2 has read.
     pub fn read(&mut self, mut bytes: &[u8]) {
         self.received |= !bytes.is_empty();
         self.allowance = self.allowance.saturating_sub(bytes.len());

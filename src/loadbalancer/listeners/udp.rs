@@ -127,6 +127,10 @@ impl Receiver<'_> {
                     self.flows.borrow_mut().remove(&key);
                     let affinity = &self.path.affinity;
                     affinity.forget(key.listener, client.ip(), flow.endpoint);
+                    // Others of a train may have been sent.
+                    if count > 1 {
+                        break;
+                    }
                 }
             }
         }

@@ -151,6 +151,12 @@ fn rejects_the_context_of_another_user() {
     bastion.context["user"] = "admin".into();
     let error = merge(&file.path, &bastion, Options::default()).unwrap_err();
     assert!(error.to_string().contains("context \"bastion\""), "{error}");
+    // The user that somebody has added stays.
+    bastion.context.as_object_mut().unwrap().remove("user");
+    merge(&file.path, &bastion, Options::default()).unwrap();
+    let document = file.document();
+    let context = existing(&document, Section::Contexts, "bastion").unwrap();
+    assert_eq!(context["user"], "readonly");
 }
 
 #[test]
