@@ -96,7 +96,7 @@ async fn flow_that_ends_is_opened_again_by_the_next_datagram() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn least_recently_used_flow_makes_room() -> Result<()> {
-    const LIMIT: usize = 256;
+    const LIMIT: usize = 64;
     let bastion = Bastion::start([]).await?;
     let forward = Forward::start(&bastion.kubeconfig, 1, &["svc/a", ":53/udp"]).await?;
     let mut sockets = Vec::new();

@@ -7,6 +7,7 @@ use crate::api::{Desk, ok, response};
 use crate::support::raw::Head;
 
 const SERVICE: &str = r#"{"spec": {"ports": [{"port": 80}]}}"#;
+const REJECTION: &str = r#"{"kind": "Status", "code": 401, "reason": "Unauthorized"}"#;
 /// Authority of the service in absolute form.
 const AUTHORITY: &str = "http://web.default.svc/";
 const SUBRESOURCE: &str = "/services/web/proxy/";
@@ -44,7 +45,7 @@ fn respond(head: &Head, body: &[u8], is_rejected: impl Fn(Rejecting, &str) -> bo
     };
     match kind {
         Rejecting::Bastion if is_rejected(kind, authorization) => authenticate(),
-        _ if is_rejected(kind, authorization) => response("401 Unauthorized", ""),
+        _ if is_rejected(kind, authorization) => response("401 Unauthorized", REJECTION),
         Rejecting::LookUp => ok(SERVICE),
         Rejecting::Bastion | Rejecting::Subresource => {
             ok(&format!("{authorization} {}", body.escape_ascii()))
