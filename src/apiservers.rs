@@ -111,8 +111,8 @@ pub struct ApiServer {
     suspected: Notify,
     /// Number of failures since the last response.
     broken: AtomicU32,
-    /// Times in milliseconds from `created`, and 0 for none: that of the last failure, and that until
-    /// which other servers are preferred.
+    /// Times in milliseconds from `created`, and 0 for none: of the last failure, and of the end of the
+    /// preference for other servers.
     broke_at: AtomicU64,
     ejected_until: AtomicU64,
     created: Instant,

@@ -4,8 +4,7 @@
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::connect::ConnectError;
-use super::pass_through::IdentityHeaderError;
-use super::pass_through::UnprovenLimit;
+use super::pass_through::{IdentityHeaderError, UnprovenLimit};
 use super::{Body, PassThroughError, ProxyError};
 use crate::authenticate::{AuthenticationError, CredentialError};
 use crate::authorize::AuthorizationError;

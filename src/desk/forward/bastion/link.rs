@@ -145,7 +145,9 @@ impl Link {
                     tracing::debug!(%error, "the connection to the bastion ended");
                 },
                 // Dropping the connection resets its streams.
-                () = until_dead(pings, &received, &known) => tracing::debug!("the bastion answers no PING"),
+                () = until_dead(pings, &received, &known) => {
+                    tracing::debug!("the bastion answers no PING");
+                }
             }
             closed.store(true, Ordering::Relaxed);
         });
