@@ -62,7 +62,7 @@ use peer::Peer;
 use settings::Settings;
 use stage::Stage;
 use statistics::Sample;
-use workloads::{Growth, HAPROXY, Held, L4, Measure};
+use workloads::{Growth, HAPROXY, Held, L4, Measure, Version};
 
 fn main() -> Result<()> {
     // `cargo test --benches` runs it too, and must not measure.
@@ -199,7 +199,10 @@ impl Peers {
             } else {
                 Vec::new()
             },
-            tunnels: if is_selected(&[Measure::L4(L4::Tunnels)]) {
+            tunnels: if is_selected(&[
+                Measure::L4(L4::Tunnels(Version::Http1)),
+                Measure::L4(L4::Tunnels(Version::Http2)),
+            ]) {
                 l4::tunnels_and_relay(stage, settings).await?
             } else {
                 Vec::new()
@@ -212,7 +215,7 @@ impl Peers {
             Measure::PassThrough { .. } => &self.to_api_server,
             Measure::Index(Growth::Services) => &self.services,
             Measure::Index(Growth::Endpoints) => &self.endpoints,
-            Measure::L4(L4::Tunnels) => &self.tunnels,
+            Measure::L4(L4::Tunnels(_)) => &self.tunnels,
             Measure::L4(_) => &self.l4,
             _ => &self.proxies,
         };

@@ -248,7 +248,7 @@ pub fn envoy_connect(
     let tls = json!({
         "@type": format!("{TYPE}.transport_sockets.tls.v3.DownstreamTlsContext"),
         "common_tls_context": {
-            "alpn_protocols": ["h2"],
+            "alpn_protocols": ["h2", "http/1.1"],
             "tls_certificates": [{
                 "certificate_chain": {"filename": serving.certificate},
                 "private_key": {"filename": serving.key},

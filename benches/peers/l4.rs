@@ -258,7 +258,7 @@ pub async fn measure(stage: &Stage, peer: &Peer, what: L4, duration: Duration) -
         L4::Transfer => transfers(peer.address, duration)?,
         L4::Connection => connections(peer.address, duration)?,
         L4::Datagram => datagrams(peer.address, duration)?,
-        L4::Tunnels => streams(stage, peer, duration).await?,
+        L4::Tunnels(version) => tunnels(stage, peer, version, duration).await?,
     };
     let elapsed = began.elapsed().as_secs_f64();
     ensure!(count > 0, "nothing has passed");
@@ -266,7 +266,7 @@ pub async fn measure(stage: &Stage, peer: &Peer, what: L4, duration: Duration) -
     let spent = before.spent(&peer.process.ids(), count)?;
     Ok(Sample {
         figure: match what {
-            L4::Tunnels => elapsed * 1e6 / count,
+            L4::Tunnels(_) => elapsed * 1e6 / count,
             _ => spent.total(),
         },
         user: Some(spent.user),
@@ -293,14 +293,14 @@ fn transfers(address: SocketAddr, duration: Duration) -> Result<u64> {
     Ok(counts.iter().sum())
 }
 
-/// Downloads of a large body on 100 connections at the same time: through tunnels of one HTTP/2
-/// connection, or of the relay. Returns their number.
-async fn streams(stage: &Stage, peer: &Peer, duration: Duration) -> Result<u64> {
-    const STREAMS: usize = 100;
+/// Downloads of a large body through 100 tunnels at the same time, or as many connections of the
+/// relay. Returns their number.
+async fn tunnels(stage: &Stage, peer: &Peer, version: Version, duration: Duration) -> Result<u64> {
+    const TUNNELS: usize = 100;
     let end = Instant::now() + duration;
-    let client = (peer.name != RELAY).then(|| tunnel_client(stage, peer, Version::Http2));
+    let client = (peer.name != RELAY).then(|| tunnel_client(stage, peer, version));
     let mut tasks = JoinSet::new();
-    for _ in 0..STREAMS {
+    for _ in 0..TUNNELS {
         let (client, address) = (client.clone(), peer.address);
         tasks.spawn(async move {
             let stream: Box<dyn Stream> = match client {

@@ -54,7 +54,7 @@ impl Measure {
             Self::Handshake { .. } | Self::L4(L4::Connection) => "CPU µs/connection",
             Self::L4(L4::Transfer) => "CPU µs/10 MiB",
             Self::L4(L4::Datagram) => "CPU µs/datagram and answer",
-            Self::L4(L4::Tunnels) => "µs/10 MiB",
+            Self::L4(L4::Tunnels(_)) => "µs/10 MiB",
             Self::Memory(Held::Tunnel(_)) => "KiB/tunnel",
             Self::ExpiredFlows => "KiB/flow",
             Self::Latency(_) => "p99 µs",
@@ -68,7 +68,7 @@ impl Measure {
             Self::Index(_) => SMALL_INDEX,
             // HAProxy has no UDP.
             Self::L4(L4::Datagram) => NGINX,
-            Self::L4(L4::Tunnels) => RELAY,
+            Self::L4(L4::Tunnels(_)) => RELAY,
             _ => HAPROXY,
         }
     }
@@ -120,8 +120,9 @@ pub enum L4 {
     /// Connection with a small request.
     Connection,
     Datagram,
-    /// As [`Self::Transfer`], on 100 tunnels of one HTTP/2 connection.
-    Tunnels,
+    /// As [`Self::Transfer`], on 100 tunnels: of one HTTP/2 connection, or over HTTP/1.1, which is
+    /// a TLS connection for each.
+    Tunnels(Version),
 }
 
 /// Upper limit for the subject of a workload.
@@ -150,7 +151,7 @@ pub const MANY_ENDPOINTS: &str = "10 services, 5,000";
 /// with both.
 pub const APISERVER_GOAL: f64 = 25.0;
 
-pub const WORKLOADS: [Workload; 22] = [
+pub const WORKLOADS: [Workload; 23] = [
     Workload {
         title: "HTTP/1.1 small, 64 connections",
         measure: Measure::Small {
@@ -281,8 +282,14 @@ pub const WORKLOADS: [Workload; 22] = [
     },
     Workload {
         title: "L4: 10 MiB by CONNECT, 1 connection x 100 streams",
-        measure: Measure::L4(L4::Tunnels),
+        measure: Measure::L4(L4::Tunnels(Version::Http2)),
         // 0.8 of the throughput.
+        goal: Goal::Ratio(1.25),
+        with_apiserver: false,
+    },
+    Workload {
+        title: "L4: 10 MiB by CONNECT, 100 connections of HTTP/1.1",
+        measure: Measure::L4(L4::Tunnels(Version::Http1)),
         goal: Goal::Ratio(1.25),
         with_apiserver: false,
     },
