@@ -13,6 +13,7 @@ use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::load_balancer::Served;
 use crate::balance::LoadBalancer;
@@ -70,6 +71,7 @@ pub(super) fn start(
     shared: Shared,
 ) -> Result<Vec<JoinHandle<Result<()>>>> {
     let shared = Arc::new(shared);
+    let working = TaskTracker::new();
     let worker = |index| {
         // A port only closes with its last descriptor, so each worker has its own clones and closes
         // them when the drain begins.
@@ -78,27 +80,63 @@ pub(super) fn start(
             .map(Port::try_clone)
             .collect::<std::io::Result<_>>()?;
         let shared = Arc::clone(&shared);
+        let work = Work::new(&working);
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
         thread
-            .spawn(move || run(ports, &shared, (index, count)))
+            .spawn(move || run(ports, &shared, work, (index, count)))
             .context("cannot start a worker thread")
     };
-    (0..count).map(worker).collect()
+    let workers = (0..count).map(worker).collect();
+    working.close();
+    workers
+}
+
+/// Work of one worker. The others serve their UDP listeners until it is done: a port is bound until
+/// the process ends, so its datagrams would be lost.
+struct Work {
+    /// Connections and tunnels of the worker.
+    tasks: TaskTracker,
+    /// Workers with open connections or tunnels.
+    working: TaskTracker,
+    token: TaskTrackerToken,
+}
+
+impl Work {
+    fn new(working: &TaskTracker) -> Self {
+        Self {
+            tasks: TaskTracker::new(),
+            working: working.clone(),
+            token: working.token(),
+        }
+    }
+
+    /// Waits until no worker has connections or tunnels.
+    async fn done(self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        drop(self.token);
+        self.working.wait().await;
+    }
 }
 
 /// `worker` is the number of the worker and the number of workers.
-fn run(ports: Vec<Port>, shared: &Shared, worker: (usize, usize)) -> Result<()> {
+fn run(ports: Vec<Port>, shared: &Shared, work: Work, worker: (usize, usize)) -> Result<()> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
         .context("cannot start the runtime of a worker")?;
-    let served = runtime.block_on(serve(ports, shared, worker));
+    let served = runtime.block_on(serve(ports, shared, work, worker));
     // Drops the aborted requests and with them their records, before the access log closes.
     drop(runtime);
     served
 }
 
-async fn serve(ports: Vec<Port>, shared: &Shared, worker: (usize, usize)) -> Result<()> {
+async fn serve(
+    ports: Vec<Port>,
+    shared: &Shared,
+    work: Work,
+    worker: (usize, usize),
+) -> Result<()> {
     let Shared {
         stages,
         dialer,
@@ -110,7 +148,7 @@ async fn serve(ports: Vec<Port>, shared: &Shared, worker: (usize, usize)) -> Res
         load_balancer,
         drain,
     } = shared;
-    let tasks = TaskTracker::new();
+    let tasks = &work.tasks;
     let mut background = JoinSet::new();
     let recorder = Recorder::new(stages.metrics.clone(), access.as_deref());
     let pool = Rc::new(Pool::new(dialer.settings.clone(), Arc::clone(balance)));
@@ -164,11 +202,10 @@ async fn serve(ports: Vec<Port>, shared: &Shared, worker: (usize, usize)) -> Res
     background.spawn_local(every(STALL_CHECK_INTERVAL, move || pool.detect_stalls()));
 
     until_drained(&mut background, drain).await?;
-    // `wait` completes once the tracker is closed and empty. Connections and tunnels are tracked;
-    // background tasks other than listeners are not, and are aborted with the set.
-    tasks.close();
+    // Connections, tunnels and listeners are tracked; other background tasks are not, and are
+    // aborted with the set.
     tokio::select! {
-        () = tasks.wait() => {}
+        () = work.done() => {}
         () = drain.forced() => {}
     }
     Ok(())
@@ -212,6 +249,23 @@ mod tests {
             .await
             .unwrap_err();
         assert!(format!("{ended:#}").contains("panicked"), "{ended:#}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn worker_waits_for_the_connections_of_the_others() {
+        let working = TaskTracker::new();
+        let (idle, busy) = (Work::new(&working), Work::new(&working));
+        working.close();
+        let connection = busy.tasks.token();
+        let mut idle = std::pin::pin!(idle.done());
+        let mut busy = std::pin::pin!(busy.done());
+        let both = async {
+            tokio::join!(&mut idle, &mut busy);
+        };
+        let waited = tokio::time::timeout(Duration::from_hours(1), both).await;
+        waited.expect_err("a connection is open");
+        drop(connection);
+        tokio::join!(idle, busy);
     }
 
     #[tokio::test]
