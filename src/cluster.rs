@@ -200,6 +200,11 @@ impl Cluster {
         self.nodes_by_ip.contains_key(&address)
     }
 
+    /// Returns true if the status of a node has such an address.
+    pub fn has_node_address(&self, is_wanted: impl Fn(IpAddr) -> bool) -> bool {
+        self.nodes_by_ip.iter().any(|node| is_wanted(*node.key()))
+    }
+
     /// Number of objects of each kind, for the metrics.
     pub fn sizes(&self) -> [(Kind, usize); 3] {
         [

@@ -24,4 +24,4 @@ pub mod writer;
 
 pub use controller::Controller;
 pub use inventory::Inventory;
-pub use listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
+pub use listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol, Rejection};

@@ -1,6 +1,7 @@
 //! Worker threads. Each has its own single-threaded runtime, so that a request never wakes another
 //! thread or waits for a lock of its scheduler.
 
+use std::cell::OnceCell;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -193,6 +194,7 @@ async fn serve(
             drain: drain.clone(),
             tasks: tasks.clone(),
             worker,
+            is_on_host_network: OnceCell::new(),
         };
         background.spawn_local(path.run());
     }

@@ -232,7 +232,7 @@ impl OwnAddresses {
 /// Returns true for an address of this host: the kernel uses the same address as the source of
 /// packets to it. Connecting a UDP socket selects the source and sends nothing. Runs only for dials
 /// to a port on which this process listens.
-fn is_local(address: IpAddr) -> bool {
+pub fn is_local(address: IpAddr) -> bool {
     let any: IpAddr = if address.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {

@@ -31,6 +31,8 @@ pub struct ListenerSpec {
     pub service_port: u16,
     /// Networks of the clients that are served, of both families. `None`: every client.
     pub source_ranges: Option<Networks>,
+    /// Published addresses that the Service has not asked for, at which it is not served.
+    pub foreign_addresses: Arc<[IpAddr]>,
     /// Dials only endpoints on this node (`externalTrafficPolicy: Local`).
     pub local_only: bool,
     /// Idle time for which a client address keeps its endpoint (`sessionAffinity: ClientIP`).
@@ -40,10 +42,34 @@ pub struct ListenerSpec {
 }
 
 impl ListenerSpec {
+    /// Checks the address of a client, and the local one that it has used, if it is known.
+    ///
+    /// # Errors
+    /// The reason to reject the client.
+    pub fn check(&self, client: IpAddr, local: Option<IpAddr>) -> Result<(), Rejection> {
+        let ranges = self.source_ranges.as_ref();
+        if ranges.is_some_and(|ranges| !ranges.contains(client)) {
+            return Err(Rejection::SourceRange);
+        }
+        if local.is_some_and(|local| self.foreign_addresses.contains(&local.to_canonical())) {
+            return Err(Rejection::Address);
+        }
+        Ok(())
+    }
+
     /// Returns true if both are listeners of the same Service.
     pub fn is_of_same_service(&self, other: &Self) -> bool {
         (&self.namespace, &self.service) == (&other.namespace, &other.service)
     }
+}
+
+/// Reason why a client is rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// It is outside of the source ranges.
+    SourceRange,
+    /// It has used a published address that the Service has not asked for.
+    Address,
 }
 
 /// Listeners that the data path must serve, and no others.

@@ -13,10 +13,10 @@ mod tcp;
 mod tests;
 mod udp;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use super::{ListenerKey, ListenerSpec, Listeners, Protocol};
 use crate::client_connection::ConnectionQuota;
 use crate::cluster::{Affinity, Cluster};
 use crate::drain::Drain;
-use crate::forward::Forwarder;
+use crate::forward::{Forwarder, is_local};
 use crate::metrics::LoadBalancerMetrics;
 use crate::model::Endpoint;
 use crate::resolve::Candidates;
@@ -65,6 +65,9 @@ pub struct DataPath {
     pub tasks: TaskTracker,
     /// Number of this worker, and number of workers.
     pub worker: (usize, usize),
+    /// This process, and so every replica, has the addresses of its node. Determined when it is
+    /// needed.
+    pub is_on_host_network: OnceCell<bool>,
 }
 
 /// Limits of the listeners, shared by the workers.
@@ -133,11 +136,17 @@ impl Serving {
         let mut all_served = true;
         for (key, bound) in bound {
             if let Some(served) = self.listeners.get(key) {
-                let previous = served.spec.0.replace(Arc::clone(&bound.spec));
-                if !previous.is_of_same_service(&bound.spec) {
-                    // The next datagram of a client would end its flow, but answers of the previous
-                    // Service would reach the client until then.
-                    flows.borrow_mut().retain(|flow| flow.listener != *key);
+                let spec = &bound.spec;
+                let previous = served.spec.0.replace(Arc::clone(spec));
+                if previous != *spec {
+                    // The next datagram of a client would end its flow or be dropped, but answers
+                    // would reach the client until then.
+                    let is_of_same_service = previous.is_of_same_service(spec);
+                    flows.borrow_mut().retain(|flow| {
+                        flow.listener != *key
+                            || is_of_same_service
+                                && spec.check(flow.client.ip(), flow.local).is_ok()
+                    });
                 }
             } else if key.protocol == Protocol::Tcp || home(key, workers) == worker {
                 match path.start(*key, bound, flows, &mut self.tasks) {
@@ -228,9 +237,9 @@ impl DataPath {
         })
     }
 
-    /// Returns the endpoints without those that are listeners of other replicas. Two Services could
-    /// lead to each other there, and a connection would circulate between the replicas (CONFORMANCE
-    /// C110).
+    /// Returns the endpoints without those that may be listeners of other replicas, on the network of
+    /// the nodes. Two Services could lead to each other there, and a connection would circulate
+    /// between the replicas (CONFORMANCE C110).
     fn without_listeners(
         &self,
         protocol: Protocol,
@@ -245,7 +254,7 @@ impl DataPath {
                 _ => self.has_listener(protocol, port),
             };
             last = Some((port, has_listener));
-            has_listener && self.cluster.is_node_address(endpoint.address.ip())
+            has_listener && self.is_on_node(endpoint.address.ip())
         };
         if !endpoints.iter().any(&mut is_listener) {
             return Arc::clone(endpoints);
@@ -257,7 +266,14 @@ impl DataPath {
     /// Returns true if an address may be that of a listener of another replica: all replicas have
     /// the same listeners, at the addresses of their nodes.
     fn is_of_replica(&self, protocol: Protocol, address: SocketAddr) -> bool {
-        self.cluster.is_node_address(address.ip()) && self.has_listener(protocol, address.port())
+        self.has_listener(protocol, address.port()) && self.is_on_node(address.ip())
+    }
+
+    /// Returns true if an address is that of a node, where replicas listen.
+    fn is_on_node(&self, address: IpAddr) -> bool {
+        let is_on_host_network = || self.cluster.has_node_address(is_local);
+        self.cluster.is_node_address(address)
+            && *self.is_on_host_network.get_or_init(is_on_host_network)
     }
 
     fn has_listener(&self, protocol: Protocol, port: u16) -> bool {

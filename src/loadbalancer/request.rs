@@ -1,6 +1,7 @@
 //! Requests of Services, and the reasons for which they are not served.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::listener::{ListenerKey, Protocol};
@@ -153,6 +154,9 @@ pub struct Request {
     pub ports: Vec<RequestedPort>,
     /// `None`: every client.
     pub source_ranges: Option<Networks>,
+    /// Published addresses that the Service has not asked for. Its listeners may be reached there,
+    /// too, if they are bound to all addresses.
+    pub foreign_addresses: Arc<[IpAddr]>,
     pub local_only: bool,
     pub client_affinity: Option<Duration>,
     pub proxy_protocol: bool,
@@ -179,6 +183,10 @@ impl Request {
         bind_addresses: &[IpAddr],
     ) -> Result<Self, Problem> {
         let requested = requested_addresses(service)?;
+        // That of the Service in `loadBalancer.addressesFrom` may be missing for a moment.
+        if published.is_empty() {
+            return Err(Problem::NoAddress);
+        }
         let unknown = requested.iter().find(|wanted| !published.contains(wanted));
         if let Some(unknown) = unknown {
             return Err(Problem::AddressNotConfigured(unknown.to_string()));
@@ -204,6 +212,7 @@ impl Request {
             addresses,
             ports: service.spec.ports.iter().map(RequestedPort::new).collect(),
             source_ranges: source_ranges(service)?,
+            foreign_addresses: foreign_addresses(&requested, published),
             local_only: service.is_local_only(),
             client_affinity: service.client_affinity(),
             proxy_protocol: proxy_protocol(service)?,
@@ -263,6 +272,27 @@ fn requested_addresses(service: &Service) -> Result<Vec<PublishedAddress>, Probl
             .map(|address| vec![address])
             .map_err(|_| Problem::AddressNotConfigured(text.to_owned())),
     }
+}
+
+/// Returns the published addresses that a Service has not asked for. None if it asks for all, or for
+/// a name, which may lead to any.
+fn foreign_addresses(
+    requested: &[PublishedAddress],
+    published: &[PublishedAddress],
+) -> Arc<[IpAddr]> {
+    let is_name = |address: &PublishedAddress| matches!(address, PublishedAddress::Hostname(_));
+    if requested.is_empty() || requested.iter().any(is_name) {
+        return Arc::default();
+    }
+    let others = published
+        .iter()
+        .filter(|address| !requested.contains(address));
+    others
+        .filter_map(|address| match address {
+            PublishedAddress::Ip(ip) => Some(*ip),
+            PublishedAddress::Hostname(_) => None,
+        })
+        .collect()
 }
 
 /// Returns the networks of the clients. `None`: every client.

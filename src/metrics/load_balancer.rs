@@ -34,6 +34,8 @@ pub struct AcceptedConnections {
     pub reset: Counter,
     /// The client is outside of `loadBalancerSourceRanges`.
     pub source_range: Counter,
+    /// The client has used a published address that the Service has not asked for.
+    pub address: Counter,
     /// The client address had its share of connections.
     pub client_share: Counter,
     pub no_endpoint: Counter,
@@ -46,6 +48,8 @@ pub struct AcceptedConnections {
 pub struct DroppedDatagrams {
     /// The client is outside of `loadBalancerSourceRanges`.
     pub source_range: Counter,
+    /// The client has used a published address that the Service has not asked for.
+    pub address: Counter,
     /// The source is a listener of the process, or has no port.
     pub source_address: Counter,
     pub no_endpoint: Counter,
@@ -98,6 +102,7 @@ impl LoadBalancerMetrics {
                 completed: accepted("completed"),
                 reset: accepted("reset"),
                 source_range: accepted("source_range"),
+                address: accepted("address"),
                 client_share: accepted("client_share"),
                 no_endpoint: accepted("no_endpoint"),
                 dial_failed: accepted("dial_failed"),
@@ -110,6 +115,7 @@ impl LoadBalancerMetrics {
             datagrams_sent: datagrams("sent"),
             dropped: DroppedDatagrams {
                 source_range: dropped("source_range"),
+                address: dropped("address"),
                 source_address: dropped("source_address"),
                 no_endpoint: dropped("no_endpoint"),
                 no_socket: dropped("no_socket"),

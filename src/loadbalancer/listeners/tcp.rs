@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::{DataPath, SpecCell};
 use crate::client_connection::ConnectionPermits;
 use crate::http::{Stream, Upgraded, UpgradedConnection};
-use crate::loadbalancer::{ListenerKey, ListenerSpec};
+use crate::loadbalancer::{ListenerKey, ListenerSpec, Rejection};
 use crate::model::Endpoint;
 use crate::telemetry::LogLimit;
 use crate::tunnel::Relay;
@@ -78,7 +78,7 @@ impl DataPath {
         address: SocketAddr,
         spec: &SpecCell,
     ) -> Option<(Arc<ListenerSpec>, ConnectionPermits)> {
-        // A client outside of the source ranges takes no permit.
+        // A client that is rejected takes no permit.
         self.allowed(stream, address, spec)?;
         let quota = &self.limits.quota;
         // Further connections wait in the kernel's queue.
@@ -92,8 +92,8 @@ impl DataPath {
         Some((spec, permits))
     }
 
-    /// Returns the current specification of a listener. `None` if its source ranges reject the
-    /// client, whose connection is reset then.
+    /// Returns the current specification of a listener. `None` if it rejects the client, whose
+    /// connection is reset then.
     fn allowed(
         &self,
         stream: &TcpStream,
@@ -101,13 +101,18 @@ impl DataPath {
         spec: &SpecCell,
     ) -> Option<Arc<ListenerSpec>> {
         let spec = spec.get();
-        let ranges = spec.source_ranges.as_ref();
-        if ranges.is_some_and(|ranges| !ranges.contains(address.ip())) {
-            self.metrics.accepted.source_range.inc();
-            reset(stream);
-            return None;
-        }
-        Some(spec)
+        let local = (!spec.foreign_addresses.is_empty())
+            .then(|| stream.local_addr().ok())
+            .flatten();
+        let rejected = spec.check(address.ip(), local.map(|local| local.ip()));
+        let accepted = &self.metrics.accepted;
+        match rejected {
+            Ok(()) => return Some(spec),
+            Err(Rejection::SourceRange) => accepted.source_range.inc(),
+            Err(Rejection::Address) => accepted.address.inc(),
+        };
+        reset(stream);
+        None
     }
 
     async fn connection(self: Rc<Self>, client: Client, _permits: ConnectionPermits) {

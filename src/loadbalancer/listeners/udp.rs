@@ -13,7 +13,7 @@ use super::flow::{Flow, OpenFlow};
 use super::flow_table::{FlowKey, FlowTable};
 use super::{DataPath, SpecCell};
 use crate::forward::OwnAddresses;
-use crate::loadbalancer::{ListenerKey, ListenerSpec};
+use crate::loadbalancer::{ListenerKey, ListenerSpec, Rejection};
 use crate::model::Endpoint;
 use crate::resolve::Candidates;
 use crate::telemetry::LogLimit;
@@ -95,10 +95,11 @@ impl Receiver<'_> {
         let metrics = &self.path.metrics;
         let count = datagrams.count() as u64;
         let client = datagrams.from;
-        let ranges = self.spec.source_ranges.as_ref();
-        if ranges.is_some_and(|ranges| !ranges.contains(client.ip())) {
-            metrics.dropped.source_range.inc_by(count);
-            return;
+        let dropped = &metrics.dropped;
+        match self.spec.check(client.ip(), datagrams.to) {
+            Ok(()) => {}
+            Err(Rejection::SourceRange) => return drop(dropped.source_range.inc_by(count)),
+            Err(Rejection::Address) => return drop(dropped.address.inc_by(count)),
         }
         let key = FlowKey {
             listener: self.listener,

@@ -138,6 +138,24 @@ fn selects_addresses_by_families_and_request() {
 }
 
 #[test]
+fn published_addresses_that_are_not_requested_are_foreign() {
+    for (requested, expected) in [
+        ("192.0.2.1", &["192.0.2.2", "2001:db8::1"][..]),
+        ("192.0.2.2, 2001:db8::1", &["192.0.2.1"]),
+        // A name may lead to any address.
+        ("lb.test", &[]),
+        ("192.0.2.1, lb.test", &[]),
+    ] {
+        let request = read(&json!({ADDRESSES: requested}), &json!({})).unwrap();
+        let foreign = request.foreign_addresses.iter();
+        let foreign: Vec<_> = foreign.map(ToString::to_string).collect();
+        assert_eq!(foreign, expected, "{requested}");
+    }
+    let all = read(&json!({}), &json!({})).unwrap();
+    assert!(all.foreign_addresses.is_empty());
+}
+
+#[test]
 fn sends_proxy_protocol_by_the_annotation_alone() {
     for (annotations, expected) in [
         (json!({}), Ok(false)),

@@ -316,19 +316,22 @@ fn status_of_the_elected_replica_decides_between_replicas() {
 
 #[test]
 fn holder_keeps_its_port_while_the_bastion_has_no_address() {
-    let mut setting = Setting::new().with("young", 9, &["80/TCP", "81/TCP"], &json!({}));
-    setting.step();
-    setting.add("old", 1, &["80/TCP", "81/TCP"], &json!({}));
-    let published = std::mem::take(&mut setting.published);
-    let without = setting.step();
-    assert_eq!(problems(&without, "young"), ["NoAddress"]);
-    assert!(without.listeners.is_empty());
-    // It keeps the ports that it still has.
-    setting.add("young", 9, &["80/TCP"], &json!({}));
-    setting.step();
-    setting.published = published;
-    assert_eq!(
-        listeners(&setting.step()),
-        ["192.0.2.1:80/TCP → young:80", "192.0.2.1:81/TCP → old:81"]
-    );
+    for request in [json!({}), at("192.0.2.1")] {
+        let mut setting = Setting::new().with("young", 9, &["80/TCP", "81/TCP"], &request);
+        setting.step();
+        setting.add("old", 1, &["80/TCP", "81/TCP"], &json!({}));
+        let published = std::mem::take(&mut setting.published);
+        let without = setting.step();
+        assert_eq!(problems(&without, "young"), ["NoAddress"]);
+        assert!(without.listeners.is_empty());
+        // It keeps the ports that it still has.
+        setting.add("young", 9, &["80/TCP"], &request);
+        setting.step();
+        setting.published = published;
+        assert_eq!(
+            listeners(&setting.step()),
+            ["192.0.2.1:80/TCP → young:80", "192.0.2.1:81/TCP → old:81"],
+            "{request}"
+        );
+    }
 }

@@ -50,6 +50,7 @@ pub fn spec(service: &str) -> ListenerSpec {
         service: service.into(),
         service_port: 80,
         source_ranges: None,
+        foreign_addresses: Arc::default(),
         local_only: false,
         client_affinity: None,
         proxy_protocol: false,
@@ -133,6 +134,7 @@ impl Bed {
             drain: drain.clone(),
             tasks: TaskTracker::new(),
             worker,
+            is_on_host_network: OnceCell::new(),
         };
         let idle = Rc::new(path());
         tokio::task::spawn_local(path().run());

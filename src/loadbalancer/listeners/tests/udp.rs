@@ -56,6 +56,26 @@ fn udp_flows_end_when_another_service_takes_their_listener() {
 }
 
 #[test]
+fn udp_flow_ends_when_source_ranges_exclude_its_client() {
+    run(async {
+        let mut bed = Bed::start();
+        let endpoint = UdpSocket::bind("127.0.0.3:0").await.unwrap();
+        bed.publish_addresses("dns", endpoint.local_addr().unwrap().port(), &["127.0.0.3"]);
+        let key = bed.serve(Protocol::Udp, spec("dns")).await;
+        let client = bed.datagrams(key).await;
+        client.send(b"x").await.unwrap();
+        let _ = endpoint.recv_from(&mut [0; 8]).await.unwrap();
+        bed.wait_for("load_balancer_flows_open 1").await;
+        let excluding = ListenerSpec {
+            source_ranges: Some(["192.0.2.0/24".parse().unwrap()].into_iter().collect()),
+            ..spec("dns")
+        };
+        bed.change(key, Some(excluding));
+        bed.wait_for("load_balancer_flows_open 0").await;
+    });
+}
+
+#[test]
 fn datagram_behind_one_to_a_closed_port_reaches_another_endpoint() {
     run(async {
         let mut bed = Bed::start();
