@@ -332,7 +332,7 @@ async fn check(route: &Route, limit: Duration) -> Result<Option<u16>, ConnectErr
     else {
         return Ok(None);
     };
-    let (pod, number) = endpoints.wait(port, limit).await?;
+    let (pod, number) = endpoints.wait(port, &[], limit).await?;
     if !endpoints.are_ready() {
         super::warn(format_args!(
             "no pod is ready; connections use running ones, such as {pod}"

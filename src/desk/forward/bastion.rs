@@ -21,8 +21,9 @@ use link::{Answer, Link};
 pub use link::{Destination, LinkError, Refusal, TunnelStream};
 
 /// Time to open a tunnel, with a new connection to the bastion if the old one is lost. After a 401 or
-/// 407, there is a second time.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// 407, there is a second time. Longer than the bastion's own timeout for endpoints
+/// (`upstream.dialTimeout`, 30 s by default), so that its answer arrives.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(40);
 /// Pause after a failed connection to the bastion, which doubles up to the maximum.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);

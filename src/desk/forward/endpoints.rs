@@ -55,6 +55,23 @@ enum Origin {
     Slice(Rc<BTreeMap<String, u16>>),
 }
 
+impl Candidate {
+    /// Returns the number of a port.
+    fn number(&self, port: &TargetPort) -> Result<u16, NoPod> {
+        let ports = match &self.origin {
+            Origin::Pod(pod) => return pods::container_port(pod, &port.port),
+            Origin::Slice(ports) => ports,
+        };
+        let named = port.slice_port.as_ref();
+        let number = match (named.map(|name| ports.get(name).copied()), &port.port) {
+            (Some(number), _) => number,
+            (None, IntOrString::Int(number)) => u16::try_from(*number).ok(),
+            (None, IntOrString::String(_)) => None,
+        };
+        number.ok_or_else(|| NoPod::no_port(&self.name, &port.port))
+    }
+}
+
 /// Result of a look-up and its time.
 type Listed = (Result<Rc<Vec<Candidate>>, NoPod>, Instant);
 
@@ -97,47 +114,51 @@ impl Endpoints {
         self.are_ready.get()
     }
 
-    /// Returns the pod of the next connection and the number of its port.
+    /// Returns the pod of the next connection and the number of its port: another than those on
+    /// which it has failed, if there is one.
     ///
     /// # Errors
     /// [`NoPod`] with the reason if no pod runs, or a failed look-up.
-    pub async fn next(&self, port: &TargetPort) -> Result<(String, u16), DialError> {
+    async fn next(&self, port: &TargetPort, failed: &[String]) -> Result<(String, u16), DialError> {
         let candidates = self.candidates().await?;
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
-        let Candidate { name, origin } = &candidates[turn % candidates.len()];
-        let number = match origin {
-            Origin::Pod(pod) => pods::container_port(pod, &port.port)?,
-            Origin::Slice(ports) => {
-                let named = port
-                    .slice_port
-                    .as_ref()
-                    .map(|name| ports.get(name).copied());
-                let number = match (named, &port.port) {
-                    (Some(number), _) => number,
-                    (None, IntOrString::Int(number)) => u16::try_from(*number).ok(),
-                    (None, IntOrString::String(_)) => None,
-                };
-                number.ok_or_else(|| NoPod::no_port(name, &port.port))?
-            }
-        };
-        Ok((name.clone(), number))
+        let count = candidates.len();
+        let in_turn = |offset: usize| &candidates[turn.wrapping_add(offset) % count];
+        let (again, first): (Vec<_>, Vec<_>) = (0..count)
+            .map(in_turn)
+            .partition(|candidate| failed.contains(&candidate.name));
+        let mut numbered = first
+            .into_iter()
+            .chain(again)
+            .map(|candidate| Ok((candidate.name.clone(), candidate.number(port)?)));
+        // Pods of another version may lack the port.
+        let first = numbered.next().expect("there is a candidate");
+        match first {
+            Ok(found) => Ok(found),
+            Err(error) => Ok(numbered.find_map(Result::ok).ok_or::<NoPod>(error)?),
+        }
     }
 
     /// Returns the pod of the next connection as [`Self::next`]. Waits while none runs, for at most
-    /// `limit`.
+    /// `limit`, but not for a port that all of them lack.
     ///
     /// # Errors
     /// As [`Self::next`].
     pub async fn wait(
         &self,
         port: &TargetPort,
+        failed: &[String],
         limit: Duration,
     ) -> Result<(String, u16), DialError> {
         let begin = Instant::now();
         loop {
-            match self.next(port).await {
-                Err(DialError::NoPod(_)) if begin.elapsed() < limit => sleep(RETRY_PAUSE).await,
+            match self.next(port, failed).await {
+                Err(DialError::NoPod(NoPod::None { .. } | NoPod::NotReady(_)))
+                    if begin.elapsed() < limit =>
+                {
+                    sleep(RETRY_PAUSE).await;
+                }
                 result => return result,
             }
         }

@@ -10,7 +10,6 @@ use tokio::time::{Instant, sleep};
 use super::bastion::{TunnelError, Tunnels};
 use super::endpoints::{Endpoints, TargetPort};
 use super::sessions::{Sessions, is_transient};
-use crate::desk::portforward::OpenError;
 use crate::desk::targets::{DialError, Protocol};
 use crate::http::Upgraded;
 
@@ -61,9 +60,11 @@ impl ConnectError {
         match self {
             Self::Tunnel(error) => error.kind(),
             Self::Pod(DialError::NoPod(_)) => "no pod".to_owned(),
-            Self::Pod(DialError::Session(OpenError::Refused { status, .. })) => status.to_string(),
             Self::Pod(DialError::Pod(_)) => "stream".to_owned(),
-            Self::Pod(_) => "unreachable".to_owned(),
+            Self::Pod(error) => match error.refused_session() {
+                Some(status) => status.to_string(),
+                None => "unreachable".to_owned(),
+            },
         }
     }
 
@@ -132,19 +133,19 @@ impl Route {
             } => (endpoints, port, way),
         };
         let namespace = endpoints.namespace();
-        let mut tries = 1;
+        let mut failed = Vec::new();
         loop {
-            let (pod, number) = endpoints.wait(port, POD_TIMEOUT).await?;
+            let (pod, number) = endpoints.wait(port, &failed, POD_TIMEOUT).await?;
             if way.has_ended(namespace, &pod) {
                 // Probably with its pod.
                 endpoints.forget();
                 continue;
             }
             match way.connect(namespace, &pod, number).await {
-                Err(error) if tries < MAX_TRIES && error.is_transient() => {
+                Err(error) if failed.len() + 1 < MAX_TRIES && error.is_transient() => {
                     tracing::debug!(%error, pod, "trying the next pod");
                     endpoints.forget();
-                    tries += 1;
+                    failed.push(pod);
                 }
                 result => return result,
             }

@@ -1,14 +1,16 @@
 //! Sessions of the port-forward protocol, one per pod, shared by all targets.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use http::StatusCode;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::desk::api::Api;
-use crate::desk::portforward::{self, PortStream, Session, StreamError};
+use crate::desk::portforward::{self, OpenError, PortStream, Session, StreamError};
 use crate::desk::targets::DialError;
 
 /// Maximum number of pods whose sessions stay open without a connection.
@@ -28,6 +30,9 @@ pub struct Sessions {
 #[derive(Debug)]
 struct Slot {
     session: Mutex<Option<Session>>,
+    /// Number of attempts to open a session so far, and the failure of the last one.
+    attempts: Cell<u64>,
+    failure: RefCell<Option<Arc<OpenError>>>,
     used: RefCell<Instant>,
 }
 
@@ -80,9 +85,11 @@ impl Sessions {
     }
 
     /// Returns the session of a pod, or opens one. One that a local client holds up is left to its
-    /// connections.
+    /// connections. Connections that wait for the same attempt share its failure: one after the
+    /// other, each would wait for the timeout of a pod whose node is gone.
     async fn session(&self, namespace: &str, pod: &str) -> Result<Session, DialError> {
         let slot = self.slot(namespace, pod);
+        let before = slot.attempts.get();
         let mut current = slot.session.lock().await;
         if let Some(session) = &*current
             && session.is_open()
@@ -90,9 +97,17 @@ impl Sessions {
         {
             return Ok(session.clone());
         }
+        if slot.attempts.get() != before
+            && let Some(failure) = &*slot.failure.borrow()
+        {
+            return Err(DialError::Session(Arc::clone(failure)));
+        }
         let client = &self.api.client;
         let opened = portforward::open(&client.forwarder, &client.credentials, namespace, pod);
-        let session = opened.await?;
+        let opened = opened.await.map_err(Arc::new);
+        slot.attempts.set(slot.attempts.get() + 1);
+        *slot.failure.borrow_mut() = opened.as_ref().err().cloned();
+        let session = opened.map_err(DialError::Session)?;
         *current = Some(session.clone());
         Ok(session)
     }
@@ -110,6 +125,8 @@ impl Sessions {
         let slot = pods.entry(name).or_insert_with(|| {
             Rc::new(Slot {
                 session: Mutex::default(),
+                attempts: Cell::new(0),
+                failure: RefCell::default(),
                 used: RefCell::new(Instant::now()),
             })
         });
@@ -120,13 +137,15 @@ impl Sessions {
 
 /// Returns true for a failure that another pod, or the same one later, may not have.
 pub fn is_transient(error: &DialError) -> bool {
-    use crate::desk::portforward::OpenError;
     match error {
         DialError::Pod(StreamError::Session(_) | StreamError::NoReply { .. }) => true,
-        DialError::Session(OpenError::Refused { status, .. }) => {
-            status.as_u16() == 404 || status.is_server_error()
-        }
-        DialError::Session(OpenError::Api(_) | OpenError::Timeout) => true,
+        DialError::Session(error) => match &**error {
+            OpenError::Refused { status, .. } => {
+                *status == StatusCode::NOT_FOUND || status.is_server_error()
+            }
+            OpenError::Api(_) | OpenError::Timeout => true,
+            OpenError::Credentials(_) => false,
+        },
         _ => false,
     }
 }

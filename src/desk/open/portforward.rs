@@ -19,8 +19,8 @@ use super::site::SiteError;
 use crate::apiservers::{ApiServers, Connect, Credential, ServerConfig};
 use crate::desk::api::Api;
 use crate::desk::client::{SendError, exchange, keep_sweeping, outgoing};
+use crate::desk::portforward;
 use crate::desk::portforward::session::{PortStream, Session};
-use crate::desk::portforward::{self, OpenError};
 use crate::desk::targets::DialError;
 use crate::forward::{ApiError, ApiForwarder, ApiRequest, Upgrade, UpgradeOutcome, UpstreamBody};
 use crate::http::{Interim, RequestBody, RequestHead, Stream, Transport};
@@ -178,8 +178,10 @@ impl PodDial {
                     Err(error) => DialError::from(error),
                 },
                 // The pod may have been deleted after it was listed.
-                Err(error @ DialError::Session(OpenError::Refused { status, .. }))
-                    if status != StatusCode::FORBIDDEN =>
+                Err(error)
+                    if error
+                        .refused_session()
+                        .is_some_and(|status| status != StatusCode::FORBIDDEN) =>
                 {
                     error
                 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::BytesMut;
@@ -35,6 +36,8 @@ struct State {
     objects: Mutex<HashMap<String, Value>>,
     /// Sessions by their pod.
     sessions: Mutex<Vec<(String, AbortHandle)>>,
+    /// Upgrades that were not answered, by their pod.
+    unanswered: Mutex<HashMap<String, usize>>,
     /// Streams of connections to ports that are open.
     streams: Mutex<HashMap<String, usize>>,
 }
@@ -72,6 +75,12 @@ impl ApiServer {
         sessions.iter().filter(|(name, _)| name == pod).count()
     }
 
+    /// Number of upgrades to a pod whose node does not answer.
+    pub fn attempts(&self, pod: &str) -> usize {
+        let unanswered = lock(&self.state.unanswered);
+        unanswered.get(pod).copied().unwrap_or_default()
+    }
+
     /// Number of connections to ports that are open.
     pub fn connections(&self) -> usize {
         lock(&self.state.streams).values().sum()
@@ -97,6 +106,7 @@ pub fn objects() -> Vec<(String, Value)> {
         {"name": "bye", "port": 81, "targetPort": BYE},
         {"name": "closed", "port": 82, "targetPort": CLOSED},
         {"name": "name", "port": 83, "targetPort": "name"},
+        {"name": "unnamed", "port": 84, "targetPort": "nosuch"},
         {"name": "dns", "port": 53, "protocol": "UDP"},
     ]);
     let template = json!({"spec": pod("web")["spec"]});
@@ -169,6 +179,15 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) -> Result<()> {
         let path = target.split('?').next().unwrap_or_default();
         if let Some(pod) = path.strip_suffix("/portforward") {
             let pod = pod.rsplit('/').next().unwrap_or_default().to_owned();
+            if pod.starts_with("unreachable") {
+                *lock(&state.unanswered).entry(pod).or_default() += 1;
+                // kube-apiserver waits for the kubelet for 30 s.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let message = "error dialing backend: i/o timeout";
+                let status = json!({"kind": "Status", "code": 500, "message": message});
+                respond(&mut stream, 500, &status).await?;
+                continue;
+            }
             let is_allowed = !pod.starts_with("forbidden");
             if method == Some("POST") && is_allowed {
                 let switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\

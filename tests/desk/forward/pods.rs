@@ -144,6 +144,33 @@ async fn connection_waits_for_a_pod_that_is_replaced() -> Result<()> {
     Ok(())
 }
 
+/// The node of a pod is gone, while the pod is still an endpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_share_the_failure_of_a_session() -> Result<()> {
+    const CONNECTIONS: usize = 10;
+    let bed = bed().await?;
+    let forward = bed.forward(1, &["svc/web", ":name"]).await?;
+    bed.server.set(SLICES, slices(&["unreachable-0", "web-1"]));
+    let (mut streams, mut answers) = (Vec::new(), Vec::new());
+    while bed.server.attempts("unreachable-0") == 0 {
+        streams.push(forward.connect(0).await?);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    for _ in 0..CONNECTIONS {
+        streams.push(forward.connect(0).await?);
+    }
+    for stream in &mut streams[..] {
+        answers.push(read_to_end(stream).await?);
+    }
+    ensure!(
+        answers.iter().all(|answer| answer.starts_with("web-")),
+        "{answers:?}"
+    );
+    let attempts = bed.server.attempts("unreachable-0");
+    ensure!(attempts < CONNECTIONS / 2, "{attempts} attempts");
+    Ok(())
+}
+
 /// kubernetes/kubernetes issue 8766.
 #[tokio::test(flavor = "multi_thread")]
 async fn client_sees_the_end_of_an_answer_immediately() -> Result<()> {
@@ -358,6 +385,10 @@ async fn errors_before_the_start_are_one_line_with_the_remedy() -> Result<()> {
         (
             &["pending-0", ":7", "--pod-running-timeout=1s"],
             "cannot forward to pod/pending-0: no pod is ready: pending-0 (not scheduled: 0/3 nodes",
+        ),
+        (
+            &["svc/web", ":unnamed", "--pod-running-timeout=1h"],
+            "has a port named nosuch",
         ),
         (&["-f", "/nonexistent"], "cannot read \"/nonexistent\""),
     ] {
