@@ -68,7 +68,9 @@ impl Request {
         let target = check_http2(&parts)?;
         // The DATA frames are the tunnel, not content (RFC 8441 section 5, RFC 9113 section 8.5).
         let connects = protocol.is_some() || target.tunnel().is_some();
-        if connects && parts.headers.contains_key(header::CONTENT_LENGTH) {
+        let length = parts.headers.get(header::CONTENT_LENGTH);
+        // Some clients send 0 with CONNECT.
+        if connects && length.is_some_and(|it| protocol.is_some() || h1::length(it) != Some(0)) {
             return Err(FramingError::ConnectContent.into());
         }
         let (body, tunnel) = if connects {
@@ -76,7 +78,6 @@ impl Request {
         } else if stream.is_end_stream() {
             (RequestBody::Empty, None)
         } else {
-            let length = parts.headers.get(header::CONTENT_LENGTH);
             let length = length.and_then(h1::length);
             (RequestBody::Http2(h2::Incoming::new(stream, length)), None)
         };

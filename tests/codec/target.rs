@@ -202,7 +202,7 @@ fn other_forms() -> Vec<Case> {
         ),
         (
             "CONNECT with a length",
-            "CONNECT h:80 HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n",
+            "CONNECT h:80 HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n",
         ),
         (
             "CONNECT with chunks",

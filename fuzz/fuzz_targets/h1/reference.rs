@@ -148,10 +148,6 @@ pub fn request(head: &[u8]) -> Option<Head> {
     {
         return None;
     }
-    // RFC 9110 section 9.3.6.
-    if connects && (!sorted.codings.is_empty() || !sorted.lengths.is_empty()) {
-        return None;
-    }
     // RFC 9112 section 6.3, where every doubt is an error.
     let framing = match (&sorted.codings[..], &sorted.lengths[..]) {
         ([], []) => Framing::Empty,
@@ -159,6 +155,10 @@ pub fn request(head: &[u8]) -> Option<Head> {
         ([coding], []) if http11 && lower(coding) == b"chunked" => Framing::Chunked,
         _ => return None,
     };
+    // RFC 9110 section 9.3.6.
+    if connects && !matches!(framing, Framing::Empty) {
+        return None;
+    }
     if http11
         && sorted
             .expectations

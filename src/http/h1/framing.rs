@@ -55,11 +55,6 @@ pub(super) struct FramingFields {
 }
 
 impl FramingFields {
-    /// Returns true if a field gives the length of the message.
-    pub fn has_length(&self) -> bool {
-        self.lengths + self.encodings > 0
-    }
-
     /// Visits a field of the head. Returns false if it does not belong into the header map.
     pub fn visit(&mut self, name: &HeaderName, value: &HeaderValue) -> bool {
         if *name == header::CONTENT_LENGTH {

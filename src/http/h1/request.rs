@@ -166,7 +166,8 @@ fn parse(head: &Bytes, rejected: &mut RejectedLine) -> Result<ParsedRequest, Req
         return Err(RequestError::Host);
     }
     let length = framing.of_request(http11)?;
-    if target.tunnel().is_some() && framing.has_length() {
+    // Some clients send `Content-Length: 0`.
+    if target.tunnel().is_some() && length != Framing::Empty {
         return Err(FramingError::ConnectContent.into());
     }
     // HTTP/1.0 has no interim responses, and a server must ignore the field (RFC 9110 section
