@@ -98,7 +98,7 @@ where
                 Box::default()
             },
             local_endpoints: self.local(spec, wanted),
-            hostnames: self.hostnames(wanted, &tunnel_endpoints),
+            hostnames: self.hostnames(wanted),
             endpoints,
             tunnel_endpoints,
             name: port.name.clone(),
@@ -204,28 +204,21 @@ where
         selected
     }
 
-    /// Returns the host names of usable endpoints.
-    fn hostnames(
-        &self,
-        port: PortName<'_>,
-        endpoints: &[Endpoint],
-    ) -> Box<[(Box<str>, SocketAddr)]> {
+    /// Returns the host names of the endpoints that tunnels may lead to once they are ready.
+    fn hostnames(&self, port: PortName<'_>) -> Box<[(Box<str>, SocketAddr)]> {
         let mut names = Vec::new();
         for slice in self.slices {
             let Some(number) = port_number(slice, port) else {
                 continue;
             };
-            for endpoint in &slice.endpoints {
-                let Some(name) = &endpoint.hostname else {
-                    continue;
+            names.extend(slice.endpoints.iter().filter_map(|endpoint| {
+                let name = endpoint.hostname.clone()?;
+                let may_be_ready = match self.check(endpoint, (number, port.1)) {
+                    Ok(checked) => !checked.on_node_port,
+                    Err(reason) => reason.is_temporary(),
                 };
-                let address = SocketAddr::new(endpoint.address, number);
-                // Ordered by address.
-                let found = endpoints.binary_search_by_key(&address, |it| it.address);
-                if found.is_ok() {
-                    names.push((name.clone(), address));
-                }
-            }
+                may_be_ready.then(|| (name, SocketAddr::new(endpoint.address, number)))
+            }));
         }
         names.sort_unstable();
         names.dedup();

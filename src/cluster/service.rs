@@ -111,8 +111,8 @@ pub struct ServicePort {
     pub tunnel_endpoints: Arc<[Endpoint]>,
     /// Those of `tunnel_endpoints` on the bastion's own node. Empty if its name is not configured.
     pub local_endpoints: Arc<[Endpoint]>,
-    /// Host names of endpoints (`endpoints[].hostname`), with their addresses in
-    /// `tunnel_endpoints`.
+    /// Host names of endpoints (`endpoints[].hostname`), with their addresses, which are in
+    /// `tunnel_endpoints` while the endpoint is usable.
     pub hostnames: Box<[(Box<str>, SocketAddr)]>,
     /// Some of the excluded endpoints. Empty if `tunnel_endpoints` is not.
     pub excluded: Box<[ExcludedEndpoint]>,
@@ -146,6 +146,16 @@ pub enum ExclusionReason {
     /// Excludes the endpoint from tunnels and listeners only.
     #[error("the pod in targetRef is on the network of its node and does not declare the port")]
     NodePort,
+}
+
+impl ExclusionReason {
+    /// Returns true if the endpoint may become usable without a change of its Service.
+    pub(super) fn is_temporary(&self) -> bool {
+        match self {
+            Self::NotReady | Self::PodNotFound | Self::PodEnded | Self::AddressMismatch => true,
+            Self::AddressNotAllowed | Self::NoPod | Self::OtherNamespace | Self::NodePort => false,
+        }
+    }
 }
 
 #[cfg(test)]

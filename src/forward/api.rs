@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::classify::{Classified, classify};
 use super::connection::Connection;
-use super::dial::Protocol;
+use super::dial::{Protocol, lacks_resources};
 use super::pool::{Destination, Pool};
 use super::request::Pending;
 use super::response::{Incoming, UpstreamBody};
@@ -402,13 +402,8 @@ fn readdress(pending: &mut Pending<'_>, server: &ApiServer, target: &RequestTarg
 
 /// Returns true for failures of this process, which say nothing about the server.
 fn is_local(error: &io::Error) -> bool {
-    use nix::errno::Errno::{self, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
-
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(
-        errno,
-        Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM)
-    )
+    // The latter: no port is left for another connection to the server.
+    lacks_resources(error) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
 /// Sends the request on a connection.

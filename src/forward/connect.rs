@@ -8,28 +8,33 @@ use super::dial::Protocol;
 use super::retry::{Decision, Failure};
 use super::{DialError, Forwarder, OwnAddresses, RetrySafety};
 use crate::authorize::TunnelPermit;
-use crate::balance::{EndpointKey, LoadBalancer};
+use crate::balance::EndpointKey;
 use crate::http::Stream;
 use crate::model::Endpoint;
 use crate::resolve::{Candidates, Transport, TunnelRoute};
+use crate::tunnel::connect_udp;
 
+/// Maximum number of endpoints that are tried for a flow of datagrams.
+const MAX_SOCKETS: usize = 16;
 /// A failed connect says the same about an endpoint as that of a request in clear text.
 const TRANSPORT: Transport = Transport::Http;
 
 impl Forwarder {
-    /// Selects the endpoint of a flow of datagrams, for which there is no connection to fail.
+    /// Opens the socket of a flow of datagrams. Whether its endpoint receives them is not known.
+    /// `dialed` is set to each endpoint before it is tried.
     ///
     /// # Errors
-    /// [`DialError::SelfCall`] if every endpoint is a UDP listener of this process, where the
-    /// datagrams would circulate (CONFORMANCE C110).
-    pub fn select_tunnel(
+    /// The failures of the endpoints that were tried, in their order: [`DialError::SelfCall`] for
+    /// a UDP listener of this process, where the datagrams would circulate (CONFORMANCE C110).
+    pub fn connect_datagrams(
         &self,
         _permit: &TunnelPermit<'_>,
         route: &TunnelRoute,
         client: IpAddr,
-    ) -> Result<Endpoint, DialError> {
-        let candidates = &route.candidates;
-        select_foreign(&self.balance, candidates, client, &self.dialer.own_udp)
+        dialed: &mut Option<Endpoint>,
+    ) -> Result<connect_udp::Connected, Vec<DialError>> {
+        let order = self.balance.select_for_datagrams(&route.candidates, client);
+        first_foreign(order, &self.dialer.own_udp, dialed)
     }
 
     /// Connects to the endpoints in turn until one accepts, as often as the retry policy allows.
@@ -129,24 +134,30 @@ fn key(endpoint: &Endpoint) -> EndpointKey {
     }
 }
 
-/// Selects the first endpoint that is not a UDP listener of this process.
-fn select_foreign(
-    balance: &LoadBalancer,
-    candidates: &Candidates,
-    client: IpAddr,
+/// Opens a socket to the first endpoint for which it can be, and that is not a UDP listener of this
+/// process.
+fn first_foreign<'e>(
+    order: impl Iterator<Item = &'e Endpoint>,
     own: &OwnAddresses,
-) -> Result<Endpoint, DialError> {
-    let mut refused = None;
-    for endpoint in balance.select_for_datagrams(candidates, client) {
-        if !own.contains(endpoint.address) {
-            return Ok(endpoint.clone());
+    dialed: &mut Option<Endpoint>,
+) -> Result<connect_udp::Connected, Vec<DialError>> {
+    let mut failures = Vec::new();
+    for endpoint in order.take(MAX_SOCKETS) {
+        *dialed = Some(endpoint.clone());
+        let address = endpoint.address;
+        if own.contains(address) {
+            failures.push(DialError::SelfCall {
+                network: "udp",
+                address,
+            });
+            continue;
         }
-        refused.get_or_insert(endpoint.address);
+        match connect_udp::Connected::new(address) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => failures.push(DialError::new("udp", address, error)),
+        }
     }
-    Err(DialError::SelfCall {
-        network: "udp",
-        address: refused.expect("a route has an endpoint"),
-    })
+    Err(failures)
 }
 
 #[cfg(test)]
@@ -155,6 +166,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::balance::LoadBalancer;
     use crate::cluster::Affinity;
     use crate::metrics::EjectionMetrics;
 
@@ -176,32 +188,51 @@ mod tests {
         }
     }
 
-    #[test]
-    fn datagrams_never_go_to_a_listener_of_this_process() {
-        let own = OwnAddresses::default();
-        own.set_listeners(vec!["10.0.0.1:53".parse().unwrap()]);
-        let select =
-            |addresses: &[&str]| select_foreign(&balance(), &candidates(addresses), CLIENT, &own);
-        for other in ["10.0.0.1:54", "10.0.0.2:53"] {
-            let selected = select(&["10.0.0.1:53", other]).unwrap();
-            assert_eq!(selected.address.to_string(), other);
+    /// Returns the address of the flow's endpoint, or the failures.
+    fn connect(
+        balance: &LoadBalancer,
+        candidates: &Candidates,
+        own: &OwnAddresses,
+    ) -> Result<SocketAddr, Vec<String>> {
+        let (order, mut dialed) = (balance.select_for_datagrams(candidates, CLIENT), None);
+        match first_foreign(order, own, &mut dialed) {
+            Ok(_) => Ok(dialed.unwrap().address),
+            Err(failures) => Err(failures.iter().map(ToString::to_string).collect()),
         }
-        let error = select(&["10.0.0.1:53"]).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn datagrams_never_go_to_a_listener_of_this_process() {
+        let own = OwnAddresses::default();
+        own.set_listeners(vec!["127.0.0.1:53".parse().unwrap()]);
+        let connect = |addresses: &[&str]| connect(&balance(), &candidates(addresses), &own);
+        for other in ["127.0.0.1:54", "127.0.0.2:53"] {
+            let connected = connect(&["127.0.0.1:53", other]).unwrap();
+            assert_eq!(connected.to_string(), other);
+        }
         assert_eq!(
-            error.to_string(),
-            "dial udp 10.0.0.1:53: refusing to proxy to the bastion itself"
+            connect(&["127.0.0.1:53"]).unwrap_err(),
+            ["dial udp 127.0.0.1:53: refusing to proxy to the bastion itself"]
         );
     }
 
-    #[test]
-    fn datagrams_neither_avoid_nor_probe_an_endpoint_that_is_ejected() {
+    #[tokio::test]
+    async fn datagrams_go_to_another_endpoint_if_there_is_no_route() {
+        let own = OwnAddresses::default();
+        // A broadcast address, which a socket may not connect to without an option.
+        let connect = |addresses: &[&str]| connect(&balance(), &candidates(addresses), &own);
+        let connected = connect(&["255.255.255.255:53", "127.0.0.2:53"]).unwrap();
+        assert_eq!(connected.to_string(), "127.0.0.2:53");
+        let failures = connect(&["255.255.255.255:53"]).unwrap_err();
+        assert!(failures[0].starts_with("dial udp 255.255.255.255:53: connect: "));
+    }
+
+    #[tokio::test]
+    async fn datagrams_neither_avoid_nor_probe_an_endpoint_that_is_ejected() {
         let (balance, own) = (balance(), OwnAddresses::default());
-        let candidates = candidates(&["10.0.0.1:53", "10.0.0.2:53"]);
+        let candidates = candidates(&["127.0.0.1:53", "127.0.0.2:53"]);
         let ejected = key(&candidates.endpoints()[0]);
-        let is_selected = || {
-            let selected = select_foreign(&balance, &candidates, CLIENT, &own);
-            selected.unwrap().address == ejected.address
-        };
+        let is_selected = || connect(&balance, &candidates, &own) == Ok(ejected.address);
         balance.record_connect_failure(ejected);
         assert_eq!([(); 4].map(|()| is_selected()), [true, false, true, false]);
         balance.record_connect(ejected);

@@ -52,8 +52,18 @@ pub(super) enum Protocol {
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// The endpoint is unreachable, or refused the connection.
-    #[error("dial tcp {address}: connect: {}", Reason(.source))]
+    #[error("dial {network} {address}: connect: {}", Reason(.source))]
     Connect {
+        /// `tcp` or `udp`.
+        network: &'static str,
+        address: SocketAddr,
+        source: io::Error,
+    },
+    /// This process has no descriptor or memory left, which says nothing about the endpoint.
+    #[error("dial {network} {address}: socket: {}", Reason(.source))]
+    NoSocket {
+        /// `tcp` or `udp`.
+        network: &'static str,
         address: SocketAddr,
         source: io::Error,
     },
@@ -92,7 +102,27 @@ impl DialError {
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Timeout { .. } | Self::TlsTimeout { .. } => true,
-            Self::Tls { .. } | Self::Closed { .. } | Self::SelfCall { .. } => false,
+            Self::NoSocket { .. }
+            | Self::Tls { .. }
+            | Self::Closed { .. }
+            | Self::SelfCall { .. } => false,
+        }
+    }
+
+    /// Returns the error of a socket that did not connect.
+    pub(super) fn new(network: &'static str, address: SocketAddr, source: io::Error) -> Self {
+        if lacks_resources(&source) {
+            Self::NoSocket {
+                network,
+                address,
+                source,
+            }
+        } else {
+            Self::Connect {
+                network,
+                address,
+                source,
+            }
         }
     }
 }
@@ -128,7 +158,10 @@ impl Dialer {
                 self.failures.tls.inc();
             }
             Err(
-                DialError::Connect { .. } | DialError::Closed { .. } | DialError::SelfCall { .. },
+                DialError::Connect { .. }
+                | DialError::NoSocket { .. }
+                | DialError::Closed { .. }
+                | DialError::SelfCall { .. },
             ) => {
                 self.failures.connect.inc();
             }
@@ -153,9 +186,9 @@ impl Dialer {
         let stream = timeout(remaining(), TcpStream::connect(address))
             .await
             .map_err(|_| DialError::Timeout { address })?
-            .map_err(|source| DialError::Connect { address, source })?;
+            .map_err(|source| DialError::new("tcp", address, source))?;
         client_connection::configure_socket(&stream)
-            .map_err(|source| DialError::Connect { address, source })?;
+            .map_err(|source| DialError::new("tcp", address, source))?;
         let tls = match transport {
             Transport::Http | Transport::H2c => return Ok(Stream::Plain(stream)),
             Transport::Https => Arc::clone(&self.tls.target),
@@ -247,6 +280,14 @@ pub fn is_local(address: IpAddr) -> bool {
     source().is_ok_and(|source| source.ip() == address)
 }
 
+/// Returns true if this process has no descriptor or memory left for a connection.
+pub(super) fn lacks_resources(error: &io::Error) -> bool {
+    use nix::errno::Errno::{self, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+}
+
 /// Formats an operating system error as Go does, without `(os error 111)`.
 struct Reason<'a>(&'a io::Error);
 
@@ -300,10 +341,7 @@ mod tests {
     #[test]
     fn formats_errors_like_gos_dialer() {
         let source = io::Error::from_raw_os_error(111);
-        let error = DialError::Connect {
-            address: "10.0.0.1:80".parse().unwrap(),
-            source,
-        };
+        let error = DialError::new("tcp", "10.0.0.1:80".parse().unwrap(), source);
         assert_eq!(
             error.to_string(),
             "dial tcp 10.0.0.1:80: connect: connection refused"
@@ -314,12 +352,14 @@ mod tests {
     fn only_failed_connects_and_tls_timeouts_are_unreachable() {
         let address = "10.0.0.1:80".parse().unwrap();
         let source = || io::Error::from_raw_os_error(111);
+        assert!(DialError::new("tcp", address, source()).is_unreachable());
+        // EMFILE
+        let local = DialError::new("tcp", address, io::Error::from_raw_os_error(24));
+        assert!(!local.is_unreachable());
         assert!(
-            DialError::Connect {
-                address,
-                source: source()
-            }
-            .is_unreachable()
+            local
+                .to_string()
+                .starts_with("dial tcp 10.0.0.1:80: socket: ")
         );
         assert!(DialError::Timeout { address }.is_unreachable());
         let source = TlsFailure::new(source(), Default::default());

@@ -211,14 +211,13 @@ impl Proxy {
                 })
             }
             Protocol::Udp => {
-                let selected = self.forwarder.select_tunnel(&permit, &route, record.client);
-                let endpoint = selected.map_err(|error| ConnectError::Dial(vec![error]))?;
-                record.endpoint = Some(endpoint.clone());
-                datagrams = Some(endpoint.clone());
-                Carrier::Datagrams {
-                    client,
-                    endpoint: endpoint.address,
-                }
+                let (address, dialed) = (record.client, &mut record.endpoint);
+                let socket = self
+                    .forwarder
+                    .connect_datagrams(&permit, &route, address, dialed)
+                    .map_err(ConnectError::Dial)?;
+                datagrams.clone_from(&record.endpoint);
+                Carrier::Datagrams { client, socket }
             }
         };
         let grant = Grant {

@@ -2,7 +2,6 @@
 //! maximum age, and at the end of a drain.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,7 +54,7 @@ pub(super) enum Carrier {
     Datagrams {
         /// Arrives after the response is sent.
         client: oneshot::Receiver<Upgraded>,
-        endpoint: SocketAddr,
+        socket: connect_udp::Connected,
     },
 }
 
@@ -63,8 +62,8 @@ impl Carrier {
     async fn run(self, received: &Cell<u64>, sent: &Cell<u64>) -> Result<(), TunnelError> {
         match self {
             Self::Streams(tunnel) => tunnel.run(received, sent).await,
-            Self::Datagrams { client, endpoint } => {
-                connect_udp::run(client.await?, endpoint, received, sent).await
+            Self::Datagrams { client, socket } => {
+                connect_udp::run(client.await?, socket, received, sent).await
             }
         }
     }

@@ -66,6 +66,12 @@ pub enum TunnelResolveError {
         GoQuoted(hostname)
     )]
     NoHostname { service: String, hostname: String },
+    #[error(
+        "the endpoint of service {} with the host name {} is not ready",
+        GoQuoted(service),
+        GoQuoted(hostname)
+    )]
+    HostnameNotReady { service: String, hostname: String },
     /// The port has no usable endpoint. `excluded` lists some of those that are not usable.
     #[error("no endpoints available for service {}", GoQuoted(service))]
     NoEndpoints {
@@ -268,18 +274,21 @@ fn named_endpoint(
         Ok(port) => port,
         Err(error) => ports.iter().find(of_endpoint).ok_or(error)?,
     };
-    let mut addresses = port.hostnames.iter();
-    let address = addresses.find(|(name, _)| **name == *hostname);
-    let endpoint = address.and_then(|(_, address)| {
+    let named = port.hostnames.iter();
+    let mut named = named.filter(|(name, _)| **name == *hostname).peekable();
+    let is_known = named.peek().is_some();
+    let endpoint = named.find_map(|(_, address)| {
         let mut endpoints = port.tunnel_endpoints.iter();
         endpoints.find(|endpoint| endpoint.address == *address)
     });
-    endpoint
-        .cloned()
-        .ok_or_else(|| TunnelResolveError::NoHostname {
-            service: object.name.clone(),
-            hostname: hostname.to_owned(),
-        })
+    endpoint.cloned().ok_or_else(|| {
+        let (service, hostname) = (object.name.clone(), hostname.to_owned());
+        if is_known {
+            TunnelResolveError::HostnameNotReady { service, hostname }
+        } else {
+            TunnelResolveError::NoHostname { service, hostname }
+        }
+    })
 }
 
 fn service_port<'s>(

@@ -31,8 +31,26 @@ const MAX_RECEIVES: usize = 64;
 /// Number of reads of one side after which the task lets others run.
 const MAX_STEPS: usize = 16;
 
-/// Passes datagrams between the capsules of a client and one UDP endpoint until the client ends the
-/// stream or the flow is idle for [`IDLE_TIMEOUT`]. `received` and `sent` count the bytes of the
+/// Socket of a flow to its endpoint.
+#[derive(Debug)]
+pub struct Connected {
+    endpoint: SocketAddr,
+    socket: UdpSocket,
+}
+
+impl Connected {
+    /// Opens a socket. Nothing is sent.
+    ///
+    /// # Errors
+    /// An I/O error of the system, such as no free file descriptor, or no route.
+    pub fn new(endpoint: SocketAddr) -> io::Result<Self> {
+        let socket = UdpSocket::connect(endpoint, Fragmentation::Forbidden)?;
+        Ok(Self { endpoint, socket })
+    }
+}
+
+/// Passes datagrams between the capsules of a client and a socket to one UDP endpoint until the
+/// client ends the stream or the flow is idle for [`IDLE_TIMEOUT`]. `received` and `sent` count the bytes of the
 /// payloads from and to the client while they pass. If the client takes none of the capsules that
 /// wait for it within the same time, the stream is reset, also while it is being ended.
 ///
@@ -43,11 +61,10 @@ const MAX_STEPS: usize = 16;
 /// [`TunnelError::Endpoint`] if the socket fails, as by an ICMP message. The stream is reset then.
 pub async fn run(
     client: Upgraded,
-    endpoint: SocketAddr,
+    Connected { endpoint, socket }: Connected,
     received: &Cell<u64>,
     sent: &Cell<u64>,
 ) -> Result<(), TunnelError> {
-    let socket = UdpSocket::connect(endpoint, Fragmentation::Forbidden);
     let mut flow = Flow {
         client,
         endpoint,
@@ -62,7 +79,6 @@ pub async fn run(
         is_closing: false,
         has_ended: false,
     };
-    let socket = socket.map_err(TunnelError::Endpoint)?;
     let mut socket = Socket(&socket, ReusableBoxFuture::new(socket.readable()));
     let ended = poll_fn(|context| flow.poll(context, &mut socket, received, sent)).await;
     flow.has_ended = ended.is_ok();

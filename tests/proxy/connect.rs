@@ -120,6 +120,27 @@ async fn opens_tunnel_by_name_and_by_address() -> Result<()> {
     Ok(())
 }
 
+/// As OpenBSD's `nc` and WinHTTP send them.
+#[tokio::test]
+async fn opens_tunnel_for_http10_and_for_a_length_of_zero() -> Result<()> {
+    let bed = TestBed::new().await?;
+    for head in [
+        "CONNECT s.default.svc:80 HTTP/1.0\r\n",
+        "CONNECT s.default.svc:80 HTTP/1.0\r\nHost: s.default.svc:80\r\nContent-Length: 0\r\n",
+        "CONNECT s.default.svc:80 HTTP/1.1\r\nHost: s.default.svc:80\r\nContent-Length: 0\r\n",
+    ] {
+        let mut client = bed.client().await?;
+        let head = format!("{head}Proxy-Authorization: Bearer t\r\n\r\n");
+        client.write_all(head.as_bytes()).await?;
+        let response = read_until(&mut client, "\r\n\r\n").await?;
+        ensure!(response.contains(" 200 "), "{head}: {response}");
+        let (mut backend, _) = bed.backend.accept().await?;
+        client.write_all(b"ping").await?;
+        read_until(&mut backend, "ping").await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn opens_tunnels_beside_requests_on_one_http2_connection() -> Result<()> {
     let bed = TestBed::new().await?;

@@ -13,7 +13,7 @@ use crate::support::test_bed::{TestBed, read_all, read_until};
 /// Authority, status, error of `Proxy-Status`, and a part of the message.
 type Refusal<'a> = (&'a str, u16, &'a str, &'a str);
 
-const REFUSALS: [Refusal<'static>; 21] = [
+const REFUSALS: [Refusal<'static>; 22] = [
     ("s.default.svc:0", 400, "http_request_error", "invalid port"),
     (
         "s.default.svc:no_port",
@@ -110,6 +110,12 @@ const REFUSALS: [Refusal<'static>; 21] = [
         404,
         "destination_not_found",
         "host name",
+    ),
+    (
+        "db-2.several.default.svc:27017",
+        503,
+        "destination_unavailable",
+        "is not ready",
     ),
     (
         "ended.default.pod:80",

@@ -98,8 +98,14 @@ impl Receiver<'_> {
         let dropped = &metrics.dropped;
         match self.spec.check(client.ip(), datagrams.to) {
             Ok(()) => {}
-            Err(Rejection::SourceRange) => return drop(dropped.source_range.inc_by(count)),
-            Err(Rejection::Address) => return drop(dropped.address.inc_by(count)),
+            Err(Rejection::SourceRange) => {
+                dropped.source_range.inc_by(count);
+                return;
+            }
+            Err(Rejection::Address) => {
+                dropped.address.inc_by(count);
+                return;
+            }
         }
         let key = FlowKey {
             listener: self.listener,

@@ -52,10 +52,12 @@ fn proxy_status(error: &ProxyError) -> &'static str {
                 }
                 TunnelResolveError::PodEnded { .. }
                 | TunnelResolveError::NoAddress { .. }
+                | TunnelResolveError::HostnameNotReady { .. }
                 | TunnelResolveError::NoEndpoints { .. } => "destination_unavailable",
             },
             ConnectError::Dial(errors) => match errors.last() {
                 Some(DialError::Timeout { .. }) => "connection_timeout",
+                Some(DialError::NoSocket { .. }) => "connection_limit_reached",
                 Some(DialError::Connect { source, .. })
                     if source.kind() == std::io::ErrorKind::ConnectionRefused =>
                 {
@@ -105,10 +107,12 @@ impl ConnectError {
             Self::Resolve(
                 TunnelResolveError::PodEnded { .. }
                 | TunnelResolveError::NoAddress { .. }
+                | TunnelResolveError::HostnameNotReady { .. }
                 | TunnelResolveError::NoEndpoints { .. },
             ) => Status::service_unavailable(message),
             Self::Dial(errors) => match errors.last() {
                 Some(DialError::Timeout { .. }) => with(StatusCode::GATEWAY_TIMEOUT),
+                Some(DialError::NoSocket { .. }) => Status::service_unavailable(message),
                 _ => with(StatusCode::BAD_GATEWAY),
             },
         }

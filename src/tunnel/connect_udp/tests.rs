@@ -18,9 +18,10 @@ where
     let address = listener.local_addr().unwrap();
     let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let stream = Upgraded::from_tcp(accepted.unwrap().0, bytes::Bytes::new());
+    let socket = Connected::new(endpoint).unwrap();
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let (ended, output) = tokio::join!(
-        run(stream, endpoint, &received, &sent),
+        run(stream, socket, &received, &sent),
         scenario(client.unwrap())
     );
     ((ended, received.get(), sent.get()), output)
