@@ -24,4 +24,6 @@ pub mod writer;
 
 pub use controller::Controller;
 pub use inventory::Inventory;
-pub use listener::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol, Rejection};
+pub use listener::{
+    BindFailures, BindReport, ListenerKey, ListenerSpec, Listeners, Protocol, Rejection,
+};

@@ -13,7 +13,7 @@ use crate::loadbalancer::assign;
 use crate::loadbalancer::lease::{ApiStore, Elector, default_identity};
 use crate::loadbalancer::listeners::{AffinityTable, Binder, BoundListeners, ListenerLimits};
 use crate::loadbalancer::writer::{ApiRequests, Writer};
-use crate::loadbalancer::{BindFailures, Controller, Inventory, Listeners, status};
+use crate::loadbalancer::{BindReport, Controller, Inventory, Listeners, status};
 use crate::supervise::Supervisor;
 use crate::watch::kubernetes::{self, Connections};
 
@@ -21,8 +21,8 @@ use crate::watch::kubernetes::{self, Connections};
 pub(super) struct LoadBalancer {
     /// Listeners to serve.
     listeners: watch::Receiver<Arc<Listeners>>,
-    /// Listeners that could not be bound, as the data path reports them.
-    failures: watch::Sender<Arc<BindFailures>>,
+    /// Report of the data path.
+    binds: watch::Sender<Arc<BindReport>>,
     elector: Arc<Elector<ApiStore>>,
     limits: ListenerLimits,
 }
@@ -39,8 +39,8 @@ pub(super) struct Served {
 impl LoadBalancer {
     /// Starts the task that binds the listeners. The dialer rejects their addresses then.
     pub fn bind(&self, dialer: &Dialer, drain: &Drain, supervisor: &mut Supervisor) -> Served {
-        let (listeners, failures) = (self.listeners.clone(), self.failures.clone());
-        let binder = Binder::new(listeners, failures, dialer, drain.clone());
+        let (listeners, binds) = (self.listeners.clone(), self.binds.clone());
+        let binder = Binder::new(listeners, binds, dialer, drain.clone());
         let served = Served {
             bound: binder.bound(),
             wanted: self.listeners.clone(),
@@ -92,13 +92,9 @@ impl Setup<'_> {
             own_ports: own.into_iter().flatten().map(|own| own.port()).collect(),
             node_name: config.node_name.as_deref().map(Into::into),
         };
-        let failures = watch::Sender::<Arc<BindFailures>>::default();
-        let controller = Controller::new(
-            settings,
-            inventory,
-            failures.subscribe(),
-            self.ready.clone(),
-        );
+        let binds = watch::Sender::<Arc<BindReport>>::default();
+        let controller =
+            Controller::new(settings, inventory, binds.subscribe(), self.ready.clone());
         let listeners = controller.listeners();
         let client = kubernetes::review_client(api, Connections::Pooled)?;
         let lease = &config.lease;
@@ -134,7 +130,7 @@ impl Setup<'_> {
         );
         Ok(Some(LoadBalancer {
             listeners,
-            failures,
+            binds,
             elector,
             limits: ListenerLimits::new(
                 serving.max_connections,

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::assign::{self, Facts, Holders, Outcome};
 use super::events;
 use super::inventory::Inventory;
-use super::listener::{BindFailures, ListenerSpec, Listeners};
+use super::listener::{BindReport, ListenerSpec, Listeners};
 use super::service::Service;
 use crate::cluster::ObjectKey;
 use crate::ready::Ready;
@@ -22,7 +22,8 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(100);
 static CHANGES: LogLimit = LogLimit::new(600);
 
 /// Services that may need a change of their status, each in the version for which the outcome was
-/// determined. `None`: the Service is not of the class, or is being deleted.
+/// determined. `None`: the Service is not of the class, or is being deleted. A Service is missing
+/// while its listeners are being opened.
 pub type Results = BTreeMap<ObjectKey, (Arc<Service>, Option<Outcome>)>;
 
 /// Assigns listeners whenever an object changes.
@@ -30,7 +31,7 @@ pub type Results = BTreeMap<ObjectKey, (Arc<Service>, Option<Outcome>)>;
 pub struct Controller {
     settings: assign::Settings,
     inventory: Arc<Inventory>,
-    failures: watch::Receiver<Arc<BindFailures>>,
+    binds: watch::Receiver<Arc<BindReport>>,
     ready: Ready,
     /// Kept here, so that a restart of the task takes no port from its holder.
     holders: Mutex<Holders>,
@@ -39,18 +40,18 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// `failures` are the listeners that the data path could not bind. `ready` is blocked until the
-    /// index has the endpoints of the Services.
+    /// `binds` is the report of the data path. `ready` is blocked until the index has the endpoints of
+    /// the Services.
     pub fn new(
         settings: assign::Settings,
         inventory: Arc<Inventory>,
-        failures: watch::Receiver<Arc<BindFailures>>,
+        binds: watch::Receiver<Arc<BindReport>>,
         ready: Ready,
     ) -> Arc<Self> {
         Arc::new(Self {
             settings,
             inventory,
-            failures,
+            binds,
             ready,
             holders: Mutex::default(),
             listeners: watch::Sender::default(),
@@ -75,22 +76,22 @@ impl Controller {
             tokio::time::sleep(SYNC_INTERVAL).await;
         }
         let mut changes = self.inventory.changes();
-        let mut failures = self.failures.clone();
+        let mut binds = self.binds.clone();
         loop {
             // Marked before the objects are read, so that no change is missed.
             changes.mark_unchanged();
-            let failed = Arc::clone(&failures.borrow_and_update());
-            self.update(&failed);
+            let report = Arc::clone(&binds.borrow_and_update());
+            self.update(&report);
             tokio::select! {
                 // The inventory lives as long as the controller.
                 _ = changes.changed() => {}
-                true = async { failures.changed().await.is_ok() } => {}
+                true = async { binds.changed().await.is_ok() } => {}
             }
         }
     }
 
     /// Assigns and publishes once.
-    fn update(&self, failures: &BindFailures) {
+    fn update(&self, binds: &BindReport) {
         let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
         let assigned = self.inventory.read(|objects| {
             let mut assignment = assign::assign(
@@ -102,10 +103,15 @@ impl Controller {
                     nodes: &objects.nodes,
                     slices: &objects.slices,
                     holders: &holders,
-                    failures,
+                    failures: &binds.failures,
                 },
             );
-            let results = results(&objects.services, &mut assignment.services);
+            let mut results = results(&objects.services, &mut assignment.services);
+            for (listener, spec) in &assignment.listeners {
+                if !binds.is_settled(listener) {
+                    results.remove(&ObjectKey::new(&spec.namespace, &spec.service));
+                }
+            }
             (assignment, results)
         });
         let Some((assignment, results)) = assigned else {
@@ -179,7 +185,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::inventory::Change;
-    use super::super::listener::{ListenerKey, Protocol};
+    use super::super::listener::{BindFailures, ListenerKey, Protocol};
     use super::super::nodes::SliceNodes;
     use super::*;
     use crate::config::LoadBalancer;
@@ -205,14 +211,46 @@ mod tests {
     struct Running {
         controller: Arc<Controller>,
         inventory: Arc<Inventory>,
-        failures: watch::Sender<Arc<BindFailures>>,
+        binds: watch::Sender<Arc<BindReport>>,
+        /// Listeners that the data path cannot bind.
+        failures: watch::Sender<BindFailures>,
+    }
+
+    /// Binds the wanted listeners, as the data path, but for those that fail.
+    async fn bind(
+        mut wanted: watch::Receiver<Arc<Listeners>>,
+        mut failing: watch::Receiver<BindFailures>,
+        binds: watch::Sender<Arc<BindReport>>,
+    ) {
+        loop {
+            let failures = failing.borrow_and_update().clone();
+            let keys = wanted
+                .borrow_and_update()
+                .keys()
+                .copied()
+                .collect::<Vec<_>>();
+            let bound = keys.into_iter().filter(|key| !failures.contains_key(key));
+            let bound = bound.collect();
+            binds.send_replace(Arc::new(BindReport { bound, failures }));
+            tokio::select! {
+                _ = wanted.changed() => {}
+                _ = failing.changed() => {}
+            }
+        }
     }
 
     fn start(ready: &Ready) -> Running {
+        let running = start_unbound(ready, &watch::Sender::default());
+        let binds = running.binds.clone();
+        let (wanted, failing) = (running.controller.listeners(), running.failures.subscribe());
+        tokio::spawn(bind(wanted, failing, binds));
+        running
+    }
+
+    fn start_unbound(ready: &Ready, binds: &watch::Sender<Arc<BindReport>>) -> Running {
         let settings = json!({"class": "a/b", "addresses": ["192.0.2.1"]});
         let settings: LoadBalancer = serde_json::from_value(settings).unwrap();
         let inventory = Inventory::new(&settings);
-        let failures = watch::Sender::default();
         let controller = Controller::new(
             assign::Settings {
                 class: settings.class,
@@ -223,14 +261,15 @@ mod tests {
                 node_name: Some("node-1".into()),
             },
             Arc::clone(&inventory),
-            failures.subscribe(),
+            binds.subscribe(),
             ready.clone(),
         );
         tokio::spawn(Arc::clone(&controller).run());
         Running {
             controller,
             inventory,
-            failures,
+            binds: binds.clone(),
+            failures: watch::Sender::default(),
         }
     }
 
@@ -295,6 +334,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn service_has_no_result_before_its_listeners_are_open() {
+        let running = start_unbound(&Ready::default(), &watch::Sender::default());
+        running.inventory.apply(Change::Nodes(Vec::new()));
+        let without_listener = json!({"ipFamilies": ["IPv6"]});
+        running.inventory.apply(Change::Services(vec![
+            service("a", &json!({})),
+            service("b", &without_listener),
+        ]));
+        eventually(WAIT, || running.reasons("b") == ["NoAddress"]).await;
+        assert_eq!(running.holder().as_deref(), Some("a"));
+        let has_result = || {
+            let results = running.controller.results.borrow();
+            results.contains_key(&ObjectKey::new("shop", "a"))
+        };
+        assert!(!has_result());
+        let wanted = running.controller.listeners();
+        let bound = wanted.borrow().keys().copied().collect();
+        let failures = BindFailures::new();
+        running
+            .binds
+            .send_replace(Arc::new(BindReport { bound, failures }));
+        eventually(WAIT, has_result).await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn results_follow_bind_failures_and_nodes_of_endpoints() {
         let running = start(&Ready::default());
         running.inventory.apply(Change::Nodes(Vec::new()));
@@ -317,9 +381,9 @@ mod tests {
             protocol: Protocol::Tcp,
         };
         let failed = BindFailures::from([(key, "in use".to_owned())]);
-        running.failures.send_replace(Arc::new(failed));
+        running.failures.send_replace(failed);
         eventually(WAIT, || running.reasons("a") == ["BindFailed"]).await;
-        running.failures.send_replace(Arc::default());
+        running.failures.send_replace(BindFailures::new());
         eventually(WAIT, || running.reasons("a").is_empty()).await;
         let deleted = Change::SliceDeleted(ObjectKey::new("shop", "a-1"));
         running.inventory.apply(deleted);

@@ -1,10 +1,10 @@
 //! Contract between the controller, which decides on listeners, and the data path, which serves
 //! them.
 //!
-//! The controller publishes [`Listeners`] in a `tokio::sync::watch`. The data path publishes the
-//! [`BindFailures`] of it in another one.
+//! The controller publishes [`Listeners`] in a `tokio::sync::watch`. The data path publishes a
+//! [`BindReport`] in another one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -77,6 +77,20 @@ pub type Listeners = BTreeMap<ListenerKey, Arc<ListenerSpec>>;
 
 /// Listeners that could not be bound, with the reason.
 pub type BindFailures = BTreeMap<ListenerKey, String>;
+
+/// Wanted listeners that are bound, and those that could not be. The others are being tried.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BindReport {
+    pub bound: BTreeSet<ListenerKey>,
+    pub failures: BindFailures,
+}
+
+impl BindReport {
+    /// Returns true if it is known whether the listener is open.
+    pub fn is_settled(&self, listener: &ListenerKey) -> bool {
+        self.bound.contains(listener) || self.failures.contains_key(listener)
+    }
+}
 
 impl fmt::Display for ListenerKey {
     /// Formats the key as `192.0.2.1:80/TCP`.

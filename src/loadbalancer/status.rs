@@ -111,11 +111,7 @@ fn status_change(service: &Service, outcome: &Outcome, now: Timestamp) -> Option
 /// Returns the conditions for a result. The time of a condition changes with its status alone.
 fn conditions(service: &Service, outcome: &Outcome, now: Timestamp) -> Vec<Condition> {
     let problems = &outcome.problems;
-    let message = if problems.is_empty() {
-        "all ports are served".to_owned()
-    } else {
-        joined(outcome)
-    };
+    let message = message(outcome);
     let condition = |r#type: &str, status: &str, reason: &str| {
         let present = service.condition(r#type);
         let since = present.filter(|present| present.status == status);
@@ -140,12 +136,30 @@ fn conditions(service: &Service, outcome: &Outcome, now: Timestamp) -> Vec<Condi
     conditions
 }
 
-/// Joins the problems of a Service into one text, which is cut.
-fn joined(outcome: &Outcome) -> String {
-    let texts: Vec<_> = outcome.problems.iter().map(ToString::to_string).collect();
-    let mut text = texts.join("; ");
-    events::cut(&mut text);
-    text
+/// Returns the message of the conditions: who can use the ports, and all problems. It is cut.
+fn message(outcome: &Outcome) -> String {
+    let clients = clients(outcome);
+    let mut parts = Vec::new();
+    if outcome.problems.is_empty() {
+        parts.push(format!("all ports are served; {clients}"));
+    } else if !outcome.ingress.is_empty() {
+        parts.push(format!(
+            "not all ports are served; the others are {clients}"
+        ));
+    }
+    parts.extend(outcome.problems.iter().map(ToString::to_string));
+    let mut message = parts.join("; ");
+    events::cut(&mut message);
+    message
+}
+
+/// Returns who can use the listeners. They are public by definition.
+fn clients(outcome: &Outcome) -> &'static str {
+    if outcome.is_public {
+        "open to every client"
+    } else {
+        "open to the clients in the source ranges"
+    }
 }
 
 /// Returns the event that announces a result. `None` if only its form has changed.
@@ -172,7 +186,8 @@ fn notice(service: &Service, outcome: &Outcome, desired: &[Condition]) -> Option
         });
     }
     let was_ready = present.is_some_and(|present| present.status == "True");
-    if was_ready && !has_moved {
+    let was_same = present.map(|it| &it.message) == desired.first().map(|it| &it.message);
+    if was_ready && was_same && !has_moved {
         return None;
     }
     let reason = if was_ready {
@@ -180,12 +195,7 @@ fn notice(service: &Service, outcome: &Outcome, desired: &[Condition]) -> Option
     } else {
         "EnsuredLoadBalancer"
     };
-    let clients = if outcome.is_public {
-        "open to every client that reaches it"
-    } else {
-        "open to the clients in its source ranges"
-    };
-    let mut message = format!("Listening at {}; {clients}", listed(ingress));
+    let mut message = format!("Listening at {}; {}", listed(ingress), clients(outcome));
     events::cut(&mut message);
     Some(Notice {
         r#type: EventType::Normal,

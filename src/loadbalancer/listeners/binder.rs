@@ -8,17 +8,20 @@ use std::time::Duration;
 
 use socket2::{Domain, Type};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::client_connection::configure_socket;
 use crate::drain::Drain;
 use crate::forward::{Dialer, OwnAddresses};
-use crate::loadbalancer::{BindFailures, ListenerKey, ListenerSpec, Listeners, Protocol};
+use crate::loadbalancer::{
+    BindFailures, BindReport, ListenerKey, ListenerSpec, Listeners, Protocol,
+};
 
 /// Interval at which failed binds are repeated.
 const RETRY: Duration = Duration::from_secs(1);
-/// Number and interval of the first attempts, after which a failure is reported. The workers close a
-/// removed listener a moment after it was removed, and another may want its port.
-const FIRST_ATTEMPTS: u32 = 3;
+/// Time after which a failure is reported, and interval of the attempts until then. The workers close
+/// a removed listener a moment after it was removed, and another may want its port.
+const GRACE: Duration = Duration::from_millis(300);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Maximum number of connections that the kernel completes before they are accepted, which it caps
 /// at `net.core.somaxconn`.
@@ -47,7 +50,7 @@ pub(super) enum Socket {
 #[derive(Debug)]
 pub struct Binder {
     wanted: watch::Receiver<Arc<Listeners>>,
-    failures: watch::Sender<Arc<BindFailures>>,
+    report: watch::Sender<Arc<BindReport>>,
     bound: watch::Sender<Arc<BoundListeners>>,
     /// Addresses that the dialer rejects.
     own_tcp: OwnAddresses,
@@ -59,13 +62,13 @@ impl Binder {
     /// Creates the task of a process, whose dialer learns the addresses of the listeners.
     pub fn new(
         wanted: watch::Receiver<Arc<Listeners>>,
-        failures: watch::Sender<Arc<BindFailures>>,
+        report: watch::Sender<Arc<BindReport>>,
         dialer: &Dialer,
         drain: Drain,
     ) -> Arc<Self> {
         Arc::new(Self {
             wanted,
-            failures,
+            report,
             bound: watch::Sender::default(),
             own_tcp: dialer.own_addresses.clone(),
             own_udp: dialer.own_udp.clone(),
@@ -96,27 +99,30 @@ impl Binder {
 
     async fn follow(&self) {
         let mut wanted = self.wanted.clone();
-        let mut attempts = 0;
+        // Listeners that could not be bound, since when.
+        let mut failing = BTreeMap::new();
         loop {
             let listeners = Arc::clone(&wanted.borrow_and_update());
-            let failures = self.apply(&listeners);
-            attempts += 1;
-            let failing = !failures.is_empty();
-            let retry = if failing && attempts <= FIRST_ATTEMPTS {
+            let mut failures = self.apply(&listeners);
+            let now = Instant::now();
+            failing.retain(|key, _| failures.contains_key(key));
+            for key in failures.keys() {
+                failing.entry(*key).or_insert(now);
+            }
+            let is_new = |key: &ListenerKey| now.duration_since(failing[key]) < GRACE;
+            let retry = if failures.keys().any(is_new) {
                 FIRST_RETRY
             } else {
-                self.report(failures);
                 RETRY
             };
+            failures.retain(|key, _| !is_new(key));
+            self.report(failures);
             tokio::select! {
-                changed = wanted.changed() => {
-                    if changed.is_err() {
-                        // The controller is gone with the process.
-                        return std::future::pending().await;
-                    }
-                    attempts = 0;
-                }
-                () = tokio::time::sleep(retry), if failing => {}
+                changed = wanted.changed() => if changed.is_err() {
+                    // The controller is gone with the process.
+                    return std::future::pending().await;
+                },
+                () = tokio::time::sleep(retry), if !failing.is_empty() => {}
             }
         }
     }
@@ -160,17 +166,21 @@ impl Binder {
     }
 
     fn report(&self, failures: BindFailures) {
-        self.failures.send_if_modified(|reported| {
-            let changed = **reported != failures;
-            if changed {
-                for (listener, reason) in &failures {
-                    if reported.get(listener) != Some(reason) {
-                        tracing::warn!(%listener, reason, "cannot bind a listener");
-                    }
-                }
-                *reported = Arc::new(failures);
+        let report = BindReport {
+            bound: self.bound.borrow().keys().copied().collect(),
+            failures,
+        };
+        self.report.send_if_modified(|reported| {
+            if **reported == report {
+                return false;
             }
-            changed
+            for (listener, reason) in &report.failures {
+                if reported.failures.get(listener) != Some(reason) {
+                    tracing::warn!(%listener, reason, "cannot bind a listener");
+                }
+            }
+            *reported = Arc::new(report);
+            true
         });
     }
 }

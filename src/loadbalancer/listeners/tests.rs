@@ -418,13 +418,17 @@ fn taken_port_is_reported_until_it_is_free() {
         let free = listener(bed::free_port(), Protocol::Tcp);
         bed.change(key, Some(spec("web")));
         bed.change(free, Some(spec("web")));
-        let mut failures = bed.failures.clone();
-        let reported = failures.wait_for(|failures| !failures.is_empty()).await;
+        let mut report = bed.report.clone();
+        let reported = report.wait_for(|it| !it.failures.is_empty()).await;
         let reported = reported.unwrap().clone();
-        assert!(reported[&key].contains("in use"), "{reported:?}");
-        assert_eq!(reported.len(), 1);
+        let failures = &reported.failures;
+        assert!(failures[&key].contains("in use"), "{reported:?}");
+        assert_eq!(failures.len(), 1);
+        assert!(!reported.bound.contains(&key));
         drop(taken);
-        let cleared = failures.wait_for(|failures| failures.is_empty()).await;
+        let cleared = report
+            .wait_for(|it| it.is_settled(&key) && it.failures.is_empty())
+            .await;
         cleared.unwrap();
         assert!(bed.is_reset(key).await, "no endpoint");
     });

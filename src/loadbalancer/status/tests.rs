@@ -103,7 +103,7 @@ fn writes_status_once() {
                     "type": "kube-bastion.dev/LoadBalancerReady",
                     "status": "True",
                     "reason": "Ready",
-                    "message": "all ports are served",
+                    "message": "all ports are served; open to every client",
                     "lastTransitionTime": "1970-01-01T00:00:00Z",
                 }],
             },
@@ -116,7 +116,7 @@ fn writes_status_once() {
     let message = change.notices[1].message.to_string();
     assert_eq!(
         message,
-        "Listening at 192.0.2.1 (80/TCP, 81/TCP); open to every client that reaches it"
+        "Listening at 192.0.2.1 (80/TCP, 81/TCP); open to every client"
     );
     let written = apply(&new, &change);
     assert_eq!(
@@ -152,6 +152,14 @@ fn announces_each_change_of_the_result_once() {
         (
             Outcome {
                 ingress: ingress(None)[..1].iter().cloned().map(shortened).collect(),
+                ..served()
+            },
+            &["UpdatedLoadBalancer"],
+        ),
+        (served(), &["UpdatedLoadBalancer"]),
+        (
+            Outcome {
+                is_public: false,
                 ..served()
             },
             &["UpdatedLoadBalancer"],

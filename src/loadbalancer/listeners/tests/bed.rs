@@ -19,7 +19,7 @@ use crate::cluster::resources::{PortSpec, ServiceSpec};
 use crate::cluster::{AppProtocol, Node, Object, ObjectKey, Writer};
 use crate::config;
 use crate::forward::{Dialer, Http1Endpoints, OwnAddresses, Pool, RetryPolicy};
-use crate::loadbalancer::{BindFailures, Listeners};
+use crate::loadbalancer::{BindReport, Listeners};
 use crate::metrics::{EjectionMetrics, Metrics};
 use crate::model::address::AddressPolicy;
 use crate::testing::eventually;
@@ -71,7 +71,7 @@ pub fn free_port() -> u16 {
 pub struct Bed {
     writer: Writer,
     wanted: watch::Sender<Arc<Listeners>>,
-    pub failures: watch::Receiver<Arc<BindFailures>>,
+    pub report: watch::Receiver<Arc<BindReport>>,
     registry: Registry,
     /// Data path of a further worker, which does not run.
     pub idle: Rc<DataPath>,
@@ -119,8 +119,8 @@ impl Bed {
             dropped_lines: metrics.dropped_lines.clone(),
         };
         let wanted = watch::Sender::<Arc<Listeners>>::default();
-        let reported = watch::Sender::<Arc<BindFailures>>::default();
-        let failures = reported.subscribe();
+        let reported = watch::Sender::<Arc<BindReport>>::default();
+        let report = reported.subscribe();
         let drain = Drain::default();
         let binder = Binder::new(wanted.subscribe(), reported, &dialer, drain.clone());
         let path = || DataPath {
@@ -142,7 +142,7 @@ impl Bed {
         Self {
             writer,
             wanted,
-            failures,
+            report,
             registry,
             idle,
             drain,
