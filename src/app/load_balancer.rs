@@ -102,7 +102,7 @@ impl Setup<'_> {
         let namespace = lease.namespace.as_deref();
         let namespace = namespace.unwrap_or(&api.default_namespace);
         let store = ApiStore::new(client.clone(), namespace, &lease.name);
-        let elector = Elector::new(store, &identity);
+        let elector = Elector::new(store, &identity, &config.class);
         let writer = Writer::new(
             status::Settings {
                 class: config.class.clone(),

@@ -150,7 +150,7 @@ pub enum ExclusionReason {
 
 impl ExclusionReason {
     /// Returns true if the endpoint may become usable without a change of its Service.
-    pub(super) fn is_temporary(&self) -> bool {
+    pub(super) fn is_temporary(self) -> bool {
         match self {
             Self::NotReady | Self::PodNotFound | Self::PodEnded | Self::AddressMismatch => true,
             Self::AddressNotAllowed | Self::NoPod | Self::OtherNamespace | Self::NodePort => false,

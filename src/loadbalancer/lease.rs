@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::drain::Drain;
 use crate::model::error_chain;
+use crate::telemetry::LogLimit;
 
 /// Time for which a Lease is valid without a change. The defaults are client-go's.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
@@ -30,6 +31,11 @@ const RETRY_PERIOD: Duration = Duration::from_secs(2);
 const JITTER: f64 = 1.2;
 /// Maximum time to release the Lease at the end of the process.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Annotation of the Lease with the class of the holder.
+const CLASS: &str = "kube-bastion.dev/load-balancer-class";
+
+/// Log lines about attempts that failed.
+static FAILED: LogLimit = LogLimit::new(2);
 
 /// Storage of the Lease.
 pub trait Store: Send + Sync + 'static {
@@ -82,6 +88,7 @@ impl Store for ApiStore {
 pub struct Elector<S> {
     store: S,
     identity: String,
+    class: String,
     seen: Mutex<Seen>,
     is_leader: watch::Sender<bool>,
 }
@@ -104,6 +111,13 @@ impl Seen {
         holder.filter(|holder| !holder.is_empty())
     }
 
+    /// Returns the class of the holder, if it is another one.
+    fn other_class(&self, class: &str) -> Option<&str> {
+        let annotations = self.lease.metadata.annotations.as_ref()?;
+        let held = annotations.get(CLASS)?;
+        (held != class).then_some(held)
+    }
+
     fn is_valid(&self, now: Instant) -> bool {
         let seconds = self.spec().lease_duration_seconds.unwrap_or_default();
         let duration = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
@@ -112,10 +126,13 @@ impl Seen {
 }
 
 impl<S: Store> Elector<S> {
-    pub fn new(store: S, identity: &str) -> Arc<Self> {
+    /// `identity` is the name of this replica. `class` is that of its Services: the leader of another
+    /// class writes nothing for them.
+    pub fn new(store: S, identity: &str, class: &str) -> Arc<Self> {
         Arc::new(Self {
             store,
             identity: identity.to_owned(),
+            class: class.to_owned(),
             seen: Mutex::new(Seen {
                 lease: Lease::default(),
                 since: Instant::now(),
@@ -197,11 +214,13 @@ impl<S: Store> Elector<S> {
             // Another replica was faster, which the next attempt reads.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => false,
             Ok(Err(error)) => {
-                let error = error_chain(&error);
-                tracing::warn!(
-                    error,
-                    "cannot take part in the election (loadBalancer.lease)"
-                );
+                if FAILED.permits() {
+                    let error = error_chain(&error);
+                    tracing::warn!(
+                        error,
+                        "cannot take part in the election (loadBalancer.lease)"
+                    );
+                }
                 false
             }
             Err(_) => false,
@@ -216,6 +235,15 @@ impl<S: Store> Elector<S> {
         seen.lease = current;
         let is_own = seen.holder() == Some(&*self.identity);
         if seen.holder().is_some() && !is_own && seen.is_valid(Instant::now()) {
+            if let Some(class) = seen.other_class(&self.class)
+                && FAILED.permits()
+            {
+                tracing::error!(
+                    class,
+                    "the Lease is that of another class, so no status is written: give each class a \
+                     Lease of its own (loadBalancer.lease.name)"
+                );
+            }
             return Ok(false);
         }
         let previous = seen.spec();
@@ -265,8 +293,11 @@ impl<S: Store> Elector<S> {
     }
 
     async fn write(&self, seen: &mut Seen, spec: LeaseSpec) -> Result<(), kube::Error> {
+        let mut metadata = seen.lease.metadata.clone();
+        let annotations = metadata.annotations.get_or_insert_default();
+        annotations.insert(CLASS.to_owned(), self.class.clone());
         let lease = Lease {
-            metadata: seen.lease.metadata.clone(),
+            metadata,
             spec: Some(spec),
         };
         seen.lease = self.store.put(lease).await?;

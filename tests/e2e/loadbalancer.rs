@@ -147,7 +147,7 @@ async fn leader(fixture: &Fixture, among: &[&str]) -> Result<String> {
 }
 
 /// Waits until these events of a Service exist.
-async fn events(fixture: &Fixture, service: &str, expected: &[&str]) -> Result<()> {
+async fn events(fixture: &Fixture, service: &str, expected: &[&str]) -> Result<BTreeSet<String>> {
     let api = Api::<Event>::namespaced(fixture.cluster.client.clone(), SHOP);
     let fields = format!("involvedObject.kind=Service,involvedObject.name={service}");
     let mut reasons = BTreeSet::new();
@@ -158,7 +158,8 @@ async fn events(fixture: &Fixture, service: &str, expected: &[&str]) -> Result<(
         reasons = found.collect();
         Ok(expected.iter().all(|reason| reasons.contains(*reason)))
     });
-    waited.await.with_context(|| format!("{reasons:?}"))
+    waited.await.with_context(|| format!("{reasons:?}"))?;
+    Ok(reasons)
 }
 
 /// Ends a bastion, which must have written every status. It releases the Lease, so that the next one
@@ -210,6 +211,12 @@ pub async fn status_follows_the_services(fixture: &mut Fixture) -> Result<()> {
         "lb-web",
         &["EnsuringLoadBalancer", "SyncLoadBalancerFailed"],
     )
+    .await?;
+    // The ports beside SCTP are served.
+    eventually("the TCP port", async || {
+        let answer = get_plain(SocketAddr::from(([127, 0, 0, 1], 80)), "/name").await;
+        Ok(answer.is_ok_and(|(status, _)| status == 200))
+    })
     .await?;
     let valid = json!({"ports": [{"name": "p80-tcp", "port": 80, "targetPort": 8080}]});
     services.patch("lb-web", valid).await?;
@@ -278,7 +285,9 @@ pub async fn port_in_use_is_reported_until_it_is_free(fixture: &mut Fixture) -> 
     ensure!(*ports == expected, "{status:#}");
     let message = condition(&status)["message"].to_string();
     ensure!(message.contains("127.0.0.6:96/TCP"), "{message}");
-    events(fixture, "lb-busy", &["SyncLoadBalancerFailed"]).await?;
+    let announced = events(fixture, "lb-busy", &["SyncLoadBalancerFailed"]).await?;
+    // Nothing was announced before it was known which ports are open.
+    ensure!(!announced.contains("EnsuredLoadBalancer"), "{announced:?}");
     drop(other);
     services.reason("lb-busy", "Ready").await?;
     ensure!(get_plain(address, "/name").await?.0 == 200);

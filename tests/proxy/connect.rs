@@ -120,7 +120,7 @@ async fn opens_tunnel_by_name_and_by_address() -> Result<()> {
     Ok(())
 }
 
-/// As OpenBSD's `nc` and WinHTTP send them.
+/// As OpenBSD's `nc` and `WinHTTP` send them.
 #[tokio::test]
 async fn opens_tunnel_for_http10_and_for_a_length_of_zero() -> Result<()> {
     let bed = TestBed::new().await?;

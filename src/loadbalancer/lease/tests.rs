@@ -88,7 +88,7 @@ struct Replica {
 }
 
 fn start(server: &Server, identity: &str) -> Replica {
-    let elector = Elector::new(server.clone(), identity);
+    let elector = Elector::new(server.clone(), identity, "a/b");
     let drain = Drain::default();
     let task = tokio::spawn(Arc::clone(&elector).run(drain.clone()));
     Replica {
@@ -131,10 +131,26 @@ async fn takes_over_from_a_killed_replica_when_its_lease_expires() {
     eventually(WAIT, || second.leads()).await;
     // The renewals of the killed replica are at most a retry period old.
     assert!(killed.elapsed() + RETRY_PERIOD * 2 > LEASE_DURATION);
+    // The other one looks at it at most an interval after it was renewed, and after it has expired.
+    let interval = RETRY_PERIOD.mul_f64(1.0 + JITTER);
+    assert!(killed.elapsed() <= LEASE_DURATION + interval * 2);
     assert_eq!(
         (server.holder(), server.transitions()),
         ("second".into(), 1)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_has_the_class_of_its_holder() {
+    let server = Server::default();
+    let first = start(&server, "first");
+    eventually(WAIT, || first.leads()).await;
+    let seen = Seen {
+        lease: server.0.lease.lock().unwrap().clone().unwrap(),
+        since: Instant::now(),
+    };
+    assert_eq!(seen.other_class("a/b"), None);
+    assert_eq!(seen.other_class("a/c"), Some("a/b"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tokio::net::TcpStream;
 
 use super::servers::{REDIS_PORT, publish, redis};
@@ -302,6 +303,15 @@ pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixtur
     fixture.objects.terminate("orders-1").await?;
     removed.stop().await?;
     fixture.objects.delete_pod("orders-1").await?;
+    let replacement = Postgres::start(namespace, addresses[1], &fixture.serving).await?;
+    let (labels, ports) = (
+        json!({"app": "orders"}),
+        json!([{"containerPort": POSTGRES_PORT}]),
+    );
+    let objects = &fixture.objects;
+    objects
+        .pod("orders-2", labels, replacement.address, ports)
+        .await?;
     service.redirect(fixture.bastion.secure);
     replica.signal(Signal::SIGTERM)?;
     eventually("the port of the replica to close", async || {
@@ -331,6 +341,11 @@ pub async fn query_outlives_another_pod_and_another_bastion(fixture: &mut Fixtur
         .await?;
     later_subscriber.receive(events, "after the drain").await?;
     ensure!(query(by_forward, "", "select 6 * 7").await? == "42");
+    eventually("a session with the new pod", async || {
+        Ok(Session::with(by_forward, replacement.address).await.is_ok())
+    })
+    .await?;
+    replacement.stop().await?;
     kept.stop().await
 }
 
