@@ -39,9 +39,8 @@ impl EndpointState {
 /// Endpoint that passed the checks of a join.
 struct Checked {
     endpoint: Endpoint,
-    /// Its pod is on the network of its node and does not declare the port, which may be one of the
-    /// node.
-    on_node_port: bool,
+    /// Reason why neither tunnels nor listeners may lead to it.
+    excluded: Option<ExclusionReason>,
 }
 
 /// Inputs for the join of one service.
@@ -119,10 +118,10 @@ where
         port: PortName<'_>,
     ) -> (Arc<[Endpoint]>, Arc<[Endpoint]>) {
         let selected = self.preferred(spec, port, |_| true);
-        let permitted = selected.iter().filter(|checked| !checked.on_node_port);
+        let permitted = selected.iter().filter(|checked| checked.excluded.is_none());
         let permitted: Option<Arc<[Endpoint]>> = selected
             .iter()
-            .any(|checked| checked.on_node_port)
+            .any(|checked| checked.excluded.is_some())
             .then(|| permitted.map(|checked| checked.endpoint.clone()).collect());
         let endpoints: Arc<[Endpoint]> = selected
             .into_iter()
@@ -143,7 +142,7 @@ where
             return Arc::default();
         }
         let selected = self.preferred(spec, port, is_local).into_iter();
-        let permitted = selected.filter(|checked| !checked.on_node_port);
+        let permitted = selected.filter(|checked| checked.excluded.is_none());
         permitted.map(|checked| checked.endpoint).collect()
     }
 
@@ -214,7 +213,7 @@ where
             names.extend(slice.endpoints.iter().filter_map(|endpoint| {
                 let name = endpoint.hostname.clone()?;
                 let may_be_ready = match self.check(endpoint, (number, port.1)) {
-                    Ok(checked) => !checked.on_node_port,
+                    Ok(checked) => checked.excluded.is_none(),
                     Err(reason) => reason.is_temporary(),
                 };
                 may_be_ready.then(|| (name, SocketAddr::new(endpoint.address, number)))
@@ -237,10 +236,11 @@ where
                     address: endpoint.address,
                     reason: match self.check(endpoint, (number, port.1)) {
                         Err(reason) => reason,
-                        Ok(checked) if is_usable && checked.on_node_port => {
-                            ExclusionReason::NodePort
+                        // An endpoint that passes the check is here because of its conditions, or
+                        // because tunnels may not lead to it.
+                        Ok(checked) if is_usable => {
+                            checked.excluded.unwrap_or(ExclusionReason::NotReady)
                         }
-                        // An endpoint that passes the check is here because of its conditions.
                         Ok(_) => ExclusionReason::NotReady,
                     },
                 }
@@ -271,7 +271,7 @@ where
                         address,
                         name: endpoint.address.to_string().into(),
                     },
-                    on_node_port: false,
+                    excluded: Some(ExclusionReason::PodLess),
                 })
             } else {
                 Err(ExclusionReason::NoPod)
@@ -292,7 +292,8 @@ where
                     address,
                     name: Arc::clone(&pod.name),
                 },
-                on_node_port: pod.host_network && !pod.declares(port, protocol),
+                excluded: (pod.host_network && !pod.declares(port, protocol))
+                    .then_some(ExclusionReason::NodePort),
             })
         } else {
             Err(ExclusionReason::AddressMismatch)

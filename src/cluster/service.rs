@@ -107,7 +107,7 @@ pub struct ServicePort {
     /// while they terminate.
     pub endpoints: Arc<[Endpoint]>,
     /// Those of `endpoints` that tunnels and listeners may use, which carry any protocol: without
-    /// ports of nodes that no pod declares. The same allocation as `endpoints` if these are all.
+    /// ports of nodes that no pod declares, and without those that have no pod. The same allocation as `endpoints` if these are all.
     pub tunnel_endpoints: Arc<[Endpoint]>,
     /// Those of `tunnel_endpoints` on the bastion's own node. Empty if its name is not configured.
     pub local_endpoints: Arc<[Endpoint]>,
@@ -143,7 +143,9 @@ pub enum ExclusionReason {
     PodEnded,
     #[error("the pod in targetRef has another address")]
     AddressMismatch,
-    /// Excludes the endpoint from tunnels and listeners only.
+    /// Excludes the endpoint from tunnels and listeners only, as the next.
+    #[error("no targetRef to a pod; only HTTP requests may be sent to it")]
+    PodLess,
     #[error("the pod in targetRef is on the network of its node and does not declare the port")]
     NodePort,
 }
@@ -153,7 +155,11 @@ impl ExclusionReason {
     pub(super) fn is_temporary(self) -> bool {
         match self {
             Self::NotReady | Self::PodNotFound | Self::PodEnded | Self::AddressMismatch => true,
-            Self::AddressNotAllowed | Self::NoPod | Self::OtherNamespace | Self::NodePort => false,
+            Self::AddressNotAllowed
+            | Self::NoPod
+            | Self::OtherNamespace
+            | Self::PodLess
+            | Self::NodePort => false,
         }
     }
 }

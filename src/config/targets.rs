@@ -41,8 +41,8 @@ pub struct Targets {
     pub cluster_domain: String,
     /// Sub-paths that are decoded and encoded again as by kube-apiserver, so that `%2F` becomes `/`.
     pub sub_path_decoding: SubPathDecoding,
-    /// Serves endpoints that do not belong to a pod of the service's namespace, such as those of
-    /// services without a selector.
+    /// Sends requests to endpoints that do not belong to a pod of the service's namespace, too, such
+    /// as those of services without a selector. Tunnels and load balancers never lead to them.
     #[serde(deserialize_with = "fields::flag")]
     pub pod_less_endpoints: bool,
     /// Maximum time that a request waits for the DNS lookup of a node's host name. The default

@@ -308,6 +308,10 @@ fn pod_less_option_permits_no_unsafe_address_and_no_other_namespace() {
     assert!(namespace.addresses().is_empty());
     namespace.pod_less = true;
     assert_eq!(namespace.addresses(), ["10.0.0.9:8080"]);
+    // Tunnels and listeners carry any protocol, and lead to pods only.
+    let service = namespace.join(None);
+    assert!(service.ports[0].tunnel_endpoints.is_empty());
+    assert!(namespace.reasons().contains(&ExclusionReason::PodLess));
 }
 
 #[test]

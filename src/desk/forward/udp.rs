@@ -212,6 +212,8 @@ async fn run(
         }
     };
     if let Err(error) = flow.relay(tunnel, &forward.traffic, answer).await {
-        tracing::debug!(%error, "the flow has failed");
+        // The tunnel says no more than that it was reset, as by an ICMP message.
+        let message = format!("a UDP flow was closed, as if the port were: {error}");
+        report.failure(&forward.target, "flow", &message);
     }
 }

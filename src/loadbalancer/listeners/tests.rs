@@ -1,8 +1,8 @@
+mod admission;
 mod bed;
 mod udp;
 
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -111,82 +111,6 @@ fn listeners_of_other_replicas_are_no_endpoints() {
 }
 
 #[test]
-fn ports_of_nodes_are_those_of_replicas_on_the_host_network_only() {
-    run(async {
-        for (node, expected) in [("192.0.2.1", false), ("127.0.0.1", true)] {
-            let mut bed = Bed::start();
-            bed.publish_node(node);
-            let key = bed.serve(Protocol::Tcp, spec("web")).await;
-            let at_node = SocketAddr::new(node.parse().unwrap(), key.port);
-            let is_of_replica = bed.idle.is_of_replica(Protocol::Tcp, at_node);
-            assert_eq!(is_of_replica, expected, "{node}");
-        }
-    });
-}
-
-#[test]
-fn service_is_not_served_at_a_published_address_of_others() {
-    run(async {
-        let (bed, _endpoints) = Bed::web(&["127.0.0.2"]).await;
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let key = ListenerKey {
-                address: Ipv4Addr::UNSPECIFIED.into(),
-                ..listener(bed::free_port(), protocol)
-            };
-            let only = ListenerSpec {
-                foreign_addresses: Arc::new([Ipv4Addr::new(127, 0, 0, 5).into()]),
-                ..spec("web")
-            };
-            bed.change(key, Some(only));
-            bed.wait_until_open(key).await;
-            let at = |address: [u8; 4]| ListenerKey {
-                address: address.into(),
-                ..key
-            };
-            let (own, other) = (at([127, 0, 0, 1]), at([127, 0, 0, 5]));
-            if protocol == Protocol::Tcp {
-                bed.wait_for_name(own).await;
-                assert!(bed.is_reset(other).await);
-                bed.wait_for(r#"load_balancer_connections_accepted_total{result="address"} 1"#)
-                    .await;
-            } else {
-                let client = bed.datagrams(other).await;
-                client.send(b"x").await.unwrap();
-                bed.wait_for(r#"load_balancer_datagrams_dropped_total{reason="address"} 1"#)
-                    .await;
-                let client = bed.datagrams(own).await;
-                assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.2");
-            }
-        }
-    });
-}
-
-#[test]
-fn source_ranges_apply_to_tcp_and_udp() {
-    run(async {
-        let (bed, _endpoints) = Bed::web(&["127.0.0.2"]).await;
-        let ranges = |text: &[&str]| ListenerSpec {
-            source_ranges: Some(text.iter().map(|it| it.parse().unwrap()).collect()),
-            ..spec("web")
-        };
-        let foreign = ranges(&["199.199.199.199/32", "4700::/32"]);
-        let tcp = bed.serve(Protocol::Tcp, foreign.clone()).await;
-        let udp = bed.serve(Protocol::Udp, foreign).await;
-        assert!(bed.is_reset(tcp).await);
-        let client = bed.datagrams(udp).await;
-        client.send(b"x").await.unwrap();
-        bed.wait_for(r#"load_balancer_datagrams_dropped_total{reason="source_range"} 1"#)
-            .await;
-
-        let own = ranges(&["4700::/32", "127.0.0.0/8"]);
-        bed.change(tcp, Some(own.clone()));
-        bed.change(udp, Some(own));
-        bed.wait_for_name(tcp).await;
-        assert_eq!(bed.ask_until_answered(&client).await, "127.0.0.2");
-    });
-}
-
-#[test]
 fn listeners_of_both_families_have_one_number() {
     run(async {
         let (bed, _endpoints) = Bed::web(&["127.0.0.2"]).await;
@@ -263,7 +187,7 @@ fn tcp_and_udp_of_one_service_port_have_their_own_targets() {
 }
 
 #[test]
-fn removed_listener_keeps_its_connections() {
+fn listener_that_is_changed_or_removed_keeps_its_connections() {
     run(async {
         let (bed, _endpoints) = Bed::web(&["127.0.0.2"]).await;
         let key = bed.serve(Protocol::Tcp, spec("web")).await;
@@ -272,9 +196,20 @@ fn removed_listener_keeps_its_connections() {
         assert_eq!(read_name(&mut client).await, "127.0.0.2");
         let mut untouched = bed.connect(other).await;
         assert_eq!(read_name(&mut untouched).await, "127.0.0.2");
+        // The new specification rejects all clients.
+        let excluding = ListenerSpec {
+            source_ranges: Some(["192.0.2.0/24".parse().unwrap()].into_iter().collect()),
+            local_only: true,
+            ..spec("web")
+        };
+        let changed = bed.serve(Protocol::Tcp, spec("web")).await;
+        let mut of_changed = bed.connect(changed).await;
+        assert_eq!(read_name(&mut of_changed).await, "127.0.0.2");
+        bed.change(changed, Some(excluding));
+        bed.wait_for_reset(changed).await;
         bed.change(key, None);
         bed.wait_until_closed(key).await;
-        for client in [&mut client, &mut untouched] {
+        for client in [&mut client, &mut untouched, &mut of_changed] {
             client.write_all(b"still open").await.unwrap();
             let mut echo = [0; 10];
             client.read_exact(&mut echo).await.unwrap();
@@ -389,23 +324,33 @@ fn endpoint_gets_header_of_the_proxy_protocol() {
             proxy_protocol: true,
             ..spec("web")
         };
-        let key = bed.serve(Protocol::Tcp, with_header).await;
-        let mut client = bed.connect(key).await;
-        client.write_all(b"hello").await.unwrap();
-        client.shutdown().await.unwrap();
-        let mut received = Vec::new();
-        let (mut stream, _) = endpoint.accept().await.unwrap();
-        stream.read_to_end(&mut received).await.unwrap();
-        let config = ParseConfig {
-            include_tlvs: false,
-            allow_v1: false,
-            allow_v2: true,
-        };
-        let (header, length) = ProxyHeader::parse(&received, config).unwrap();
-        let addresses = header.proxied_address().unwrap();
-        assert_eq!(addresses.source, client.local_addr().unwrap());
-        assert_eq!(addresses.destination, client.peer_addr().unwrap());
-        assert_eq!(&received[length..], b"hello");
+        for address in [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            Ipv6Addr::LOCALHOST.into(),
+        ] {
+            let key = ListenerKey {
+                address,
+                ..listener(bed::free_port(), Protocol::Tcp)
+            };
+            bed.change(key, Some(with_header.clone()));
+            bed.wait_until_open(key).await;
+            let mut client = bed.connect(key).await;
+            client.write_all(b"hello").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut received = Vec::new();
+            let (mut stream, _) = endpoint.accept().await.unwrap();
+            stream.read_to_end(&mut received).await.unwrap();
+            let config = ParseConfig {
+                include_tlvs: false,
+                allow_v1: false,
+                allow_v2: true,
+            };
+            let (header, length) = ProxyHeader::parse(&received, config).unwrap();
+            let addresses = header.proxied_address().unwrap();
+            assert_eq!(addresses.source, client.local_addr().unwrap());
+            assert_eq!(addresses.destination, client.peer_addr().unwrap());
+            assert_eq!(&received[length..], b"hello");
+        }
     });
 }
 

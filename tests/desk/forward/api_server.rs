@@ -136,7 +136,13 @@ pub fn objects() -> Vec<(String, Value)> {
         (format!("{core}/pods/web-0"), pod("web-0")),
         (format!("{core}/replicationcontrollers/old"), controller),
         (format!("{apps}/deployments/web"), workload.clone()),
-        (format!("{apps}/statefulsets/web"), workload),
+        (format!("{apps}/statefulsets/web"), workload.clone()),
+        (format!("{apps}/replicasets/web"), workload.clone()),
+        (format!("{apps}/daemonsets/web"), workload.clone()),
+        (
+            "/apis/batch/v1/namespaces/default/jobs/web".to_owned(),
+            workload,
+        ),
         (
             "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices".to_owned(),
             slices(&["web-0", "web-1"]),

@@ -58,7 +58,15 @@ async fn connections_share_a_session_without_a_websocket() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_use_the_ready_pods_in_turn() -> Result<()> {
     let bed = bed().await?;
-    for target in ["svc/web", "deploy/web", "sts/web", "rc/old"] {
+    for target in [
+        "svc/web",
+        "deploy/web",
+        "sts/web",
+        "rs/web",
+        "ds/web",
+        "job/web",
+        "rc/old",
+    ] {
         let port = if target == "svc/web" { ":83" } else { ":name" };
         let forward = bed.forward(1, &[target, port]).await?;
         let mut names = Vec::new();

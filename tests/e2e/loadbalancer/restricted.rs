@@ -1,4 +1,4 @@
-//! A bastion with the security context of `deploy/`: a user that is not root, and no capabilities.
+//! Bastions with the security contexts of `deploy/`.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -18,8 +18,24 @@ use crate::support::net::Namespace;
 use crate::support::program::command_in_namespace;
 use crate::support::relay::Relay;
 
-/// `runAsUser` of the Deployment.
-const USER: u32 = 65532;
+/// Security context of a component.
+struct Security {
+    /// `runAsUser`, also the group.
+    user: u32,
+    /// For `--bounding-set` of setpriv(1).
+    capabilities: &'static str,
+}
+
+/// `load-balancer-controller`: that of the Deployment.
+const DEPLOYMENT: Security = Security {
+    user: 65532,
+    capabilities: "-all",
+};
+/// `load-balancer-controller-host-network`.
+const HOST_NETWORK: Security = Security {
+    user: 0,
+    capabilities: "-all,+net_bind_service",
+};
 /// Last octet of the pod of the bastion.
 const LAST: u8 = 55;
 const PORT: u16 = 80;
@@ -35,12 +51,18 @@ fn set_first_unprivileged_port(namespace: &Namespace, port: u16) -> Result<()> {
 }
 
 /// Starts the bastion in the network namespace of the pods, with copies of its files that its user may read.
-async fn start(fixture: &Fixture, folder: &Path, config: &str) -> Result<Bastion> {
+async fn start(
+    fixture: &Fixture,
+    Security { user, capabilities }: Security,
+    folder: &Path,
+    config: &str,
+) -> Result<Bastion> {
+    let owner = Some(user);
     let (cluster, namespace) = (&fixture.cluster, &fixture.namespace);
     let copy = |from: &Path, name: &str, mode: u32| -> Result<String> {
         let to = folder.join(name);
         std::fs::copy(from, &to)?;
-        chown(&to, Some(USER), Some(USER))?;
+        chown(&to, owner, owner)?;
         std::fs::set_permissions(&to, PermissionsExt::from_mode(mode))?;
         Ok(to.display().to_string())
     };
@@ -53,18 +75,18 @@ async fn start(fixture: &Fixture, folder: &Path, config: &str) -> Result<Bastion
     let key = copy(&fixture.serving.key, "tls.key", 0o400)?;
     let ca = copy(&cluster.ca.file, "ca.crt", 0o400)?;
     let token = cluster.token(HOME, HOME, None).await?;
-    let user = KubeconfigUser::Token(&token);
-    let own = kubeconfig(folder, "own", &cluster.server, ca.as_ref(), &user)?;
+    let account = KubeconfigUser::Token(&token);
+    let own = kubeconfig(folder, "own", &cluster.server, ca.as_ref(), &account)?;
     let config_file = folder.join("config.yaml");
     std::fs::write(&config_file, config)?;
     for path in [folder, &own, &config_file] {
-        chown(path, Some(USER), Some(USER))?;
+        chown(path, owner, owner)?;
     }
     let mut command = command_in_namespace(namespace, Path::new("setpriv"));
     command
-        .args([format!("--reuid={USER}"), format!("--regid={USER}")])
+        .args([format!("--reuid={user}"), format!("--regid={user}")])
         .args(["--clear-groups", "--no-new-privs"])
-        .args(["--inh-caps=-all", "--bounding-set=-all"])
+        .args(["--inh-caps=-all", "--bounding-set", capabilities])
         .args([&program, "serve", "--config"])
         .arg(&config_file)
         .arg("--kubeconfig")
@@ -92,7 +114,7 @@ pub async fn low_port_needs_the_sysctl_of_the_pod(fixture: &mut Fixture) -> Resu
     let settings = json!({"bindAddresses": [listener.ip()]});
     let config = configuration(fixture, "lb-restricted", &settings)?;
     let folder = tempfile::tempdir()?;
-    let bastion = start(fixture, folder.path(), &config).await?;
+    let bastion = start(fixture, DEPLOYMENT, folder.path(), &config).await?;
 
     let services = Services::new(fixture);
     services
@@ -115,6 +137,16 @@ pub async fn low_port_needs_the_sysctl_of_the_pod(fixture: &mut Fixture) -> Resu
     })
     .await
     .with_context(|| format!("{SHOP}/lb-low at {listener}"))?;
+    stop(bastion).await?;
+
+    let folder = tempfile::tempdir()?;
+    let bastion = start(fixture, HOST_NETWORK, folder.path(), &config).await?;
+    eventually("an answer by the capability", async || {
+        let answer = get_plain(listener, "/name").await;
+        Ok(answer.is_ok_and(|(status, _)| status == 200))
+    })
+    .await
+    .with_context(|| bastion.log())?;
     services.delete("lb-low").await?;
     stop(bastion).await
 }

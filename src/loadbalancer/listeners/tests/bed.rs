@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::super::*;
 use crate::balance::LoadBalancer;
-use crate::cluster::fixtures::{endpoint, slice};
+use crate::cluster::fixtures::{endpoint, pod, slice};
 use crate::cluster::resources::{PortSpec, ServiceSpec};
 use crate::cluster::{AppProtocol, Node, Object, ObjectKey, Writer};
 use crate::config;
@@ -96,7 +96,7 @@ impl Bed {
         let policy = AddressPolicy {
             allow_loopback: true,
         };
-        let (cluster, writer) = Cluster::new(policy, true, None);
+        let (cluster, writer) = Cluster::new(policy, false, None);
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let settings = config::Upstream::default();
@@ -174,7 +174,11 @@ impl Bed {
         };
         let key = ObjectKey::new("ns", service);
         self.writer.apply(Object::Service(key, service_spec));
-        let endpoints = addresses.iter().map(|ip| endpoint(ip, "")).collect();
+        // A pod has its address as its name.
+        for ip in addresses {
+            self.writer.apply(pod(ip, &[ip]));
+        }
+        let endpoints = addresses.iter().map(|ip| endpoint(ip, ip)).collect();
         let mut object = slice(service, service, &[("", tcp)], endpoints);
         if let Object::EndpointSlice(_, slice) = &mut object {
             slice.udp_ports = vec![("".into(), udp)];
