@@ -26,4 +26,5 @@ pub use controller::Controller;
 pub use inventory::Inventory;
 pub use listener::{
     BindFailures, BindReport, ListenerKey, ListenerSpec, Listeners, Protocol, Rejection,
+    RequestedAddresses,
 };

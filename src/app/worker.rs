@@ -204,8 +204,8 @@ async fn serve(
     background.spawn_local(every(STALL_CHECK_INTERVAL, move || pool.detect_stalls()));
 
     until_drained(&mut background, drain).await?;
-    // Connections, tunnels and listeners are tracked; other background tasks are not, and are
-    // aborted with the set.
+    // Connections, tunnels and listeners of the bastion's own ports are tracked; other background
+    // tasks are not, and are aborted with the set.
     tokio::select! {
         () = work.done() => {}
         () = drain.forced() => {}

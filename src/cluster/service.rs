@@ -107,7 +107,8 @@ pub struct ServicePort {
     /// while they terminate.
     pub endpoints: Arc<[Endpoint]>,
     /// Those of `endpoints` that tunnels and listeners may use, which carry any protocol: without
-    /// ports of nodes that no pod declares, and without those that have no pod. The same allocation as `endpoints` if these are all.
+    /// ports of nodes that no pod declares, and without those that have no pod. The same allocation
+    /// as `endpoints` if these are all.
     pub tunnel_endpoints: Arc<[Endpoint]>,
     /// Those of `tunnel_endpoints` on the bastion's own node. Empty if its name is not configured.
     pub local_endpoints: Arc<[Endpoint]>,

@@ -256,7 +256,8 @@ impl OwnAddresses {
     pub fn contains(&self, address: SocketAddr) -> bool {
         let is_own = |own: &SocketAddr| {
             own.port() == address.port()
-                && (own.ip() == address.ip() || own.ip().is_unspecified() && is_local(address.ip()))
+                && (own.ip() == address.ip()
+                    || own.ip().is_unspecified() && is_local(address.ip()).unwrap_or(true))
         };
         self.fixed.iter().any(is_own) || self.listeners.load().iter().any(is_own)
     }
@@ -265,7 +266,10 @@ impl OwnAddresses {
 /// Returns true for an address of this host: the kernel uses the same address as the source of
 /// packets to it. Connecting a UDP socket selects the source and sends nothing. Runs only for dials
 /// to a port on which this process listens.
-pub fn is_local(address: IpAddr) -> bool {
+///
+/// # Errors
+/// This process has no descriptor or memory left.
+pub fn is_local(address: IpAddr) -> io::Result<bool> {
     let any: IpAddr = if address.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
@@ -277,7 +281,12 @@ pub fn is_local(address: IpAddr) -> bool {
         socket.connect((address, 9))?;
         socket.local_addr()
     };
-    source().is_ok_and(|source| source.ip() == address)
+    match source() {
+        Ok(source) => Ok(source.ip() == address),
+        Err(error) if lacks_resources(&error) => Err(error),
+        // There is no route to it.
+        Err(_) => Ok(false),
+    }
 }
 
 /// Returns true if this process has no descriptor or memory left for a connection.

@@ -69,8 +69,8 @@ impl Request {
         // The DATA frames are the tunnel, not content (RFC 8441 section 5, RFC 9113 section 8.5).
         let connects = protocol.is_some() || target.tunnel().is_some();
         let length = parts.headers.get(header::CONTENT_LENGTH);
-        // Some clients send 0 with CONNECT.
-        if connects && length.is_some_and(|it| protocol.is_some() || h1::length(it) != Some(0)) {
+        // Also a length of 0: h2 would reset the stream at the first bytes of the tunnel.
+        if connects && length.is_some() {
             return Err(FramingError::ConnectContent.into());
         }
         let (body, tunnel) = if connects {

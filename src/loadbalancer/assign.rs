@@ -190,7 +190,7 @@ fn spec(key: &ObjectKey, request: &Request, service_port: u16) -> ListenerSpec {
         service: (&*key.name).into(),
         service_port,
         source_ranges: request.source_ranges.clone(),
-        foreign_addresses: Arc::clone(&request.foreign_addresses),
+        addresses: request.requested.clone(),
         local_only: request.local_only,
         client_affinity: request.client_affinity,
         proxy_protocol: request.proxy_protocol,

@@ -1,6 +1,6 @@
 //! Tasks of the controller: the assignment on all replicas, and the writes of the elected one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,10 +21,15 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(100);
 /// Log lines about listeners. Services are changed by many, and one may have many listeners.
 static CHANGES: LogLimit = LogLimit::new(600);
 
-/// Services that may need a change of their status, each in the version for which the outcome was
-/// determined. `None`: the Service is not of the class, or is being deleted. A Service is missing
-/// while its listeners are being opened.
-pub type Results = BTreeMap<ObjectKey, (Arc<Service>, Option<Outcome>)>;
+/// Services that may need a change of their status.
+#[derive(Clone, Debug, Default)]
+pub struct Results {
+    /// Each in the version for which the outcome was determined. `None`: the Service is not of the
+    /// class, or is being deleted.
+    pub services: BTreeMap<ObjectKey, (Arc<Service>, Option<Outcome>)>,
+    /// Services whose listeners are being opened, so that they have no outcome yet.
+    pub opening: BTreeSet<ObjectKey>,
+}
 
 /// Assigns listeners whenever an object changes.
 #[derive(Debug)]
@@ -109,7 +114,9 @@ impl Controller {
             let mut results = results(&objects.services, &mut assignment.services);
             for (listener, spec) in &assignment.listeners {
                 if !binds.is_settled(listener) {
-                    results.remove(&ObjectKey::new(&spec.namespace, &spec.service));
+                    let key = ObjectKey::new(&spec.namespace, &spec.service);
+                    results.services.remove(&key);
+                    results.opening.insert(key);
                 }
             }
             (assignment, results)
@@ -127,13 +134,14 @@ fn results(
     services: &BTreeMap<ObjectKey, Arc<Service>>,
     outcomes: &mut BTreeMap<ObjectKey, Outcome>,
 ) -> Results {
-    let services = services.iter();
-    services
-        .map(|(key, service)| {
-            let outcome = outcomes.remove(key);
-            (key.clone(), (Arc::clone(service), outcome))
-        })
-        .collect()
+    let services = services.iter().map(|(key, service)| {
+        let outcome = outcomes.remove(key);
+        (key.clone(), (Arc::clone(service), outcome))
+    });
+    Results {
+        services: services.collect(),
+        opening: BTreeSet::new(),
+    }
 }
 
 /// Publishes listeners if they differ from the present ones, and logs the difference.
@@ -180,8 +188,6 @@ fn clients(spec: &ListenerSpec) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use serde_json::{Value, json};
 
     use super::super::inventory::Change;
@@ -284,7 +290,7 @@ mod tests {
 
         fn reasons(&self, name: &str) -> Vec<&'static str> {
             let results = self.controller.results.borrow();
-            let result = results.get(&ObjectKey::new("shop", name));
+            let result = results.services.get(&ObjectKey::new("shop", name));
             let outcome = result.and_then(|(_, outcome)| outcome.as_ref());
             let problems = outcome.iter().flat_map(|outcome| &outcome.problems);
             problems
@@ -328,7 +334,7 @@ mod tests {
             .apply(Change::Services(vec![service("a", &json!({}))]));
         tokio::time::sleep(WAIT).await;
         assert_eq!(running.holder(), None);
-        assert!(running.controller.results.borrow().is_empty());
+        assert!(running.controller.results.borrow().services.is_empty());
         drop(blocker);
         eventually(WAIT, || running.holder().as_deref() == Some("a")).await;
     }
@@ -346,7 +352,7 @@ mod tests {
         assert_eq!(running.holder().as_deref(), Some("a"));
         let has_result = || {
             let results = running.controller.results.borrow();
-            results.contains_key(&ObjectKey::new("shop", "a"))
+            results.services.contains_key(&ObjectKey::new("shop", "a"))
         };
         assert!(!has_result());
         let wanted = running.controller.listeners();

@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::forward::is_local;
 use crate::model::Networks;
 pub use crate::model::Protocol;
 
@@ -31,8 +32,8 @@ pub struct ListenerSpec {
     pub service_port: u16,
     /// Networks of the clients that are served, of both families. `None`: every client.
     pub source_ranges: Option<Networks>,
-    /// Published addresses that the Service has not asked for, at which it is not served.
-    pub foreign_addresses: Arc<[IpAddr]>,
+    /// Addresses at which the Service is served. `None`: all.
+    pub addresses: Option<Arc<RequestedAddresses>>,
     /// Dials only endpoints on this node (`externalTrafficPolicy: Local`).
     pub local_only: bool,
     /// Idle time for which a client address keeps its endpoint (`sessionAffinity: ClientIP`).
@@ -51,7 +52,9 @@ impl ListenerSpec {
         if ranges.is_some_and(|ranges| !ranges.contains(client)) {
             return Err(Rejection::SourceRange);
         }
-        if local.is_some_and(|local| self.foreign_addresses.contains(&local.to_canonical())) {
+        if let Some((addresses, local)) = self.addresses.as_ref().zip(local)
+            && addresses.reject(local.to_canonical())
+        {
             return Err(Rejection::Address);
         }
         Ok(())
@@ -60,6 +63,27 @@ impl ListenerSpec {
     /// Returns true if both are listeners of the same Service.
     pub fn is_of_same_service(&self, other: &Self) -> bool {
         (&self.namespace, &self.service) == (&other.namespace, &other.service)
+    }
+}
+
+/// Published addresses, for a Service that asks for some of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RequestedAddresses {
+    pub requested: Vec<IpAddr>,
+    pub others: Vec<IpAddr>,
+}
+
+impl RequestedAddresses {
+    /// Returns true if a client has used one of the other addresses. Only if this machine has those
+    /// that are requested: one that is translated on the way may become any address.
+    fn reject(&self, local: IpAddr) -> bool {
+        let of_family = |ip: &&IpAddr| ip.is_ipv4() == local.is_ipv4();
+        self.others.contains(&local)
+            && self
+                .requested
+                .iter()
+                .filter(of_family)
+                .all(|ip| matches!(is_local(*ip), Ok(true)))
     }
 }
 

@@ -13,7 +13,7 @@ mod tcp;
 mod tests;
 mod udp;
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
@@ -271,9 +271,25 @@ impl DataPath {
 
     /// Returns true if an address is that of a node, where replicas listen.
     fn is_on_node(&self, address: IpAddr) -> bool {
-        let is_on_host_network = || self.cluster.has_node_address(is_local);
-        self.cluster.is_node_address(address)
-            && *self.is_on_host_network.get_or_init(is_on_host_network)
+        self.cluster.is_node_address(address) && self.is_on_host_network()
+    }
+
+    fn is_on_host_network(&self) -> bool {
+        if let Some(known) = self.is_on_host_network.get() {
+            return *known;
+        }
+        let is_certain = Cell::new(true);
+        let found = self.cluster.has_node_address(|address| {
+            is_local(address).unwrap_or_else(|_| {
+                is_certain.set(false);
+                false
+            })
+        });
+        if !found && !is_certain.get() {
+            // Asked again later.
+            return true;
+        }
+        *self.is_on_host_network.get_or_init(|| found)
     }
 
     fn has_listener(&self, protocol: Protocol, port: u16) -> bool {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::listener::{ListenerKey, Protocol};
+use super::listener::{ListenerKey, Protocol, RequestedAddresses};
 use super::service::{Port, Service};
 use crate::cluster::ObjectKey;
 use crate::config::{PublishedAddress, parse_published_address};
@@ -154,9 +154,9 @@ pub struct Request {
     pub ports: Vec<RequestedPort>,
     /// `None`: every client.
     pub source_ranges: Option<Networks>,
-    /// Published addresses that the Service has not asked for. Its listeners may be reached there,
-    /// too, if they are bound to all addresses.
-    pub foreign_addresses: Arc<[IpAddr]>,
+    /// Addresses of the listeners, which may be bound to all. `None`: the Service has not asked for
+    /// some.
+    pub requested: Option<Arc<RequestedAddresses>>,
     pub local_only: bool,
     pub client_affinity: Option<Duration>,
     pub proxy_protocol: bool,
@@ -212,7 +212,7 @@ impl Request {
             addresses,
             ports: service.spec.ports.iter().map(RequestedPort::new).collect(),
             source_ranges: source_ranges(service)?,
-            foreign_addresses: foreign_addresses(&requested, published),
+            requested: requested_among(&requested, published),
             local_only: service.is_local_only(),
             client_affinity: service.client_affinity(),
             proxy_protocol: proxy_protocol(service)?,
@@ -274,25 +274,26 @@ fn requested_addresses(service: &Service) -> Result<Vec<PublishedAddress>, Probl
     }
 }
 
-/// Returns the published addresses that a Service has not asked for. None if it asks for all, or for
-/// a name, which may lead to any.
-fn foreign_addresses(
+/// Divides the published addresses for a Service. `None` if it asks for all, or for a name, which may
+/// lead to any.
+fn requested_among(
     requested: &[PublishedAddress],
     published: &[PublishedAddress],
-) -> Arc<[IpAddr]> {
+) -> Option<Arc<RequestedAddresses>> {
     let is_name = |address: &PublishedAddress| matches!(address, PublishedAddress::Hostname(_));
     if requested.is_empty() || requested.iter().any(is_name) {
-        return Arc::default();
+        return None;
     }
-    let others = published
-        .iter()
-        .filter(|address| !requested.contains(address));
-    others
-        .filter_map(|address| match address {
-            PublishedAddress::Ip(ip) => Some(*ip),
-            PublishedAddress::Hostname(_) => None,
-        })
-        .collect()
+    let addresses = published.iter().filter_map(|address| match address {
+        PublishedAddress::Ip(ip) => Some((*ip, requested.contains(address))),
+        PublishedAddress::Hostname(_) => None,
+    });
+    let (own, others): (Vec<_>, Vec<_>) = addresses.partition(|(_, is_requested)| *is_requested);
+    let ips = |all: Vec<(IpAddr, bool)>| all.into_iter().map(|(ip, _)| ip).collect();
+    Some(Arc::new(RequestedAddresses {
+        requested: ips(own),
+        others: ips(others),
+    }))
 }
 
 /// Returns the networks of the clients. `None`: every client.

@@ -188,7 +188,9 @@ impl<R: Requests> Writer<R> {
     ) -> Option<Instant> {
         let due = {
             let mut attempts = attempts.lock().await;
-            attempts.retain(|key, _| results.contains_key(key));
+            attempts.retain(|key, _| {
+                results.services.contains_key(key) || results.opening.contains(key)
+            });
             self.due(results, &mut attempts)
         };
         let writes = stream::iter(due);
@@ -216,7 +218,7 @@ impl<R: Requests> Writer<R> {
     fn due(&self, results: &Results, attempts: &mut HashMap<ObjectKey, Attempt>) -> Vec<Write> {
         let now = Instant::now();
         let mut due = Vec::new();
-        for (key, (service, outcome)) in results {
+        for (key, (service, outcome)) in &results.services {
             let change =
                 status::change(service, outcome.as_ref(), &self.settings, Timestamp::now());
             let Some(change) = change else {

@@ -189,6 +189,7 @@ async fn rejects_connect_that_opens_no_tunnel() -> Result<()> {
     for (fields, outcomes) in [
         (&[method, authority][..], [407, 407]),
         (&[method, authority, length], [400, RESET]),
+        (&[method, authority, ("content-length", "0")], [RESET, 400]),
         (&[method, authority, invalid_length], [RESET, RESET]),
         (&[method, authority, scheme, path], [RESET, RESET]),
         (&[method, authority, path], [RESET, RESET]),

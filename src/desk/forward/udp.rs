@@ -212,8 +212,10 @@ async fn run(
         }
     };
     if let Err(error) = flow.relay(tunnel, &forward.traffic, answer).await {
-        // The tunnel says no more than that it was reset, as by an ICMP message.
-        let message = format!("a UDP flow was closed, as if the port were: {error}");
+        // The tunnel does not say why.
+        let message = format!(
+            "a UDP flow has ended: {error}; its port may be closed, or its pod or the bastion gone"
+        );
         report.failure(&forward.target, "flow", &message);
     }
 }

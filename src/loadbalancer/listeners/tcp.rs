@@ -101,9 +101,10 @@ impl DataPath {
         spec: &SpecCell,
     ) -> Option<Arc<ListenerSpec>> {
         let spec = spec.get();
-        let local = (!spec.foreign_addresses.is_empty())
-            .then(|| stream.local_addr().ok())
-            .flatten();
+        let local = spec
+            .addresses
+            .as_ref()
+            .and_then(|_| stream.local_addr().ok());
         let rejected = spec.check(address.ip(), local.map(|local| local.ip()));
         let accepted = &self.metrics.accepted;
         match rejected {

@@ -138,21 +138,31 @@ fn selects_addresses_by_families_and_request() {
 }
 
 #[test]
-fn published_addresses_that_are_not_requested_are_foreign() {
+fn divides_the_published_addresses_by_the_request() {
     for (requested, expected) in [
-        ("192.0.2.1", &["192.0.2.2", "2001:db8::1"][..]),
-        ("192.0.2.2, 2001:db8::1", &["192.0.2.1"]),
+        (
+            "192.0.2.1",
+            Some((&["192.0.2.1"][..], &["192.0.2.2", "2001:db8::1"][..])),
+        ),
+        (
+            "192.0.2.2, 2001:db8::1",
+            Some((&["192.0.2.2", "2001:db8::1"], &["192.0.2.1"])),
+        ),
         // A name may lead to any address.
-        ("lb.test", &[]),
-        ("192.0.2.1, lb.test", &[]),
+        ("lb.test", None),
+        ("192.0.2.1, lb.test", None),
     ] {
         let request = read(&json!({ADDRESSES: requested}), &json!({})).unwrap();
-        let foreign = request.foreign_addresses.iter();
-        let foreign: Vec<_> = foreign.map(ToString::to_string).collect();
-        assert_eq!(foreign, expected, "{requested}");
+        let ips = |all: &[&str]| all.iter().map(|ip| ip.parse().unwrap()).collect();
+        let expected = expected.map(|(requested, others)| {
+            Arc::new(RequestedAddresses {
+                requested: ips(requested),
+                others: ips(others),
+            })
+        });
+        assert_eq!(request.requested, expected, "{requested}");
     }
-    let all = read(&json!({}), &json!({})).unwrap();
-    assert!(all.foreign_addresses.is_empty());
+    assert_eq!(read(&json!({}), &json!({})).unwrap().requested, None);
 }
 
 #[test]

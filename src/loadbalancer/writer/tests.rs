@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::Mutex as StdMutex;
 
 use futures::FutureExt;
@@ -109,8 +110,10 @@ impl Running {
         &self,
         results: impl IntoIterator<Item = (ObjectKey, (Arc<Service>, Option<Outcome>))>,
     ) {
+        let services = results.into_iter().collect();
+        let opening = BTreeSet::new();
         self.results
-            .send_replace(Arc::new(results.into_iter().collect()));
+            .send_replace(Arc::new(Results { services, opening }));
     }
 
     fn patches(&self) -> usize {

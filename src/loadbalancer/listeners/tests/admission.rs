@@ -1,6 +1,7 @@
 //! Clients and endpoints that are rejected by their addresses.
 
 use super::*;
+use crate::loadbalancer::RequestedAddresses;
 
 #[test]
 fn ports_of_nodes_are_those_of_replicas_on_the_host_network_only() {
@@ -25,11 +26,14 @@ fn service_is_not_served_at_a_published_address_of_others() {
                 address: Ipv4Addr::UNSPECIFIED.into(),
                 ..listener(bed::free_port(), protocol)
             };
-            let only = ListenerSpec {
-                foreign_addresses: Arc::new([Ipv4Addr::new(127, 0, 0, 5).into()]),
+            let only = |requested: [u8; 4]| ListenerSpec {
+                addresses: Some(Arc::new(RequestedAddresses {
+                    requested: vec![requested.into()],
+                    others: vec![Ipv4Addr::new(127, 0, 0, 5).into()],
+                })),
                 ..spec("web")
             };
-            bed.change(key, Some(only));
+            bed.change(key, Some(only([127, 0, 0, 1])));
             bed.wait_until_open(key).await;
             let at = |address: [u8; 4]| ListenerKey {
                 address: address.into(),
@@ -41,6 +45,9 @@ fn service_is_not_served_at_a_published_address_of_others() {
                 assert!(bed.is_reset(other).await);
                 bed.wait_for(r#"load_balancer_connections_accepted_total{result="address"} 1"#)
                     .await;
+                // That of a router, which translates it.
+                bed.change(key, Some(only([192, 0, 2, 1])));
+                bed.wait_for_name(other).await;
             } else {
                 let client = bed.datagrams(other).await;
                 client.send(b"x").await.unwrap();

@@ -50,7 +50,7 @@ pub fn spec(service: &str) -> ListenerSpec {
         service: service.into(),
         service_port: 80,
         source_ranges: None,
-        foreign_addresses: Arc::default(),
+        addresses: None,
         local_only: false,
         client_affinity: None,
         proxy_protocol: false,
