@@ -33,7 +33,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use prometheus_client::metrics::counter::Counter;
 
 pub use api::{ApiError, ApiForwarder, ApiRequest, ApiResponse};
-pub use dial::{DialError, Dialer, OwnAddresses, is_local};
+pub use dial::{DialError, Dialer, OwnAddresses, is_local_address};
 pub use error::{Blame, ConnectionError, ForwardError};
 pub use headers::{RequestHeaderRewriter, sanitize_request_trailers, sanitize_response_headers};
 pub use http1_endpoints::Http1Endpoints;

@@ -274,7 +274,7 @@ impl ApiForwarder {
                     return Ok((answer, server));
                 }
                 Err(Failed::Dial(error)) => {
-                    if !is_local(&error) {
+                    if !is_own_failure(&error) {
                         server.set_aside(Health::Unreachable, &error_chain(&error));
                     }
                     tried.push(server.id);
@@ -401,9 +401,9 @@ fn readdress(pending: &mut Pending<'_>, server: &ApiServer, target: &RequestTarg
 }
 
 /// Returns true for failures of this process, which say nothing about the server.
-fn is_local(error: &io::Error) -> bool {
-    // The latter: no port is left for another connection to the server.
-    lacks_resources(error) || error.kind() == io::ErrorKind::AddrNotAvailable
+fn is_own_failure(error: &io::Error) -> bool {
+    let no_port_is_left = error.kind() == io::ErrorKind::AddrNotAvailable;
+    no_port_is_left || lacks_resources(error)
 }
 
 /// Sends the request on a connection.

@@ -34,7 +34,7 @@ impl Forwarder {
         dialed: &mut Option<Endpoint>,
     ) -> Result<connect_udp::Connected, Vec<DialError>> {
         let order = self.balance.select_for_datagrams(&route.candidates, client);
-        first_foreign(order, &self.dialer.own_udp, dialed)
+        open_socket(order, &self.dialer.own_udp, dialed)
     }
 
     /// Connects to the endpoints in turn until one accepts, as often as the retry policy allows.
@@ -134,9 +134,9 @@ fn key(endpoint: &Endpoint) -> EndpointKey {
     }
 }
 
-/// Opens a socket to the first endpoint for which it can be, and that is not a UDP listener of this
+/// Opens a socket to the first endpoint that has a route, and that is not a UDP listener of this
 /// process.
-fn first_foreign<'e>(
+fn open_socket<'e>(
     order: impl Iterator<Item = &'e Endpoint>,
     own: &OwnAddresses,
     dialed: &mut Option<Endpoint>,
@@ -195,7 +195,7 @@ mod tests {
         own: &OwnAddresses,
     ) -> Result<SocketAddr, Vec<String>> {
         let (order, mut dialed) = (balance.select_for_datagrams(candidates, CLIENT), None);
-        match first_foreign(order, own, &mut dialed) {
+        match open_socket(order, own, &mut dialed) {
             Ok(_) => Ok(dialed.unwrap().address),
             Err(failures) => Err(failures.iter().map(ToString::to_string).collect()),
         }

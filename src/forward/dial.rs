@@ -257,7 +257,7 @@ impl OwnAddresses {
         let is_own = |own: &SocketAddr| {
             own.port() == address.port()
                 && (own.ip() == address.ip()
-                    || own.ip().is_unspecified() && is_local(address.ip()).unwrap_or(true))
+                    || own.ip().is_unspecified() && is_local_address(address.ip()).unwrap_or(true))
         };
         self.fixed.iter().any(is_own) || self.listeners.load().iter().any(is_own)
     }
@@ -269,7 +269,7 @@ impl OwnAddresses {
 ///
 /// # Errors
 /// This process has no descriptor or memory left.
-pub fn is_local(address: IpAddr) -> io::Result<bool> {
+pub fn is_local_address(address: IpAddr) -> io::Result<bool> {
     let any: IpAddr = if address.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {

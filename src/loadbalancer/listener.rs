@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::forward::is_local;
+use crate::forward::is_local_address;
 use crate::model::Networks;
 pub use crate::model::Protocol;
 
@@ -53,7 +53,7 @@ impl ListenerSpec {
             return Err(Rejection::SourceRange);
         }
         if let Some((addresses, local)) = self.addresses.as_ref().zip(local)
-            && addresses.reject(local.to_canonical())
+            && addresses.rejects(local.to_canonical())
         {
             return Err(Rejection::Address);
         }
@@ -74,16 +74,16 @@ pub struct RequestedAddresses {
 }
 
 impl RequestedAddresses {
-    /// Returns true if a client has used one of the other addresses. Only if this machine has those
-    /// that are requested: one that is translated on the way may become any address.
-    fn reject(&self, local: IpAddr) -> bool {
+    /// Returns true if a client has used one of the other addresses. False if this machine does not
+    /// have those that are requested: one that is translated on the way may become any address.
+    fn rejects(&self, local: IpAddr) -> bool {
         let of_family = |ip: &&IpAddr| ip.is_ipv4() == local.is_ipv4();
         self.others.contains(&local)
             && self
                 .requested
                 .iter()
                 .filter(of_family)
-                .all(|ip| matches!(is_local(*ip), Ok(true)))
+                .all(|ip| is_local_address(*ip).unwrap_or(true))
     }
 }
 

@@ -30,7 +30,7 @@ use super::{ListenerKey, ListenerSpec, Listeners, Protocol};
 use crate::client_connection::ConnectionQuota;
 use crate::cluster::{Affinity, Cluster};
 use crate::drain::Drain;
-use crate::forward::{Forwarder, is_local};
+use crate::forward::{Forwarder, is_local_address};
 use crate::metrics::LoadBalancerMetrics;
 use crate::model::Endpoint;
 use crate::resolve::Candidates;
@@ -280,7 +280,7 @@ impl DataPath {
         }
         let is_certain = Cell::new(true);
         let found = self.cluster.has_node_address(|address| {
-            is_local(address).unwrap_or_else(|_| {
+            is_local_address(address).unwrap_or_else(|_| {
                 is_certain.set(false);
                 false
             })

@@ -9,7 +9,7 @@ mod traffic;
 pub use dns::dns_server_has_tcp_and_udp_on_one_address;
 pub use honored::listeners_honor_ranges_affinity_and_unready_addresses;
 pub use local::local_policy_follows_the_endpoints;
-pub use restricted::low_port_needs_the_sysctl_of_the_pod;
+pub use restricted::low_port_needs_the_sysctl_or_the_capability;
 pub use traffic::listeners_carry_tcp_and_udp;
 
 use std::collections::BTreeSet;

@@ -186,7 +186,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         loadbalancer::listeners_carry_tcp_and_udp,
         loadbalancer::listeners_honor_ranges_affinity_and_unready_addresses,
         loadbalancer::port_in_use_is_reported_until_it_is_free,
-        loadbalancer::low_port_needs_the_sysctl_of_the_pod,
+        loadbalancer::low_port_needs_the_sysctl_or_the_capability,
         loadbalancer::dns_server_has_tcp_and_udp_on_one_address,
         loadbalancer::another_replica_takes_over,
         loadbalancer::deleted_services_go_away,

@@ -114,8 +114,8 @@ impl Endpoints {
         self.are_ready.get()
     }
 
-    /// Returns the pod of the next connection and the number of its port: another than those on
-    /// which it has failed, if there is one.
+    /// Returns the pod of the next connection and the number of its port. Pods on which the
+    /// connection has failed come last.
     ///
     /// # Errors
     /// [`NoPod`] with the reason if no pod runs, or a failed look-up.
@@ -125,19 +125,17 @@ impl Endpoints {
         self.turn.set(turn.wrapping_add(1));
         let count = candidates.len();
         let in_turn = |offset: usize| &candidates[turn.wrapping_add(offset) % count];
-        let (again, first): (Vec<_>, Vec<_>) = (0..count)
-            .map(in_turn)
-            .partition(|candidate| failed.contains(&candidate.name));
-        let mut numbered = first
-            .into_iter()
-            .chain(again)
-            .map(|candidate| Ok((candidate.name.clone(), candidate.number(port)?)));
-        // Pods of another version may lack the port.
-        let first = numbered.next().expect("there is a candidate");
-        match first {
-            Ok(found) => Ok(found),
-            Err(error) => Ok(numbered.find_map(Result::ok).ok_or::<NoPod>(error)?),
+        let mut order: Vec<_> = (0..count).map(in_turn).collect();
+        order.sort_by_key(|candidate| failed.contains(&candidate.name));
+        let mut missing = None;
+        for candidate in order {
+            match candidate.number(port) {
+                Ok(number) => return Ok((candidate.name.clone(), number)),
+                // Pods of another version may have the port.
+                Err(error) => missing = missing.or(Some(error)),
+            }
         }
+        Err(missing.expect("there is a candidate").into())
     }
 
     /// Returns the pod of the next connection as [`Self::next`]. Waits while none runs, for at most

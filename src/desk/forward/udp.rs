@@ -214,7 +214,7 @@ async fn run(
     if let Err(error) = flow.relay(tunnel, &forward.traffic, answer).await {
         // The tunnel does not say why.
         let message = format!(
-            "a UDP flow has ended: {error}; its port may be closed, or its pod or the bastion gone"
+            "a UDP flow has ended: {error}; the port may be closed, or the pod or the bastion gone"
         );
         report.failure(&forward.target, "flow", &message);
     }

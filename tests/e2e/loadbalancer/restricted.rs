@@ -100,7 +100,7 @@ async fn start(
     Bastion::run(command)
 }
 
-pub async fn low_port_needs_the_sysctl_of_the_pod(fixture: &mut Fixture) -> Result<()> {
+pub async fn low_port_needs_the_sysctl_or_the_capability(fixture: &mut Fixture) -> Result<()> {
     let namespace = &fixture.namespace;
     // The namespace reaches the API server at the same address.
     let server: SocketAddr = fixture

@@ -205,13 +205,13 @@ impl Link {
         let response = response.await?;
         let status = response.status();
         let receiving = response.into_body();
-        // Without content, capsules cannot follow (RFC 9297 section 3.2).
-        let has_none = destination.protocol == Protocol::Udp
+        // Responses of these kinds carry no capsules (RFC 9297 section 3.2).
+        let carries_none = destination.protocol == Protocol::Udp
             && matches!(
                 status,
                 StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::PARTIAL_CONTENT
             );
-        if status.is_success() && !has_none {
+        if status.is_success() && !carries_none {
             return Ok(Answer::Open(TunnelStream::new(sending, receiving, slot)));
         }
         let message = read_message(receiving).await;
