@@ -15,7 +15,9 @@ mod through_proxy;
 
 pub use databases::psql_works_through_forward;
 pub use envoy::envoy_terminates_udp_tunnels_of_forward;
-pub use failover::proxy_fails_no_read_when_an_api_server_is_killed;
+pub use failover::{
+    proxy_discovers_the_api_servers, proxy_fails_no_read_when_an_api_server_is_killed,
+};
 pub use forward::*;
 pub use kubelet::{kubectl, kubectl_reaches_containers_through_the_kubelet, reach_containers};
 pub use names::forward_reaches_udp_ports_and_all_names;

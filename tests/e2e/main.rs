@@ -181,6 +181,7 @@ fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         desk::envoy_terminates_udp_tunnels_of_forward,
         desk::psql_works_through_forward,
         desk::proxy_fails_no_read_when_an_api_server_is_killed,
+        desk::proxy_discovers_the_api_servers,
         loadbalancer::status_follows_the_services,
         loadbalancer::local_policy_follows_the_endpoints,
         loadbalancer::listeners_carry_tcp_and_udp,

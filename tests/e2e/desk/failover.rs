@@ -1,4 +1,4 @@
-//! `kube-bastion proxy` with two API servers, one of which is killed.
+//! `kube-bastion proxy` with several API servers: one of two is killed, and three are discovered.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::side_by_side::start;
 use crate::fixture::{Fixture, path};
 use crate::support::client::get_plain;
+use crate::support::control_plane::ControlPlane;
 use crate::support::eventually;
 
 /// Number of clients that send requests without a pause.
@@ -70,6 +71,34 @@ pub async fn proxy_fails_no_read_when_an_api_server_is_killed(fixture: &mut Fixt
     // A response that had begun cannot be repeated: each client may have waited for the rest of one.
     let cut = cut.load(Ordering::Relaxed);
     ensure!(cut <= CLIENTS, "{cut} responses were cut");
+    Ok(())
+}
+
+/// `--discover` connects to the addresses of the EndpointSlice, which no certificate has, and
+/// verifies the servers by the name of their Service.
+pub async fn proxy_discovers_the_api_servers(fixture: &mut Fixture) -> Result<()> {
+    let cluster = &fixture.cluster;
+    let plane = ControlPlane::start(cluster, &fixture.namespace).await?;
+    let flags = [
+        format!("--kubeconfig={}", cluster.admin_kubeconfig().display()),
+        "--discover".to_owned(),
+        "--port=0".to_owned(),
+    ];
+    let ours = Command::new(env!("CARGO_BIN_EXE_kube-bastion"));
+    let (_proxy, proxy) = start(ours, &flags).await?;
+    // Nobody else asks for this resource.
+    let count = || plane.requests(cluster, "podtemplates", "GET");
+    let before = count().await?;
+    for _ in 0..10 * plane.servers.len() {
+        let path = "/api/v1/namespaces/default/podtemplates/none";
+        let (status, body) = get_plain(proxy, path).await?;
+        ensure!(status == 404, "{status} {body}");
+    }
+    let after = count().await?;
+    let shares = after.iter().zip(&before);
+    let shares: Vec<_> = shares.map(|(after, before)| after - before).collect();
+    println!("     GET requests: {shares:?}");
+    ensure!(shares.iter().all(|share| *share > 0), "{shares:?}");
     Ok(())
 }
 
