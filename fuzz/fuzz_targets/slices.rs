@@ -10,9 +10,10 @@ use arbitrary::Arbitrary;
 use kube_bastion::cluster::resources::{PortSpec, ServiceSpec, Slice, SliceEndpoint};
 use kube_bastion::cluster::{
     Affinity, AppProtocol, Cluster, ExclusionReason, Family, Kind, Object, ObjectKey, Phase, Pod,
-    Service, ServicePort, Writer,
+    PodPort, Service, ServicePort, Writer,
 };
 use kube_bastion::model::address::AddressPolicy;
+use kube_bastion::model::{Endpoint, Protocol};
 use libfuzzer_sys::fuzz_target;
 
 // Few names, so that the changes of one input affect the same objects.
@@ -88,6 +89,8 @@ struct PodInput {
     ips: [Option<Address>; 2],
     /// Most pods are active.
     ended: Option<bool>,
+    /// The pod is on the network of its node, and may declare a port.
+    host_network: Option<Option<u8>>,
 }
 
 impl PodInput {
@@ -104,13 +107,18 @@ impl PodInput {
             Some(true) => Phase::Failed,
             Some(false) => Phase::Succeeded,
         };
+        let declared = self.host_network.flatten().map(|number| PodPort {
+            name: Box::default(),
+            number: number.into(),
+            protocol: Protocol::Tcp,
+        });
         let pod = Pod {
             namespace: (*key.namespace).into(),
             name: (*key.name).into(),
             ips,
             phase,
-            ports: Box::default(),
-            host_network: false,
+            ports: declared.into_iter().collect(),
+            host_network: self.host_network.is_some(),
         };
         Object::Pod(key, pod)
     }
@@ -236,6 +244,13 @@ struct Input {
     changes: Vec<Change>,
 }
 
+/// Name of the pod of an endpoint, or its address.
+struct Behind {
+    name: String,
+    /// Reason why tunnels and listeners may not use the endpoint.
+    requests_only: Option<ExclusionReason>,
+}
+
 /// Current objects, without computed state.
 #[derive(Default)]
 struct Model {
@@ -313,13 +328,13 @@ impl Model {
         }
     }
 
-    /// Returns the name of the pod of an endpoint, or the reason why the endpoint is excluded (C46,
-    /// C110).
+    /// Returns the pod of an endpoint, or the reason why the endpoint is excluded (C46, C110).
     fn pod_behind(
         &self,
         namespace: &str,
         endpoint: &SliceEndpoint,
-    ) -> Result<String, ExclusionReason> {
+        number: u16,
+    ) -> Result<Behind, ExclusionReason> {
         let listed = |(text, permitted): &(&str, bool)| {
             (text.parse() == Ok(endpoint.address)).then_some(*permitted)
         };
@@ -328,7 +343,10 @@ impl Model {
         }
         let Some(key) = &endpoint.pod else {
             return if self.pod_less {
-                Ok(endpoint.address.to_string())
+                Ok(Behind {
+                    name: endpoint.address.to_string(),
+                    requests_only: Some(ExclusionReason::PodLess),
+                })
             } else {
                 Err(ExclusionReason::NoPod)
             };
@@ -343,7 +361,11 @@ impl Model {
         if !pod.ips.contains(&endpoint.address) {
             return Err(ExclusionReason::AddressMismatch);
         }
-        Ok(key.name.to_string())
+        let declared = pod.ports.iter().any(|port| port.number == number);
+        Ok(Behind {
+            name: key.name.to_string(),
+            requests_only: (pod.host_network && !declared).then_some(ExclusionReason::NodePort),
+        })
     }
 
     fn slices_of<'a>(&'a self, service: &'a ObjectKey) -> impl Iterator<Item = &'a Slice> {
@@ -353,13 +375,14 @@ impl Model {
         self.slices.iter().filter(of).map(|(_, slice)| slice)
     }
 
-    /// Returns the addresses that serve a port, each with its possible pods: two pods may have the
-    /// same address for a moment.
+    /// Returns the addresses that serve a port, to requests or to tunnels, each with its possible
+    /// pods: two pods may have the same address for a moment.
     fn endpoints(
         &self,
         key: &ObjectKey,
         spec: &ServiceSpec,
         port: &str,
+        to_tunnels: bool,
     ) -> BTreeMap<SocketAddr, BTreeSet<String>> {
         let primary = spec.primary_family.unwrap_or(Family::V4);
         // Ready ones of the primary family, ready ones of the other, then the draining ones alike
@@ -370,9 +393,13 @@ impl Model {
                 continue;
             };
             for endpoint in &slice.endpoints {
-                let Ok(name) = self.pod_behind(&key.namespace, endpoint) else {
+                let Ok(behind) = self.pod_behind(&key.namespace, endpoint, *number) else {
                     continue;
                 };
+                if to_tunnels && behind.requests_only.is_some() {
+                    continue;
+                }
+                let name = behind.name;
                 let family = usize::from(slice.family != primary);
                 let address = SocketAddr::new(endpoint.address, *number);
                 if endpoint.ready {
@@ -443,32 +470,33 @@ impl Model {
             .collect();
         assert_eq!(ports, expected, "{key}");
         for port in &service.ports {
-            let expected = self.endpoints(key, spec, &port.name);
-            let addresses: Vec<SocketAddr> = port
-                .endpoints
-                .iter()
-                .map(|endpoint| endpoint.address)
-                .collect();
-            assert_eq!(
-                addresses,
-                expected.keys().copied().collect::<Vec<_>>(),
-                "{key} {}",
-                port.name
-            );
-            for endpoint in &*port.endpoints {
-                let names = &expected[&endpoint.address];
-                assert!(
-                    names.contains(&*endpoint.name),
-                    "{key} {}: {endpoint:?}, not {names:?}",
+            for (to_tunnels, endpoints) in
+                [(false, &port.endpoints), (true, &port.tunnel_endpoints)]
+            {
+                let expected = self.endpoints(key, spec, &port.name, to_tunnels);
+                let addresses: Vec<SocketAddr> =
+                    endpoints.iter().map(|endpoint| endpoint.address).collect();
+                assert_eq!(
+                    addresses,
+                    expected.keys().copied().collect::<Vec<_>>(),
+                    "{key} {}, to tunnels: {to_tunnels}",
                     port.name
                 );
+                for endpoint in &**endpoints {
+                    let names = &expected[&endpoint.address];
+                    assert!(
+                        names.contains(&*endpoint.name),
+                        "{key} {}: {endpoint:?}, not {names:?}",
+                        port.name
+                    );
+                }
             }
             self.check_excluded(key, port);
         }
     }
 
     fn check_excluded(&self, key: &ObjectKey, port: &ServicePort) {
-        if !port.endpoints.is_empty() {
+        if !port.tunnel_endpoints.is_empty() {
             assert!(
                 port.excluded.is_empty(),
                 "{key} {}: {:?}",
@@ -477,20 +505,23 @@ impl Model {
             );
             return;
         }
-        let with_port = |slice: &&Slice| slice.ports.iter().any(|(name, _)| *name == port.name);
-        let all: Vec<_> = self
-            .slices_of(key)
-            .filter(with_port)
-            .flat_map(|slice| &slice.endpoints)
-            .map(|endpoint| {
-                (
-                    endpoint.address,
-                    self.pod_behind(&key.namespace, endpoint)
-                        .err()
-                        .unwrap_or(ExclusionReason::NotReady),
-                )
-            })
-            .collect();
+        let mut all = Vec::new();
+        for slice in self.slices_of(key) {
+            let Some((_, number)) = slice.ports.iter().find(|(name, _)| *name == port.name) else {
+                continue;
+            };
+            for endpoint in &slice.endpoints {
+                let is_usable = endpoint.ready || (endpoint.serving && endpoint.terminating);
+                let reason = match self.pod_behind(&key.namespace, endpoint, *number) {
+                    Err(reason) => reason,
+                    Ok(_) if !is_usable => ExclusionReason::NotReady,
+                    Ok(behind) => behind
+                        .requests_only
+                        .expect("no endpoint of a port without tunnels is for tunnels"),
+                };
+                all.push((endpoint.address, reason));
+            }
+        }
         assert_eq!(
             port.excluded.len(),
             all.len().min(MAX_REPORTED),

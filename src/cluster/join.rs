@@ -43,6 +43,12 @@ struct Checked {
     excluded: Option<ExclusionReason>,
 }
 
+impl Checked {
+    fn is_for_tunnels(&self) -> bool {
+        self.excluded.is_none()
+    }
+}
+
 /// Inputs for the join of one service.
 pub(super) struct Join<'a, P> {
     pub namespace: &'a str,
@@ -110,26 +116,21 @@ where
     }
 
     /// Selects the ready endpoints of the primary family, else of the other family; if none is
-    /// ready, those that serve while terminating (C45, KEP-1669). Also returns those of them that
-    /// tunnels may lead to.
+    /// ready, those that serve while terminating (C45, KEP-1669). Also returns the selection among
+    /// those that tunnels may lead to.
     fn endpoints(
         &self,
         spec: &ServiceSpec,
         port: PortName<'_>,
     ) -> (Arc<[Endpoint]>, Arc<[Endpoint]>) {
-        let selected = self.preferred(spec, port, |_| true);
-        let permitted = selected.iter().filter(|checked| checked.excluded.is_none());
-        let permitted: Option<Arc<[Endpoint]>> = selected
-            .iter()
-            .any(|checked| checked.excluded.is_some())
-            .then(|| permitted.map(|checked| checked.endpoint.clone()).collect());
-        let endpoints: Arc<[Endpoint]> = selected
-            .into_iter()
-            .map(|checked| checked.endpoint)
-            .collect();
+        let selected = self.preferred(spec, port, |_| true, |_| true);
         // Stored once in the usual case.
-        let permitted = permitted.unwrap_or_else(|| Arc::clone(&endpoints));
-        (endpoints, permitted)
+        let for_tunnels = (!selected.iter().all(Checked::is_for_tunnels))
+            .then(|| self.preferred(spec, port, |_| true, Checked::is_for_tunnels))
+            .map(into_endpoints);
+        let endpoints = into_endpoints(selected);
+        let for_tunnels = for_tunnels.unwrap_or_else(|| Arc::clone(&endpoints));
+        (endpoints, for_tunnels)
     }
 
     /// Selects among the endpoints on the node of this process those that a tunnel may lead to, as
@@ -141,9 +142,7 @@ where
         if !all.any(is_local) {
             return Arc::default();
         }
-        let selected = self.preferred(spec, port, is_local).into_iter();
-        let permitted = selected.filter(|checked| checked.excluded.is_none());
-        permitted.map(|checked| checked.endpoint).collect()
+        into_endpoints(self.preferred(spec, port, is_local, Checked::is_for_tunnels))
     }
 
     /// Selects the endpoints of the first family and state that some have.
@@ -152,6 +151,7 @@ where
         spec: &ServiceSpec,
         port: PortName<'_>,
         is_wanted: impl Fn(&SliceEndpoint) -> bool,
+        is_permitted: impl Fn(&Checked) -> bool,
     ) -> Vec<Checked> {
         let primary = spec.primary_family.unwrap_or(Family::V4);
         let secondary = if primary == Family::V4 {
@@ -172,7 +172,7 @@ where
             .map(|(family, state)| {
                 let matches =
                     |endpoint: &SliceEndpoint| state.matches(endpoint) && is_wanted(endpoint);
-                self.select(family, port, matches)
+                self.select(family, port, matches, &is_permitted)
             })
             .find(|selected| !selected.is_empty())
             .unwrap_or_default()
@@ -183,6 +183,7 @@ where
         family: Family,
         port: PortName<'_>,
         matches: impl Fn(&SliceEndpoint) -> bool,
+        is_permitted: impl Fn(&Checked) -> bool,
     ) -> Vec<Checked> {
         let mut selected = Vec::new();
         for slice in self.slices.iter().filter(|slice| slice.family == family) {
@@ -193,7 +194,7 @@ where
             };
             let matching = slice.endpoints.iter().filter(|endpoint| matches(endpoint));
             let check = |endpoint| self.check(endpoint, (number, port.1)).ok();
-            selected.extend(matching.filter_map(check));
+            selected.extend(matching.filter_map(check).filter(&is_permitted));
         }
         // Slices come in the random order of a hash set. Sorting makes the order of the round-robin
         // the same after each join and in each replica.
@@ -213,7 +214,7 @@ where
             names.extend(slice.endpoints.iter().filter_map(|endpoint| {
                 let name = endpoint.hostname.clone()?;
                 let may_be_ready = match self.check(endpoint, (number, port.1)) {
-                    Ok(checked) => checked.excluded.is_none(),
+                    Ok(checked) => checked.is_for_tunnels(),
                     Err(reason) => reason.is_temporary(),
                 };
                 may_be_ready.then(|| (name, SocketAddr::new(endpoint.address, number)))
@@ -299,6 +300,13 @@ where
             Err(ExclusionReason::AddressMismatch)
         }
     }
+}
+
+fn into_endpoints(selected: Vec<Checked>) -> Arc<[Endpoint]> {
+    selected
+        .into_iter()
+        .map(|checked| checked.endpoint)
+        .collect()
 }
 
 fn port_number(slice: &Slice, (name, protocol): PortName<'_>) -> Option<u16> {

@@ -106,11 +106,12 @@ pub struct ServicePort {
     /// Usable endpoints ordered by address: the ready ones or, if none is ready, those that serve
     /// while they terminate.
     pub endpoints: Arc<[Endpoint]>,
-    /// Those of `endpoints` that tunnels and listeners may use, which carry any protocol: without
-    /// ports of nodes that no pod declares, and without those that have no pod. The same allocation
-    /// as `endpoints` if these are all.
+    /// As `endpoints`, selected among those that tunnels and listeners may use, which carry any
+    /// protocol: without ports of nodes that no pod declares, and without those that have no pod.
+    /// The same allocation as `endpoints` if these are all.
     pub tunnel_endpoints: Arc<[Endpoint]>,
-    /// Those of `tunnel_endpoints` on the bastion's own node. Empty if its name is not configured.
+    /// As `tunnel_endpoints`, selected among those on the bastion's own node. Empty if its name is
+    /// not configured.
     pub local_endpoints: Arc<[Endpoint]>,
     /// Host names of endpoints (`endpoints[].hostname`), with their addresses, which are in
     /// `tunnel_endpoints` while the endpoint is usable.

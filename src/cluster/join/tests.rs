@@ -314,6 +314,36 @@ fn pod_less_option_permits_no_unsafe_address_and_no_other_namespace() {
     assert!(namespace.reasons().contains(&ExclusionReason::PodLess));
 }
 
+/// Tunnels have a selection of their own, so endpoints that are for requests only hide no other.
+#[test]
+fn endpoints_for_requests_only_hide_none_from_tunnels() {
+    let mut namespace = Namespace::new(vec![
+        pod("p", &["10.0.0.1"]),
+        pod("q", &["fd00::1"]),
+        slice("s-1", "s", UNNAMED, vec![endpoint("10.0.0.1", "")]),
+        slice("s-2", "s", UNNAMED, vec![draining("10.0.0.1", "p")]),
+        slice("s-3", "s", UNNAMED, vec![endpoint("fd00::1", "q")]),
+    ]);
+    namespace.pod_less = true;
+    let tunnels = |namespace: &Namespace| {
+        let service = namespace.join(None);
+        let endpoints = service.ports[0].tunnel_endpoints.iter();
+        endpoints
+            .map(|endpoint| format!("{} {}", endpoint.name, endpoint.address))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(tunnels(&namespace), ["q [fd00::1]:8080"]);
+    namespace.slices.pop();
+    assert_eq!(tunnels(&namespace), ["p 10.0.0.1:8080"]);
+    // The same address with and without a pod.
+    namespace.slices[1].endpoints = vec![endpoint("10.0.0.1", "p")];
+    for _ in 0..2 {
+        assert_eq!(tunnels(&namespace), ["p 10.0.0.1:8080"]);
+        namespace.slices.reverse();
+    }
+    assert_eq!(namespace.addresses(), ["10.0.0.1:8080"]);
+}
+
 #[test]
 fn merges_slices_sorted_by_address_without_duplicates() {
     let namespace = Namespace::new(vec![
