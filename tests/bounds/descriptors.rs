@@ -31,8 +31,8 @@ async fn returns_to(bed: &TestBed, before: usize, what: &str) -> Result<()> {
 #[tokio::test]
 async fn releases_descriptors_of_closed_connections() -> Result<()> {
     const CONNECTIONS: usize = 200;
-    let bed = TestBed::new().await?;
-    let before = bed.bastion.descriptors()?;
+    let bed = TestBed::serving("workers: 1", &[]).await?;
+    let before = bed.idle_descriptors().await?;
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
         let mut client = bed.client().await?;
@@ -53,8 +53,8 @@ async fn releases_descriptors_of_closed_connections() -> Result<()> {
 #[tokio::test]
 async fn releases_descriptors_of_aborted_tunnels_and_uploads() -> Result<()> {
     const EACH: usize = 50;
-    let bed = TestBed::new().await?;
-    let before = bed.bastion.descriptors()?;
+    let bed = TestBed::serving("workers: 1", &[]).await?;
+    let before = bed.idle_descriptors().await?;
     for cut_by_client in [true, false] {
         let (mut clients, mut backends) = (Vec::new(), Vec::new());
         for _ in 0..EACH {
@@ -98,8 +98,8 @@ async fn releases_descriptors_of_aborted_tunnels_and_uploads() -> Result<()> {
 #[tokio::test]
 async fn incomplete_heads_do_not_block_the_admin_port() -> Result<()> {
     const HEADS: usize = 200;
-    let bed = TestBed::new().await?;
-    let before = bed.bastion.descriptors()?;
+    let bed = TestBed::serving("workers: 1", &[]).await?;
+    let before = bed.idle_descriptors().await?;
     let mut clients = Vec::new();
     for _ in 0..HEADS {
         let mut client = TcpStream::connect(bed.bastion.admin).await?;

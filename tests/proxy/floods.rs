@@ -56,7 +56,7 @@ async fn closes_connection_that_resets_its_requests() -> Result<()> {
 #[tokio::test]
 async fn cancels_requests_of_reset_streams() -> Result<()> {
     let flooded = Flooded::new().await?;
-    let descriptors = flooded.bed.bastion.descriptors()?;
+    let descriptors = flooded.bed.idle_descriptors().await?;
     let block = request("GET", "/silent");
     let mut client = flooded.client(&[]).await?;
     let all = u32::try_from(MAX_STREAMS)?;

@@ -98,6 +98,14 @@ upstream: {{{upstream}}}
         })
     }
 
+    /// Returns the number of descriptors of an idle bastion. A worker opens its own when it starts,
+    /// which may be after the bastion is ready: the test bed must have one worker, which serves a
+    /// request first.
+    pub async fn idle_descriptors(&self) -> Result<usize> {
+        self.get("/").await?;
+        self.bastion.descriptors()
+    }
+
     pub async fn client(&self) -> Result<TlsStream<TcpStream>> {
         tls(self.bastion.secure, &self.ca.file, None).await
     }
