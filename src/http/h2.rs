@@ -32,7 +32,7 @@ use super::{MAX_HEADER_BYTES, ObservedStream, Request, RequestBody, Stream};
 use crate::drain::{Drain, DrainWatch};
 
 pub use body::Incoming;
-pub use byte_stream::ByteStream;
+pub use byte_stream::{ByteStream, Reset};
 
 use burst::Burst;
 use heads::{Blocks, Heads, fields_length};

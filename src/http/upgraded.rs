@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::h2::{ByteStream, UpgradedStream};
+use super::h2::{ByteStream, Reset, UpgradedStream};
 use super::{ReadSize, Stream, Transport};
 
 /// Connection of HTTP/1.1 or stream of HTTP/2 that switched to another protocol.
@@ -113,7 +113,7 @@ impl Upgraded {
 
     /// Ready once the peer has reset a stream of HTTP/2, also while it is not read. Connections
     /// report a reset by [`Self::has_failed`] only.
-    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<Reset> {
         match self {
             Self::Http1(_) => Poll::Pending,
             Self::Http2(stream) => stream.poll_reset(context),

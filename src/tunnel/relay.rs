@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::TunnelError;
+use crate::http::h2::Reset;
 use crate::http::{Clock, Upgraded};
 use direction::{Direction, Failure};
 
@@ -75,8 +76,16 @@ impl Relay {
             down,
             ..
         } = self;
-        let upload = up.poll(context, client, endpoint, received, down.is_closed());
-        let download = down.poll(context, endpoint, client, sent, up.is_closed());
+        let mut upload = up.poll(context, client, endpoint, received, down.is_closed());
+        if is_refused(&upload, context, endpoint) {
+            up.stop();
+            upload = Poll::Ready(Ok(()));
+        }
+        let mut download = down.poll(context, endpoint, client, sent, up.is_closed());
+        if is_refused(&download, context, client) {
+            down.stop();
+            download = Poll::Ready(Ok(()));
+        }
         if up.is_delivered() && down.is_delivered() {
             // Every byte has been passed on. A side that has closed its connection already can fail
             // the shutdown.
@@ -108,20 +117,26 @@ impl Relay {
             self.clock.stop();
             return Poll::Pending;
         }
-        if client && self.client.poll_reset(context).is_ready() {
-            return Poll::Ready(TunnelError::Client(reset()));
+        if client && let Poll::Ready(reset) = self.client.poll_reset(context) {
+            match reset {
+                Reset::Error => return Poll::Ready(TunnelError::Client(failure())),
+                Reset::NoError => stop(&mut self.down, context),
+            }
         }
-        if endpoint && self.endpoint.poll_reset(context).is_ready() {
-            return Poll::Ready(TunnelError::Endpoint(reset()));
+        if endpoint && let Poll::Ready(reset) = self.endpoint.poll_reset(context) {
+            match reset {
+                Reset::Error => return Poll::Ready(TunnelError::Endpoint(failure())),
+                Reset::NoError => stop(&mut self.up, context),
+            }
         }
         loop {
             ready!(self.clock.poll(context, RESET_CHECK));
             self.clock.stop();
             if client && self.client.has_failed() {
-                return Poll::Ready(TunnelError::Client(reset()));
+                return Poll::Ready(TunnelError::Client(failure()));
             }
             if endpoint && self.endpoint.has_failed() {
-                return Poll::Ready(TunnelError::Endpoint(reset()));
+                return Poll::Ready(TunnelError::Endpoint(failure()));
             }
         }
     }
@@ -150,6 +165,25 @@ impl Drop for Relay {
     }
 }
 
-fn reset() -> io::Error {
+/// Returns true if a write failed because its receiver takes no more bytes. That ends one direction
+/// only: what the receiver has sent is still delivered.
+fn is_refused(
+    written: &Poll<Result<(), Failure>>,
+    context: &mut Context<'_>,
+    receiver: &mut Upgraded,
+) -> bool {
+    matches!(written, Poll::Ready(Err(Failure::Write(_))))
+        && receiver.poll_reset(context) == Poll::Ready(Reset::NoError)
+}
+
+/// Stops a direction whose receiver takes no more bytes.
+fn stop(direction: &mut Direction, context: &Context<'_>) {
+    if !direction.is_closed() {
+        direction.stop();
+        context.waker().wake_by_ref();
+    }
+}
+
+fn failure() -> io::Error {
     io::ErrorKind::ConnectionReset.into()
 }

@@ -23,6 +23,15 @@ const LOW_WATER: usize = 16 * 1024;
 /// Memory of a write and its frame beside their bytes, which counts as unsent bytes.
 const OVERHEAD: usize = 512;
 
+/// How a peer reset a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// With `NO_ERROR`: the peer takes no more bytes. Those that it sent are complete if it has ended
+    /// them (RFC 9113 section 8.1), which reads tell.
+    NoError,
+    Error,
+}
+
 /// DATA frames of a stream as bytes. Shutting it down closes the sending side only (`END_STREAM`).
 /// Dropping it before both sides have ended resets the stream. A reset by the peer is an error of
 /// kind `ConnectionReset`.
@@ -106,8 +115,11 @@ impl<G> ByteStream<G> {
     }
 
     /// Ready once the peer has reset the stream or its connection has failed.
-    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        self.send.poll_reset(context).map(|_| ())
+    pub fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<Reset> {
+        self.send.poll_reset(context).map(|reason| match reason {
+            Ok(Reason::NO_ERROR) => Reset::NoError,
+            Ok(_) | Err(_) => Reset::Error,
+        })
     }
 }
 

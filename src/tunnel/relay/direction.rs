@@ -90,6 +90,12 @@ impl Direction {
         self.state == State::Closed
     }
 
+    /// Drops what the receiver does not take any more.
+    pub fn stop(&mut self) {
+        self.pending = Bytes::new();
+        self.state = State::Closed;
+    }
+
     /// Passes bytes on, and then the end. `count` is increased by the bytes that are read. `is_last`
     /// is true if the other direction is closed.
     pub fn poll(

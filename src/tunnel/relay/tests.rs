@@ -197,6 +197,53 @@ async fn passes_large_transfers_in_both_directions() {
     assert!(matches!(ended, (Ok(()), received, sent) if received == length && sent == length));
 }
 
+/// Relays between a client over TCP and a server over HTTP/2 that sends `bye`, its end if `is_end`
+/// is true, and resets the stream with `NO_ERROR` (RFC 9113 section 8.1).
+async fn relay_to_leaving_server(is_end: bool) -> (Result<(), TunnelError>, TcpStream) {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    tokio::spawn(async move {
+        let mut connection = h2::server::handshake(far).await.unwrap();
+        let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+        let mut sending = respond.send_response(Response::new(()), false).unwrap();
+        sending.send_data("bye".into(), is_end).unwrap();
+        if is_end {
+            drop((request, respond, sending));
+        } else {
+            // The frame leaves before the reset, which would drop it.
+            let leaving = tokio::time::timeout(Duration::from_millis(50), connection.accept());
+            assert!(leaving.await.is_err());
+            sending.send_reset(h2::Reason::NO_ERROR);
+        }
+        while connection.accept().await.is_some() {}
+    });
+    let (sender, connection) = h2::client::handshake(near).await.unwrap();
+    tokio::spawn(connection);
+    let mut sender = sender.ready().await.unwrap();
+    let request = Request::connect("a:1").body(()).unwrap();
+    let (response, sending) = sender.send_request(request, false).unwrap();
+    let stream = ByteStream::new(sending, response.await.unwrap().into_body(), ());
+    let (client, ours) = pair().await;
+    let relay = Relay::new(Upgraded::from_tcp(ours, Bytes::new()), stream.into());
+    let (received, sent) = (Cell::new(0), Cell::new(0));
+    let ended = tokio::time::timeout(Duration::from_mins(1), relay.run(&received, &sent));
+    (ended.await.unwrap(), client)
+}
+
+#[tokio::test]
+async fn stream_that_is_reset_without_an_error_behind_its_end_is_complete() {
+    let (ended, mut client) = relay_to_leaving_server(true).await;
+    ended.unwrap();
+    assert_eq!(read_all(&mut client).await, b"bye");
+    assert!(SockRef::from(&client).take_error().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn stream_that_is_reset_without_an_error_before_its_end_is_not_complete() {
+    let (ended, mut client) = relay_to_leaving_server(false).await;
+    assert!(matches!(ended, Err(TunnelError::Endpoint(_))), "{ended:?}");
+    assert_eq!(read_failure(&mut client).await, ErrorKind::ConnectionReset);
+}
+
 /// A receiver that does not read must not end the connection of the sender, which has other streams.
 #[tokio::test]
 async fn small_frames_for_a_slow_receiver_are_no_flood() {
