@@ -12,8 +12,8 @@ use kube_bastion::cluster::{
     Affinity, AppProtocol, Cluster, ExclusionReason, Family, Kind, Object, ObjectKey, Phase, Pod,
     PodPort, Service, ServicePort, Writer,
 };
+use kube_bastion::model::Protocol;
 use kube_bastion::model::address::AddressPolicy;
-use kube_bastion::model::{Endpoint, Protocol};
 use libfuzzer_sys::fuzz_target;
 
 // Few names, so that the changes of one input affect the same objects.
@@ -517,7 +517,7 @@ impl Model {
                     Ok(_) if !is_usable => ExclusionReason::NotReady,
                     Ok(behind) => behind
                         .requests_only
-                        .expect("no endpoint of a port without tunnels is for tunnels"),
+                        .expect("a usable endpoint is excluded from tunnels"),
                 };
                 all.push((endpoint.address, reason));
             }

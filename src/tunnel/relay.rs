@@ -1,5 +1,7 @@
 //! Relay of bytes between two streams, with the semantics of one TCP connection: a side that stops
-//! sending is half-closed, and a side that is reset resets the other.
+//! sending is half-closed, and a side that is reset resets the other. A server of HTTP/2 may reset a
+//! stream with `NO_ERROR` behind its end, which means that it accepts no more bytes, as a closed
+//! connection does (RFC 9113 section 8.1).
 
 mod direction;
 #[cfg(test)]
@@ -19,6 +21,10 @@ use direction::{Direction, Failure};
 /// Interval at which a TCP connection that is not read is checked for a reset. A stream of HTTP/2
 /// reports it immediately.
 const RESET_CHECK: Duration = Duration::from_secs(1);
+
+/// Maximum time that a client has to end its side once everything has been sent to it and the endpoint
+/// accepts nothing.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Client and endpoint of a tunnel.
 ///
@@ -77,19 +83,20 @@ impl Relay {
             ..
         } = self;
         let mut upload = up.poll(context, client, endpoint, received, down.is_closed());
-        if is_refused(&upload, context, endpoint) {
+        if matches!(upload, Poll::Ready(Err(Failure::Write(_))))
+            && endpoint.poll_reset(context) == Poll::Ready(Reset::NoError)
+        {
             up.stop();
-            upload = Poll::Ready(Ok(()));
+            upload = up.poll(context, client, endpoint, received, down.is_closed());
         }
-        let mut download = down.poll(context, endpoint, client, sent, up.is_closed());
-        if is_refused(&download, context, client) {
-            down.stop();
-            download = Poll::Ready(Ok(()));
-        }
+        let download = down.poll(context, endpoint, client, sent, up.is_closed());
         if up.is_delivered() && down.is_delivered() {
             // Every byte has been passed on. A side that has closed its connection already can fail
             // the shutdown.
             return match (upload, download) {
+                (Poll::Pending, Poll::Ready(_)) if up.is_stopped() => {
+                    self.clock.poll(context, LINGER).map(Ok)
+                }
                 (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
                 _ => Poll::Ready(Ok(())),
             };
@@ -117,26 +124,26 @@ impl Relay {
             self.clock.stop();
             return Poll::Pending;
         }
-        if client && let Poll::Ready(reset) = self.client.poll_reset(context) {
-            match reset {
-                Reset::Error => return Poll::Ready(TunnelError::Client(failure())),
-                Reset::NoError => stop(&mut self.down, context),
-            }
+        if client && self.client.poll_reset(context).is_ready() {
+            return Poll::Ready(TunnelError::Client(reset()));
         }
-        if endpoint && let Poll::Ready(reset) = self.endpoint.poll_reset(context) {
-            match reset {
-                Reset::Error => return Poll::Ready(TunnelError::Endpoint(failure())),
-                Reset::NoError => stop(&mut self.up, context),
+        if endpoint && let Poll::Ready(kind) = self.endpoint.poll_reset(context) {
+            if kind == Reset::Error {
+                return Poll::Ready(TunnelError::Endpoint(reset()));
+            }
+            if !self.up.is_stopped() && !self.up.is_closed() {
+                self.up.stop();
+                context.waker().wake_by_ref();
             }
         }
         loop {
             ready!(self.clock.poll(context, RESET_CHECK));
             self.clock.stop();
             if client && self.client.has_failed() {
-                return Poll::Ready(TunnelError::Client(failure()));
+                return Poll::Ready(TunnelError::Client(reset()));
             }
             if endpoint && self.endpoint.has_failed() {
-                return Poll::Ready(TunnelError::Endpoint(failure()));
+                return Poll::Ready(TunnelError::Endpoint(reset()));
             }
         }
     }
@@ -165,25 +172,6 @@ impl Drop for Relay {
     }
 }
 
-/// Returns true if a write failed because its receiver takes no more bytes. That ends one direction
-/// only: what the receiver has sent is still delivered.
-fn is_refused(
-    written: &Poll<Result<(), Failure>>,
-    context: &mut Context<'_>,
-    receiver: &mut Upgraded,
-) -> bool {
-    matches!(written, Poll::Ready(Err(Failure::Write(_))))
-        && receiver.poll_reset(context) == Poll::Ready(Reset::NoError)
-}
-
-/// Stops a direction whose receiver takes no more bytes.
-fn stop(direction: &mut Direction, context: &Context<'_>) {
-    if !direction.is_closed() {
-        direction.stop();
-        context.waker().wake_by_ref();
-    }
-}
-
-fn failure() -> io::Error {
+fn reset() -> io::Error {
     io::ErrorKind::ConnectionReset.into()
 }

@@ -23,12 +23,13 @@ const LOW_WATER: usize = 16 * 1024;
 /// Memory of a write and its frame beside their bytes, which counts as unsent bytes.
 const OVERHEAD: usize = 512;
 
-/// How a peer reset a stream.
+/// Reset of a stream by its peer, or failure of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// With `NO_ERROR`: the peer takes no more bytes. Those that it sent are complete if it has ended
-    /// them (RFC 9113 section 8.1), which reads tell.
+    /// `NO_ERROR`: the peer accepts no more bytes. What it sent is complete if reads reach its end
+    /// (RFC 9113 section 8.1).
     NoError,
+    /// Any other reason, or the connection failed.
     Error,
 }
 

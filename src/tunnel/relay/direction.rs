@@ -46,6 +46,10 @@ enum State {
     Open,
     /// The sender has ended; its end has not been written to the receiver yet.
     Ended,
+    /// The receiver accepts no more bytes. Those of the sender are dropped until its end: if they
+    /// stayed unread, closing its connection would reset it.
+    Stopped,
+    /// The sender has ended, and the receiver has got its end or accepts no more bytes.
     Closed,
 }
 
@@ -80,20 +84,30 @@ impl Direction {
         self.state == State::Open && self.pending.is_empty() && !self.is_full
     }
 
-    /// Returns true if the receiver took everything that the sender had sent until its end.
+    /// Returns true if the receiver took everything that the sender had sent until its end, or
+    /// accepts no more bytes.
     pub fn is_delivered(&self) -> bool {
         self.state != State::Open && self.pending.is_empty()
     }
 
-    /// Returns true if the receiver has got the end of the sender.
+    /// Returns true if the sender has ended, and the receiver has got its end or accepts no more
+    /// bytes.
     pub fn is_closed(&self) -> bool {
         self.state == State::Closed
     }
 
-    /// Drops what the receiver does not take any more.
+    /// Returns true if the receiver accepts no more bytes, and the sender has not ended.
+    pub fn is_stopped(&self) -> bool {
+        self.state == State::Stopped
+    }
+
+    /// Drops the bytes of the sender from now on.
     pub fn stop(&mut self) {
         self.pending = Bytes::new();
-        self.state = State::Closed;
+        self.state = match self.state {
+            State::Open | State::Stopped => State::Stopped,
+            State::Ended | State::Closed => State::Closed,
+        };
     }
 
     /// Passes bytes on, and then the end. `count` is increased by the bytes that are read. `is_last`
@@ -127,6 +141,11 @@ impl Direction {
                     let shut = ready!(Pin::new(to).poll_shutdown(context));
                     self.state = State::Closed;
                     return Poll::Ready(shut.map_err(Failure::Write));
+                }
+                State::Stopped => {
+                    if ready!(poll_discard(context, from))? == 0 {
+                        self.state = State::Closed;
+                    }
                 }
                 State::Closed => return Poll::Ready(Ok(())),
             }
@@ -281,6 +300,16 @@ impl Direction {
         }
         Ok(())
     }
+}
+
+/// Reads once, and drops the bytes. Returns their number, which is 0 at the end.
+fn poll_discard(context: &mut Context<'_>, from: &mut Upgraded) -> Poll<Result<usize, Failure>> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut read = ReadBuf::new(buffer);
+        let polled = Pin::new(from).poll_read(context, &mut read);
+        ready!(polled).map_err(Failure::Read)?;
+        Poll::Ready(Ok(read.filled().len()))
+    })
 }
 
 fn not_zero(written: usize) -> io::Result<usize> {

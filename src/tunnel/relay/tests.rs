@@ -197,8 +197,9 @@ async fn passes_large_transfers_in_both_directions() {
     assert!(matches!(ended, (Ok(()), received, sent) if received == length && sent == length));
 }
 
-/// Relays between a client over TCP and a server over HTTP/2 that sends `bye`, its end if `is_end`
-/// is true, and resets the stream with `NO_ERROR` (RFC 9113 section 8.1).
+/// Relays between a client over TCP, which has sent more than the server's window, and a server over
+/// HTTP/2. That reads nothing, sends `bye`, ends the stream if `is_end` is true, and resets it with
+/// `NO_ERROR` (RFC 9113 section 8.1).
 async fn relay_to_leaving_server(is_end: bool) -> (Result<(), TunnelError>, TcpStream) {
     let (near, far) = tokio::io::duplex(1 << 16);
     tokio::spawn(async move {
@@ -222,7 +223,8 @@ async fn relay_to_leaving_server(is_end: bool) -> (Result<(), TunnelError>, TcpS
     let request = Request::connect("a:1").body(()).unwrap();
     let (response, sending) = sender.send_request(request, false).unwrap();
     let stream = ByteStream::new(sending, response.await.unwrap().into_body(), ());
-    let (client, ours) = pair().await;
+    let (mut client, ours) = pair().await;
+    client.write_all(&vec![0; 256 << 10]).await.unwrap();
     let relay = Relay::new(Upgraded::from_tcp(ours, Bytes::new()), stream.into());
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let ended = tokio::time::timeout(Duration::from_mins(1), relay.run(&received, &sent));
