@@ -22,8 +22,8 @@ use direction::{Direction, Failure};
 /// reports it immediately.
 const RESET_CHECK: Duration = Duration::from_secs(1);
 
-/// Maximum time that a client has to end its side once everything has been sent to it and the endpoint
-/// accepts nothing.
+/// Maximum time that a client has to end its side once everything has been written to it and the
+/// endpoint accepts nothing. One that sends on and reads slowly may be reset before it has read the end.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Client and endpoint of a tunnel.
@@ -39,6 +39,8 @@ pub struct Relay {
     /// From the endpoint to the client.
     down: Direction,
     clock: Clock,
+    /// Waits for the end of a client from which nothing is accepted.
+    is_lingering: bool,
     has_ended: bool,
 }
 
@@ -50,6 +52,7 @@ impl Relay {
             up: Direction::default(),
             down: Direction::default(),
             clock: Clock::default(),
+            is_lingering: false,
             has_ended: false,
         }
     }
@@ -91,10 +94,14 @@ impl Relay {
         }
         let download = down.poll(context, endpoint, client, sent, up.is_closed());
         if up.is_delivered() && down.is_delivered() {
-            // Every byte has been passed on. A side that has closed its connection already can fail
-            // the shutdown.
+            // Every byte that is accepted has been passed on. A side that has closed its connection
+            // already can fail the shutdown.
             return match (upload, download) {
                 (Poll::Pending, Poll::Ready(_)) if up.is_stopped() => {
+                    if !self.is_lingering {
+                        self.is_lingering = true;
+                        self.clock.stop();
+                    }
                     self.clock.poll(context, LINGER).map(Ok)
                 }
                 (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,

@@ -26,8 +26,8 @@ const OVERHEAD: usize = 512;
 /// Reset of a stream by its peer, or failure of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// `NO_ERROR`: the peer accepts no more bytes. What it sent is complete if reads reach its end
-    /// (RFC 9113 section 8.1).
+    /// `NO_ERROR`, of the stream or of a GOAWAY that excludes it: the peer accepts no more bytes. What
+    /// it sent is complete if reads reach its end (RFC 9113 section 8.1).
     NoError,
     /// Any other reason, or the connection failed.
     Error,

@@ -79,7 +79,7 @@ impl Direction {
         MIN_READ << self.doublings
     }
 
-    /// Returns true if the sender is read, which reports its failures.
+    /// Returns true if the sender is read to pass its bytes on, which reports its failures.
     pub fn is_reading(&self) -> bool {
         self.state == State::Open && self.pending.is_empty() && !self.is_full
     }
@@ -110,8 +110,8 @@ impl Direction {
         };
     }
 
-    /// Passes bytes on, and then the end. `count` is increased by the bytes that are read. `is_last`
-    /// is true if the other direction is closed.
+    /// Passes bytes on, and then the end. `count` is increased by the bytes that are read to be passed
+    /// on. `is_last` is true if the other direction is closed.
     pub fn poll(
         &mut self,
         context: &mut Context<'_>,
