@@ -180,9 +180,11 @@ pub async fn flow_peer(stage: &Stage) -> Result<Peer> {
     let client = UdpSocket::bind("127.0.0.1:0")?;
     client.connect(peer.address)?;
     eventually("the first flow", async || {
-        // Refused while the port is not open.
-        let _ = client.send(b"x");
-        Ok(descriptors(&peer)? > before)
+        // While the port is not open, the kernel reports so before the send has returned. Descriptors
+        // alone may be those of something else that has started.
+        client.take_error()?;
+        client.send(b"x")?;
+        Ok(client.take_error()?.is_none() && descriptors(&peer)? > before)
     })
     .await?;
     Ok(peer)
