@@ -284,16 +284,12 @@ fn requested_among(
     if requested.is_empty() || requested.iter().any(is_name) {
         return None;
     }
-    let addresses = published.iter().filter_map(|address| match address {
-        PublishedAddress::Ip(ip) => Some((*ip, requested.contains(address))),
+    let ips = published.iter().filter_map(|address| match address {
+        PublishedAddress::Ip(ip) => Some(*ip),
         PublishedAddress::Hostname(_) => None,
     });
-    let (own, others): (Vec<_>, Vec<_>) = addresses.partition(|(_, is_requested)| *is_requested);
-    let ips = |all: Vec<(IpAddr, bool)>| all.into_iter().map(|(ip, _)| ip).collect();
-    Some(Arc::new(RequestedAddresses {
-        requested: ips(own),
-        others: ips(others),
-    }))
+    let (requested, others) = ips.partition(|ip| requested.contains(&PublishedAddress::Ip(*ip)));
+    Some(Arc::new(RequestedAddresses { requested, others }))
 }
 
 /// Returns the networks of the clients. `None`: every client.

@@ -23,7 +23,8 @@ use direction::{Direction, Failure};
 const RESET_CHECK: Duration = Duration::from_secs(1);
 
 /// Maximum time that a client has to end its side once everything has been written to it and the
-/// endpoint accepts nothing. One that sends on and reads slowly may be reset before it has read the end.
+/// endpoint accepts nothing. If it goes on to send and reads slowly, it may be reset before it has
+/// read the end.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Client and endpoint of a tunnel.

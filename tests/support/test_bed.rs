@@ -98,9 +98,8 @@ upstream: {{{upstream}}}
         })
     }
 
-    /// Returns the number of descriptors of an idle bastion. A worker opens its own when it starts,
-    /// which may be after the bastion is ready: the test bed must have one worker, which serves a
-    /// request first.
+    /// Returns the number of descriptors of an idle bastion with one worker. A worker may start, and
+    /// open its own descriptors, after the bastion is ready: it serves a request first.
     pub async fn idle_descriptors(&self) -> Result<usize> {
         self.get("/").await?;
         self.bastion.descriptors()
